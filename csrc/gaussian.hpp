@@ -1,0 +1,226 @@
+// The Gaussian kernels: z = mean + sigma eps with KL to the prior, and the log-density, forward and backward.
+// eps is made anew from the seed in both directions, a tile at a time, and never reaches memory.
+#pragma once
+
+#include "noise.hpp"
+#include "tile.hpp"
+
+namespace lk {
+namespace LK_ISA {
+
+// Scratch of one tile. One register more than kTile: spread_rows and lane_sum run over the end.
+template <class C>
+struct alignas(64) Scratch {
+  C at[kTile + kReduceLanes];
+  operator C*() { return at; }
+};
+
+// sigma of a tile, from log sigma^2 or as given.
+template <class C>
+inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
+  if (is_scale) return spread;
+  each<C>(n, [&](int64_t i, auto part) { store(room + i, exp<C>(load(spread + i, part) * C(0.5)), part); });
+  return room;
+}
+
+template <class T>
+void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> mean_room, spread_room, prior_mean_room, prior_logvar_room, sigma_room, work;
+  alignas(64) float noise[noise_room(kTile)];
+  const int64_t plane = p.rows * p.cols;
+  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const bool with_kl = out.kl.out != nullptr || out.kl.partial != nullptr;
+  RowSumWriter<C> kl{out.kl};
+
+  each_tile(part, [&](const Tile& tile) {
+    const int n = tile.size();
+    const int64_t begin = tile.row0 * p.cols + tile.col0;
+    const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
+    const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+
+    if (part.sample0 < part.sample1) {
+      const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+      for (int64_t s = part.sample0; s < part.sample1; ++s) {
+        const int64_t e = s * plane + begin;
+        const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
+        T* to = static_cast<T*>(out.z) + part.group * p.samples * plane + e;
+        C* z = output_tile(to, work);
+        each<C>(n, [&](int64_t i, auto k) {
+          store(z + i, load(mean + i, k) + load(sigma + i, k) * load_noise<C>(eps + i, k), k);
+        });
+        finish_tile(work, n, to);
+      }
+    }
+
+    if (with_kl) {  // (mean - m0)^2 e^-l0 + psi(logvar - l0); the factor 1/2 joins the sum
+      const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
+      const C* l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
+      each<C>(n, [&](int64_t i, auto k) {
+        Vec<C> delta = load(mean + i, k), d = load(spread + i, k), psi, expm1;
+        if (m0 != nullptr) delta -= load(m0 + i, k);
+        Vec<C> quadratic = delta * delta;
+        if (l0 != nullptr) {
+          const Vec<C> prior = load(l0 + i, k);
+          d -= prior;
+          quadratic *= exp<C>(-prior);
+        }
+        psi_expm1<C>(d, psi, expm1);
+        store(work + i, quadratic + psi, k);
+      });
+      kl.add(work, tile, part.group * p.rows + tile.row0, C(0.5));
+    }
+  });
+}
+
+template <class T>
+void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> mean_room, spread_room, prior_mean_room, prior_logvar_room, sigma_room, sum_g, sum_g_eps, row_gradient;
+  Scratch<C> outputs[4];
+  alignas(64) float noise[noise_room(kTile)];
+  const int64_t plane = p.rows * p.cols;
+  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const Input z_gradient{g.z, p.samples * plane, plane, p.cols};
+  const bool need_noise = g.spread != nullptr;
+
+  each_tile(part, [&](const Tile& tile) {
+    const int n = tile.size();
+    const int64_t begin = tile.row0 * p.cols + tile.col0;
+    const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
+    const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+    const bool with_z = g.z != nullptr && p.samples > 0;
+
+    // sum_s g_s and sum_s g_s eps_s, in the order of the samples
+    for (int64_t s = 0; with_z && s < p.samples; ++s) {
+      const C* gz = load_tile<T>(z_gradient, part.group, s, tile, row_gradient);
+      const float* eps = noise;
+      if (need_noise)
+        eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(s * plane + begin), n, noise);
+      each<C>(n, [&](int64_t i, auto k) {
+        const Vec<C> v = load(gz + i, k);
+        store(sum_g + i, s == 0 ? v : load(sum_g + i) + v, k);
+        if (need_noise) {
+          const Vec<C> w = v * load_noise<C>(eps + i, k);
+          store(sum_g_eps + i, s == 0 ? w : load(sum_g_eps + i) + w, k);
+        }
+      });
+    }
+
+    const bool with_kl = g.kl != nullptr;
+    const C *sigma = nullptr, *m0 = nullptr, *l0 = nullptr;
+    if (with_z && need_noise) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+    if (with_kl) {
+      spread_rows(static_cast<const C*>(g.kl) + part.group * p.rows + tile.row0, tile, row_gradient.at);
+      m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
+      l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
+    }
+
+    void* const targets[4] = {g.mean, g.spread, g.prior_mean, g.prior_logvar};
+    T* to[4];
+    C* at[4];
+    for (int j = 0; j < 4; ++j) {
+      to[j] = targets[j] ? static_cast<T*>(targets[j]) + part.group * plane + begin : nullptr;
+      at[j] = targets[j] ? output_tile(to[j], outputs[j].at) : nullptr;
+    }
+    each<C>(n, [&](int64_t i, auto k) {
+      Vec<C> d_mean = {}, d_spread = {};
+      if (with_z) {
+        d_mean = load(sum_g + i);
+        if (need_noise) {
+          d_spread = load(sum_g_eps + i);
+          if (!p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
+        }
+      }
+      if (with_kl) {
+        const Vec<C> gk = load(row_gradient + i), half_gk = gk * C(0.5);
+        Vec<C> delta = load(mean + i, k), d = load(spread + i, k), psi, expm1;
+        if (m0 != nullptr) delta -= load(m0 + i, k);
+        Vec<C> scaled = delta;
+        if (l0 != nullptr) {
+          const Vec<C> prior = load(l0 + i, k);
+          d -= prior;
+          scaled *= exp<C>(-prior);
+        }
+        psi_expm1<C>(d, psi, expm1);
+        const Vec<C> toward_prior = gk * scaled;
+        d_mean += toward_prior;
+        d_spread += half_gk * expm1;
+        if (at[2] != nullptr) store(at[2] + i, -toward_prior, k);
+        if (at[3] != nullptr) store(at[3] + i, -half_gk * (expm1 + delta * scaled), k);
+      } else {
+        if (at[2] != nullptr) store(at[2] + i, Vec<C>{}, k);
+        if (at[3] != nullptr) store(at[3] + i, Vec<C>{}, k);
+      }
+      if (at[0] != nullptr) store(at[0] + i, d_mean, k);
+      if (at[1] != nullptr) store(at[1] + i, d_spread, k);
+    });
+    for (int j = 0; j < 4; ++j)
+      if (to[j] != nullptr) finish_tile(outputs[j].at, n, to[j]);
+  });
+}
+
+// --- log-density ----------------------------------------------------------------------------------------------
+
+constexpr double kLog2Pi = 1.8378770664093454835606594728112;
+
+template <class T>
+void log_prob_forward(const LogProb& p, const RowSums& out, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> z_room, mean_room, logvar_room, work;
+  RowSumWriter<C> sums{out};
+  for (int64_t s = part.sample0; s < part.sample1; ++s) {
+    each_tile(part, [&](const Tile& tile) {
+      const C* z = load_tile<T>(p.z, part.group, s, tile, z_room);
+      const C* mean = load_tile<T>(p.mean, part.group, s, tile, mean_room);
+      const C* logvar = load_tile<T>(p.logvar, part.group, s, tile, logvar_room);
+      each<C>(tile.size(), [&](int64_t i, auto k) {
+        const Vec<C> l = load(logvar + i, k), delta = load(z + i, k) - load(mean + i, k);
+        store(work + i, (delta * delta) * exp<C>(-l) + (l + C(kLog2Pi)), k);
+      });
+      sums.add(work, tile, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
+    });
+  }
+}
+
+// With t = (z - mean) e^-logvar: dz = -g t, dmean = g t, dlogvar = g ((z - mean) t - 1) / 2.
+template <class T>
+void log_prob_backward(const LogProb& p, const LogProbGradients& g, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> rooms[3], row_gradient, sums[3], outputs[3];
+  const int64_t plane = p.rows * p.cols;
+  const Input inputs[3] = {p.z, p.mean, p.logvar};
+  void* const targets[3] = {g.z, g.mean, g.logvar};
+
+  each_tile(part, [&](const Tile& tile) {
+    const int n = tile.size();
+    const int64_t begin = tile.row0 * p.cols + tile.col0;
+    for (int64_t s = 0; s < p.samples; ++s) {
+      const C* in[3];
+      for (int j = 0; j < 3; ++j) in[j] = load_tile<T>(inputs[j], part.group, s, tile, rooms[j]);
+      spread_rows(static_cast<const C*>(g.log_prob) + (part.group * p.samples + s) * p.rows + tile.row0, tile,
+                  row_gradient.at);
+      each<C>(n, [&](int64_t i, auto k) {
+        const Vec<C> gs = load(row_gradient + i), delta = load(in[0] + i, k) - load(in[1] + i, k);
+        const Vec<C> t = delta * exp<C>(-load(in[2] + i, k)), toward_z = gs * t;
+        const Vec<C> value[3] = {-toward_z, toward_z, (gs * C(0.5)) * (delta * t - C(1))};
+        for (int j = 0; j < 3; ++j) {
+          const bool add = inputs[j].sample == 0 && s > 0;
+          store(sums[j] + i, add ? load(sums[j] + i) + value[j] : value[j], k);
+        }
+      });
+      for (int j = 0; j < 3; ++j) {
+        const bool summed = inputs[j].sample == 0;
+        if (targets[j] == nullptr || (summed && s + 1 < p.samples)) continue;
+        const int64_t plane_index = summed ? part.group : part.group * p.samples + s;
+        T* to = static_cast<T*>(targets[j]) + plane_index * plane + begin;
+        C* at = output_tile(to, outputs[j].at);
+        std::memcpy(at, sums[j].at, sizeof(C) * static_cast<size_t>(n));
+        finish_tile(outputs[j].at, n, to);
+      }
+    }
+  });
+}
+
+}  // namespace LK_ISA
+}  // namespace lk

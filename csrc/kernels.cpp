@@ -1,0 +1,79 @@
+// One build of every kernel, for the instruction set that LK_ISA names (see CMakeLists.txt).
+#include "kernels.hpp"
+
+#include "gaussian.hpp"
+
+namespace lk {
+namespace LK_ISA {
+namespace {
+
+template <class T, Substream substream>
+void fill(uint64_t seed, uint64_t offset, int64_t n, void* out) {
+  using C = Compute<T>;
+  alignas(64) float room[noise_room(kTile)];
+  Scratch<C> work;
+  T* to = static_cast<T*>(out);
+  for (int64_t i = 0; i < n; i += kTile) {
+    const int count = static_cast<int>(n - i < kTile ? n - i : kTile);
+    const uint64_t e = offset + static_cast<uint64_t>(i);
+    if constexpr (std::is_same<T, float>::value) {
+      if (e % 4 == 0 && count % kStep == 0) {
+        noise_tile<substream>(seed, e, count, to + i);
+        continue;
+      }
+    }
+    const float* eps = noise_tile<substream>(seed, e, count, room);
+    C* at = output_tile(to + i, work.at);
+    each<C>(count, [&](int64_t j, auto k) { store(at + j, load_noise<C>(eps + j, k), k); });
+    finish_tile(work.at, count, to + i);
+  }
+}
+
+template <class T>
+void elementary(int function, int64_t n, const void* argument, void* out) {
+  const T* from = static_cast<const T*>(argument);
+  T* to = static_cast<T*>(out);
+  each<T>(n, [&](int64_t i, auto k) {
+    const Vec<T> v = load(from + i, k);
+    Vec<T> y = {}, unused = {};
+    if constexpr (std::is_same<T, float>::value) {
+      const Pack<1> x = {{v}};
+      Pack<1> sine, cosine;
+      sin_cos_pi(x, sine, cosine);
+      if (function == 0) y = ln(x).at[0];
+      if (function == 1) y = sine.at[0];
+      if (function == 2) y = cosine.at[0];
+    }
+    if (function == 3) y = exp<T>(v);
+    if (function == 4) psi_expm1<T>(v, y, unused);
+    store(to + i, y, k);
+  });
+}
+
+// One function for each Type, in that order.
+#define LK_TYPES(function) {function<float>, function<double>, function<BFloat16>, function<Float16>}
+template <class T>
+constexpr auto normal = fill<T, kNormals>;
+template <class T>
+constexpr auto uniform = fill<T, kUniforms>;
+
+#define LK_TEXT(x) #x
+#define LK_NAME(x) LK_TEXT(x)
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    LK_NAME(LK_ISA),
+    W,
+    LK_TYPES(normal),
+    LK_TYPES(uniform),
+    LK_TYPES(gaussian_forward),
+    LK_TYPES(gaussian_backward),
+    LK_TYPES(log_prob_forward),
+    LK_TYPES(log_prob_backward),
+    {elementary<float>, elementary<double>},
+};
+
+}  // namespace LK_ISA
+}  // namespace lk

@@ -1,0 +1,35 @@
+#include "bindings.hpp"
+
+namespace py = pybind11;
+
+namespace lk {
+namespace {
+
+using Fill = void (*const (&)[kTypes])(uint64_t, uint64_t, int64_t, void*);
+
+void fill(Fill fills, int type, int threads, uint64_t seed, uint64_t offset, int64_t n, std::uintptr_t out) {
+  static constexpr int64_t bytes[kTypes] = {4, 8, 2, 2};
+  const int64_t step = std::max(kTaskElements, (n / (4 * std::max(threads, 1)) + 1023) / 1024 * 1024);
+  py::gil_scoped_release unlocked;
+  parallel_for((n + step - 1) / step, threads, [&](int64_t i) {
+    const int64_t begin = i * step;
+    fills[type](seed, offset + static_cast<uint64_t>(begin), std::min(step, n - begin),
+                at<char>(out) + begin * bytes[type]);
+  });
+}
+
+}  // namespace
+
+void bind_noise(py::module_& m) {
+  m.def("normal", [](int type, int threads, uint64_t seed, uint64_t offset, int64_t n, std::uintptr_t out) {
+    fill(active_build().normal, type, threads, seed, offset, n, out);
+  });
+  m.def("uniform", [](int type, int threads, uint64_t seed, uint64_t offset, int64_t n, std::uintptr_t out) {
+    fill(active_build().uniform, type, threads, seed, offset, n, out);
+  });
+  m.def("elementary", [](int type, int function, int64_t n, std::uintptr_t x, std::uintptr_t out) {
+    active_build().elementary[type](function, n, at<const void>(x), at(out));
+  });
+}
+
+}  // namespace lk

@@ -1,0 +1,279 @@
+// The vector types of one build of the kernels.
+//
+// kernels.cpp is compiled once per instruction set, each time with another LK_ISA and other -m flags. Everything
+// here lives in namespace lk::LK_ISA, so that no inline function of one build can be linked into another.
+// Arithmetic uses the compilers' vector extensions (+, -, *, <, ?: act lane by lane, IEEE, no contraction);
+// only what they lack is spelled with intrinsics. Without SSE2 (Arm and others) the generic forms remain.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#ifndef LK_ISA
+#error "LK_ISA names the namespace of this build"
+#endif
+
+namespace lk {
+namespace LK_ISA {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;  // float32 lanes in a register
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float F __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef double D __attribute__((vector_size(4 * W)));  // W / 2 lanes
+typedef int64_t L __attribute__((vector_size(4 * W)));
+typedef float F_half __attribute__((vector_size(2 * W)));  // W / 2 floats: what converts to one D
+
+#define LK_INLINE inline __attribute__((always_inline))
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using type = F;
+  using bits = I;
+};
+template <>
+struct VecOf<double> {
+  using type = D;
+  using bits = L;
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+using Bits = typename VecOf<T>::bits;
+template <class T>
+constexpr int lanes = static_cast<int>(sizeof(Vec<T>) / sizeof(T));
+
+template <class T>
+inline Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}
+
+template <class To, class From>
+inline To bit_cast(From x) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+// --- loads and stores: whole registers, or the first k lanes of one ------------------------------------------
+
+struct Whole {};
+struct First {
+  int k;
+};
+
+template <class T>
+inline Vec<T> load(const T* p, Whole = {}) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+inline void store(T* p, Vec<T> v, Whole = {}) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <class T>
+inline Vec<T> load(const T* p, First part) {
+  T lane[lanes<T>] = {};
+  for (int i = 0; i < part.k; ++i) lane[i] = p[i];
+  return load(lane);
+}
+template <class T>
+inline void store(T* p, Vec<T> v, First part) {
+  for (int i = 0; i < part.k; ++i) p[i] = v[i];
+}
+
+// Noise is always float32; widen it where the arithmetic is float64.
+template <class T, class Part>
+inline Vec<T> load_noise(const float* p, Part part);
+template <>
+inline F load_noise<float, Whole>(const float* p, Whole part) {
+  return load(p, part);
+}
+template <>
+inline F load_noise<float, First>(const float* p, First part) {
+  return load(p, part);
+}
+template <>
+inline D load_noise<double, Whole>(const float* p, Whole) {
+  F_half v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, D);
+}
+template <>
+inline D load_noise<double, First>(const float* p, First part) {
+  float lane[W / 2] = {};
+  for (int i = 0; i < part.k; ++i) lane[i] = p[i];
+  return load_noise<double>(lane, Whole{});
+}
+
+// Calls f(i, part) for i = 0, lanes, 2 lanes, ... so that the parts cover [0, n).
+template <class T, class Body>
+inline void each(int64_t n, Body f) {
+  int64_t i = 0;
+  for (; i + lanes<T> <= n; i += lanes<T>) f(i, Whole{});
+  if (i < n) f(i, First{static_cast<int>(n - i)});
+}
+
+// --- what the extensions lack ---------------------------------------------------------------------------------
+
+// 32 x 32 -> 64 bit products of every lane with one constant, as high and low words.
+LK_INLINE void multiply(U a, uint32_t m, U& high, U& low) {
+#if defined(__AVX512F__)
+  const __m512i x = (__m512i)a, k = _mm512_set1_epi32(static_cast<int>(m));
+  const __m512i even = _mm512_mul_epu32(x, k);
+  const __m512i odd = _mm512_mul_epu32(_mm512_shuffle_epi32(x, _MM_PERM_DDBB), k);
+  high = (U)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+  low = (U)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA);
+#elif defined(__AVX2__)
+  const __m256i x = (__m256i)a, k = _mm256_set1_epi32(static_cast<int>(m));
+  const __m256i even = _mm256_mul_epu32(x, k);
+  const __m256i odd = _mm256_mul_epu32(_mm256_shuffle_epi32(x, 0xF5), k);
+  high = (U)_mm256_blend_epi32(_mm256_shuffle_epi32(even, 0xF5), odd, 0xAA);
+  low = (U)_mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xA0), 0xAA);
+#elif defined(__SSE2__)
+  const __m128i x = (__m128i)a, k = _mm_set1_epi32(static_cast<int>(m));
+  const __m128 even = (__m128)_mm_mul_epu32(x, k);
+  const __m128 odd = (__m128)_mm_mul_epu32(_mm_shuffle_epi32(x, 0xF5), k);
+  const __m128i high_halves = (__m128i)_mm_shuffle_ps(even, odd, 0xDD);  // of lanes 0, 2, 1, 3
+  const __m128i low_halves = (__m128i)_mm_shuffle_ps(even, odd, 0x88);
+  high = (U)_mm_shuffle_epi32(high_halves, 0xD8);
+  low = (U)_mm_shuffle_epi32(low_halves, 0xD8);
+#else
+  for (int i = 0; i < W; ++i) {
+    const uint64_t product = static_cast<uint64_t>(a[i]) * m;
+    high[i] = static_cast<uint32_t>(product >> 32);
+    low[i] = static_cast<uint32_t>(product);
+  }
+#endif
+}
+
+// float32(uint32), rounded once. The two halves are exact, so their sum rounds as the direct conversion does.
+LK_INLINE F to_float(U w) {
+#if defined(__AVX512F__)
+  return (F)_mm512_cvtepu32_ps((__m512i)w);
+#else
+  return __builtin_convertvector((I)(w >> 16), F) * 65536.0f + __builtin_convertvector((I)(w & 0xFFFFu), F);
+#endif
+}
+LK_INLINE F to_float(I w) { return __builtin_convertvector(w, F); }
+LK_INLINE I to_int(F x) { return __builtin_convertvector(x, I); }
+
+// The largest integer not above x, for |x| < 2^31.
+LK_INLINE F floor(F x) {
+#if defined(__AVX512F__)
+  return (F)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return (F)_mm256_floor_ps((__m256)x);
+#else
+  const F whole = to_float(to_int(x));
+  return whole > x ? whole - 1.0f : whole;
+#endif
+}
+
+LK_INLINE F sqrt(F x) {
+#if defined(__AVX512F__)
+  return (F)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (F)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (F)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < W; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// Stores a, b, c, d so that out holds a[0] b[0] c[0] d[0] a[1] ... in the order of interleaved_index() below.
+LK_INLINE void store_interleaved(float* out, F a, F b, F c, F d) {
+#if defined(__AVX512F__)
+  const __m512 p = _mm512_unpacklo_ps((__m512)a, (__m512)b), q = _mm512_unpackhi_ps((__m512)a, (__m512)b);
+  const __m512 r = _mm512_unpacklo_ps((__m512)c, (__m512)d), s = _mm512_unpackhi_ps((__m512)c, (__m512)d);
+  store(out, (F)_mm512_shuffle_ps(p, r, 0x44));
+  store(out + 16, (F)_mm512_shuffle_ps(p, r, 0xEE));
+  store(out + 32, (F)_mm512_shuffle_ps(q, s, 0x44));
+  store(out + 48, (F)_mm512_shuffle_ps(q, s, 0xEE));
+#elif defined(__AVX2__)
+  const __m256 p = _mm256_unpacklo_ps((__m256)a, (__m256)b), q = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+  const __m256 r = _mm256_unpacklo_ps((__m256)c, (__m256)d), s = _mm256_unpackhi_ps((__m256)c, (__m256)d);
+  store(out, (F)_mm256_shuffle_ps(p, r, 0x44));
+  store(out + 8, (F)_mm256_shuffle_ps(p, r, 0xEE));
+  store(out + 16, (F)_mm256_shuffle_ps(q, s, 0x44));
+  store(out + 24, (F)_mm256_shuffle_ps(q, s, 0xEE));
+#elif defined(__SSE2__)
+  const __m128 p = _mm_unpacklo_ps((__m128)a, (__m128)b), q = _mm_unpackhi_ps((__m128)a, (__m128)b);
+  const __m128 r = _mm_unpacklo_ps((__m128)c, (__m128)d), s = _mm_unpackhi_ps((__m128)c, (__m128)d);
+  store(out, (F)_mm_shuffle_ps(p, r, 0x44));
+  store(out + 4, (F)_mm_shuffle_ps(p, r, 0xEE));
+  store(out + 8, (F)_mm_shuffle_ps(q, s, 0x44));
+  store(out + 12, (F)_mm_shuffle_ps(q, s, 0xEE));
+#else
+  for (int i = 0; i < W; ++i) {
+    out[4 * i] = a[i];
+    out[4 * i + 1] = b[i];
+    out[4 * i + 2] = c[i];
+    out[4 * i + 3] = d[i];
+  }
+#endif
+}
+
+// Which group of four outputs lane i ends up in. Shuffles that stay inside 128-bit parts are cheap, so counters
+// are dealt to lanes in the order that lets store_interleaved use only those: 0, W/4, 2W/4, ..., 1, W/4 + 1, ...
+LK_INLINE U interleaved_index() {
+  U index = {};
+#if defined(__SSE2__)
+  for (int i = 0; i < W; ++i) index[i] = static_cast<uint32_t>((i % 4) * (W / 4) + i / 4);
+#else
+  for (int i = 0; i < W; ++i) index[i] = static_cast<uint32_t>(i);
+#endif
+  return index;
+}
+
+// --- several registers in step --------------------------------------------------------------------------------
+
+// Long chains of dependent operations leave most of the processor idle, and its reordering window is too short
+// to reach the next chain. N chains written side by side fill it.
+template <int N>
+struct Pack {
+  F at[N];
+};
+#define LK_PACK_OPERATOR(op)                                       \
+  template <int N>                                                 \
+  LK_INLINE Pack<N> operator op(Pack<N> x, const Pack<N>& y) {     \
+    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y.at[j];      \
+    return x;                                                      \
+  }                                                                \
+  template <int N>                                                 \
+  LK_INLINE Pack<N> operator op(Pack<N> x, float y) {              \
+    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y;            \
+    return x;                                                      \
+  }
+LK_PACK_OPERATOR(+)
+LK_PACK_OPERATOR(-)
+LK_PACK_OPERATOR(*)
+#undef LK_PACK_OPERATOR
+
+template <int N, class Function, class... Packs>
+LK_INLINE Pack<N> map(Function f, const Packs&... packs) {
+  Pack<N> y;
+  for (int j = 0; j < N; ++j) y.at[j] = f(packs.at[j]...);
+  return y;
+}
+
+}  // namespace LK_ISA
+}  // namespace lk
