@@ -1,0 +1,1 @@
+"""Reparameterized Gaussian samples with KL, and the Gaussian log-density."""

@@ -1,0 +1,1 @@
+"""Noise stream v1; the contract is in README.md beside this file."""

@@ -1,0 +1,132 @@
+"""The Gaussian kernels on the CPU, in C++ (csrc/gaussian.hpp)."""
+
+from __future__ import annotations
+
+import torch
+
+from latent_kernels import _core
+from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES
+
+Tensor = torch.Tensor
+_ABSENT = (0, 0, 0)
+
+
+def _rows(x: Tensor | None, rows: int, cols: int) -> tuple[int, int, int]:
+    """Address, group stride and row stride of an input whose columns are contiguous."""
+    if x is None:
+        return _ABSENT
+    if x.is_contiguous():
+        return x.data_ptr(), rows * cols, cols
+    return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, x.stride(-2)
+
+
+def _seed(seed: int | Tensor) -> tuple[int, int, int]:
+    """The seed, or the address and stride of one for each group."""
+    if isinstance(seed, int):
+        return seed, 0, 0
+    return 0, seed.data_ptr(), 1 if seed.numel() > 1 else 0
+
+
+def forward(
+    sizes: tuple[int, int, int, int],
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    spread_is_scale: bool,
+    seed: int | Tensor,
+    offset: int,
+    z: Tensor | None,
+    kl: Tensor | None,
+) -> None:
+    """z = mean + sigma eps into `z`, KL into `kl`; see kernels/gaussian/reference.py for the formulas."""
+    rows, cols = sizes[2:]
+    _core.gaussian_forward(
+        TYPE_CODES[mean.dtype],
+        torch.get_num_threads(),
+        *sizes,
+        *_rows(mean, rows, cols),
+        *_rows(spread, rows, cols),
+        *_rows(prior_mean, rows, cols),
+        *_rows(prior_logvar, rows, cols),
+        spread_is_scale,
+        *_seed(seed),
+        offset,
+        0 if z is None else z.data_ptr(),
+        0 if kl is None else kl.data_ptr(),
+    )
+
+
+def backward(
+    sizes: tuple[int, int, int, int],
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    spread_is_scale: bool,
+    seed: int | Tensor,
+    offset: int,
+    z_gradient: Tensor | None,
+    kl_gradient: Tensor | None,
+    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+) -> None:
+    """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place for it."""
+    rows, cols = sizes[2:]
+    _core.gaussian_backward(
+        TYPE_CODES[mean.dtype],
+        torch.get_num_threads(),
+        *sizes,
+        *_rows(mean, rows, cols),
+        *_rows(spread, rows, cols),
+        *_rows(prior_mean, rows, cols),
+        *_rows(prior_logvar, rows, cols),
+        spread_is_scale,
+        *_seed(seed),
+        offset,
+        0 if z_gradient is None else z_gradient.data_ptr(),
+        0 if kl_gradient is None else kl_gradient.data_ptr(),
+        *(0 if x is None else x.data_ptr() for x in outputs),
+    )
+
+
+def _sampled_rows(x: Tensor, sizes: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Address and strides over groups, samples and rows of a [groups, samples or 1, rows, cols] input."""
+    _, samples, rows, cols = sizes
+    sample = 0 if x.size(1) == 1 and samples != 1 else rows * cols
+    if x.is_contiguous():
+        return x.data_ptr(), x.size(1) * rows * cols, sample, cols
+    return x.data_ptr(), x.stride(0), x.stride(1) if sample else 0, x.stride(2)
+
+
+def log_prob_forward(sizes: tuple[int, int, int, int], z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
+    """log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
+    _core.log_prob_forward(
+        TYPE_CODES[z.dtype],
+        torch.get_num_threads(),
+        *sizes,
+        *_sampled_rows(z, sizes),
+        *_sampled_rows(mean, sizes),
+        *_sampled_rows(logvar, sizes),
+        out.data_ptr(),
+    )
+
+
+def log_prob_backward(
+    sizes: tuple[int, int, int, int],
+    z: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    gradient: Tensor,
+    outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> None:
+    """The gradients of z, mean and logvar, each in its input's shape, where `outputs` has a place for it."""
+    _core.log_prob_backward(
+        TYPE_CODES[z.dtype],
+        torch.get_num_threads(),
+        *sizes,
+        *_sampled_rows(z, sizes),
+        *_sampled_rows(mean, sizes),
+        *_sampled_rows(logvar, sizes),
+        gradient.data_ptr(),
+        *(0 if x is None else x.data_ptr() for x in outputs),
+    )

@@ -1,0 +1,425 @@
+"""The Gaussian op for torch: an autograd.Function for plain calls, opaque torch.library ops for all others.
+
+Both save the inputs and the seed, nothing else; backward makes eps anew. The opaque ops work on canonical shapes
+[groups, samples, rows, cols], where a group has a seed of its own: that is what vmap over seeds needs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from latent_kernels._backends import backend
+from latent_kernels._eager import as_int
+
+Tensor = torch.Tensor
+Outputs4 = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def row_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over columns: half inputs are computed in float32, and stay there."""
+    return torch.float32 if dtype in _HALF else dtype
+
+
+def _rows_of(x: Tensor | None) -> Tensor | None:
+    """x where its strides can be handed to a kernel: contiguous, or one row repeated over all others."""
+    if x is None or x.is_contiguous():
+        return x
+    repeated = x.stride(-1) == 1 and all(s == 0 for s in x.stride()[:-1]) and x.dim() > 1
+    return x if repeated else x.contiguous()
+
+
+# --- plain calls ------------------------------------------------------------------------------------------------
+
+
+class Gaussian(torch.autograd.Function):
+    """(mean, spread, prior_mean, prior_logvar) of one shape [..., D] -> (z, kl), or the one that is wanted."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        mean: Tensor,
+        spread: Tensor,
+        prior_mean: Tensor | None,
+        prior_logvar: Tensor | None,
+        seed: int | Tensor,
+        offset: int,
+        num_samples: int | None,
+        spread_is_scale: bool,
+        with_z: bool,
+        with_kl: bool,
+    ) -> Any:
+        shape = mean.shape
+        cols = shape[-1]
+        samples = 1 if num_samples is None else num_samples
+        sizes = (1, samples, math.prod(shape[:-1]), cols)
+        mean, spread = _rows_of(mean), _rows_of(spread)  # type: ignore[assignment]
+        prior_mean, prior_logvar = _rows_of(prior_mean), _rows_of(prior_logvar)
+        z = kl = None
+        if with_z:
+            z = mean.new_empty(shape if num_samples is None else (num_samples, *shape))
+        if with_kl:
+            kl = mean.new_empty(shape[:-1], dtype=row_dtype(mean.dtype))
+        kernels = backend("gaussian", mean.device)
+        kernels.forward(sizes, mean, spread, prior_mean, prior_logvar, spread_is_scale, seed, offset, z, kl)
+        ctx.set_materialize_grads(False)
+        if isinstance(seed, Tensor):
+            ctx.save_for_backward(mean, spread, prior_mean, prior_logvar, seed)
+        else:
+            ctx.save_for_backward(mean, spread, prior_mean, prior_logvar)
+        ctx.problem = (sizes, spread_is_scale, seed if isinstance(seed, int) else None, offset, with_z, with_kl)
+        return (z, kl) if with_z and with_kl else z if with_z else kl
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        """Gradients of the four inputs."""
+        sizes, spread_is_scale, seed, offset, with_z, with_kl = ctx.problem
+        mean, spread, prior_mean, prior_logvar, *saved_seed = ctx.saved_tensors
+        seed = saved_seed[0] if saved_seed else seed
+        gz = gradients[0] if with_z else None
+        gkl = gradients[-1] if with_kl else None
+        needs = ctx.needs_input_grad[:4]
+        if gz is None and gkl is None:
+            return (None,) * 10
+        if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
+            shape, canonical = mean.shape, (1, *sizes[2:])
+            results = torch.ops.latent_kernels.gaussian_backward(
+                None if gz is None else gz.reshape(sizes),
+                None if gkl is None else gkl.reshape(canonical[:2]),
+                *(None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar)),
+                seed.reshape(1) if isinstance(seed, Tensor) else torch.full((1,), seed),
+                offset,
+                sizes[1],
+                spread_is_scale,
+                needs,
+            )
+            return (*(g.reshape(shape) if need else None for g, need in zip(results, needs, strict=True)), *[None] * 6)
+        outputs = tuple(torch.empty_like(mean, memory_format=torch.contiguous_format) if n else None for n in needs)
+        backend("gaussian", mean.device).backward(
+            sizes,
+            mean,
+            spread,
+            prior_mean,
+            prior_logvar,
+            spread_is_scale,
+            seed,
+            offset,
+            None if gz is None else gz.contiguous(),
+            None if gkl is None else gkl.contiguous(),
+            outputs,
+        )
+        return (*outputs, None, None, None, None, None, None)
+
+
+class GaussianLogProb(torch.autograd.Function):
+    """z, mean, logvar, each [samples or 1, rows, cols] under the hood, -> [samples, rows]."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, z: Tensor, mean: Tensor, logvar: Tensor, sizes: tuple[int, int, int, int], shape: tuple[int, ...]
+    ) -> Tensor:
+        z, mean, logvar = z.contiguous(), mean.contiguous(), logvar.contiguous()
+        out = z.new_empty(shape, dtype=row_dtype(z.dtype))
+        inputs = [_sampled(x, sizes) for x in (z, mean, logvar)]
+        backend("gaussian", z.device).log_prob_forward(sizes, *inputs, out)
+        ctx.save_for_backward(z, mean, logvar)
+        ctx.sizes = sizes
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        """Gradients of the three inputs."""
+        sizes, saved = ctx.sizes, ctx.saved_tensors
+        inputs = [_sampled(x, sizes) for x in saved]
+        needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            results = torch.ops.latent_kernels.gaussian_log_prob_backward(*inputs, gradient.reshape(sizes[:3]), needs)
+            found = (g.reshape(x.shape) if n else None for g, x, n in zip(results, saved, needs, strict=True))
+            return (*found, None, None)
+        outputs = tuple(torch.empty_like(x) if n else None for x, n in zip(saved, needs, strict=True))
+        backend("gaussian", gradient.device).log_prob_backward(sizes, *inputs, gradient.contiguous(), outputs)
+        return (*outputs, None, None)
+
+
+def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
+    """[groups, samples or 1, rows, cols] view of a contiguous input."""
+    groups, samples, rows, cols = sizes
+    plane = groups * rows * cols
+    own = samples if samples == 0 or (plane and x.numel() == plane * samples) else 1
+    return x.view(groups, own, rows, cols)
+
+
+# --- opaque ops -------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("latent_kernels", "FRAGMENT")
+_library.define(
+    "gaussian(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar, Tensor seeds, SymInt offset,"
+    " SymInt samples, bool spread_is_scale, bool with_kl) -> (Tensor z, Tensor kl)"
+)
+_library.define(
+    "gaussian_backward(Tensor? gz, Tensor? gkl, Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar,"
+    " Tensor seeds, SymInt offset, SymInt samples, bool spread_is_scale, bool[] needs)"
+    " -> (Tensor mean, Tensor spread, Tensor prior_mean, Tensor prior_logvar)"
+)
+_library.define("gaussian_log_prob(Tensor z, Tensor mean, Tensor logvar) -> Tensor")
+_library.define(
+    "gaussian_log_prob_backward(Tensor z, Tensor mean, Tensor logvar, Tensor gradient, bool[] needs)"
+    " -> (Tensor z, Tensor mean, Tensor logvar)"
+)
+
+
+def _seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
+    if seeds.numel() == 1:
+        seed = as_int(seeds, device)
+        return seed if isinstance(seed, int) else seed.reshape(1)
+    return seeds.to(device).contiguous()
+
+
+def _gaussian(
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    seeds: Tensor,
+    offset: int,
+    samples: int,
+    spread_is_scale: bool,
+    with_kl: bool,
+) -> tuple[Tensor, Tensor]:
+    """[G, N, D] inputs, seeds [G] or [1] -> z [G, S, N, D] and kl [G, N], or [G, 0] where not wanted."""
+    groups, rows, cols = mean.shape
+    z = mean.new_empty((groups, samples, rows, cols))
+    kl = mean.new_empty((groups, rows if with_kl else 0), dtype=row_dtype(mean.dtype))
+    backend("gaussian", mean.device).forward(
+        (groups, samples, rows, cols),
+        *(None if x is None else x.contiguous() for x in (mean, spread, prior_mean, prior_logvar)),
+        spread_is_scale,
+        _seeds(seeds, mean.device),
+        offset,
+        z if samples else None,
+        kl if with_kl else None,
+    )
+    return z, kl
+
+
+def _gaussian_fake(
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    seeds: Tensor,
+    offset: int,
+    samples: int,
+    spread_is_scale: bool,
+    with_kl: bool,
+) -> tuple[Tensor, Tensor]:
+    groups, rows, cols = mean.shape
+    z = mean.new_empty((groups, samples, rows, cols))
+    return z, mean.new_empty((groups, rows if with_kl else 0), dtype=row_dtype(mean.dtype))
+
+
+def _gaussian_backward(
+    gz: Tensor | None,
+    gkl: Tensor | None,
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    seeds: Tensor,
+    offset: int,
+    samples: int,
+    spread_is_scale: bool,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients [G, N, D] of the four inputs; empty where `needs` says no."""
+    outputs = _gaussian_backward_fake(
+        gz, gkl, mean, spread, prior_mean, prior_logvar, seeds, offset, samples, spread_is_scale, needs
+    )
+    wanted = tuple(x if need else None for x, need in zip(outputs, needs, strict=True))
+    if gz is None and gkl is None:
+        for x in outputs:
+            x.zero_()
+        return outputs
+    backend("gaussian", mean.device).backward(
+        (mean.size(0), samples, mean.size(1), mean.size(2)),
+        *(None if x is None else x.contiguous() for x in (mean, spread, prior_mean, prior_logvar)),
+        spread_is_scale,
+        _seeds(seeds, mean.device),
+        offset,
+        None if gz is None else gz.contiguous(),
+        None if gkl is None else gkl.contiguous(),
+        wanted,
+    )
+    return outputs
+
+
+def _gaussian_backward_fake(
+    gz: Tensor | None,
+    gkl: Tensor | None,
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    seeds: Tensor,
+    offset: int,
+    samples: int,
+    spread_is_scale: bool,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    return tuple(mean.new_empty(mean.shape if need else (0,)) for need in needs)
+
+
+def _gaussian_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.rest = inputs[5:]
+
+
+def _gaussian_gradients(ctx: Any, gz: Tensor | None, gkl: Tensor | None) -> tuple[Tensor | None, ...]:
+    offset, samples, spread_is_scale, with_kl = ctx.rest
+    mean, spread, prior_mean, prior_logvar, seeds = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:4])
+    if gz is None and gkl is None:
+        return (None,) * 9
+    results = torch.ops.latent_kernels.gaussian_backward(
+        gz if samples else None,
+        gkl if with_kl else None,
+        mean,
+        spread,
+        prior_mean,
+        prior_logvar,
+        seeds,
+        offset,
+        samples,
+        spread_is_scale,
+        needs,
+    )
+    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None, None)
+
+
+def _log_prob_sizes(z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[int, int, int, int]:
+    return (z.size(0), max(z.size(1), mean.size(1), logvar.size(1)), z.size(2), z.size(3))
+
+
+def _log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """[G, S or 1, N, D] each -> [G, S, N]."""
+    out = _log_prob_fake(z, mean, logvar)
+    inputs = (x.contiguous() for x in (z, mean, logvar))
+    backend("gaussian", z.device).log_prob_forward(_log_prob_sizes(z, mean, logvar), *inputs, out)
+    return out
+
+
+def _log_prob_fake(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return z.new_empty(_log_prob_sizes(z, mean, logvar)[:3], dtype=row_dtype(z.dtype))
+
+
+def _log_prob_backward(
+    z: Tensor, mean: Tensor, logvar: Tensor, gradient: Tensor, needs: list[bool]
+) -> tuple[Tensor, ...]:
+    outputs = _log_prob_backward_fake(z, mean, logvar, gradient, needs)
+    backend("gaussian", z.device).log_prob_backward(
+        _log_prob_sizes(z, mean, logvar),
+        *(x.contiguous() for x in (z, mean, logvar, gradient)),
+        tuple(x if need else None for x, need in zip(outputs, needs, strict=True)),
+    )
+    return outputs
+
+
+def _log_prob_backward_fake(
+    z: Tensor, mean: Tensor, logvar: Tensor, gradient: Tensor, needs: list[bool]
+) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip((z, mean, logvar), needs, strict=True))
+
+
+def _log_prob_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _log_prob_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    needs = list(ctx.needs_input_grad)
+    results = torch.ops.latent_kernels.gaussian_log_prob_backward(*ctx.saved_tensors, gradient, needs)
+    return tuple(g if need else None for g, need in zip(results, needs, strict=True))
+
+
+def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> Any:
+    raise RuntimeError("latent_kernels: second derivatives of the Gaussian ops are not implemented")
+
+
+# --- vmap: the batch joins the groups ---------------------------------------------------------------------------
+
+
+def _fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
+    """[groups, ...] with a batch dimension at `dim`, or none, -> [batch * groups, ...]."""
+    if x is None:
+        return None
+    x = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
+    """One seed for each of batch * groups: the same for the whole batch where the seed is not batched."""
+    seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
+    return seeds.expand(batch, groups).reshape(-1)
+
+
+def _unfold(x: Tensor, batch: int) -> Tensor:
+    return x.reshape(batch, -1, *x.shape[1:]) if x.numel() else x.reshape(batch, x.size(0) // batch, *x.shape[1:])
+
+
+def _gaussian_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    batch = info.batch_size
+    groups = args[0].size(0 if in_dims[0] is None or in_dims[0] > 0 else 1)
+    tensors = [_fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
+    seeds = _fold_seeds(args[4], in_dims[4], batch, groups)
+    z, kl = torch.ops.latent_kernels.gaussian(*tensors, seeds, *args[5:])
+    return (_unfold(z, batch), _unfold(kl, batch)), (0, 0)
+
+
+def _gaussian_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    batch, needs = info.batch_size, args[10]
+    groups = args[2].size(0 if in_dims[2] is None or in_dims[2] > 0 else 1)
+    tensors = [_fold(x, dim, batch) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
+    seeds = _fold_seeds(args[6], in_dims[6], batch, groups)
+    results = torch.ops.latent_kernels.gaussian_backward(*tensors, seeds, *args[7:])
+    unfolded = tuple(_unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
+    return unfolded, tuple(0 if need else None for need in needs)
+
+
+def _log_prob_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    folded = [_fold(x, dim, info.batch_size) for x, dim in zip(args, in_dims, strict=True)]
+    return _unfold(torch.ops.latent_kernels.gaussian_log_prob(*folded), info.batch_size), 0
+
+
+def _log_prob_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    batch, needs = info.batch_size, args[4]
+    folded = [_fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
+    results = torch.ops.latent_kernels.gaussian_log_prob_backward(*folded, needs)
+    unfolded = tuple(_unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
+    return unfolded, tuple(0 if need else None for need in needs)
+
+
+for _name, _implementation, _fake, _vmap, _setup, _gradients in (
+    ("gaussian", _gaussian, _gaussian_fake, _gaussian_vmap, _gaussian_setup, _gaussian_gradients),
+    ("gaussian_backward", _gaussian_backward, _gaussian_backward_fake, _gaussian_backward_vmap, _no_setup, _refuse),
+    ("gaussian_log_prob", _log_prob, _log_prob_fake, _log_prob_vmap, _log_prob_setup, _log_prob_gradients),
+    (
+        "gaussian_log_prob_backward",
+        _log_prob_backward,
+        _log_prob_backward_fake,
+        _log_prob_backward_vmap,
+        _no_setup,
+        _refuse,
+    ),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"latent_kernels::{_name}", _fake, lib=_library)
+    torch.library.register_autograd(f"latent_kernels::{_name}", _gradients, setup_context=_setup, lib=_library)
+    torch.library.register_vmap(f"latent_kernels::{_name}", _vmap, lib=_library)

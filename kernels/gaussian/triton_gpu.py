@@ -1,0 +1,492 @@
+"""The Gaussian kernels in Triton: forward, backward, log-density, then their launchers.
+
+A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns and a chunk of the samples. eps is made from the seed
+where it is used. A row longer than a tile leaves partial sums, and samples dealt to several programs leave partial
+gradients; torch adds either up in a fixed order. There are no atomics, so two runs give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
+from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
+
+Tensor = torch.Tensor
+Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
+
+# How the tile meets the stream's groups of four elements:
+ALIGNED = tl.constexpr(0)  # every row begins a group
+SHIFTED = tl.constexpr(1)  # rows begin anywhere, alike in every sample: the tile begins up to three columns early
+SCATTERED = tl.constexpr(2)  # where a row begins differs from sample to sample: one Philox for each element
+
+LOG_2_PI = tl.constexpr(1.8378770664093454835606594728112)
+
+
+@triton.jit
+def exp(x):
+    """e^x: in float32 as csrc/math.hpp does it, bit for bit; in float64 the device's own."""
+    if x.dtype == tl.float64:
+        y = tl.exp(x)
+    else:
+        x = tl.where(x < -104.0, -104.0, x)
+        x = tl.where(x > 89.0, 89.0, x)
+        shifted = x * 1.4426950216293335 + 12582912.0  # 1.5 * 2^23: rounds to an integer, ties to even
+        n = shifted - 12582912.0
+        r = (x - n * 0.693359375) - n * -2.12194440e-4
+        q = r * 0.0001978926156880334 + 0.0013945752289146185
+        q = q * r + 0.00833350419998169
+        q = q * r + 0.04166628047823906
+        q = q * r + 0.1666666567325592
+        q = q * r + 0.5
+        p = (r * r) * q + r + 1.0
+        k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
+        half = k >> 1
+        y = (p * ((half + 127) << 23).to(tl.float32, bitcast=True)) * ((k - half + 127) << 23).to(
+            tl.float32, bitcast=True
+        )
+    return y
+
+
+@triton.jit
+def psi_expm1(d):
+    """psi(d) = e^d - 1 - d and expm1(d), by psi's series where |d| < 1."""
+    if d.dtype == tl.float64:
+        p = d * 8.22063524662433e-18 + 1.5619206968586225e-16  # 1 / 19!, 1 / 18!, ...
+        p = p * d + 2.8114572543455206e-15
+        p = p * d + 4.779477332387385e-14
+        p = p * d + 7.647163731819816e-13
+        p = p * d + 1.1470745597729725e-11
+        p = p * d + 1.6059043836821613e-10
+        p = p * d + 2.08767569878681e-09
+        p = p * d + 2.505210838544172e-08
+        p = p * d + 2.755731922398589e-07
+        p = p * d + 2.7557319223985893e-06
+        p = p * d + 2.48015873015873e-05
+        p = p * d + 0.0001984126984126984
+        p = p * d + 0.001388888888888889
+        p = p * d + 0.008333333333333333
+        p = p * d + 0.041666666666666664
+        p = p * d + 0.16666666666666666
+        p = p * d + 0.5
+    else:
+        p = d * 2.771255083189317e-07 + 2.812300181176397e-06
+        p = p * d + 2.4804367058095522e-05
+        p = p * d + 0.00019837048603221774
+        p = p * d + 0.0013888858957216144
+        p = p * d + 0.00833334494382143
+        p = p * d + 0.0416666679084301
+        p = p * d + 0.1666666716337204
+        p = p * d + 0.5
+    small = (d * d) * p
+    large = exp(d) - 1.0
+    near = (d < 1.0) & (d > -1.0)
+    return tl.where(near, small, large - d), tl.where(near, small + d, large)
+
+
+@triton.jit
+def load(ptr, group_stride, row_stride, rows, cols, mask, compute: tl.constexpr):
+    """A tile of an input, in the type it is computed in."""
+    at = ptr + tl.program_id(2).to(tl.int64) * group_stride + rows * row_stride + cols
+    return tl.load(at, mask=mask, other=0.0).to(compute)
+
+
+@triton.jit
+def load_seed(seed, seed_stride, seed_is_pointer: tl.constexpr):
+    """This group's seed."""
+    key = tl.load(seed + tl.program_id(2) * seed_stride) if seed_is_pointer else seed
+    return key.to(tl.int64)
+
+
+@triton.jit
+def locate(N, D, offset, col_blocks, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows [BLOCK_N, 1], columns [BLOCK_N, BLOCK_D] and mask of this program's tile, and where in the stream the
+    tile's first column lies in sample 0 of each row.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    rows = (pid // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    begin = (pid % col_blocks) * BLOCK_D
+    element = offset.to(tl.int64) + rows * D + begin
+    if layout == SHIFTED:
+        shift = element & 3
+        element -= shift
+        cols = begin + tl.arange(0, BLOCK_D)[None, :] - shift
+        mask = (rows < N) & (cols >= 0) & (cols < D)
+    else:
+        cols = begin + tl.arange(0, BLOCK_D)[None, :]
+        mask = (rows < N) & (cols < D)
+    return rows, cols, mask, element
+
+
+@triton.jit
+def eps_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
+    """eps [BLOCK_N, BLOCK_D] whose first column lies at `element` [BLOCK_N, 1] of the stream."""
+    if layout == SCATTERED:
+        eps = normal_of_elements(key, element + tl.arange(0, BLOCK_D)[None, :])
+    else:
+        eps = noise_of_groups(key, (element >> 2) + tl.arange(0, BLOCK_D // 4)[None, :], 0)
+    return eps
+
+
+@triton.jit(do_not_specialize=["seed", "offset", "samples_per_program"])
+def forward_kernel(
+    z_ptr, kl_ptr, mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
+    S, N, D, seed, seed_stride, offset, samples_per_program, col_blocks,
+    mean_group, mean_row, spread_group, spread_row,
+    prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
+    with_z: tl.constexpr, with_kl: tl.constexpr, has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
+    spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """z [G, S, N, D] = mean + sigma eps; kl [G, N, col_blocks] = 1/2 sum (mean - m0)^2 e^-l0 + psi(logvar - l0)."""
+    rows, cols, mask, element = locate(N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
+    group = tl.program_id(2).to(tl.int64)
+    mean = load(mean_ptr, mean_group, mean_row, rows, cols, mask, compute)
+    spread = load(spread_ptr, spread_group, spread_row, rows, cols, mask, compute)
+
+    if with_z:
+        key = load_seed(seed, seed_stride, seed_is_pointer)
+        sigma = spread if spread_is_scale else exp(spread * 0.5)
+        plane = N.to(tl.int64) * D
+        first = tl.program_id(1).to(tl.int64) * samples_per_program
+        for s in range(first, tl.minimum(first + samples_per_program, S)):
+            eps = eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
+            z = mean + sigma * eps
+            at = z_ptr + (group * S + s) * plane + rows * D + cols
+            tl.store(at, z.to(z_ptr.dtype.element_ty), mask=mask)
+
+    if with_kl:
+        if tl.program_id(1) == 0:
+            delta = mean
+            d = spread
+            if has_prior_mean:
+                delta -= load(prior_mean_ptr, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
+            quadratic = delta * delta
+            if has_prior_logvar:
+                prior = load(prior_logvar_ptr, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
+                d -= prior
+                quadratic *= exp(0.0 - prior)
+            psi, _ = psi_expm1(d)
+            terms = tl.where(mask, quadratic + psi, 0.0)
+            at = kl_ptr + (group * N + rows) * col_blocks + tl.program_id(0) % col_blocks
+            tl.store(at, (tl.sum(terms, axis=1) * 0.5)[:, None], mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["seed", "offset", "samples_per_program"])
+def backward_kernel(
+    d_mean_ptr, d_spread_ptr, d_prior_mean_ptr, d_prior_logvar_ptr, gz_ptr, gkl_ptr,
+    mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
+    S, N, D, seed, seed_stride, offset, samples_per_program, col_blocks, chunk_stride,
+    mean_group, mean_row, spread_group, spread_row,
+    prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
+    with_z: tl.constexpr, with_kl: tl.constexpr, has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
+    need_mean: tl.constexpr, need_spread: tl.constexpr,
+    need_prior_mean: tl.constexpr, need_prior_logvar: tl.constexpr,
+    spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's part."""
+    rows, cols, mask, element = locate(N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
+    group = tl.program_id(2).to(tl.int64)
+    chunk = tl.program_id(1).to(tl.int64)
+    plane = N.to(tl.int64) * D
+    at = chunk * chunk_stride + group * plane + rows * D + cols
+    d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    d_spread = tl.zeros((BLOCK_N, BLOCK_D), compute)
+
+    if with_z:
+        key = load_seed(seed, seed_stride, seed_is_pointer)
+        first = chunk * samples_per_program
+        for s in range(first, tl.minimum(first + samples_per_program, S)):
+            gz = tl.load(gz_ptr + (group * S + s) * plane + rows * D + cols, mask=mask, other=0.0).to(compute)
+            d_mean += gz
+            if need_spread:
+                d_spread += gz * eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
+        if need_spread:
+            if not spread_is_scale:
+                spread = load(spread_ptr, spread_group, spread_row, rows, cols, mask, compute)
+                d_spread *= exp(spread * 0.5) * 0.5
+
+    if with_kl:
+        if chunk == 0:
+            gkl = tl.load(gkl_ptr + group * N + rows, mask=rows < N, other=0.0).to(compute)
+            delta = load(mean_ptr, mean_group, mean_row, rows, cols, mask, compute)
+            d = load(spread_ptr, spread_group, spread_row, rows, cols, mask, compute)
+            if has_prior_mean:
+                delta -= load(prior_mean_ptr, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
+            scaled = delta
+            if has_prior_logvar:
+                prior = load(prior_logvar_ptr, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
+                d -= prior
+                scaled *= exp(0.0 - prior)
+            _, expm1 = psi_expm1(d)
+            toward_prior = gkl * scaled
+            d_mean += toward_prior
+            d_spread += (gkl * 0.5) * expm1
+            if need_prior_mean:
+                tl.store(d_prior_mean_ptr + at, (0.0 - toward_prior).to(d_prior_mean_ptr.dtype.element_ty), mask=mask)
+            if need_prior_logvar:
+                value = (gkl * -0.5) * (expm1 + delta * scaled)
+                tl.store(d_prior_logvar_ptr + at, value.to(d_prior_logvar_ptr.dtype.element_ty), mask=mask)
+
+    if need_mean:
+        tl.store(d_mean_ptr + at, d_mean.to(d_mean_ptr.dtype.element_ty), mask=mask)
+    if need_spread:
+        tl.store(d_spread_ptr + at, d_spread.to(d_spread_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def log_prob_forward_kernel(
+    out_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, col_blocks,
+    z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
+    compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """out [G, S, N, col_blocks] = -1/2 sum of ln 2 pi + logvar + (z - mean)^2 e^-logvar over the tile's columns."""
+    pid = tl.program_id(0).to(tl.int64)
+    s = tl.program_id(1).to(tl.int64)
+    group = tl.program_id(2).to(tl.int64)
+    rows = (pid // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    cols = (pid % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    mask = (rows < N) & (cols < D)
+    z = load(z_ptr + s * z_sample, z_group, z_row, rows, cols, mask, compute)
+    mean = load(mean_ptr + s * mean_sample, mean_group, mean_row, rows, cols, mask, compute)
+    logvar = load(logvar_ptr + s * logvar_sample, logvar_group, logvar_row, rows, cols, mask, compute)
+    delta = z - mean
+    terms = tl.where(mask, (delta * delta) * exp(0.0 - logvar) + (logvar + LOG_2_PI), 0.0)
+    at = out_ptr + ((group * S + s) * N + rows) * col_blocks + pid % col_blocks
+    tl.store(at, (tl.sum(terms, axis=1) * -0.5)[:, None], mask=rows < N)
+
+
+@triton.jit
+def log_prob_backward_kernel(
+    d_z_ptr, d_mean_ptr, d_logvar_ptr, g_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, col_blocks,
+    z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
+    need_z: tl.constexpr, need_mean: tl.constexpr, need_logvar: tl.constexpr,
+    sum_z: tl.constexpr, sum_mean: tl.constexpr, sum_logvar: tl.constexpr,
+    compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """With t = (z - mean) e^-logvar: dz = -g t, dmean = g t, dlogvar = g ((z - mean) t - 1) / 2; an input without
+    samples of its own gets the sum over them, in their order.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(2).to(tl.int64)
+    rows = (pid // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    cols = (pid % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    mask = (rows < N) & (cols < D)
+    plane = N.to(tl.int64) * D
+    tile = rows * D + cols
+    d_z = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    d_logvar = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    for s in range(S):
+        g = tl.load(g_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
+        z = load(z_ptr + s * z_sample, z_group, z_row, rows, cols, mask, compute)
+        mean = load(mean_ptr + s * mean_sample, mean_group, mean_row, rows, cols, mask, compute)
+        logvar = load(logvar_ptr + s * logvar_sample, logvar_group, logvar_row, rows, cols, mask, compute)
+        delta = z - mean
+        t = delta * exp(0.0 - logvar)
+        toward_z = g * t
+        spread = (g * 0.5) * (delta * t - 1.0)
+        at = (group * S + s) * plane + tile
+        if sum_z:
+            d_z -= toward_z
+        elif need_z:
+            tl.store(d_z_ptr + at, (0.0 - toward_z).to(d_z_ptr.dtype.element_ty), mask=mask)
+        if sum_mean:
+            d_mean += toward_z
+        elif need_mean:
+            tl.store(d_mean_ptr + at, toward_z.to(d_mean_ptr.dtype.element_ty), mask=mask)
+        if sum_logvar:
+            d_logvar += spread
+        elif need_logvar:
+            tl.store(d_logvar_ptr + at, spread.to(d_logvar_ptr.dtype.element_ty), mask=mask)
+    once = group * plane + tile
+    if need_z and sum_z:
+        tl.store(d_z_ptr + once, d_z.to(d_z_ptr.dtype.element_ty), mask=mask)
+    if need_mean and sum_mean:
+        tl.store(d_mean_ptr + once, d_mean.to(d_mean_ptr.dtype.element_ty), mask=mask)
+    if need_logvar and sum_logvar:
+        tl.store(d_logvar_ptr + once, d_logvar.to(d_logvar_ptr.dtype.element_ty), mask=mask)
+
+
+# --- launchers --------------------------------------------------------------------------------------------------
+
+
+def _compute(dtype: torch.dtype) -> tl.constexpr:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _strides(x: Tensor | None, sizes: Sizes) -> tuple[int, int]:
+    """Group and row stride of an input whose columns are contiguous."""
+    if x is None:
+        return 0, 0
+    if x.is_contiguous():
+        return sizes[2] * sizes[3], sizes[3]
+    return x.stride(0) if x.dim() == 3 else 0, x.stride(-2)
+
+
+def _layout(sizes: Sizes, offset: int) -> int:
+    _, samples, rows, cols = sizes
+    if cols % 4 == 0 and offset % 4 == 0:
+        return ALIGNED.value
+    return SHIFTED.value if samples <= 1 or rows * cols % 4 == 0 else SCATTERED.value
+
+
+def _grid(sizes: Sizes, layout: int, programs: int) -> tuple[tuple[int, int, int], int, int, int, int]:
+    """The grid, the samples of one program, the blocks of columns, and the tile."""
+    groups, samples, rows, cols = sizes
+    early = 3 if layout == SHIFTED.value else 0
+    block_n, block_d = tile_shape(rows, cols + early)
+    col_blocks = max(triton.cdiv(cols + early, block_d), 1)
+    tiles = triton.cdiv(rows, block_n) * col_blocks
+    chunks = max(1, min(samples, programs // max(tiles * groups, 1)))
+    per_program = triton.cdiv(max(samples, 1), chunks)
+    return (tiles, triton.cdiv(max(samples, 1), per_program), groups), per_program, col_blocks, block_n, block_d
+
+
+def _seed(seed: int | Tensor) -> tuple[int | Tensor, int]:
+    if isinstance(seed, int):
+        return seed, 0
+    return seed, 1 if seed.numel() > 1 else 0
+
+
+def forward(
+    sizes: Sizes,
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    spread_is_scale: bool,
+    seed: int | Tensor,
+    offset: int,
+    z: Tensor | None,
+    kl: Tensor | None,
+) -> None:
+    """z = mean + sigma eps into `z`, KL into `kl`."""
+    if 0 in (sizes[0], sizes[2]):
+        return
+    groups, samples, rows, cols = sizes
+    layout = _layout(sizes, offset)
+    grid, per_program, col_blocks, block_n, block_d = _grid(sizes, layout, WANTED_PROGRAMS)
+    partial = kl if kl is None or col_blocks == 1 else kl.new_empty((groups, rows, col_blocks))
+    with on_device_of(mean):
+        forward_kernel[grid](
+            z, partial, mean, spread, prior_mean, prior_logvar,
+            samples, rows, cols, *_seed(seed), offset, per_program, col_blocks,
+            *_strides(mean, sizes), *_strides(spread, sizes),
+            *_strides(prior_mean, sizes), *_strides(prior_logvar, sizes),
+            with_z=z is not None, with_kl=kl is not None,
+            has_prior_mean=prior_mean is not None, has_prior_logvar=prior_logvar is not None,
+            spread_is_scale=spread_is_scale, seed_is_pointer=isinstance(seed, Tensor),
+            compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+    if kl is not None and partial is not None and partial is not kl:
+        kl.copy_(partial.sum(-1).reshape(kl.shape))
+
+
+def backward(
+    sizes: Sizes,
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    spread_is_scale: bool,
+    seed: int | Tensor,
+    offset: int,
+    z_gradient: Tensor | None,
+    kl_gradient: Tensor | None,
+    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+) -> None:
+    """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place for it."""
+    if 0 in (sizes[0], sizes[2]):
+        return
+    groups, samples, rows, cols = sizes
+    layout = _layout(sizes, offset)
+    # A quarter of the forward's programs: each further chunk of samples costs a partial gradient in memory.
+    grid, per_program, col_blocks, block_n, block_d = _grid(sizes, layout, WANTED_PROGRAMS // 4)
+    chunks = grid[1]
+    compute = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    targets = list(outputs)
+    if chunks > 1:  # the KL's gradients need no samples: only mean and spread have partial sums
+        for j in (0, 1):
+            if outputs[j] is not None:
+                targets[j] = mean.new_empty((chunks, groups, rows, cols), dtype=compute)
+    with on_device_of(mean):
+        backward_kernel[grid](
+            *targets, z_gradient, kl_gradient, mean, spread, prior_mean, prior_logvar,
+            samples, rows, cols, *_seed(seed), offset, per_program, col_blocks, groups * rows * cols,
+            *_strides(mean, sizes), *_strides(spread, sizes),
+            *_strides(prior_mean, sizes), *_strides(prior_logvar, sizes),
+            with_z=z_gradient is not None and samples > 0, with_kl=kl_gradient is not None,
+            has_prior_mean=prior_mean is not None, has_prior_logvar=prior_logvar is not None,
+            need_mean=outputs[0] is not None, need_spread=outputs[1] is not None,
+            need_prior_mean=outputs[2] is not None, need_prior_logvar=outputs[3] is not None,
+            spread_is_scale=spread_is_scale, seed_is_pointer=isinstance(seed, Tensor),
+            compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+    for out, target in zip(outputs, targets, strict=True):
+        if out is not None and target is not None and target is not out:
+            out.copy_(target.sum(0).reshape(out.shape))
+    if kl_gradient is None:
+        for out in outputs[2:]:
+            if out is not None:
+                out.zero_()
+
+
+def _sampled_strides(x: Tensor, sizes: Sizes) -> tuple[int, int, int]:
+    """Strides over groups, samples and rows of a [groups, samples or 1, rows, cols] input."""
+    _, samples, rows, cols = sizes
+    sample = 0 if x.size(1) == 1 and samples != 1 else rows * cols
+    if x.is_contiguous():
+        return x.size(1) * rows * cols, sample, cols
+    return x.stride(0), x.stride(1) if sample else 0, x.stride(2)
+
+
+def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
+    """log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
+    groups, samples, rows, cols = sizes
+    if 0 in (groups, samples, rows):
+        return
+    block_n, block_d = tile_shape(rows, cols)
+    col_blocks = max(triton.cdiv(cols, block_d), 1)
+    partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
+    with on_device_of(z):
+        log_prob_forward_kernel[(triton.cdiv(rows, block_n) * col_blocks, samples, groups)](
+            partial, z, mean, logvar, samples, rows, cols, col_blocks,
+            *_sampled_strides(z, sizes), *_sampled_strides(mean, sizes), *_sampled_strides(logvar, sizes),
+            compute=_compute(z.dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+    if partial is not out:
+        out.copy_(partial.sum(-1).reshape(out.shape))
+
+
+def log_prob_backward(
+    sizes: Sizes,
+    z: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    gradient: Tensor,
+    outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> None:
+    """The gradients of z, mean and logvar, each in its input's shape, where `outputs` has a place for it."""
+    groups, samples, rows, cols = sizes
+    if 0 in (groups, samples, rows, cols):
+        for out in outputs:
+            if out is not None:
+                out.zero_()
+        return
+    block_n, block_d = tile_shape(rows, cols)
+    col_blocks = triton.cdiv(cols, block_d)
+    strides = [_sampled_strides(x, sizes) for x in (z, mean, logvar)]
+    needed = [out is not None for out in outputs]
+    summed = [stride[1] == 0 for stride in strides]
+    with on_device_of(z):
+        log_prob_backward_kernel[(triton.cdiv(rows, block_n) * col_blocks, 1, groups)](
+            *outputs, gradient, z, mean, logvar, samples, rows, cols, col_blocks,
+            *strides[0], *strides[1], *strides[2],
+            need_z=needed[0], need_mean=needed[1], need_logvar=needed[2],
+            sum_z=summed[0], sum_mean=summed[1], sum_logvar=summed[2],
+            compute=_compute(z.dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip

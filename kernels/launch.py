@@ -1,0 +1,40 @@
+"""How Triton kernels are launched: options and tile sizes, in one place.
+
+The sizes are a safe default chosen by counting (8 to 16 elements a thread, 16-byte accesses), not yet tuned on a
+device. There is no autotuning: a first call compiles one kernel and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# No contraction: noise stream v1 and bits equal to the CPU's rest on it.
+OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+
+TILE = 1024  # elements of one program
+WANTED_PROGRAMS = 2048  # below this, samples are dealt to several programs; by shape alone, so bits do not change
+
+
+def next_power_of_two(n: int) -> int:
+    """The least power of two that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+def tile_shape(rows: int, cols: int) -> tuple[int, int]:
+    """Rows and columns of one program's tile."""
+    block_cols = min(TILE, max(4, next_power_of_two(max(cols, 1))))
+    return max(1, min(TILE // block_cols, next_power_of_two(max(rows, 1)))), block_cols
+
+
+@contextmanager
+def on_device_of(x: torch.Tensor) -> Iterator[None]:
+    """Triton launches on the current device, which must be the tensor's."""
+    if x.is_cuda:
+        with torch.cuda.device(x.device):
+            yield
+    else:
+        yield

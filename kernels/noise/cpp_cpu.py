@@ -1,0 +1,16 @@
+"""Noise on the CPU, in C++ (csrc/noise.hpp)."""
+
+from __future__ import annotations
+
+import torch
+
+from latent_kernels import _core
+
+# csrc/kernels.hpp, enum Type
+TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def fill(kind: str, out: torch.Tensor, seed: int, offset: int) -> None:
+    """Fills contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal" or "uniform")."""
+    function = _core.normal if kind == "normal" else _core.uniform
+    function(TYPE_CODES[out.dtype], torch.get_num_threads(), seed, offset, out.numel(), out.data_ptr())

@@ -1,0 +1,153 @@
+"""Noise stream v1 in Triton: the same operations in the same order as csrc/noise.hpp and reference.py.
+
+Launched without fp fusion, with the correctly rounded square root; a minus sign is written as a flip of the sign
+bit, since Triton's -x is 0 - x and loses the sign of zero.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from latent_kernels.kernels.launch import OPTIONS, TILE, on_device_of
+
+
+@triton.jit
+def philox(seed, counter, substream: tl.constexpr):
+    """Philox4x32-10 of counters (low, high, substream, 0) under key (low, high) of the seed."""
+    c0 = (counter & 0xFFFFFFFF).to(tl.uint32)
+    c1 = (counter >> 32).to(tl.uint32)
+    c2 = tl.zeros_like(c0) + substream
+    c3 = tl.zeros_like(c0)
+    k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        high0 = tl.umulhi(c0, tl.full(c0.shape, 0xD2511F53, tl.uint32))
+        high2 = tl.umulhi(c2, tl.full(c0.shape, 0xCD9E8D57, tl.uint32))
+        low0 = c0 * tl.full(c0.shape, 0xD2511F53, tl.uint32)
+        low2 = c2 * tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
+        c0 = high2 ^ c1 ^ k0
+        c1 = low2
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = k0 + tl.full((), 0x9E3779B9, tl.uint32)
+        k1 = k1 + tl.full((), 0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def ln(u):
+    """ln(u) for normal u > 0: u = 2^k (1 + f), ln(1 + f) = f - f^2/2 + f^3 P(f)."""
+    bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
+    k = (bits >> 23).to(tl.float32)
+    f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    s = f * f
+    p = f * -0.07859611511230469 + 0.12881647050380707
+    p = p * f + -0.13128754496574402
+    p = p * f + 0.14181192219257355
+    p = p * f + -0.16624553501605988
+    p = p * f + 0.2000228613615036
+    p = p * f + -0.25000810623168945
+    p = p * f + 0.33333316445350647
+    y = p * f * s
+    y = y + k * -2.12194440e-4
+    y = y - s * 0.5
+    y = y + f
+    return y + k * 0.693359375
+
+
+@triton.jit
+def sin_cos_pi(t):
+    """sin(pi t), cos(pi t) for |t| <= 1: t = q/2 + r with q = floor(2t + 1/2), exactly."""
+    q = tl.floor(t * 2.0 + 0.5)
+    r = t - q * 0.5
+    y = r * r
+    s = y * -0.5894796848297119 + 2.5498106479644775
+    s = s * y + -5.1677093505859375
+    s = (s * y + -8.742277657347586e-08) * r + r * 3.1415927410125732
+    c = y * 0.2314295470714569 + -1.3350584506988525
+    c = c * y + 4.0587077140808105
+    c = c * y + -4.934802055358887
+    c = c * y + 1.0
+    quadrant = q.to(tl.int32).to(tl.uint32, bitcast=True)
+    swap = (quadrant & 1) != 0
+    sine = tl.where(swap, c, s).to(tl.uint32, bitcast=True) ^ ((quadrant & 2) << 30)
+    cosine = tl.where(swap, s, c).to(tl.uint32, bitcast=True) ^ (((quadrant + 1) & 2) << 30)
+    return sine.to(tl.float32, bitcast=True), cosine.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def radius_and_angle(radius_word, angle_word):
+    """sqrt(-2 ln u), sin and cos of the angle: Box-Muller's parts."""
+    u = radius_word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # 2^-32, 2^-33
+    radius = tl.sqrt_rn(ln(u) * -2.0)
+    t = angle_word.to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
+    sine, cosine = sin_cos_pi(t)
+    return radius, sine, cosine
+
+
+@triton.jit
+def to_uniform(word):
+    """A word as a uniform on (0, 1)."""
+    u = word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    return tl.where(u < 0.9999999403953552, u, 0.9999999403953552)
+
+
+@triton.jit
+def noise_of_groups(seed, group, substream: tl.constexpr):
+    """Elements 4 g, ..., 4 g + 3 of the stream for counters g [..., n], in order along the last axis: [..., 4 n]."""
+    w0, w1, w2, w3 = philox(seed, group, substream)
+    if substream == 0:
+        radius0, sine0, cosine0 = radius_and_angle(w0, w1)
+        radius2, sine2, cosine2 = radius_and_angle(w2, w3)
+        x = tl.interleave(
+            tl.interleave(radius0 * cosine0, radius2 * cosine2), tl.interleave(radius0 * sine0, radius2 * sine2)
+        )
+    else:
+        x = tl.interleave(
+            tl.interleave(to_uniform(w0), to_uniform(w2)), tl.interleave(to_uniform(w1), to_uniform(w3))
+        )
+    return x
+
+
+@triton.jit
+def normal_of_elements(seed, element):
+    """Single elements of the normal stream, wherever they lie: four times the work of noise_of_groups."""
+    w0, w1, w2, w3 = philox(seed, element >> 2, 0)
+    second = (element & 2) != 0
+    radius, sine, cosine = radius_and_angle(tl.where(second, w2, w0), tl.where(second, w3, w1))
+    return radius * tl.where((element & 1) != 0, sine, cosine)
+
+
+@triton.jit(do_not_specialize=["seed", "offset"])
+def fill_kernel(
+    out_ptr, n, seed, offset, substream: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """out[i] = element offset + i of the stream; shift = offset % 4."""
+    pid = tl.program_id(0).to(tl.int64)
+    key = tl.load(seed) if seed_is_pointer else seed
+    key = key.to(tl.int64)
+    first = offset.to(tl.int64) // 4 + pid * (BLOCK // 4)
+    x = noise_of_groups(key, first + tl.arange(0, BLOCK // 4), substream)
+    i = pid * BLOCK + tl.arange(0, BLOCK) - shift
+    tl.store(out_ptr + i, x.to(out_ptr.dtype.element_ty), mask=(i >= 0) & (i < n))
+
+
+def fill(kind: str, out: torch.Tensor, seed: int | torch.Tensor, offset: int) -> None:
+    """Fills contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal" or "uniform")."""
+    n, shift = out.numel(), offset % 4
+    if n == 0:
+        return
+    with on_device_of(out):
+        fill_kernel[(triton.cdiv(n + shift, TILE),)](
+            out,
+            n,
+            seed,
+            offset,
+            substream=0 if kind == "normal" else 1,
+            seed_is_pointer=isinstance(seed, torch.Tensor),
+            shift=shift,
+            BLOCK=TILE,
+            **OPTIONS,
+        )

@@ -1,0 +1,97 @@
+"""Which compiled form of an op runs: by the tensors' device, unless LATENT_KERNELS_BACKEND forces one.
+
+The variable is `reference`, for every op, or `op=backend,...` with the ops and backends of `BACKENDS`. A forced
+backend that cannot run raises; the automatic choice falls back to the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+
+VARIABLE = "LATENT_KERNELS_BACKEND"
+BACKENDS = {"noise": ("cpp", "triton", "reference"), "gaussian": ("cpp", "triton", "reference")}
+_MODULES = {"cpp": "cpp_cpu", "triton": "triton_gpu", "reference": "reference"}
+
+
+@functools.cache
+def _module(op: str, backend: str) -> ModuleType:
+    return importlib.import_module(f"latent_kernels.kernels.{op}.{_MODULES[backend]}")
+
+
+def interpreting() -> bool:
+    """Whether Triton runs in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def triton_missing() -> str | None:
+    """Why Triton cannot be used, or None where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not interpreting() and not torch.cuda.is_available():
+        return "torch finds no GPU (TRITON_INTERPRET=1 would run the kernels in Triton's interpreter)"
+    return None
+
+
+@functools.cache
+def forced() -> dict[str, str]:
+    """What LATENT_KERNELS_BACKEND asks for, read once."""
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        return {}
+    if text == "reference":
+        return dict.fromkeys(BACKENDS, "reference")
+    choice = {}
+    for item in text.split(","):
+        op, _, backend = item.strip().partition("=")
+        if op not in BACKENDS or backend not in BACKENDS[op]:
+            known = ", ".join(f"{op}={{{','.join(names)}}}" for op, names in BACKENDS.items())
+            raise ValueError(f"{VARIABLE} must be 'reference' or a list of {known}; got {text!r}")
+        choice[op] = backend
+    return choice
+
+
+def _check_forced(op: str, backend: str, device: torch.device) -> None:
+    if backend == "cpp" and device.type != "cpu":
+        raise RuntimeError(f"{VARIABLE} forces {op}=cpp, which runs on CPU tensors; got a tensor on {device}")
+    if backend == "triton":
+        missing = triton_missing()
+        if missing is not None:
+            raise RuntimeError(f"{VARIABLE} forces {op}=triton, which cannot run: {missing}")
+        if device.type == "cpu" and not interpreting():
+            raise RuntimeError(f"{VARIABLE} forces {op}=triton, which runs on CUDA tensors; got a tensor on {device}")
+
+
+def backend_name(op: str, device: torch.device) -> str:
+    """The backend that `op` uses on `device`."""
+    choice = forced()
+    if op in choice:
+        _check_forced(op, choice[op], device)
+        return choice[op]
+    if device.type == "cpu":
+        return "cpp"
+    if device.type == "cuda" and triton_missing() is None:
+        return "triton"
+    return "reference"
+
+
+@functools.cache
+def _for_device(op: str, kind: str) -> ModuleType:
+    return _module(op, backend_name(op, torch.device(kind)))
+
+
+def backend(op: str, device: torch.device) -> ModuleType:
+    """The module of kernels that `op` uses on `device`."""
+    return _for_device(op, device.type)
+
+
+def forget() -> None:
+    """Forgets every choice, so that the environment is read again (for tests)."""
+    for cached in (triton_missing, forced, _for_device):
+        cached.cache_clear()

@@ -1,0 +1,102 @@
+"""Checks at the public door. Every error names the argument, what it was and what it may be."""
+
+from __future__ import annotations
+
+import torch
+
+Tensor = torch.Tensor
+Seed = int | Tensor | None
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_SEED_END = 2**63
+
+
+def float_dtype(name: str, dtype: object) -> torch.dtype:
+    """A dtype that the kernels compute with."""
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
+        raise TypeError(f"{name} must be torch.float32, float64, bfloat16 or float16; got {dtype}")
+    return dtype
+
+
+def float_tensor(name: str, x: object) -> None:
+    """A strided tensor of a floating dtype with at least one dimension."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16; got {x.dtype}")
+    if x.dim() == 0:
+        raise ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor; got layout {x.layout}")
+
+
+def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype]:
+    """Floating tensors on one device, converted to the dtype that torch promotes them to."""
+    first_name, first = None, None
+    dtype: torch.dtype | None = None
+    for name, x in tensors.items():
+        if x is None:
+            continue
+        float_tensor(name, x)
+        if first is None:
+            first_name, first, dtype = name, x, x.dtype
+            continue
+        if x.device != first.device:
+            raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; got {x.device}")
+        if x.dtype != dtype:
+            dtype = torch.promote_types(x.dtype, dtype)  # type: ignore[arg-type]
+    assert dtype is not None
+    return [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors.values()], dtype
+
+
+def broadcast(**tensors: Tensor) -> tuple[int, ...]:
+    """The shape that the tensors broadcast to."""
+    try:
+        return torch.broadcast_shapes(*(x.shape for x in tensors.values()))
+    except RuntimeError:
+        shapes = " and ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+        raise ValueError(f"{' and '.join(tensors)} must have shapes that broadcast; got {shapes}") from None
+
+
+def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
+    """x broadcast to `shape`, the shape of `like`, which must not grow for it."""
+    if x.shape == shape:
+        return x
+    try:
+        grown = torch.broadcast_shapes(x.shape, shape)
+    except RuntimeError:
+        grown = ()
+    if grown != shape:
+        raise ValueError(f"{name} must broadcast to the shape of {like}, {tuple(shape)}; got {tuple(x.shape)}")
+    return x.expand(shape)
+
+
+def samples(num_samples: int | None) -> int:
+    """How many samples are drawn; None draws one, without a sample dimension."""
+    if num_samples is None:
+        return 1
+    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)):
+        raise TypeError(f"num_samples must be an int >= 1 or None; got {num_samples!r}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be an int >= 1 or None; got {num_samples}")
+    return num_samples
+
+
+def stream(seed: Seed, offset: int, count: int, device: torch.device) -> None:
+    """A seed that fits the device, and an offset that leaves `count` elements inside the stream."""
+    if isinstance(offset, bool) or not isinstance(offset, (int, torch.SymInt)):
+        raise TypeError(f"offset must be an int >= 0; got {offset!r}")
+    if offset < 0 or offset + count > _SEED_END:
+        raise ValueError(f"offset must be >= 0, and offset + {count} elements at most 2^63; got {offset}")
+    if seed is None:
+        return
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 0:
+            raise TypeError(f"seed as a tensor must be 0-d int64; got shape {tuple(seed.shape)}, {seed.dtype}")
+        if seed.device != device and seed.device.type != "cpu":
+            raise ValueError(f"seed must be on the device of the op, {device}, or on the CPU; got {seed.device}")
+        return
+    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+        raise TypeError(f"seed must be an int, a 0-d int64 tensor or None; got {seed!r}")
+    if not 0 <= seed < _SEED_END:
+        raise ValueError(f"seed must lie in [0, 2^63); got {seed}")

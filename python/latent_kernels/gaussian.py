@@ -1,0 +1,228 @@
+"""Diagonal Gaussians: reparameterized samples, their KL divergence to a prior, and log-densities.
+
+Every function works on the last dimension D; leading dimensions are a batch. Each is one pass over memory forward
+and one backward; the noise is made from the seed in both and never stored.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from latent_kernels import _checks
+from latent_kernels._checks import Seed
+from latent_kernels._eager import as_int, as_seeds, draw_seed, plain
+from latent_kernels.kernels.gaussian import ops
+
+Tensor = torch.Tensor
+
+
+def rsample_kl(
+    mean: Tensor,
+    logvar: Tensor,
+    num_samples: int | None = None,
+    *,
+    prior_mean: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    seed: Seed = None,
+    offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    r"""Samples of q = N(mean, e^logvar) by reparameterization, and KL(q || prior), in one pass.
+
+    .. math::
+        z_s = \mu + e^{l/2} \epsilon_s, \qquad
+        \mathrm{KL} = \tfrac12 \sum_d (\mu - \mu_0)^2 e^{-l_0} + \psi(l - l_0), \quad \psi(d) = e^d - 1 - d
+
+    The backward pass makes the same noise again from the seed: autograd keeps the inputs and the seed, nothing
+    else. psi has its own series near 0, so that the KL is right to a few ulp and never negative. Second
+    derivatives are not implemented and raise.
+
+    Args:
+        mean: [..., D], float32, float64, bfloat16 or float16.
+        logvar: log sigma^2, broadcast with mean.
+        num_samples: S >= 1, or None for one sample without a sample dimension.
+        prior_mean: the prior's mean, broadcast to mean's shape; None for 0.
+        prior_logvar: the prior's log-variance, broadcast likewise; None for 0.
+        seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean (for CUDA graphs: advance it between
+            replays), or None to draw one from torch's default CPU generator. One seed at two calls gives one noise.
+        offset: the first element's place in the noise stream, to tell calls with one seed apart.
+
+    Returns:
+        z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype; kl of shape [...] in
+        nats, float32 for half-precision inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 4 and 10.
+    """
+    mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
+    _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
+    z, kl = _gaussian(mean, logvar, prior_mean, prior_logvar, draw_seed(seed, mean.device), offset, num_samples)
+    return z, kl
+
+
+def rsample(
+    mean: Tensor, logvar: Tensor, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
+) -> Tensor:
+    """Samples z = mean + e^(logvar/2) eps of N(mean, e^logvar); see `rsample_kl`.
+
+    Args:
+        mean: [..., D], float32, float64, bfloat16 or float16.
+        logvar: log sigma^2, broadcast with mean.
+        num_samples: S >= 1, or None for one sample without a sample dimension.
+        seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean, or None to draw one.
+        offset: the first element's place in the noise stream.
+
+    Returns:
+        z of shape [S, ..., D], or [..., D] where num_samples is None.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equation 4.
+    """
+    mean, logvar, _, _ = _parameters(mean, logvar, None, None)
+    _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
+    z, _ = _gaussian(mean, logvar, None, None, draw_seed(seed, mean.device), offset, num_samples, with_kl=False)
+    return z
+
+
+def rsample_scale(
+    mean: Tensor, scale: Tensor, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
+) -> Tensor:
+    """Samples z = mean + scale eps: `rsample` for those who hold sigma and not its logarithm (`FusedNormal`)."""
+    mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
+    _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
+    seed = draw_seed(seed, mean.device)
+    z, _ = _gaussian(mean, scale, None, None, seed, offset, num_samples, with_kl=False, spread_is_scale=True)
+    return z
+
+
+def gaussian_kl(
+    mean: Tensor, logvar: Tensor, *, prior_mean: Tensor | None = None, prior_logvar: Tensor | None = None
+) -> Tensor:
+    """KL(N(mean, e^logvar) || N(prior_mean, e^prior_logvar)), summed over the last dimension.
+
+    1/2 sum_d (mean - prior_mean)^2 e^-prior_logvar + psi(logvar - prior_logvar), psi(d) = e^d - 1 - d; right to a
+    few ulp for every logvar, and never negative.
+
+    Args:
+        mean: [..., D], float32, float64, bfloat16 or float16.
+        logvar: log sigma^2, broadcast with mean.
+        prior_mean: the prior's mean, broadcast to mean's shape; None for 0.
+        prior_logvar: the prior's log-variance, broadcast likewise; None for 0.
+
+    Returns:
+        kl of shape [...] in nats, float32 for half-precision inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix B.
+    """
+    mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
+    _, kl = _gaussian(mean, logvar, prior_mean, prior_logvar, 0, 0, None, with_z=False)
+    return kl
+
+
+def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mean, e^logvar), summed over the last dimension.
+
+    -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one lacks the leading
+    dimensions of the others (parameters [..., D] under samples [S, ..., D]) it is read where it lies and its
+    gradient is summed in the kernel.
+
+    Args:
+        z: [S, ..., D] or [..., D], float32, float64, bfloat16 or float16.
+        mean: broadcast with z.
+        logvar: log sigma^2, broadcast with z.
+
+    Returns:
+        The log-density in nats, of the broadcast shape without D; float32 for half-precision inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+    """
+    (z, mean, logvar), _ = _checks.together(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
+    full = _checks.broadcast(z=z, mean=mean, logvar=logvar)
+    tail = _shared_tail((z, mean, logvar), full)
+    inputs = [_to_tail_or_full(x, tail, full) for x in (z, mean, logvar)]
+    rows, cols = math.prod(tail[:-1]), full[-1]
+    samples = math.prod(full[: len(full) - len(tail)])
+    if plain(z, mean, logvar):
+        return ops.GaussianLogProb.apply(*inputs, (1, samples, rows, cols), full[:-1])
+    shaped = [x.reshape(1, samples if x.dim() == len(full) else 1, rows, cols) for x in inputs]
+    return torch.ops.latent_kernels.gaussian_log_prob(*shaped).reshape(full[:-1])
+
+
+def _shared_tail(tensors: tuple[Tensor, ...], full: tuple[int, ...]) -> tuple[int, ...]:
+    """The trailing shape that parameters have and samples repeat: of the shortest input with a batch dimension."""
+    shapes = [tuple(x.shape) for x in tensors]
+    tails = [s for s in shapes if 2 <= len(s) < len(full) and s == full[len(full) - len(s) :]]
+    return min(tails, key=len) if tails else full
+
+
+def _to_tail_or_full(x: Tensor, tail: tuple[int, ...], full: tuple[int, ...]) -> Tensor:
+    shape = tuple(x.shape)
+    if shape in (tail, full):
+        return x
+    fits_tail = len(shape) <= len(tail) and all(a in (1, b) for a, b in zip(shape[::-1], tail[::-1], strict=False))
+    return x.expand(tail if fits_tail else full)
+
+
+def _parameters(
+    mean: Tensor, spread: Tensor, prior_mean: Tensor | None, prior_logvar: Tensor | None, second: str = "logvar"
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Checked, of one dtype, and all of the shape that mean and spread broadcast to."""
+    named = {"mean": mean, second: spread, "prior_mean": prior_mean, "prior_logvar": prior_logvar}
+    (mean, spread, prior_mean, prior_logvar), _ = _checks.together(**named)  # type: ignore[assignment]
+    if mean.shape != spread.shape:
+        shape = _checks.broadcast(**{"mean": mean, second: spread})
+        mean, spread = mean.expand(shape), spread.expand(shape)
+    if prior_mean is not None:
+        prior_mean = _checks.expand("prior_mean", prior_mean, mean.shape, "mean")
+    if prior_logvar is not None:
+        prior_logvar = _checks.expand("prior_logvar", prior_logvar, mean.shape, "mean")
+    return mean, spread, prior_mean, prior_logvar
+
+
+def _gaussian(
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    seed: int | Tensor,
+    offset: int,
+    num_samples: int | None,
+    *,
+    with_z: bool = True,
+    with_kl: bool = True,
+    spread_is_scale: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(z, kl); the one that is not wanted is not computed, and not to be used."""
+    if plain(mean, spread, prior_mean, prior_logvar, seed if isinstance(seed, Tensor) else None):
+        out = ops.Gaussian.apply(
+            mean,
+            spread,
+            prior_mean,
+            prior_logvar,
+            as_int(seed, mean.device),
+            offset,
+            num_samples,
+            spread_is_scale,
+            with_z,
+            with_kl,
+        )
+        return out if with_z and with_kl else (out, out)
+    shape = mean.shape
+    canonical = (1, math.prod(shape[:-1]), shape[-1])
+    samples = (1 if num_samples is None else num_samples) if with_z else 0
+    inputs = (None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar))
+    z, kl = torch.ops.latent_kernels.gaussian(
+        *inputs, as_seeds(seed), offset, samples, spread_is_scale, with_kl
+    )
+    if with_z:
+        z = z.reshape(shape if num_samples is None else (num_samples, *shape))
+    return z, kl.reshape(shape[:-1]) if with_kl else kl

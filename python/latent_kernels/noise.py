@@ -1,0 +1,106 @@
+"""Noise stream v1: standard normals and uniforms that depend on the seed and the position, and on nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from latent_kernels import _checks
+from latent_kernels._checks import Seed
+from latent_kernels._eager import as_int, as_seeds, draw_seed, plain
+
+Tensor = torch.Tensor
+
+
+def normal(
+    shape: int | Sequence[int],
+    *,
+    seed: Seed,
+    offset: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Standard normals from noise stream v1.
+
+    Element i (row-major) is element ``offset + i`` of the seed's stream: the same bits on every device, for every
+    SIMD width, number of threads and way of splitting the call. ``normal(n, ...)`` equals the concatenation of
+    ``normal(k, ...)`` and ``normal(n - k, ..., offset=offset + k)``. Box-Muller over Philox4x32-10, in float32;
+    ``|value| <= 6.76``.
+
+    Args:
+        shape: the shape of the result, an int or a sequence of ints.
+        seed: an int in [0, 2^63), a 0-d int64 tensor, or None to draw one from torch's default CPU generator.
+        offset: the first element's place in the stream, an int >= 0.
+        dtype: float32, or another floating dtype that the float32 values are converted to.
+        device: where the result lives.
+
+    Returns:
+        A tensor of that shape, without gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11; Box and Muller (1958).
+    """
+    return _noise("normal", shape, seed, offset, dtype, device)
+
+
+def uniform(
+    shape: int | Sequence[int],
+    *,
+    seed: Seed,
+    offset: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Uniforms on the open interval (0, 1) from noise stream v1, substream 1.
+
+    As `normal`; the float32 values lie in [2^-33, 1 - 2^-24]. Conversion to half precision can round up to 1.
+
+    Args:
+        shape: the shape of the result, an int or a sequence of ints.
+        seed: an int in [0, 2^63), a 0-d int64 tensor, or None to draw one from torch's default CPU generator.
+        offset: the first element's place in the stream, an int >= 0.
+        dtype: float32, or another floating dtype that the float32 values are converted to.
+        device: where the result lives.
+
+    Returns:
+        A tensor of that shape, without gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
+    """
+    return _noise("uniform", shape, seed, offset, dtype, device)
+
+
+def _noise(
+    kind: str,
+    shape: int | Sequence[int],
+    seed: Seed,
+    offset: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    sizes = (shape,) if isinstance(shape, (int, torch.SymInt)) else tuple(shape)
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) or size < 0:
+            raise ValueError(f"shape must be an int or a sequence of ints >= 0; got {shape!r}")
+    _checks.float_dtype("dtype", dtype)
+    where = torch.device(device)
+    if where.type == "cuda" and where.index is None:
+        where = torch.device("cuda", torch.cuda.current_device())
+    _checks.stream(seed, offset, math.prod(sizes), where)
+    seed = draw_seed(seed, where)
+
+    from latent_kernels.kernels.noise import ops
+
+    if not plain(seed if isinstance(seed, Tensor) else None):
+        out = torch.ops.latent_kernels.noise(kind, sizes, as_seeds(seed), offset, dtype, where)
+        return out.reshape(sizes)
+    out = torch.empty(sizes, dtype=dtype, device=where)
+    ops.fill(kind, out, as_int(seed, where), offset)
+    return out
