@@ -13,6 +13,7 @@ import torch
 
 from latent_kernels._backends import backend
 from latent_kernels._eager import as_int
+from latent_kernels._ops import call, define, fold, no_second_derivative, unfold
 
 Tensor = torch.Tensor
 Outputs4 = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -87,8 +88,9 @@ class Gaussian(torch.autograd.Function):
             return (None,) * 10
         if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
             shape, canonical = mean.shape, (1, *sizes[2:])
-            results = torch.ops.latent_kernels.gaussian_backward(
-                None if gz is None else gz.reshape(sizes),
+            results = call(
+        "gaussian_backward",
+        None if gz is None else gz.reshape(sizes),
                 None if gkl is None else gkl.reshape(canonical[:2]),
                 *(None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar)),
                 seed.reshape(1) if isinstance(seed, Tensor) else torch.full((1,), seed),
@@ -137,7 +139,7 @@ class GaussianLogProb(torch.autograd.Function):
         inputs = [_sampled(x, sizes) for x in saved]
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            results = torch.ops.latent_kernels.gaussian_log_prob_backward(*inputs, gradient.reshape(sizes[:3]), needs)
+            results = call("gaussian_log_prob_backward", *inputs, gradient.reshape(sizes[:3]), needs)
             found = (g.reshape(x.shape) if n else None for g, x, n in zip(results, saved, needs, strict=True))
             return (*found, None, None)
         outputs = tuple(torch.empty_like(x) if n else None for x, n in zip(saved, needs, strict=True))
@@ -154,23 +156,6 @@ def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
 
 
 # --- opaque ops -------------------------------------------------------------------------------------------------
-
-_library = torch.library.Library("latent_kernels", "FRAGMENT")
-_library.define(
-    "gaussian(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar, Tensor seeds, SymInt offset,"
-    " SymInt samples, bool spread_is_scale, bool with_kl) -> (Tensor z, Tensor kl)"
-)
-_library.define(
-    "gaussian_backward(Tensor? gz, Tensor? gkl, Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar,"
-    " Tensor seeds, SymInt offset, SymInt samples, bool spread_is_scale, bool[] needs)"
-    " -> (Tensor mean, Tensor spread, Tensor prior_mean, Tensor prior_logvar)"
-)
-_library.define("gaussian_log_prob(Tensor z, Tensor mean, Tensor logvar) -> Tensor")
-_library.define(
-    "gaussian_log_prob_backward(Tensor z, Tensor mean, Tensor logvar, Tensor gradient, bool[] needs)"
-    " -> (Tensor z, Tensor mean, Tensor logvar)"
-)
-
 
 def _seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
     if seeds.numel() == 1:
@@ -285,7 +270,8 @@ def _gaussian_gradients(ctx: Any, gz: Tensor | None, gkl: Tensor | None) -> tupl
     needs = list(ctx.needs_input_grad[:4])
     if gz is None and gkl is None:
         return (None,) * 9
-    results = torch.ops.latent_kernels.gaussian_backward(
+    results = call(
+        "gaussian_backward",
         gz if samples else None,
         gkl if with_kl else None,
         mean,
@@ -341,27 +327,11 @@ def _log_prob_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _log_prob_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad)
-    results = torch.ops.latent_kernels.gaussian_log_prob_backward(*ctx.saved_tensors, gradient, needs)
+    results = call("gaussian_log_prob_backward", *ctx.saved_tensors, gradient, needs)
     return tuple(g if need else None for g, need in zip(results, needs, strict=True))
 
 
-def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
-def _refuse(ctx: Any, *gradients: Tensor) -> Any:
-    raise RuntimeError("latent_kernels: second derivatives of the Gaussian ops are not implemented")
-
-
 # --- vmap: the batch joins the groups ---------------------------------------------------------------------------
-
-
-def _fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
-    """[groups, ...] with a batch dimension at `dim`, or none, -> [batch * groups, ...]."""
-    if x is None:
-        return None
-    x = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.reshape(-1, *x.shape[2:])
 
 
 def _fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
@@ -370,56 +340,73 @@ def _fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tens
     return seeds.expand(batch, groups).reshape(-1)
 
 
-def _unfold(x: Tensor, batch: int) -> Tensor:
-    return x.reshape(batch, -1, *x.shape[1:]) if x.numel() else x.reshape(batch, x.size(0) // batch, *x.shape[1:])
+def _groups(x: Tensor, dim: int | None) -> int:
+    return x.size(1 if dim == 0 else 0)
 
 
 def _gaussian_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     batch = info.batch_size
-    groups = args[0].size(0 if in_dims[0] is None or in_dims[0] > 0 else 1)
-    tensors = [_fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
+    groups = _groups(args[0], in_dims[0])
+    tensors = [fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
     seeds = _fold_seeds(args[4], in_dims[4], batch, groups)
-    z, kl = torch.ops.latent_kernels.gaussian(*tensors, seeds, *args[5:])
-    return (_unfold(z, batch), _unfold(kl, batch)), (0, 0)
+    z, kl = call("gaussian", *tensors, seeds, *args[5:])
+    return (unfold(z, batch), unfold(kl, batch)), (0, 0)
 
 
 def _gaussian_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     batch, needs = info.batch_size, args[10]
-    groups = args[2].size(0 if in_dims[2] is None or in_dims[2] > 0 else 1)
-    tensors = [_fold(x, dim, batch) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
+    groups = _groups(args[2], in_dims[2])
+    tensors = [fold(x, dim, batch) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
     seeds = _fold_seeds(args[6], in_dims[6], batch, groups)
-    results = torch.ops.latent_kernels.gaussian_backward(*tensors, seeds, *args[7:])
-    unfolded = tuple(_unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
+    results = call("gaussian_backward", *tensors, seeds, *args[7:])
+    unfolded = tuple(unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
     return unfolded, tuple(0 if need else None for need in needs)
 
 
 def _log_prob_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    folded = [_fold(x, dim, info.batch_size) for x, dim in zip(args, in_dims, strict=True)]
-    return _unfold(torch.ops.latent_kernels.gaussian_log_prob(*folded), info.batch_size), 0
+    folded = [fold(x, dim, info.batch_size) for x, dim in zip(args, in_dims, strict=True)]
+    return unfold(call("gaussian_log_prob", *folded), info.batch_size), 0
 
 
 def _log_prob_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     batch, needs = info.batch_size, args[4]
-    folded = [_fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
-    results = torch.ops.latent_kernels.gaussian_log_prob_backward(*folded, needs)
-    unfolded = tuple(_unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
+    folded = [fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
+    results = call("gaussian_log_prob_backward", *folded, needs)
+    unfolded = tuple(unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
     return unfolded, tuple(0 if need else None for need in needs)
 
 
-for _name, _implementation, _fake, _vmap, _setup, _gradients in (
-    ("gaussian", _gaussian, _gaussian_fake, _gaussian_vmap, _gaussian_setup, _gaussian_gradients),
-    ("gaussian_backward", _gaussian_backward, _gaussian_backward_fake, _gaussian_backward_vmap, _no_setup, _refuse),
-    ("gaussian_log_prob", _log_prob, _log_prob_fake, _log_prob_vmap, _log_prob_setup, _log_prob_gradients),
-    (
-        "gaussian_log_prob_backward",
-        _log_prob_backward,
-        _log_prob_backward_fake,
-        _log_prob_backward_vmap,
-        _no_setup,
-        _refuse,
-    ),
-):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"latent_kernels::{_name}", _fake, lib=_library)
-    torch.library.register_autograd(f"latent_kernels::{_name}", _gradients, setup_context=_setup, lib=_library)
-    torch.library.register_vmap(f"latent_kernels::{_name}", _vmap, lib=_library)
+define(
+    "gaussian(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar, Tensor seeds, SymInt offset,"
+    " SymInt samples, bool spread_is_scale, bool with_kl) -> (Tensor z, Tensor kl)",
+    _gaussian,
+    fake=_gaussian_fake,
+    vmap=_gaussian_vmap,
+    setup=_gaussian_setup,
+    gradients=_gaussian_gradients,
+)
+define(
+    "gaussian_backward(Tensor? gz, Tensor? gkl, Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar,"
+    " Tensor seeds, SymInt offset, SymInt samples, bool spread_is_scale, bool[] needs)"
+    " -> (Tensor mean, Tensor spread, Tensor prior_mean, Tensor prior_logvar)",
+    _gaussian_backward,
+    fake=_gaussian_backward_fake,
+    vmap=_gaussian_backward_vmap,
+    gradients=no_second_derivative,
+)
+define(
+    "gaussian_log_prob(Tensor z, Tensor mean, Tensor logvar) -> Tensor",
+    _log_prob,
+    fake=_log_prob_fake,
+    vmap=_log_prob_vmap,
+    setup=_log_prob_setup,
+    gradients=_log_prob_gradients,
+)
+define(
+    "gaussian_log_prob_backward(Tensor z, Tensor mean, Tensor logvar, Tensor gradient, bool[] needs)"
+    " -> (Tensor z, Tensor mean, Tensor logvar)",
+    _log_prob_backward,
+    fake=_log_prob_backward_fake,
+    vmap=_log_prob_backward_vmap,
+    gradients=no_second_derivative,
+)

@@ -8,6 +8,7 @@ import torch
 
 from latent_kernels._backends import backend
 from latent_kernels._eager import as_int
+from latent_kernels._ops import call, define
 
 Tensor = torch.Tensor
 
@@ -22,12 +23,6 @@ def fill(kind: str, out: Tensor, seed: int | Tensor, offset: int) -> None:
 
     values = getattr(reference, kind)(out.numel(), int(seed), offset)
     out.copy_(torch.from_numpy(values.copy()).reshape(out.shape))
-
-
-_library = torch.library.Library("latent_kernels", "FRAGMENT")
-_library.define(
-    "noise(str kind, SymInt[] shape, Tensor seeds, SymInt offset, ScalarType dtype, Device device) -> Tensor"
-)
 
 
 def _noise(
@@ -49,10 +44,18 @@ def _noise_fake(
 def _noise_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
     kind, shape, seeds, *rest = args
     batched = seeds.movedim(in_dims[2], 0)
-    out = torch.ops.latent_kernels.noise(kind, shape, batched.reshape(-1), *rest)
+    out = call("noise", kind, shape, batched.reshape(-1), *rest)
     return out.reshape(*batched.shape, *shape), 0
 
 
-_library.impl("noise", _noise, "CompositeExplicitAutograd")
-torch.library.register_fake("latent_kernels::noise", _noise_fake, lib=_library)
-torch.library.register_vmap("latent_kernels::noise", _noise_vmap, lib=_library)
+def _no_gradient(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+    return (None,) * 6
+
+
+define(
+    "noise(str kind, SymInt[] shape, Tensor seeds, SymInt offset, ScalarType dtype, Device device) -> Tensor",
+    _noise,
+    fake=_noise_fake,
+    vmap=_noise_vmap,
+    gradients=_no_gradient,
+)

@@ -13,6 +13,7 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels._eager import as_int, as_seeds, draw_seed, plain
+from latent_kernels._ops import call
 from latent_kernels.kernels.gaussian import ops
 
 Tensor = torch.Tensor
@@ -154,7 +155,7 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     if plain(z, mean, logvar):
         return ops.GaussianLogProb.apply(*inputs, (1, samples, rows, cols), full[:-1])
     shaped = [x.reshape(1, samples if x.dim() == len(full) else 1, rows, cols) for x in inputs]
-    return torch.ops.latent_kernels.gaussian_log_prob(*shaped).reshape(full[:-1])
+    return call("gaussian_log_prob", *shaped).reshape(full[:-1])
 
 
 def _shared_tail(tensors: tuple[Tensor, ...], full: tuple[int, ...]) -> tuple[int, ...]:
@@ -220,8 +221,7 @@ def _gaussian(
     canonical = (1, math.prod(shape[:-1]), shape[-1])
     samples = (1 if num_samples is None else num_samples) if with_z else 0
     inputs = (None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar))
-    z, kl = torch.ops.latent_kernels.gaussian(
-        *inputs, as_seeds(seed), offset, samples, spread_is_scale, with_kl
+    z, kl = call("gaussian", *inputs, as_seeds(seed), offset, samples, spread_is_scale, with_kl
     )
     if with_z:
         z = z.reshape(shape if num_samples is None else (num_samples, *shape))

@@ -10,6 +10,7 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels._eager import as_int, as_seeds, draw_seed, plain
+from latent_kernels._ops import call
 
 Tensor = torch.Tensor
 
@@ -99,7 +100,7 @@ def _noise(
     from latent_kernels.kernels.noise import ops
 
     if not plain(seed if isinstance(seed, Tensor) else None):
-        out = torch.ops.latent_kernels.noise(kind, sizes, as_seeds(seed), offset, dtype, where)
+        out = call("noise", kind, sizes, as_seeds(seed), offset, dtype, where)
         return out.reshape(sizes)
     out = torch.empty(sizes, dtype=dtype, device=where)
     ops.fill(kind, out, as_int(seed, where), offset)
