@@ -34,10 +34,9 @@ struct Cut {
 
   Cut(int64_t groups, int64_t samples, int64_t rows, int64_t cols, bool cut_samples, int64_t columns)
       : groups(groups), samples(samples), rows(rows), cols(cols) {
-    constexpr int64_t tile = 1024;
     const int64_t repeats = std::max<int64_t>(samples, 1);
     col_step = std::max<int64_t>(std::min(cols, columns), 1);
-    const int64_t tile_rows = col_step < cols ? 1 : std::max<int64_t>(tile / col_step, 1);
+    const int64_t tile_rows = col_step < cols ? 1 : rows_of_tile(col_step);
     const int64_t per_tile = tile_rows * col_step;
     row_step = col_step < cols ? 1 : tile_rows * std::max<int64_t>(kTaskElements / (per_tile * repeats), 1);
     sample_step = cut_samples ? std::max<int64_t>(kTaskElements / (row_step * col_step), 1) : repeats;

@@ -42,8 +42,8 @@ void backward(LK_GAUSSIAN_PARAMETERS, uintptr_t z, uintptr_t kl, uintptr_t d_mea
   const Gaussian problem = LK_GAUSSIAN_PROBLEM;
   const GaussianGradients gradients{at(z),        at(kl),           at(d_mean),
                                     at(d_spread), at(d_prior_mean), at(d_prior_logvar)};
-  const int64_t tile = 1024, tiles = kTaskElements / (tile * std::max<int64_t>(samples, 1));
-  const Cut cut(groups, samples, rows, cols, false, tile * std::max<int64_t>(tiles, 1));
+  const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(samples, 1));
+  const Cut cut(groups, samples, rows, cols, false, kTile * std::max<int64_t>(tiles, 1));
   const auto kernel = active_build().gaussian_backward[type];
   py::gil_scoped_release unlocked;
   parallel_for(cut.parts(), threads, [&](int64_t i) {
@@ -82,8 +82,8 @@ void log_prob_backward(LK_LOG_PROB_PARAMETERS, uintptr_t log_prob, uintptr_t d_z
                        uintptr_t d_logvar) {
   const LogProb problem = LK_LOG_PROB_PROBLEM;
   const LogProbGradients gradients{at(log_prob), at(d_z), at(d_mean), at(d_logvar)};
-  const int64_t tile = 1024, tiles = kTaskElements / (tile * std::max<int64_t>(samples, 1));
-  const Cut cut(groups, samples, rows, cols, false, tile * std::max<int64_t>(tiles, 1));
+  const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(samples, 1));
+  const Cut cut(groups, samples, rows, cols, false, kTile * std::max<int64_t>(tiles, 1));
   const auto kernel = active_build().log_prob_backward[type];
   py::gil_scoped_release unlocked;
   parallel_for(cut.parts(), threads, [&](int64_t i) {

@@ -39,7 +39,7 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
     const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
     const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
 
-    if (part.sample0 < part.sample1) {
+    if (out.z != nullptr && part.sample0 < part.sample1) {
       const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
       for (int64_t s = part.sample0; s < part.sample1; ++s) {
         const int64_t e = s * plane + begin;
@@ -195,6 +195,10 @@ void log_prob_backward(const LogProb& p, const LogProbGradients& g, const Part& 
   each_tile(part, [&](const Tile& tile) {
     const int n = tile.size();
     const int64_t begin = tile.row0 * p.cols + tile.col0;
+    for (int j = 0; j < 3 && p.samples == 0; ++j) {  // a sum over no samples
+      if (targets[j] == nullptr || inputs[j].sample != 0) continue;
+      std::memset(static_cast<T*>(targets[j]) + part.group * plane + begin, 0, sizeof(T) * static_cast<size_t>(n));
+    }
     for (int64_t s = 0; s < p.samples; ++s) {
       const C* in[3];
       for (int j = 0; j < 3; ++j) in[j] = load_tile<T>(inputs[j], part.group, s, tile, rooms[j]);

@@ -14,6 +14,17 @@ struct Input {
   int64_t group, sample, row;
 };
 
+// Elements of a tile, the piece of the problem that stays in the first-level cache; and how many whole rows of
+// `cols` columns make one. Rows come in numbers that fill registers, where that leaves a tile at all.
+constexpr int64_t kTile = 1024;
+inline int64_t rows_of_tile(int64_t cols) {
+  if (cols >= kTile) return 1;
+  int64_t even = 16;  // rows that together end on a register's edge: 16 / gcd(16, cols)
+  while (even > 1 && cols * (even / 2) % 16 == 0) even /= 2;
+  const int64_t rows = kTile / cols;
+  return rows >= even ? rows / even * even : rows;
+}
+
 // Which part of the problem one call works on: rows [row0, row1), columns [col0, col1) and samples
 // [sample0, sample1) of one group. Where a part has several rows it has all columns.
 struct Part {

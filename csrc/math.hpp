@@ -108,22 +108,23 @@ struct ExpConstants<double> {
 };
 
 template <class T>
-inline Vec<T> power_of_two(Bits<T> n) {
+LK_INLINE Vec<T> power_of_two(Bits<T> n) {
   using K = ExpConstants<T>;
   return bit_cast<Vec<T>>((n + K::bias) << K::mantissa_bits);
 }
 
 // e^x = 2^n e^r, n = round(x / ln 2), e^r = 1 + r + r^2 Q(r). Subnormal results are right; NaN stays NaN.
 template <class T>
-inline Vec<T> exp(Vec<T> x) {
+LK_INLINE Vec<T> exp(Vec<T> x) {
   using K = ExpConstants<T>;
-  const Vec<T> low = splat<T>(K::lowest), high = splat<T>(K::highest);
-  x = x < low ? low : x;
-  x = x > high ? high : x;
+  x = clamp(x, K::lowest, K::highest);
   const Vec<T> shifted = x * K::log2_e + K::to_integer;
   const Vec<T> n = shifted - K::to_integer;
   const Vec<T> r = (x - n * K::ln2_high) - n * K::ln2_low;
   const Vec<T> p = (r * r) * horner(K::Q, r) + r + T(1);
+#if defined(__AVX512F__)  // the same product, rounded once
+  if constexpr (sizeof(T) == 4) return (F)_mm512_scalef_ps((__m512)p, (__m512)n);
+#endif
   const Bits<T> k = bit_cast<Bits<T>>(shifted) - bit_cast<Bits<T>>(splat<T>(K::to_integer));
   const Bits<T> half = k >> 1;
   return (p * power_of_two<T>(half)) * power_of_two<T>(k - half);
@@ -131,7 +132,7 @@ inline Vec<T> exp(Vec<T> x) {
 
 // psi(d) = e^d - 1 - d >= 0, and expm1(d) = psi(d) + d, with no cancellation: d^2 P(d) where |d| < 1.
 template <class T>
-inline void psi_expm1(Vec<T> d, Vec<T>& psi, Vec<T>& expm1) {
+LK_INLINE void psi_expm1(Vec<T> d, Vec<T>& psi, Vec<T>& expm1) {
   const Vec<T> small = (d * d) * horner(ExpConstants<T>::P, d);
   const Vec<T> large = exp<T>(d) - T(1);
   const Bits<T> near = (d < T(1)) & (d > T(-1));

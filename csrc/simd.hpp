@@ -89,12 +89,19 @@ inline void store(T* p, Vec<T> v, Whole = {}) {
 }
 template <class T>
 inline Vec<T> load(const T* p, First part) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (F)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << part.k) - 1), p);
+#endif
   T lane[lanes<T>] = {};
   for (int i = 0; i < part.k; ++i) lane[i] = p[i];
   return load(lane);
 }
 template <class T>
 inline void store(T* p, Vec<T> v, First part) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << part.k) - 1), (__m512)v);
+#endif
   for (int i = 0; i < part.k; ++i) p[i] = v[i];
 }
 
@@ -186,6 +193,22 @@ LK_INLINE F floor(F x) {
 #endif
 }
 
+// x kept between low and high; NaN stays NaN.
+LK_INLINE F clamp(F x, float low, float high) {
+#if defined(__AVX512F__)  // where an operand is NaN, min and max give the second one
+  return (F)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x));
+#elif defined(__AVX2__)
+  return (F)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)x));
+#else
+  x = x < low ? splat<float>(low) : x;
+  return x > high ? splat<float>(high) : x;
+#endif
+}
+LK_INLINE D clamp(D x, double low, double high) {
+  x = x < low ? splat<double>(low) : x;
+  return x > high ? splat<double>(high) : x;
+}
+
 LK_INLINE F sqrt(F x) {
 #if defined(__AVX512F__)
   return (F)_mm512_sqrt_ps((__m512)x);
@@ -197,6 +220,23 @@ LK_INLINE F sqrt(F x) {
   for (int i = 0; i < W; ++i) x[i] = __builtin_sqrtf(x[i]);
   return x;
 #endif
+}
+
+// Sum of all lanes by halves: lane i takes lane i + n/2, then i + n/4, ...
+template <class T, int n>
+LK_INLINE T sum_by_halves(const T* lane) {
+  typedef T Half __attribute__((vector_size(sizeof(T) * n / 2)));
+  Half low, high;
+  std::memcpy(&low, lane, sizeof low);
+  std::memcpy(&high, lane + n / 2, sizeof high);
+  low += high;
+  if constexpr (n == 2) {
+    return low[0];
+  } else {
+    T next[n / 2];
+    std::memcpy(next, &low, sizeof low);
+    return sum_by_halves<T, n / 2>(next);
+  }
 }
 
 // Stores a, b, c, d so that out holds a[0] b[0] c[0] d[0] a[1] ... in the order of interleaved_index() below.

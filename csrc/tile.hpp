@@ -20,7 +20,6 @@ struct Float16 {
 template <class T>
 using Compute = std::conditional_t<std::is_same<T, double>::value, double, float>;
 
-constexpr int kTile = 1024;     // elements; a multiple of every register width
 constexpr int kReduceLanes = 16;  // row sums run over this many lanes in every build, so that bits agree
 
 struct Tile {
@@ -34,7 +33,7 @@ template <class Body>
 inline void each_tile(const Part& part, Body f) {
   const int64_t cols = part.col1 - part.col0;
   if (cols <= kTile) {
-    const int64_t step = cols > 0 ? kTile / cols : part.row1 - part.row0;
+    const int64_t step = cols > 0 ? rows_of_tile(cols) : part.row1 - part.row0;
     for (int64_t row = part.row0; row < part.row1; row += step) {
       const int64_t end = row + step < part.row1 ? row + step : part.row1;
       f(Tile{row, part.col0, static_cast<int>(end - row), static_cast<int>(cols), true, true});
@@ -162,11 +161,11 @@ inline C lane_sum(const C* x, int n) {
       sum[k] += index < n ? load(x + i + k * lanes<C>) : Vec<C>{};
     }
   }
-  C flat[kReduceLanes];
-  std::memcpy(flat, sum, sizeof flat);
-  for (int half = kReduceLanes / 2; half > 0; half /= 2)
-    for (int lane = 0; lane < half; ++lane) flat[lane] += flat[lane + half];
-  return flat[0];
+  for (int half = parts / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
+  C lane[lanes<C>];
+  store(lane, sum[0]);
+  return sum_by_halves<C, lanes<C>>(lane);
 }
 
 // Collects the sums of a part's rows, tile after tile.

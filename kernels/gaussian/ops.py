@@ -56,7 +56,7 @@ class Gaussian(torch.autograd.Function):
     ) -> Any:
         shape = mean.shape
         cols = shape[-1]
-        samples = 1 if num_samples is None else num_samples
+        samples = (1 if num_samples is None else num_samples) if with_z else 0
         sizes = (1, samples, math.prod(shape[:-1]), cols)
         mean, spread = _rows_of(mean), _rows_of(spread)  # type: ignore[assignment]
         prior_mean, prior_logvar = _rows_of(prior_mean), _rows_of(prior_logvar)
