@@ -19,7 +19,7 @@ struct alignas(64) Scratch {
 template <class C>
 inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
   if (is_scale) return spread;
-  each<C>(n, [&](int64_t i, auto part) { store(room + i, exp<C>(load(spread + i, part) * C(0.5)), part); });
+  each<C>(n, [&](int64_t i, auto part) { store(room + i, exp(load(spread + i, part) * C(0.5)), part); });
   return room;
 }
 
@@ -57,15 +57,15 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
       const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
       const C* l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
       each<C>(n, [&](int64_t i, auto k) {
-        Vec<C> delta = load(mean + i, k), d = load(spread + i, k), psi, expm1;
-        if (m0 != nullptr) delta -= load(m0 + i, k);
-        Vec<C> quadratic = delta * delta;
+        auto delta = load(mean + i, k), d = load(spread + i, k), psi = d, expm1 = d;
+        if (m0 != nullptr) delta = delta - load(m0 + i, k);
+        auto quadratic = delta * delta;
         if (l0 != nullptr) {
-          const Vec<C> prior = load(l0 + i, k);
-          d -= prior;
-          quadratic *= exp<C>(-prior);
+          const auto prior = load(l0 + i, k);
+          d = d - prior;
+          quadratic = quadratic * exp(-prior);
         }
-        psi_expm1<C>(d, psi, expm1);
+        psi_expm1(d, psi, expm1);
         store(work + i, quadratic + psi, k);
       });
       kl.add(work, tile, part.group * p.rows + tile.row0, C(0.5));
@@ -92,17 +92,18 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
     const bool with_z = g.z != nullptr && p.samples > 0;
 
     // sum_s g_s and sum_s g_s eps_s, in the order of the samples
+    if (!with_z) std::memset(sum_g.at, 0, sizeof sum_g), std::memset(sum_g_eps.at, 0, sizeof sum_g_eps);
     for (int64_t s = 0; with_z && s < p.samples; ++s) {
-      const C* gz = load_tile<T>(z_gradient, part.group, s, tile, row_gradient);
+      const C* gz = load_tile<T>(z_gradient, part.group, s, tile, row_gradient.at);
       const float* eps = noise;
       if (need_noise)
         eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(s * plane + begin), n, noise);
       each<C>(n, [&](int64_t i, auto k) {
-        const Vec<C> v = load(gz + i, k);
-        store(sum_g + i, s == 0 ? v : load(sum_g + i) + v, k);
+        const auto v = load(gz + i, k);
+        store(sum_g + i, s == 0 ? v : load(sum_g + i, k) + v, k);
         if (need_noise) {
-          const Vec<C> w = v * load_noise<C>(eps + i, k);
-          store(sum_g_eps + i, s == 0 ? w : load(sum_g_eps + i) + w, k);
+          const auto w = v * load_noise<C>(eps + i, k);
+          store(sum_g_eps + i, s == 0 ? w : load(sum_g_eps + i, k) + w, k);
         }
       });
     }
@@ -124,36 +125,31 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
       at[j] = targets[j] ? output_tile(to[j], outputs[j].at) : nullptr;
     }
     each<C>(n, [&](int64_t i, auto k) {
-      Vec<C> d_mean = {}, d_spread = {};
-      if (with_z) {
-        d_mean = load(sum_g + i);
-        if (need_noise) {
-          d_spread = load(sum_g_eps + i);
-          if (!p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
-        }
-      }
+      auto d_mean = load(sum_g + i, k), d_spread = load(sum_g_eps + i, k);
+      if (sigma != nullptr && !p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
+      auto toward_prior = d_mean, d_prior_logvar = d_mean;
       if (with_kl) {
-        const Vec<C> gk = load(row_gradient + i), half_gk = gk * C(0.5);
-        Vec<C> delta = load(mean + i, k), d = load(spread + i, k), psi, expm1;
-        if (m0 != nullptr) delta -= load(m0 + i, k);
-        Vec<C> scaled = delta;
+        const auto gk = load(row_gradient + i, k);
+        auto delta = load(mean + i, k), d = load(spread + i, k), psi = d, expm1 = d;
+        if (m0 != nullptr) delta = delta - load(m0 + i, k);
+        auto scaled = delta;
         if (l0 != nullptr) {
-          const Vec<C> prior = load(l0 + i, k);
-          d -= prior;
-          scaled *= exp<C>(-prior);
+          const auto prior = load(l0 + i, k);
+          d = d - prior;
+          scaled = scaled * exp(-prior);
         }
-        psi_expm1<C>(d, psi, expm1);
-        const Vec<C> toward_prior = gk * scaled;
-        d_mean += toward_prior;
-        d_spread += half_gk * expm1;
-        if (at[2] != nullptr) store(at[2] + i, -toward_prior, k);
-        if (at[3] != nullptr) store(at[3] + i, -half_gk * (expm1 + delta * scaled), k);
+        psi_expm1(d, psi, expm1);
+        toward_prior = gk * scaled;
+        d_mean = d_mean + toward_prior;
+        d_spread = d_spread + (gk * C(0.5)) * expm1;
+        if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (expm1 + delta * scaled);
       } else {
-        if (at[2] != nullptr) store(at[2] + i, Vec<C>{}, k);
-        if (at[3] != nullptr) store(at[3] + i, Vec<C>{}, k);
+        toward_prior = d_prior_logvar = map([](auto v) { return decltype(v){}; }, d_mean);
       }
       if (at[0] != nullptr) store(at[0] + i, d_mean, k);
       if (at[1] != nullptr) store(at[1] + i, d_spread, k);
+      if (at[2] != nullptr) store(at[2] + i, -toward_prior, k);
+      if (at[3] != nullptr) store(at[3] + i, d_prior_logvar, k);
     });
     for (int j = 0; j < 4; ++j)
       if (to[j] != nullptr) finish_tile(outputs[j].at, n, to[j]);
@@ -175,8 +171,8 @@ void log_prob_forward(const LogProb& p, const RowSums& out, const Part& part) {
       const C* mean = load_tile<T>(p.mean, part.group, s, tile, mean_room);
       const C* logvar = load_tile<T>(p.logvar, part.group, s, tile, logvar_room);
       each<C>(tile.size(), [&](int64_t i, auto k) {
-        const Vec<C> l = load(logvar + i, k), delta = load(z + i, k) - load(mean + i, k);
-        store(work + i, (delta * delta) * exp<C>(-l) + (l + C(kLog2Pi)), k);
+        const auto l = load(logvar + i, k), delta = load(z + i, k) - load(mean + i, k);
+        store(work + i, (delta * delta) * exp(-l) + (l + C(kLog2Pi)), k);
       });
       sums.add(work, tile, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
     });
@@ -205,12 +201,12 @@ void log_prob_backward(const LogProb& p, const LogProbGradients& g, const Part& 
       spread_rows(static_cast<const C*>(g.log_prob) + (part.group * p.samples + s) * p.rows + tile.row0, tile,
                   row_gradient.at);
       each<C>(n, [&](int64_t i, auto k) {
-        const Vec<C> gs = load(row_gradient + i), delta = load(in[0] + i, k) - load(in[1] + i, k);
-        const Vec<C> t = delta * exp<C>(-load(in[2] + i, k)), toward_z = gs * t;
-        const Vec<C> value[3] = {-toward_z, toward_z, (gs * C(0.5)) * (delta * t - C(1))};
+        const auto gs = load(row_gradient + i, k), delta = load(in[0] + i, k) - load(in[1] + i, k);
+        const auto t = delta * exp(-load(in[2] + i, k)), toward_z = gs * t;
+        const decltype(delta * t) value[3] = {-toward_z, toward_z, (gs * C(0.5)) * (delta * t - C(1))};
         for (int j = 0; j < 3; ++j) {
           const bool add = inputs[j].sample == 0 && s > 0;
-          store(sums[j] + i, add ? load(sums[j] + i) + value[j] : value[j], k);
+          store(sums[j] + i, add ? load(sums[j] + i, k) + value[j] : value[j], k);
         }
       });
       for (int j = 0; j < 3; ++j) {

@@ -34,18 +34,15 @@ void elementary(int function, int64_t n, const void* argument, void* out) {
   const T* from = static_cast<const T*>(argument);
   T* to = static_cast<T*>(out);
   each<T>(n, [&](int64_t i, auto k) {
-    const Vec<T> v = load(from + i, k);
-    Vec<T> y = {}, unused = {};
+    const auto x = load(from + i, k);
+    auto y = x, unused = x;
     if constexpr (std::is_same<T, float>::value) {
-      const Pack<1> x = {{v}};
-      Pack<1> sine, cosine;
-      sin_cos_pi(x, sine, cosine);
-      if (function == 0) y = ln(x).at[0];
-      if (function == 1) y = sine.at[0];
-      if (function == 2) y = cosine.at[0];
+      if (function == 0) y = ln(x);
+      if (function == 1) sin_cos_pi(x, y, unused);
+      if (function == 2) sin_cos_pi(x, unused, y);
     }
-    if (function == 3) y = exp<T>(v);
-    if (function == 4) psi_expm1<T>(v, y, unused);
+    if (function == 3) y = exp(x);
+    if (function == 4) psi_expm1(x, y, unused);
     store(to + i, y, k);
   });
 }

@@ -8,15 +8,10 @@
 namespace lk {
 namespace LK_ISA {
 
+// c[0] + x (c[1] + x (c[2] + ...)), for a register or a Pack of them.
 template <class V, class T, size_t N>
 LK_INLINE V horner(const T (&c)[N], V x) {
-  V p = c[N - 1] - V{};
-  for (size_t i = N - 1; i-- > 0;) p = p * x + c[i];
-  return p;
-}
-template <int M, size_t N>
-LK_INLINE Pack<M> horner(const float (&c)[N], const Pack<M>& x) {
-  Pack<M> p = x * c[N - 1] + c[N - 2];
+  V p = x * c[N - 1] + c[N - 2];
   for (size_t i = N - 2; i-- > 0;) p = p * x + c[i];
   return p;
 }
@@ -24,16 +19,16 @@ LK_INLINE Pack<M> horner(const float (&c)[N], const Pack<M>& x) {
 // --- frozen: noise stream v1 ----------------------------------------------------------------------------------
 
 // ln(u) for normal u > 0. u = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f - f^2/2 + f^3 P(f).
-template <int N>
-LK_INLINE Pack<N> ln(const Pack<N>& u) {
+template <class V>
+LK_INLINE V ln(V u) {
   constexpr float P[] = {0.33333316445350647f, -0.25000810623168945f, 0.2000228613615036f,  -0.16624553501605988f,
                          0.14181192219257355f, -0.13128754496574402f, 0.12881647050380707f, -0.07859611511230469f};
   constexpr int32_t sqrt_half = 0x3F3504F3;
-  const Pack<N> k = map<N>([](F x) { return to_float((bit_cast<I>(x) - sqrt_half) >> 23); }, u);
-  const Pack<N> f = map<N>(
+  const V k = map([](F x) { return to_float((bit_cast<I>(x) - sqrt_half) >> 23); }, u);
+  const V f = map(
       [](F x) { return bit_cast<F>(((bit_cast<I>(x) - sqrt_half) & 0x7FFFFF) + sqrt_half) - 1.0f; }, u);
-  const Pack<N> s = f * f;
-  Pack<N> y = (horner(P, f) * f) * s;
+  const V s = f * f;
+  V y = (horner(P, f) * f) * s;
   y = y + k * -2.12194440e-4f;  // ln 2 = 0.693359375 - 2.12194440e-4, the first exact times any k here
   y = y - s * 0.5f;
   y = y + f;
@@ -41,23 +36,23 @@ LK_INLINE Pack<N> ln(const Pack<N>& u) {
 }
 
 // sin(pi t) and cos(pi t) for |t| <= 1. t = q/2 + r with q = floor(2t + 1/2), |r| <= 1/4, exact.
-template <int N>
-LK_INLINE void sin_cos_pi(const Pack<N>& t, Pack<N>& sine, Pack<N>& cosine) {
+template <class V>
+LK_INLINE void sin_cos_pi(V t, V& sine, V& cosine) {
   constexpr float S[] = {-5.1677093505859375f, 2.5498106479644775f, -0.5894796848297119f};
   constexpr float C[] = {-4.934802055358887f, 4.0587077140808105f, -1.3350584506988525f, 0.2314295470714569f};
-  const Pack<N> q = map<N>([](F x) { return floor(x); }, t * 2.0f + 0.5f);
-  const Pack<N> r = t - q * 0.5f;
-  const Pack<N> y = r * r;
-  const Pack<N> s = (horner(S, y) * y + -8.742277657347586e-08f) * r + r * 3.1415927410125732f;  // pi = high + low
-  const Pack<N> c = horner(C, y) * y + 1.0f;
-  for (int j = 0; j < N; ++j) {
-    const U quadrant = bit_cast<U>(to_int(q.at[j]));
-    const U swap = -(quadrant & 1u);  // all ones where sine and cosine trade places
-    const U s_bits = bit_cast<U>(s.at[j]), c_bits = bit_cast<U>(c.at[j]);
-    const U differ = (s_bits ^ c_bits) & swap;
-    sine.at[j] = bit_cast<F>((s_bits ^ differ) ^ ((quadrant & 2u) << 30));
-    cosine.at[j] = bit_cast<F>((c_bits ^ differ) ^ (((quadrant + 1u) & 2u) << 30));
-  }
+  const V q = map([](F x) { return floor(x); }, t * 2.0f + 0.5f);
+  const V r = t - q * 0.5f;
+  const V y = r * r;
+  const V s = (horner(S, y) * y + -8.742277657347586e-08f) * r + r * 3.1415927410125732f;  // pi = high + low
+  const V c = horner(C, y) * y + 1.0f;
+  // Where the quadrant is odd sine and cosine trade places; its bits tell their signs.
+  const auto choose = [](F own, F other, U trade, U sign) {
+    const U differ = (bit_cast<U>(own) ^ bit_cast<U>(other)) & -(trade & 1u);
+    return bit_cast<F>((bit_cast<U>(own) ^ differ) ^ ((sign & 2u) << 30));
+  };
+  sine = map([&](F a, F b, F q) { return choose(a, b, bit_cast<U>(to_int(q)), bit_cast<U>(to_int(q))); }, s, c, q);
+  cosine =
+      map([&](F a, F b, F q) { return choose(a, b, bit_cast<U>(to_int(q)), bit_cast<U>(to_int(q)) + 1u); }, c, s, q);
 }
 
 // --- exp, and psi(d) = e^d - 1 - d ----------------------------------------------------------------------------
@@ -70,11 +65,11 @@ struct ExpConstants<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
   static constexpr int32_t mantissa_bits = 23, bias = 127;
-  static constexpr float Q[] = {0.5f, 0.1666666567325592f, 0.04166628047823906f, 0.00833350419998169f,
-                                0.0013945752289146185f, 0.0001978926156880334f};
-  static constexpr float P[] = {0.5f, 0.1666666716337204f, 0.0416666679084301f, 0.00833334494382143f,
-                                0.0013888858957216144f, 0.00019837048603221774f, 2.4804367058095522e-05f,
-                                2.812300181176397e-06f, 2.771255083189317e-07f};
+  static constexpr float Q[] = {0.4999999403953552f, 0.16666515171527863f, 0.04166845604777336f, 0.008369418792426586f,
+                                0.0013813144760206342f};
+  static constexpr float P[] = {0.5f, 0.1666666716337204f, 0.04166673496365547f, 0.00833331048488617f,
+                                0.001388545148074627f, 0.0001984402333619073f, 2.535482963139657e-05f,
+                                2.7722830964194145e-06f};
 };
 template <>
 struct ExpConstants<double> {
@@ -113,31 +108,50 @@ LK_INLINE Vec<T> power_of_two(Bits<T> n) {
   return bit_cast<Vec<T>>((n + K::bias) << K::mantissa_bits);
 }
 
-// e^x = 2^n e^r, n = round(x / ln 2), e^r = 1 + r + r^2 Q(r). Subnormal results are right; NaN stays NaN.
-template <class T>
-LK_INLINE Vec<T> exp(Vec<T> x) {
-  using K = ExpConstants<T>;
-  x = clamp(x, K::lowest, K::highest);
-  const Vec<T> shifted = x * K::log2_e + K::to_integer;
-  const Vec<T> n = shifted - K::to_integer;
-  const Vec<T> r = (x - n * K::ln2_high) - n * K::ln2_low;
-  const Vec<T> p = (r * r) * horner(K::Q, r) + r + T(1);
-#if defined(__AVX512F__)  // the same product, rounded once
-  if constexpr (sizeof(T) == 4) return (F)_mm512_scalef_ps((__m512)p, (__m512)n);
+// p 2^n, rounded once, subnormal results included; n = shifted - to_integer is a whole number.
+LK_INLINE D scale(D p, D n, D shifted) {
+  using K = ExpConstants<double>;
+  (void)n;
+  const L k = bit_cast<L>(shifted) - bit_cast<L>(splat<double>(K::to_integer));
+  const L half = k >> 1;
+  return (p * power_of_two<double>(half)) * power_of_two<double>(k - half);
+}
+LK_INLINE F scale(F p, F n, F shifted) {
+#if defined(__AVX512F__)
+  (void)shifted;
+  return (F)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  using K = ExpConstants<float>;
+  (void)n;
+  const I k = bit_cast<I>(shifted) - bit_cast<I>(splat<float>(K::to_integer));
+  const I half = k >> 1;
+  return (p * power_of_two<float>(half)) * power_of_two<float>(k - half);
 #endif
-  const Bits<T> k = bit_cast<Bits<T>>(shifted) - bit_cast<Bits<T>>(splat<T>(K::to_integer));
-  const Bits<T> half = k >> 1;
-  return (p * power_of_two<T>(half)) * power_of_two<T>(k - half);
+}
+
+// e^x = 2^n e^r, n = round(x / ln 2), e^r = 1 + r + r^2 Q(r). NaN stays NaN.
+template <class V>
+LK_INLINE V exp(V x) {
+  using K = ExpConstants<Scalar<V>>;
+  x = map([](auto v) { return clamp(v, K::lowest, K::highest); }, x);
+  const V shifted = x * K::log2_e + K::to_integer;
+  const V n = shifted - K::to_integer;
+  const V r = (x - n * K::ln2_high) - n * K::ln2_low;
+  const V p = (r * r) * horner(K::Q, r) + r + Scalar<V>(1);
+  return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n, shifted);
 }
 
 // psi(d) = e^d - 1 - d >= 0, and expm1(d) = psi(d) + d, with no cancellation: d^2 P(d) where |d| < 1.
-template <class T>
-LK_INLINE void psi_expm1(Vec<T> d, Vec<T>& psi, Vec<T>& expm1) {
-  const Vec<T> small = (d * d) * horner(ExpConstants<T>::P, d);
-  const Vec<T> large = exp<T>(d) - T(1);
-  const Bits<T> near = (d < T(1)) & (d > T(-1));
-  psi = near ? small : large - d;
-  expm1 = near ? small + d : large;
+template <class V>
+LK_INLINE void psi_expm1(V d, V& psi, V& expm1) {
+  using T = Scalar<V>;
+  const V small = (d * d) * horner(ExpConstants<T>::P, d);
+  const V large = exp(d) - T(1);
+  const auto near = [](auto x, auto if_near, auto if_far) {
+    return ((x < T(1)) & (x > T(-1))) ? if_near : if_far;
+  };
+  psi = map(near, d, small, large - d);
+  expm1 = map(near, d, small + d, large);
 }
 
 }  // namespace LK_ISA

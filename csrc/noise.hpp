@@ -58,14 +58,13 @@ LK_INLINE Words<kChains> philox(const RoundKeys& keys, uint64_t first, uint32_t 
 
 // Two normals from two words: radius from the first, angle from the second. u lies in (0, 1].
 template <int N>
-LK_INLINE void box_muller(const U (&radius_word)[N], const U (&angle_word)[N], Pack<N>& even, Pack<N>& odd) {
-  Pack<N> u, t;
+LK_INLINE void box_muller(const U (&radius_word)[N], const U (&angle_word)[N], Pack<F, N>& even, Pack<F, N>& odd) {
+  Pack<F, N> u, t, sine, cosine;
   for (int j = 0; j < N; ++j) {
     u.at[j] = to_float(radius_word[j]);
     t.at[j] = to_float(bit_cast<I>(angle_word[j]));
   }
-  const Pack<N> radius = map<N>([](F x) { return sqrt(x); }, ln(u * 0x1p-32f + 0x1p-33f) * -2.0f);
-  Pack<N> sine, cosine;
+  const Pack<F, N> radius = map([](F x) { return sqrt(x); }, ln(u * 0x1p-32f + 0x1p-33f) * -2.0f);
   sin_cos_pi(t * 0x1p-31f, sine, cosine);
   even = radius * cosine;
   odd = radius * sine;
@@ -87,7 +86,7 @@ LK_INLINE void noise_steps(const RoundKeys& keys, uint64_t& counter, int& i, int
       const U* w = words.w[j];
       float* to = out + i + 4 * W * j;
       if (substream == kNormals) {
-        Pack<2> even, odd;
+        Pack<F, 2> even, odd;
         box_muller<2>({w[0], w[2]}, {w[1], w[3]}, even, odd);
         store_interleaved(to, even.at[0], odd.at[0], even.at[1], odd.at[1]);
       } else {

@@ -62,6 +62,62 @@ inline Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
+// --- several registers in step --------------------------------------------------------------------------------
+
+// Long chains of dependent operations leave most of the processor idle, and its reordering window is too short
+// to reach the next chain. N chains written side by side fill it.
+template <class V, int N>
+struct Pack {
+  V at[N];
+};
+#define LK_PACK_OPERATOR(op)                                              \
+  template <class V, int N>                                               \
+  LK_INLINE Pack<V, N> operator op(Pack<V, N> x, const Pack<V, N>& y) {   \
+    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y.at[j];             \
+    return x;                                                             \
+  }                                                                       \
+  template <class V, int N, class T>                                      \
+  LK_INLINE Pack<V, N> operator op(Pack<V, N> x, T y) {                   \
+    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y;                   \
+    return x;                                                             \
+  }
+LK_PACK_OPERATOR(+)
+LK_PACK_OPERATOR(-)
+LK_PACK_OPERATOR(*)
+#undef LK_PACK_OPERATOR
+template <class V, int N>
+LK_INLINE Pack<V, N> operator-(Pack<V, N> x) {
+  for (int j = 0; j < N; ++j) x.at[j] = -x.at[j];
+  return x;
+}
+
+// f of every register.
+template <class V, int N, class Function, class... Packs>
+LK_INLINE Pack<V, N> map(Function f, const Pack<V, N>& first, const Packs&... others) {
+  Pack<V, N> y;
+  for (int j = 0; j < N; ++j) y.at[j] = f(first.at[j], others.at[j]...);
+  return y;
+}
+template <class V, class Function, class... Registers>
+LK_INLINE V map(Function f, V first, Registers... others) {
+  return f(first, others...);
+}
+
+template <class V>
+struct ScalarOf {
+  using type = typename ScalarOf<decltype(V{}.at[0] + V{}.at[0])>::type;
+};
+template <>
+struct ScalarOf<F> {
+  using type = float;
+};
+template <>
+struct ScalarOf<D> {
+  using type = double;
+};
+template <class V>
+using Scalar = typename ScalarOf<V>::type;
+
 template <class To, class From>
 inline To bit_cast(From x) {
   static_assert(sizeof(To) == sizeof(From), "same size");
@@ -76,15 +132,17 @@ struct Whole {};
 struct First {
   int k;
 };
+template <int N>
+struct Registers {};  // N whole registers, as a Pack
 
 template <class T>
-inline Vec<T> load(const T* p, Whole = {}) {
+LK_INLINE Vec<T> load(const T* p, Whole = {}) {
   Vec<T> v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
 template <class T>
-inline void store(T* p, Vec<T> v, Whole = {}) {
+LK_INLINE void store(T* p, Vec<T> v, Whole = {}) {
   std::memcpy(p, &v, sizeof v);
 }
 template <class T>
@@ -104,35 +162,48 @@ inline void store(T* p, Vec<T> v, First part) {
 #endif
   for (int i = 0; i < part.k; ++i) p[i] = v[i];
 }
+template <class T, int N>
+LK_INLINE Pack<Vec<T>, N> load(const T* p, Registers<N>) {
+  Pack<Vec<T>, N> v;
+  for (int j = 0; j < N; ++j) v.at[j] = load(p + j * lanes<T>);
+  return v;
+}
+template <class T, int N>
+LK_INLINE void store(T* p, const Pack<Vec<T>, N>& v, Registers<N>) {
+  for (int j = 0; j < N; ++j) store(p + j * lanes<T>, v.at[j]);
+}
 
 // Noise is always float32; widen it where the arithmetic is float64.
-template <class T, class Part>
-inline Vec<T> load_noise(const float* p, Part part);
-template <>
-inline F load_noise<float, Whole>(const float* p, Whole part) {
-  return load(p, part);
+template <class T>
+LK_INLINE Vec<T> load_noise(const float* p, Whole) {
+  if constexpr (sizeof(T) == 4) {
+    return load(p);
+  } else {
+    F_half v;
+    std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, D);
+  }
 }
-template <>
-inline F load_noise<float, First>(const float* p, First part) {
-  return load(p, part);
-}
-template <>
-inline D load_noise<double, Whole>(const float* p, Whole) {
-  F_half v;
-  std::memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(v, D);
-}
-template <>
-inline D load_noise<double, First>(const float* p, First part) {
-  float lane[W / 2] = {};
+template <class T>
+inline Vec<T> load_noise(const float* p, First part) {
+  float lane[W] = {};
   for (int i = 0; i < part.k; ++i) lane[i] = p[i];
-  return load_noise<double>(lane, Whole{});
+  return load_noise<T>(lane, Whole{});
+}
+template <class T, int N>
+LK_INLINE Pack<Vec<T>, N> load_noise(const float* p, Registers<N>) {
+  Pack<Vec<T>, N> v;
+  for (int j = 0; j < N; ++j) v.at[j] = load_noise<T>(p + j * lanes<T>, Whole{});
+  return v;
 }
 
-// Calls f(i, part) for i = 0, lanes, 2 lanes, ... so that the parts cover [0, n).
+// Calls f(i, part) for i = 0, ... so that the parts cover [0, n): several registers at a time, then one, then the
+// rest of one. Written once, f works on whichever `load(p + i, part)` returns.
 template <class T, class Body>
-inline void each(int64_t n, Body f) {
+LK_INLINE void each(int64_t n, Body f) {
+  constexpr int N = 2;
   int64_t i = 0;
+  for (; i + N * lanes<T> <= n; i += N * lanes<T>) f(i, Registers<N>{});
   for (; i + lanes<T> <= n; i += lanes<T>) f(i, Whole{});
   if (i < n) f(i, First{static_cast<int>(n - i)});
 }
@@ -223,20 +294,29 @@ LK_INLINE F sqrt(F x) {
 }
 
 // Sum of all lanes by halves: lane i takes lane i + n/2, then i + n/4, ...
-template <class T, int n>
-LK_INLINE T sum_by_halves(const T* lane) {
-  typedef T Half __attribute__((vector_size(sizeof(T) * n / 2)));
-  Half low, high;
-  std::memcpy(&low, lane, sizeof low);
-  std::memcpy(&high, lane + n / 2, sizeof high);
-  low += high;
-  if constexpr (n == 2) {
-    return low[0];
-  } else {
-    T next[n / 2];
-    std::memcpy(next, &low, sizeof low);
-    return sum_by_halves<T, n / 2>(next);
-  }
+LK_INLINE double sum_by_halves(D v) {
+  double lane[W / 2];
+  store(lane, v);
+  for (int half = W / 4; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+LK_INLINE float sum_by_halves(F v) {
+#if defined(__SSE2__)
+#if defined(__AVX512F__)
+  const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1));
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), upper);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#elif defined(__AVX2__)
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#else
+  __m128 four = (__m128)v;
+#endif
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
 }
 
 // Stores a, b, c, d so that out holds a[0] b[0] c[0] d[0] a[1] ... in the order of interleaved_index() below.
@@ -282,37 +362,6 @@ LK_INLINE U interleaved_index() {
   for (int i = 0; i < W; ++i) index[i] = static_cast<uint32_t>(i);
 #endif
   return index;
-}
-
-// --- several registers in step --------------------------------------------------------------------------------
-
-// Long chains of dependent operations leave most of the processor idle, and its reordering window is too short
-// to reach the next chain. N chains written side by side fill it.
-template <int N>
-struct Pack {
-  F at[N];
-};
-#define LK_PACK_OPERATOR(op)                                       \
-  template <int N>                                                 \
-  LK_INLINE Pack<N> operator op(Pack<N> x, const Pack<N>& y) {     \
-    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y.at[j];      \
-    return x;                                                      \
-  }                                                                \
-  template <int N>                                                 \
-  LK_INLINE Pack<N> operator op(Pack<N> x, float y) {              \
-    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y;            \
-    return x;                                                      \
-  }
-LK_PACK_OPERATOR(+)
-LK_PACK_OPERATOR(-)
-LK_PACK_OPERATOR(*)
-#undef LK_PACK_OPERATOR
-
-template <int N, class Function, class... Packs>
-LK_INLINE Pack<N> map(Function f, const Packs&... packs) {
-  Pack<N> y;
-  for (int j = 0; j < N; ++j) y.at[j] = f(packs.at[j]...);
-  return y;
 }
 
 }  // namespace LK_ISA

@@ -163,9 +163,7 @@ inline C lane_sum(const C* x, int n) {
   }
   for (int half = parts / 2; half > 0; half /= 2)
     for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
-  C lane[lanes<C>];
-  store(lane, sum[0]);
-  return sum_by_halves<C, lanes<C>>(lane);
+  return sum_by_halves(sum[0]);
 }
 
 // Collects the sums of a part's rows, tile after tile.

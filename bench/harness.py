@@ -1,0 +1,263 @@
+"""How a row is made: the answer is checked, rivals are timed in turns, then pytest-benchmark times the row by itself.
+
+pytest-benchmark finishes one row before it begins the next, and a shared machine changes its speed in between. So
+the first row of a group also times all of the group's contenders in rounds A B C A B C ..., and every ratio comes
+from the medians of those rounds; pytest-benchmark's own statistics stand beside them, for --benchmark-compare.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import machine
+import pytest
+import torch
+
+Call = Callable[[], Any]
+
+SLICE = 2e-3  # seconds of calls in one measurement: a thousand times the clock's resolution
+BUDGET = 0.6  # seconds of rounds in a group, where the least number of rounds allows
+ROUNDS = (9, 31)
+ROW_BUDGET = 0.12
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The contenders of a group, ready to run, and the check that each one's output must pass."""
+
+    calls: dict[str, Call]
+    check: Callable[[str, Any], None]  # (contender, output), raises AssertionError
+
+
+@dataclass(frozen=True)
+class Group:
+    """One op at one size, number of threads and device: rows that are compared with each other."""
+
+    op: str
+    shape: tuple[int, ...]
+    threads: int
+    device: str
+    contenders: tuple[str, ...]
+    elements: int
+    bytes: int  # that the least algorithm reads and writes; the count stands where the group is made
+    operations: int
+    prepare: Callable[[], Contest] = field(repr=False, compare=False)
+    ours: tuple[str, ...] = ("ours",)
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> str:
+        """The shape as text."""
+        return "x".join(map(str, self.shape))
+
+    @property
+    def place(self) -> str:
+        """Where it runs, as text."""
+        return self.device if self.device != "cpu" else f"{self.threads} thread{'s' * (self.threads > 1)}"
+
+
+@dataclass
+class Result:
+    """The interleaved times of a group, or what was wrong with an answer."""
+
+    group: Group
+    seconds: dict[str, float] = field(default_factory=dict)  # the median of one call
+    inner: dict[str, int] = field(default_factory=dict)  # calls in one measurement
+    rounds: int = 0
+    failure: AssertionError | None = None
+
+    def best_peer(self) -> str | None:
+        """The fastest contender that is not ours."""
+        peers = [name for name in self.seconds if name not in self.group.ours]
+        return min(peers, key=self.seconds.__getitem__) if peers else None
+
+
+results: dict[Group, Result] = {}
+_open: dict[Group, Contest] = {}  # at most one: a contest holds its tensors and its compiled functions
+
+
+def rows(groups: Iterable[Group]) -> list[Any]:
+    """pytest parameters (group, contender): the contenders of a group after each other."""
+    params = []
+    for group in groups:
+        marks = [pytest.mark.gpu] if group.device == "cuda" else []
+        for name in group.contenders:
+            label = f"{group.op}-{group.size}-{group.place}-{name}".replace(" ", "_")
+            params.append(pytest.param(group, name, id=label, marks=marks))
+    return params
+
+
+def run(benchmark: Any, group: Group, contender: str) -> None:
+    """One row. The group's first row checks and times all of its contenders."""
+    torch.set_num_threads(group.threads)
+    contest = _contest(group)
+    if group not in results:
+        results[group] = _measure(group, contest)
+    result = results[group]
+    if result.failure is not None:
+        raise result.failure
+    benchmark.group = f"{group.op} {group.size}, {group.place}"
+    benchmark.extra_info.update(_facts(result, contender))
+    seconds, inner = result.seconds[contender], result.inner[contender]
+    rounds = _between(ROW_BUDGET / (seconds * inner), 5, 30)
+    benchmark.pedantic(_synchronized(contest.calls[contender], group), rounds=rounds, iterations=inner, warmup_rounds=1)
+
+
+def _contest(group: Group) -> Contest:
+    if group not in _open:
+        _open.clear()
+        gc.collect()
+        torch._dynamo.reset()  # or code compiled for another number of threads would be used again
+        _open[group] = group.prepare()
+    return _open[group]
+
+
+def _synchronized(call: Call, group: Group) -> Call:
+    """pytest-benchmark's clock is the host's: on a GPU it must wait. The interleaved times use device events."""
+    if group.device != "cuda":
+        return call
+
+    def waiting() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return waiting
+
+
+def _measure(group: Group, contest: Contest) -> Result:
+    assert set(contest.calls) == set(group.contenders)
+    result = Result(group)
+    try:
+        for name, call in contest.calls.items():
+            contest.check(name, call())
+    except AssertionError as error:
+        result.failure = AssertionError(f"{group.op} {group.size}, {group.place}: wrong answer of {name}: {error}")
+        return result
+    result.seconds, result.inner, result.rounds = interleave(contest.calls, group.device)
+    return result
+
+
+def interleave(calls: dict[str, Call], device: str) -> tuple[dict[str, float], dict[str, int], int]:
+    """Median seconds of one call, calls in one measurement, and rounds, over rounds of one measurement of each."""
+    measure = _seconds_on_gpu if device == "cuda" else _seconds
+    inner, once = {}, {}
+    for name, call in calls.items():
+        count = 1
+        while (elapsed := measure(call, count)) < SLICE / 4:
+            count *= 4
+        once[name] = elapsed / count
+        inner[name] = _between(SLICE / once[name], 1, 100_000)
+    rounds = _between(BUDGET / sum((inner[name] + 1) * once[name] for name in calls), *ROUNDS)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, call in calls.items():
+                call()  # untimed: its code and data come back to the caches that the rival used
+                times[name].append(measure(call, inner[name]) / inner[name])
+    finally:
+        gc.enable()
+    return {name: statistics.median(t) for name, t in times.items()}, inner, rounds
+
+
+def _seconds(call: Call, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - start
+
+
+def _seconds_on_gpu(call: Call, count: int) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(count):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) * 1e-3
+
+
+def _between(x: float, low: int, high: int) -> int:
+    return max(low, min(high, round(x)))
+
+
+def percent_of_copy(group: Group, seconds: float) -> float:
+    """The counted bytes a second, of what a plain copy reaches in this run."""
+    torch.set_num_threads(group.threads)
+    return 100 * group.bytes / seconds / machine.copy_bandwidth(group.threads, group.device)
+
+
+def _facts(result: Result, contender: str) -> dict[str, Any]:
+    """The row's extra_info."""
+    group, seconds = result.group, result.seconds[contender]
+    facts = {
+        "op": group.op,
+        "shape": group.size,
+        "dtype": group.dtype,
+        "device": group.device,
+        "threads": group.threads,
+        "contender": contender,
+        "elements": group.elements,
+        "bytes": group.bytes,
+        "operations": group.operations,
+        "interleaved_median_us": seconds * 1e6,
+        "interleaved_rounds": result.rounds,
+        "ns_per_element": seconds * 1e9 / group.elements,
+        "gb_per_s": group.bytes / seconds * 1e-9,
+        "copy_gb_per_s": machine.copy_bandwidth(group.threads, group.device) * 1e-9,
+        "percent_of_copy": percent_of_copy(group, seconds),
+        "gop_per_s": group.operations / seconds * 1e-9,
+        "percent_of_gemm": 100 * group.operations / seconds / machine.gemm_rate(group.threads, group.device),
+    }
+    peer = result.best_peer()
+    if contender in group.ours and peer is not None:
+        facts |= {"best_peer": peer, "ratio_to_best_peer": result.seconds[peer] / seconds}
+    return {key: float(f"{x:.4g}") if isinstance(x, float) else x for key, x in facts.items()}
+
+
+def graphed(call: Call) -> Call:
+    """Replays a CUDA graph of `call`: the same kernels without their launch costs. Its outputs are overwritten."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
+    """Every element within `tolerance` of the float64 value, relative to 1 + |value|."""
+    error = ((got.double() - expected).abs() / (1 + expected.abs())).max().item()
+    assert error <= tolerance, f"{what} is off by {error:.2g}, allowed {tolerance:.2g}"
+
+
+def moments(x: torch.Tensor, mean: float, variance: float, fourth: float, what: str) -> None:
+    """Sample mean and variance within six standard errors; `fourth` is the fourth central moment."""
+    x = x.double().flatten()
+    n = x.numel()
+    assert bool(torch.isfinite(x).all()), f"{what} is not finite"
+    error = abs(x.mean().item() - mean) / (variance / n) ** 0.5
+    assert error < 6, f"the mean of {what} is {error:.1f} standard errors off"
+    error = abs((x - mean).square().mean().item() - variance) / ((fourth - variance**2) / n) ** 0.5
+    assert error < 6, f"the variance of {what} is {error:.1f} standard errors off"
+
+
+def places(threads: Sequence[int]) -> list[tuple[int, str]]:
+    """(threads, "cpu") for each number of threads that this machine's cores can run."""
+    return [(t, "cpu") for t in threads if t <= max(torch.get_num_threads(), 1)]

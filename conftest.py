@@ -1,0 +1,58 @@
+"""Options of the suite: `pytest` runs the tests, `pytest --benchmark` the timings in bench/, `--slow` the long tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parent / "bench"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The two flags."""
+    group = parser.getgroup("latent-kernels")
+    group.addoption("--benchmark", action="store_true", help="run the timings in bench/ and no tests")
+    group.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under --benchmark: bench/ in place of the tests, and a table that fits a terminal."""
+    if not config.getoption("--benchmark"):
+        return
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = [str(BENCH)]
+    if getattr(config.option, "benchmark_columns", ()) is None:
+        config.option.benchmark_columns = ["median", "iqr", "min", "rounds", "iterations"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips, with the reason, what was not asked for or cannot run here."""
+    benchmark, slow = config.getoption("--benchmark"), config.getoption("--slow")
+    for item in items:
+        if not benchmark and BENCH in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="a timing; run with --benchmark"))
+        if not slow and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+        if item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="torch finds no GPU"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# In this file because --benchmark-compare asks for it before bench/conftest.py is read.
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What the figures depend on, and nothing that names the machine."""
+    if config.getoption("--benchmark"):
+        sys.path.insert(0, str(BENCH))
+        from machine import describe
+
+        machine_info.clear()
+        machine_info.update(describe())
