@@ -1,4 +1,4 @@
-"""Options of the suite: `pytest` runs the tests, `pytest --benchmark` the timings in bench/, `--slow` the long tests."""
+"""The suite's flags: `pytest` runs the tests, with `--slow` the long ones too; `pytest --benchmark` times bench/."""
 
 from __future__ import annotations
 

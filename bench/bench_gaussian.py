@@ -1,4 +1,4 @@
-"""`lk.rsample_kl`, `lk.gaussian_kl` and `lk.gaussian_log_prob` against plain torch, compiled and not, and distributions.
+"""`lk.rsample_kl`, `lk.gaussian_kl`, `lk.gaussian_log_prob` against plain torch, torch.compile and distributions.
 
 Forward rows run without gradients being recorded; the others call torch.autograd.grad with given gradients of the
 outputs, the same for every contender, so that nothing accumulates. Every contender draws fresh noise at every call.

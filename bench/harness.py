@@ -66,7 +66,8 @@ class Result:
     """The interleaved times of a group, or what was wrong with an answer."""
 
     group: Group
-    seconds: dict[str, float] = field(default_factory=dict)  # the median of one call
+    seconds: dict[str, float] = field(default_factory=dict)  # of one call, the median round
+    fastest: dict[str, float] = field(default_factory=dict)  # the fastest round
     inner: dict[str, int] = field(default_factory=dict)  # calls in one measurement
     rounds: int = 0
     failure: AssertionError | None = None
@@ -82,7 +83,7 @@ _open: dict[Group, Contest] = {}  # at most one: a contest holds its tensors and
 
 
 def rows(groups: Iterable[Group]) -> list[Any]:
-    """pytest parameters (group, contender): the contenders of a group after each other."""
+    """Parameters (group, contender): the contenders of a group after each other."""
     params = []
     for group in groups:
         marks = [pytest.mark.gpu] if group.device == "cuda" else []
@@ -138,12 +139,15 @@ def _measure(group: Group, contest: Contest) -> Result:
     except AssertionError as error:
         result.failure = AssertionError(f"{group.op} {group.size}, {group.place}: wrong answer of {name}: {error}")
         return result
-    result.seconds, result.inner, result.rounds = interleave(contest.calls, group.device)
+    times, result.inner = interleave(contest.calls, group.device)
+    result.seconds = {name: statistics.median(t) for name, t in times.items()}
+    result.fastest = {name: min(t) for name, t in times.items()}
+    result.rounds = len(times[group.ours[0]])
     return result
 
 
-def interleave(calls: dict[str, Call], device: str) -> tuple[dict[str, float], dict[str, int], int]:
-    """Median seconds of one call, calls in one measurement, and rounds, over rounds of one measurement of each."""
+def interleave(calls: dict[str, Call], device: str) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of one call in each round, and calls in one measurement; a round measures each contender once."""
     measure = _seconds_on_gpu if device == "cuda" else _seconds
     inner, once = {}, {}
     for name, call in calls.items():
@@ -163,7 +167,7 @@ def interleave(calls: dict[str, Call], device: str) -> tuple[dict[str, float], d
                 times[name].append(measure(call, inner[name]) / inner[name])
     finally:
         gc.enable()
-    return {name: statistics.median(t) for name, t in times.items()}, inner, rounds
+    return times, inner
 
 
 def _seconds(call: Call, count: int) -> float:
@@ -189,8 +193,7 @@ def _between(x: float, low: int, high: int) -> int:
 
 
 def percent_of_copy(group: Group, seconds: float) -> float:
-    """The counted bytes a second, of what a plain copy reaches in this run."""
-    torch.set_num_threads(group.threads)
+    """The counted bytes a second, of what a plain copy reaches in this run with as many threads."""
     return 100 * group.bytes / seconds / machine.copy_bandwidth(group.threads, group.device)
 
 
@@ -208,6 +211,7 @@ def _facts(result: Result, contender: str) -> dict[str, Any]:
         "bytes": group.bytes,
         "operations": group.operations,
         "interleaved_median_us": seconds * 1e6,
+        "interleaved_fastest_us": result.fastest[contender] * 1e6,
         "interleaved_rounds": result.rounds,
         "ns_per_element": seconds * 1e9 / group.elements,
         "gb_per_s": group.bytes / seconds * 1e-9,
@@ -218,7 +222,8 @@ def _facts(result: Result, contender: str) -> dict[str, Any]:
     }
     peer = result.best_peer()
     if contender in group.ours and peer is not None:
-        facts |= {"best_peer": peer, "ratio_to_best_peer": result.seconds[peer] / seconds}
+        fastest = result.fastest[peer] / result.fastest[contender]
+        facts |= {"best_peer": peer, "ratio_to_best_peer": result.seconds[peer] / seconds, "ratio_of_fastest": fastest}
     return {key: float(f"{x:.4g}") if isinstance(x, float) else x for key, x in facts.items()}
 
 

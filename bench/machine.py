@@ -85,7 +85,7 @@ def copy_bandwidth(threads: int, device: str) -> float:
     """
     count = COPY_ELEMENTS * (8 if device == "cuda" else 1)
     source, target = torch.ones(count, device=device), torch.zeros(count, device=device)
-    return 2 * 4 * count / _best_seconds(lambda: target.copy_(source), device, 12)
+    return 2 * 4 * count / _best_seconds(lambda: target.copy_(source), device, 20)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import harness
 import machine
 
 HEAD = f"{'size':>14}  {'where':9}  {'contender':>9} {'median':>10} {'ns/elem':>8} {'GB/s':>6} {'% copy':>6}   "
-HEAD += f"{'best peer':>13} {'median':>10} {'ratio':>7}"
+HEAD += f"{'best peer':>13} {'median':>10} {'ratio':>7} {'fastest':>8}"
 
 
 def closing_table() -> Iterator[str]:
@@ -17,7 +17,8 @@ def closing_table() -> Iterator[str]:
     if not done:
         return
     yield ""
-    yield "Interleaved medians; ratio = best peer / ours, so below 1 plain torch wins."
+    yield "Medians of interleaved rounds; ratio = best peer / ours, so below 1 plain torch wins; fastest = the same of"
+    yield "the fastest rounds, which a busy machine disturbs less."
     yield "GB/s counts the bytes of the least algorithm; % copy is of a plain copy beyond the caches:"
     for threads, device in sorted({(r.group.threads, r.group.device) for r in done}):
         place = device if device != "cpu" else f"{threads} thread{'s' * (threads > 1)}"
@@ -46,7 +47,9 @@ def _line(result: harness.Result, name: str) -> tuple[str, bool]:
     if peer is None:
         return line + f"{'none':>13}", False
     ratio = result.seconds[peer] / seconds
-    return line + f"{peer:>13} {_time(result.seconds[peer])} {ratio:6.2f}x" + "  LOSES" * (ratio < 1), ratio < 1
+    fastest = result.fastest[peer] / result.fastest[name]
+    line += f"{peer:>13} {_time(result.seconds[peer])} {ratio:6.2f}x {fastest:7.2f}x" + "  LOSES" * (ratio < 1)
+    return line, ratio < 1
 
 
 def _time(seconds: float) -> str:

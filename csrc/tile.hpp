@@ -156,9 +156,9 @@ inline C lane_sum(const C* x, int n) {
     for (int k = 0; k < parts; ++k) sum[k] += load(x + i + k * lanes<C>);
   if (i < n) {
     for (int k = 0; k < parts; ++k) {
-      Bits<C> index;
-      for (int lane = 0; lane < lanes<C>; ++lane) index[lane] = i + k * lanes<C> + lane;
-      sum[k] += index < n ? load(x + i + k * lanes<C>) : Vec<C>{};
+      Bits<C> index = {};
+      for (int lane = 0; lane < lanes<C>; ++lane) index[lane] = lane;
+      sum[k] += index < n - i - k * lanes<C> ? load(x + i + k * lanes<C>) : Vec<C>{};
     }
   }
   for (int half = parts / 2; half > 0; half /= 2)

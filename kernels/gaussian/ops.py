@@ -151,7 +151,7 @@ def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
     """[groups, samples or 1, rows, cols] view of a contiguous input."""
     groups, samples, rows, cols = sizes
     plane = groups * rows * cols
-    own = samples if samples == 0 or (plane and x.numel() == plane * samples) else 1
+    own = samples if x.numel() == plane * samples else 1
     return x.view(groups, own, rows, cols)
 
 

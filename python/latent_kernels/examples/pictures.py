@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 
 _INK = "gray_r"
-_GRID = 20
+_GRID = 18
+_GAP = 1
+_PITCH = SIDE + 2 * _GAP
 _NAMES = {"bernoulli": "Bernoulli likelihood", "gaussian": "Gaussian likelihood, learned variance"}
 
 
@@ -28,7 +30,6 @@ class Curve(NamedTuple):
     """One model's training, to be drawn."""
 
     likelihood: str
-    label: str
     latent: int
     plain: bool
     history: Sequence[Epoch]
@@ -54,11 +55,12 @@ def _draw_manifold(ax: Axes, model: VAE) -> None:
     z2, z1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     ax.imshow(_tiles(model.decode(torch.stack((z1, z2), dim=-1).reshape(-1, 2)), _GRID), cmap=_INK, vmin=0, vmax=1)
     cells = range(1, _GRID, 3)
-    middles = [SIDE * (cell + 0.5) - 0.5 for cell in cells]
+    middles = [_PITCH * (cell + 0.5) - 0.5 for cell in cells]
     labels = [f"{quantiles[cell]:.1f}" for cell in cells]
     ax.set_xticks(middles, labels)
-    ax.set_yticks([SIDE * _GRID - 1 - middle for middle in middles], labels)
-    ax.set(title=f"decoded grid, {_NAMES[model.likelihood]}", xlabel="$z_1$ (prior quantiles)", ylabel="$z_2$")
+    ax.set_yticks([_PITCH * _GRID - 1 - middle for middle in middles], labels)
+    title = f"decoded grid, {_NAMES[model.likelihood]}"
+    ax.set(title=title, xlabel="$z_1$ (in steps of equal probability)", ylabel="$z_2$ (likewise)")
 
 
 def _draw_posterior_means(ax: Axes, model: VAE, digits: Digits) -> None:
@@ -110,7 +112,9 @@ def training_curves(curves: Sequence[Curve], path: Path) -> None:
             low, high = min(s[0] for s in shown), max(s[1] for s in shown)
             margin = 0.05 * (high - low) or 1.0
             ax.set(ylim=(low - margin, high + margin), xlabel="epoch", ylabel="nats per image")
-            name = {"elbo": "ELBO", "reconstruction": "reconstruction, $\\log p(x|z)$", "kl": "KL$(q \\,\\|\\, p)$"}[term]
+            name = {"elbo": "ELBO", "reconstruction": "reconstruction, $\\log p(x|z)$", "kl": "KL$(q \\,\\|\\, p)$"}[
+                term
+            ]
             ax.set_title(f"{likelihood.capitalize()}: {name}", fontsize=11)
             ax.grid(alpha=0.3)
     keys = [Line2D([], [], color=f"C{i}", label=f"D = {latent}") for i, latent in enumerate(latents)]
@@ -136,10 +140,9 @@ def _draw_curve(ax: Axes, curve: Curve, term: str, colour: str) -> tuple[float, 
 
 
 def _tiles(images: Tensor, columns: int) -> list[list[float]]:
-    """[N, 64] images as one picture, `columns` in a row."""
-    tiles: list[list[float]] = (
-        images.reshape(-1, columns, SIDE, SIDE).transpose(1, 2).reshape(-1, columns * SIDE).tolist()
-    )
+    """[N, 64] images as one picture, `columns` in a row, with white between them: the digits fill their squares."""
+    squares = torch.nn.functional.pad(images.reshape(-1, columns, SIDE, SIDE), (_GAP, _GAP, _GAP, _GAP))
+    tiles: list[list[float]] = squares.transpose(1, 2).reshape(-1, columns * _PITCH).tolist()
     return tiles
 
 

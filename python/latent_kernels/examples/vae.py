@@ -64,7 +64,7 @@ class VAE(nn.Module):
             self.pixel_logvar = nn.Parameter(torch.full((pixels,), -3.0))
 
     def elbo(self, x: Tensor, num_samples: int | None = None, ops: Ops = FUSED) -> tuple[Tensor, Tensor]:
-        """The two terms of the evidence lower bound, reconstruction - kl.
+        """The two terms of the evidence lower bound, reconstruction - kl: log p(x|z) and KL(q(z|x) || p(z)).
 
         Args:
             x: images in [0, 1], [B, pixels].
@@ -72,7 +72,8 @@ class VAE(nn.Module):
             ops: the fused kernels or plain torch.
 
         Returns:
-            reconstruction, log p(x|z), [S, B] or [B]; kl, KL(q(z|x) || p(z)), [B].
+            reconstruction of shape [S, B] or [B]; kl of shape [B].
+
         """
         mean, logvar = self.encode(x)
         z, kl = ops.rsample_kl(mean, logvar, num_samples)
@@ -84,7 +85,7 @@ class VAE(nn.Module):
         return mean, logvar
 
     def log_likelihood(self, x: Tensor, z: Tensor, ops: Ops = FUSED) -> Tensor:
-        """log p(x|z), [..., B]."""
+        """The reconstruction term log p(x|z), [..., B]."""
         out = self.decoder(z)
         if self.likelihood == "gaussian":
             return ops.log_prob(x, out, self.logvar())
@@ -109,7 +110,7 @@ class Terms(NamedTuple):
 
     @property
     def elbo(self) -> float:
-        """reconstruction - kl."""
+        """The bound itself, reconstruction - kl."""
         return self.reconstruction - self.kl
 
 
@@ -121,7 +122,7 @@ class Epoch(NamedTuple):
 
 
 def train(
-    model: VAE, images: Tensor, held_out: Tensor, *, epochs: int, ops: Ops = FUSED, batch: int = 64, lr: float = 2e-3
+    model: VAE, images: Tensor, held_out: Tensor, *, epochs: int, ops: Ops = FUSED, batch: int = 64, lr: float = 3e-3
 ) -> Iterator[Epoch]:
     """Maximizes the ELBO with Adam; yields after every epoch.
 
@@ -130,18 +131,18 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     for _ in range(epochs):
         sums = torch.zeros(2)
-        for rows in torch.randperm(len(images)).split(batch):
+        for rows in torch.split(torch.randperm(len(images)), batch):
             reconstruction, kl = model.elbo(images[rows], ops=ops)
             loss = (kl - reconstruction).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             sums += torch.stack((reconstruction.sum(), kl.sum())).detach()
         yield Epoch(Terms(*(sums / len(images)).tolist()), evaluate(model, held_out, ops=ops))
 
 
 @torch.no_grad()
-def evaluate(model: VAE, images: Tensor, *, num_samples: int = 1, ops: Ops = FUSED) -> Terms:
+def evaluate(model: VAE, images: Tensor, *, num_samples: int = 8, ops: Ops = FUSED) -> Terms:
     """The ELBO's terms, averaged over images and `num_samples` draws of z for each."""
     reconstruction, kl = model.elbo(images, num_samples, ops)
     return Terms(float(reconstruction.mean()), float(kl.mean()))

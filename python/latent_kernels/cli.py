@@ -1,0 +1,228 @@
+"""The command line, `latent-kernels`: `info` and `demo`.
+
+typer, rich and matplotlib are an extra, so this module imports none of them before `main` has looked for them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    import typer
+
+_EXTRA = ("typer", "rich", "matplotlib")
+_PACKAGES = ("torch", "numpy", "numba", "triton", "scikit-learn")
+
+
+def main() -> None:
+    """The console entry point."""
+    missing = [name for name in _EXTRA if find_spec(name) is None]
+    if missing:
+        print(
+            f"latent-kernels: the command line needs {', '.join(missing)}: pip install latent-kernels[cli]",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    application()()
+
+
+def application() -> "typer.Typer":
+    """The typer app."""
+    import typer
+
+    app = typer.Typer(
+        help="Compiled kernels for latent-variable models.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.command("info")
+    def info_command() -> None:
+        """Show what is active: backends, SIMD width, threads, versions, GPU, and why a backend is off."""
+        _check_backends()
+        info()
+
+    @app.command("demo")
+    def demo_command(
+        seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
+        out: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("demo"),
+        epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
+        threads: Annotated[int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")] = 1,
+    ) -> None:
+        """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two minutes)."""
+        _check_backends()
+        demo(seed, out, epochs, threads)
+
+    return app
+
+
+def _fail(message: str, code: int = 1) -> "typer.Exit":
+    import typer
+
+    typer.echo(f"latent-kernels: {message}", err=True)
+    return typer.Exit(code)
+
+
+def _check_backends() -> None:
+    """Ends the command where LATENT_KERNELS_BACKEND asks for something unknown."""
+    from latent_kernels import _backends
+
+    try:
+        _backends.forced()
+    except ValueError as error:
+        raise _fail(str(error)) from None
+
+
+# --- demo -------------------------------------------------------------------------------------------------------
+
+
+def demo(seed: int, out: Path, epochs: int | None, threads: int) -> None:
+    """Runs the demo and says where everything is."""
+    import dataclasses
+
+    import torch
+    from rich.console import Console
+
+    from latent_kernels import _backends
+    from latent_kernels.examples import demo as example
+
+    try:
+        for op in _backends.BACKENDS:
+            _backends.backend_name(op, torch.device("cpu"))
+        _make_writable(out)
+    except RuntimeError as error:
+        raise _fail(str(error)) from None
+    except OSError as error:
+        raise _fail(f"cannot write to {out}: {error.strerror or error}") from None
+    torch.set_num_threads(threads)
+    settings = dataclasses.replace(example.SETTINGS, seed=seed)
+    if epochs is not None:
+        settings = dataclasses.replace(settings, epochs=epochs)
+    console = Console()
+    try:
+        outcome = example.run(settings, out, console)
+    except KeyboardInterrupt:
+        raise _fail(f"stopped while writing; what is complete is in {out}", 130) from None
+    except OSError as error:
+        raise _fail(f"stopped: {error}") from None
+    names = ", ".join(path.name for path in outcome.files)
+    if outcome.interrupted:
+        raise _fail(f"stopped; in {out}: {names}" if names else "stopped before there was anything to draw", 130)
+    console.print(f"[bold]Done in {outcome.seconds:.0f} s.[/bold] In {out}: {names}.", highlight=False)
+    for line in outcome.comparison.summary():
+        console.print(line, highlight=False)
+
+
+def _make_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".latent-kernels-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+
+
+# --- info -------------------------------------------------------------------------------------------------------
+
+
+def info() -> None:
+    """Prints tables on a terminal, and plain `name: value` lines into a pipe or file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    facts, backends = _facts(), _backend_rows()
+    if not console.is_terminal:
+        for name, value in facts:
+            print(f"{name}: {value}")
+        for op, cpu, cuda, off in backends:
+            print(f"op {op}: CPU {cpu}; CUDA {cuda}; off: {off}")
+        return
+    table = Table(show_header=False, title="latent-kernels")
+    for fact in facts:
+        table.add_row(*fact)
+    console.print(table)
+    table = Table("op", "on CPU", "on CUDA", "off, and why", title="Backends")
+    for row in backends:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _facts() -> list[tuple[str, str]]:
+    import torch
+
+    from latent_kernels import _backends, _core
+
+    facts = [("latent-kernels", version("latent-kernels")), ("Python", sys.version.split()[0])]
+    facts += [(package, _version(package)) for package in _PACKAGES]
+    facts += [
+        ("SIMD builds this CPU runs", ", ".join(_core.simd_builds())),
+        ("SIMD build in use", f"{_core.simd_build()}, {_core.simd_lanes()} float32 lanes"),
+        ("threads", str(torch.get_num_threads())),
+        ("GPU", _gpu()),
+        (_backends.VARIABLE, os.environ.get(_backends.VARIABLE) or "not set"),
+    ]
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        names = (torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return f"{', '.join(names)}; driver {_driver()}, CUDA {torch.version.cuda}"
+    if torch.version.cuda is None:
+        return "none: this torch is built without CUDA"
+    return f"none: torch (built for CUDA {torch.version.cuda}) finds no GPU"
+
+
+def _driver() -> str:
+    """The driver's version; torch does not tell it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "of unknown version"
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "of unknown version"
+    return found[0] if found else "of unknown version"
+
+
+def _backend_rows() -> list[tuple[str, str, str, str]]:
+    """(op, backend on CPU, backend on CUDA, what is off and why)."""
+    import torch
+
+    from latent_kernels import _backends
+
+    missing = _backends.triton_missing()
+    rows = []
+    for op, names in _backends.BACKENDS.items():
+        cpu = _used(op, "cpu")
+        cuda = _used(op, "cuda") if torch.cuda.is_available() else "no GPU"
+        off = f"triton: {missing}" if "triton" in names and missing is not None else "nothing"
+        rows.append((op, cpu, cuda, off))
+    return rows
+
+
+def _used(op: str, device: str) -> str:
+    import torch
+
+    from latent_kernels import _backends
+
+    try:
+        name = _backends.backend_name(op, torch.device(device))
+    except RuntimeError as error:
+        return str(error)
+    return f"{name} (forced)" if op in _backends.forced() else name

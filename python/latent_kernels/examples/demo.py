@@ -1,0 +1,167 @@
+"""`latent-kernels demo`: trains the VAEs of `vae`, draws them, and compares them with plain torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from latent_kernels.examples import measure, pictures, report
+from latent_kernels.examples.digits import Digits, load
+from latent_kernels.examples.measure import Size
+from latent_kernels.examples.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Epoch, Ops, Terms, evaluate, train
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo does; the defaults take about a minute on one core."""
+
+    seed: int = 0
+    epochs: int = 150
+    latents: tuple[int, ...] = (2, 5, 10, 20)
+    hidden: int = 256
+    compared_latent: int = 10
+    compared_seeds: int = 3
+    held_out_samples: int = 64
+    sizes: tuple[Size, ...] = (Size("demo", 64, None, 10, 256, 400), Size("large", 1024, 16, 64, 256, 15))
+
+
+SETTINGS = Settings()
+
+
+@dataclass
+class Run:
+    """One model and its training so far."""
+
+    model: VAE
+    ops: Ops
+    seed: int
+    history: list[Epoch] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """What the demo leaves behind."""
+
+    files: list[Path]
+    runs: list[Run]
+    comparison: report.Comparison
+    interrupted: bool
+    seconds: float
+
+
+def run(settings: Settings, out: Path, console: Console) -> Outcome:
+    """Trains, measures, and writes pictures and tables to `out`, an existing folder.
+
+    A KeyboardInterrupt on the way ends the work but not the writing: what is there by then is drawn.
+    """
+    start = time.perf_counter()
+    digits = load()
+    comparison = report.Comparison(torch.get_num_threads(), settings.compared_latent, settings.held_out_samples)
+    runs: list[Run] = []
+    interrupted = False
+    try:
+        _train_all(settings, digits, runs, comparison, console)
+        with console.status("Measuring steps against plain torch"):
+            for size in settings.sizes:
+                comparison.costs += measure.compare(size, digits.train, seed=settings.seed)
+    except KeyboardInterrupt:
+        interrupted = True
+    files = _write(settings, digits, runs, comparison, out)
+    _show(comparison, console)
+    return Outcome(files, runs, comparison, interrupted, time.perf_counter() - start)
+
+
+def _plan(settings: Settings) -> list[tuple[str, int, int, Ops]]:
+    """(likelihood, latent size, seed, ops) of each model: those to draw, then those only to compare."""
+    plan = [(name, latent, settings.seed, FUSED) for latent in settings.latents for name in LIKELIHOODS]
+    for seed in range(settings.seed, settings.seed + settings.compared_seeds):
+        for ops in (FUSED, PLAIN):
+            compared = ("gaussian", settings.compared_latent, seed, ops)
+            if compared not in plan:
+                plan.append(compared)
+    return plan
+
+
+def _train_all(
+    settings: Settings, digits: Digits, runs: list[Run], comparison: report.Comparison, console: Console
+) -> None:
+    plan = _plan(settings)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[terms]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    with progress:
+        models = progress.add_task("models", total=len(plan), terms="")
+        for likelihood, latent, seed, ops in plan:
+            task = progress.add_task(f"{likelihood} D={latent}", total=settings.epochs, terms="")
+            torch.manual_seed(seed)
+            current = Run(VAE(latent, likelihood, settings.hidden), ops, seed)
+            runs.append(current)
+            for epoch in train(current.model, digits.train, digits.held_out, epochs=settings.epochs, ops=ops):
+                current.history.append(epoch)
+                progress.update(task, advance=1, terms=_terms(epoch.held_out))
+            torch.manual_seed(seed)
+            final = evaluate(current.model, digits.held_out, num_samples=settings.held_out_samples, ops=ops)
+            progress.remove_task(task)
+            label = f"{likelihood} D={latent} seed {seed} {ops.name}"
+            progress.console.print(f"{label:<37} {_terms(final)} nats", highlight=False)
+            progress.advance(models)
+            if (likelihood, latent) == ("gaussian", settings.compared_latent):
+                (comparison.ours if ops is FUSED else comparison.plain)[seed] = final
+
+
+def _terms(terms: Terms) -> str:
+    return f"ELBO {terms.elbo:6.2f} = {terms.reconstruction:6.2f} - KL {terms.kl:5.2f}"
+
+
+def _write(settings: Settings, digits: Digits, runs: list[Run], comparison: report.Comparison, out: Path) -> list[Path]:
+    """Everything that at least one epoch of training gives reason for; returns what was written."""
+    started = [r for r in runs if r.history]
+    shown = [r for r in started if r.seed == settings.seed]
+    ours = [r.model for r in shown if r.ops is FUSED]
+    curves = [pictures.Curve(r.model.likelihood, r.model.latent, r.ops is PLAIN, r.history) for r in shown]
+    planar = [model for model in ours if model.latent == 2]
+    jobs: list[tuple[str, bool, Callable[[Path], object]]] = [
+        ("manifold.png", bool(planar), lambda path: pictures.manifold(planar, digits, path)),
+        ("prior_samples.png", bool(ours), lambda path: pictures.prior_samples(ours, path, seed=settings.seed)),
+        ("training_curves.png", bool(curves), lambda path: pictures.training_curves(curves, path)),
+    ]
+    measured = bool(comparison.costs or comparison.seeds())
+    jobs += [
+        ("comparison.md", measured, lambda path: path.write_text(comparison.markdown(), encoding="utf-8")),
+        ("comparison.json", measured, lambda path: path.write_text(comparison.as_json(), encoding="utf-8")),
+    ]
+    files = []
+    for name, wanted, write in jobs:
+        if wanted:
+            write(out / name)
+            files.append(out / name)
+    return files
+
+
+def _show(comparison: report.Comparison, console: Console) -> None:
+    if comparison.costs:
+        table = Table(title="One training step", caption=comparison.caption(), box=SIMPLE)
+        for i, name in enumerate(report.COST_HEADER):
+            table.add_column(name, justify="right" if i else "left")
+        for row in comparison.cost_rows():
+            table.add_row(*row)
+        console.print(table)
+    if comparison.seeds():
+        table = Table(*report.ELBO_HEADER, title="The trained model", caption=comparison.verdict(), box=SIMPLE)
+        for row in comparison.elbo_rows():
+            table.add_row(*row)
+        console.print(table)

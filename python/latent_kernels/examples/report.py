@@ -1,0 +1,170 @@
+"""The comparison with plain torch as rows of text: on the screen, in comparison.md and in comparison.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from latent_kernels.examples.measure import Row, Size
+from latent_kernels.examples.vae import Terms
+
+# Student's t, 97.5%, for two samples of three seeds: 4 degrees of freedom. Keyed by seeds per side.
+_T_975 = {2: 4.303, 3: 2.776, 4: 2.447, 5: 2.306}
+
+COST_HEADER = ("plain torch → ours", "time", "speed", "peak memory", "kept for backward")
+ELBO_HEADER = ("", "held-out ELBO, mean ± sd", "seeds")
+
+
+@dataclass
+class Comparison:
+    """What was measured; rows are missing where the demo was stopped."""
+
+    threads: int
+    latent: int
+    held_out_samples: int
+    costs: list[Row] = field(default_factory=list)
+    ours: dict[int, Terms] = field(default_factory=dict)  # by seed
+    plain: dict[int, Terms] = field(default_factory=dict)
+
+    def cost_rows(self) -> list[tuple[str, ...]]:
+        """Time and memory, a line for each size and thing measured."""
+        return [
+            (
+                f"{_WHAT[row.what]}, {row.size.name}",
+                f"{_short(row.plain.milliseconds)} → {_short(row.ours.milliseconds)} ms",
+                f"{row.speedup:.2f}x",
+                _bytes(row.plain.peak_bytes, row.ours.peak_bytes),
+                _bytes(row.plain.saved_bytes, row.ours.saved_bytes),
+            )
+            for row in self.costs
+        ]
+
+    def caption(self) -> str:
+        """What the times come to, and what the ops could have gained at most."""
+        sentences = []
+        for step, ops in zip(self.costs[::2], self.costs[1::2], strict=False):
+            share = min(1.0, ops.plain.milliseconds / step.plain.milliseconds)
+            memory = 1 - step.ours.peak_bytes / step.plain.peak_bytes
+            sentences.append(
+                f"At {step.size.name} size ({describe(step.size)}) the replaced ops are {share:.0%} of a plain step, the rest "
+                f"is the network and Adam: the ops run {_times(ops.speedup)}, the step {_times(step.speedup)}, and "
+                f"its memory peaks {abs(memory):.0%} {'lower' if memory >= 0 else 'higher'}."
+            )
+        return " ".join(sentences)
+
+    def seeds(self) -> list[int]:
+        """The seeds that both versions were trained with."""
+        return [seed for seed in self.ours if seed in self.plain]
+
+    def elbo_rows(self) -> list[tuple[str, ...]]:
+        """Held-out ELBO of both versions, over the seeds both have."""
+        seeds = self.seeds()
+        both = (("latent-kernels", self.ours), ("plain torch", self.plain))
+        return [(name, _mean_sd([found[s].elbo for s in seeds]), _joined(seeds)) for name, found in both if seeds]
+
+    def verdict(self) -> str:
+        """Whether the two versions' ELBOs differ by more than the seeds make them differ."""
+        seeds = self.seeds()
+        if not seeds:
+            return "The held-out ELBO was not compared."
+        ours, plain = ([found[s].elbo for s in seeds] for found in (self.ours, self.plain))
+        difference = statistics.mean(ours) - statistics.mean(plain)
+        if len(seeds) < 2:
+            return f"Difference {difference:+.2f} nats; one seed says nothing about the noise."
+        error = math.sqrt((statistics.variance(ours) + statistics.variance(plain)) / len(seeds))
+        reach = _T_975.get(len(seeds), 2.0) * error
+        place = "within" if abs(difference) <= reach else "outside"
+        return f"Difference {difference:+.2f} nats, {place} the noise of {len(seeds)} seeds (95%: ±{reach:.2f} nats)."
+
+    def summary(self) -> list[str]:
+        """Two closing lines: how well, and how fast."""
+        speeds = ", ".join(
+            f"{r.speedup:.2f}x at {r.size.name} size" + (" (ops alone)" if r.what == "ops" else "") for r in self.costs
+        )
+        lines = [
+            f"Held-out ELBO: {', '.join(f'{name} {elbo}' for name, elbo, _ in self.elbo_rows())}. {self.verdict()}"
+        ]
+        return lines + ([f"Speed against plain torch: {speeds}."] if speeds else [])
+
+    def markdown(self) -> str:
+        """The whole comparison as a page."""
+        parts = ["# One model, two ways: latent-kernels and plain torch", self._setting()]
+        if self.costs:
+            parts += ["## Time and memory of a step", _markdown_table(COST_HEADER, self.cost_rows()), self.caption()]
+            parts.append(_NOTES)
+        if self.seeds():
+            parts += ["## Held-out ELBO", _markdown_table(ELBO_HEADER, self.elbo_rows()), self.verdict()]
+            parts.append(f"In nats per image, from {self.held_out_samples} samples of z for each held-out image.")
+        return "\n\n".join(parts) + "\n"
+
+    def _setting(self) -> str:
+        return (
+            f"A VAE with Gaussian likelihood and learned variance on scikit-learn's digits (8x8), on the CPU with "
+            f"{self.threads} thread{'s' if self.threads > 1 else ''}. ELBOs are of latent size D = {self.latent}. "
+            "Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = randn_like(std)`, the textbook KL and "
+            "log-density."
+        )
+
+    def as_json(self) -> str:
+        """Every number."""
+        content: dict[str, Any] = {
+            "threads": self.threads,
+            "latent": self.latent,
+            "held_out_samples": self.held_out_samples,
+            "costs": [
+                {"what": r.what, "size": r.size._asdict(), "ours": r.ours._asdict(), "plain": r.plain._asdict()}
+                for r in self.costs
+            ],
+            "held_out_elbo": {
+                name: {str(seed): terms.elbo for seed, terms in found.items()}
+                for name, found in (("ours", self.ours), ("plain", self.plain))
+            },
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+
+_WHAT = {"step": "step", "ops": "ops alone"}
+_NOTES = (
+    "Times are medians of steps taken in turns. Peak memory is the most that torch's allocator held during one step "
+    "beyond what it held before (torch.profiler); kept for backward is what autograd saves, parameters and images "
+    "not counted. A step is forward, backward and Adam; the ops alone are sampling, KL and Gaussian "
+    "log-likelihood, forward and backward."
+)
+
+
+def describe(size: Size) -> str:
+    """B images, S samples each, D latent dimensions."""
+    return f"B={size.batch}, S={size.num_samples or 1}, D={size.latent}"
+
+
+def _times(speedup: float) -> str:
+    if abs(speedup - 1) < 0.03:
+        return "as fast"
+    return f"{speedup:.2f} times as fast"
+
+
+def _bytes(before: int, after: int) -> str:
+    unit, name = (2**20, "MiB") if max(before, after) >= 2**20 else (2**10, "KiB")
+    return f"{_short(before / unit)} → {_short(after / unit)} {name}"
+
+
+def _short(x: float) -> str:
+    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
+
+
+def _mean_sd(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread} nats"
+
+
+def _joined(seeds: Sequence[int]) -> str:
+    return ", ".join(str(seed) for seed in seeds)
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

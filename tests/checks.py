@@ -1,0 +1,155 @@
+"""One checker for every backend of the Gaussian op: the same problems, the same bounds.
+
+A problem is [groups, samples, rows, cols] with a seed for each group. The truth is the formula in float64 over the
+reference's noise; the yardstick is the same formula in plain torch at the problem's own dtype.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from latent_kernels.kernels.gaussian import reference
+from latent_kernels.kernels.gaussian.ops import row_dtype
+
+Tensor = torch.Tensor
+Sizes = tuple[int, int, int, int]
+
+# Odd sizes, one row, one column, more columns than a tile, no samples, nothing at all.
+SIZES: list[Sizes] = [
+    (1, 1, 64, 20),
+    (1, 1, 3, 1),
+    (2, 3, 5, 7),
+    (1, 2, 3, 4),
+    (1, 4, 63, 17),
+    (1, 2, 2, 1500),
+    (1, 3, 1, 5),
+    (3, 20, 2, 8),
+    (1, 1, 1, 40000),
+    (1, 300, 2, 100),
+    (1, 0, 3, 4),
+    (1, 2, 0, 4),
+    (1, 2, 3, 0),
+]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+class Problem:
+    """Inputs and upstream gradients, drawn from a seed; values as the dtype holds them."""
+
+    def __init__(self, sizes: Sizes, dtype: torch.dtype, *, prior: bool = True, scale: bool = False, offset: int = 0):
+        g = torch.Generator().manual_seed(sum(sizes) + offset)
+
+        def draw(*shape: int, as_dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(shape, generator=g, dtype=torch.float64).to(as_dtype)
+
+        groups, samples, rows, cols = sizes
+        self.sizes, self.dtype, self.scale, self.offset = sizes, dtype, scale, offset
+        self.mean, self.spread = draw(groups, rows, cols), draw(groups, rows, cols)
+        if scale:
+            self.spread = self.spread.abs() + 0.1
+        self.prior_mean = draw(groups, rows, cols) if prior else None
+        self.prior_logvar = draw(groups, rows, cols) if prior else None
+        self.seeds = torch.arange(groups) * 2**33 + 5
+        self.gz = draw(*sizes)
+        self.gkl = draw(groups, rows, as_dtype=row_dtype(dtype))
+        self.glp = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
+        self.z = draw(*sizes)
+
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.mean, self.spread, self.prior_mean, self.prior_logvar
+
+    def run(self, kernels: ModuleType) -> dict[str, Tensor]:
+        """Everything a backend computes, through its own interface."""
+        groups, samples, rows, cols = self.sizes
+        z = torch.empty(self.sizes, dtype=self.dtype)
+        kl = None if self.scale else torch.empty(groups, rows, dtype=row_dtype(self.dtype))
+        kernels.forward(self.sizes, *self.parameters, self.scale, self.seeds, self.offset, z, kl)
+        gradients = tuple(None if x is None else torch.empty_like(x) for x in self.parameters)
+        gkl = None if self.scale else self.gkl
+        kernels.backward(
+            self.sizes, *self.parameters, self.scale, self.seeds, self.offset, self.gz, gkl, gradients
+        )
+        found = {"z": z, "kl": kl, **dict(zip(NAMES, gradients, strict=True))}
+        if not self.scale:
+            inputs = (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))
+            log_prob = torch.empty(groups, samples, rows, dtype=row_dtype(self.dtype))
+            kernels.log_prob_forward(self.sizes, *inputs, log_prob)
+            outputs = tuple(torch.empty_like(x) for x in inputs)
+            kernels.log_prob_backward(self.sizes, *inputs, self.glp, outputs)
+            found |= {"log_prob": log_prob, **dict(zip(LOG_PROB_NAMES, outputs, strict=True))}
+        return {name: x for name, x in found.items() if x is not None}
+
+    def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The same by the plain formula and autograd, computed in `dtype`."""
+
+        def leaf(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(dtype).requires_grad_()
+
+        leaves = [leaf(x) for x in self.parameters]
+        mean, spread, prior_mean, prior_logvar = leaves
+        assert mean is not None
+        assert spread is not None
+        eps = reference.noise_like(self.mean.float(), self.sizes, self.seeds, self.offset).to(dtype)
+        sigma = spread if self.scale else torch.exp(0.5 * spread)
+        z = mean.unsqueeze(1) + sigma.unsqueeze(1) * eps
+        outputs, upstream = [z], [self.gz.to(dtype)]
+        found = {"z": z}
+        if not self.scale:
+            found["kl"] = reference.gaussian_kl(mean, spread, prior_mean, prior_logvar)
+            outputs.append(found["kl"])
+            upstream.append(self.gkl.to(dtype))
+        wanted = [x for x in leaves if x is not None]
+        gradients = iter(torch.autograd.grad(outputs, wanted, upstream, allow_unused=True))
+        for name, x in zip(NAMES, leaves, strict=True):
+            if x is not None:
+                g = next(gradients)
+                found[name] = torch.zeros_like(x) if g is None else g
+        if not self.scale:
+            inputs = [x.to(dtype).requires_grad_() for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
+            log_prob = reference.gaussian_log_prob(*inputs)
+            found["log_prob"] = log_prob
+            found |= dict(
+                zip(LOG_PROB_NAMES, torch.autograd.grad(log_prob, inputs, self.glp.to(dtype)), strict=True)
+            )
+        return {name: x.detach() for name, x in found.items()}
+
+
+NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
+LOG_PROB_NAMES = ("lp_d_z", "lp_d_mean", "lp_d_logvar")
+
+
+def check(kernels: ModuleType, problem: Problem) -> None:
+    """Error against float64 at most twice that of same-dtype torch.
+
+    Where torch happens to be exact (a handful of elements), twice its error is nothing; so the bound never falls
+    below one rounding of the largest value, times the root of the number of terms summed. Float64 results have no
+    better truth here than float64 itself, which may be off by as much again: eight such roundings.
+    """
+    ours, truth, torchs = problem.run(kernels), problem.formula(torch.float64), problem.formula(problem.dtype)
+    assert ours.keys() == truth.keys()
+    for name, got in ours.items():
+        want = truth[name]
+        assert got.shape == want.shape, name
+        assert not got.isnan().any(), f"{name}: an element was not written"
+        if got.numel() == 0:
+            continue
+        unit = torch.finfo(got.dtype).eps * (8 if problem.dtype == torch.float64 else 1)
+        terms = max(problem.sizes[3], problem.sizes[1]) ** 0.5
+        floor = unit * terms * (1 + float(want.abs().max()))
+        error = float((got.double() - want).abs().max())
+        theirs = float((torchs[name].double() - want).abs().max())
+        assert error <= max(2 * theirs, floor), f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+
+
+def bits_equal(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit; NaN equals NaN."""
+    return torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0)) and bool(
+        (a.isnan() == b.isnan()).all() and (torch.signbit(a) == torch.signbit(b)).logical_or(a.isnan()).all()
+    )

@@ -1,0 +1,36 @@
+"""Shared fixtures: every SIMD build, poisoned memory, torch's state put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from latent_kernels import _backends, _core
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN, so that an element a kernel forgets to write is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _restored_state() -> Iterator[None]:
+    threads, build = torch.get_num_threads(), _core.simd_build()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    _core.select_simd_build(build)
+    _backends.forget()
+
+
+@pytest.fixture(params=_core.simd_builds())
+def simd_build(request: pytest.FixtureRequest) -> str:
+    """Runs the test once with each build of the C++ kernels that this processor can run."""
+    assert _core.select_simd_build(request.param)
+    return request.param
