@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import cuda
 import harness
 import latent_kernels as lk
 import peers
@@ -80,7 +81,7 @@ def _contest(
 
     calls = {name: with_gradients(function) for name, function in functions.items() if name != "graph"}
     if "graph" in functions:
-        calls["graph"] = harness.graphed(calls["eager"])
+        calls["graph"] = cuda.graphed(calls["eager"])
     return Contest(calls, check)
 
 
@@ -97,7 +98,7 @@ def _prepare_rsample_kl(passes: str, shape: tuple[int, int, int], contenders: tu
         "distributions": lambda: peers.distributions_rsample_kl(mean, logvar, samples, prior),
     }
     if "graph" in contenders:
-        functions["graph"] = functions["eager"] if passes == BOTH else harness.graphed(functions["eager"])
+        functions["graph"] = functions["eager"] if passes == BOTH else cuda.graphed(functions["eager"])
 
     m, v = mean.detach().double(), logvar.detach().double()
     sigma = torch.exp(0.5 * v)

@@ -14,6 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # the helpers, as they also are 
 
 import report
 
+# what pytest-benchmark's tables show
+STATISTICS = ["min", "max", "mean", "stddev", "rounds", "median", "iqr", "outliers", "ops", "iterations"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A warning that a peer gives is no failure of ours."""
@@ -40,9 +43,8 @@ def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """Keeps the statistics and drops the rounds themselves, which are a hundred times larger."""
     for row in output_json["benchmarks"]:
-        row["params"] = row["options"] = None  # both stand in extra_info
-        stats = row["stats"]
-        stats.pop("data", None)
+        row["params"] = row["param"] = row["options"] = None  # what they would say stands in extra_info
+        stats = {key: x for key, x in row["stats"].items() if key in STATISTICS}
         row["stats"] = {key: float(f"{x:.5g}") if isinstance(x, float) else x for key, x in stats.items()}
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cuda
 import machine
 import pytest
 import torch
@@ -22,7 +23,8 @@ Call = Callable[[], Any]
 
 SLICE = 2e-3  # seconds of calls in one measurement: a thousand times the clock's resolution
 BUDGET = 0.6  # seconds of rounds in a group, where the least number of rounds allows
-ROUNDS = (9, 31)
+ROUNDS = (7, 31)
+LONG = 20e-3  # a call of this length needs no call before it to warm the caches
 ROW_BUDGET = 0.12
 
 
@@ -72,10 +74,24 @@ class Result:
     rounds: int = 0
     failure: AssertionError | None = None
 
-    def best_peer(self) -> str | None:
-        """The fastest contender that is not ours."""
-        peers = [name for name in self.seconds if name not in self.group.ours]
-        return min(peers, key=self.seconds.__getitem__) if peers else None
+    def best_peer(self) -> str:
+        """The contender with the least median that is not ours."""
+        return min(self._peers(), key=self.seconds.__getitem__)
+
+    def ratio(self, name: str) -> float:
+        """The best peer's median over that of `name`."""
+        return self.seconds[self.best_peer()] / self.seconds[name]
+
+    def ratio_of_fastest(self, name: str) -> float:
+        """The same of the fastest rounds; the best peer in these may be another."""
+        return min(self.fastest[peer] for peer in self._peers()) / self.fastest[name]
+
+    def disturbed(self, name: str) -> bool:
+        """Whether other work took the cores in half of the rounds, as medians far above the fastest show."""
+        return any(self.seconds[n] > 1.5 * self.fastest[n] for n in (name, self.best_peer()))
+
+    def _peers(self) -> list[str]:
+        return [name for name in self.group.contenders if name not in self.group.ours]
 
 
 results: dict[Group, Result] = {}
@@ -105,7 +121,7 @@ def run(benchmark: Any, group: Group, contender: str) -> None:
     benchmark.group = f"{group.op} {group.size}, {group.place}"
     benchmark.extra_info.update(_facts(result, contender))
     seconds, inner = result.seconds[contender], result.inner[contender]
-    rounds = _between(ROW_BUDGET / (seconds * inner), 5, 30)
+    rounds = _between(ROW_BUDGET / (seconds * inner), 3, 30)
     benchmark.pedantic(_synchronized(contest.calls[contender], group), rounds=rounds, iterations=inner, warmup_rounds=1)
 
 
@@ -148,12 +164,14 @@ def _measure(group: Group, contest: Contest) -> Result:
 
 def interleave(calls: dict[str, Call], device: str) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of one call in each round, and calls in one measurement; a round measures each contender once."""
-    measure = _seconds_on_gpu if device == "cuda" else _seconds
+    measure = cuda.seconds if device == "cuda" else _seconds
     inner, once = {}, {}
     for name, call in calls.items():
         count = 1
         while (elapsed := measure(call, count)) < SLICE / 4:
             count *= 4
+        if elapsed < LONG:  # one measurement may have been disturbed
+            elapsed = min(elapsed, measure(call, count), measure(call, count))
         once[name] = elapsed / count
         inner[name] = _between(SLICE / once[name], 1, 100_000)
     rounds = _between(BUDGET / sum((inner[name] + 1) * once[name] for name in calls), *ROUNDS)
@@ -163,7 +181,8 @@ def interleave(calls: dict[str, Call], device: str) -> tuple[dict[str, list[floa
     try:
         for _ in range(rounds):
             for name, call in calls.items():
-                call()  # untimed: its code and data come back to the caches that the rival used
+                if once[name] < LONG:
+                    call()  # untimed: its code and data come back to the caches that the rival used
                 times[name].append(measure(call, inner[name]) / inner[name])
     finally:
         gc.enable()
@@ -175,17 +194,6 @@ def _seconds(call: Call, count: int) -> float:
     for _ in range(count):
         call()
     return time.perf_counter() - start
-
-
-def _seconds_on_gpu(call: Call, count: int) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    begin.record()
-    for _ in range(count):
-        call()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) * 1e-3
 
 
 def _between(x: float, low: int, high: int) -> int:
@@ -220,30 +228,12 @@ def _facts(result: Result, contender: str) -> dict[str, Any]:
         "gop_per_s": group.operations / seconds * 1e-9,
         "percent_of_gemm": 100 * group.operations / seconds / machine.gemm_rate(group.threads, group.device),
     }
-    peer = result.best_peer()
-    if contender in group.ours and peer is not None:
-        fastest = result.fastest[peer] / result.fastest[contender]
-        facts |= {"best_peer": peer, "ratio_to_best_peer": result.seconds[peer] / seconds, "ratio_of_fastest": fastest}
+    if contender in group.ours:
+        facts["best_peer"] = result.best_peer()
+        facts["ratio_to_best_peer"] = result.ratio(contender)
+        facts["ratio_of_fastest"] = result.ratio_of_fastest(contender)
+        facts["disturbed"] = result.disturbed(contender)
     return {key: float(f"{x:.4g}") if isinstance(x, float) else x for key, x in facts.items()}
-
-
-def graphed(call: Call) -> Call:
-    """Replays a CUDA graph of `call`: the same kernels without their launch costs. Its outputs are overwritten."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-
-    def replay() -> Any:
-        graph.replay()
-        return out
-
-    return replay
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:

@@ -17,8 +17,8 @@ def closing_table() -> Iterator[str]:
     if not done:
         return
     yield ""
-    yield "Medians of interleaved rounds; ratio = best peer / ours, so below 1 plain torch wins; fastest = the same of"
-    yield "the fastest rounds, which a busy machine disturbs less."
+    yield "Medians of interleaved rounds. ratio = best peer / ours, so below 1 plain torch wins; fastest = the same of"
+    yield "the fastest rounds; ~ = other work took the cores in half of the rounds: believe the fastest, or run again."
     yield "GB/s counts the bytes of the least algorithm; % copy is of a plain copy beyond the caches:"
     for threads, device in sorted({(r.group.threads, r.group.device) for r in done}):
         place = device if device != "cpu" else f"{threads} thread{'s' * (threads > 1)}"
@@ -43,13 +43,9 @@ def _line(result: harness.Result, name: str) -> tuple[str, bool]:
     group, seconds = result.group, result.seconds[name]
     line = f"{group.size:>14}  {group.place:9}  {name:>9} {_time(seconds)} {seconds * 1e9 / group.elements:8.3f}"
     line += f" {group.bytes / seconds * 1e-9:6.1f} {harness.percent_of_copy(group, seconds):6.0f}   "
-    peer = result.best_peer()
-    if peer is None:
-        return line + f"{'none':>13}", False
-    ratio = result.seconds[peer] / seconds
-    fastest = result.fastest[peer] / result.fastest[name]
-    line += f"{peer:>13} {_time(result.seconds[peer])} {ratio:6.2f}x {fastest:7.2f}x" + "  LOSES" * (ratio < 1)
-    return line, ratio < 1
+    peer, ratio = result.best_peer(), result.ratio(name)
+    line += f"{peer:>13} {_time(result.seconds[peer])} {ratio:6.2f}x {result.ratio_of_fastest(name):7.2f}x"
+    return line + " ~" * result.disturbed(name) + "  LOSES" * (ratio < 1), ratio < 1
 
 
 def _time(seconds: float) -> str:

@@ -15,7 +15,7 @@ import torch
 # No contraction: noise stream v1 and bits equal to the CPU's rest on it.
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
-TILE = 1024  # elements of one program
+TILE = 1024  # elements of one program; half as many in float64, which needs twice the registers
 WANTED_PROGRAMS = 2048  # below this, samples are dealt to several programs; by shape alone, so bits do not change
 
 
@@ -24,10 +24,11 @@ def next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def tile_shape(rows: int, cols: int) -> tuple[int, int]:
+def tile_shape(rows: int, cols: int, dtype: torch.dtype) -> tuple[int, int]:
     """Rows and columns of one program's tile."""
-    block_cols = min(TILE, max(4, next_power_of_two(max(cols, 1))))
-    return max(1, min(TILE // block_cols, next_power_of_two(max(rows, 1)))), block_cols
+    tile = TILE // 2 if dtype == torch.float64 else TILE
+    block_cols = min(tile, max(4, next_power_of_two(max(cols, 1))))
+    return max(1, min(tile // block_cols, next_power_of_two(max(rows, 1)))), block_cols
 
 
 @contextmanager

@@ -32,6 +32,20 @@ SIZES: list[Sizes] = [
     (1, 2, 0, 4),
     (1, 2, 3, 0),
 ]
+# Triton's interpreter takes a second for what a GPU does in a microsecond.
+SMALL_SIZES: list[Sizes] = [
+    (1, 1, 64, 20),
+    (1, 1, 3, 1),
+    (2, 3, 5, 7),
+    (1, 2, 3, 4),
+    (1, 2, 2, 1500),
+    (1, 3, 1, 5),
+    (3, 5, 2, 8),
+    (1, 9, 2, 100),
+    (1, 0, 3, 4),
+    (1, 2, 0, 4),
+    (1, 2, 3, 0),
+]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 

@@ -332,11 +332,13 @@ def _layout(sizes: Sizes, offset: int) -> int:
     return SHIFTED.value if samples <= 1 or rows * cols % 4 == 0 else SCATTERED.value
 
 
-def _grid(sizes: Sizes, layout: int, programs: int) -> tuple[tuple[int, int, int], int, int, int, int]:
+def _grid(
+    sizes: Sizes, layout: int, dtype: torch.dtype, programs: int
+) -> tuple[tuple[int, int, int], int, int, int, int]:
     """The grid, the samples of one program, the blocks of columns, and the tile."""
     groups, samples, rows, cols = sizes
     early = 3 if layout == SHIFTED.value else 0
-    block_n, block_d = tile_shape(rows, cols + early)
+    block_n, block_d = tile_shape(rows, cols + early, dtype)
     col_blocks = max(triton.cdiv(cols + early, block_d), 1)
     tiles = triton.cdiv(rows, block_n) * col_blocks
     chunks = max(1, min(samples, programs // max(tiles * groups, 1)))
@@ -367,7 +369,7 @@ def forward(
         return
     groups, samples, rows, cols = sizes
     layout = _layout(sizes, offset)
-    grid, per_program, col_blocks, block_n, block_d = _grid(sizes, layout, WANTED_PROGRAMS)
+    grid, per_program, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS)
     partial = kl if kl is None or col_blocks == 1 else kl.new_empty((groups, rows, col_blocks))
     with on_device_of(mean):
         forward_kernel[grid](
@@ -403,7 +405,7 @@ def backward(
     groups, samples, rows, cols = sizes
     layout = _layout(sizes, offset)
     # A quarter of the forward's programs: each further chunk of samples costs a partial gradient in memory.
-    grid, per_program, col_blocks, block_n, block_d = _grid(sizes, layout, WANTED_PROGRAMS // 4)
+    grid, per_program, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS // 4)
     chunks = grid[1]
     compute = torch.float64 if mean.dtype == torch.float64 else torch.float32
     targets = list(outputs)
@@ -447,7 +449,7 @@ def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out:
     groups, samples, rows, cols = sizes
     if 0 in (groups, samples, rows):
         return
-    block_n, block_d = tile_shape(rows, cols)
+    block_n, block_d = tile_shape(rows, cols, z.dtype)
     col_blocks = max(triton.cdiv(cols, block_d), 1)
     partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
     with on_device_of(z):
@@ -475,7 +477,7 @@ def log_prob_backward(
             if out is not None:
                 out.zero_()
         return
-    block_n, block_d = tile_shape(rows, cols)
+    block_n, block_d = tile_shape(rows, cols, z.dtype)
     col_blocks = triton.cdiv(cols, block_d)
     strides = [_sampled_strides(x, sizes) for x in (z, mean, logvar)]
     needed = [out is not None for out in outputs]

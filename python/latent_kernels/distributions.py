@@ -28,7 +28,7 @@ class FusedNormal(Normal):
         shape = self._extended_shape(torch.Size(sample_shape))
         samples = math.prod(sample_shape)
         if samples == 0:
-            return self.loc.new_empty(shape)
+            return (self.loc + self.scale).expand(shape)  # nothing, with a gradient of zeros
         batch = self.loc.shape
         loc, scale = (x if batch else x.reshape(1) for x in (self.loc, self.scale))
         return rsample_scale(loc, scale, samples if sample_shape else None).reshape(shape)

@@ -11,6 +11,7 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels._eager import as_int, as_seeds, draw_seed, plain
 from latent_kernels._ops import call
+from latent_kernels.kernels.noise import ops
 
 Tensor = torch.Tensor
 
@@ -96,8 +97,6 @@ def _noise(
         where = torch.device("cuda", torch.cuda.current_device())
     _checks.stream(seed, offset, math.prod(sizes), where)
     seed = draw_seed(seed, where)
-
-    from latent_kernels.kernels.noise import ops
 
     if not plain(seed if isinstance(seed, Tensor) else None):
         out = call("noise", kind, sizes, as_seeds(seed), offset, dtype, where)

@@ -56,7 +56,7 @@ def _draw_manifold(ax: Axes, model: VAE) -> None:
     ax.imshow(_tiles(model.decode(torch.stack((z1, z2), dim=-1).reshape(-1, 2)), _GRID), cmap=_INK, vmin=0, vmax=1)
     cells = range(1, _GRID, 3)
     middles = [_PITCH * (cell + 0.5) - 0.5 for cell in cells]
-    labels = [f"{quantiles[cell]:.1f}" for cell in cells]
+    labels = [f"{quantiles[cell]:.1f}".replace("-", "\N{MINUS SIGN}") for cell in cells]
     ax.set_xticks(middles, labels)
     ax.set_yticks([_PITCH * _GRID - 1 - middle for middle in middles], labels)
     title = f"decoded grid, {_NAMES[model.likelihood]}"
@@ -87,11 +87,12 @@ def prior_samples(models: Sequence[VAE], path: Path, *, seed: int) -> None:
     figure.suptitle("Images decoded from draws of the prior, z ~ N(0, I)")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for ax in axes.flat:
-        ax.set_axis_off()
+        ax.set_visible(False)
     for row, line in zip(rows, axes, strict=True):
         for model, ax in zip(row, line, strict=False):
             images = model.decode(lk.normal((100, model.latent), seed=seed))
             ax.imshow(_tiles(images, 10), cmap=_INK, vmin=0, vmax=1)
+            ax.set(visible=True, xticks=[], yticks=[])
             ax.set_title(f"{model.likelihood.capitalize()}, D = {model.latent}", fontsize=11)
     _save(figure, path)
 
@@ -118,8 +119,8 @@ def training_curves(curves: Sequence[Curve], path: Path) -> None:
             ax.set_title(f"{likelihood.capitalize()}: {name}", fontsize=11)
             ax.grid(alpha=0.3)
     keys = [Line2D([], [], color=f"C{i}", label=f"D = {latent}") for i, latent in enumerate(latents)]
-    if any(c.plain for c in curves):
-        keys.append(Line2D([], [], color="black", linewidth=0.8, label="the same in plain torch"))
+    for latent in sorted({c.latent for c in curves if c.plain}):
+        keys.append(Line2D([], [], color="black", linewidth=0.8, label=f"D = {latent} in plain torch"))
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
     _save(figure, path)
 

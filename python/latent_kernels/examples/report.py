@@ -50,9 +50,9 @@ class Comparison:
             share = min(1.0, ops.plain.milliseconds / step.plain.milliseconds)
             memory = 1 - step.ours.peak_bytes / step.plain.peak_bytes
             sentences.append(
-                f"At {step.size.name} size ({describe(step.size)}) the replaced ops are {share:.0%} of a plain step, the rest "
-                f"is the network and Adam: the ops run {_times(ops.speedup)}, the step {_times(step.speedup)}, and "
-                f"its memory peaks {abs(memory):.0%} {'lower' if memory >= 0 else 'higher'}."
+                f"At {step.size.name} size ({describe(step.size)}) the replaced ops are {share:.0%} of a plain step, "
+                f"the rest is network and Adam: the ops run {_times(ops.speedup)}, the step {_times(step.speedup)}, "
+                f"and its memory peaks {abs(memory):.0%} {'lower' if memory >= 0 else 'higher'}."
             )
         return " ".join(sentences)
 
@@ -127,12 +127,12 @@ class Comparison:
         return json.dumps(content, indent=2) + "\n"
 
 
-_WHAT = {"step": "step", "ops": "ops alone"}
+_WHAT = {"step": "step", "ops": "ops"}
 _NOTES = (
     "Times are medians of steps taken in turns. Peak memory is the most that torch's allocator held during one step "
     "beyond what it held before (torch.profiler); kept for backward is what autograd saves, parameters and images "
-    "not counted. A step is forward, backward and Adam; the ops alone are sampling, KL and Gaussian "
-    "log-likelihood, forward and backward."
+    "not counted. A step is forward, backward and Adam; the ops are sampling, KL and Gaussian "
+    "log-likelihood on their own, forward and backward, in a loop and so with warmer caches than inside a step."
 )
 
 

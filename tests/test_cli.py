@@ -1,0 +1,268 @@
+"""The command line: `info`, the whole demo at a tiny size, its interruption, and its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+from latent_kernels import _backends, _core, cli
+from latent_kernels.examples import demo, measure, report, vae
+from matplotlib.image import imread
+from rich.console import Console
+from typer.testing import CliRunner
+
+TINY = demo.Settings(
+    epochs=2,
+    latents=(2, 5),
+    hidden=16,
+    compared_latent=5,
+    compared_seeds=2,
+    held_out_samples=4,
+    sizes=(measure.Size("demo", 16, None, 5, 16, 3), measure.Size("large", 32, 2, 8, 16, 3)),
+)
+PICTURES = ["manifold.png", "prior_samples.png", "training_curves.png"]
+TABLES = ["comparison.json", "comparison.md"]
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(demo, "SETTINGS", TINY)
+    monkeypatch.delenv(_backends.VARIABLE, raising=False)
+    _backends.forget()
+    yield
+    monkeypatch.undo()
+    _backends.forget()
+    torch.set_num_threads(threads)
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.application(), [str(a) for a in arguments])
+
+
+def check_picture(path):
+    pixels = imread(path)
+    assert pixels.shape[0] > 200
+    assert pixels.shape[1] > 200
+    assert pixels[..., :3].std() > 0.02
+
+
+# --- info -------------------------------------------------------------------------------------------------------
+
+
+def test_info_names_what_is_active():
+    result = call("info")
+    assert result.exit_code == 0
+    for expected in (
+        f"torch: {torch.__version__}",
+        f"SIMD build in use: {_core.simd_build()}, {_core.simd_lanes()} float32 lanes",
+        f"threads: {torch.get_num_threads()}",
+        f"{_backends.VARIABLE}: not set",
+        "scikit-learn: ",
+        "GPU: ",
+        *(f"op {op}: CPU cpp" for op in ("noise", "gaussian")),
+    ):
+        assert expected in result.output
+    reason = _backends.triton_missing()
+    assert reason is None or f"off: triton: {reason}" in result.output
+
+
+def test_info_shows_a_forced_backend(monkeypatch):
+    monkeypatch.setenv(_backends.VARIABLE, "gaussian=reference")
+    result = call("info")
+    assert "op gaussian: CPU reference (forced)" in result.output
+    assert "op noise: CPU cpp;" in result.output
+    assert f"{_backends.VARIABLE}: gaussian=reference" in result.output
+
+
+def test_info_shows_a_forced_backend_that_cannot_run(monkeypatch):
+    monkeypatch.setattr(_backends, "triton_missing", lambda: "a test has hidden it")
+    monkeypatch.setenv(_backends.VARIABLE, "gaussian=triton")
+    result = call("info")
+    assert result.exit_code == 0
+    assert "gaussian=triton, which cannot run: a test has hidden it" in result.output
+
+
+def test_info_draws_tables_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = call("info")
+    assert result.exit_code == 0
+    assert "Backends" in result.output
+    assert "op noise:" not in result.output
+
+
+@pytest.mark.parametrize("command", ["info", "demo"])
+def test_an_unknown_forced_backend_is_one_clear_line(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(_backends.VARIABLE, "gaussian=fortran")
+    result = call(command)
+    assert result.exit_code == 1
+    assert result.output.strip().count("\n") == 0
+    assert "LATENT_KERNELS_BACKEND must be" in result.output
+    assert "got 'gaussian=fortran'" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["typer", "rich", "matplotlib"])
+def test_a_missing_extra_is_one_clear_line(name, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    assert message == f"latent-kernels: the command line needs {name}: pip install latent-kernels[cli]\n"
+
+
+def test_main_runs_the_commands(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["latent-kernels", "info"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert "SIMD build in use" in capsys.readouterr().out
+
+
+# --- demo -------------------------------------------------------------------------------------------------------
+
+
+def losses(outcome):
+    histories = [(run.ops.name, run.seed, run.history) for run in outcome.runs]
+    return histories, outcome.comparison.ours, outcome.comparison.plain
+
+
+def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
+    outcomes = []
+    original = demo.run
+    monkeypatch.setattr(demo, "run", lambda *a: outcomes.append(original(*a)) or outcomes[-1])
+    for folder in ("first", "second"):
+        result = call("demo", "--out", tmp_path / folder, "--seed", 5)
+        assert result.exit_code == 0, result.output
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted(PICTURES + TABLES)
+    for name in PICTURES:
+        check_picture(tmp_path / "first" / name)
+
+    assert losses(outcomes[0]) == losses(outcomes[1])  # bit for bit
+    for name in PICTURES:
+        assert (imread(tmp_path / "first" / name) == imread(tmp_path / "second" / name)).all()
+    other = demo.run(dataclasses.replace(TINY, seed=6), tmp_path / "first", Console(quiet=True))
+    assert losses(other) != losses(outcomes[0])
+
+    found = json.loads((tmp_path / "second" / "comparison.json").read_text())
+    assert found["held_out_elbo"]["ours"].keys() == found["held_out_elbo"]["plain"].keys() == {"5", "6"}
+    assert [(c["what"], c["size"]["name"]) for c in found["costs"]] == [
+        ("step", "demo"),
+        ("ops", "demo"),
+        ("step", "large"),
+        ("ops", "large"),
+    ]
+    assert all(c[side][key] > 0 for c in found["costs"] for side in ("ours", "plain") for key in c["ours"])
+    page = (tmp_path / "second" / "comparison.md").read_text(encoding="utf-8")
+    assert outcomes[1].comparison.verdict() in page
+    assert "comparison.md" in result.output
+    assert "Held-out ELBO: latent-kernels" in result.output
+
+
+@pytest.mark.parametrize(
+    ("epochs_before", "files"),
+    [
+        (0, []),
+        (1, ["manifold.png", "prior_samples.png", "training_curves.png"]),  # half of the first model
+        (12, ["comparison.json", "comparison.md", *PICTURES]),  # six models: one seed of ours and of plain torch
+    ],
+)
+def test_ctrl_c_leaves_what_there_is(tmp_path, monkeypatch, epochs_before, files):
+    left = [epochs_before]
+
+    def train(*args, **kwargs):
+        for epoch in vae.train(*args, **kwargs):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            yield epoch
+
+    monkeypatch.setattr(demo, "train", train)
+    result = call("demo", "--out", tmp_path)
+    assert result.exit_code == 130
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
+    for name in files:
+        if name.endswith("png"):
+            check_picture(tmp_path / name)
+    last = result.output.strip().splitlines()[-1]
+    assert last.startswith("latent-kernels: stopped")
+    assert all(name in last for name in files)
+    assert "Traceback" not in result.output
+
+
+def test_ctrl_c_while_drawing(tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.pictures, "training_curves", interrupt)
+    result = call("demo", "--out", tmp_path, "--epochs", 1)
+    assert result.exit_code == 130
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifold.png", "prior_samples.png"]
+    assert "stopped while writing" in result.output
+
+
+@pytest.mark.parametrize(("option", "value"), [("--epochs", 0), ("--epochs", "many"), ("--seed", -1), ("--threads", 0)])
+def test_bad_options(option, value, tmp_path):
+    result = call("demo", "--out", tmp_path / "out", option, value)
+    assert result.exit_code == 2
+    assert option in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    occupied = tmp_path / "file"
+    occupied.write_text("kept")
+    for out in (occupied, occupied / "below"):
+        result = call("demo", "--out", out)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"latent-kernels: cannot write to {out}: ")
+        assert result.output.count("\n") == 1
+    assert occupied.read_text() == "kept"
+
+
+# --- measurement ------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def run():
+        first = torch.zeros(1 << 20)
+        second = first + 1
+        del first, second
+        torch.zeros(1 << 18)
+
+    held = 2 * 4 * (1 << 20)
+    assert held <= measure.peak_memory(measure.Stepper(run, [])) <= held + 64  # a scalar or two
+
+
+def test_saved_bytes_counts_each_storage_once_and_not_what_is_given():
+    x = torch.ones(1000, requires_grad=True)
+
+    def run():
+        y = x.exp()  # keeps y
+        (y * y).sum().backward()  # keeps y twice
+        x.grad = None
+
+    assert measure.saved_bytes(run, [x]) == 4000
+
+
+def test_interleaved_takes_turns():
+    order = []
+    measure.interleaved(lambda: order.append("a"), lambda: order.append("b"), rounds=4)
+    assert "".join(order[-8:]) in ("abbaabba", "baabbaab")
+
+
+def test_verdict_tells_noise_from_a_difference():
+    def verdict(ours, plain):
+        both = ({seed: vae.Terms(elbo, 0.0) for seed, elbo in enumerate(side)} for side in (ours, plain))
+        return report.Comparison(1, 5, 4, [], *both).verdict()
+
+    assert "+0.10 nats, within the noise" in verdict([60.0, 61.0, 62.0], [59.9, 60.9, 61.9])
+    assert "-9.00 nats, outside the noise" in verdict([51.0, 52.0, 53.0], [60.0, 61.0, 62.0])
+    assert "one seed" in verdict([1.0], [1.0])
+    assert "not compared" in verdict([], [])

@@ -1,0 +1,154 @@
+"""FusedNormal: what torch's own suite asks of Normal, and that its numbers come from the stream."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.distributions import Independent, MixtureSameFamily, Normal, TransformedDistribution, kl_divergence
+from torch.distributions.categorical import Categorical
+from torch.distributions.transforms import ExpTransform
+
+import latent_kernels as lk
+
+Tensor = torch.Tensor
+SHAPES = [(), (1,), (5,), (3, 4), (2, 1, 3)]
+SAMPLE_SHAPES = [(), (1,), (7,), (2, 3), (0,), (2, 0)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sample_shape", SAMPLE_SHAPES)
+def test_shapes(shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> None:
+    loc, scale = torch.randn(shape, requires_grad=True), (torch.rand(shape) + 0.1).requires_grad_()
+    ours, theirs = lk.FusedNormal(loc, scale), Normal(loc, scale)
+    for name in ("rsample", "sample"):
+        x = getattr(ours, name)(sample_shape)
+        assert x.shape == getattr(theirs, name)(sample_shape).shape
+        assert x.requires_grad == (name == "rsample")
+    assert ours.batch_shape == theirs.batch_shape
+    assert ours.event_shape == theirs.event_shape == torch.Size()
+    assert ours.has_rsample
+
+
+def test_scalar_parameters() -> None:
+    q = lk.FusedNormal(0.0, 1.0)
+    assert q.sample().shape == ()
+    assert q.sample((4,)).shape == (4,)
+    assert q.rsample(torch.Size([2, 3])).shape == (2, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_are_the_stream(dtype: torch.dtype) -> None:
+    loc, scale = torch.randn(3, 4, dtype=dtype), torch.rand(3, 4, dtype=dtype) + 0.1
+    torch.manual_seed(6)
+    x = lk.FusedNormal(loc, scale).sample((5,))
+    torch.manual_seed(6)
+    seed = int(torch.randint(2**63 - 1, ()))
+    assert torch.equal(x, loc + scale * lk.normal((5, 3, 4), seed=seed, dtype=dtype))
+
+
+def test_gradients_are_those_of_the_stream() -> None:
+    loc, scale = torch.randn(3, 4, requires_grad=True), (torch.rand(3, 4) + 0.1).requires_grad_()
+    x = lk.FusedNormal(loc, scale).rsample((5,))
+    eps = (x - loc) / scale
+    upstream = torch.randn_like(x)
+    d_loc, d_scale = torch.autograd.grad(x, (loc, scale), upstream)
+    assert torch.allclose(d_loc, upstream.sum(0), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(d_scale, (upstream * eps.detach()).sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_gradcheck() -> None:
+    loc, scale = torch.randn(3, 4).double().requires_grad_(), (torch.rand(3, 4) + 0.1).double().requires_grad_()
+
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return lk.FusedNormal(a, b).rsample((2,))
+
+    assert torch.autograd.gradcheck(run, (loc, scale), nondet_tol=0)
+    other = lk.FusedNormal(torch.zeros(4).double(), torch.ones(4).double())
+    assert torch.autograd.gradcheck(lambda a, b: kl_divergence(lk.FusedNormal(a, b), other), (loc, scale))
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (-3.0, 0.1), (10.0, 25.0)])
+def test_distribution_of_samples(loc: float, scale: float) -> None:
+    torch.manual_seed(2)
+    x = lk.FusedNormal(loc, scale).sample((200_000,)).numpy().astype(np.float64)
+    assert stats.kstest(x, "norm", args=(loc, scale)).pvalue > 1e-3
+
+
+def test_inherited_functions_equal_normals() -> None:
+    loc, scale = torch.randn(3, 4), torch.rand(3, 4) + 0.1
+    ours, theirs = lk.FusedNormal(loc, scale), Normal(loc, scale)
+    x = torch.randn(3, 4)
+    u = torch.rand(3, 4)
+    for name, args in [("log_prob", (x,)), ("cdf", (x,)), ("icdf", (u,)), ("entropy", ())]:
+        assert torch.equal(getattr(ours, name)(*args), getattr(theirs, name)(*args))
+    for name in ("mean", "mode", "stddev", "variance"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_expand_keeps_the_class() -> None:
+    q = lk.FusedNormal(torch.zeros(4), torch.ones(4)).expand((3, 4))
+    assert type(q) is lk.FusedNormal
+    assert q.batch_shape == (3, 4)
+    x = q.rsample((2,))
+    assert x.shape == (2, 3, 4)
+    assert len(x.unique()) == 24, "an expanded parameter has its own noise in every place"
+
+
+def test_independent() -> None:
+    q = Independent(lk.FusedNormal(torch.randn(3, 4), torch.rand(3, 4) + 0.1), 1)
+    p = Independent(lk.FusedNormal(torch.zeros(3, 4), torch.ones(3, 4)), 1)
+    assert q.rsample((2,)).shape == (2, 3, 4)
+    kl = kl_divergence(q, p)
+    assert kl.shape == (3,)
+    plain = Independent(Normal(q.base_dist.loc, q.base_dist.scale), 1), Independent(Normal(p.base_dist.loc, p.base_dist.scale), 1)
+    assert torch.allclose(kl, kl_divergence(*plain), rtol=1e-5, atol=1e-6)
+    assert torch.equal(q.log_prob(torch.zeros(3, 4)), plain[0].log_prob(torch.zeros(3, 4)))
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((3, 4), (4,)), ((), (3, 4)), ((), ())])
+@pytest.mark.parametrize("classes", [(lk.FusedNormal, lk.FusedNormal), (lk.FusedNormal, Normal), (Normal, lk.FusedNormal)])
+def test_kl(shapes: tuple[tuple[int, ...], ...], classes: tuple[type[Normal], type[Normal]]) -> None:
+    parameters = [(torch.randn(s).double(), torch.rand(s).double() + 0.1) for s in shapes]
+    ours = kl_divergence(classes[0](*parameters[0]), classes[1](*parameters[1]))
+    theirs = kl_divergence(Normal(*parameters[0]), Normal(*parameters[1]))
+    assert ours.shape == theirs.shape
+    assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_kl_is_right_where_the_textbook_form_is_not() -> None:
+    scale = torch.tensor([1 + 3 * 2.0**-20, 1 - 5 * 2.0**-21])
+    one = torch.ones(2)
+    zero = torch.zeros(2)
+    kl = kl_divergence(lk.FusedNormal(zero, scale), lk.FusedNormal(zero, one)).double()
+    d = 2 * torch.log(scale.double())
+    exact = 0.5 * (torch.expm1(d) - d)
+    assert torch.allclose(kl, exact, rtol=1e-6, atol=0)
+    textbook = kl_divergence(Normal(zero, scale), Normal(zero, one)).double()
+    assert ((textbook - exact).abs() / exact).max() > 1e-2
+
+
+def test_validation_is_normals() -> None:
+    with pytest.raises(ValueError, match="scale"):
+        lk.FusedNormal(torch.zeros(2), torch.tensor([1.0, -1.0]), validate_args=True)
+    lk.FusedNormal(torch.zeros(2), torch.tensor([1.0, -1.0]), validate_args=False)
+
+
+def test_works_inside_other_distributions() -> None:
+    log_normal = TransformedDistribution(lk.FusedNormal(torch.zeros(3), torch.ones(3)), [ExpTransform()])
+    assert (log_normal.rsample((5,)) > 0).all()
+    mixture = MixtureSameFamily(Categorical(torch.ones(2)), lk.FusedNormal(torch.tensor([-9.0, 9.0]), torch.ones(2)))
+    assert mixture.sample((50,)).abs().min() > 2
+
+
+def test_copies_and_pickles() -> None:
+    q = lk.FusedNormal(torch.randn(3), torch.ones(3))
+    for other in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+        assert type(other) is lk.FusedNormal
+        assert torch.equal(other.loc, q.loc)
+    assert repr(q) == repr(Normal(q.loc, q.scale)).replace("Normal", "FusedNormal")

@@ -1,0 +1,320 @@
+"""The ops under torch's own machinery: opcheck, gradcheck, torch.compile, torch.func, autocast, checkpointing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad, jacrev, vmap
+from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
+
+import latent_kernels as lk
+
+Tensor = torch.Tensor
+OPS = torch.ops.latent_kernels
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def data(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+# --- opcheck, gradcheck -----------------------------------------------------------------------------------------
+
+SEEDS = torch.tensor([3, 2**40])
+RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
+    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True)),
+    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), leaf(2, 5, 4), leaf(2, 5, 4), SEEDS[:1], 7, 1, False, True)),
+    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True)),
+    ("gaussian", lambda: (leaf(1, 5, 4), data(1, 5, 4).exp().requires_grad_(), None, None, SEEDS[:1], 0, 2, True, False)),
+    (
+        "gaussian_backward",
+        lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS, 0, 3, False)
+        + ([True, True, False, False],),
+    ),
+    (
+        "gaussian_backward",
+        lambda: (None, data(2, 5), data(2, 5, 4), data(2, 5, 4), data(2, 5, 4), None, SEEDS, 0, 0, False)
+        + ([False, True, True, False],),
+    ),
+    ("gaussian_log_prob", lambda: (leaf(2, 3, 5, 4), leaf(2, 1, 5, 4), leaf(2, 1, 5, 4))),
+    (
+        "gaussian_log_prob_backward",
+        lambda: (data(2, 3, 5, 4), data(2, 1, 5, 4), data(2, 1, 5, 4), data(2, 3, 5), [True, False, True]),
+    ),
+    ("noise", lambda: ("normal", [3, 4], SEEDS, 1, torch.float32, torch.device("cpu"))),
+    ("noise", lambda: ("uniform", [], SEEDS, 1, torch.bfloat16, torch.device("cpu"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments"), RAW)
+def test_opcheck(name: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
+    results = opcheck(getattr(OPS, name), arguments())
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("num_samples", [None, 3])
+def test_gradcheck(num_samples: int | None) -> None:
+    def run(m: Tensor, l: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        return lk.rsample_kl(m, l, num_samples, prior_mean=p, prior_logvar=q, seed=1)
+
+    inputs = (leaf(3, 4), leaf(3, 4), leaf(3, 4), leaf(4))
+    assert torch.autograd.gradcheck(run, inputs, nondet_tol=0)
+    assert torch.autograd.gradcheck(lambda m, l: lk.rsample(m, l, num_samples, seed=1), inputs[:2], nondet_tol=0)
+    assert torch.autograd.gradcheck(lk.gaussian_kl, inputs[:2], nondet_tol=0)
+    assert torch.autograd.gradcheck(lk.gaussian_log_prob, (leaf(2, 3, 4), *inputs[:2]), nondet_tol=0)
+
+
+# --- torch.compile ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile(backend: str) -> None:
+    """One graph; an explicit seed gives eager's bits, forward and backward."""
+
+    def step(m: Tensor, l: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, kl = lk.rsample_kl(m, l, 3, seed=11)
+        return z, kl, lk.gaussian_log_prob(z, m, l)
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    results = []
+    for run in (step, compiled):
+        torch.manual_seed(1)
+        m, l = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
+        outputs = run(m, l)
+        gradients = torch.autograd.grad([x.sum() for x in outputs], (m, l))
+        results.append((*outputs, *gradients))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_seeds_are_fresh_and_distinct() -> None:
+    """Two layers draw two seeds, even where the compiler merges equal calls; each run draws anew."""
+
+    def layers(x: Tensor) -> tuple[Tensor, Tensor]:
+        return lk.rsample(x, x), lk.rsample(x, x)
+
+    compiled = torch.compile(layers, fullgraph=True, backend="aot_eager")
+    x = torch.zeros(4, 8)
+    a, b = compiled(x)
+    c, _ = compiled(x)
+    assert not torch.equal(a, b)
+    assert not torch.equal(a, c)
+    torch.manual_seed(5)
+    first = compiled(x)
+    torch.manual_seed(5)
+    assert all(torch.equal(p, q) for p, q in zip(first, compiled(x), strict=True))
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compile_with_tensor_seed_and_changing_shapes() -> None:
+    def run(x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        return lk.rsample(x, x, 2, seed=seed), lk.normal((3,), seed=seed)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (3, 5, 8):
+        x = torch.randn(rows, 4)
+        for seed in (1, 2):
+            for a, b in zip(compiled(x, torch.tensor(seed)), run(x, torch.tensor(seed)), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_fake_tensors() -> None:
+    with FakeTensorMode():
+        z, kl = lk.rsample_kl(torch.zeros(3, 4), torch.zeros(3, 4), 2)
+        assert z.shape == (2, 3, 4)
+        assert kl.shape == (3,)
+        assert lk.normal((5, 2), seed=1, dtype=torch.float64).shape == (5, 2)
+    meta = torch.zeros(3, 4, device="meta")
+    assert torch.ops.latent_kernels.gaussian(
+        meta.unsqueeze(0), meta.unsqueeze(0), None, None, torch.tensor([1]), 0, 2, False, True
+    )[0].shape == (1, 2, 3, 4)
+
+
+# --- torch.func -------------------------------------------------------------------------------------------------
+
+
+def loss(m: Tensor, l: Tensor, seed: int | Tensor = 9) -> Tensor:
+    z, kl = lk.rsample_kl(m, l, 3, seed=seed)
+    return (z**2).sum() + kl.sum() + lk.gaussian_log_prob(z, m, l).sum()
+
+
+def test_grad_equals_backward() -> None:
+    m, l = torch.randn(7, 4), torch.randn(7, 4)
+    leaf = m.clone().requires_grad_()
+    loss(leaf, l).backward()
+    assert leaf.grad is not None
+    assert torch.allclose(grad(loss)(m, l), leaf.grad, rtol=1e-6)
+
+
+def test_vmap_repeats_an_explicit_seed() -> None:
+    """vmap(f)(x)[i] == f(x[i])."""
+    m, l = torch.randn(5, 7, 4), torch.randn(5, 7, 4)
+
+    def run(m: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
+        return lk.rsample_kl(m, l, 2, seed=3, offset=5)
+
+    for in_dims in ((0, 0), (0, None), (None, 0), (1, 1), (2, 0)):
+        args = [x if d is None else x.movedim(0, d) for x, d in zip((m, l), in_dims, strict=True)]
+        args = [x[0] if d is None else x for x, d in zip(args, in_dims, strict=True)]
+        z, kl = vmap(run, in_dims=in_dims)(*args)
+        for i in range(5):
+            slices = [x if d is None else x.select(d, i) for x, d in zip(args, in_dims, strict=True)]
+            z_i, kl_i = run(*slices)
+            assert torch.equal(z[i], z_i)
+            assert torch.equal(kl[i], kl_i)
+
+
+def test_vmap_over_seeds() -> None:
+    m, l, seeds = torch.randn(7, 4), torch.randn(7, 4), torch.tensor([1, 2**40, 7])
+    z = vmap(lambda s: lk.rsample(m, l, 2, seed=s))(seeds)
+    x = vmap(lambda s: lk.normal((2, 3), seed=s))(seeds)
+    for i, seed in enumerate(seeds.tolist()):
+        assert torch.equal(z[i], lk.rsample(m, l, 2, seed=seed))
+        assert torch.equal(x[i], lk.normal((2, 3), seed=seed))
+
+
+def test_vmap_randomness() -> None:
+    zero = torch.zeros(5, 7, 4)
+
+    def run(x: Tensor) -> Tensor:
+        return lk.rsample(x, x)
+
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(run)(zero)
+    same = vmap(run, randomness="same")(zero)
+    assert all(torch.equal(same[0], same[i]) for i in range(5))
+    different = vmap(run, randomness="different")(zero)
+    assert not any(torch.equal(different[i], different[j]) for i in range(5) for j in range(i))
+
+
+def test_vmap_of_grad_and_grad_of_vmap() -> None:
+    m, l = torch.randn(5, 7, 4), torch.randn(5, 7, 4)
+    seeds = torch.arange(5)
+    per_sample = vmap(grad(loss))(m, l, seeds)
+    for i in range(5):
+        assert torch.allclose(per_sample[i], grad(loss)(m[i], l[i], i), rtol=1e-5, atol=1e-6)
+    through = grad(lambda x: vmap(loss)(x, l, seeds).sum())(m)
+    assert torch.allclose(through, per_sample, rtol=1e-5, atol=1e-6)
+    leaf = m.clone().requires_grad_()
+    vmap(loss)(leaf, l, seeds).sum().backward()
+    assert leaf.grad is not None
+    assert torch.allclose(leaf.grad, per_sample, rtol=1e-5, atol=1e-6)
+
+
+def test_nested_vmap() -> None:
+    m = torch.randn(2, 3, 7, 4)
+    z = vmap(vmap(lambda x: lk.rsample(x, x, seed=4)))(m)
+    assert torch.equal(z[1, 2], lk.rsample(m[1, 2], m[1, 2], seed=4))
+
+
+def test_jacrev() -> None:
+    m, l = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    ours = jacrev(lambda a, b: lk.rsample_kl(a, b, 2, seed=3), argnums=(0, 1))(m, l)
+    eps = lk.normal((2, 3, 4), seed=3).double()
+
+    def plain(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return a + torch.exp(0.5 * b) * eps, 0.5 * (a**2 + torch.exp(b) - 1 - b).sum(-1)
+
+    theirs = jacrev(plain, argnums=(0, 1))(m, l)
+    for of_output, of_plain in zip(ours, theirs, strict=True):
+        for a, b in zip(of_output, of_plain, strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_vmap() -> None:
+    m = torch.randn(5, 7, 4)
+    run = vmap(lambda x: lk.rsample(x, x, 2, seed=3))
+    assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(m), run(m))
+
+
+# --- the rest of torch ------------------------------------------------------------------------------------------
+
+
+def test_autocast() -> None:
+    """Under autocast the layers give bfloat16, and the op takes it: z in bfloat16, kl in float32."""
+    layer = torch.nn.Linear(6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, logvar = layer(torch.randn(5, 6)).chunk(2, -1)
+        z, kl = lk.rsample_kl(mean, logvar, seed=1)
+    assert mean.dtype == z.dtype == torch.bfloat16
+    assert kl.dtype == torch.float32
+    (z.float().sum() + kl.sum()).backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_replays_the_noise(reentrant: bool) -> None:
+    def block(x: Tensor) -> Tensor:
+        z, kl = lk.rsample_kl(x, 0.1 * x)
+        return z.pow(2).sum() + kl.sum()
+
+    gradients = []
+    for wrapped in (False, True):
+        torch.manual_seed(4)
+        x = torch.randn(6, 5, requires_grad=True)
+        with warnings.catch_warnings():
+            value = checkpoint(block, x, use_reentrant=reentrant) if wrapped else block(x)
+        value.backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
+
+
+def test_manual_seed_governs() -> None:
+    x = torch.zeros(3, 4)
+    torch.manual_seed(7)
+    a, b = lk.rsample(x, x), lk.rsample(x, x)
+    torch.manual_seed(7)
+    assert torch.equal(lk.rsample(x, x), a)
+    assert torch.equal(lk.rsample(x, x), b)
+    assert not torch.equal(a, b)
+
+
+def test_no_grad_and_inference_mode() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    with torch.no_grad():
+        assert not lk.rsample(x, x).requires_grad
+    with torch.inference_mode():
+        assert lk.rsample_kl(x, x)[1].is_inference()
+
+
+def test_data_subclass_goes_through_the_dispatcher() -> None:
+    """A tensor subclass is not read by its address."""
+
+    class Marked(Tensor):
+        pass
+
+    x = torch.randn(3, 4).as_subclass(Marked)
+    plain = x.as_subclass(Tensor)
+    assert torch.equal(lk.rsample(x, x, seed=1).as_subclass(Tensor), lk.rsample(plain, plain, seed=1))
+
+
+def test_deep_copies_and_pickles(tmp_path: object) -> None:
+    """Results are ordinary tensors: they can be saved, and nothing of the kernel rides along."""
+    import copy
+    import io
+
+    z, kl = lk.rsample_kl(torch.zeros(2, 3), torch.zeros(2, 3), seed=1)
+    buffer = io.BytesIO()
+    torch.save((z, kl), buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer)[0], copy.deepcopy(z))
