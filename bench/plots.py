@@ -16,8 +16,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 RESULTS = Path(__file__).parent / "results"
 # one colour and marker for a contender everywhere; colours that stay apart for the colour-blind (Okabe and Ito)
@@ -48,6 +49,13 @@ def _title(run: dict[str, Any], device: str) -> str:
     return f"{what}, torch {info['versions']['torch']}, {run['datetime'][:10]}"
 
 
+def _plain_numbers(axis: Axes) -> None:
+    """1, 2, 5, 10, ... up a logarithmic axis."""
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def draw_throughput(run: dict[str, Any], device: str) -> Path | None:
     """One panel per op: elements a second over the size, a line for each contender and number of threads."""
     found = [row for row in rows(run) if row["device"] == device and row["contender"] in STYLES]
@@ -68,7 +76,7 @@ def draw_throughput(run: dict[str, Any], device: str) -> Path | None:
                 mine.sort(key=lambda r: (r["elements"], r["shape"]))
                 axis.plot(
                     [r["elements"] for r in mine],
-                    [r["elements"] / r["interleaved_fastest_us"] * 1e6 for r in mine],
+                    [r["elements"] / r["interleaved_fastest_us"] for r in mine],
                     color=color,
                     marker=marker,
                     markersize=5,
@@ -76,9 +84,9 @@ def draw_throughput(run: dict[str, Any], device: str) -> Path | None:
                     linestyle="-" if threads == 1 else "--",
                     markerfacecolor=color if threads == 1 else "white",
                 )
-        axis.set(xscale="log", yscale="log", title=op, xlabel="output elements", ylabel="elements / s")
+        axis.set(xscale="log", yscale="log", title=op, xlabel="output elements", ylabel="million elements / s")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axis)
         axis.grid(True, which="major", color="0.85", linewidth=0.6)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
@@ -128,7 +136,9 @@ def draw_trend(runs: list[dict[str, Any]]) -> Path | None:
         axis.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
         axis.set(title=op, yscale="log", ylabel="best peer / ours", xlim=(-0.2, len(runs) - 0.8))
         axis.set_xticks(range(len(runs)), labels, fontsize=7)
-        axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, 0.45), max(high, 2.2))
+        _plain_numbers(axis)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(f"Ratio to the best peer in the fastest rounds, over runs on {cpu} (dotted: equal)")

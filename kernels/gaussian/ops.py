@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from latent_kernels._backends import backend
-from latent_kernels._eager import as_int
+from latent_kernels._eager import as_int, as_seeds
 from latent_kernels._ops import call, define, fold, no_second_derivative, unfold
 
 Tensor = torch.Tensor
@@ -27,18 +27,27 @@ def row_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _rows_of(x: Tensor | None) -> Tensor | None:
-    """x where its strides can be handed to a kernel: contiguous, or one row repeated over all others."""
+    """x where its strides can be handed to a kernel: rows at one distance, or one row repeated; else a copy."""
     if x is None or x.is_contiguous():
         return x
-    repeated = x.stride(-1) == 1 and all(s == 0 for s in x.stride()[:-1]) and x.dim() > 1
-    return x if repeated else x.contiguous()
+    stride = x.stride()
+    if stride[-1] == 1 and (len(stride) == 2 or not any(stride[:-1])):
+        return x
+    return x.contiguous()
+
+
+def _empty(x: Tensor, wanted: bool) -> Tensor | None:
+    return torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
 
 
 # --- plain calls ------------------------------------------------------------------------------------------------
 
 
 class Gaussian(torch.autograd.Function):
-    """(mean, spread, prior_mean, prior_logvar) of one shape [..., D] -> (z, kl), or the one that is wanted."""
+    """(mean, spread, prior_mean, prior_logvar) of one shape [..., D] -> (z, kl), or the one that is wanted.
+
+    The last argument is (seed, offset, num_samples, spread_is_scale, with_z, with_kl).
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -47,22 +56,18 @@ class Gaussian(torch.autograd.Function):
         spread: Tensor,
         prior_mean: Tensor | None,
         prior_logvar: Tensor | None,
-        seed: int | Tensor,
-        offset: int,
-        num_samples: int | None,
-        spread_is_scale: bool,
-        with_z: bool,
-        with_kl: bool,
+        call_options: tuple[int | Tensor, int, int | None, bool, bool, bool],
     ) -> Any:
+        """z, kl or both."""
+        seed, offset, num_samples, spread_is_scale, with_z, with_kl = call_options
         shape = mean.shape
-        cols = shape[-1]
         samples = (1 if num_samples is None else num_samples) if with_z else 0
-        sizes = (1, samples, math.prod(shape[:-1]), cols)
+        sizes = (1, samples, math.prod(shape[:-1]), shape[-1])
         mean, spread = _rows_of(mean), _rows_of(spread)  # type: ignore[assignment]
         prior_mean, prior_logvar = _rows_of(prior_mean), _rows_of(prior_logvar)
         z = kl = None
         if with_z:
-            z = mean.new_empty(shape if num_samples is None else (num_samples, *shape))
+            z = _empty(mean, True) if num_samples is None else mean.new_empty((num_samples, *shape))
         if with_kl:
             kl = mean.new_empty(shape[:-1], dtype=row_dtype(mean.dtype))
         kernels = backend("gaussian", mean.device)
@@ -72,7 +77,7 @@ class Gaussian(torch.autograd.Function):
             ctx.save_for_backward(mean, spread, prior_mean, prior_logvar, seed)
         else:
             ctx.save_for_backward(mean, spread, prior_mean, prior_logvar)
-        ctx.problem = (sizes, spread_is_scale, seed if isinstance(seed, int) else None, offset, with_z, with_kl)
+        ctx.problem = (sizes, spread_is_scale, None if isinstance(seed, Tensor) else seed, offset, with_z, with_kl)
         return (z, kl) if with_z and with_kl else z if with_z else kl
 
     @staticmethod
@@ -85,22 +90,27 @@ class Gaussian(torch.autograd.Function):
         gkl = gradients[-1] if with_kl else None
         needs = ctx.needs_input_grad[:4]
         if gz is None and gkl is None:
-            return (None,) * 10
+            return None, None, None, None, None
         if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
             shape, canonical = mean.shape, (1, *sizes[2:])
             results = call(
-        "gaussian_backward",
-        None if gz is None else gz.reshape(sizes),
+                "gaussian_backward",
+                None if gz is None else gz.reshape(sizes),
                 None if gkl is None else gkl.reshape(canonical[:2]),
                 *(None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar)),
-                seed.reshape(1) if isinstance(seed, Tensor) else torch.full((1,), seed),
+                as_seeds(seed),
                 offset,
                 sizes[1],
                 spread_is_scale,
                 needs,
             )
-            return (*(g.reshape(shape) if need else None for g, need in zip(results, needs, strict=True)), *[None] * 6)
-        outputs = tuple(torch.empty_like(mean, memory_format=torch.contiguous_format) if n else None for n in needs)
+            return (*(g.reshape(shape) if need else None for g, need in zip(results, needs, strict=True)), None)
+        outputs = (
+            _empty(mean, needs[0]),
+            _empty(mean, needs[1]),
+            _empty(mean, needs[2]),
+            _empty(mean, needs[3]),
+        )
         backend("gaussian", mean.device).backward(
             sizes,
             mean,
@@ -114,17 +124,18 @@ class Gaussian(torch.autograd.Function):
             None if gkl is None else gkl.contiguous(),
             outputs,
         )
-        return (*outputs, None, None, None, None, None, None)
+        return (*outputs, None)
 
 
 class GaussianLogProb(torch.autograd.Function):
-    """z, mean, logvar, each [samples or 1, rows, cols] under the hood, -> [samples, rows]."""
+    """z, mean, logvar -> the log-density of `shape`. Each input has `samples` of its own or is shared by all."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, z: Tensor, mean: Tensor, logvar: Tensor, sizes: tuple[int, int, int, int], shape: tuple[int, ...]
     ) -> Tensor:
-        z, mean, logvar = z.contiguous(), mean.contiguous(), logvar.contiguous()
+        """The sum over columns."""
+        z, mean, logvar = _rows_of(z), _rows_of(mean), _rows_of(logvar)  # type: ignore[assignment]
         out = z.new_empty(shape, dtype=row_dtype(z.dtype))
         inputs = [_sampled(x, sizes) for x in (z, mean, logvar)]
         backend("gaussian", z.device).log_prob_forward(sizes, *inputs, out)
@@ -142,17 +153,25 @@ class GaussianLogProb(torch.autograd.Function):
             results = call("gaussian_log_prob_backward", *inputs, gradient.reshape(sizes[:3]), needs)
             found = (g.reshape(x.shape) if n else None for g, x, n in zip(results, saved, needs, strict=True))
             return (*found, None, None)
-        outputs = tuple(torch.empty_like(x) if n else None for x, n in zip(saved, needs, strict=True))
+        outputs = tuple(_empty(x, need) for x, need in zip(saved, needs, strict=True))
         backend("gaussian", gradient.device).log_prob_backward(sizes, *inputs, gradient.contiguous(), outputs)
         return (*outputs, None, None)
 
 
 def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
-    """[groups, samples or 1, rows, cols] view of a contiguous input."""
-    groups, samples, rows, cols = sizes
-    plane = groups * rows * cols
-    own = samples if x.numel() == plane * samples else 1
-    return x.view(groups, own, rows, cols)
+    """x as [1, samples or 1, rows, cols], strides kept."""
+    _, samples, rows, cols = sizes
+    if x.is_contiguous():
+        return x.view(1, samples if x.numel() == rows * cols * samples else 1, rows, cols)
+    if x.dim() == 2 and x.size(0) == rows:
+        return x[None, None]
+    repeats = x.numel() == rows * cols * samples
+    return x.as_strided((1, samples if repeats else 1, rows, cols), (0, 0, x.stride(-2), 1))
+
+
+# The Functions' own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
+apply_gaussian = super(torch.autograd.Function, Gaussian).apply
+apply_log_prob = super(torch.autograd.Function, GaussianLogProb).apply
 
 
 # --- opaque ops -------------------------------------------------------------------------------------------------

@@ -49,24 +49,33 @@ def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype
     return [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors.values()], dtype
 
 
+def _broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that these broadcast to, or None; torch.broadcast_shapes costs ten times as much."""
+    result = [1] * max(len(shape) for shape in shapes)
+    for shape in shapes:
+        for i in range(1, len(shape) + 1):
+            if shape[-i] == 1 or shape[-i] == result[-i]:
+                continue
+            if result[-i] != 1:
+                return None
+            result[-i] = shape[-i]
+    return tuple(result)
+
+
 def broadcast(**tensors: Tensor) -> tuple[int, ...]:
     """The shape that the tensors broadcast to."""
-    try:
-        return torch.broadcast_shapes(*(x.shape for x in tensors.values()))
-    except RuntimeError:
+    shape = _broadcast_shape(*(tuple(x.shape) for x in tensors.values()))
+    if shape is None:
         shapes = " and ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
-        raise ValueError(f"{' and '.join(tensors)} must have shapes that broadcast; got {shapes}") from None
+        raise ValueError(f"{' and '.join(tensors)} must have shapes that broadcast; got {shapes}")
+    return shape
 
 
 def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
     """x broadcast to `shape`, the shape of `like`, which must not grow for it."""
     if x.shape == shape:
         return x
-    try:
-        grown = torch.broadcast_shapes(x.shape, shape)
-    except RuntimeError:
-        grown = ()
-    if grown != shape:
+    if _broadcast_shape(tuple(x.shape), tuple(shape)) != tuple(shape):
         raise ValueError(f"{name} must broadcast to the shape of {like}, {tuple(shape)}; got {tuple(x.shape)}")
     return x.expand(shape)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 Tensor = torch.Tensor
+_SEED_END = 2**63 - 1
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -33,7 +34,7 @@ def draw_seed(seed: int | Tensor | None, device: torch.device) -> int | Tensor:
             "seed must be a 0-d int64 CUDA tensor while a CUDA graph is captured; got None, which would draw one "
             "seed now and repeat the same noise at every replay. Advance the tensor (seed += 1) between replays."
         )
-    return torch.randint(2**63 - 1, ())
+    return torch.randint(_SEED_END, ())
 
 
 def as_int(seed: int | Tensor, device: torch.device) -> int | Tensor:

@@ -147,13 +147,17 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument that is wrong.
     """
     (z, mean, logvar), _ = _checks.together(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
-    full = _checks.broadcast(z=z, mean=mean, logvar=logvar)
-    tail = _shared_tail((z, mean, logvar), full)
-    inputs = [_to_tail_or_full(x, tail, full) for x in (z, mean, logvar)]
+    inputs = [z, mean, logvar]
+    if z.shape == mean.shape == logvar.shape:
+        full = tail = z.shape
+    else:
+        full = _checks.broadcast(z=z, mean=mean, logvar=logvar)
+        tail = _shared_tail((z, mean, logvar), full)
+        inputs = [_to_tail_or_full(x, tail, full) for x in inputs]
     rows, cols = math.prod(tail[:-1]), full[-1]
     samples = math.prod(full[: len(full) - len(tail)])
     if plain(z, mean, logvar):
-        return ops.GaussianLogProb.apply(*inputs, (1, samples, rows, cols), full[:-1])
+        return ops.apply_log_prob(*inputs, (1, samples, rows, cols), full[:-1])
     shaped = [x.reshape(1, samples if x.dim() == len(full) else 1, rows, cols) for x in inputs]
     return call("gaussian_log_prob", *shaped).reshape(full[:-1])
 
@@ -204,18 +208,8 @@ def _gaussian(
 ) -> tuple[Tensor, Tensor]:
     """(z, kl); the one that is not wanted is not computed, and not to be used."""
     if plain(mean, spread, prior_mean, prior_logvar, seed if isinstance(seed, Tensor) else None):
-        out = ops.Gaussian.apply(
-            mean,
-            spread,
-            prior_mean,
-            prior_logvar,
-            as_int(seed, mean.device),
-            offset,
-            num_samples,
-            spread_is_scale,
-            with_z,
-            with_kl,
-        )
+        options = (as_int(seed, mean.device), offset, num_samples, spread_is_scale, with_z, with_kl)
+        out = ops.apply_gaussian(mean, spread, prior_mean, prior_logvar, options)
         return out if with_z and with_kl else (out, out)
     shape = mean.shape
     canonical = (1, math.prod(shape[:-1]), shape[-1])

@@ -1,0 +1,126 @@
+"""The extension among processes and threads: fork, DataLoader workers, several Python threads, odd exits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import latent_kernels as lk
+
+N = 300_000
+
+
+def run(code: str) -> str:
+    """Runs code in a fresh interpreter, which must end by itself within a minute and well."""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+PRELUDE = f"""
+import os, sys, threading, torch, latent_kernels as lk
+torch.set_num_threads(3)
+expected = lk.normal({N}, seed=5)
+"""
+
+
+def test_fork_after_use() -> None:
+    """A child of a process whose pool has run uses a pool of its own; so does the child's child."""
+    code = """
+def child(depth):
+    pid = os.fork()
+    if pid == 0:
+        ok = torch.equal(lk.normal(expected.numel(), seed=5), expected)
+        if depth: ok = ok and child(depth - 1)
+        os._exit(0 if ok else 1)
+    return os.waitpid(pid, 0)[1] == 0
+assert child(1)
+assert torch.equal(lk.normal(expected.numel(), seed=5), expected)
+"""
+    run(PRELUDE + code)
+
+
+def test_dataloader_workers() -> None:
+    code = """
+class Noise(torch.utils.data.Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, i):
+        torch.set_num_threads(2)
+        return lk.normal(200_000, seed=i)
+for context in ("fork", "spawn") if __name__ == "__main__" and sys.argv[1:] else ("fork",):
+    loader = torch.utils.data.DataLoader(Noise(), num_workers=2, multiprocessing_context=context)
+    for i, x in enumerate(loader):
+        assert torch.equal(x[0], lk.normal(200_000, seed=i))
+"""
+    run(PRELUDE + code)
+
+
+def test_exit_while_a_thread_computes() -> None:
+    """The process ends although a daemon thread is inside a kernel and the pool's workers wait."""
+    code = """
+threading.Thread(target=lambda: [lk.normal(10_000_000, seed=1) for _ in range(1000)], daemon=True).start()
+"""
+    run(PRELUDE + code)
+
+
+def test_several_python_threads() -> None:
+    """Callers share the pool or work alone; either way each gets its own result."""
+    torch.set_num_threads(3)
+    expected = [lk.normal(N, seed=i) for i in range(6)]
+    mean, logvar = torch.randn(400, 300), torch.randn(400, 300)
+    pairs = [lk.rsample_kl(mean, logvar, 2, seed=i) for i in range(6)]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(15):
+            z, kl = lk.rsample_kl(mean, logvar, 2, seed=i)
+            if not (
+                torch.equal(lk.normal(N, seed=i), expected[i])
+                and torch.equal(z, pairs[i][0])
+                and torch.equal(kl, pairs[i][1])
+            ):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert wrong == []
+
+
+def test_fork_while_another_thread_computes() -> None:
+    """Fork catches the pool in the middle of a job, its locks held by threads that the child lacks."""
+    code = """
+stop = False
+def busy():
+    while not stop: lk.normal(2_000_000, seed=1)
+t = threading.Thread(target=busy); t.start()
+import warnings; warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork under threads
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if torch.equal(lk.normal(expected.numel(), seed=5), expected) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+stop = True; t.join()
+"""
+    run(PRELUDE + code)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_gil_is_released() -> None:
+    """Python code goes on while a kernel runs."""
+    torch.set_num_threads(1)
+    done = threading.Event()
+    worker = threading.Thread(target=lambda: (lk.normal(60_000_000, seed=1), done.set()))
+    worker.start()
+    steps = 0
+    while not done.is_set():
+        steps += 1
+    worker.join()
+    assert steps > 1000
