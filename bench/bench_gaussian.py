@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+import torch
+
 import cuda
 import harness
 import latent_kernels as lk
 import peers
-import pytest
-import torch
 from harness import Contest, Group, close, places, rows
 
 Tensor = torch.Tensor

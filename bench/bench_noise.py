@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import pytest
+import torch
+from latent_kernels.kernels.noise import reference
+
 import cuda
 import harness
 import latent_kernels as lk
-import pytest
-import torch
 from harness import Contest, Group, places, rows
 from latent_kernels import _core
-from latent_kernels.kernels.noise import reference
 
 OURS = {"normal": lk.normal, "uniform": lk.uniform}
 TORCH = {"normal": torch.randn, "uniform": torch.rand}

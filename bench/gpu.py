@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import cuda
 import latent_kernels as lk
 import peers
-import torch
 from machine import describe
 
 Tensor = torch.Tensor

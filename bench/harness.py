@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cuda
-import machine
 import pytest
 import torch
+
+import cuda
+import machine
 
 Call = Callable[[], Any]
 

@@ -17,6 +17,26 @@ void bind_gaussian(pybind11::module_& m);
 
 // Elements that one task should at least handle: some ten microseconds, well above the cost of handing it out.
 constexpr int64_t kTaskElements = 1 << 14;
+// Elements for which another thread is worth waking, which takes some 25 to 50 microseconds.
+constexpr int64_t kThreadElements = 1 << 16;
+inline int worthwhile_threads(int threads, int64_t elements) {
+  return static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(elements / kThreadElements, 1)));
+}
+
+// Runs f without the GIL. Not by pybind11's guard: where a daemon thread comes back to an interpreter that is
+// shutting down, Python ends the thread by unwinding, which must not pass through a destructor.
+template <class F>
+inline void without_gil(F f) {
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    f();
+  } catch (const std::exception&) {
+    PyEval_RestoreThread(state);
+    throw;
+  }
+  PyEval_RestoreThread(state);
+}
+
 // Columns of one task. A fixed number: the sums of a longer row are added up over these blocks.
 constexpr int64_t kTaskColumns = 1 << 15;
 
@@ -44,6 +64,8 @@ struct Cut {
     row_parts = (rows + row_step - 1) / row_step;
     col_parts = std::max<int64_t>((cols + col_step - 1) / col_step, 1);
   }
+
+  int64_t elements() const { return groups * std::max<int64_t>(samples, 1) * rows * cols; }
 
   int64_t parts() const { return groups * sample_parts * row_parts * col_parts; }
 

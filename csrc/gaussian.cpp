@@ -7,32 +7,39 @@ namespace lk {
 namespace {
 
 // The arguments that forward and backward share, in the order in which Python passes them.
-#define LK_GAUSSIAN_PARAMETERS                                                                                        \
-  int type, int threads, int64_t groups, int64_t samples, int64_t rows, int64_t cols, uintptr_t mean,                 \
-      int64_t mean_group, int64_t mean_row, uintptr_t spread, int64_t spread_group, int64_t spread_row,               \
-      uintptr_t prior_mean, int64_t prior_mean_group, int64_t prior_mean_row, uintptr_t prior_logvar,                 \
-      int64_t prior_logvar_group, int64_t prior_logvar_row, bool spread_is_scale, int64_t seed, uintptr_t seeds,      \
+#define LK_GAUSSIAN_PARAMETERS                                                                                   \
+  int type, int threads, int64_t groups, int64_t samples, int64_t rows, int64_t cols, uintptr_t mean,            \
+      int64_t mean_group, int64_t mean_row, uintptr_t spread, int64_t spread_group, int64_t spread_row,          \
+      uintptr_t prior_mean, int64_t prior_mean_group, int64_t prior_mean_row, uintptr_t prior_logvar,            \
+      int64_t prior_logvar_group, int64_t prior_logvar_row, bool spread_is_scale, int64_t seed, uintptr_t seeds, \
       int64_t seed_stride, uint64_t offset
-#define LK_GAUSSIAN_PROBLEM                                                                     \
-  {                                                                                             \
-    groups, samples, rows, cols, {at(mean), mean_group, 0, mean_row},                           \
-        {at(spread), spread_group, 0, spread_row},                                              \
-        {at(prior_mean), prior_mean_group, 0, prior_mean_row},                                  \
-        {at(prior_logvar), prior_logvar_group, 0, prior_logvar_row}, spread_is_scale,           \
-        seeds != 0 ? at<const int64_t>(seeds) : &seed, seeds != 0 ? seed_stride : 0, offset     \
-  }
+#define LK_GAUSSIAN_PROBLEM                                     \
+  {groups,                                                      \
+   samples,                                                     \
+   rows,                                                        \
+   cols,                                                        \
+   {at(mean), mean_group, 0, mean_row},                         \
+   {at(spread), spread_group, 0, spread_row},                   \
+   {at(prior_mean), prior_mean_group, 0, prior_mean_row},       \
+   {at(prior_logvar), prior_logvar_group, 0, prior_logvar_row}, \
+   spread_is_scale,                                             \
+   seeds != 0 ? at<const int64_t>(seeds) : &seed,               \
+   seeds != 0 ? seed_stride : 0,                                \
+   offset}
 
 void forward(LK_GAUSSIAN_PARAMETERS, uintptr_t z, uintptr_t kl) {
   const Gaussian problem = LK_GAUSSIAN_PROBLEM;
   const Cut cut(groups, samples, rows, cols, true, kTaskColumns);
   const auto kernel = active_build().gaussian_forward[type];
-  py::gil_scoped_release unlocked;
   PartialSums sums(kl != 0 ? groups * rows : 0, cut.col_parts);
-  parallel_for(cut.parts(), threads, [&](int64_t i) {
-    int64_t col_part;
-    const Part part = cut.part(i, col_part);
-    const bool with_kl = kl != 0 && part.sample0 == 0;  // the part with the first samples brings the KL
-    kernel(problem, {at(z), with_kl ? sums.target(at(kl), col_part) : RowSums{nullptr, nullptr, 0}}, part);
+  const int workers = worthwhile_threads(threads, cut.elements());
+  without_gil([&] {
+    parallel_for(cut.parts(), workers, [&](int64_t i) {
+      int64_t col_part;
+      const Part part = cut.part(i, col_part);
+      const bool with_kl = kl != 0 && part.sample0 == 0;  // the part with the first samples brings the KL
+      kernel(problem, {at(z), with_kl ? sums.target(at(kl), col_part) : RowSums{nullptr, nullptr, 0}}, part);
+    });
   });
   if (kl != 0) sums.finish(type, at(kl));
 }
@@ -40,40 +47,42 @@ void forward(LK_GAUSSIAN_PARAMETERS, uintptr_t z, uintptr_t kl) {
 void backward(LK_GAUSSIAN_PARAMETERS, uintptr_t z, uintptr_t kl, uintptr_t d_mean, uintptr_t d_spread,
               uintptr_t d_prior_mean, uintptr_t d_prior_logvar) {
   const Gaussian problem = LK_GAUSSIAN_PROBLEM;
-  const GaussianGradients gradients{at(z),        at(kl),           at(d_mean),
-                                    at(d_spread), at(d_prior_mean), at(d_prior_logvar)};
+  const GaussianGradients gradients{at(z), at(kl), at(d_mean), at(d_spread), at(d_prior_mean), at(d_prior_logvar)};
   const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(samples, 1));
   const Cut cut(groups, samples, rows, cols, false, kTile * std::max<int64_t>(tiles, 1));
   const auto kernel = active_build().gaussian_backward[type];
-  py::gil_scoped_release unlocked;
-  parallel_for(cut.parts(), threads, [&](int64_t i) {
-    int64_t col_part;
-    kernel(problem, gradients, cut.part(i, col_part));
+  const int workers = worthwhile_threads(threads, cut.elements());
+  without_gil([&] {
+    parallel_for(cut.parts(), workers, [&](int64_t i) {
+      int64_t col_part;
+      kernel(problem, gradients, cut.part(i, col_part));
+    });
   });
 }
 
-#define LK_LOG_PROB_PARAMETERS                                                                                   \
-  int type, int threads, int64_t groups, int64_t samples, int64_t rows, int64_t cols, uintptr_t z,               \
-      int64_t z_group, int64_t z_sample, int64_t z_row, uintptr_t mean, int64_t mean_group, int64_t mean_sample, \
-      int64_t mean_row, uintptr_t logvar, int64_t logvar_group, int64_t logvar_sample, int64_t logvar_row
-#define LK_LOG_PROB_PROBLEM                                                            \
-  {                                                                                    \
-    groups, samples, rows, cols, {at(z), z_group, z_sample, z_row},                    \
-        {at(mean), mean_group, mean_sample, mean_row}, {                               \
-      at(logvar), logvar_group, logvar_sample, logvar_row                              \
-    }                                                                                  \
+#define LK_LOG_PROB_PARAMETERS                                                                                      \
+  int type, int threads, int64_t groups, int64_t samples, int64_t rows, int64_t cols, uintptr_t z, int64_t z_group, \
+      int64_t z_sample, int64_t z_row, uintptr_t mean, int64_t mean_group, int64_t mean_sample, int64_t mean_row,   \
+      uintptr_t logvar, int64_t logvar_group, int64_t logvar_sample, int64_t logvar_row
+#define LK_LOG_PROB_PROBLEM                                                                                          \
+  {                                                                                                                  \
+    groups, samples, rows, cols, {at(z), z_group, z_sample, z_row}, {at(mean), mean_group, mean_sample, mean_row}, { \
+      at(logvar), logvar_group, logvar_sample, logvar_row                                                            \
+    }                                                                                                                \
   }
 
 void log_prob_forward(LK_LOG_PROB_PARAMETERS, uintptr_t out) {
   const LogProb problem = LK_LOG_PROB_PROBLEM;
   const Cut cut(groups, samples, rows, cols, true, kTaskColumns);
   const auto kernel = active_build().log_prob_forward[type];
-  py::gil_scoped_release unlocked;
   PartialSums sums(groups * samples * rows, cut.col_parts);
-  parallel_for(cut.parts(), threads, [&](int64_t i) {
-    int64_t col_part;
-    const Part part = cut.part(i, col_part);
-    kernel(problem, sums.target(at(out), col_part), part);
+  const int workers = worthwhile_threads(threads, cut.elements());
+  without_gil([&] {
+    parallel_for(cut.parts(), workers, [&](int64_t i) {
+      int64_t col_part;
+      const Part part = cut.part(i, col_part);
+      kernel(problem, sums.target(at(out), col_part), part);
+    });
   });
   sums.finish(type, at(out));
 }
@@ -85,10 +94,12 @@ void log_prob_backward(LK_LOG_PROB_PARAMETERS, uintptr_t log_prob, uintptr_t d_z
   const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(samples, 1));
   const Cut cut(groups, samples, rows, cols, false, kTile * std::max<int64_t>(tiles, 1));
   const auto kernel = active_build().log_prob_backward[type];
-  py::gil_scoped_release unlocked;
-  parallel_for(cut.parts(), threads, [&](int64_t i) {
-    int64_t col_part;
-    kernel(problem, gradients, cut.part(i, col_part));
+  const int workers = worthwhile_threads(threads, cut.elements());
+  without_gil([&] {
+    parallel_for(cut.parts(), workers, [&](int64_t i) {
+      int64_t col_part;
+      kernel(problem, gradients, cut.part(i, col_part));
+    });
   });
 }
 

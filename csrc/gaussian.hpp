@@ -15,6 +15,11 @@ struct alignas(64) Scratch {
   operator C*() { return at; }
 };
 
+template <class V>
+LK_INLINE V square(V x) {
+  return x * x;
+}
+
 // sigma of a tile, from log sigma^2 or as given.
 template <class C>
 inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
@@ -39,8 +44,8 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
     const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
     const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
 
+    const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
     if (out.z != nullptr && part.sample0 < part.sample1) {
-      const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
       for (int64_t s = part.sample0; s < part.sample1; ++s) {
         const int64_t e = s * plane + begin;
         const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
@@ -59,13 +64,14 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
       each<C>(n, [&](int64_t i, auto k) {
         auto delta = load(mean + i, k), d = load(spread + i, k), psi = d, expm1 = d;
         if (m0 != nullptr) delta = delta - load(m0 + i, k);
-        auto quadratic = delta * delta;
+        auto quadratic = delta * delta, e_d = square(load(sigma + i, k));
         if (l0 != nullptr) {
           const auto prior = load(l0 + i, k);
           d = d - prior;
+          e_d = exp(d);
           quadratic = quadratic * exp(-prior);
         }
-        psi_expm1(d, psi, expm1);
+        psi_expm1(d, e_d, psi, expm1);
         store(work + i, quadratic + psi, k);
       });
       kl.add(work, tile, part.group * p.rows + tile.row0, C(0.5));
@@ -96,8 +102,7 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
     for (int64_t s = 0; with_z && s < p.samples; ++s) {
       const C* gz = load_tile<T>(z_gradient, part.group, s, tile, row_gradient.at);
       const float* eps = noise;
-      if (need_noise)
-        eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(s * plane + begin), n, noise);
+      if (need_noise) eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(s * plane + begin), n, noise);
       each<C>(n, [&](int64_t i, auto k) {
         const auto v = load(gz + i, k);
         store(sum_g + i, s == 0 ? v : load(sum_g + i, k) + v, k);
@@ -110,7 +115,7 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
 
     const bool with_kl = g.kl != nullptr;
     const C *sigma = nullptr, *m0 = nullptr, *l0 = nullptr;
-    if (with_z && need_noise) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+    if (need_noise) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
     if (with_kl) {
       spread_rows(static_cast<const C*>(g.kl) + part.group * p.rows + tile.row0, tile, row_gradient.at);
       m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
@@ -126,19 +131,21 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
     }
     each<C>(n, [&](int64_t i, auto k) {
       auto d_mean = load(sum_g + i, k), d_spread = load(sum_g_eps + i, k);
-      if (sigma != nullptr && !p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
+      if (need_noise && !p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
       auto toward_prior = d_mean, d_prior_logvar = d_mean;
       if (with_kl) {
         const auto gk = load(row_gradient + i, k);
         auto delta = load(mean + i, k), d = load(spread + i, k), psi = d, expm1 = d;
         if (m0 != nullptr) delta = delta - load(m0 + i, k);
-        auto scaled = delta;
+        auto scaled = delta, e_d = d;
+        if (need_noise) e_d = square(load(sigma + i, k));
         if (l0 != nullptr) {
           const auto prior = load(l0 + i, k);
           d = d - prior;
+          e_d = exp(d);
           scaled = scaled * exp(-prior);
         }
-        psi_expm1(d, psi, expm1);
+        psi_expm1(d, e_d, psi, expm1);
         toward_prior = gk * scaled;
         d_mean = d_mean + toward_prior;
         d_spread = d_spread + (gk * C(0.5)) * expm1;

@@ -55,9 +55,9 @@ struct GaussianOutputs {
 };
 
 struct GaussianGradients {
-  const void* z;          // gradient of z, [groups, samples, rows, cols], or null
-  const void* kl;         // gradient of kl, [groups, rows] in the compute type, or null
-  void* mean;             // the four outputs, [groups, rows, cols], each may be null
+  const void* z;   // gradient of z, [groups, samples, rows, cols], or null
+  const void* kl;  // gradient of kl, [groups, rows] in the compute type, or null
+  void* mean;      // the four outputs, [groups, rows, cols], each may be null
   void* spread;
   void* prior_mean;
   void* prior_logvar;

@@ -25,8 +25,7 @@ LK_INLINE V ln(V u) {
                          0.14181192219257355f, -0.13128754496574402f, 0.12881647050380707f, -0.07859611511230469f};
   constexpr int32_t sqrt_half = 0x3F3504F3;
   const V k = map([](F x) { return to_float((bit_cast<I>(x) - sqrt_half) >> 23); }, u);
-  const V f = map(
-      [](F x) { return bit_cast<F>(((bit_cast<I>(x) - sqrt_half) & 0x7FFFFF) + sqrt_half) - 1.0f; }, u);
+  const V f = map([](F x) { return bit_cast<F>(((bit_cast<I>(x) - sqrt_half) & 0x7FFFFF) + sqrt_half) - 1.0f; }, u);
   const V s = f * f;
   V y = (horner(P, f) * f) * s;
   y = y + k * -2.12194440e-4f;  // ln 2 = 0.693359375 - 2.12194440e-4, the first exact times any k here
@@ -67,9 +66,16 @@ struct ExpConstants<float> {
   static constexpr int32_t mantissa_bits = 23, bias = 127;
   static constexpr float Q[] = {0.4999999403953552f, 0.16666515171527863f, 0.04166845604777336f, 0.008369418792426586f,
                                 0.0013813144760206342f};
-  static constexpr float P[] = {0.5f, 0.1666666716337204f, 0.04166673496365547f, 0.00833331048488617f,
-                                0.001388545148074627f, 0.0001984402333619073f, 2.535482963139657e-05f,
-                                2.7722830964194145e-06f};
+  static constexpr float P[] = {0.5f,
+                                0.1666666567325592f,
+                                0.04166661947965622f,
+                                0.008333361707627773f,
+                                0.0013889892725273967f,
+                                0.00019839138258248568f,
+                                2.4728875359869562e-05f,
+                                2.759976723609725e-06f,
+                                2.9672227697119524e-07f,
+                                2.5569949713144524e-08f};
 };
 template <>
 struct ExpConstants<double> {
@@ -78,19 +84,18 @@ struct ExpConstants<double> {
   static constexpr double to_integer = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int64_t mantissa_bits = 52, bias = 1023;
   // Taylor: 1 / (k + 2)!
-  static constexpr double Q[] = {1. / 2,        1. / 6,         1. / 24,         1. / 120,
-                                 1. / 720,      1. / 5040,      1. / 40320,      1. / 362880,
-                                 1. / 3628800,  1. / 39916800., 1. / 479001600., 1. / 6227020800.,
-                                 1. / 87178291200.};
-  static constexpr double P[] = {1. / 2,
-                                 1. / 6,
-                                 1. / 24,
-                                 1. / 120,
-                                 1. / 720,
-                                 1. / 5040,
-                                 1. / 40320,
-                                 1. / 362880,
-                                 1. / 3628800,
+  static constexpr double Q[] = {1. / 2,          1. / 6,           1. / 24,          1. / 120,     1. / 720,
+                                 1. / 5040,       1. / 40320,       1. / 362880,      1. / 3628800, 1. / 39916800.,
+                                 1. / 479001600., 1. / 6227020800., 1. / 87178291200.};
+  static constexpr double P[] = {1. / 2.,
+                                 1. / 6.,
+                                 1. / 24.,
+                                 1. / 120.,
+                                 1. / 720.,
+                                 1. / 5040.,
+                                 1. / 40320.,
+                                 1. / 362880.,
+                                 1. / 3628800.,
                                  1. / 39916800.,
                                  1. / 479001600.,
                                  1. / 6227020800.,
@@ -99,7 +104,13 @@ struct ExpConstants<double> {
                                  1. / 20922789888000.,
                                  1. / 355687428096000.,
                                  1. / 6402373705728000.,
-                                 1. / 121645100408832000.};
+                                 1. / 121645100408832000.,
+                                 1. / 2432902008176640000.,
+                                 1. / 51090942171709440000.,
+                                 1. / 1124000727777607680000.,
+                                 1. / 25852016738884976640000.,
+                                 1. / 620448401733239439360000.,
+                                 1. / 15511210043330985984000000.};
 };
 
 template <class T>
@@ -141,15 +152,14 @@ LK_INLINE V exp(V x) {
   return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n, shifted);
 }
 
-// psi(d) = e^d - 1 - d >= 0, and expm1(d) = psi(d) + d, with no cancellation: d^2 P(d) where |d| < 1.
+// psi(d) = e^d - 1 - d >= 0 and expm1(d) = psi(d) + d, given e^d, with no cancellation: d^2 P(d) where |d| < 2,
+// so that an error of e^d in its last places weighs at most 1.7 times as much in psi.
 template <class V>
-LK_INLINE void psi_expm1(V d, V& psi, V& expm1) {
+LK_INLINE void psi_expm1(V d, V e_d, V& psi, V& expm1) {
   using T = Scalar<V>;
   const V small = (d * d) * horner(ExpConstants<T>::P, d);
-  const V large = exp(d) - T(1);
-  const auto near = [](auto x, auto if_near, auto if_far) {
-    return ((x < T(1)) & (x > T(-1))) ? if_near : if_far;
-  };
+  const V large = e_d - T(1);
+  const auto near = [](auto x, auto if_near, auto if_far) { return ((x < T(2)) & (x > T(-2))) ? if_near : if_far; };
   psi = map(near, d, small, large - d);
   expm1 = map(near, d, small + d, large);
 }

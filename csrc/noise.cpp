@@ -9,12 +9,12 @@ using Fill = void (*const (&)[kTypes])(uint64_t, uint64_t, int64_t, void*);
 
 void fill(Fill fills, int type, int threads, uint64_t seed, uint64_t offset, int64_t n, std::uintptr_t out) {
   static constexpr int64_t bytes[kTypes] = {4, 8, 2, 2};
-  const int64_t step = std::max(kTaskElements, (n / (4 * std::max(threads, 1)) + 1023) / 1024 * 1024);
-  py::gil_scoped_release unlocked;
-  parallel_for((n + step - 1) / step, threads, [&](int64_t i) {
-    const int64_t begin = i * step;
-    fills[type](seed, offset + static_cast<uint64_t>(begin), std::min(step, n - begin),
-                at<char>(out) + begin * bytes[type]);
+  without_gil([&] {
+    parallel_for((n + kTaskElements - 1) / kTaskElements, worthwhile_threads(threads, n), [&](int64_t i) {
+      const int64_t begin = i * kTaskElements;
+      fills[type](seed, offset + static_cast<uint64_t>(begin), std::min(kTaskElements, n - begin),
+                  at<char>(out) + begin * bytes[type]);
+    });
   });
 }
 

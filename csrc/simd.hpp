@@ -70,16 +70,16 @@ template <class V, int N>
 struct Pack {
   V at[N];
 };
-#define LK_PACK_OPERATOR(op)                                              \
-  template <class V, int N>                                               \
-  LK_INLINE Pack<V, N> operator op(Pack<V, N> x, const Pack<V, N>& y) {   \
-    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y.at[j];             \
-    return x;                                                             \
-  }                                                                       \
-  template <class V, int N, class T>                                      \
-  LK_INLINE Pack<V, N> operator op(Pack<V, N> x, T y) {                   \
-    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y;                   \
-    return x;                                                             \
+#define LK_PACK_OPERATOR(op)                                            \
+  template <class V, int N>                                             \
+  LK_INLINE Pack<V, N> operator op(Pack<V, N> x, const Pack<V, N>& y) { \
+    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y.at[j];           \
+    return x;                                                           \
+  }                                                                     \
+  template <class V, int N, class T>                                    \
+  LK_INLINE Pack<V, N> operator op(Pack<V, N> x, T y) {                 \
+    for (int j = 0; j < N; ++j) x.at[j] = x.at[j] op y;                 \
+    return x;                                                           \
   }
 LK_PACK_OPERATOR(+)
 LK_PACK_OPERATOR(-)
@@ -157,8 +157,7 @@ inline Vec<T> load(const T* p, First part) {
 template <class T>
 inline void store(T* p, Vec<T> v, First part) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << part.k) - 1), (__m512)v);
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << part.k) - 1), (__m512)v);
 #endif
   for (int i = 0; i < part.k; ++i) p[i] = v[i];
 }

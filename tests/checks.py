@@ -9,7 +9,6 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
-
 from latent_kernels.kernels.gaussian import reference
 from latent_kernels.kernels.gaussian.ops import row_dtype
 
@@ -79,26 +78,34 @@ class Problem:
     def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.mean, self.spread, self.prior_mean, self.prior_logvar
 
-    def run(self, kernels: ModuleType) -> dict[str, Tensor]:
-        """Everything a backend computes, through its own interface."""
-        groups, samples, rows, cols = self.sizes
-        z = torch.empty(self.sizes, dtype=self.dtype)
-        kl = None if self.scale else torch.empty(groups, rows, dtype=row_dtype(self.dtype))
-        kernels.forward(self.sizes, *self.parameters, self.scale, self.seeds, self.offset, z, kl)
-        gradients = tuple(None if x is None else torch.empty_like(x) for x in self.parameters)
-        gkl = None if self.scale else self.gkl
-        kernels.backward(
-            self.sizes, *self.parameters, self.scale, self.seeds, self.offset, self.gz, gkl, gradients
-        )
+    def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
+        """Everything a backend computes, through its own interface; the results on the CPU."""
+        groups, samples, rows, _ = self.sizes
+
+        def there(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        def room(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            return torch.full(shape, torch.nan, dtype=dtype, device=device)
+
+        of_rows = row_dtype(self.dtype)
+        parameters = [there(x) for x in self.parameters]
+        seeds = self.seeds.to(device)
+        z = room(*self.sizes)
+        kl = None if self.scale else room(groups, rows, dtype=of_rows)
+        kernels.forward(self.sizes, *parameters, self.scale, seeds, self.offset, z, kl)
+        gradients = tuple(None if x is None else room(*x.shape) for x in parameters)
+        gkl = None if self.scale else there(self.gkl)
+        kernels.backward(self.sizes, *parameters, self.scale, seeds, self.offset, there(self.gz), gkl, gradients)
         found = {"z": z, "kl": kl, **dict(zip(NAMES, gradients, strict=True))}
         if not self.scale:
-            inputs = (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))
-            log_prob = torch.empty(groups, samples, rows, dtype=row_dtype(self.dtype))
+            inputs = [x.to(device) for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
+            log_prob = room(groups, samples, rows, dtype=of_rows)
             kernels.log_prob_forward(self.sizes, *inputs, log_prob)
-            outputs = tuple(torch.empty_like(x) for x in inputs)
-            kernels.log_prob_backward(self.sizes, *inputs, self.glp, outputs)
+            outputs = tuple(room(*x.shape) for x in inputs)
+            kernels.log_prob_backward(self.sizes, *inputs, there(self.glp), outputs)
             found |= {"log_prob": log_prob, **dict(zip(LOG_PROB_NAMES, outputs, strict=True))}
-        return {name: x for name, x in found.items() if x is not None}
+        return {name: x.cpu() for name, x in found.items() if x is not None}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The same by the plain formula and autograd, computed in `dtype`."""
@@ -129,9 +136,7 @@ class Problem:
             inputs = [x.to(dtype).requires_grad_() for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
             log_prob = reference.gaussian_log_prob(*inputs)
             found["log_prob"] = log_prob
-            found |= dict(
-                zip(LOG_PROB_NAMES, torch.autograd.grad(log_prob, inputs, self.glp.to(dtype)), strict=True)
-            )
+            found |= dict(zip(LOG_PROB_NAMES, torch.autograd.grad(log_prob, inputs, self.glp.to(dtype)), strict=True))
         return {name: x.detach() for name, x in found.items()}
 
 
@@ -139,14 +144,14 @@ NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
 LOG_PROB_NAMES = ("lp_d_z", "lp_d_mean", "lp_d_logvar")
 
 
-def check(kernels: ModuleType, problem: Problem) -> None:
+def check(kernels: ModuleType, problem: Problem, device: str = "cpu") -> None:
     """Error against float64 at most twice that of same-dtype torch.
 
     Where torch happens to be exact (a handful of elements), twice its error is nothing; so the bound never falls
     below one rounding of the largest value, times the root of the number of terms summed. Float64 results have no
     better truth here than float64 itself, which may be off by as much again: eight such roundings.
     """
-    ours, truth, torchs = problem.run(kernels), problem.formula(torch.float64), problem.formula(problem.dtype)
+    ours, truth, torchs = problem.run(kernels, device), problem.formula(torch.float64), problem.formula(problem.dtype)
     assert ours.keys() == truth.keys()
     for name, got in ours.items():
         want = truth[name]

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import torch
-from latent_kernels import _backends, _core, cli
-from latent_kernels.examples import demo, measure, report, vae
 from matplotlib.image import imread
 from rich.console import Console
 from typer.testing import CliRunner
+
+from latent_kernels import _backends, _core, cli
+from latent_kernels.examples import demo, measure, report, vae
 
 TINY = demo.Settings(
     epochs=2,

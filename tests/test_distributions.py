@@ -106,13 +106,18 @@ def test_independent() -> None:
     assert q.rsample((2,)).shape == (2, 3, 4)
     kl = kl_divergence(q, p)
     assert kl.shape == (3,)
-    plain = Independent(Normal(q.base_dist.loc, q.base_dist.scale), 1), Independent(Normal(p.base_dist.loc, p.base_dist.scale), 1)
+    plain = (
+        Independent(Normal(q.base_dist.loc, q.base_dist.scale), 1),
+        Independent(Normal(p.base_dist.loc, p.base_dist.scale), 1),
+    )
     assert torch.allclose(kl, kl_divergence(*plain), rtol=1e-5, atol=1e-6)
     assert torch.equal(q.log_prob(torch.zeros(3, 4)), plain[0].log_prob(torch.zeros(3, 4)))
 
 
 @pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((3, 4), (4,)), ((), (3, 4)), ((), ())])
-@pytest.mark.parametrize("classes", [(lk.FusedNormal, lk.FusedNormal), (lk.FusedNormal, Normal), (Normal, lk.FusedNormal)])
+@pytest.mark.parametrize(
+    "classes", [(lk.FusedNormal, lk.FusedNormal), (lk.FusedNormal, Normal), (Normal, lk.FusedNormal)]
+)
 def test_kl(shapes: tuple[tuple[int, ...], ...], classes: tuple[type[Normal], type[Normal]]) -> None:
     parameters = [(torch.randn(s).double(), torch.rand(s).double() + 0.1) for s in shapes]
     ours = kl_divergence(classes[0](*parameters[0]), classes[1](*parameters[1]))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latent_kernels.kernels.noise import reference
 from scipy import stats
 
 import latent_kernels as lk
 from latent_kernels import _core
-from latent_kernels.kernels.noise import reference
 
 KINDS = {"normal": (lk.normal, reference.normal), "uniform": (lk.uniform, reference.uniform)}
 END = 2**63
@@ -62,7 +62,9 @@ def test_equals_reference(simd_build: str, kind: str, offset: int) -> None:
         assert np.array_equal(bits(got), bits(theirs(2049, seed, offset))), (seed, offset)
 
 
-@given(seed=st.integers(0, END - 1), offset=st.integers(0, END - 5000), n=st.integers(0, 4200), cut=st.integers(0, 4200))
+@given(
+    seed=st.integers(0, END - 1), offset=st.integers(0, END - 5000), n=st.integers(0, 4200), cut=st.integers(0, 4200)
+)
 @settings(max_examples=60, deadline=None)
 def test_split_calls_join(seed: int, offset: int, n: int, cut: int) -> None:
     """Any split of a call by `offset`, on any build, gives the bits of the whole."""
@@ -229,7 +231,7 @@ def elementary(function: int, x: np.ndarray) -> np.ndarray:
 
 
 def edge_unit() -> np.ndarray:
-    """u at both ends of (0, 1], around powers of two and the reduction's edge, and at random."""
+    """U at both ends of (0, 1], around powers of two and the reduction's edge, and at random."""
     rng = np.random.default_rng(0)
     near_one = np.float32(1) - np.arange(0, 3000, dtype=np.float32) * np.float32(2**-24)
     powers = np.float32(2.0) ** -np.arange(33, dtype=np.float32)
@@ -241,7 +243,7 @@ def edge_unit() -> np.ndarray:
 
 
 def edge_angle() -> np.ndarray:
-    """t around every multiple of 1/4 in [-1, 1], and at random."""
+    """T around every multiple of 1/4 in [-1, 1], and at random."""
     rng = np.random.default_rng(1)
     quarters = np.arange(-4, 5, dtype=np.float32) / np.float32(4)
     near = np.concatenate([quarters + s * np.float32(2.0**-k) for k in range(2, 31) for s in (-1, 1)])
@@ -303,7 +305,10 @@ def moments_are_normal(x: np.ndarray, sigmas: float) -> dict[str, float]:
     n = x.size
     powers = [np.mean(x**k, dtype=np.float64) for k in (1, 2, 3, 4)]
     deviations = [1.0, 2.0, 15.0, 96.0]  # variances of x, x^2, x^3, x^4
-    z = {f"E x^{k}": (p - m) * np.sqrt(n / v) for k, p, m, v in zip((1, 2, 3, 4), powers, (0, 1, 0, 3), deviations, strict=True)}
+    z = {
+        f"E x^{k}": (p - m) * np.sqrt(n / v)
+        for k, p, m, v in zip((1, 2, 3, 4), powers, (0, 1, 0, 3), deviations, strict=True)
+    }
     assert max(abs(v) for v in z.values()) < sigmas, z
     return {k: float(v) for k, v in z.items()}
 

@@ -21,7 +21,12 @@ HEAVY = ("numba", "triton", "sklearn", "matplotlib", "typer", "rich", "pandas", 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | environment, timeout=120
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        timeout=120,
     )
 
 
@@ -109,7 +114,9 @@ def test_forced_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(z, z2, rtol=1e-6, atol=1e-7)
     assert torch.allclose(kl, kl2, rtol=1e-6)
     assert torch.allclose(torch.autograd.grad(z2.sum() + kl2.sum(), x)[0], gradient, rtol=1e-5, atol=1e-6)
-    assert torch.equal(lk.rsample(x.detach(), x.detach(), seed=torch.tensor(2)), lk.rsample(x.detach(), x.detach(), seed=2))
+    assert torch.equal(
+        lk.rsample(x.detach(), x.detach(), seed=torch.tensor(2)), lk.rsample(x.detach(), x.detach(), seed=2)
+    )
 
 
 @pytest.mark.parametrize("value", ["fast", "gaussian", "gaussian=numba", "mixture=cpp", "gaussian=cpp;noise=cpp"])

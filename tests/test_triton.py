@@ -13,12 +13,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from checks import SMALL_SIZES, Problem, Sizes, bits_equal, check
-
-import latent_kernels as lk
-from latent_kernels import _backends
 from latent_kernels.kernels.gaussian import cpp_cpu
 from latent_kernels.kernels.noise import reference
+
+import latent_kernels as lk
+from checks import SMALL_SIZES, Problem, Sizes, bits_equal, check
+from latent_kernels import _backends
 
 INTERPRETING = _backends.interpreting()
 triton = pytest.mark.skipif(not INTERPRETING, reason="run by test_in_the_interpreter, in a process of its own")
@@ -143,5 +143,3 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(lk.rsample(x, x, 3, seed=seed), expected[0])
     (got[0].sum() + got[1].sum()).backward()
     assert x.grad is not None
-
-

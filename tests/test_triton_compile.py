@@ -34,7 +34,11 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], targ
     from latent_kernels.kernels.launch import OPTIONS
 
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    divisible = [i for i, name in enumerate(kernel.arg_names) if name.endswith(("_ptr", "_row", "_group", "D", "_sample", "_stride")) or name == "n"]
+    divisible = [
+        i
+        for i, name in enumerate(kernel.arg_names)
+        if name.endswith(("_ptr", "_row", "_group", "D", "_sample", "_stride")) or name == "n"
+    ]
     attributes = {(i,): [["tt.divisibility", 16]] for i in divisible if signature[kernel.arg_names[i]] != "constexpr"}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=target, options=dict(OPTIONS))
@@ -42,7 +46,6 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], targ
 
 def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget) -> Any:
     import triton.language as tl
-
     from latent_kernels.kernels.gaussian import triton_gpu
     from latent_kernels.kernels.launch import tile_shape
 
@@ -50,8 +53,8 @@ def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget) -> A
     rows = "*fp64" if dtype == torch.float64 else "*fp32"
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
     types |= dict.fromkeys(("kl_ptr", "gkl_ptr", "out_ptr", "g_ptr"), rows)
-    types |= {arg: "i32" for arg in ("S", "N", "D", "seed_stride", "samples_per_program", "col_blocks")}
-    types |= {arg: "i64" for arg in ("seed", "offset", "chunk_stride")}
+    types |= dict.fromkeys(("S", "N", "D", "seed_stride", "samples_per_program", "col_blocks"), "i32")
+    types |= dict.fromkeys(("seed", "offset", "chunk_stride"), "i64")
     types |= {arg: "i64" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
     compute = tl.float64 if dtype == torch.float64 else tl.float32
     block_n, block_d = tile_shape(4096, 64, torch.float64 if dtype == torch.float64 else torch.float32)
@@ -91,7 +94,9 @@ def spills(kernel: Any, tmp_path: Path) -> int:
     cubin.write_bytes(kernel.asm["cubin"])
     tool = cuobjdump()
     assert tool is not None, "cuobjdump comes with Triton"
-    text = subprocess.run([tool, "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [tool, "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True
+    ).stdout
     found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     assert len(found) == 1, text
     return int(found[0][1]) + int(found[0][3])
@@ -133,7 +138,7 @@ def test_noise_has_no_fma_and_no_approximation(kind: str, target: GPUTarget, tmp
 
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
 def test_float32_arithmetic_is_not_contracted(target: GPUTarget) -> None:
-    """z has the CPU's bits because exp and the sum are the same sequence of operations."""
+    """Z has the CPU's bits because exp and the sum are the same sequence of operations."""
     ptx = instructions(gaussian("forward_kernel", torch.float32, "aligned", target))
     assert not re.search(r"\bfma\.rn\.f32|\bmad\.[a-z]*\.?f32|ex2\.approx|\.ftz", ptx)
 

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 
-import latent_kernels as lk
 import pytest
 import torch
+
+import latent_kernels as lk
 from latent_kernels.examples import digits, vae
 
 DIGITS = digits.load()

@@ -27,7 +27,7 @@ def row_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _rows_of(x: Tensor | None) -> Tensor | None:
-    """x where its strides can be handed to a kernel: rows at one distance, or one row repeated; else a copy."""
+    """X where its strides can be handed to a kernel: rows at one distance, or one row repeated; else a copy."""
     if x is None or x.is_contiguous():
         return x
     stride = x.stride()
@@ -50,7 +50,7 @@ class Gaussian(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         mean: Tensor,
         spread: Tensor,
@@ -131,7 +131,7 @@ class GaussianLogProb(torch.autograd.Function):
     """z, mean, logvar -> the log-density of `shape`. Each input has `samples` of its own or is shared by all."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, z: Tensor, mean: Tensor, logvar: Tensor, sizes: tuple[int, int, int, int], shape: tuple[int, ...]
     ) -> Tensor:
         """The sum over columns."""
@@ -144,7 +144,7 @@ class GaussianLogProb(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         """Gradients of the three inputs."""
         sizes, saved = ctx.sizes, ctx.saved_tensors
         inputs = [_sampled(x, sizes) for x in saved]
@@ -159,7 +159,7 @@ class GaussianLogProb(torch.autograd.Function):
 
 
 def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
-    """x as [1, samples or 1, rows, cols], strides kept."""
+    """X as [1, samples or 1, rows, cols], strides kept."""
     _, samples, rows, cols = sizes
     if x.is_contiguous():
         return x.view(1, samples if x.numel() == rows * cols * samples else 1, rows, cols)
@@ -170,11 +170,12 @@ def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
 
 
 # The Functions' own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
-apply_gaussian = super(torch.autograd.Function, Gaussian).apply
-apply_log_prob = super(torch.autograd.Function, GaussianLogProb).apply
+apply_gaussian: Any = super(torch.autograd.Function, Gaussian).apply
+apply_log_prob: Any = super(torch.autograd.Function, GaussianLogProb).apply
 
 
 # --- opaque ops -------------------------------------------------------------------------------------------------
+
 
 def _seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
     if seeds.numel() == 1:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 
 import torch
-
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor
@@ -41,12 +40,12 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_l
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, e^logvar), summed over the last dimension."""
+    """Log N(z; mean, e^logvar), summed over the last dimension."""
     return -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
 
 
 def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:
-    """eps [groups, samples, rows, cols], float32 values in the dtype that mean is computed in."""
+    """Eps [groups, samples, rows, cols], float32 values in the dtype that mean is computed in."""
     groups, samples, rows, cols = sizes
     seeds = [seed] * groups if isinstance(seed, int) else seed.reshape(-1).expand(groups).tolist()
     count = samples * rows * cols
@@ -56,9 +55,9 @@ def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> T
     return eps.reshape(sizes).to(mean.device, mean.dtype)
 
 
-def _compute(x: Tensor | None) -> Tensor | None:
+def _compute(x: Tensor) -> Tensor:
     """Half precision is computed in float32."""
-    return x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _outputs(
@@ -97,10 +96,18 @@ def forward(
     kl: Tensor | None,
 ) -> None:
     """The interface of the compiled kernels, over the formulas above."""
-    inputs = [_compute(x) for x in (mean, spread, prior_mean, prior_logvar)]
     got_z, got_kl = _outputs(
-        sizes, inputs[0], inputs[1], inputs[2], inputs[3], spread_is_scale, seed, offset, z is not None, kl is not None
-    )  # type: ignore[arg-type]
+        sizes,
+        _compute(mean),
+        _compute(spread),
+        None if prior_mean is None else _compute(prior_mean),
+        None if prior_logvar is None else _compute(prior_logvar),
+        spread_is_scale,
+        seed,
+        offset,
+        z is not None,
+        kl is not None,
+    )
     if z is not None and got_z is not None:
         z.copy_(got_z.reshape(z.shape))
     if kl is not None and got_kl is not None:
@@ -121,8 +128,8 @@ def backward(
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
 ) -> None:
     """Gradients by autograd through the formulas above."""
-    inputs = [_compute(x) for x in (mean, spread, prior_mean, prior_logvar)]
-    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
+    inputs = (mean, spread, prior_mean, prior_logvar)
+    leaves = [None if x is None else _compute(x).detach().requires_grad_() for x in inputs]
     with torch.enable_grad():
         z, kl = _outputs(
             sizes,
@@ -150,7 +157,7 @@ def backward(
 
 def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
     """The interface of the compiled kernels, over the formula above."""
-    value = gaussian_log_prob(*(_compute(x) for x in (z, mean, logvar)))  # type: ignore[arg-type]
+    value = gaussian_log_prob(*(_compute(x) for x in (z, mean, logvar)))
     out.copy_(value.expand(sizes[:3]).reshape(out.shape))
 
 
@@ -163,7 +170,7 @@ def log_prob_backward(
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> None:
     """Gradients by autograd through the formula above."""
-    leaves = [_compute(x).detach().requires_grad_() for x in (z, mean, logvar)]  # type: ignore[union-attr]
+    leaves = [_compute(x).detach().requires_grad_() for x in (z, mean, logvar)]
     with torch.enable_grad():
         value = gaussian_log_prob(*leaves)
     found = torch.autograd.grad(value.expand(sizes[:3]), leaves, gradient.reshape(sizes[:3]).to(value.dtype))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
 
@@ -50,10 +49,16 @@ def exp(x):
 
 
 @triton.jit
-def psi_expm1(d):
-    """psi(d) = e^d - 1 - d and expm1(d), by psi's series where |d| < 1."""
+def psi_expm1(d, e_d):
+    """psi(d) = e^d - 1 - d and expm1(d), given e^d; by psi's series where |d| < 2."""
     if d.dtype == tl.float64:
-        p = d * 8.22063524662433e-18 + 1.5619206968586225e-16  # 1 / 19!, 1 / 18!, ...
+        p = d * 6.446950284384474e-26 + 1.6117375710961184e-24  # 1 / 25!, 1 / 24!, ...
+        p = p * d + 3.868170170630684e-23
+        p = p * d + 8.896791392450574e-22
+        p = p * d + 1.9572941063391263e-20
+        p = p * d + 4.110317623312165e-19
+        p = p * d + 8.22063524662433e-18
+        p = p * d + 1.5619206968586225e-16
         p = p * d + 2.8114572543455206e-15
         p = p * d + 4.779477332387385e-14
         p = p * d + 7.647163731819816e-13
@@ -71,16 +76,18 @@ def psi_expm1(d):
         p = p * d + 0.16666666666666666
         p = p * d + 0.5
     else:
-        p = d * 2.7722830964194145e-06 + 2.535482963139657e-05
-        p = p * d + 0.0001984402333619073
-        p = p * d + 0.001388545148074627
-        p = p * d + 0.00833331048488617
-        p = p * d + 0.04166673496365547
-        p = p * d + 0.1666666716337204
+        p = d * 2.5569949713144524e-08 + 2.9672227697119524e-07
+        p = p * d + 2.759976723609725e-06
+        p = p * d + 2.4728875359869562e-05
+        p = p * d + 0.00019839138258248568
+        p = p * d + 0.0013889892725273967
+        p = p * d + 0.008333361707627773
+        p = p * d + 0.04166661947965622
+        p = p * d + 0.1666666567325592
         p = p * d + 0.5
     small = (d * d) * p
-    large = exp(d) - 1.0
-    near = (d < 1.0) & (d > -1.0)
+    large = e_d - 1.0
+    near = (d < 2.0) & (d > -2.0)
     return tl.where(near, small, large - d), tl.where(near, small + d, large)
 
 
@@ -93,7 +100,7 @@ def load(ptr, group_stride, row_stride, rows, cols, mask, compute: tl.constexpr)
 
 @triton.jit
 def load_seed(seed, seed_stride, seed_is_pointer: tl.constexpr):
-    """This group's seed."""
+    """The seed of the program's group."""
     key = tl.load(seed + tl.program_id(2) * seed_stride) if seed_is_pointer else seed
     return key.to(tl.int64)
 
@@ -120,7 +127,7 @@ def locate(N, D, offset, col_blocks, layout: tl.constexpr, BLOCK_N: tl.constexpr
 
 @triton.jit
 def eps_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
-    """eps [BLOCK_N, BLOCK_D] whose first column lies at `element` [BLOCK_N, 1] of the stream."""
+    """Eps [BLOCK_N, BLOCK_D] whose first column lies at `element` [BLOCK_N, 1] of the stream."""
     if layout == SCATTERED:
         eps = normal_of_elements(key, element + tl.arange(0, BLOCK_D)[None, :])
     else:
@@ -138,15 +145,16 @@ def forward_kernel(
     spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """z [G, S, N, D] = mean + sigma eps; kl [G, N, col_blocks] = 1/2 sum (mean - m0)^2 e^-l0 + psi(logvar - l0)."""
+    """Z [G, S, N, D] = mean + sigma eps; kl [G, N, col_blocks] = 1/2 sum (mean - m0)^2 e^-l0 + psi(logvar - l0)."""
     rows, cols, mask, element = locate(N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     group = tl.program_id(2).to(tl.int64)
     mean = load(mean_ptr, mean_group, mean_row, rows, cols, mask, compute)
     spread = load(spread_ptr, spread_group, spread_row, rows, cols, mask, compute)
 
+    sigma = spread if spread_is_scale else exp(spread * 0.5)
+
     if with_z:
         key = load_seed(seed, seed_stride, seed_is_pointer)
-        sigma = spread if spread_is_scale else exp(spread * 0.5)
         plane = N.to(tl.int64) * D
         first = tl.program_id(1).to(tl.int64) * samples_per_program
         for s in range(first, tl.minimum(first + samples_per_program, S)):
@@ -165,8 +173,11 @@ def forward_kernel(
             if has_prior_logvar:
                 prior = load(prior_logvar_ptr, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
                 d -= prior
+                e_d = exp(d)
                 quadratic *= exp(0.0 - prior)
-            psi, _ = psi_expm1(d)
+            else:
+                e_d = sigma * sigma
+            psi, _ = psi_expm1(d, e_d)
             terms = tl.where(mask, quadratic + psi, 0.0)
             at = kl_ptr + (group * N + rows) * col_blocks + tl.program_id(0) % col_blocks
             tl.store(at, (tl.sum(terms, axis=1) * 0.5)[:, None], mask=rows < N)
@@ -218,8 +229,12 @@ def backward_kernel(
             if has_prior_logvar:
                 prior = load(prior_logvar_ptr, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
                 d -= prior
+                e_d = exp(d)
                 scaled *= exp(0.0 - prior)
-            _, expm1 = psi_expm1(d)
+            else:
+                sigma = exp(d * 0.5)
+                e_d = sigma * sigma
+            _, expm1 = psi_expm1(d, e_d)
             toward_prior = gkl * scaled
             d_mean += toward_prior
             d_spread += (gkl * 0.5) * expm1
@@ -241,7 +256,7 @@ def log_prob_forward_kernel(
     z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
     compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out [G, S, N, col_blocks] = -1/2 sum of ln 2 pi + logvar + (z - mean)^2 e^-logvar over the tile's columns."""
+    """Out [G, S, N, col_blocks] = -1/2 sum of ln 2 pi + logvar + (z - mean)^2 e^-logvar over the tile's columns."""
     pid = tl.program_id(0).to(tl.int64)
     s = tl.program_id(1).to(tl.int64)
     group = tl.program_id(2).to(tl.int64)
@@ -328,8 +343,8 @@ def _strides(x: Tensor | None, sizes: Sizes) -> tuple[int, int]:
 def _layout(sizes: Sizes, offset: int) -> int:
     _, samples, rows, cols = sizes
     if cols % 4 == 0 and offset % 4 == 0:
-        return ALIGNED.value
-    return SHIFTED.value if samples <= 1 or rows * cols % 4 == 0 else SCATTERED.value
+        return int(ALIGNED)
+    return int(SHIFTED) if samples <= 1 or rows * cols % 4 == 0 else int(SCATTERED)
 
 
 def _grid(
@@ -337,7 +352,7 @@ def _grid(
 ) -> tuple[tuple[int, int, int], int, int, int, int]:
     """The grid, the samples of one program, the blocks of columns, and the tile."""
     groups, samples, rows, cols = sizes
-    early = 3 if layout == SHIFTED.value else 0
+    early = 3 if layout == int(SHIFTED) else 0
     block_n, block_d = tile_shape(rows, cols + early, dtype)
     col_blocks = max(triton.cdiv(cols + early, block_d), 1)
     tiles = triton.cdiv(rows, block_n) * col_blocks
@@ -364,7 +379,7 @@ def forward(
     z: Tensor | None,
     kl: Tensor | None,
 ) -> None:
-    """z = mean + sigma eps into `z`, KL into `kl`."""
+    """Z = mean + sigma eps into `z`, KL into `kl`."""
     if 0 in (sizes[0], sizes[2]):
         return
     groups, samples, rows, cols = sizes
@@ -445,7 +460,7 @@ def _sampled_strides(x: Tensor, sizes: Sizes) -> tuple[int, int, int]:
 
 
 def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
-    """log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
+    """Log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
     groups, samples, rows, cols = sizes
     if 0 in (groups, samples, rows):
         return

@@ -25,10 +25,8 @@ def fill(kind: str, out: Tensor, seed: int | Tensor, offset: int) -> None:
     out.copy_(torch.from_numpy(values.copy()).reshape(out.shape))
 
 
-def _noise(
-    kind: str, shape: list[int], seeds: Tensor, offset: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """seeds [G] -> [G, *shape]."""
+def _noise(kind: str, shape: list[int], seeds: Tensor, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Seeds [G] -> [G, *shape]."""
     out = torch.empty((seeds.numel(), *shape), dtype=dtype, device=device)
     for i in range(seeds.numel()):
         fill(kind, out[i], as_int(seeds[i], out.device), offset)

@@ -60,7 +60,10 @@ def horner(coefficients: list[float], x: Floats) -> Floats:
 
 
 def ln(u: Floats) -> Floats:
-    """ln(u) for normal u > 0: u = 2^k (1 + f), ln(1 + f) = f - f^2/2 + f^3 P(f), |error| < 0.9 ulp; ln(1) = 0."""
+    """Natural logarithm of normal u > 0, |error| < 0.9 ulp, 0 at 1.
+
+    u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f - f^2/2 + f^3 P(f).
+    """
     bits = u.view(np.int32) - SQRT_HALF_BITS
     k = (bits >> 23).astype(f32)
     f = ((bits & np.int32(0x7FFFFF)) + SQRT_HALF_BITS).view(f32) - f32(1)
@@ -69,7 +72,8 @@ def ln(u: Floats) -> Floats:
     y = y + k * LN2_LOW
     y = y - s * f32(0.5)
     y = y + f
-    return y + k * LN2_HIGH
+    result: Floats = y + k * LN2_HIGH
+    return result
 
 
 def sin_cos_pi(t: Floats) -> tuple[Floats, Floats]:
@@ -88,7 +92,8 @@ def sin_cos_pi(t: Floats) -> tuple[Floats, Floats]:
 
 def to_unit(words: Words) -> Floats:
     """A word as a float in (0, 1]: float32(w) 2^-32 + 2^-33."""
-    return words.astype(f32) * f32(2.0**-32) + f32(2.0**-33)
+    u: Floats = words.astype(f32) * f32(2.0**-32) + f32(2.0**-33)
+    return u
 
 
 def box_muller(radius_words: Words, angle_words: Words) -> tuple[Floats, Floats]:
@@ -114,5 +119,5 @@ def normal(count: int, seed: int, offset: int = 0) -> Floats:
 
 def uniform(count: int, seed: int, offset: int = 0) -> Floats:
     """Elements offset, ..., offset + count - 1 of the seed's uniforms on the open interval (0, 1)."""
-    u = np.minimum(to_unit(_words(count, seed, offset, UNIFORMS)), f32(1 - 2.0**-24))
+    u: Floats = np.minimum(to_unit(_words(count, seed, offset, UNIFORMS)), f32(1 - 2.0**-24))
     return u.reshape(-1)[offset % 4 :][:count]

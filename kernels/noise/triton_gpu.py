@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-
 from latent_kernels.kernels.launch import OPTIONS, TILE, on_device_of
 
 
@@ -38,7 +37,7 @@ def philox(seed, counter, substream: tl.constexpr):
 
 @triton.jit
 def ln(u):
-    """ln(u) for normal u > 0: u = 2^k (1 + f), ln(1 + f) = f - f^2/2 + f^3 P(f)."""
+    """Natural logarithm of normal u > 0; see reference.py."""
     bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
     k = (bits >> 23).to(tl.float32)
     f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
@@ -105,9 +104,7 @@ def noise_of_groups(seed, group, substream: tl.constexpr):
             tl.interleave(radius0 * cosine0, radius2 * cosine2), tl.interleave(radius0 * sine0, radius2 * sine2)
         )
     else:
-        x = tl.interleave(
-            tl.interleave(to_uniform(w0), to_uniform(w2)), tl.interleave(to_uniform(w1), to_uniform(w3))
-        )
+        x = tl.interleave(tl.interleave(to_uniform(w0), to_uniform(w2)), tl.interleave(to_uniform(w1), to_uniform(w3)))
     return x
 
 
@@ -122,7 +119,8 @@ def normal_of_elements(seed, element):
 
 @triton.jit(do_not_specialize=["seed", "offset"])
 def fill_kernel(
-    out_ptr, n, seed, offset, substream: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr, BLOCK: tl.constexpr
+    out_ptr, n, seed, offset,
+    substream: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out[i] = element offset + i of the stream; shift = offset % 4."""
     pid = tl.program_id(0).to(tl.int64)

@@ -8,7 +8,6 @@ torch.distributions   `FusedNormal`
 from __future__ import annotations
 
 from importlib.metadata import version as _version
-from typing import TYPE_CHECKING
 
 from latent_kernels.distributions import FusedNormal
 from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl

@@ -17,7 +17,7 @@ def plain(*tensors: Tensor | None) -> bool:
     """Whether these tensors hold memory of their own and nothing watches the dispatcher."""
     if torch.compiler.is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:  # type: ignore[attr-defined]
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:
         return False
     return all(x is None or type(x) in _PLAIN for x in tensors)
 

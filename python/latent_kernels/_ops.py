@@ -43,6 +43,7 @@ def define(
         vmap: (info, in_dims, *args) -> (outputs, out_dims), by way of `call`.
         gradients: (ctx, *output_gradients) -> a gradient or None for each input, by way of `call`.
         setup: (ctx, inputs, output) saves what `gradients` needs.
+
     """
     name = schema[: schema.index("(")]
     save = setup or _save_nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.distributions import Normal, kl_divergence, register_kl
+from torch.distributions import Normal, register_kl
 
 from latent_kernels.gaussian import gaussian_kl, rsample_scale
 
@@ -23,7 +23,7 @@ class FusedNormal(Normal):
     Other names (`log_prob`, `entropy`, `cdf`, `icdf`, `expand`, ...) are inherited.
     """
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Reparameterized samples of shape [*sample_shape, *batch_shape]."""
         shape = self._extended_shape(torch.Size(sample_shape))
         samples = math.prod(sample_shape)
@@ -33,15 +33,12 @@ class FusedNormal(Normal):
         loc, scale = (x if batch else x.reshape(1) for x in (self.loc, self.scale))
         return rsample_scale(loc, scale, samples if sample_shape else None).reshape(shape)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """As `rsample`, without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
 
-@register_kl(FusedNormal, FusedNormal)
-@register_kl(FusedNormal, Normal)
-@register_kl(Normal, FusedNormal)
 def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
     """KL(p || q), element by element; `Independent` sums it."""
     tensors = torch.broadcast_tensors(p.loc, p.scale.log() * 2, q.loc, q.scale.log() * 2)
@@ -49,4 +46,5 @@ def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
     return gaussian_kl(mean, logvar, prior_mean=prior_mean, prior_logvar=prior_logvar)
 
 
-__all__ = ["FusedNormal", "kl_divergence"]
+for _p, _q in ((FusedNormal, FusedNormal), (FusedNormal, Normal), (Normal, FusedNormal)):
+    register_kl(_p, _q)(_kl_normal_normal)

@@ -57,6 +57,7 @@ def rsample_kl(
         TypeError, ValueError: naming the argument that is wrong.
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 4 and 10.
+
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
@@ -83,6 +84,7 @@ def rsample(
         TypeError, ValueError: naming the argument that is wrong.
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equation 4.
+
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
@@ -122,6 +124,7 @@ def gaussian_kl(
         TypeError, ValueError: naming the argument that is wrong.
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix B.
+
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
     _, kl = _gaussian(mean, logvar, prior_mean, prior_logvar, 0, 0, None, with_z=False)
@@ -129,7 +132,7 @@ def gaussian_kl(
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, e^logvar), summed over the last dimension.
+    """Log N(z; mean, e^logvar), summed over the last dimension.
 
     -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one lacks the leading
     dimensions of the others (parameters [..., D] under samples [S, ..., D]) it is read where it lies and its
@@ -145,11 +148,12 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
+
     """
     (z, mean, logvar), _ = _checks.together(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
     inputs = [z, mean, logvar]
     if z.shape == mean.shape == logvar.shape:
-        full = tail = z.shape
+        full = tail = tuple(z.shape)
     else:
         full = _checks.broadcast(z=z, mean=mean, logvar=logvar)
         tail = _shared_tail((z, mean, logvar), full)
@@ -157,9 +161,11 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     rows, cols = math.prod(tail[:-1]), full[-1]
     samples = math.prod(full[: len(full) - len(tail)])
     if plain(z, mean, logvar):
-        return ops.apply_log_prob(*inputs, (1, samples, rows, cols), full[:-1])
+        out: Tensor = ops.apply_log_prob(*inputs, (1, samples, rows, cols), full[:-1])
+        return out
     shaped = [x.reshape(1, samples if x.dim() == len(full) else 1, rows, cols) for x in inputs]
-    return call("gaussian_log_prob", *shaped).reshape(full[:-1])
+    out = call("gaussian_log_prob", *shaped)
+    return out.reshape(full[:-1])
 
 
 def _shared_tail(tensors: tuple[Tensor, ...], full: tuple[int, ...]) -> tuple[int, ...]:
@@ -215,8 +221,7 @@ def _gaussian(
     canonical = (1, math.prod(shape[:-1]), shape[-1])
     samples = (1 if num_samples is None else num_samples) if with_z else 0
     inputs = (None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar))
-    z, kl = call("gaussian", *inputs, as_seeds(seed), offset, samples, spread_is_scale, with_kl
-    )
+    z, kl = call("gaussian", *inputs, as_seeds(seed), offset, samples, spread_is_scale, with_kl)
     if with_z:
         z = z.reshape(shape if num_samples is None else (num_samples, *shape))
     return z, kl.reshape(shape[:-1]) if with_kl else kl

@@ -45,6 +45,7 @@ def normal(
         TypeError, ValueError: naming the argument that is wrong.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11; Box and Muller (1958).
+
     """
     return _noise("normal", shape, seed, offset, dtype, device)
 
@@ -75,6 +76,7 @@ def uniform(
         TypeError, ValueError: naming the argument that is wrong.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
+
     """
     return _noise("uniform", shape, seed, offset, dtype, device)
 
@@ -99,7 +101,7 @@ def _noise(
     seed = draw_seed(seed, where)
 
     if not plain(seed if isinstance(seed, Tensor) else None):
-        out = call("noise", kind, sizes, as_seeds(seed), offset, dtype, where)
+        out: Tensor = call("noise", kind, sizes, as_seeds(seed), offset, dtype, where)
         return out.reshape(sizes)
     out = torch.empty(sizes, dtype=dtype, device=where)
     ops.fill(kind, out, as_int(seed, where), offset)

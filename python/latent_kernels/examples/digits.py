@@ -27,7 +27,7 @@ def load() -> Digits:
 
     Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository (1998).
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     data, classes = load_digits(return_X_y=True)
     images = torch.as_tensor(data, dtype=torch.float32) / _LEVELS

@@ -88,7 +88,7 @@ def _training_step(size: Size, images: torch.Tensor, ops: Ops, seed: int) -> Ste
         reconstruction, kl = model.elbo(images, size.num_samples, ops)
         loss = (kl - reconstruction).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
     return Stepper(run, list(model.parameters()))

@@ -135,7 +135,7 @@ def train(
             reconstruction, kl = model.elbo(images[rows], ops=ops)
             loss = (kl - reconstruction).mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             sums += torch.stack((reconstruction.sum(), kl.sum())).detach()
         yield Epoch(Terms(*(sums / len(images)).tolist()), evaluate(model, held_out, ops=ops))

@@ -1,0 +1,57 @@
+# Everything a contributor needs. The first call of any target makes .venv and installs the package in it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := $(wildcard csrc/*)
+OUT ?= bench/results/gpu
+
+.PHONY: install lint types format test slow bench demo gpu clean
+
+install: $(READY)
+
+# The editable install follows the Python files; C++ and build files make it anew.
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
+	$(BIN)/clang-format --dry-run --Werror csrc/*
+
+# mypy sees the package as it is installed: kernels/ inside latent_kernels/.
+types: $(READY)
+	rm -rf build/types && mkdir -p build/types/latent_kernels
+	ln -s $(CURDIR)/python/latent_kernels/* $(CURDIR)/kernels build/types/latent_kernels/
+	MYPYPATH=build/types $(BIN)/mypy -p latent_kernels
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# The long statistics: 2^28 draws.
+slow: $(READY)
+	$(BIN)/python -m pytest --slow -m slow
+
+bench: $(READY)
+	$(BIN)/python -m pytest --benchmark --benchmark-json=bench/results/$$($(BIN)/python bench/machine.py).json
+	$(BIN)/python bench/plots.py
+
+demo: $(READY)
+	$(BIN)/latent-kernels demo
+
+# On a machine with a GPU, with the packages that are there: builds, tests, sanitizes, compares, measures. OUT=folder.
+gpu:
+	bash bench/gpu.sh '$(OUT)'
+
+clean:
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

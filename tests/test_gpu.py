@@ -1,0 +1,131 @@
+"""On a GPU: the noise and the samples against the CPU bit for bit, the kernels against float64, CUDA graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import latent_kernels as lk
+from checks import DTYPES, SIZES, Problem, Sizes, bits_equal, check
+
+pytestmark = pytest.mark.gpu
+Tensor = torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [lk.normal, lk.uniform])
+@pytest.mark.parametrize("offset", [0, 1, 3, 4 * 2**32 - 9, 2**63 - 2**22])
+def test_noise_has_the_cpus_bits(kind: object, offset: int) -> None:
+    for seed in (0, 7, 2**32, 2**63 - 1):
+        here = kind((1 << 20) + 3, seed=seed, offset=offset)  # type: ignore[operator]
+        there = kind((1 << 20) + 3, seed=seed, offset=offset, device="cuda")  # type: ignore[operator]
+        assert bits_equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_gaussian(sizes: Sizes, dtype: torch.dtype) -> None:
+    from latent_kernels.kernels.gaussian import triton_gpu
+
+    check(triton_gpu, Problem(sizes, dtype), "cuda")
+    check(triton_gpu, Problem(sizes, dtype, prior=False, offset=3), "cuda")
+    check(triton_gpu, Problem(sizes, dtype, prior=False, scale=True), "cuda")
+
+
+@pytest.mark.parametrize("shape", [(64, 20), (63, 17), (5, 1500), (1000, 256)])
+@pytest.mark.parametrize("num_samples", [None, 3])
+def test_samples_have_the_cpus_bits(shape: tuple[int, ...], num_samples: int | None) -> None:
+    mean, logvar = torch.randn(shape), torch.randn(shape)
+    here = lk.rsample(mean, logvar, num_samples, seed=5)
+    there = lk.rsample(mean.cuda(), logvar.cuda(), num_samples, seed=5)
+    assert bits_equal(here, there.cpu())
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    mean, logvar = (torch.randn(300, 70, device="cuda", requires_grad=True) for _ in range(2))
+    found = []
+    for _ in range(2):
+        z, kl = lk.rsample_kl(mean, logvar, 50, seed=1)
+        found.append([z, kl, *torch.autograd.grad(z.sum() + kl.sum(), (mean, logvar))])
+    assert all(bits_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_cuda_graph_draws_fresh_noise() -> None:
+    """A captured step replays with the seed tensor's present value."""
+    mean, logvar = torch.randn(64, 20, device="cuda"), torch.randn(64, 20, device="cuda")
+    seed = torch.zeros((), dtype=torch.int64, device="cuda")
+
+    def step() -> Tensor:
+        z, kl = lk.rsample_kl(mean, logvar, seed=seed)
+        seed.add_(1)
+        return z + kl.unsqueeze(-1)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    seed.fill_(10)
+    for i in range(10, 13):
+        graph.replay()
+        z, kl = lk.rsample_kl(mean, logvar, seed=i)
+        assert torch.equal(out, z + kl.unsqueeze(-1))
+
+
+def test_no_seed_under_capture_raises() -> None:
+    x = torch.zeros(4, 8, device="cuda")
+    lk.rsample(x, x)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="seed must be a 0-d int64 CUDA tensor"), torch.cuda.graph(graph):
+        lk.rsample(x, x)
+
+
+def test_seed_on_another_device() -> None:
+    x = torch.zeros(4, 8)
+    with pytest.raises(ValueError, match="seed must be on the device of the op"):
+        lk.rsample(x, x, seed=torch.tensor(1, device="cuda"))
+    y = x.cuda()
+    assert torch.equal(lk.rsample(y, y, seed=torch.tensor(1)), lk.rsample(y, y, seed=1))
+
+
+def test_gradcheck() -> None:
+    mean, logvar = (torch.randn(3, 5, device="cuda", dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda m, l: lk.rsample_kl(m, l, 2, seed=1), (mean, logvar), nondet_tol=0)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compile(mode: str) -> None:
+    def step(m: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
+        z, kl = lk.rsample_kl(m, l, 3, seed=11)
+        return z * 2, kl
+
+    compiled = torch.compile(step, fullgraph=True, mode=mode)
+    mean, logvar = (torch.randn(6, 5, device="cuda", requires_grad=True) for _ in range(2))
+    for a, b in zip(compiled(mean, logvar), step(mean, logvar), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_strides_broadcasting_autocast() -> None:
+    mean = torch.randn(20, 64, device="cuda").t()
+    logvar = torch.randn(20, device="cuda")
+    plain = lk.rsample_kl(mean.contiguous(), logvar.expand(64, 20).contiguous(), seed=2)
+    for a, b in zip(lk.rsample_kl(mean, logvar, seed=2), plain, strict=True):
+        assert torch.equal(a, b)
+    with torch.autocast("cuda", torch.bfloat16):
+        layer = torch.nn.Linear(20, 8, device="cuda")
+        z, kl = lk.rsample_kl(*layer(mean.contiguous()).chunk(2, -1), seed=1)
+    assert z.dtype == torch.bfloat16
+    assert kl.dtype == torch.float32
+
+
+def test_more_than_2_to_the_31_elements() -> None:
+    """64-bit indexing: the last elements of a tensor past 2^31 are those of the stream."""
+    rows, cols = (1 << 25) + 1, 64
+    if torch.cuda.mem_get_info()[0] < 3 * rows * cols * 2 + (1 << 30):
+        pytest.skip("needs 13 GB of GPU memory")
+    zero = torch.zeros(1, cols, device="cuda", dtype=torch.bfloat16).expand(rows, cols)
+    z = lk.rsample(zero, zero, seed=3)
+    expected = lk.normal((5, cols), seed=3, offset=(rows - 5) * cols, dtype=torch.bfloat16)
+    assert torch.equal(z[-5:].cpu(), expected)
