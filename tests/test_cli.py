@@ -158,7 +158,11 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
         ("step", "large"),
         ("ops", "large"),
     ]
-    assert all(c[side][key] > 0 for c in found["costs"] for side in ("ours", "plain") for key in c["ours"])
+    for cost in found["costs"]:
+        for side in ("ours", "plain"):
+            assert all(value > 0 for key, value in cost[side].items() if key != "saved")
+        assert cost["plain"]["saved"] > cost["ours"]["saved"]
+        assert cost["what"] == "step" or cost["ours"]["saved"] == 0, "the ops keep their inputs and nothing else"
     page = (tmp_path / "second" / "comparison.md").read_text(encoding="utf-8")
     assert outcomes[1].comparison.verdict() in page
     assert "comparison.md" in result.output

@@ -64,9 +64,16 @@ for i, x in enumerate(loader):
 
 
 def test_exit_while_a_thread_computes() -> None:
-    """The process ends although a daemon thread is inside a kernel and the pool's workers wait."""
+    """The process ends although a daemon thread is inside a kernel and the pool's workers wait.
+
+    The kernel alone: torch.empty, called as the interpreter shuts down, aborts by itself.
+    """
     code = """
-threading.Thread(target=lambda: [lk.normal(10_000_000, seed=1) for _ in range(1000)], daemon=True).start()
+from latent_kernels import _core
+out = torch.empty(10_000_000)
+def busy():
+    while True: _core.normal(0, 2, 1, 0, out.numel(), out.data_ptr())
+threading.Thread(target=busy, daemon=True).start()
 """
     run(PRELUDE + code)
 
