@@ -28,6 +28,22 @@ inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
   return room;
 }
 
+// How many samples make one tile, where all rows and columns together are much smaller than one: consecutive
+// samples lie one after another in z and in the stream.
+inline int samples_at_once(const Gaussian& p, const Tile& tile, int64_t samples) {
+  if (tile.rows != p.rows || tile.cols != p.cols || tile.size() == 0) return 1;
+  return static_cast<int>(larger(smaller(kTile / tile.size(), samples), 1));
+}
+
+// x[0..n) `copies` times over; in place where it already lies at `room`.
+template <class C>
+inline const C* repeat(const C* x, int n, int copies, C* room) {
+  if (copies == 1) return x;
+  if (x != room) std::memcpy(room, x, sizeof(C) * static_cast<size_t>(n));
+  for (int c = 1; c < copies; ++c) std::memcpy(room + c * n, room, sizeof(C) * static_cast<size_t>(n));
+  return room;
+}
+
 template <class T>
 void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part& part) {
   using C = Compute<T>;
@@ -46,15 +62,19 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
 
     const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
     if (out.z != nullptr && part.sample0 < part.sample1) {
-      for (int64_t s = part.sample0; s < part.sample1; ++s) {
+      const int copies = samples_at_once(p, tile, part.sample1 - part.sample0);
+      const C* means = repeat(mean, n, copies, mean_room.at);
+      const C* sigmas = repeat(sigma, n, copies, sigma_room.at);
+      for (int64_t s = part.sample0; s < part.sample1; s += copies) {
+        const int m = n * static_cast<int>(smaller(copies, part.sample1 - s));
         const int64_t e = s * plane + begin;
-        const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
+        const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
         T* to = static_cast<T*>(out.z) + part.group * p.samples * plane + e;
-        C* z = output_tile(to, work);
-        each<C>(n, [&](int64_t i, auto k) {
-          store(z + i, load(mean + i, k) + load(sigma + i, k) * load_noise<C>(eps + i, k), k);
+        C* z = output_tile(to, work.at);
+        each<C>(m, [&](int64_t i, auto k) {
+          store(z + i, load(means + i, k) + load(sigmas + i, k) * load_noise<C>(eps + i, k), k);
         });
-        finish_tile(work, n, to);
+        finish_tile(work.at, m, to);
       }
     }
 
@@ -97,19 +117,32 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
     const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
     const bool with_z = g.z != nullptr && p.samples > 0;
 
-    // sum_s g_s and sum_s g_s eps_s, in the order of the samples
-    if (!with_z) std::memset(sum_g.at, 0, sizeof sum_g), std::memset(sum_g_eps.at, 0, sizeof sum_g_eps);
-    for (int64_t s = 0; with_z && s < p.samples; ++s) {
-      const C* gz = load_tile<T>(z_gradient, part.group, s, tile, row_gradient.at);
+    // sum_s g_s and sum_s g_s eps_s: over every copies-th sample side by side, then over those sums
+    const int copies = with_z ? samples_at_once(p, tile, p.samples) : 1;
+    if (!with_z) {
+      std::memset(sum_g.at, 0, sizeof(C) * static_cast<size_t>(n));
+      std::memset(sum_g_eps.at, 0, sizeof(C) * static_cast<size_t>(n));
+    }
+    for (int64_t s = 0; with_z && s < p.samples; s += copies) {
+      const int m = n * static_cast<int>(smaller(copies, p.samples - s));
+      const int64_t e = s * plane + begin;
+      const Tile flat{0, e, 1, m, true, true};
+      const C* gz = load_tile<T>(z_gradient, part.group, 0, flat, row_gradient.at);
       const float* eps = noise;
-      if (need_noise) eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(s * plane + begin), n, noise);
-      each<C>(n, [&](int64_t i, auto k) {
+      if (need_noise) eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
+      each<C>(m, [&](int64_t i, auto k) {
         const auto v = load(gz + i, k);
         store(sum_g + i, s == 0 ? v : load(sum_g + i, k) + v, k);
         if (need_noise) {
           const auto w = v * load_noise<C>(eps + i, k);
           store(sum_g_eps + i, s == 0 ? w : load(sum_g_eps + i, k) + w, k);
         }
+      });
+    }
+    for (int c = 1; c < copies; ++c) {
+      each<C>(n, [&](int64_t i, auto k) {
+        store(sum_g + i, load(sum_g + i, k) + load(sum_g + c * n + i, k), k);
+        store(sum_g_eps + i, load(sum_g_eps + i, k) + load(sum_g_eps + c * n + i, k), k);
       });
     }
 

@@ -17,7 +17,7 @@ struct Input {
 // Elements of a tile, the piece of the problem that stays in the first-level cache; and how many whole rows of
 // `cols` columns make one. Rows come in numbers that fill registers, where that leaves a tile at all.
 constexpr int64_t kTile = 1024;
-inline int64_t rows_of_tile(int64_t cols) {
+static inline int64_t rows_of_tile(int64_t cols) {
   if (cols >= kTile) return 1;
   int64_t even = 16;  // rows that together end on a register's edge: 16 / gcd(16, cols)
   while (even > 1 && cols * (even / 2) % 16 == 0) even /= 2;

@@ -22,6 +22,11 @@ using Compute = std::conditional_t<std::is_same<T, double>::value, double, float
 
 constexpr int kReduceLanes = 16;  // row sums run over this many lanes in every build, so that bits agree
 
+// Not std::min and std::max: functions of the standard library must not be made in a build for one instruction set,
+// from which the linker might take them for all.
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
 struct Tile {
   int64_t row0, col0;
   int rows, cols;

@@ -160,9 +160,9 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     ]
     for cost in found["costs"]:
         for side in ("ours", "plain"):
-            assert all(value > 0 for key, value in cost[side].items() if key != "saved")
-        assert cost["plain"]["saved"] > cost["ours"]["saved"]
-        assert cost["what"] == "step" or cost["ours"]["saved"] == 0, "the ops keep their inputs and nothing else"
+            assert all(value > 0 for key, value in cost[side].items() if key != "saved_bytes")
+        assert cost["plain"]["saved_bytes"] > cost["ours"]["saved_bytes"]
+        assert cost["what"] == "step" or cost["ours"]["saved_bytes"] == 0, "the ops keep their inputs and nothing else"
     page = (tmp_path / "second" / "comparison.md").read_text(encoding="utf-8")
     assert outcomes[1].comparison.verdict() in page
     assert "comparison.md" in result.output
