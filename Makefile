@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*)
 OUT ?= bench/results/gpu
 
-.PHONY: install lint types format test slow bench demo gpu clean
+.PHONY: install lint types format test slow sanitize bench demo gpu clean
 
 install: $(READY)
 
@@ -40,6 +40,11 @@ test: $(READY)
 # The long statistics: 2^28 draws.
 slow: $(READY)
 	$(BIN)/python -m pytest --slow -m slow
+
+# The C++ kernels under the address and undefined-behaviour sanitizers.
+sanitize: $(READY)
+	$(BIN)/python -m pip install --quiet cmake pybind11
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/sanitize.sh
 
 bench: $(READY)
 	$(BIN)/python -m pytest --benchmark --benchmark-json=bench/results/$$($(BIN)/python bench/machine.py).json

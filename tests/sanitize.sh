@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Builds the extension with the address and undefined-behaviour sanitizers, apart from the installed one, and runs the
+# tests of the C++ kernels with it: `make sanitize`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+build=build/sanitize
+cmake=$("$python" -c 'import shutil, sys; print(shutil.which("cmake") or sys.exit("make sanitize needs cmake"))')
+"$cmake" -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(pwd)/$python" \
+  -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
+  -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
+"$cmake" --build "$build" -j2
+rm -rf "$build/package" && mkdir -p "$build/package/latent_kernels"
+ln -s "$PWD"/python/latent_kernels/* "$PWD/kernels" "$build/package/latent_kernels/"
+cp "$build"/_core*.so "$build/package/latent_kernels/"
+# The editable install's import hook comes before any path; it has to go first.
+run='import sys; sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__];
+sys.path.insert(0, sys.argv.pop(1)); import latent_kernels._core as core; print(core.__file__);
+import pytest; sys.exit(pytest.main(sys.argv[1:]))'
+compiler=${CXX:-g++}
+ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)" \
+  "$python" -c "$run" "$build/package" tests/test_gaussian.py tests/test_noise.py -q -x -p no:cacheprovider
