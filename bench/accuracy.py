@@ -5,10 +5,11 @@ One dimension, mean 0, standard normal prior, float32: `python bench/accuracy.py
 
 from __future__ import annotations
 
-import latent_kernels as lk
 import mpmath
 import numpy as np
 import torch
+
+import latent_kernels as lk
 
 LOGVARS = (1e-8, 1e-6, 1e-4, -1e-4, 1e-3, 1e-2, -1e-2, 0.1, 0.5, 1.0, -1.0, 1.9, 2.5, -2.5, 10.0, -10.0, 80.0, -80.0)
 

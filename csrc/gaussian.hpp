@@ -15,11 +15,6 @@ struct alignas(64) Scratch {
   operator C*() { return at; }
 };
 
-template <class V>
-LK_INLINE V square(V x) {
-  return x * x;
-}
-
 // sigma of a tile, from log sigma^2 or as given.
 template <class C>
 inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
@@ -78,21 +73,21 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
       }
     }
 
-    if (with_kl) {  // (mean - m0)^2 e^-l0 + psi(logvar - l0); the factor 1/2 joins the sum
+    if (with_kl) {  // ((mean - m0) / sigma0)^2 + psi(logvar - l0); the factor 1/2 joins the sum
       const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
       const C* l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
       each<C>(n, [&](int64_t i, auto k) {
         auto delta = load(mean + i, k), d = load(spread + i, k), psi = d, expm1 = d;
         if (m0 != nullptr) delta = delta - load(m0 + i, k);
-        auto quadratic = delta * delta, e_d = square(load(sigma + i, k));
+        auto ratio = load(sigma + i, k);  // sigma / sigma0
         if (l0 != nullptr) {
-          const auto prior = load(l0 + i, k);
+          const auto prior = load(l0 + i, k), inverse = exp(prior * C(-0.5));
           d = d - prior;
-          e_d = exp(d);
-          quadratic = quadratic * exp(-prior);
+          delta = delta * inverse;
+          ratio = ratio * inverse;
         }
-        psi_expm1(d, e_d, psi, expm1);
-        store(work + i, quadratic + psi, k);
+        psi_expm1(d, ratio * ratio, psi, expm1);
+        store(work + i, delta * delta + psi, k);
       });
       kl.add(work, tile, part.group * p.rows + tile.row0, C(0.5));
     }
@@ -148,7 +143,7 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
 
     const bool with_kl = g.kl != nullptr;
     const C *sigma = nullptr, *m0 = nullptr, *l0 = nullptr;
-    if (need_noise) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+    if (need_noise || with_kl) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
     if (with_kl) {
       spread_rows(static_cast<const C*>(g.kl) + part.group * p.rows + tile.row0, tile, row_gradient.at);
       m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
@@ -170,19 +165,19 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
         const auto gk = load(row_gradient + i, k);
         auto delta = load(mean + i, k), d = load(spread + i, k), psi = d, expm1 = d;
         if (m0 != nullptr) delta = delta - load(m0 + i, k);
-        auto scaled = delta, e_d = d;
-        if (need_noise) e_d = square(load(sigma + i, k));
+        auto ratio = load(sigma + i, k), scaled = delta;
         if (l0 != nullptr) {
-          const auto prior = load(l0 + i, k);
+          const auto prior = load(l0 + i, k), inverse = exp(prior * C(-0.5));
           d = d - prior;
-          e_d = exp(d);
-          scaled = scaled * exp(-prior);
+          delta = delta * inverse;
+          ratio = ratio * inverse;
+          scaled = delta * inverse;
         }
-        psi_expm1(d, e_d, psi, expm1);
+        psi_expm1(d, ratio * ratio, psi, expm1);
         toward_prior = gk * scaled;
         d_mean = d_mean + toward_prior;
         d_spread = d_spread + (gk * C(0.5)) * expm1;
-        if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (expm1 + delta * scaled);
+        if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (expm1 + delta * delta);
       } else {
         toward_prior = d_prior_logvar = map([](auto v) { return decltype(v){}; }, d_mean);
       }
@@ -211,15 +206,15 @@ void log_prob_forward(const LogProb& p, const RowSums& out, const Part& part) {
       const C* mean = load_tile<T>(p.mean, part.group, s, tile, mean_room);
       const C* logvar = load_tile<T>(p.logvar, part.group, s, tile, logvar_room);
       each<C>(tile.size(), [&](int64_t i, auto k) {
-        const auto l = load(logvar + i, k), delta = load(z + i, k) - load(mean + i, k);
-        store(work + i, (delta * delta) * exp(-l) + (l + C(kLog2Pi)), k);
+        const auto l = load(logvar + i, k), t = (load(z + i, k) - load(mean + i, k)) * exp(l * C(-0.5));
+        store(work + i, t * t + (l + C(kLog2Pi)), k);
       });
       sums.add(work, tile, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
     });
   }
 }
 
-// With t = (z - mean) e^-logvar: dz = -g t, dmean = g t, dlogvar = g ((z - mean) t - 1) / 2.
+// With t = (z - mean) / sigma: dz = -g t / sigma, dmean = g t / sigma, dlogvar = g (t^2 - 1) / 2.
 template <class T>
 void log_prob_backward(const LogProb& p, const LogProbGradients& g, const Part& part) {
   using C = Compute<T>;
@@ -241,9 +236,9 @@ void log_prob_backward(const LogProb& p, const LogProbGradients& g, const Part& 
       spread_rows(static_cast<const C*>(g.log_prob) + (part.group * p.samples + s) * p.rows + tile.row0, tile,
                   row_gradient.at);
       each<C>(n, [&](int64_t i, auto k) {
-        const auto gs = load(row_gradient + i, k), delta = load(in[0] + i, k) - load(in[1] + i, k);
-        const auto t = delta * exp(-load(in[2] + i, k)), toward_z = gs * t;
-        const decltype(delta * t) value[3] = {-toward_z, toward_z, (gs * C(0.5)) * (delta * t - C(1))};
+        const auto gs = load(row_gradient + i, k), inverse = exp(load(in[2] + i, k) * C(-0.5));
+        const auto t = (load(in[0] + i, k) - load(in[1] + i, k)) * inverse, toward_z = gs * (t * inverse);
+        const decltype(t * t) value[3] = {-toward_z, toward_z, (gs * C(0.5)) * (t * t - C(1))};
         for (int j = 0; j < 3; ++j) {
           const bool add = inputs[j].sample == 0 && s > 0;
           store(sums[j] + i, add ? load(sums[j] + i, k) + value[j] : value[j], k);

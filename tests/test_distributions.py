@@ -136,6 +136,33 @@ def test_kl_of_close_distributions() -> None:
     assert (kl >= 0).all()
 
 
+@pytest.mark.parametrize("q_scale", [1e-4, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("ratio", [1e-6, 0.3, 0.4999, 0.5, 0.999, 1.0001, 1.01, 2.0, 1e6])
+def test_kl_of_scales_far_from_one(q_scale: float, ratio: float) -> None:
+    p = torch.tensor([q_scale * ratio], requires_grad=True)
+    q = torch.tensor([q_scale])
+    kl = kl_divergence(lk.FusedNormal(torch.zeros(1), p), lk.FusedNormal(torch.zeros(1), q))
+    log_ratio = torch.log1p((p.detach().double() - q.double()) / q.double())
+    exact = 0.5 * (torch.expm1(2 * log_ratio) - 2 * log_ratio)
+    assert torch.allclose(kl.detach().double(), exact, rtol=2e-6, atol=0)
+    (gradient,) = torch.autograd.grad(kl.sum(), p)
+    expected = (p.double() / q.double() ** 2 - 1 / p.double()).detach()
+    assert torch.allclose(gradient.double(), expected, rtol=1e-4 if abs(ratio - 1) < 0.1 else 1e-5, atol=0)
+
+
+def test_kl_of_tiny_scales() -> None:
+    p, q = torch.tensor([2e-25], requires_grad=True), torch.tensor([1e-25])
+    kl = kl_divergence(lk.FusedNormal(torch.tensor([1e-25]), p), lk.FusedNormal(torch.zeros(1), q))
+    assert kl.item() == pytest.approx(1.3068528, rel=1e-5)
+    assert torch.autograd.grad(kl.sum(), p)[0].isfinite().all()
+
+
+def test_kl_keeps_the_dtype() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        q = lk.FusedNormal(torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype))
+        assert kl_divergence(q, q).dtype == dtype
+
+
 def test_validation_is_normals() -> None:
     with pytest.raises(ValueError, match="scale"):
         lk.FusedNormal(torch.zeros(2), torch.tensor([1.0, -1.0]), validate_args=True)

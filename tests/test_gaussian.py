@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import numpy as np
 import pytest
@@ -226,6 +228,9 @@ def test_broadcast_prior_and_its_gradient() -> None:
         ((0, 6, 5), (6, 5), (6, 5)),
         ((4, 0, 5), (0, 5), (0, 5)),
         ((4, 6, 5), (6, 5), (4, 6, 5)),
+        ((4, 6, 5), (6, 5), (1, 1, 5)),
+        ((1, 1, 5), (4, 6, 5), (6, 5)),
+        ((1, 6, 5), (6, 5), (4, 6, 5)),
     ],
 )
 def test_log_prob_shapes(z_shape: tuple[int, ...], mean_shape: tuple[int, ...], logvar_shape: tuple[int, ...]) -> None:
@@ -240,6 +245,66 @@ def test_log_prob_shapes(z_shape: tuple[int, ...], mean_shape: tuple[int, ...], 
     ):
         assert x.shape == y.shape
         assert torch.allclose(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_log_prob_of_expanded_samples() -> None:
+    """One row repeated over samples has a gradient for each sample all the same."""
+    row, mean, logvar = torch.randn(5), torch.randn(6, 5), torch.randn(6, 5)
+    z = row.expand(4, 6, 5).detach().requires_grad_()
+    upstream = torch.randn(4, 6)
+    (ours,) = torch.autograd.grad(lk.gaussian_log_prob(z, mean, logvar), z, upstream)
+    full = z.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad(reference.gaussian_log_prob(full, mean, logvar), full, upstream)
+    assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-170.0, -90.0, -80.0, 80.0, 88.0])
+def test_extreme_variances_of_density_and_prior(simd_build: str, value: float) -> None:
+    """1 / sigma^2 overflows before its root does: a point at the mean has a density, and a prior equals itself."""
+    zero, logvar = torch.zeros(2, 5), torch.full((2, 5), value)
+    density = lk.gaussian_log_prob(zero, zero, logvar)
+    assert torch.allclose(density, torch.full((2,), -2.5 * (math.log(2 * math.pi) + value)))
+    assert lk.gaussian_kl(zero, logvar, prior_mean=zero, prior_logvar=logvar).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 60.0])
+def test_kl_to_a_prior_in_ulp(simd_build: str, scale: float) -> None:
+    """Against mpmath, over random pairs: e^d comes from the two sigmas, not from the rounded difference."""
+    logvar, prior = (scale * (2 * torch.rand(300, 1) - 1) for _ in range(2))
+    kl = lk.gaussian_kl(torch.zeros(300, 1), logvar, prior_mean=torch.zeros(300, 1), prior_logvar=prior)
+    with mpmath.workdps(50):
+        for value, l, l0 in zip(kl.tolist(), logvar.flatten().tolist(), prior.flatten().tolist(), strict=True):
+            d = mpmath.mpf(l) - mpmath.mpf(l0)
+            exact = (mpmath.exp(d) - 1 - d) / 2
+            if exact > 3e38:
+                continue
+            # where the series is used, d's own rounding weighs 2 |l| / |d| times
+            conditioning = 2 * abs(l) / max(abs(float(d)), 1e-30) if abs(d) < 2 else 0
+            assert abs(mpmath.mpf(value) - exact) / exact < (8 + conditioning) * 2.0**-24, (l, l0)
+
+
+def test_views_with_a_sign_bit() -> None:
+    one = torch.ones(2, 3)
+    zero = torch.zeros(2, 3)
+    assert torch.equal(lk.rsample(torch._neg_view(one), zero, seed=1), lk.rsample(-one, zero, seed=1))
+
+
+def test_default_device_does_not_move_the_seed() -> None:
+    x = torch.zeros(3, 4)
+    torch.manual_seed(1)
+    expected = lk.rsample(x, x)
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        assert torch.equal(lk.rsample(x, x), expected)
+
+
+def test_meta_tensors_cost_nothing() -> None:
+    x = torch.empty(1 << 20, 1 << 20, device="meta", requires_grad=True)
+    z, kl = lk.rsample_kl(x, x, 100)
+    assert z.shape == (100, 1 << 20, 1 << 20)
+    assert kl.is_meta
+    assert lk.gaussian_log_prob(z, x, x).shape == (100, 1 << 20)
+    assert lk.normal((1 << 20, 1 << 20), seed=1, device="meta").is_meta
 
 
 def test_mixed_dtypes_promote_as_torch_does() -> None:
@@ -343,6 +408,9 @@ BAD = [
     (lambda: lk.normal(-1, seed=1), ValueError, r"shape must be .*got -1"),
     (lambda: lk.normal((2, 1.5), seed=1), ValueError, r"shape must be"),
     (lambda: lk.normal(3, seed=1, dtype=torch.int32), TypeError, r"dtype must be .*int32"),
+    (lambda: lk.normal(3.5, seed=1), ValueError, r"shape must be .*got 3\.5"),
+    (lambda: lk.normal(3, seed=1, device="gpu"), ValueError, r"device must be .*'gpu'"),
+    (lambda: lk.normal(0, seed=1, offset=2**63), ValueError, r"offset"),
     (lambda: lk.uniform(3, seed="a"), TypeError, r"seed must be an int"),
 ]  # fmt: skip
 

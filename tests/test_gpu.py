@@ -107,6 +107,35 @@ def test_compile(mode: str) -> None:
         assert torch.equal(a, b)
 
 
+def test_compiled_graphs_draw_fresh_noise() -> None:
+    """mode="reduce-overhead" captures CUDA graphs; no seed may freeze in them."""
+    compiled = torch.compile(lambda x: lk.rsample(x, x) + 0.0, mode="reduce-overhead", fullgraph=True)
+    x = torch.zeros(64, 20, device="cuda")
+    draws = [compiled(x).clone() for _ in range(5)]
+    assert not any(torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 8), (1, 1), (1,)])
+def test_one_row(shape: tuple[int, ...]) -> None:
+    """A size of 1 is a constant to Triton."""
+    mean, logvar = (torch.randn(shape, device="cuda", requires_grad=True) for _ in range(2))
+    z, kl = lk.rsample_kl(mean, logvar, 3, seed=1)
+    (z.sum() + kl.sum() + lk.gaussian_log_prob(z, mean, logvar).sum()).backward()
+    here = lk.rsample(mean.detach().cpu(), logvar.detach().cpu(), 3, seed=1)
+    assert bits_equal(z.detach().cpu(), here)
+
+
+def test_many_groups_and_samples() -> None:
+    """More than the 65,535 that a grid's second and third axes end at."""
+    mean = torch.zeros(70_000, 3, device="cuda")
+    z = torch.func.vmap(lambda m: lk.rsample(m, m, seed=2))(mean)
+    assert torch.equal(z[0], z[-1])
+    samples = torch.randn(70_000, 2, 3, device="cuda", requires_grad=True)
+    density = lk.gaussian_log_prob(samples, mean[:2], mean[:2])
+    density.sum().backward()
+    assert torch.allclose(samples.grad, -samples, rtol=1e-5)
+
+
 def test_strides_broadcasting_autocast() -> None:
     mean = torch.randn(20, 64, device="cuda").t()
     logvar = torch.randn(20, device="cuda")

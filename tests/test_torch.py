@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, jacfwd, jacrev, vmap
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -237,6 +237,36 @@ def test_jacrev() -> None:
     for of_output, of_plain in zip(ours, theirs, strict=True):
         for a, b in zip(of_output, of_plain, strict=True):
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_no_samples_under_a_transformation() -> None:
+    zero = torch.zeros(7, 3)
+    gradient = grad(lambda m: lk.gaussian_log_prob(torch.zeros(0, 7, 3), m, m).sum())(zero)
+    assert torch.equal(gradient, zero)
+
+
+def test_forward_mode_is_refused() -> None:
+    x = torch.randn(3, 4)
+    with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+        jacfwd(lambda m: lk.rsample(m, m, seed=1))(x)
+
+
+def test_batched_seeds_are_checked() -> None:
+    x = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=r"seed must lie in \[0, 2\^63\); got -1"):
+        vmap(lambda s: lk.rsample(x, x, seed=s))(torch.tensor([5, -1]))
+
+
+def test_export() -> None:
+    class Sampler(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return lk.rsample_kl(x, x, 2, seed=3)[0]
+
+    x = torch.randn(6, 5)
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(Sampler(), (x,), dynamic_shapes=shapes)
+    other = torch.randn(9, 5)
+    assert torch.equal(exported.module()(other), lk.rsample(other, other, 2, seed=3))
 
 
 @pytest.mark.usefixtures("_fresh_compiler")

@@ -44,7 +44,8 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], targ
     return triton.compile(source, target=target, options=dict(OPTIONS))
 
 
-def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget) -> Any:
+def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget, *, ones: bool = False) -> Any:
+    """A Gaussian kernel; with `ones`, as a launch on a problem of one row and column specializes it."""
     import triton.language as tl
     from latent_kernels.kernels.gaussian import triton_gpu
     from latent_kernels.kernels.launch import tile_shape
@@ -53,15 +54,21 @@ def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget) -> A
     rows = "*fp64" if dtype == torch.float64 else "*fp32"
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
     types |= dict.fromkeys(("kl_ptr", "gkl_ptr", "out_ptr", "g_ptr"), rows)
-    types |= dict.fromkeys(("S", "N", "D", "seed_stride", "samples_per_program", "col_blocks"), "i32")
-    types |= dict.fromkeys(("seed", "offset", "chunk_stride"), "i64")
-    types |= {arg: "i64" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
+    types |= dict.fromkeys(
+        ("S", "N", "D", "seed_stride", "samples_per_program", "tiles", "chunks", "col_blocks"), "i32"
+    )
+    types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
     compute = tl.float64 if dtype == torch.float64 else tl.float32
     block_n, block_d = tile_shape(4096, 64, torch.float64 if dtype == torch.float64 else torch.float32)
     constants: dict[str, Any] = {"compute": compute, "BLOCK_N": block_n, "BLOCK_D": block_d}
     constants |= {"layout": LAYOUTS[layout], "seed_is_pointer": False, "spread_is_scale": False}
     constants |= {arg: True for arg in kernel.arg_names if re.match(r"(with|has|need)_", arg)}
     constants |= {"sum_z": False, "sum_mean": True, "sum_logvar": True}
+    if ones:
+        free = {p.name for p in kernel.params if not p.do_not_specialize}
+        single = [arg for arg, t in types.items() if t in ("i32", "i64") and arg in free]
+        constants |= dict.fromkeys(single, 1)
+        types = {arg: t for arg, t in types.items() if arg not in single}
     types = {arg: t for arg, t in types.items() if arg in kernel.arg_names}
     constants = {arg: v for arg, v in constants.items() if arg in kernel.arg_names}
     return compiled(kernel, types, constants, target)
@@ -112,6 +119,24 @@ def test_compiles_without_spills(name: str, dtype: torch.dtype, target: GPUTarge
     layouts = LAYOUTS if not name.startswith("log_prob") else {"aligned": 0}
     for layout in layouts:
         assert spills(gaussian(name, dtype, layout, target), tmp_path) == 0, layout
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_for_a_single_row(name: str) -> None:
+    """A launch makes constants of arguments that are 1."""
+    for layout in LAYOUTS if not name.startswith("log_prob") else {"aligned": 0}:
+        assert gaussian(name, torch.float32, layout, CUDA[1], ones=True).asm["cubin"]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_offsets_have_64_bits(name: str) -> None:
+    """Strides come as 32-bit arguments; every product with one that reaches an address is of 64 bits."""
+    ttir = gaussian(name, torch.float32, "aligned", CUDA[1]).asm["ttir"]
+    strides = set(re.findall(r"(%\w+_(?:group|row|sample)|%[NDS])\b[^,)]*: i32", ttir))
+    assert strides
+    for line in ttir.splitlines():
+        if re.search(r"arith\.muli .*: (?:tensor<[^>]*)?i32", line):
+            assert not any(re.search(rf"{re.escape(name)}\b", line) for name in strides), line
 
 
 @pytest.mark.parametrize("name", KERNELS)

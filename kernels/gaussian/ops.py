@@ -28,7 +28,11 @@ def row_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _rows_of(x: Tensor | None) -> Tensor | None:
     """X where its strides can be handed to a kernel: rows at one distance, or one row repeated; else a copy."""
-    if x is None or x.is_contiguous():
+    if x is None:
+        return x
+    if x.is_neg():
+        x = x.resolve_neg()
+    if x.is_contiguous():
         return x
     stride = x.stride()
     if stride[-1] == 1 and (len(stride) == 2 or not any(stride[:-1])):
@@ -98,7 +102,7 @@ class Gaussian(torch.autograd.Function):
                 None if gz is None else gz.reshape(sizes),
                 None if gkl is None else gkl.reshape(canonical[:2]),
                 *(None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar)),
-                as_seeds(seed),
+                as_seeds(seed, mean.device),
                 offset,
                 sizes[1],
                 spread_is_scale,
@@ -165,8 +169,9 @@ def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
         return x.view(1, samples if x.numel() == rows * cols * samples else 1, rows, cols)
     if x.dim() == 2 and x.size(0) == rows:
         return x[None, None]
-    repeats = x.numel() == rows * cols * samples
-    return x.as_strided((1, samples if repeats else 1, rows, cols), (0, 0, x.stride(-2), 1))
+    if samples != 1 and x.numel() == rows * cols * samples:  # one row repeated over samples that are its own
+        return x.contiguous().view(1, samples, rows, cols)
+    return x.as_strided((1, 1, rows, cols), (0, 0, x.stride(-2), 1))
 
 
 # The Functions' own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
@@ -178,6 +183,8 @@ apply_log_prob: Any = super(torch.autograd.Function, GaussianLogProb).apply
 
 
 def _seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
+    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
+        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
     if seeds.numel() == 1:
         seed = as_int(seeds, device)
         return seed if isinstance(seed, int) else seed.reshape(1)
@@ -308,7 +315,8 @@ def _gaussian_gradients(ctx: Any, gz: Tensor | None, gkl: Tensor | None) -> tupl
 
 
 def _log_prob_sizes(z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[int, int, int, int]:
-    return (z.size(0), max(z.size(1), mean.size(1), logvar.size(1)), z.size(2), z.size(3))
+    own = [x.size(1) for x in (z, mean, logvar) if x.size(1) != 1]
+    return (z.size(0), own[0] if own else 1, z.size(2), z.size(3))
 
 
 def _log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:

@@ -36,12 +36,12 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_l
     delta = mean if prior_mean is None else mean - prior_mean
     if prior_logvar is None:
         return 0.5 * (delta * delta + psi(logvar)).sum(-1)
-    return 0.5 * (delta * delta * torch.exp(-prior_logvar) + psi(logvar - prior_logvar)).sum(-1)
+    return 0.5 * ((delta * torch.exp(-0.5 * prior_logvar)) ** 2 + psi(logvar - prior_logvar)).sum(-1)
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     """Log N(z; mean, e^logvar), summed over the last dimension."""
-    return -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
+    return -0.5 * (math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2).sum(-1)
 
 
 def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:

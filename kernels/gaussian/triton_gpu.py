@@ -92,27 +92,33 @@ def psi_expm1(d, e_d):
 
 
 @triton.jit
-def load(ptr, group_stride, row_stride, rows, cols, mask, compute: tl.constexpr):
+def load(ptr, group, group_stride, row_stride, rows, cols, mask, compute: tl.constexpr):
     """A tile of an input, in the type it is computed in."""
-    at = ptr + tl.program_id(2).to(tl.int64) * group_stride + rows * row_stride + cols
+    at = ptr + group * group_stride + rows * row_stride + cols
     return tl.load(at, mask=mask, other=0.0).to(compute)
 
 
 @triton.jit
-def load_seed(seed, seed_stride, seed_is_pointer: tl.constexpr):
+def load_seed(seed, seed_stride, group, seed_is_pointer: tl.constexpr):
     """The seed of the program's group."""
-    key = tl.load(seed + tl.program_id(2) * seed_stride) if seed_is_pointer else seed
+    key = tl.load(seed + group * seed_stride) if seed_is_pointer else seed
     return key.to(tl.int64)
 
 
 @triton.jit
-def locate(N, D, offset, col_blocks, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows [BLOCK_N, 1], columns [BLOCK_N, BLOCK_D] and mask of this program's tile, and where in the stream the
-    tile's first column lies in sample 0 of each row.
-    """
+def program(tiles, chunks):
+    """Tile, chunk of samples and group of this program. One axis for all: the others of a grid end at 65,535."""
     pid = tl.program_id(0).to(tl.int64)
-    rows = (pid // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    begin = (pid % col_blocks) * BLOCK_D
+    return pid % tiles, pid // tiles % chunks, pid // tiles // chunks
+
+
+@triton.jit
+def locate(tile, N, D, offset, col_blocks, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows [BLOCK_N, 1], columns [BLOCK_N, BLOCK_D] and mask of a tile, and where in the stream the tile's first
+    column lies in sample 0 of each row.
+    """
+    rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    begin = (tile % col_blocks) * BLOCK_D
     element = offset.to(tl.int64) + rows * D + begin
     if layout == SHIFTED:
         shift = element & 3
@@ -135,28 +141,29 @@ def eps_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
     return eps
 
 
-@triton.jit(do_not_specialize=["seed", "offset", "samples_per_program"])
+# Sizes that may be 1 are not specialized: Triton would make constants of them, without a `.to`.
+@triton.jit(do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"])
 def forward_kernel(
     z_ptr, kl_ptr, mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
-    S, N, D, seed, seed_stride, offset, samples_per_program, col_blocks,
+    S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks,
     mean_group, mean_row, spread_group, spread_row,
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
     with_z: tl.constexpr, with_kl: tl.constexpr, has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
     spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Z [G, S, N, D] = mean + sigma eps; kl [G, N, col_blocks] = 1/2 sum (mean - m0)^2 e^-l0 + psi(logvar - l0)."""
-    rows, cols, mask, element = locate(N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
-    group = tl.program_id(2).to(tl.int64)
-    mean = load(mean_ptr, mean_group, mean_row, rows, cols, mask, compute)
-    spread = load(spread_ptr, spread_group, spread_row, rows, cols, mask, compute)
+    """Samples z [G, S, N, D]; kl [G, N, col_blocks], the sums over this tile's columns."""
+    tile, chunk, group = program(tiles, chunks)
+    rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
+    mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
+    spread = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
 
     sigma = spread if spread_is_scale else exp(spread * 0.5)
 
     if with_z:
-        key = load_seed(seed, seed_stride, seed_is_pointer)
+        key = load_seed(seed, seed_stride, group, seed_is_pointer)
         plane = N.to(tl.int64) * D
-        first = tl.program_id(1).to(tl.int64) * samples_per_program
+        first = chunk * samples_per_program
         for s in range(first, tl.minimum(first + samples_per_program, S)):
             eps = eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
             z = mean + sigma * eps
@@ -164,30 +171,28 @@ def forward_kernel(
             tl.store(at, z.to(z_ptr.dtype.element_ty), mask=mask)
 
     if with_kl:
-        if tl.program_id(1) == 0:
+        if chunk == 0:
             delta = mean
             d = spread
             if has_prior_mean:
-                delta -= load(prior_mean_ptr, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
-            quadratic = delta * delta
+                delta -= load(prior_mean_ptr, group, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
             if has_prior_logvar:
-                prior = load(prior_logvar_ptr, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
+                prior = load(prior_logvar_ptr, group, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
                 d -= prior
-                e_d = exp(d)
-                quadratic *= exp(0.0 - prior)
-            else:
-                e_d = sigma * sigma
-            psi, _ = psi_expm1(d, e_d)
-            terms = tl.where(mask, quadratic + psi, 0.0)
-            at = kl_ptr + (group * N + rows) * col_blocks + tl.program_id(0) % col_blocks
+                inverse = exp(prior * -0.5)
+                delta *= inverse
+                sigma *= inverse
+            psi, _ = psi_expm1(d, sigma * sigma)
+            terms = tl.where(mask, delta * delta + psi, 0.0)
+            at = kl_ptr + (group * N + rows) * col_blocks + tile % col_blocks
             tl.store(at, (tl.sum(terms, axis=1) * 0.5)[:, None], mask=rows < N)
 
 
-@triton.jit(do_not_specialize=["seed", "offset", "samples_per_program"])
+@triton.jit(do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"])
 def backward_kernel(
     d_mean_ptr, d_spread_ptr, d_prior_mean_ptr, d_prior_logvar_ptr, gz_ptr, gkl_ptr,
     mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
-    S, N, D, seed, seed_stride, offset, samples_per_program, col_blocks, chunk_stride,
+    S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks, chunk_stride,
     mean_group, mean_row, spread_group, spread_row,
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
     with_z: tl.constexpr, with_kl: tl.constexpr, has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
@@ -197,16 +202,15 @@ def backward_kernel(
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's part."""
-    rows, cols, mask, element = locate(N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
-    group = tl.program_id(2).to(tl.int64)
-    chunk = tl.program_id(1).to(tl.int64)
+    tile, chunk, group = program(tiles, chunks)
+    rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
     at = chunk * chunk_stride + group * plane + rows * D + cols
     d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
     d_spread = tl.zeros((BLOCK_N, BLOCK_D), compute)
 
     if with_z:
-        key = load_seed(seed, seed_stride, seed_is_pointer)
+        key = load_seed(seed, seed_stride, group, seed_is_pointer)
         first = chunk * samples_per_program
         for s in range(first, tl.minimum(first + samples_per_program, S)):
             gz = tl.load(gz_ptr + (group * S + s) * plane + rows * D + cols, mask=mask, other=0.0).to(compute)
@@ -215,33 +219,34 @@ def backward_kernel(
                 d_spread += gz * eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
         if need_spread:
             if not spread_is_scale:
-                spread = load(spread_ptr, spread_group, spread_row, rows, cols, mask, compute)
+                spread = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
                 d_spread *= exp(spread * 0.5) * 0.5
 
     if with_kl:
         if chunk == 0:
             gkl = tl.load(gkl_ptr + group * N + rows, mask=rows < N, other=0.0).to(compute)
-            delta = load(mean_ptr, mean_group, mean_row, rows, cols, mask, compute)
-            d = load(spread_ptr, spread_group, spread_row, rows, cols, mask, compute)
+            delta = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
+            d = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
             if has_prior_mean:
-                delta -= load(prior_mean_ptr, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
-            scaled = delta
+                delta -= load(prior_mean_ptr, group, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
+            sigma = exp(d * 0.5)
             if has_prior_logvar:
-                prior = load(prior_logvar_ptr, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
+                prior = load(prior_logvar_ptr, group, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
                 d -= prior
-                e_d = exp(d)
-                scaled *= exp(0.0 - prior)
+                inverse = exp(prior * -0.5)
+                delta *= inverse
+                sigma *= inverse
+                scaled = delta * inverse
             else:
-                sigma = exp(d * 0.5)
-                e_d = sigma * sigma
-            _, expm1 = psi_expm1(d, e_d)
+                scaled = delta
+            _, expm1 = psi_expm1(d, sigma * sigma)
             toward_prior = gkl * scaled
             d_mean += toward_prior
             d_spread += (gkl * 0.5) * expm1
             if need_prior_mean:
                 tl.store(d_prior_mean_ptr + at, (0.0 - toward_prior).to(d_prior_mean_ptr.dtype.element_ty), mask=mask)
             if need_prior_logvar:
-                value = (gkl * -0.5) * (expm1 + delta * scaled)
+                value = (gkl * -0.5) * (expm1 + delta * delta)
                 tl.store(d_prior_logvar_ptr + at, value.to(d_prior_logvar_ptr.dtype.element_ty), mask=mask)
 
     if need_mean:
@@ -250,59 +255,56 @@ def backward_kernel(
         tl.store(d_spread_ptr + at, d_spread.to(d_spread_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "N", "tiles"])
 def log_prob_forward_kernel(
-    out_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, col_blocks,
+    out_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, tiles, col_blocks,
     z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
     compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Out [G, S, N, col_blocks] = -1/2 sum of ln 2 pi + logvar + (z - mean)^2 e^-logvar over the tile's columns."""
-    pid = tl.program_id(0).to(tl.int64)
-    s = tl.program_id(1).to(tl.int64)
-    group = tl.program_id(2).to(tl.int64)
-    rows = (pid // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    cols = (pid % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    tile, s, group = program(tiles, S)
+    rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     mask = (rows < N) & (cols < D)
-    z = load(z_ptr + s * z_sample, z_group, z_row, rows, cols, mask, compute)
-    mean = load(mean_ptr + s * mean_sample, mean_group, mean_row, rows, cols, mask, compute)
-    logvar = load(logvar_ptr + s * logvar_sample, logvar_group, logvar_row, rows, cols, mask, compute)
-    delta = z - mean
-    terms = tl.where(mask, (delta * delta) * exp(0.0 - logvar) + (logvar + LOG_2_PI), 0.0)
-    at = out_ptr + ((group * S + s) * N + rows) * col_blocks + pid % col_blocks
+    z = load(z_ptr + s * z_sample, group, z_group, z_row, rows, cols, mask, compute)
+    mean = load(mean_ptr + s * mean_sample, group, mean_group, mean_row, rows, cols, mask, compute)
+    logvar = load(logvar_ptr + s * logvar_sample, group, logvar_group, logvar_row, rows, cols, mask, compute)
+    t = (z - mean) * exp(logvar * -0.5)
+    terms = tl.where(mask, t * t + (logvar + LOG_2_PI), 0.0)
+    at = out_ptr + ((group * S + s) * N + rows) * col_blocks + tile % col_blocks
     tl.store(at, (tl.sum(terms, axis=1) * -0.5)[:, None], mask=rows < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "N", "tiles"])
 def log_prob_backward_kernel(
-    d_z_ptr, d_mean_ptr, d_logvar_ptr, g_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, col_blocks,
+    d_z_ptr, d_mean_ptr, d_logvar_ptr, g_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, tiles, col_blocks,
     z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
     need_z: tl.constexpr, need_mean: tl.constexpr, need_logvar: tl.constexpr,
     sum_z: tl.constexpr, sum_mean: tl.constexpr, sum_logvar: tl.constexpr,
     compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """With t = (z - mean) e^-logvar: dz = -g t, dmean = g t, dlogvar = g ((z - mean) t - 1) / 2; an input without
+    """With t = (z - mean) / sigma: dz = -g t / sigma, dmean = g t / sigma, dlogvar = g (t^2 - 1) / 2; an input without
     samples of its own gets the sum over them, in their order.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(2).to(tl.int64)
-    rows = (pid // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    cols = (pid % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    tile, first, group = program(tiles, 1)
+    rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     mask = (rows < N) & (cols < D)
     plane = N.to(tl.int64) * D
-    tile = rows * D + cols
+    in_plane = rows * D + cols
     d_z = tl.zeros((BLOCK_N, BLOCK_D), compute)
     d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
     d_logvar = tl.zeros((BLOCK_N, BLOCK_D), compute)
-    for s in range(S):
+    for s in range(first, first + S):  # first is 0, and of 64 bits
         g = tl.load(g_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
-        z = load(z_ptr + s * z_sample, z_group, z_row, rows, cols, mask, compute)
-        mean = load(mean_ptr + s * mean_sample, mean_group, mean_row, rows, cols, mask, compute)
-        logvar = load(logvar_ptr + s * logvar_sample, logvar_group, logvar_row, rows, cols, mask, compute)
-        delta = z - mean
-        t = delta * exp(0.0 - logvar)
-        toward_z = g * t
-        spread = (g * 0.5) * (delta * t - 1.0)
-        at = (group * S + s) * plane + tile
+        z = load(z_ptr + s * z_sample, group, z_group, z_row, rows, cols, mask, compute)
+        mean = load(mean_ptr + s * mean_sample, group, mean_group, mean_row, rows, cols, mask, compute)
+        logvar = load(logvar_ptr + s * logvar_sample, group, logvar_group, logvar_row, rows, cols, mask, compute)
+        inverse = exp(logvar * -0.5)
+        t = (z - mean) * inverse
+        toward_z = g * (t * inverse)
+        spread = (g * 0.5) * (t * t - 1.0)
+        at = (group * S + s) * plane + in_plane
         if sum_z:
             d_z -= toward_z
         elif need_z:
@@ -315,7 +317,7 @@ def log_prob_backward_kernel(
             d_logvar += spread
         elif need_logvar:
             tl.store(d_logvar_ptr + at, spread.to(d_logvar_ptr.dtype.element_ty), mask=mask)
-    once = group * plane + tile
+    once = group * plane + in_plane
     if need_z and sum_z:
         tl.store(d_z_ptr + once, d_z.to(d_z_ptr.dtype.element_ty), mask=mask)
     if need_mean and sum_mean:
@@ -347,18 +349,16 @@ def _layout(sizes: Sizes, offset: int) -> int:
     return int(SHIFTED) if samples <= 1 or rows * cols % 4 == 0 else int(SCATTERED)
 
 
-def _grid(
-    sizes: Sizes, layout: int, dtype: torch.dtype, programs: int
-) -> tuple[tuple[int, int, int], int, int, int, int]:
-    """The grid, the samples of one program, the blocks of columns, and the tile."""
+def _grid(sizes: Sizes, layout: int, dtype: torch.dtype, programs: int) -> tuple[int, int, int, int, int, int]:
+    """Tiles, chunks of samples, the samples of one chunk, blocks of columns, and the tile's rows and columns."""
     groups, samples, rows, cols = sizes
     early = 3 if layout == int(SHIFTED) else 0
     block_n, block_d = tile_shape(rows, cols + early, dtype)
     col_blocks = max(triton.cdiv(cols + early, block_d), 1)
     tiles = triton.cdiv(rows, block_n) * col_blocks
     chunks = max(1, min(samples, programs // max(tiles * groups, 1)))
-    per_program = triton.cdiv(max(samples, 1), chunks)
-    return (tiles, triton.cdiv(max(samples, 1), per_program), groups), per_program, col_blocks, block_n, block_d
+    per_chunk = triton.cdiv(max(samples, 1), chunks)
+    return tiles, triton.cdiv(max(samples, 1), per_chunk), per_chunk, col_blocks, block_n, block_d
 
 
 def _seed(seed: int | Tensor) -> tuple[int | Tensor, int]:
@@ -384,12 +384,12 @@ def forward(
         return
     groups, samples, rows, cols = sizes
     layout = _layout(sizes, offset)
-    grid, per_program, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS)
+    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS)
     partial = kl if kl is None or col_blocks == 1 else kl.new_empty((groups, rows, col_blocks))
     with on_device_of(mean):
-        forward_kernel[grid](
+        forward_kernel[(tiles * chunks * groups,)](
             z, partial, mean, spread, prior_mean, prior_logvar,
-            samples, rows, cols, *_seed(seed), offset, per_program, col_blocks,
+            samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
             *_strides(mean, sizes), *_strides(spread, sizes),
             *_strides(prior_mean, sizes), *_strides(prior_logvar, sizes),
             with_z=z is not None, with_kl=kl is not None,
@@ -420,8 +420,7 @@ def backward(
     groups, samples, rows, cols = sizes
     layout = _layout(sizes, offset)
     # A quarter of the forward's programs: each further chunk of samples costs a partial gradient in memory.
-    grid, per_program, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS // 4)
-    chunks = grid[1]
+    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS // 4)
     compute = torch.float64 if mean.dtype == torch.float64 else torch.float32
     targets = list(outputs)
     if chunks > 1:  # the KL's gradients need no samples: only mean and spread have partial sums
@@ -429,9 +428,9 @@ def backward(
             if outputs[j] is not None:
                 targets[j] = mean.new_empty((chunks, groups, rows, cols), dtype=compute)
     with on_device_of(mean):
-        backward_kernel[grid](
+        backward_kernel[(tiles * chunks * groups,)](
             *targets, z_gradient, kl_gradient, mean, spread, prior_mean, prior_logvar,
-            samples, rows, cols, *_seed(seed), offset, per_program, col_blocks, groups * rows * cols,
+            samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks, groups * rows * cols,
             *_strides(mean, sizes), *_strides(spread, sizes),
             *_strides(prior_mean, sizes), *_strides(prior_logvar, sizes),
             with_z=z_gradient is not None and samples > 0, with_kl=kl_gradient is not None,
@@ -466,10 +465,11 @@ def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out:
         return
     block_n, block_d = tile_shape(rows, cols, z.dtype)
     col_blocks = max(triton.cdiv(cols, block_d), 1)
+    tiles = triton.cdiv(rows, block_n) * col_blocks
     partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
     with on_device_of(z):
-        log_prob_forward_kernel[(triton.cdiv(rows, block_n) * col_blocks, samples, groups)](
-            partial, z, mean, logvar, samples, rows, cols, col_blocks,
+        log_prob_forward_kernel[(tiles * samples * groups,)](
+            partial, z, mean, logvar, samples, rows, cols, tiles, col_blocks,
             *_sampled_strides(z, sizes), *_sampled_strides(mean, sizes), *_sampled_strides(logvar, sizes),
             compute=_compute(z.dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
@@ -494,12 +494,13 @@ def log_prob_backward(
         return
     block_n, block_d = tile_shape(rows, cols, z.dtype)
     col_blocks = triton.cdiv(cols, block_d)
+    tiles = triton.cdiv(rows, block_n) * col_blocks
     strides = [_sampled_strides(x, sizes) for x in (z, mean, logvar)]
     needed = [out is not None for out in outputs]
     summed = [stride[1] == 0 for stride in strides]
     with on_device_of(z):
-        log_prob_backward_kernel[(triton.cdiv(rows, block_n) * col_blocks, 1, groups)](
-            *outputs, gradient, z, mean, logvar, samples, rows, cols, col_blocks,
+        log_prob_backward_kernel[(tiles * groups,)](
+            *outputs, gradient, z, mean, logvar, samples, rows, cols, tiles, col_blocks,
             *strides[0], *strides[1], *strides[2],
             need_z=needed[0], need_mean=needed[1], need_logvar=needed[2],
             sum_z=summed[0], sum_mean=summed[1], sum_logvar=summed[2],

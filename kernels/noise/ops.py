@@ -27,7 +27,9 @@ def fill(kind: str, out: Tensor, seed: int | Tensor, offset: int) -> None:
 
 def _noise(kind: str, shape: list[int], seeds: Tensor, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Seeds [G] -> [G, *shape]."""
-    out = torch.empty((seeds.numel(), *shape), dtype=dtype, device=device)
+    out = _noise_fake(kind, shape, seeds, offset, dtype, device)
+    if out.is_meta:
+        return out
     for i in range(seeds.numel()):
         fill(kind, out[i], as_int(seeds[i], out.device), offset)
     return out

@@ -30,6 +30,14 @@ def float_tensor(name: str, x: object) -> None:
         raise TypeError(f"{name} must be a dense (strided) tensor; got layout {x.layout}")
 
 
+def device(device: torch.device | str) -> torch.device:
+    """A device that torch knows."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch.device or its name; got {device!r} ({error})") from None
+
+
 def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype]:
     """Floating tensors on one device, converted to the dtype that torch promotes them to."""
     first_name, first = None, None
@@ -95,7 +103,7 @@ def stream(seed: Seed, offset: int, count: int, device: torch.device) -> None:
     """A seed that fits the device, and an offset that leaves `count` elements inside the stream."""
     if isinstance(offset, bool) or not isinstance(offset, (int, torch.SymInt)):
         raise TypeError(f"offset must be an int >= 0; got {offset!r}")
-    if offset < 0 or offset + count > _SEED_END:
+    if offset < 0 or (not isinstance(count, torch.SymInt) and offset + max(count, 1) > _SEED_END):
         raise ValueError(f"offset must be >= 0, and offset + {count} elements at most 2^63; got {offset}")
     if seed is None:
         return

@@ -48,7 +48,8 @@ def define(
     name = schema[: schema.index("(")]
     save = setup or _save_nothing
     _library.define(schema)
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    for key in ("CPU", "CUDA", "MPS", "XPU"):  # not Meta: that is the fake's
+        _library.impl(name, implementation, key)
     torch.library.register_fake(f"latent_kernels::{name}", fake, lib=_library)
     torch.library.register_autograd(f"latent_kernels::{name}", gradients, setup_context=save, lib=_library)
     torch.library.register_vmap(f"latent_kernels::{name}", vmap, lib=_library)
@@ -59,6 +60,7 @@ def define(
             "forward": staticmethod(getattr(torch.ops.latent_kernels, name)),
             "setup_context": staticmethod(lambda ctx, inputs, output: save(ctx, inputs, output)),
             "backward": staticmethod(gradients),
+            "jvp": staticmethod(_no_forward_mode),
             "vmap": staticmethod(vmap),
         },
     )
@@ -66,6 +68,10 @@ def define(
 
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
+
+
+def _no_forward_mode(ctx: Any, *tangents: Any) -> Any:
+    raise NotImplementedError("latent_kernels: forward-mode derivatives (jvp, jacfwd, hessian) are not implemented")
 
 
 def no_second_derivative(ctx: Any, *gradients: Tensor) -> Any:

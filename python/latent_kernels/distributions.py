@@ -18,7 +18,7 @@ class FusedNormal(Normal):
     ``FusedNormal(loc, scale)`` takes what Normal takes and does what it does: existing code changes one import.
     `rsample` and `sample` make noise from a seed drawn from torch's default CPU generator (so that
     ``torch.manual_seed`` governs them) and keep none of it for backward. ``kl_divergence`` with another
-    FusedNormal or Normal is accurate where the two are close, and never negative.
+    FusedNormal or Normal keeps its digits where the two are close, and is never negative.
 
     Other names (`log_prob`, `entropy`, `cdf`, `icdf`, `expand`, ...) are inherited.
     """
@@ -40,10 +40,16 @@ class FusedNormal(Normal):
 
 
 def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
-    """KL(p || q), element by element; `Independent` sums it."""
-    tensors = torch.broadcast_tensors(p.loc, p.scale.log() * 2, q.loc, q.scale.log() * 2)
-    mean, logvar, prior_mean, prior_logvar = (x.unsqueeze(-1) for x in tensors)
-    return gaussian_kl(mean, logvar, prior_mean=prior_mean, prior_logvar=prior_logvar)
+    """KL(p || q), element by element; `Independent` sums it.
+
+    In units of q's scale: the log-ratio of the scales by log1p where their difference is exact.
+    """
+    p_loc, p_scale, q_loc, q_scale = torch.broadcast_tensors(p.loc, p.scale, q.loc, q.scale)
+    close = p_scale >= 0.5 * q_scale
+    excess = torch.where(close, (p_scale - q_scale) / q_scale, 0)
+    log_ratio = torch.where(close, torch.log1p(excess), torch.log(torch.where(close, 1, p_scale / q_scale)))
+    mean, logvar = (p_loc - q_loc) / q_scale, 2 * log_ratio
+    return gaussian_kl(mean.unsqueeze(-1), logvar.unsqueeze(-1)).to(mean.dtype)
 
 
 for _p, _q in ((FusedNormal, FusedNormal), (FusedNormal, Normal), (Normal, FusedNormal)):

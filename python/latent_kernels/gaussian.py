@@ -221,7 +221,7 @@ def _gaussian(
     canonical = (1, math.prod(shape[:-1]), shape[-1])
     samples = (1 if num_samples is None else num_samples) if with_z else 0
     inputs = (None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar))
-    z, kl = call("gaussian", *inputs, as_seeds(seed), offset, samples, spread_is_scale, with_kl)
+    z, kl = call("gaussian", *inputs, as_seeds(seed, mean.device), offset, samples, spread_is_scale, with_kl)
     if with_z:
         z = z.reshape(shape if num_samples is None else (num_samples, *shape))
     return z, kl.reshape(shape[:-1]) if with_kl else kl

@@ -89,19 +89,19 @@ def _noise(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Tensor:
-    sizes = (shape,) if isinstance(shape, (int, torch.SymInt)) else tuple(shape)
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) or size < 0:
             raise ValueError(f"shape must be an int or a sequence of ints >= 0; got {shape!r}")
     _checks.float_dtype("dtype", dtype)
-    where = torch.device(device)
+    where = _checks.device(device)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
     _checks.stream(seed, offset, math.prod(sizes), where)
     seed = draw_seed(seed, where)
 
-    if not plain(seed if isinstance(seed, Tensor) else None):
-        out: Tensor = call("noise", kind, sizes, as_seeds(seed), offset, dtype, where)
+    if where.type == "meta" or not plain(seed if isinstance(seed, Tensor) else None):
+        out: Tensor = call("noise", kind, sizes, as_seeds(seed, where), offset, dtype, where)
         return out.reshape(sizes)
     out = torch.empty(sizes, dtype=dtype, device=where)
     ops.fill(kind, out, as_int(seed, where), offset)
