@@ -54,9 +54,8 @@ def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget, *, o
     rows = "*fp64" if dtype == torch.float64 else "*fp32"
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
     types |= dict.fromkeys(("kl_ptr", "gkl_ptr", "out_ptr", "g_ptr"), rows)
-    types |= dict.fromkeys(
-        ("S", "N", "D", "seed_stride", "samples_per_program", "tiles", "chunks", "col_blocks"), "i32"
-    )
+    sizes = ("S", "N", "D", "seed_stride", "samples_per_program", "tiles", "chunks", "col_blocks")
+    types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("seed", "offset", "chunk_stride"), "i64")
     types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
     compute = tl.float64 if dtype == torch.float64 else tl.float32
     block_n, block_d = tile_shape(4096, 64, torch.float64 if dtype == torch.float64 else torch.float32)
@@ -163,7 +162,7 @@ def test_noise_has_no_fma_and_no_approximation(kind: str, target: GPUTarget, tmp
 
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
 def test_float32_arithmetic_is_not_contracted(target: GPUTarget) -> None:
-    """Z has the CPU's bits because exp and the sum are the same sequence of operations."""
+    """z has the CPU's bits because exp and the sum are the same sequence of operations."""
     ptx = instructions(gaussian("forward_kernel", torch.float32, "aligned", target))
     assert not re.search(r"\bfma\.rn\.f32|\bmad\.[a-z]*\.?f32|ex2\.approx|\.ftz", ptx)
 

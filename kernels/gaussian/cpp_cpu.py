@@ -39,7 +39,7 @@ def forward(
     z: Tensor | None,
     kl: Tensor | None,
 ) -> None:
-    """Z = mean + sigma eps into `z`, KL into `kl`; see kernels/gaussian/reference.py for the formulas."""
+    """z = mean + sigma eps into `z`, KL into `kl`; see kernels/gaussian/reference.py for the formulas."""
     rows, cols = sizes[2:]
     _core.gaussian_forward(
         TYPE_CODES[mean.dtype],
@@ -99,7 +99,7 @@ def _sampled_rows(x: Tensor, sizes: tuple[int, int, int, int]) -> tuple[int, int
 
 
 def log_prob_forward(sizes: tuple[int, int, int, int], z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
-    """Log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
+    """log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
     _core.log_prob_forward(
         TYPE_CODES[z.dtype],
         torch.get_num_threads(),

@@ -1,185 +1,21 @@
-"""The Gaussian op for torch: an autograd.Function for plain calls, opaque torch.library ops for all others.
+"""The Gaussian op as opaque ops, for everything but plain calls: torch.compile, torch.func, fake tensors.
 
-Both save the inputs and the seed, nothing else; backward makes eps anew. The opaque ops work on canonical shapes
-[groups, samples, rows, cols], where a group has a seed of its own: that is what vmap over seeds needs.
+They work on canonical shapes [groups, samples, rows, cols], where a group has a seed of its own: that is what vmap
+over seeds needs.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
+from latent_kernels.kernels.gaussian.autograd import row_dtype
 
 from latent_kernels._backends import backend
-from latent_kernels._eager import as_int, as_seeds
+from latent_kernels._eager import as_int
 from latent_kernels._ops import call, define, fold, no_second_derivative, unfold
 
 Tensor = torch.Tensor
-Outputs4 = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def row_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over columns: half inputs are computed in float32, and stay there."""
-    return torch.float32 if dtype in _HALF else dtype
-
-
-def _rows_of(x: Tensor | None) -> Tensor | None:
-    """X where its strides can be handed to a kernel: rows at one distance, or one row repeated; else a copy."""
-    if x is None:
-        return x
-    if x.is_neg():
-        x = x.resolve_neg()
-    if x.is_contiguous():
-        return x
-    stride = x.stride()
-    if stride[-1] == 1 and (len(stride) == 2 or not any(stride[:-1])):
-        return x
-    return x.contiguous()
-
-
-def _empty(x: Tensor, wanted: bool) -> Tensor | None:
-    return torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
-
-
-# --- plain calls ------------------------------------------------------------------------------------------------
-
-
-class Gaussian(torch.autograd.Function):
-    """(mean, spread, prior_mean, prior_logvar) of one shape [..., D] -> (z, kl), or the one that is wanted.
-
-    The last argument is (seed, offset, num_samples, spread_is_scale, with_z, with_kl).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        mean: Tensor,
-        spread: Tensor,
-        prior_mean: Tensor | None,
-        prior_logvar: Tensor | None,
-        call_options: tuple[int | Tensor, int, int | None, bool, bool, bool],
-    ) -> Any:
-        """z, kl or both."""
-        seed, offset, num_samples, spread_is_scale, with_z, with_kl = call_options
-        shape = mean.shape
-        samples = (1 if num_samples is None else num_samples) if with_z else 0
-        sizes = (1, samples, math.prod(shape[:-1]), shape[-1])
-        mean, spread = _rows_of(mean), _rows_of(spread)  # type: ignore[assignment]
-        prior_mean, prior_logvar = _rows_of(prior_mean), _rows_of(prior_logvar)
-        z = kl = None
-        if with_z:
-            z = _empty(mean, True) if num_samples is None else mean.new_empty((num_samples, *shape))
-        if with_kl:
-            kl = mean.new_empty(shape[:-1], dtype=row_dtype(mean.dtype))
-        kernels = backend("gaussian", mean.device)
-        kernels.forward(sizes, mean, spread, prior_mean, prior_logvar, spread_is_scale, seed, offset, z, kl)
-        ctx.set_materialize_grads(False)
-        if isinstance(seed, Tensor):
-            ctx.save_for_backward(mean, spread, prior_mean, prior_logvar, seed)
-        else:
-            ctx.save_for_backward(mean, spread, prior_mean, prior_logvar)
-        ctx.problem = (sizes, spread_is_scale, None if isinstance(seed, Tensor) else seed, offset, with_z, with_kl)
-        return (z, kl) if with_z and with_kl else z if with_z else kl
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        """Gradients of the four inputs."""
-        sizes, spread_is_scale, seed, offset, with_z, with_kl = ctx.problem
-        mean, spread, prior_mean, prior_logvar, *saved_seed = ctx.saved_tensors
-        seed = saved_seed[0] if saved_seed else seed
-        gz = gradients[0] if with_z else None
-        gkl = gradients[-1] if with_kl else None
-        needs = ctx.needs_input_grad[:4]
-        if gz is None and gkl is None:
-            return None, None, None, None, None
-        if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
-            shape, canonical = mean.shape, (1, *sizes[2:])
-            results = call(
-                "gaussian_backward",
-                None if gz is None else gz.reshape(sizes),
-                None if gkl is None else gkl.reshape(canonical[:2]),
-                *(None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar)),
-                as_seeds(seed, mean.device),
-                offset,
-                sizes[1],
-                spread_is_scale,
-                needs,
-            )
-            return (*(g.reshape(shape) if need else None for g, need in zip(results, needs, strict=True)), None)
-        outputs = (
-            _empty(mean, needs[0]),
-            _empty(mean, needs[1]),
-            _empty(mean, needs[2]),
-            _empty(mean, needs[3]),
-        )
-        backend("gaussian", mean.device).backward(
-            sizes,
-            mean,
-            spread,
-            prior_mean,
-            prior_logvar,
-            spread_is_scale,
-            seed,
-            offset,
-            None if gz is None else gz.contiguous(),
-            None if gkl is None else gkl.contiguous(),
-            outputs,
-        )
-        return (*outputs, None)
-
-
-class GaussianLogProb(torch.autograd.Function):
-    """z, mean, logvar -> the log-density of `shape`. Each input has `samples` of its own or is shared by all."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, mean: Tensor, logvar: Tensor, sizes: tuple[int, int, int, int], shape: tuple[int, ...]
-    ) -> Tensor:
-        """The sum over columns."""
-        z, mean, logvar = _rows_of(z), _rows_of(mean), _rows_of(logvar)  # type: ignore[assignment]
-        out = z.new_empty(shape, dtype=row_dtype(z.dtype))
-        inputs = [_sampled(x, sizes) for x in (z, mean, logvar)]
-        backend("gaussian", z.device).log_prob_forward(sizes, *inputs, out)
-        ctx.save_for_backward(z, mean, logvar)
-        ctx.sizes = sizes
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Gradients of the three inputs."""
-        sizes, saved = ctx.sizes, ctx.saved_tensors
-        inputs = [_sampled(x, sizes) for x in saved]
-        needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
-            results = call("gaussian_log_prob_backward", *inputs, gradient.reshape(sizes[:3]), needs)
-            found = (g.reshape(x.shape) if n else None for g, x, n in zip(results, saved, needs, strict=True))
-            return (*found, None, None)
-        outputs = tuple(_empty(x, need) for x, need in zip(saved, needs, strict=True))
-        backend("gaussian", gradient.device).log_prob_backward(sizes, *inputs, gradient.contiguous(), outputs)
-        return (*outputs, None, None)
-
-
-def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
-    """X as [1, samples or 1, rows, cols], strides kept."""
-    _, samples, rows, cols = sizes
-    if x.is_contiguous():
-        return x.view(1, samples if x.numel() == rows * cols * samples else 1, rows, cols)
-    if x.dim() == 2 and x.size(0) == rows:
-        return x[None, None]
-    if samples != 1 and x.numel() == rows * cols * samples:  # one row repeated over samples that are its own
-        return x.contiguous().view(1, samples, rows, cols)
-    return x.as_strided((1, 1, rows, cols), (0, 0, x.stride(-2), 1))
-
-
-# The Functions' own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
-apply_gaussian: Any = super(torch.autograd.Function, Gaussian).apply
-apply_log_prob: Any = super(torch.autograd.Function, GaussianLogProb).apply
-
-
-# --- opaque ops -------------------------------------------------------------------------------------------------
 
 
 def _seeds(seeds: Tensor, device: torch.device) -> int | Tensor:

@@ -40,7 +40,7 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_l
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """Log N(z; mean, e^logvar), summed over the last dimension."""
+    """log N(z; mean, e^logvar), summed over the last dimension."""
     return -0.5 * (math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2).sum(-1)
 
 

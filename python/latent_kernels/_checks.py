@@ -80,7 +80,7 @@ def broadcast(**tensors: Tensor) -> tuple[int, ...]:
 
 
 def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
-    """X broadcast to `shape`, the shape of `like`, which must not grow for it."""
+    """x broadcast to `shape`, the shape of `like`, which must not grow for it."""
     if x.shape == shape:
         return x
     if _broadcast_shape(tuple(x.shape), tuple(shape)) != tuple(shape):

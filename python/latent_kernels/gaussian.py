@@ -14,7 +14,8 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels._eager import as_int, as_seeds, draw_seed, plain
 from latent_kernels._ops import call
-from latent_kernels.kernels.gaussian import ops
+from latent_kernels.kernels.gaussian import autograd
+from latent_kernels.kernels.gaussian import ops as _ops  # noqa: F401  (registers the opaque ops)
 
 Tensor = torch.Tensor
 
@@ -109,7 +110,7 @@ def gaussian_kl(
     """KL(N(mean, e^logvar) || N(prior_mean, e^prior_logvar)), summed over the last dimension.
 
     1/2 sum_d (mean - prior_mean)^2 e^-prior_logvar + psi(logvar - prior_logvar), psi(d) = e^d - 1 - d; right to a
-    few ulp for every logvar, and never negative.
+    few ulp for every logvar (with a prior: once logvar - prior_logvar is rounded), and never negative.
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
@@ -132,7 +133,7 @@ def gaussian_kl(
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """Log N(z; mean, e^logvar), summed over the last dimension.
+    """log N(z; mean, e^logvar), summed over the last dimension.
 
     -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one lacks the leading
     dimensions of the others (parameters [..., D] under samples [S, ..., D]) it is read where it lies and its
@@ -161,7 +162,7 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     rows, cols = math.prod(tail[:-1]), full[-1]
     samples = math.prod(full[: len(full) - len(tail)])
     if plain(z, mean, logvar):
-        out: Tensor = ops.apply_log_prob(*inputs, (1, samples, rows, cols), full[:-1])
+        out: Tensor = autograd.apply_log_prob(*inputs, (1, samples, rows, cols), full[:-1])
         return out
     shaped = [x.reshape(1, samples if x.dim() == len(full) else 1, rows, cols) for x in inputs]
     out = call("gaussian_log_prob", *shaped)
@@ -215,7 +216,7 @@ def _gaussian(
     """(z, kl); the one that is not wanted is not computed, and not to be used."""
     if plain(mean, spread, prior_mean, prior_logvar, seed if isinstance(seed, Tensor) else None):
         options = (as_int(seed, mean.device), offset, num_samples, spread_is_scale, with_z, with_kl)
-        out = ops.apply_gaussian(mean, spread, prior_mean, prior_logvar, options)
+        out = autograd.apply_gaussian(mean, spread, prior_mean, prior_logvar, options)
         return out if with_z and with_kl else (out, out)
     shape = mean.shape
     canonical = (1, math.prod(shape[:-1]), shape[-1])

@@ -1,0 +1,73 @@
+"""Elementary functions for Triton kernels, the same sequences of operations as csrc/math.hpp."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def exp(x):
+    """e^x: in float32 as csrc/math.hpp does it, bit for bit; in float64 the device's own."""
+    if x.dtype == tl.float64:
+        y = tl.exp(x)
+    else:
+        x = tl.where(x < -104.0, -104.0, x)
+        x = tl.where(x > 89.0, 89.0, x)
+        shifted = x * 1.4426950216293335 + 12582912.0  # 1.5 * 2^23: rounds to an integer, ties to even
+        n = shifted - 12582912.0
+        r = (x - n * 0.693359375) - n * -2.12194440e-4
+        q = r * 0.0013813144760206342 + 0.008369418792426586
+        q = q * r + 0.04166845604777336
+        q = q * r + 0.16666515171527863
+        q = q * r + 0.4999999403953552
+        p = (r * r) * q + r + 1.0
+        k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
+        half = k >> 1
+        y = (p * ((half + 127) << 23).to(tl.float32, bitcast=True)) * ((k - half + 127) << 23).to(
+            tl.float32, bitcast=True
+        )
+    return y
+
+
+@triton.jit
+def psi_expm1(d, e_d):
+    """psi(d) = e^d - 1 - d and expm1(d), given e^d; by psi's series where |d| < 2."""
+    if d.dtype == tl.float64:
+        p = d * 6.446950284384474e-26 + 1.6117375710961184e-24  # 1 / 25!, 1 / 24!, ...
+        p = p * d + 3.868170170630684e-23
+        p = p * d + 8.896791392450574e-22
+        p = p * d + 1.9572941063391263e-20
+        p = p * d + 4.110317623312165e-19
+        p = p * d + 8.22063524662433e-18
+        p = p * d + 1.5619206968586225e-16
+        p = p * d + 2.8114572543455206e-15
+        p = p * d + 4.779477332387385e-14
+        p = p * d + 7.647163731819816e-13
+        p = p * d + 1.1470745597729725e-11
+        p = p * d + 1.6059043836821613e-10
+        p = p * d + 2.08767569878681e-09
+        p = p * d + 2.505210838544172e-08
+        p = p * d + 2.755731922398589e-07
+        p = p * d + 2.7557319223985893e-06
+        p = p * d + 2.48015873015873e-05
+        p = p * d + 0.0001984126984126984
+        p = p * d + 0.001388888888888889
+        p = p * d + 0.008333333333333333
+        p = p * d + 0.041666666666666664
+        p = p * d + 0.16666666666666666
+        p = p * d + 0.5
+    else:
+        p = d * 2.5569949713144524e-08 + 2.9672227697119524e-07
+        p = p * d + 2.759976723609725e-06
+        p = p * d + 2.4728875359869562e-05
+        p = p * d + 0.00019839138258248568
+        p = p * d + 0.0013889892725273967
+        p = p * d + 0.008333361707627773
+        p = p * d + 0.04166661947965622
+        p = p * d + 0.1666666567325592
+        p = p * d + 0.5
+    small = (d * d) * p
+    large = e_d - 1.0
+    near = (d < 2.0) & (d > -2.0)
+    return tl.where(near, small, large - d), tl.where(near, small + d, large)
