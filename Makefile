@@ -37,7 +37,7 @@ format: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# The long statistics: 2^28 draws.
+# The long tests: statistics over 2^28 draws, and a tensor of more than 2^31 elements (5 GB).
 slow: $(READY)
 	$(BIN)/python -m pytest --slow -m slow
 

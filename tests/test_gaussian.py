@@ -335,6 +335,17 @@ def test_empty_batches_let_gradients_flow() -> None:
     assert mean.grad.shape == (0, 4)
 
 
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    """64-bit indexing: the last rows of a tensor past 2^31 elements are those of the stream. Takes 5 GB."""
+    rows, cols = (1 << 25) + 1, 64
+    zero = torch.zeros(1, cols, dtype=torch.bfloat16).expand(rows, cols)
+    torch.use_deterministic_algorithms(False)  # no need to poison so much memory first
+    z = lk.rsample(zero, zero, seed=3)
+    expected = lk.normal((5, cols), seed=3, offset=(rows - 5) * cols, dtype=torch.bfloat16)
+    assert torch.equal(z[-5:], expected)
+
+
 def test_only_wanted_gradients_are_made() -> None:
     mean, logvar = torch.randn(4, 5), torch.randn(4, 5)
     for which in range(2):
