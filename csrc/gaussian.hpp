@@ -23,6 +23,37 @@ inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
   return room;
 }
 
+// What the KL and its gradients are made of, at one place: quadratic = ((mean - m0) / sigma0)^2, scaled = (mean - m0) /
+// sigma0^2, and psi and expm1 of logvar - l0. That difference is d + lost, d rounded: what was lost is exact (Knuth's
+// TwoDiff), and psi' = expm1, expm1' = e^d bring it back.
+template <class V>
+struct KlTerms {
+  V quadratic, scaled, psi, expm1;
+};
+
+template <class C, class Place>
+LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0, int64_t i, Place k) {
+  auto delta = load(mean + i, k), l = load(logvar + i, k);
+  if (m0 != nullptr) delta = delta - load(m0 + i, k);
+  KlTerms<decltype(l)> t{delta * delta, delta, l, l};
+  if (l0 == nullptr) {
+    psi_expm1(l, t.psi, t.expm1);
+    return t;
+  }
+  const auto prior = load(l0 + i, k), d = l - prior, back = d - l, lost = (l - (d - back)) - (prior + back);
+  // By one exp, and only where that would overflow by its root twice.
+  const auto choose = [](auto at, auto once, auto twice) { return at > C(-80) ? once : twice; };
+  const auto once = delta * exp(-prior), root = exp(prior * C(-0.5)), ratio = delta * root;
+  t.quadratic = map(choose, prior, delta * once, ratio * ratio);
+  t.scaled = map(choose, prior, once, ratio * root);
+  psi_expm1(d, t.psi, t.expm1);
+  const auto psi = t.psi + lost * t.expm1, expm1 = t.expm1 + lost * (t.expm1 + C(1));
+  const auto if_finite = [](auto slope, auto corrected, auto plain) { return slope < C(1e38) ? corrected : plain; };
+  t.psi = map(if_finite, t.expm1, psi, t.psi);
+  t.expm1 = map(if_finite, t.expm1, expm1, t.expm1);
+  return t;
+}
+
 // How many samples make one tile, where all rows and columns together are much smaller than one: consecutive
 // samples lie one after another in z and in the stream.
 inline int samples_at_once(const Gaussian& p, const Tile& tile, int64_t samples) {
@@ -55,8 +86,8 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
     const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
     const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
 
-    const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
     if (out.z != nullptr && part.sample0 < part.sample1) {
+      const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
       const int copies = samples_at_once(p, tile, part.sample1 - part.sample0);
       const C* means = repeat(mean, n, copies, mean_room.at);
       const C* sigmas = repeat(sigma, n, copies, sigma_room.at);
@@ -77,17 +108,8 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
       const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
       const C* l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
       each<C>(n, [&](int64_t i, auto k) {
-        auto delta = load(mean + i, k), d = load(spread + i, k), psi = d, expm1 = d;
-        if (m0 != nullptr) delta = delta - load(m0 + i, k);
-        auto ratio = load(sigma + i, k);  // sigma / sigma0
-        if (l0 != nullptr) {
-          const auto prior = load(l0 + i, k), inverse = exp(prior * C(-0.5));
-          d = d - prior;
-          delta = delta * inverse;
-          ratio = ratio * inverse;
-        }
-        psi_expm1(d, ratio * ratio, psi, expm1);
-        store(work + i, delta * delta + psi, k);
+        const auto t = kl_terms(mean, spread, m0, l0, i, k);
+        store(work + i, t.quadratic + t.psi, k);
       });
       kl.add(work, tile, part.group * p.rows + tile.row0, C(0.5));
     }
@@ -143,7 +165,7 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
 
     const bool with_kl = g.kl != nullptr;
     const C *sigma = nullptr, *m0 = nullptr, *l0 = nullptr;
-    if (need_noise || with_kl) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+    if (with_z && need_noise) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
     if (with_kl) {
       spread_rows(static_cast<const C*>(g.kl) + part.group * p.rows + tile.row0, tile, row_gradient.at);
       m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
@@ -159,25 +181,15 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
     }
     each<C>(n, [&](int64_t i, auto k) {
       auto d_mean = load(sum_g + i, k), d_spread = load(sum_g_eps + i, k);
-      if (need_noise && !p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
+      if (sigma != nullptr && !p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
       auto toward_prior = d_mean, d_prior_logvar = d_mean;
       if (with_kl) {
         const auto gk = load(row_gradient + i, k);
-        auto delta = load(mean + i, k), d = load(spread + i, k), psi = d, expm1 = d;
-        if (m0 != nullptr) delta = delta - load(m0 + i, k);
-        auto ratio = load(sigma + i, k), scaled = delta;
-        if (l0 != nullptr) {
-          const auto prior = load(l0 + i, k), inverse = exp(prior * C(-0.5));
-          d = d - prior;
-          delta = delta * inverse;
-          ratio = ratio * inverse;
-          scaled = delta * inverse;
-        }
-        psi_expm1(d, ratio * ratio, psi, expm1);
-        toward_prior = gk * scaled;
+        const auto t = kl_terms(mean, spread, m0, l0, i, k);
+        toward_prior = gk * t.scaled;
         d_mean = d_mean + toward_prior;
-        d_spread = d_spread + (gk * C(0.5)) * expm1;
-        if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (expm1 + delta * delta);
+        d_spread = d_spread + (gk * C(0.5)) * t.expm1;
+        if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (t.expm1 + t.quadratic);
       } else {
         toward_prior = d_prior_logvar = map([](auto v) { return decltype(v){}; }, d_mean);
       }

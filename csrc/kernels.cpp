@@ -42,11 +42,7 @@ void elementary(int function, int64_t n, const void* argument, void* out) {
       if (function == 2) sin_cos_pi(x, unused, y);
     }
     if (function == 3) y = exp(x);
-    if (function == 4) psi_expm1(x, exp(x), y, unused);
-    if (function == 5) {  // with e^d as the KL has it: sigma squared
-      const auto sigma = exp(x * T(0.5));
-      psi_expm1(x, sigma * sigma, y, unused);
-    }
+    if (function == 4) psi_expm1(x, y, unused);
     store(to + i, y, k);
   });
 }

@@ -152,13 +152,13 @@ LK_INLINE V exp(V x) {
   return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n, shifted);
 }
 
-// psi(d) = e^d - 1 - d >= 0 and expm1(d) = psi(d) + d, given e^d, with no cancellation: d^2 P(d) where |d| < 2,
-// so that an error of e^d in its last places weighs at most 1.7 times as much in psi.
+// psi(d) = e^d - 1 - d >= 0 and expm1(d) = psi(d) + d, with no cancellation: d^2 P(d) where |d| < 2, so that an error
+// of e^d in its last place weighs at most 1.7 times as much in psi.
 template <class V>
-LK_INLINE void psi_expm1(V d, V e_d, V& psi, V& expm1) {
+LK_INLINE void psi_expm1(V d, V& psi, V& expm1) {
   using T = Scalar<V>;
   const V small = (d * d) * horner(ExpConstants<T>::P, d);
-  const V large = e_d - T(1);
+  const V large = exp(d) - T(1);
   const auto near = [](auto x, auto if_near, auto if_far) { return ((x < T(2)) & (x > T(-2))) ? if_near : if_far; };
   psi = map(near, d, small, large - d);
   expm1 = map(near, d, small + d, large);

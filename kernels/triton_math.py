@@ -31,8 +31,8 @@ def exp(x):
 
 
 @triton.jit
-def psi_expm1(d, e_d):
-    """psi(d) = e^d - 1 - d and expm1(d), given e^d; by psi's series where |d| < 2."""
+def psi_expm1(d):
+    """psi(d) = e^d - 1 - d and expm1(d), by psi's series where |d| < 2."""
     if d.dtype == tl.float64:
         p = d * 6.446950284384474e-26 + 1.6117375710961184e-24  # 1 / 25!, 1 / 24!, ...
         p = p * d + 3.868170170630684e-23
@@ -68,6 +68,6 @@ def psi_expm1(d, e_d):
         p = p * d + 0.1666666567325592
         p = p * d + 0.5
     small = (d * d) * p
-    large = e_d - 1.0
+    large = exp(d) - 1.0
     near = (d < 2.0) & (d > -2.0)
     return tl.where(near, small, large - d), tl.where(near, small + d, large)

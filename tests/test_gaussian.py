@@ -49,7 +49,7 @@ def test_cpp_on_any_shape(sizes: Sizes, dtype: torch.dtype, offset: int, prior: 
     problem = Problem(sizes, dtype, prior=prior, offset=offset)
     for build in _core.simd_builds():
         _core.select_simd_build(build)
-        check(cpp_cpu, problem)
+        check(cpp_cpu, problem, roundings=4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -269,7 +269,7 @@ def test_extreme_variances_of_density_and_prior(simd_build: str, value: float) -
 
 @pytest.mark.parametrize("scale", [1.0, 20.0, 60.0])
 def test_kl_to_a_prior_in_ulp(simd_build: str, scale: float) -> None:
-    """Against mpmath, over random pairs: e^d comes from the two sigmas, not from the rounded difference."""
+    """Against mpmath, over random pairs: what rounding logvar - prior_logvar loses is brought back."""
     logvar, prior = (scale * (2 * torch.rand(300, 1) - 1) for _ in range(2))
     kl = lk.gaussian_kl(torch.zeros(300, 1), logvar, prior_mean=torch.zeros(300, 1), prior_logvar=prior)
     with mpmath.workdps(50):
@@ -278,9 +278,7 @@ def test_kl_to_a_prior_in_ulp(simd_build: str, scale: float) -> None:
             exact = (mpmath.exp(d) - 1 - d) / 2
             if exact > 3e38:
                 continue
-            # where the series is used, d's own rounding weighs 2 |l| / |d| times
-            conditioning = 2 * abs(l) / max(abs(float(d)), 1e-30) if abs(d) < 2 else 0
-            assert abs(mpmath.mpf(value) - exact) / exact < (8 + conditioning) * 2.0**-24, (l, l0)
+            assert abs(mpmath.mpf(value) - exact) / exact < 5 * 2.0**-24, (l, l0)
 
 
 def test_views_with_a_sign_bit() -> None:

@@ -26,6 +26,27 @@ LOG_2_PI = tl.constexpr(1.8378770664093454835606594728112)
 
 
 @triton.jit
+def psi_expm1_of_difference(logvar, prior):
+    """psi and expm1 of logvar - prior = d + lost: what rounding to d lost is exact, and brought back to first order."""
+    d = logvar - prior
+    back = d - logvar
+    lost = (logvar - (d - back)) - (prior + back)
+    psi, expm1 = psi_expm1(d)
+    finite = expm1 < 1e38
+    return tl.where(finite, psi + lost * expm1, psi), tl.where(finite, expm1 + lost * (expm1 + 1.0), expm1)
+
+
+@triton.jit
+def over_prior(delta, prior):
+    """delta / sigma0^2 and (delta / sigma0)^2: by one exp, and where that would overflow by its root twice."""
+    once = delta * exp(0.0 - prior)
+    root = exp(prior * -0.5)
+    ratio = delta * root
+    direct = prior > -80.0
+    return tl.where(direct, once, ratio * root), tl.where(direct, delta * once, ratio * ratio)
+
+
+@triton.jit
 def load(ptr, group, group_stride, row_stride, rows, cols, mask, compute: tl.constexpr):
     """A tile of an input, in the type it is computed in."""
     at = ptr + group * group_stride + rows * row_stride + cols
@@ -92,10 +113,9 @@ def forward_kernel(
     mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
     spread = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
 
-    sigma = spread if spread_is_scale else exp(spread * 0.5)
-
     if with_z:
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
+        sigma = spread if spread_is_scale else exp(spread * 0.5)
         plane = N.to(tl.int64) * D
         first = chunk * samples_per_program
         for s in range(first, tl.minimum(first + samples_per_program, S)):
@@ -112,12 +132,12 @@ def forward_kernel(
                 delta -= load(prior_mean_ptr, group, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
             if has_prior_logvar:
                 prior = load(prior_logvar_ptr, group, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
-                d -= prior
-                inverse = exp(prior * -0.5)
-                delta *= inverse
-                sigma *= inverse
-            psi, _ = psi_expm1(d, sigma * sigma)
-            terms = tl.where(mask, delta * delta + psi, 0.0)
+                _, quadratic = over_prior(delta, prior)
+                psi, _ = psi_expm1_of_difference(d, prior)
+            else:
+                quadratic = delta * delta
+                psi, _ = psi_expm1(d)
+            terms = tl.where(mask, quadratic + psi, 0.0)
             at = kl_ptr + (group * N + rows) * col_blocks + tile % col_blocks
             tl.store(at, (tl.sum(terms, axis=1) * 0.5)[:, None], mask=rows < N)
 
@@ -163,24 +183,21 @@ def backward_kernel(
             d = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
             if has_prior_mean:
                 delta -= load(prior_mean_ptr, group, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
-            sigma = exp(d * 0.5)
             if has_prior_logvar:
                 prior = load(prior_logvar_ptr, group, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
-                d -= prior
-                inverse = exp(prior * -0.5)
-                delta *= inverse
-                sigma *= inverse
-                scaled = delta * inverse
+                scaled, quadratic = over_prior(delta, prior)
+                _, expm1 = psi_expm1_of_difference(d, prior)
             else:
                 scaled = delta
-            _, expm1 = psi_expm1(d, sigma * sigma)
+                quadratic = delta * delta
+                _, expm1 = psi_expm1(d)
             toward_prior = gkl * scaled
             d_mean += toward_prior
             d_spread += (gkl * 0.5) * expm1
             if need_prior_mean:
                 tl.store(d_prior_mean_ptr + at, (0.0 - toward_prior).to(d_prior_mean_ptr.dtype.element_ty), mask=mask)
             if need_prior_logvar:
-                value = (gkl * -0.5) * (expm1 + delta * delta)
+                value = (gkl * -0.5) * (expm1 + quadratic)
                 tl.store(d_prior_logvar_ptr + at, value.to(d_prior_logvar_ptr.dtype.element_ty), mask=mask)
 
     if need_mean:

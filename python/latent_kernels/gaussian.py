@@ -110,7 +110,7 @@ def gaussian_kl(
     """KL(N(mean, e^logvar) || N(prior_mean, e^prior_logvar)), summed over the last dimension.
 
     1/2 sum_d (mean - prior_mean)^2 e^-prior_logvar + psi(logvar - prior_logvar), psi(d) = e^d - 1 - d; right to a
-    few ulp for every logvar (with a prior: once logvar - prior_logvar is rounded), and never negative.
+    few ulp for every logvar, and never negative.
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
