@@ -24,9 +24,9 @@ def next_power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def tile_shape(rows: int, cols: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Rows and columns of one program's tile."""
-    tile = TILE // 2 if dtype == torch.float64 else TILE
+def tile_shape(rows: int, cols: int, dtype: torch.dtype, *, small: bool = False) -> tuple[int, int]:
+    """Rows and columns of one program's tile; a `small` one for kernels that need many registers an element."""
+    tile = TILE // 2 if small or dtype == torch.float64 else TILE
     block_cols = min(tile, max(4, next_power_of_two(max(cols, 1))))
     return max(1, min(tile // block_cols, next_power_of_two(max(rows, 1)))), block_cols
 

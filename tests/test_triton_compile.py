@@ -58,7 +58,7 @@ def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget, *, o
     types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("seed", "offset", "chunk_stride"), "i64")
     types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
     compute = tl.float64 if dtype == torch.float64 else tl.float32
-    block_n, block_d = tile_shape(4096, 64, torch.float64 if dtype == torch.float64 else torch.float32)
+    block_n, block_d = tile_shape(4096, 64, dtype, small=layout == "scattered")
     constants: dict[str, Any] = {"compute": compute, "BLOCK_N": block_n, "BLOCK_D": block_d}
     constants |= {"layout": LAYOUTS[layout], "seed_is_pointer": False, "spread_is_scale": False}
     constants |= {arg: True for arg in kernel.arg_names if re.match(r"(with|has|need)_", arg)}

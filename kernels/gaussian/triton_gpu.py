@@ -304,7 +304,7 @@ def _grid(sizes: Sizes, layout: int, dtype: torch.dtype, programs: int) -> tuple
     """Tiles, chunks of samples, the samples of one chunk, blocks of columns, and the tile's rows and columns."""
     groups, samples, rows, cols = sizes
     early = 3 if layout == int(SHIFTED) else 0
-    block_n, block_d = tile_shape(rows, cols + early, dtype)
+    block_n, block_d = tile_shape(rows, cols + early, dtype, small=layout == int(SCATTERED))
     col_blocks = max(triton.cdiv(cols + early, block_d), 1)
     tiles = triton.cdiv(rows, block_n) * col_blocks
     chunks = max(1, min(samples, programs // max(tiles * groups, 1)))
