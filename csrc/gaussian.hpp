@@ -8,13 +8,6 @@
 namespace lk {
 namespace LK_ISA {
 
-// Scratch of one tile. One register more than kTile: spread_rows and lane_sum run over the end.
-template <class C>
-struct alignas(64) Scratch {
-  C at[kTile + kReduceLanes];
-  operator C*() { return at; }
-};
-
 // sigma of a tile, from log sigma^2 or as given.
 template <class C>
 inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
@@ -54,22 +47,6 @@ LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0
   return t;
 }
 
-// How many samples make one tile, where all rows and columns together are much smaller than one: consecutive
-// samples lie one after another in z and in the stream.
-inline int samples_at_once(const Gaussian& p, const Tile& tile, int64_t samples) {
-  if (tile.rows != p.rows || tile.cols != p.cols || tile.size() == 0) return 1;
-  return static_cast<int>(larger(smaller(kTile / tile.size(), samples), 1));
-}
-
-// x[0..n) `copies` times over; in place where it already lies at `room`.
-template <class C>
-inline const C* repeat(const C* x, int n, int copies, C* room) {
-  if (copies == 1) return x;
-  if (x != room) std::memcpy(room, x, sizeof(C) * static_cast<size_t>(n));
-  for (int c = 1; c < copies; ++c) std::memcpy(room + c * n, room, sizeof(C) * static_cast<size_t>(n));
-  return room;
-}
-
 template <class T>
 void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part& part) {
   using C = Compute<T>;
@@ -88,7 +65,7 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
 
     if (out.z != nullptr && part.sample0 < part.sample1) {
       const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
-      const int copies = samples_at_once(p, tile, part.sample1 - part.sample0);
+      const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
       const C* means = repeat(mean, n, copies, mean_room.at);
       const C* sigmas = repeat(sigma, n, copies, sigma_room.at);
       for (int64_t s = part.sample0; s < part.sample1; s += copies) {
@@ -135,7 +112,7 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
     const bool with_z = g.z != nullptr && p.samples > 0;
 
     // sum_s g_s and sum_s g_s eps_s: over every copies-th sample side by side, then over those sums
-    const int copies = with_z ? samples_at_once(p, tile, p.samples) : 1;
+    const int copies = with_z ? samples_at_once(p.rows, p.cols, tile, p.samples) : 1;
     if (!with_z) {
       std::memset(sum_g.at, 0, sizeof(C) * static_cast<size_t>(n));
       std::memset(sum_g_eps.at, 0, sizeof(C) * static_cast<size_t>(n));

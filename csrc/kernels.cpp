@@ -2,6 +2,7 @@
 #include "kernels.hpp"
 
 #include "gaussian.hpp"
+#include "score.hpp"
 
 namespace lk {
 namespace LK_ISA {
@@ -69,6 +70,11 @@ const Kernels kernels = {
     LK_TYPES(gaussian_backward),
     LK_TYPES(log_prob_forward),
     LK_TYPES(log_prob_backward),
+    LK_TYPES(bernoulli_sample),
+    LK_TYPES(categorical_sample),
+    LK_TYPES(score_gradient),
+    LK_TYPES(score_merge),
+    {row_means<float>, row_means<double>},
     {elementary<float>, elementary<double>},
 };
 

@@ -76,6 +76,54 @@ struct LogProbGradients {
   void* logvar;
 };
 
+// Samples of Bernoulli or Categorical variables over a plane of `cols` elements.
+struct Discrete {
+  int64_t groups, samples, cols, classes;  // classes: 0 for Bernoulli
+  const void* logits;                      // [groups, cols], or [groups, cols, classes]
+  bool antithetic;                         // out is [groups, 2, samples, cols]
+  const int64_t* seeds;
+  int64_t seed_stride;
+  uint64_t offset;
+};
+
+enum Family : int { kGaussian, kBernoulli, kAntithetic, kCategorical };
+enum Control : int { kNone, kLeaveOneOut, kOptimal };
+
+// Score-function gradients; every tensor is contiguous. See kernels/score/problem.py for shapes.
+struct Score {
+  Family family;
+  Control control;
+  int64_t groups, samples, rows, cols, classes, folds;
+  const void* parameters[2];
+  const void* z;  // or null: drawn again from the seeds
+  const int64_t* seeds;
+  int64_t seed_stride;
+  uint64_t offset;
+  bool per_element, double_values;  // values and baseline are float64, else of the compute type
+  const void* values;
+  const void* baseline;   // or null
+  bool baseline_sampled;  // has samples, as values have
+  const double* shift;    // [groups, rows], subtracted from values; or null
+  const void* upstream;   // or null for 1
+  void* gradients[2];     // of the parameters
+  void* variances[2];     // each may be null
+};
+
+// Elements of the categorical family whose classes fill a block of tables: as many as one tile has.
+constexpr int64_t kClassBlock = 4096;
+static inline int64_t elements_of_block(int64_t classes) {
+  const int64_t elements = kClassBlock / classes;
+  return elements < 1 ? 1 : elements < kTile ? elements : kTile;
+}
+
+// Room that one call of score_gradient or score_merge works in, in elements of the compute type: for each fold the sums
+// of a tile, and some arrays of that size beside them. One register more each, as arithmetic runs over the end.
+constexpr int kMostSums = 11, kBesideSums = 5;
+static inline int64_t cells_of_tile(const Score& p) {
+  return (p.family == kCategorical ? elements_of_block(p.classes) * p.classes : kTile) + 16;
+}
+static inline int64_t room_of_score(const Score& p) { return (p.folds * kMostSums + kBesideSums) * cells_of_tile(p); }
+
 struct Kernels {
   const char* name;
   int lanes;  // float32 values in a register
@@ -85,6 +133,13 @@ struct Kernels {
   void (*gaussian_backward[kTypes])(const Gaussian&, const GaussianGradients&, const Part&);
   void (*log_prob_forward[kTypes])(const LogProb&, const RowSums&, const Part&);
   void (*log_prob_backward[kTypes])(const LogProb&, const LogProbGradients&, const Part&);
+  void (*bernoulli_sample[kTypes])(const Discrete&, void* out, const Part&);
+  void (*categorical_sample[kTypes])(const Discrete&, void* out, const Part&, float* table);
+  // False where z has values outside the family's support. With `partial`, [chunk, fold, sum, groups * rows * cols *
+  // max(classes, 1)], only the sums of the part's samples, which score_merge adds up over chunks.
+  bool (*score_gradient[kTypes])(const Score&, const Part&, void* room, void* partial);
+  void (*score_merge[kTypes])(const Score&, const Part&, void* room, const void* partial, int64_t chunks);
+  void (*row_means[2])(const void* values, int64_t samples, int64_t rows, int64_t row0, int64_t row1, double* out);
   // ln, sin(pi t), cos(pi t), exp, psi: for the tests of their errors
   void (*elementary[2])(int function, int64_t n, const void* x, void* out);
 };

@@ -37,6 +37,8 @@ typedef int64_t L __attribute__((vector_size(4 * W)));
 typedef float F_half __attribute__((vector_size(2 * W)));  // W / 2 floats: what converts to one D
 
 #define LK_INLINE inline __attribute__((always_inline))
+#define LK_INLINE_LAMBDA __attribute__((always_inline))  // after the parameters of a long one
+#define LK_NOINLINE inline __attribute__((noinline))     // one copy, for the callers of several types
 
 template <class T>
 struct VecOf;
@@ -170,6 +172,20 @@ LK_INLINE Pack<Vec<T>, N> load(const T* p, Registers<N>) {
 template <class T, int N>
 LK_INLINE void store(T* p, const Pack<Vec<T>, N>& v, Registers<N>) {
   for (int j = 0; j < N; ++j) store(p + j * lanes<T>, v.at[j]);
+}
+
+// Asks for the memory that a later load will read. Any address may be asked for.
+template <class T>
+LK_INLINE void prefetch(const T* p, Whole) {
+  __builtin_prefetch(p);
+}
+template <class T>
+LK_INLINE void prefetch(const T* p, First) {
+  __builtin_prefetch(p);
+}
+template <class T, int N>
+LK_INLINE void prefetch(const T* p, Registers<N>) {
+  for (int j = 0; j < N * lanes<T> * static_cast<int>(sizeof(T)); j += 64) __builtin_prefetch(p + j / sizeof(T));
 }
 
 // Noise is always float32; widen it where the arithmetic is float64.

@@ -27,6 +27,13 @@ constexpr int kReduceLanes = 16;  // row sums run over this many lanes in every 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Scratch of one tile. One register more than kTile: spread_rows and lane_sum run over the end.
+template <class C>
+struct alignas(64) Scratch {
+  C at[kTile + kReduceLanes];
+  operator C*() { return at; }
+};
+
 struct Tile {
   int64_t row0, col0;
   int rows, cols;
@@ -34,11 +41,12 @@ struct Tile {
   int size() const { return rows * cols; }
 };
 
+// Calls f for the part's tiles of `limit` elements at most.
 template <class Body>
-inline void each_tile(const Part& part, Body f) {
+inline void each_tile(const Part& part, Body f, int64_t limit = kTile) {
   const int64_t cols = part.col1 - part.col0;
-  if (cols <= kTile) {
-    const int64_t step = cols > 0 ? rows_of_tile(cols) : part.row1 - part.row0;
+  if (cols <= limit) {
+    const int64_t step = cols == 0 ? part.row1 - part.row0 : limit == kTile ? rows_of_tile(cols) : limit / cols;
     for (int64_t row = part.row0; row < part.row1; row += step) {
       const int64_t end = row + step < part.row1 ? row + step : part.row1;
       f(Tile{row, part.col0, static_cast<int>(end - row), static_cast<int>(cols), true, true});
@@ -46,11 +54,27 @@ inline void each_tile(const Part& part, Body f) {
     return;
   }
   for (int64_t row = part.row0; row < part.row1; ++row) {
-    for (int64_t col = part.col0; col < part.col1; col += kTile) {
-      const int64_t end = col + kTile < part.col1 ? col + kTile : part.col1;
+    for (int64_t col = part.col0; col < part.col1; col += limit) {
+      const int64_t end = col + limit < part.col1 ? col + limit : part.col1;
       f(Tile{row, col, 1, static_cast<int>(end - col), col == part.col0, end == part.col1});
     }
   }
+}
+
+// How many samples make one tile, where all rows and columns together are much smaller than one: consecutive
+// samples lie one after another in z and in the stream.
+inline int samples_at_once(int64_t rows, int64_t cols, const Tile& tile, int64_t samples) {
+  if (tile.rows != rows || tile.cols != cols || tile.size() == 0) return 1;
+  return static_cast<int>(larger(smaller(kTile / tile.size(), samples), 1));
+}
+
+// x[0..n) `copies` times over; in place where it already lies at `room`.
+template <class C>
+inline const C* repeat(const C* x, int n, int copies, C* room) {
+  if (copies == 1) return x;
+  if (x != room) std::memcpy(room, x, sizeof(C) * static_cast<size_t>(n));
+  for (int c = 1; c < copies; ++c) std::memcpy(room + c * n, room, sizeof(C) * static_cast<size_t>(n));
+  return room;
 }
 
 // --- half precision -------------------------------------------------------------------------------------------

@@ -11,17 +11,10 @@ from typing import Any
 import torch
 
 from latent_kernels._backends import backend
-from latent_kernels._eager import as_seeds
+from latent_kernels._eager import as_seeds, row_dtype
 from latent_kernels._ops import call
 
 Tensor = torch.Tensor
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def row_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over columns: half inputs are computed in float32, and stay there."""
-    return torch.float32 if dtype in _HALF else dtype
 
 
 def _rows_of(x: Tensor | None) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES
+from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES, seed_arguments
 
 from latent_kernels import _core
 
@@ -18,13 +18,6 @@ def _rows(x: Tensor | None, rows: int, cols: int) -> tuple[int, int, int]:
     if x.is_contiguous():
         return x.data_ptr(), rows * cols, cols
     return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, x.stride(-2)
-
-
-def _seed(seed: int | Tensor) -> tuple[int, int, int]:
-    """The seed, or the address and stride of one for each group."""
-    if isinstance(seed, int):
-        return seed, 0, 0
-    return 0, seed.data_ptr(), 1 if seed.numel() > 1 else 0
 
 
 def forward(
@@ -50,7 +43,7 @@ def forward(
         *_rows(prior_mean, rows, cols),
         *_rows(prior_logvar, rows, cols),
         spread_is_scale,
-        *_seed(seed),
+        *seed_arguments(seed),
         offset,
         0 if z is None else z.data_ptr(),
         0 if kl is None else kl.data_ptr(),
@@ -81,7 +74,7 @@ def backward(
         *_rows(prior_mean, rows, cols),
         *_rows(prior_logvar, rows, cols),
         spread_is_scale,
-        *_seed(seed),
+        *seed_arguments(seed),
         offset,
         0 if z_gradient is None else z_gradient.data_ptr(),
         0 if kl_gradient is None else kl_gradient.data_ptr(),

@@ -9,22 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from latent_kernels.kernels.gaussian.autograd import row_dtype
 
 from latent_kernels._backends import backend
-from latent_kernels._eager import as_int
-from latent_kernels._ops import call, define, fold, no_second_derivative, unfold
+from latent_kernels._eager import row_dtype
+from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, no_second_derivative, unfold
 
 Tensor = torch.Tensor
-
-
-def _seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
-    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
-        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
-    if seeds.numel() == 1:
-        seed = as_int(seeds, device)
-        return seed if isinstance(seed, int) else seed.reshape(1)
-    return seeds.to(device).contiguous()
 
 
 def _gaussian(
@@ -46,7 +36,7 @@ def _gaussian(
         (groups, samples, rows, cols),
         *(None if x is None else x.contiguous() for x in (mean, spread, prior_mean, prior_logvar)),
         spread_is_scale,
-        _seeds(seeds, mean.device),
+        checked_seeds(seeds, mean.device),
         offset,
         z if samples else None,
         kl if with_kl else None,
@@ -96,7 +86,7 @@ def _gaussian_backward(
         (mean.size(0), samples, mean.size(1), mean.size(2)),
         *(None if x is None else x.contiguous() for x in (mean, spread, prior_mean, prior_logvar)),
         spread_is_scale,
-        _seeds(seeds, mean.device),
+        checked_seeds(seeds, mean.device),
         offset,
         None if gz is None else gz.contiguous(),
         None if gkl is None else gkl.contiguous(),
@@ -198,12 +188,6 @@ def _log_prob_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]
 # --- vmap: the batch joins the groups ---------------------------------------------------------------------------
 
 
-def _fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
-    """One seed for each of batch * groups: the same for the whole batch where the seed is not batched."""
-    seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
-    return seeds.expand(batch, groups).reshape(-1)
-
-
 def _groups(x: Tensor, dim: int | None) -> int:
     return x.size(1 if dim == 0 else 0)
 
@@ -212,7 +196,7 @@ def _gaussian_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any
     batch = info.batch_size
     groups = _groups(args[0], in_dims[0])
     tensors = [fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
-    seeds = _fold_seeds(args[4], in_dims[4], batch, groups)
+    seeds = fold_seeds(args[4], in_dims[4], batch, groups)
     z, kl = call("gaussian", *tensors, seeds, *args[5:])
     return (unfold(z, batch), unfold(kl, batch)), (0, 0)
 
@@ -221,7 +205,7 @@ def _gaussian_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> 
     batch, needs = info.batch_size, args[10]
     groups = _groups(args[2], in_dims[2])
     tensors = [fold(x, dim, batch) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
-    seeds = _fold_seeds(args[6], in_dims[6], batch, groups)
+    seeds = fold_seeds(args[6], in_dims[6], batch, groups)
     results = call("gaussian_backward", *tensors, seeds, *args[7:])
     unfolded = tuple(unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
     return unfolded, tuple(0 if need else None for need in needs)

@@ -31,6 +31,16 @@ def psi(d: Tensor) -> Tensor:
     return torch.where(near, x * x * series, torch.expm1(d) - d)
 
 
+def log1p_less_x(x: Tensor) -> Tensor:
+    """ln(1 + x) - x for -0.7 < x < 2: with r = x / (2 + x), 2 (r^3/3 + r^5/5 + ...) - r x, of which none cancels."""
+    r = x / (2 + x)
+    y = r * r
+    series = torch.zeros_like(x)
+    for k in range(19, 0, -1):
+        series = (series + 1 / (2 * k + 1)) * y
+    return 2 * r * series - r * x
+
+
 def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
     """KL(N(mean, e^logvar) || prior), summed over the last dimension; None stands for 0."""
     delta = mean if prior_mean is None else mean - prior_mean
@@ -46,13 +56,7 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 
 def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:
     """Eps [groups, samples, rows, cols], float32 values in the dtype that mean is computed in."""
-    groups, samples, rows, cols = sizes
-    seeds = [seed] * groups if isinstance(seed, int) else seed.reshape(-1).expand(groups).tolist()
-    count = samples * rows * cols
-    eps = torch.stack([torch.from_numpy(noise.normal(count, s, offset).copy()) for s in seeds]) if groups else None
-    if eps is None:
-        return mean.new_empty(sizes)
-    return eps.reshape(sizes).to(mean.device, mean.dtype)
+    return torch.from_numpy(noise.of_groups("normal", sizes, seed, offset)).to(mean.device, mean.dtype)
 
 
 def _compute(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Words = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
@@ -121,3 +122,14 @@ def uniform(count: int, seed: int, offset: int = 0) -> Floats:
     """Elements offset, ..., offset + count - 1 of the seed's uniforms on the open interval (0, 1)."""
     u: Floats = np.minimum(to_unit(_words(count, seed, offset, UNIFORMS)), f32(1 - 2.0**-24))
     return u.reshape(-1)[offset % 4 :][:count]
+
+
+def of_groups(kind: str, sizes: tuple[int, int, int, int], seed: int | torch.Tensor, offset: int) -> Floats:
+    """Noise ("normal" or "uniform") of a problem [groups, samples, rows, cols]; `seed` is one, or one a group."""
+    groups, count = sizes[0], sizes[1] * sizes[2] * sizes[3]
+    seeds = [seed] * groups if isinstance(seed, int) else seed.reshape(-1).expand(groups).tolist()
+    make = normal if kind == "normal" else uniform
+    noise = np.empty((groups, count), f32)
+    for group, s in enumerate(seeds):
+        noise[group] = make(count, s, offset)
+    return noise.reshape(sizes)

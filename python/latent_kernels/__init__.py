@@ -2,6 +2,9 @@
 
 Noise             `normal`, `uniform`
 Gaussian          `rsample_kl`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
+Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
+Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
+Variance          `profile_variance`
 torch.distributions   `FusedNormal`
 """
 
@@ -10,9 +13,28 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 from latent_kernels.distributions import FusedNormal
+from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
 from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl
 from latent_kernels.noise import normal, uniform
+from latent_kernels.score import disarm, disarm_gradient, score_function_expectation, score_function_gradient
+from latent_kernels.variance import profile_variance
 
 __version__ = _version("latent-kernels")
 
-__all__ = ["FusedNormal", "gaussian_kl", "gaussian_log_prob", "normal", "rsample", "rsample_kl", "uniform"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiagonalGaussian",
+    "FusedNormal",
+    "disarm",
+    "disarm_gradient",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "normal",
+    "profile_variance",
+    "rsample",
+    "rsample_kl",
+    "score_function_expectation",
+    "score_function_gradient",
+    "uniform",
+]

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 
 VARIABLE = "LATENT_KERNELS_BACKEND"
-BACKENDS = {"noise": ("cpp", "triton", "reference"), "gaussian": ("cpp", "triton", "reference")}
+BACKENDS = dict.fromkeys(("noise", "gaussian", "families", "score"), ("cpp", "triton", "reference"))
 _MODULES = {"cpp": "cpp_cpu", "triton": "triton_gpu", "reference": "reference"}
 
 

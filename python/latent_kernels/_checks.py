@@ -38,9 +38,15 @@ def device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device must be a torch.device or its name; got {device!r} ({error})") from None
 
 
+def device_of(name: str, x: Tensor, like: str, other: Tensor) -> None:
+    """One device for both."""
+    if x.device != other.device:
+        raise ValueError(f"{name} must be on the device of {like}, {other.device}; got {x.device}")
+
+
 def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype]:
     """Floating tensors on one device, converted to the dtype that torch promotes them to."""
-    first_name, first = None, None
+    first_name, first = "", None
     dtype: torch.dtype | None = None
     for name, x in tensors.items():
         if x is None:
@@ -49,15 +55,14 @@ def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype
         if first is None:
             first_name, first, dtype = name, x, x.dtype
             continue
-        if x.device != first.device:
-            raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; got {x.device}")
+        device_of(name, x, first_name, first)
         if x.dtype != dtype:
             dtype = torch.promote_types(x.dtype, dtype)  # type: ignore[arg-type]
     assert dtype is not None
     return [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors.values()], dtype
 
 
-def _broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape that these broadcast to, or None; torch.broadcast_shapes costs ten times as much."""
     result = [1] * max(len(shape) for shape in shapes)
     for shape in shapes:
@@ -72,7 +77,7 @@ def _broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
 
 def broadcast(**tensors: Tensor) -> tuple[int, ...]:
     """The shape that the tensors broadcast to."""
-    shape = _broadcast_shape(*(tuple(x.shape) for x in tensors.values()))
+    shape = broadcast_shape(*(tuple(x.shape) for x in tensors.values()))
     if shape is None:
         shapes = " and ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
         raise ValueError(f"{' and '.join(tensors)} must have shapes that broadcast; got {shapes}")
@@ -83,19 +88,19 @@ def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
     """x broadcast to `shape`, the shape of `like`, which must not grow for it."""
     if x.shape == shape:
         return x
-    if _broadcast_shape(tuple(x.shape), tuple(shape)) != tuple(shape):
+    if broadcast_shape(tuple(x.shape), tuple(shape)) != tuple(shape):
         raise ValueError(f"{name} must broadcast to the shape of {like}, {tuple(shape)}; got {tuple(x.shape)}")
     return x.expand(shape)
 
 
-def samples(num_samples: int | None) -> int:
+def samples(num_samples: int | None, name: str = "num_samples") -> int:
     """How many samples are drawn; None draws one, without a sample dimension."""
     if num_samples is None:
         return 1
     if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)):
-        raise TypeError(f"num_samples must be an int >= 1 or None; got {num_samples!r}")
+        raise TypeError(f"{name} must be an int >= 1 or None; got {num_samples!r}")
     if num_samples < 1:
-        raise ValueError(f"num_samples must be an int >= 1 or None; got {num_samples}")
+        raise ValueError(f"{name} must be an int >= 1 or None; got {num_samples}")
     return num_samples
 
 

@@ -17,6 +17,17 @@ _CAPTURING = (
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def row_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums: half inputs are computed in float32, and sums stay there."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """x without gradient, as contiguous memory that a kernel reads by its address: no lazy negation either."""
+    x = x.detach()
+    return (x.resolve_neg() if x.is_neg() else x).contiguous()
+
+
 def plain(*tensors: Tensor | None) -> bool:
     """Whether these tensors hold memory of their own and nothing watches the dispatcher."""
     if torch.compiler.is_compiling():

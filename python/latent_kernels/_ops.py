@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from latent_kernels._eager import as_int
+
 Tensor = torch.Tensor
 
 _library = torch.library.Library("latent_kernels", "FRAGMENT")
@@ -90,3 +92,19 @@ def fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
 def unfold(x: Tensor, batch: int) -> Tensor:
     """[batch * groups, ...] -> [batch, groups, ...]."""
     return x.reshape(batch, x.size(0) // max(batch, 1), *x.shape[1:])
+
+
+def checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
+    """An opaque op's seeds as the kernels take them: one int, or int64 [1] or [groups] on the device."""
+    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
+        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
+    if seeds.numel() == 1:
+        seed = as_int(seeds, device)
+        return seed if isinstance(seed, int) else seed.reshape(1)
+    return seeds.to(device).contiguous()
+
+
+def fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
+    """One seed for each of batch * groups: the same for the whole batch where the seed is not batched."""
+    seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
+    return seeds.expand(batch, groups).reshape(-1)

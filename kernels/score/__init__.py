@@ -1,0 +1,1 @@
+"""Score-function gradients over S samples, with control variates."""

@@ -1,0 +1,125 @@
+"""What a sample of gradients says about their distribution: variance, bias, signal, cost, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+COLUMNS = (
+    "variance",
+    "variance_low",
+    "variance_high",
+    "bias_z",
+    "bias_p",
+    "signal_to_noise",
+    "seconds",
+    "variance_time",
+    "variance_time_low",
+    "variance_time_high",
+)
+_RESAMPLES = 1000
+_CRITICAL = 1.959964  # of the normal distribution, 97.5%
+
+
+@dataclass
+class Summary:
+    """A row of the table, by column, and the single parameters' mean and variance."""
+
+    columns: dict[str, float]
+    mean: Floats
+    variance: Floats
+
+    @classmethod
+    def of(cls, gradients: Floats, seconds: Floats, truth: Floats | None, eps: float) -> Summary:
+        """From gradients [R, P], their times [R], and the exact gradient [P], NaN where it is not to be compared."""
+        repeats = len(gradients)
+        with np.errstate(invalid="ignore", over="ignore"):  # where gradients are not finite
+            mean, variance = gradients.mean(0), gradients.var(0, ddof=1)
+            deviations = ((gradients - mean) ** 2).sum(1) * (repeats / (repeats - 1))
+        trace = float(deviations.mean())
+        low, high = interval(deviations)
+        fast, median, slow = median_interval(seconds)
+        signal = max(float(mean @ mean) - trace / repeats, 0.0) if math.isfinite(trace) else math.nan
+        found = {"variance": trace, "variance_low": low, "variance_high": high, "seconds": median}
+        found["signal_to_noise"] = math.sqrt(signal / trace) if trace else math.inf if signal else 0.0
+        found["bias_z"], found["bias_p"] = bias(gradients, truth, eps)
+        found["variance_time"] = trace * median
+        found["variance_time_low"] = trace * median / _joined(trace, low, median, fast)
+        found["variance_time_high"] = trace * median * _joined(trace, high, median, slow)
+        return cls(found, mean, variance)
+
+
+def interval(deviations: Floats) -> tuple[float, float]:
+    """A 95% interval of the mean of squared deviations [R], on the log scale; see `profile_variance`."""
+    mean, count = float(deviations.mean()), len(deviations)
+    if not math.isfinite(mean):
+        return math.nan, math.nan
+    error = float(deviations.std(ddof=1)) / math.sqrt(count) / mean if mean else 0.0
+    if error < 1e-12:  # all the same
+        return mean, mean
+    rng = np.random.default_rng(0)
+    pivots = []
+    for _ in range(10):
+        sample = deviations[rng.integers(0, count, (_RESAMPLES // 10, count))]
+        means, spreads = sample.mean(1), sample.std(1, ddof=1)
+        usable = (means > 0) & (spreads > 0)
+        relative = spreads[usable] / (math.sqrt(count) * means[usable])
+        pivots.append(np.log(means[usable] / mean) / relative)
+    below, above = np.quantile(np.concatenate(pivots), (0.025, 0.975))
+    low, high = max(float(above), _CRITICAL), min(float(below), -_CRITICAL)
+    return mean * math.exp(-low * error), mean * math.exp(min(-high * error, 700.0))
+
+
+def bias(gradients: Floats, truth: Floats | None, eps: float) -> tuple[float, float]:
+    """The largest |z| over the parameters whose `truth` is not NaN, and its p-value by Bonferroni's bound.
+
+    Student's t statistics, turned into normal ones: Wallace, "Bounds on normal approximations to Student's and the
+    chi-square distributions" (1959).
+    """
+    if truth is None or not np.isfinite(gradients).all() or np.isnan(truth).all():
+        return math.nan, math.nan
+    gradients, truth = gradients[:, ~np.isnan(truth)], truth[~np.isnan(truth)]
+    mean, freedom = gradients.mean(0), len(gradients) - 1
+    noise = gradients.std(0, ddof=1) / math.sqrt(len(gradients)) + eps * (np.abs(gradients).max(0) + np.abs(truth))
+    difference = np.abs(mean - truth)
+    t = float(np.max(np.divide(difference, noise, out=np.zeros_like(noise), where=difference > 0)))
+    z = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
+    return z, min(1.0, len(truth) * math.erfc(z / math.sqrt(2)))
+
+
+def median_interval(seconds: Floats) -> tuple[float, float, float]:
+    """The median between its 95% interval, by order statistics."""
+    ordered, reach = np.sort(seconds), 0.5 * _CRITICAL * math.sqrt(len(seconds))
+    low = max(math.floor(len(seconds) / 2 - reach), 0)
+    high = min(math.ceil(len(seconds) / 2 + reach), len(seconds) - 1)
+    return float(ordered[low]), float(np.median(seconds)), float(ordered[high])
+
+
+def _joined(variance: float, limit: float, median: float, median_limit: float) -> float:
+    """The factor from a product to its limit: both factors' distances on the log scale, in quadrature."""
+    if not variance or not math.isfinite(variance):
+        return 1.0
+    return math.exp(math.hypot(math.log(limit / variance), math.log(median_limit / median)))
+
+
+def unflatten(flat: Sequence[Floats], shapes: Sequence[tuple[int, ...]]) -> tuple[Floats, ...]:
+    """Rows [P] as an array [rows, ...] for each parameter."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    parts = np.split(np.stack(flat), ends, axis=1)
+    return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+def nulls(x: Any) -> Any:
+    """What JSON can hold: numbers that are not finite become None."""
+    if isinstance(x, dict):
+        return {key: nulls(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [nulls(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
