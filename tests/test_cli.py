@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from latent_kernels import _backends, _core, cli
-from latent_kernels.examples import demo, measure, report, vae
+from latent_kernels.examples import demo, measure, problems, report, vae
 
 TINY = demo.Settings(
     epochs=2,
@@ -22,6 +22,8 @@ TINY = demo.Settings(
     compared_latent=5,
     compared_seeds=2,
     held_out_samples=4,
+    profiled_samples=(1, 2, 8),
+    profiled_repeats=64,
     sizes=(measure.Size("demo", 16, None, 5, 16, 3), measure.Size("large", 32, 2, 8, 16, 3)),
 )
 PICTURES = ["manifold.png", "prior_samples.png", "training_curves.png"]
@@ -95,7 +97,7 @@ def test_info_draws_tables_on_a_terminal(monkeypatch):
     assert "op noise:" not in result.output
 
 
-@pytest.mark.parametrize("command", ["info", "demo"])
+@pytest.mark.parametrize("command", ["info", "demo", "variance"])
 def test_an_unknown_forced_backend_is_one_clear_line(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(_backends.VARIABLE, "gaussian=fortran")
@@ -130,7 +132,8 @@ def test_main_runs_the_commands(monkeypatch, capsys):
 
 def losses(outcome):
     histories = [(run.ops.name, run.seed, run.history) for run in outcome.runs]
-    return histories, outcome.comparison.ours, outcome.comparison.plain
+    variances = [x.tolist() for x in outcome.profile.parameter_variance[0]]
+    return histories, outcome.comparison.ours, outcome.comparison.plain, str(variances)
 
 
 def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
@@ -140,12 +143,12 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     for folder in ("first", "second"):
         result = call("demo", "--out", tmp_path / folder, "--seed", 5)
         assert result.exit_code == 0, result.output
-        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted(PICTURES + TABLES)
-    for name in PICTURES:
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted([*PICTURES, *TABLES, "variance.png"])
+    for name in (*PICTURES, "variance.png"):
         check_picture(tmp_path / "first" / name)
 
     assert losses(outcomes[0]) == losses(outcomes[1])  # bit for bit
-    for name in PICTURES:
+    for name in PICTURES:  # the one of variances has times in it
         assert (imread(tmp_path / "first" / name) == imread(tmp_path / "second" / name)).all()
     other = demo.run(dataclasses.replace(TINY, seed=6), tmp_path / "first", Console(quiet=True))
     assert losses(other) != losses(outcomes[0])
@@ -167,6 +170,7 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     assert outcomes[1].comparison.verdict() in page
     assert "comparison.md" in result.output
     assert "Held-out ELBO: latent-kernels" in result.output
+    assert "for a gradient, reparameterized wins" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,32 @@ def test_ctrl_c_leaves_what_there_is(tmp_path, monkeypatch, epochs_before, files
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(("samples_before", "drawn"), [((), False), ((1, 2), True)])
+def test_ctrl_c_while_profiling(tmp_path, monkeypatch, samples_before, drawn):
+    """Everything before it is written, and of the profile the numbers of samples that were complete."""
+    stopped = stop_at(len(samples_before), problems.logistic())
+    monkeypatch.setitem(problems.PROBLEMS, "logistic-regression", lambda: stopped)
+    result = call("demo", "--out", tmp_path, "--epochs", 1)
+    assert result.exit_code == 130
+    expected = [*TABLES, *PICTURES, *(["variance.png"] if drawn else [])]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(expected)
+    assert "Traceback" not in result.output
+
+
+def stop_at(complete, problem):
+    """The problem with a log joint that is interrupted after so many numbers of samples."""
+    seen = []
+
+    def log_joint(z):
+        if len(z) != (seen[-1] if seen else None):
+            seen.append(len(z))
+        if len(seen) > complete + 1:  # the first is a trial, with two samples
+            raise KeyboardInterrupt
+        return problem.log_joint(z)
+
+    return problem._replace(log_joint=log_joint)
+
+
 def test_ctrl_c_while_drawing(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -229,6 +259,102 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         assert result.output.startswith(f"latent-kernels: cannot write to {out}: ")
         assert result.output.count("\n") == 1
     assert occupied.read_text() == "kept"
+
+
+# --- variance ---------------------------------------------------------------------------------------------------
+
+QUICK = ("variance", "--problem", "quadratic", "--samples", "1:8", "--repeats", 64)
+
+
+def test_variance_draws_writes_and_says_who_wins(tmp_path):
+    files = {name: tmp_path / f"v.{name}" for name in ("png", "csv", "json")}
+    result = call(*QUICK, "--out", files["png"], "--csv", files["csv"], "--json", files["json"], "--seed", 4)
+    assert result.exit_code == 0, result.output
+    check_picture(files["png"])
+    rows = files["csv"].read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + 4 * 4
+    assert [row.split(",")[:2] for row in rows[1:5]] == [["none", s] for s in ("1", "2", "4", "8")]
+    content = json.loads(files["json"].read_text(encoding="utf-8"))
+    assert content["seed"] == 4
+    assert len(content["parameter_variance"]) == 2
+    description, files_line, sentence = (x for x in result.output.splitlines() if x)
+    assert description == problems.quadratic().description
+    assert all(str(path) in files_line for path in files.values())
+    assert sentence.startswith("With ")
+    assert "reparameterized wins: variance" in sentence
+    assert "no control variate" in sentence
+
+
+@pytest.mark.parametrize("problem", problems.PROBLEMS)
+def test_variance_knows_every_problem(problem, tmp_path):
+    options = ("--problem", problem, "--samples", "2,6", "--repeats", 64, "--estimators", "none, leave_one_out")
+    result = call("variance", *options, "--out", tmp_path / "v.SVG", "--budget", 1000)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "v.SVG").read_text(encoding="utf-8").startswith("<?xml")
+    assert "With 1 s for a gradient, leave-one-out wins" in result.output
+
+
+def test_variance_help_names_problems_and_estimators():
+    """Written by hand, so that the help needs no torch."""
+    text = " ".join(call("variance", "--help").output.replace("│", " ").split())
+    for name in problems.PROBLEMS:
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--problem", "rosenbrock", "must be one of quadratic, logistic-regression"),
+        ("--estimators", "none,vimco", "got 'vimco'"),
+        ("--estimators", "disarm", "does not apply: it is for a Bernoulli"),
+        ("--estimators", "", "got ''"),
+        ("--samples", "8:1", "got '8:1'"),
+        ("--samples", "0:4", "got '0:4'"),
+        ("--samples", "1:", "got '1:'"),
+        ("--samples", "many", "got 'many'"),
+        ("--samples", "4,-1", "got '4,-1'"),
+        ("--repeats", 7, ""),
+        ("--seed", -1, ""),
+        ("--budget", 0, ""),
+        ("--threads", 0, ""),
+        ("--out", "picture.bmp", "must end in .png"),
+    ],
+)
+def test_variance_refuses_bad_options(option, value, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(*QUICK, option, value)
+    assert result.exit_code == 2
+    text = " ".join(result.output.replace("│", " ").split())
+    assert option in text
+    assert message in text
+    assert "Traceback" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--out", "--csv", "--json"])
+def test_variance_files_that_cannot_be_written(option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "a.png"
+    folder.mkdir()
+    for path in (folder, tmp_path / "nowhere" / "a.png"):
+        result = call(*QUICK, option, path)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"latent-kernels: cannot write to {path}: ")
+        assert result.output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(("complete", "code_line"), [(0, "stopped before there"), (2, "stopped; the numbers")])
+def test_ctrl_c_in_variance(complete, code_line, tmp_path, monkeypatch):
+    stopped = stop_at(complete, problems.quadratic())
+    monkeypatch.setitem(problems.PROBLEMS, "quadratic", lambda: stopped)
+    result = call(*QUICK, "--estimators", "none", "--out", tmp_path / "v.png", "--csv", tmp_path / "v.csv")
+    assert result.exit_code == 130
+    assert code_line in result.output.splitlines()[-1]
+    assert "Traceback" not in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == (["v.csv", "v.png"] if complete else [])
+    if complete:
+        assert (tmp_path / "v.csv").read_text(encoding="utf-8").count("\n") == 1 + complete
 
 
 # --- measurement ------------------------------------------------------------------------------------------------

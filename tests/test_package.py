@@ -32,12 +32,20 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_public_names() -> None:
     assert set(lk.__all__) == {
+        "Bernoulli",
+        "Categorical",
+        "DiagonalGaussian",
         "FusedNormal",
+        "disarm",
+        "disarm_gradient",
         "gaussian_kl",
         "gaussian_log_prob",
         "normal",
+        "profile_variance",
         "rsample",
         "rsample_kl",
+        "score_function_expectation",
+        "score_function_gradient",
         "uniform",
     }
     for name in lk.__all__:

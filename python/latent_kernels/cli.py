@@ -1,4 +1,4 @@
-"""The command line, `latent-kernels`: `info` and `demo`.
+"""The command line, `latent-kernels`: `info`, `demo` and `variance`.
 
 typer, rich and matplotlib are an extra, so this module imports none of them before `main` has looked for them.
 """
@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
     import typer
@@ -59,6 +59,33 @@ def application() -> "typer.Typer":
         _check_backends()
         demo(seed, out, epochs, threads)
 
+    @app.command("variance")
+    def variance_command(
+        problem: Annotated[
+            str, typer.Option(help="quadratic, logistic-regression, bernoulli-vae or categorical.")
+        ] = "logistic-regression",
+        estimators: Annotated[
+            str | None,
+            typer.Option(help="Such as none,leave_one_out,optimal,disarm,reparameterized; else all that apply."),
+        ] = None,
+        samples: Annotated[
+            str, typer.Option(help="Samples per gradient: 1:1024 doubles from 1 to 1024; or 1,4,16.")
+        ] = "1:1024",
+        repeats: Annotated[int, typer.Option(min=8, help="Gradients for each variance.")] = 256,
+        seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
+        out: Annotated[Path, typer.Option(help="The picture, .png, .pdf or .svg.")] = Path("variance.png"),
+        csv: Annotated[Path | None, typer.Option(help="The table as CSV.")] = None,
+        json: Annotated[Path | None, typer.Option(help="The table and single parameters as JSON.")] = None,
+        budget: Annotated[
+            float | None, typer.Option(min=1e-6, help="Milliseconds for a gradient, to compare at.")
+        ] = None,
+        threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    ) -> None:
+        """Profile the variance of gradient estimators on a problem, draw it, and say which wins (seconds)."""
+        _check_backends()
+        files = {"out": out, "csv": csv, "json": json}
+        variance(threads, problem, estimators, samples, repeats=repeats, seed=seed, budget=budget, **files)
+
     return app
 
 
@@ -79,6 +106,19 @@ def _check_backends() -> None:
         raise _fail(str(error)) from None
 
 
+def _check_cpu_backends() -> None:
+    """Ends the command where a forced backend cannot run on the CPU."""
+    import torch
+
+    from latent_kernels import _backends
+
+    try:
+        for op in _backends.BACKENDS:
+            _backends.backend_name(op, torch.device("cpu"))
+    except RuntimeError as error:
+        raise _fail(str(error)) from None
+
+
 # --- demo -------------------------------------------------------------------------------------------------------
 
 
@@ -89,15 +129,11 @@ def demo(seed: int, out: Path, epochs: int | None, threads: int) -> None:
     import torch
     from rich.console import Console
 
-    from latent_kernels import _backends
     from latent_kernels.examples import demo as example
 
+    _check_cpu_backends()
     try:
-        for op in _backends.BACKENDS:
-            _backends.backend_name(op, torch.device("cpu"))
         _make_writable(out)
-    except RuntimeError as error:
-        raise _fail(str(error)) from None
     except OSError as error:
         raise _fail(f"cannot write to {out}: {error.strerror or error}") from None
     torch.set_num_threads(threads)
@@ -124,6 +160,32 @@ def _make_writable(folder: Path) -> None:
     probe = folder / f".latent-kernels-{os.getpid()}"
     probe.touch()
     probe.unlink()
+
+
+# --- variance ---------------------------------------------------------------------------------------------------
+
+
+def variance(threads: int, problem: str, estimators: str | None, samples: str, **options: Any) -> None:
+    """Profiles, draws, and prints who wins; the options are those of `variance_command.Request`."""
+    import torch
+    import typer
+    from rich.console import Console
+
+    from latent_kernels.examples import variance_command as command
+
+    _check_cpu_backends()
+    torch.set_num_threads(threads)
+    try:
+        names, sizes = command.parse_estimators(estimators), command.parse_samples(samples)
+        interrupted = command.run(command.Request(problem, names, sizes, **options), Console())
+    except command.BadOption as error:
+        raise typer.BadParameter(str(error), param_hint=error.option) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped before there was anything to draw", 130) from None
+    except OSError as error:
+        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
+    if interrupted:
+        raise _fail("stopped; the numbers of samples that were complete are in the files", 130)
 
 
 # --- info -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`latent-kernels demo`: trains the VAEs of `vae`, draws them, and compares them with plain torch."""
+"""`latent-kernels demo`: trains the VAEs of `vae`, draws and compares them, and profiles gradient estimators."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from latent_kernels.examples import measure, pictures, report
+import latent_kernels as lk
+from latent_kernels.examples import measure, pictures, problems, report, variance_pictures
 from latent_kernels.examples.digits import Digits, load
 from latent_kernels.examples.measure import Size
 from latent_kernels.examples.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Epoch, Ops, Terms, evaluate, train
+from latent_kernels.examples.variance_verdict import verdict
+from latent_kernels.variance import ProfileInterrupted, VarianceProfile
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,13 @@ class Settings:
     compared_latent: int = 10
     compared_seeds: int = 3
     held_out_samples: int = 64
+    profiled_samples: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    profiled_repeats: int = 64
     sizes: tuple[Size, ...] = (Size("demo", 64, None, 10, 256, 400), Size("large", 1024, 16, 64, 256, 15))
 
 
 SETTINGS = Settings()
+_PROFILED = "logistic-regression"
 
 
 @dataclass
@@ -53,6 +59,7 @@ class Outcome:
     files: list[Path]
     runs: list[Run]
     comparison: report.Comparison
+    profile: VarianceProfile | None
     interrupted: bool
     seconds: float
 
@@ -66,17 +73,22 @@ def run(settings: Settings, out: Path, console: Console) -> Outcome:
     digits = load()
     comparison = report.Comparison(torch.get_num_threads(), settings.compared_latent, settings.held_out_samples)
     runs: list[Run] = []
+    profile: VarianceProfile | None = None
     interrupted = False
     try:
         _train_all(settings, digits, runs, comparison, console)
         with console.status("Measuring steps against plain torch"):
             for size in settings.sizes:
                 comparison.costs += measure.compare(size, digits.train, seed=settings.seed)
+        with console.status("Profiling the variance of gradient estimators"):
+            profile = _profile(settings)
+    except ProfileInterrupted as stop:
+        profile, interrupted = stop.profile, True
     except KeyboardInterrupt:
         interrupted = True
-    files = _write(settings, digits, runs, comparison, out)
-    _show(comparison, console)
-    return Outcome(files, runs, comparison, interrupted, time.perf_counter() - start)
+    files = _write(settings, digits, runs, comparison, profile, out)
+    _show(comparison, profile, console)
+    return Outcome(files, runs, comparison, profile, interrupted, time.perf_counter() - start)
 
 
 def _plan(settings: Settings) -> list[tuple[str, int, int, Ops]]:
@@ -123,11 +135,30 @@ def _train_all(
                 (comparison.ours if ops is FUSED else comparison.plain)[seed] = final
 
 
+def _profile(settings: Settings) -> VarianceProfile:
+    problem = problems.PROBLEMS[_PROFILED]()
+    return lk.profile_variance(
+        problem.q,
+        problem.log_joint,
+        num_samples=settings.profiled_samples,
+        repeats=settings.profiled_repeats,
+        seed=settings.seed,
+        exact_gradient=problem.exact_gradient,
+    )
+
+
 def _terms(terms: Terms) -> str:
     return f"ELBO {terms.elbo:6.2f} = {terms.reconstruction:6.2f} - KL {terms.kl:5.2f}"
 
 
-def _write(settings: Settings, digits: Digits, runs: list[Run], comparison: report.Comparison, out: Path) -> list[Path]:
+def _write(
+    settings: Settings,
+    digits: Digits,
+    runs: list[Run],
+    comparison: report.Comparison,
+    profile: VarianceProfile | None,
+    out: Path,
+) -> list[Path]:
     """Everything that at least one epoch of training gives reason for; returns what was written."""
     started = [r for r in runs if r.history]
     shown = [r for r in started if r.seed == settings.seed]
@@ -144,6 +175,9 @@ def _write(settings: Settings, digits: Digits, runs: list[Run], comparison: repo
         ("comparison.md", measured, lambda path: path.write_text(comparison.markdown(), encoding="utf-8")),
         ("comparison.json", measured, lambda path: path.write_text(comparison.as_json(), encoding="utf-8")),
     ]
+    if profile is not None:
+        found, title = profile, problems.PROBLEMS[_PROFILED]().description
+        jobs.append(("variance.png", True, lambda path: variance_pictures.draw(found, title, path)))
     files = []
     for name, wanted, write in jobs:
         if wanted:
@@ -152,7 +186,7 @@ def _write(settings: Settings, digits: Digits, runs: list[Run], comparison: repo
     return files
 
 
-def _show(comparison: report.Comparison, console: Console) -> None:
+def _show(comparison: report.Comparison, profile: VarianceProfile | None, console: Console) -> None:
     if comparison.costs:
         table = Table(title="One training step", caption=comparison.caption(), box=SIMPLE)
         for i, name in enumerate(report.COST_HEADER):
@@ -165,3 +199,5 @@ def _show(comparison: report.Comparison, console: Console) -> None:
         for row in comparison.elbo_rows():
             table.add_row(*row)
         console.print(table)
+    if profile is not None:
+        console.print(f"{problems.PROBLEMS[_PROFILED]().description}. {verdict(profile)}", highlight=False)

@@ -41,13 +41,13 @@ def manifold(models: Sequence[VAE], digits: Digits, path: Path) -> None:
     The grid is uniform in probability, z = Phi^-1(u), so that each cell holds the same share of the prior.
     Source: Kingma and Welling (2014), figure 4.
     """
-    figure = _figure(11, 5.4 * len(models) + 0.5)
+    figure = new_figure(11, 5.4 * len(models) + 0.5)
     figure.suptitle("The 2-D latent space of handwritten digits")
     axes = figure.subplots(len(models), 2, squeeze=False)
     for (left, right), model in zip(axes, models, strict=True):
         _draw_manifold(left, model)
         _draw_posterior_means(right, model, digits)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_manifold(ax: Axes, model: VAE) -> None:
@@ -83,7 +83,7 @@ def prior_samples(models: Sequence[VAE], path: Path, *, seed: int) -> None:
     rows = [[m for m in models if m.likelihood == likelihood] for likelihood in LIKELIHOODS]
     rows = [row for row in rows if row]
     columns = max(len(row) for row in rows)
-    figure = _figure(3 * columns + 0.4, 3.3 * len(rows) + 0.6)
+    figure = new_figure(3 * columns + 0.4, 3.3 * len(rows) + 0.6)
     figure.suptitle("Images decoded from draws of the prior, z ~ N(0, I)")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for ax in axes.flat:
@@ -94,7 +94,7 @@ def prior_samples(models: Sequence[VAE], path: Path, *, seed: int) -> None:
             ax.imshow(_tiles(images, 10), cmap=_INK, vmin=0, vmax=1)
             ax.set(visible=True, xticks=[], yticks=[])
             ax.set_title(f"{model.likelihood.capitalize()}, D = {model.latent}", fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def training_curves(curves: Sequence[Curve], path: Path) -> None:
@@ -102,7 +102,7 @@ def training_curves(curves: Sequence[Curve], path: Path) -> None:
     from matplotlib.lines import Line2D
 
     likelihoods = [name for name in LIKELIHOODS if any(c.likelihood == name for c in curves)]
-    figure = _figure(13, 3.6 * len(likelihoods) + 0.9)
+    figure = new_figure(13, 3.6 * len(likelihoods) + 0.9)
     figure.suptitle("Training curves (full lines: held-out images, dotted: training images)")
     axes = figure.subplots(len(likelihoods), 3, squeeze=False)
     latents = sorted({c.latent for c in curves})
@@ -122,7 +122,7 @@ def training_curves(curves: Sequence[Curve], path: Path) -> None:
     for latent in sorted({c.latent for c in curves if c.plain}):
         keys.append(Line2D([], [], color="black", linewidth=0.8, label=f"D = {latent} in plain torch"))
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_curve(ax: Axes, curve: Curve, term: str, colour: str) -> tuple[float, float]:
@@ -147,17 +147,18 @@ def _tiles(images: Tensor, columns: int) -> list[list[float]]:
     return tiles
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, width x height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Under its name only when complete: an interruption leaves no half a picture."""
     part = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(part, dpi=120, format="png")
+        figure.savefig(part, dpi=120, format=path.suffix[1:].lower() or "png")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
