@@ -1,7 +1,8 @@
 """One pass over everything that needs a GPU: `python bench/gpu.py OUT_DIR` writes OUT_DIR/gpu.json.
 
 In order: noise and samples on the GPU against the CPU, bit for bit; copy bandwidth; rsample_kl at S = 1 beside plain
-torch, torch.compile and CUDA-graph replays of each; memory. The file is written after each part, so that a run cut
+torch, torch.compile and CUDA-graph replays of each; memory; score-function gradients beside a surrogate loss, the
+formula by hand, torch.compile and CUDA-graph replays. The file is written after each part, so that a run cut
 short leaves what it has. Exit status: 0; 1 where an answer is wrong; 2 where there is no GPU.
 """
 
@@ -34,6 +35,12 @@ OFFSETS = (0, 3, 2**34 - 5, 2**40 + 1)
 ELEMENTS = (2**24, 2**26)
 COLUMNS = 256
 ROUNDS = 25
+FAMILIES = {"gaussian": lk.DiagonalGaussian, "bernoulli": lk.Bernoulli, "categorical": lk.Categorical}
+CLASSES = 10
+SAMPLES = (16, 64)  # of SCORE_ROWS x COLUMNS
+SCORE_ROWS = 4096
+# relative to 1 + |value|: float32 sums over S, and over columns
+TOLERANCES = {"rsample_kl": 1e-5, "score": 2e-5}
 PASSES = ("forward", "backward", "forward+backward")
 
 
@@ -219,7 +226,7 @@ def measure(elements: int, copy: float) -> dict[str, Any]:
     found: dict[str, Any] = {"elements": elements, "shape": [rows, COLUMNS]}
     leaves = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
     found["error"] = check(_both(lambda: lk.rsample_kl(*leaves), *leaves, upstream), *leaves, upstream)
-    if not found["error"] < 1e-5:
+    if not found["error"] < TOLERANCES["rsample_kl"]:
         return found  # no time of a wrong answer
     for passes in PASSES:
         inputs = (mean, logvar) if passes == "forward" else leaves
@@ -230,6 +237,64 @@ def measure(elements: int, copy: float) -> dict[str, Any]:
         "ours": memory(lambda: lk.rsample_kl(*leaves), *leaves, upstream),
         "eager": memory(lambda: peers.rsample_kl(*leaves), *leaves, upstream),
     }
+    return found
+
+
+def score_bytes(family: str, samples: int) -> int:
+    """What the least algorithm moves: z and values read once, parameters read, gradients written."""
+    n = SCORE_ROWS * COLUMNS
+    of_q = n * {"gaussian": 2, "bernoulli": 1, "categorical": CLASSES}[family]
+    return samples * n * (8 if family == "categorical" else 4) + 4 * samples * SCORE_ROWS + 8 * of_q
+
+
+def score_contenders(
+    family: str, parameters: tuple[Tensor, ...], values: Tensor, z: Tensor, seed: int
+) -> dict[str, Call]:
+    """Calls to time. `ours seed` draws z again and reads none, so that its share of the copy may pass 100%."""
+    torch._dynamo.reset()
+    q = FAMILIES[family](*parameters)
+    leaves = tuple(x.clone().requires_grad_() for x in parameters)
+    formula = functools.partial(peers.formula, family, values, z, parameters, None)
+    compiled = functools.partial(torch.compile(functools.partial(peers.formula, family)), values, z, parameters, None)
+    functions: dict[str, Call] = {
+        "ours": lambda: lk.score_function_gradient(q, values, z),
+        "ours seed": lambda: lk.score_function_gradient(q, values, seed=seed),
+        "ours optimal": lambda: lk.score_function_gradient(q, values, z, control_variate="optimal"),
+        "ours variance": lambda: lk.score_function_gradient(q, values, z, return_variance=True),
+        "surrogate": functools.partial(peers.surrogate, family, values, z, leaves, None),
+        "formula": formula,
+        "sums": functools.partial(peers.sums, family, values, z, parameters, None),
+        "compile": compiled,
+    }
+    graphs = ("ours", "surrogate", "formula", "sums", "compile")
+    return functions | {f"{name} graph": functools.partial(cuda.graphed, functions[name]) for name in graphs}
+
+
+def measure_score(family: str, samples: int, copy: float) -> dict[str, Any]:
+    """Times of the leave-one-out gradient of a family at one size, after the answer was checked both ways."""
+    generator = torch.Generator(device="cuda").manual_seed(7)
+    tail = (CLASSES,) if family == "categorical" else ()
+    count = 2 if family == "gaussian" else 1
+    parameters = tuple(
+        torch.randn(SCORE_ROWS, COLUMNS, *tail, device="cuda", generator=generator) for _ in range(count)
+    )
+    values = 3 + torch.randn(samples, SCORE_ROWS, device="cuda", generator=generator)
+    q, seed = FAMILIES[family](*parameters), 11
+    z = q.sample(samples, seed=seed)
+    wide = z.double() if z.is_floating_point() else z
+    expected = peers.sums(family, values.double(), wide, tuple(x.double() for x in parameters), None)
+    del wide
+    found: dict[str, Any] = {"family": family, "shape": [samples, SCORE_ROWS, COLUMNS]}
+    found["error"] = max(
+        ((x.double() - y).abs() / (1 + y.abs())).max().item()
+        for given in ({"z": z}, {"seed": seed})
+        for x, y in zip(lk.score_function_gradient(q, values, **given), expected, strict=True)
+    )
+    if not found["error"] < TOLERANCES["score"]:
+        return found  # no time of a wrong answer
+    moved = score_bytes(family, samples)
+    found["gradient"] = {"bytes": moved} | times(score_contenders(family, parameters, values, z, seed), moved, copy)
+    torch.cuda.empty_cache()
     return found
 
 
@@ -255,8 +320,14 @@ def main() -> int:
     save("copy_gb_per_s", copy * 1e-9)
     for elements in ELEMENTS:
         save(f"rsample_kl_{elements}", measure(elements, copy))
+    scores = []
+    for family in FAMILIES:
+        for samples in SAMPLES:
+            scores.append(f"score_{family}_{samples}")
+            save(scores[-1], measure_score(family, samples, copy))
     wrong = [row for row in found["noise_bits"] if row["different"]]
-    wrong += [n for n in ELEMENTS if not found[f"rsample_kl_{n}"]["error"] < 1e-5]
+    wrong += [n for n in ELEMENTS if not found[f"rsample_kl_{n}"]["error"] < TOLERANCES["rsample_kl"]]
+    wrong += [name for name in scores if not found[name]["error"] < TOLERANCES["score"]]
     print(f"wrong answers: {wrong}" if wrong else "every answer right")
     return 1 if wrong else 0
 

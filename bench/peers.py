@@ -1,13 +1,16 @@
-"""The Gaussian ops as people write them without us: plain torch, and torch.distributions."""
+"""The ops as people write them without us: plain torch, and torch.distributions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
 
 Tensor = torch.Tensor
+Parameters = tuple[Tensor, ...]  # of a family: mean and logvar [B, D]; logits [B, D] or [B, D, K]
 
 
 def rsample_kl(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,3 +59,133 @@ def distributions_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 def standard_normal(device: str) -> Normal:
     """The prior of the distributions' peers."""
     return Normal(torch.zeros((), device=device), torch.ones((), device=device))
+
+
+# --- score-function gradients: values f [S, B], z [S, B, D], leave-one-out ------------------------------------------
+
+
+def surrogate(family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None) -> Parameters:
+    """What people write: the gradient of the mean of (f - the mean of the other f) log q(z), by autograd."""
+    others = (values.sum(0) - values) / (len(values) - 1)
+    log_prob = distribution(family, parameters).log_prob(z).sum(-1)
+    loss = ((values - others) * log_prob).mean(0)
+    return torch.autograd.grad(loss.sum() if upstream is None else (loss * upstream).sum(), parameters)
+
+
+def distribution(family: str, parameters: Parameters) -> Distribution:
+    """The family from torch.distributions."""
+    if family == "gaussian":
+        return Normal(parameters[0], torch.exp(0.5 * parameters[1]))
+    return Bernoulli(logits=parameters[0]) if family == "bernoulli" else Categorical(logits=parameters[0])
+
+
+def scores(family: str, z: Tensor, parameters: Parameters) -> Parameters:
+    """Gradients of log q(z), derived by hand: [S, B, D] or [S, B, D, K]."""
+    if family == "gaussian":
+        mean, logvar = parameters
+        inverse = torch.exp(-0.5 * logvar)
+        t = (z - mean) * inverse
+        return t * inverse, 0.5 * (t * t - 1)
+    (logits,) = parameters
+    if family == "bernoulli":
+        return (z - torch.sigmoid(logits),)
+    hot = z.unsqueeze(-1) == torch.arange(logits.size(-1), device=z.device)
+    return (hot.to(logits.dtype) - torch.softmax(logits, -1),)
+
+
+def formula(family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None) -> Parameters:
+    """The mean of (f - b) times the score, derived by hand: S / (S - 1) (f - mean f) is f minus the others' mean."""
+    weight = (values - values.mean(0)) / (len(values) - 1)
+    if upstream is not None:
+        weight = weight * upstream
+    return tuple((_like(weight, s) * s).sum(0) for s in scores(family, z, parameters))
+
+
+def sums(family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None) -> Parameters:
+    """The same as weighted sums of sufficient statistics, by torch.einsum: the weights sum to 0, and E phi drops."""
+    weight = (values - values.mean(0)) / (len(values) - 1)
+    if upstream is not None:
+        weight = weight * upstream
+    if family == "bernoulli":
+        return (torch.einsum("sb,sbd->bd", weight, z),)
+    if family == "categorical":
+        where, what = z.permute(1, 2, 0), weight.t().unsqueeze(1).expand(z.size(1), z.size(2), -1)
+        return (torch.zeros_like(parameters[0]).scatter_add_(2, where, what),)
+    mean, logvar = parameters
+    precision = torch.exp(-logvar)
+    first, second = (torch.einsum("sb,sbd->bd", weight, x) for x in (z, z * z))
+    return precision * first, 0.5 * precision * (second - 2 * mean * first)
+
+
+class Estimator(torch.autograd.Function):
+    """The mean of values, with a formula's gradient: what a derivation by hand is wrapped in to be trained with."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, function: Callable[..., Parameters], values: Tensor, z: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        """The mean over samples."""
+        ctx.function = function
+        ctx.save_for_backward(values, z, *parameters)
+        return values.mean(0)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        """The formula's."""
+        values, z, *parameters = ctx.saved_tensors
+        return None, None, None, *ctx.function(values, z, tuple(parameters), upstream)
+
+
+def formula_optimal(family: str, values: Tensor, z: Tensor, parameters: Parameters) -> Parameters:
+    """Each parameter's own coefficient sum f s^2 / sum s^2, of the other half of the samples."""
+    samples, half = len(values), len(values) // 2
+    f = values - values.mean(0)
+    gradients = []
+    for s in scores(family, z, parameters):
+        w = _like(f, s)
+        square = s * s
+        parts, a = (slice(0, half), slice(half, samples)), []
+        for part in parts:
+            a.append((w[part] * square[part]).sum(0) / square[part].sum(0))
+        each = [((w[part] - other) * s[part]).sum(0) for part, other in zip(parts, a[::-1], strict=True)]
+        gradients.append((each[0] + each[1]) / samples)
+    return tuple(gradients)
+
+
+def formula_with_variance(family: str, values: Tensor, z: Tensor, parameters: Parameters) -> Parameters:
+    """Leave-one-out gradients, then the variance of each as a mean of S terms."""
+    samples = len(values)
+    weight = (values - values.mean(0)) * (samples / (samples - 1))
+    terms = [_like(weight, s) * s for s in scores(family, z, parameters)]
+    gradients = [t.mean(0) for t in terms]
+    variances = [((t - g) ** 2).sum(0) / (samples * (samples - 1)) for t, g in zip(terms, gradients, strict=True)]
+    return (*gradients, *variances)
+
+
+def _like(weight: Tensor, s: Tensor) -> Tensor:
+    return weight.reshape(*weight.shape, *[1] * (s.dim() - weight.dim()))
+
+
+# --- samples of the families: z [S, B, D] ---------------------------------------------------------------------------
+
+
+def sample(family: str, parameters: Parameters, samples: int) -> Tensor:
+    """As plain torch has it: randn, torch.bernoulli, torch.multinomial."""
+    if family == "gaussian":
+        mean, logvar = parameters
+        return mean + torch.exp(0.5 * logvar) * torch.randn(samples, *mean.shape, device=mean.device)
+    (logits,) = parameters
+    if family == "bernoulli":
+        return torch.bernoulli(torch.sigmoid(logits).expand(samples, *logits.shape))
+    flat = torch.softmax(logits, -1).reshape(-1, logits.size(-1))
+    return torch.multinomial(flat, samples, replacement=True).t().reshape(samples, *logits.shape[:-1])
+
+
+def sample_by_noise(family: str, parameters: Parameters, samples: int) -> Tensor:
+    """From uniforms: a comparison, or the inverse of the distribution; a compiler makes one loop of it."""
+    (logits,) = parameters
+    if family == "bernoulli":
+        return (torch.rand(samples, *logits.shape, device=logits.device) < torch.sigmoid(logits)).to(logits.dtype)
+    edges = torch.softmax(logits, -1).cumsum(-1)[..., :-1]
+    u = torch.rand(samples, *logits.shape[:-1], 1, device=logits.device)
+    return (u >= edges).sum(-1)

@@ -10,7 +10,8 @@ from types import ModuleType
 
 import torch
 from latent_kernels.kernels.gaussian import reference
-from latent_kernels.kernels.gaussian.autograd import row_dtype
+
+from latent_kernels._eager import row_dtype
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]

@@ -43,6 +43,95 @@ BAD = [
 ]  # fmt: skip
 
 
+G, Q, C = lk.DiagonalGaussian(X, X), lk.Bernoulli(X), lk.Categorical(torch.zeros(4, 5, 3))
+Z, Z2, CLASSES = Q.sample(6, seed=1), Q.sample_antithetic(6, seed=1), C.sample(6, seed=1)
+V, V2 = torch.zeros(6, 4), torch.zeros(2, 6, 4)
+gradient, expectation, disarm = lk.score_function_gradient, lk.score_function_expectation, lk.disarm
+BAD += [
+    (lambda: lk.DiagonalGaussian(X, torch.zeros(4, 3)), ValueError, r"mean and logvar must .*\(4, 5\).*4, 3"),
+    (lambda: lk.DiagonalGaussian(X, 1.0), TypeError, r"logvar must be a torch.Tensor; got float"),
+    (lambda: lk.DiagonalGaussian(X, X.to("meta")), ValueError, r"logvar must be on the device of mean"),
+    (lambda: lk.Bernoulli(torch.tensor(1.0)), ValueError, r"logits must have shape .*got a scalar"),
+    (lambda: lk.Bernoulli(X.long()), TypeError, r"logits must have dtype float32.*int64"),
+    (lambda: lk.Bernoulli([0.5]), TypeError, r"logits must be a torch.Tensor; got list"),
+    (lambda: lk.Categorical(torch.zeros(3)), ValueError, r"logits must have shape \[\.\.\., D, K\].*got \(3,\)"),
+    (lambda: lk.Categorical(torch.zeros(3, 0)), ValueError, r"logits must have shape .*K >= 1; got \(3, 0\)"),
+    (lambda: Q.sample(0), ValueError, r"num_samples must be an int >= 1 or None; got 0"),
+    (lambda: Q.sample(2.0), TypeError, r"num_samples .*got 2\.0"),
+    (lambda: Q.sample(2, seed=-1), ValueError, r"seed must lie in \[0, 2\^63\); got -1"),
+    (lambda: Q.sample(2, seed=torch.tensor(-1)), ValueError, r"seed must lie.*-1"),
+    (lambda: C.sample(2, seed=1, offset=-1), ValueError, r"offset must be >= 0"),
+    (lambda: C.sample(2, seed=1, offset=2**63 - 40 + 1), ValueError, r"offset must be >= 0, and offset \+ 40 elements"),
+    (lambda: Q.sample_antithetic(None), TypeError, r"num_pairs must be an int >= 1; got None"),
+    (lambda: Q.sample_antithetic(0), ValueError, r"num_pairs must be an int >= 1.*got 0"),
+    (lambda: Q.kl(C), TypeError, r"other must be a Bernoulli; got Categorical"),
+    (lambda: G.kl(Q), TypeError, r"other must be a DiagonalGaussian; got Bernoulli"),
+    (lambda: C.kl(lk.Categorical(torch.zeros(4, 5, 2))), ValueError, r"other must .*3 classes.*got 2"),
+    (lambda: Q.kl(lk.Bernoulli(torch.zeros(4, 3))), ValueError, r"other must .*\(4, 5\).*got \(4, 3\)"),
+    (lambda: G.rsample_kl(2, prior=Q), TypeError, r"(other|prior) must be a DiagonalGaussian; got Bernoulli"),
+    (lambda: Q.log_prob(torch.zeros(4, 3)), ValueError, r"z must have shape .*\(4, 5\); got \(4, 3\)"),
+    (lambda: Q.log_prob(torch.zeros(5)), ValueError, r"z must have shape .*\(4, 5\); got \(5,\)"),
+    (lambda: Q.log_prob(1.0), TypeError, r"z must be a torch.Tensor; got float"),
+    (lambda: Q.log_prob(Z.to("meta")), ValueError, r"z must be on the device of q, cpu; got meta"),
+    (lambda: Q.log_prob(Z + 0.5), ValueError, r"z must hold samples of a Bernoulli, 0 or 1"),
+    (lambda: C.log_prob(CLASSES.float()), TypeError, r"z must hold classes as integers; got torch.float32"),
+    (lambda: C.log_prob(CLASSES + 3), ValueError, r"z must hold classes 0, \.\.\., 2; got 3 to 5"),
+    (lambda: C.log_prob(CLASSES - 5), ValueError, r"z must hold classes 0, \.\.\., 2; got -5"),
+    (lambda: C.score(CLASSES.double()), TypeError, r"z must hold classes as integers"),
+    (lambda: gradient(torch.distributions.Normal(X, X + 1), V, Z), TypeError, r"q must be a Diag.*got Normal"),
+    (lambda: gradient(X, V, Z), TypeError, r"q must be a DiagonalGaussian, Bernoulli or Categorical; got Tensor"),
+    (lambda: gradient(Q, V[:, :3], Z), ValueError, r"values must have shape \[S, \*\(4,\)\].*\(4, 5\)\].*got \(6, 3\)"),
+    (lambda: gradient(Q, V[0], Z), ValueError, r"values must have shape .*got \(4,\)"),
+    (lambda: gradient(Q, V.t(), Z), ValueError, r"values must have shape .*got \(4, 6\)"),
+    (lambda: gradient(Q, torch.zeros(6, 4, 3), Z), ValueError, r"values must have shape .*got \(6, 4, 3\)"),
+    (lambda: gradient(Q, torch.zeros(6), Z), ValueError, r"values must have shape .*got \(6,\)"),
+    (lambda: gradient(Q, torch.tensor(1.0), Z), ValueError, r"values must have shape"),
+    (lambda: gradient(Q, V[:0], Z[:0]), ValueError, r"values must hold at least one sample; got shape \(0, 4\)"),
+    (lambda: gradient(Q, V.long(), Z), TypeError, r"values must have dtype float32.*int64"),
+    (lambda: gradient(Q, [1.0], Z), TypeError, r"values must be a torch.Tensor; got list"),
+    (lambda: gradient(Q, V.to("meta"), Z), ValueError, r"values must be on the device of q, cpu; got meta"),
+    (lambda: gradient(Q, V[:4], Z), ValueError, r"z must have shape \(4, 4, 5\), with as.*got \(6, 4, 5\)"),
+    (lambda: gradient(Q, V, Z[0]), ValueError, r"z must have shape \(6, 4, 5\).*got \(4, 5\)"),
+    (lambda: gradient(Q, V, Z[..., :3]), ValueError, r"z must have shape .*ending in \(4, 5\); got \(6, 4, 3\)"),
+    (lambda: gradient(Q, V), ValueError, r"z or seed must be given"),
+    (lambda: expectation(Q, V), ValueError, r"z or seed must be given"),
+    (lambda: gradient(Q, V, Z, seed=1), ValueError, r"z and seed are both given"),
+    (lambda: gradient(Q, V, seed=1.5), TypeError, r"seed must be an int.*got 1\.5"),
+    (lambda: gradient(Q, V, seed=-4), ValueError, r"seed must lie"),
+    (lambda: gradient(Q, V, seed=torch.tensor(-4)), ValueError, r"seed must lie.*-4"),
+    (lambda: gradient(Q, V, seed=1, offset=-1), ValueError, r"offset must be >= 0"),
+    (lambda: gradient(Q, V, seed=1, offset=2**63 - 119), ValueError, r"offset \+ 120 elements"),
+    (lambda: expectation(G, V, G.sample(6).requires_grad_()), ValueError, r"z must not require grad.*z\.detach\(\)"),
+    (lambda: gradient(Q, V, Z + 0.5), ValueError, r"z must hold samples of a Bernoulli, 0 or 1"),
+    (lambda: gradient(Q, V, 1 - 2 * Z), ValueError, r"z must hold samples of a Bernoulli, 0 or 1"),
+    (lambda: gradient(C, V, CLASSES + 1), ValueError, r"z must hold classes 0, \.\.\., 2 of a Categorical"),
+    (lambda: gradient(C, V, CLASSES - 1), ValueError, r"z must hold classes 0, \.\.\., 2 of a Categorical"),
+    (lambda: gradient(C, V, CLASSES + 2**40), ValueError, r"z must hold classes 0, \.\.\., 2 of a Categorical"),
+    (lambda: gradient(C, V, CLASSES.float()), TypeError, r"z must hold classes as integers; got torch.float32"),
+    (lambda: gradient(Q, V[:1], Z[:1]), ValueError, r"'leave_one_out' takes the mean of the other.*S = 1"),
+    (lambda: expectation(Q, V[:1], seed=1), ValueError, r"'leave_one_out' takes the mean of the other.*S = 1"),
+    (lambda: gradient(Q, V[:1], Z[:1], control_variate="optimal"), ValueError, r"S >= folds = 2 samples; got S = 1"),
+    (lambda: gradient(Q, V, Z, control_variate="optimal", folds=7), ValueError, r"S >= folds = 7 samples; got S = 6"),
+    (lambda: gradient(Q, V, Z, control_variate="optimal", folds=1), ValueError, r"folds must be an int >= 2; got 1"),
+    (lambda: gradient(Q, V, Z, control_variate="optimal", folds=2.0), ValueError, r"folds must be an int.*got 2\.0"),
+    (lambda: gradient(Q, V, Z, control_variate="loo"), ValueError, r"control_variate must be 'none', .*got 'loo'"),
+    (lambda: gradient(Q, V, Z, control_variate=None), ValueError, r"control_variate must be 'none', .*got None"),
+    (lambda: gradient(Q, V, Z, control_variate=0.5), ValueError, r"control_variate must be 'none', .*got 0\.5"),
+    (lambda: gradient(Q, V, Z, control_variate=V[:, :3]), ValueError, r"control_variate must broadcast .*got \(6, 3\)"),
+    (lambda: gradient(Q, V, Z, control_variate=V2), ValueError, r"control_variate must broadcast .*got \(2, 6, 4\)"),
+    (lambda: gradient(Q, V, Z, control_variate=V.long()), TypeError, r"control_variate as a tensor must be floating"),
+    (lambda: gradient(Q, V, Z, control_variate=V.to("meta")), ValueError, r"control_variate must be on the device"),
+    (lambda: disarm(G, V2, G.sample(6)), TypeError, r"q must be a Bernoulli: DisARM.*got DiagonalGaussian"),
+    (lambda: lk.disarm_gradient(C, V2, CLASSES), TypeError, r"q must be a Bernoulli: DisARM.*got Categorical"),
+    (lambda: disarm(Q, V, Z), ValueError, r"values must have shape \[2, S, .*got \(6, 4\)"),
+    (lambda: disarm(Q, torch.zeros(3, 6, 4), Z2), ValueError, r"values must have shape \[2, S, .*got \(3, 6, 4\)"),
+    (lambda: disarm(Q, V2, Z), ValueError, r"z must have shape \(2, 6, 4, 5\).*got \(6, 4, 5\)"),
+    (lambda: disarm(Q, V2), ValueError, r"z or seed must be given"),
+    (lambda: disarm(Q, V2, Z2, seed=2), ValueError, r"z and seed are both given"),
+    (lambda: lk.disarm_gradient(Q, V2, Z2 + 0.5), ValueError, r"z must hold samples of a Bernoulli, 0 or 1"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("call", "error", "message"), BAD)
 def test_bad_input(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -55,3 +144,27 @@ def test_second_derivatives_are_refused() -> None:
         (gradient,) = torch.autograd.grad((output**2).sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match="second derivatives"):
             gradient.sum().backward()
+
+
+def test_samples_outside_the_support_are_found_in_backward() -> None:
+    """Where z is read. Several Python integer types are classes; a NaN is data, and stays in its row."""
+    for q, z in (
+        (lk.Bernoulli(X.clone().requires_grad_()), Z + 0.5),
+        (lk.Categorical(C.logits.requires_grad_()), CLASSES + 1),
+    ):
+        out = lk.score_function_expectation(q, V, z)
+        with pytest.raises(ValueError, match="z must hold"):
+            out.sum().backward()
+    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        assert torch.equal(gradient(C, V + 1, CLASSES.to(dtype))[0], gradient(C, V + 1, CLASSES)[0])
+
+
+def test_second_derivatives_of_estimators_are_refused() -> None:
+    for q, z in (
+        (lk.Bernoulli(X.clone().requires_grad_()), Z),
+        (lk.DiagonalGaussian(X.clone().requires_grad_(), X), Z),
+    ):
+        out = lk.score_function_expectation(q, V, z)
+        (g,) = torch.autograd.grad(out.sum(), q.parameters[0], create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            g.sum().backward()

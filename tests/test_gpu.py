@@ -7,6 +7,8 @@ import torch
 
 import latent_kernels as lk
 from checks import DTYPES, SIZES, Problem, Sizes, bits_equal, check
+from score_checks import CONTROLS, FAMILIES, SCORE_SIZES, ScoreProblem, check_score
+from score_checks import Sizes as ScoreSizes
 
 pytestmark = pytest.mark.gpu
 Tensor = torch.Tensor
@@ -158,3 +160,176 @@ def test_more_than_2_to_the_31_elements() -> None:
     z = lk.rsample(zero, zero, seed=3)
     expected = lk.normal((5, cols), seed=3, offset=(rows - 5) * cols, dtype=torch.bfloat16)
     assert torch.equal(z[-5:].cpu(), expected)
+
+
+# --- score function and discrete samples ------------------------------------------------------------------------
+
+DISCRETE = [(1, 3, 5, 7, 0), (2, 3, 64, 20, 0), (1, 2, 3, 4096, 0), (3, 4000, 1, 1, 0), (1, 8, 512, 256, 0)]
+DISCRETE += [(*sizes[:4], classes) for sizes, classes in zip(DISCRETE, (3, 1, 17, 1000, 10), strict=True)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", DISCRETE, ids=str)
+def test_discrete_samples_have_the_cpus_bits(sizes: ScoreSizes, dtype: torch.dtype) -> None:
+    from latent_kernels.kernels.families import reference, triton_gpu
+
+    groups, samples, rows, cols, classes = sizes
+    logits = (3 * torch.randn(groups, rows, cols, *([classes] if classes else []), dtype=torch.float64)).to(dtype)
+    logits.view(-1)[:3] = torch.tensor([float("nan"), float("-inf"), 90.0])
+    seeds = torch.arange(groups) * 2**33 + 5
+    for antithetic in (False,) if classes else (False, True):
+        for offset in (0, 3, 2**34 - 5):
+            shape = (groups, *((2,) if antithetic else ()), samples, rows, cols)
+            here, there = (
+                torch.full(shape, 77, dtype=torch.int64 if classes else dtype, device=device)
+                for device in ("cpu", "cuda")
+            )
+            reference.sample(sizes, logits, antithetic, seeds, offset, here)
+            triton_gpu.sample(sizes, logits.cuda(), antithetic, seeds.cuda(), offset, there)
+            assert bits_equal(here.double(), there.cpu().double())
+
+
+# Each of these compiles kernels of its own: the sizes, controls and types are covered, not all their products.
+@pytest.mark.parametrize("control", ["leave_one_out", "optimal"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sizes", SCORE_SIZES, ids=str)
+def test_score_of_every_size(sizes: ScoreSizes, family: str, control: str) -> None:
+    from latent_kernels.kernels.score import triton_gpu
+
+    check_score(triton_gpu, ScoreProblem(family, sizes, torch.float32, control), "cuda")
+
+
+@pytest.mark.parametrize("per_element", [False, True])
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_score_of_every_control(family: str, control: str, per_element: bool) -> None:
+    from latent_kernels.kernels.score import triton_gpu
+
+    check_score(
+        triton_gpu, ScoreProblem(family, (2, 5, 5, 7, 4), torch.float32, control, per_element=per_element), "cuda"
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_score_of_every_type(family: str, dtype: torch.dtype) -> None:
+    from latent_kernels.kernels.score import triton_gpu
+
+    for control in ("leave_one_out", "optimal"):
+        for double_values in (False, True):
+            problem = ScoreProblem(family, (1, 100, 64, 32, 3), dtype, control, double_values=double_values)
+            check_score(triton_gpu, problem, "cuda")
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("sizes", [(1, 16, 64, 20, 3), (2, 5, 5, 7, 4), (1, 777, 1, 5, 3)], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_score_of_samples_drawn_again(family: str, sizes: ScoreSizes, offset: int) -> None:
+    from latent_kernels.kernels.score import triton_gpu
+
+    for control in ("none", "optimal"):
+        problem = ScoreProblem(family, sizes, torch.float32, control, from_seed=True, offset=offset)
+        check_score(triton_gpu, problem, "cuda")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_score_with_folds(family: str) -> None:
+    from latent_kernels.kernels.score import triton_gpu
+
+    for folds in (3, 10):
+        for per_element in (False, True):
+            problem = ScoreProblem(
+                family, (2, 777, 3, 40, 5), torch.float32, "optimal", folds=folds, per_element=per_element
+            )
+            check_score(triton_gpu, problem, "cuda")
+
+
+@pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
+@pytest.mark.parametrize("family", ["bernoulli", "antithetic", "categorical"])
+def test_score_outside_the_support(family: str, control: str) -> None:
+    """NaN in that element's gradient and in no other's; the rest is what it is on a CPU."""
+    from latent_kernels.kernels.score import triton_gpu
+
+    problem = ScoreProblem(family, (1, 40, 5, 7, 4), torch.float32, control)
+    assert problem.z is not None
+    clean = problem.run(triton_gpu, "cuda")
+    for value in (-(2**62), 2**62) if family == "categorical" else (0.5, float("nan")):
+        problem.z.view(-1)[39 * 35 + 10] = value  # row 1, column 3; of a pair's first sample
+        for name, found in problem.run(triton_gpu, "cuda").items():
+            nan = found.isnan().reshape(5, 7, -1)
+            assert nan[1, 3].all()
+            assert nan.sum() == nan[1, 3].numel()
+            assert torch.equal(found[~found.isnan()], clean[name][~found.isnan()])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_runs_of_the_score_give_the_same_bits(family: str) -> None:
+    from latent_kernels.kernels.score import triton_gpu
+
+    problem = ScoreProblem(family, (1, 500, 3, 70, 10), torch.float32, "optimal", from_seed=True)
+    runs = [problem.run(triton_gpu, "cuda") for _ in range(2)]
+    assert all(bits_equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+@pytest.mark.parametrize("shape", [(4, 20), (63, 17), (5,), (1, 1)])
+def test_public_score(shape: tuple[int, ...]) -> None:
+    """From a seed, from the samples it drew, and on a CPU: one gradient."""
+    logits, tail = torch.randn(shape), torch.randn(*shape, 5)
+    for q_of, parameters in (
+        (lk.DiagonalGaussian, (logits, tail[..., 0].contiguous())),
+        (lk.Bernoulli, (logits,)),
+        (lk.Categorical, (tail,)),
+    ):
+        there = tuple(x.cuda().requires_grad_() for x in parameters)
+        q = q_of(*there)
+        z = q.sample(64, seed=7)
+        here = q_of(*parameters)
+        assert bits_equal(here.sample(64, seed=7).double(), z.cpu().double()) or q_of is lk.DiagonalGaussian
+        values = z.float().square().sum(-1)
+        expected = lk.score_function_gradient(here, values.cpu(), z.cpu())
+        lk.score_function_expectation(q, values, seed=7).sum().backward()
+        for leaf, by_samples, wanted in zip(there, lk.score_function_gradient(q, values, z), expected, strict=True):
+            assert leaf.grad is not None
+            for found in (leaf.grad, by_samples):
+                assert torch.allclose(found.cpu(), wanted, rtol=1e-4, atol=1e-4 * float(1 + wanted.abs().max()))
+
+
+def test_cuda_graph_of_the_score() -> None:
+    """A captured step replays with the seed tensor's present value, and frees nothing that it reads."""
+    logits = torch.randn(64, 20, 5, device="cuda")
+    seed = torch.zeros((), dtype=torch.int64, device="cuda")
+
+    def step(s: Tensor | int) -> tuple[Tensor, ...]:
+        q = lk.Categorical(logits)
+        values = q.sample(32, seed=s).float().sum(-1)
+        return lk.score_function_gradient(q, values, seed=s, control_variate="optimal")
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(seed)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        (out,) = step(seed)
+    for i in range(3):
+        seed.fill_(i)
+        graph.replay()
+        assert bits_equal(out.cpu(), step(i)[0].cpu())
+
+
+def test_score_of_more_than_2_to_the_31_elements() -> None:
+    """64-bit offsets into z: the last row of a sample past 2^31 is that of the row alone."""
+    samples, rows, cols = 3, (1 << 20) + 3, 1024
+    if torch.cuda.mem_get_info()[0] < 4 * samples * rows * cols:
+        pytest.skip("needs 13 GB of GPU memory")
+    logits = torch.zeros(rows, cols, device="cuda", dtype=torch.float16)
+    z = torch.zeros(samples, rows, cols, device="cuda", dtype=torch.float16)
+    z[:, -1] = torch.randint(2, (samples, cols), device="cuda").half()
+    values = torch.randn(samples, rows, device="cuda")
+    (whole,) = lk.score_function_gradient(lk.Bernoulli(logits), values, z)
+    (last,) = lk.score_function_gradient(
+        lk.Bernoulli(logits[-1:].clone()), values[:, -1:].contiguous(), z[:, -1:].contiguous()
+    )
+    assert torch.equal(whole[-1:], last)

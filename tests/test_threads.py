@@ -49,6 +49,59 @@ assert draw() == expected
     run(PRELUDE + code)
 
 
+# The families' samples and the score function's gradient, over arrays that several threads share. NumPy makes the
+# inputs, since torch's own threads do not survive fork.
+SCORE = """
+import numpy as np
+def line(end, *shape): return torch.from_numpy(np.linspace(-end, end, np.prod(shape), dtype=np.float32).reshape(shape))
+q, b, values = lk.Categorical(line(2, 2000, 10, 3)), lk.Bernoulli(line(2, 2000, 100)), line(1, 4, 2000)
+def draw():
+    found = [q.sample(4, seed=5), b.sample_antithetic(4, seed=5)]
+    found += lk.score_function_gradient(q, values, seed=5) + lk.score_function_gradient(b, values, seed=6)
+    return b"".join(x.numpy().tobytes() for x in found)
+expected = draw()
+"""
+
+
+def test_fork_after_use_of_the_score_function() -> None:
+    code = """
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if draw() == expected else 1)
+assert os.waitpid(pid, 0)[1] == 0
+assert draw() == expected
+"""
+    run(PRELUDE + SCORE + code)
+
+
+def test_score_function_in_dataloader_workers() -> None:
+    code = """
+class Gradients(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, i):
+        torch.set_num_threads(2)
+        return lk.score_function_gradient(b, values, seed=i)[0]
+loader = torch.utils.data.DataLoader(Gradients(), num_workers=2, multiprocessing_context="fork")
+for i, x in enumerate(loader):
+    assert torch.equal(x[0], lk.score_function_gradient(b, values, seed=i)[0])
+"""
+    run(PRELUDE + SCORE + code)
+
+
+def test_score_function_from_several_python_threads() -> None:
+    code = """
+wrong = []
+def work():
+    for _ in range(8):
+        if draw() != expected: wrong.append(1)
+threads = [threading.Thread(target=work) for _ in range(5)]
+for t in threads: t.start()
+for t in threads: t.join()
+assert not wrong
+"""
+    run(PRELUDE + SCORE + code)
+
+
 def test_dataloader_workers() -> None:
     code = """
 class Noise(torch.utils.data.Dataset):

@@ -1,0 +1,334 @@
+"""`lk.score_function_gradient` and samples of the families against surrogate losses, formulas and torch.compile.
+
+Values and z are given, but for the rows that sample: there every contender draws its own. f itself is not timed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import harness
+import latent_kernels as lk
+import peers
+from harness import Contest, Group, close, places, rows
+
+Tensor = torch.Tensor
+Shape = tuple[int, int, int]  # S, B, D
+Call = Callable[[], Any]
+
+FAMILIES = {"gaussian": lk.DiagonalGaussian, "bernoulli": lk.Bernoulli, "categorical": lk.Categorical}
+CLASSES = 10
+SMALL, LARGE = (16, 64, 20), (64, 256, 256)
+SHAPES: tuple[Shape, ...] = (SMALL, (16, 256, 128), LARGE, (1024, 1, 30), (16, 1024, 64))
+BOTH_SHAPES: tuple[Shape, ...] = (SMALL, (16, 256, 128))
+SAMPLED: tuple[Shape, ...] = (SMALL, (16, 1024, 64))
+
+# Operations of an element. Weighted sums: bernoulli a product and a sum; gaussian z - mean, its scale, its square and
+# two of each; categorical one sum. Samples: a uniform as bench_noise.py counts it; two logarithms of 17, a difference
+# and a comparison; or a product and log2 K comparisons.
+SUMS = {"gaussian": 7, "bernoulli": 2, "categorical": 1}
+DRAW = {"bernoulli": 24 + 36, "categorical": 24 + 1 + math.ceil(math.log2(CLASSES))}
+TOLERANCE = 2e-5  # float32 sums of up to 1024 terms of size 1
+
+
+def _threads(op: Any, shape: Shape) -> tuple[int, ...]:
+    """A second thread where it can show most: every row compiles its rival anew, and seconds add up."""
+    return (1, 2) if (op is _gradient and shape == LARGE) or (op is _samples and shape == SAMPLED[-1]) else (1,)
+
+
+def _parameters(family: str, shape: Shape) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(7)
+    tail = (CLASSES,) if family == "categorical" else ()
+    first = torch.randn(*shape[1:], *tail, generator=generator)
+    return (first, torch.randn(shape[1:], generator=generator) * 0.5 - 0.5) if family == "gaussian" else (first,)
+
+
+def _values(shape: Shape) -> Tensor:
+    return 3 + torch.randn(shape[:2], generator=torch.Generator().manual_seed(8))
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.double() if z.is_floating_point() else z
+
+
+def _close(got: Any, expected: Any, what: str) -> None:
+    assert len(got) == len(expected)
+    for j, (x, y) in enumerate(zip(got, expected, strict=True)):
+        close(x.detach(), y, TOLERANCE, f"{what} {j}")
+
+
+# --- gradients from given samples -------------------------------------------------------------------------------
+
+
+def _prepare_gradient(family: str, shape: Shape, backward: bool) -> Contest:
+    """The gradient by itself; or, `backward`, the mean of values and the gradient under an upstream one."""
+    make = FAMILIES[family]
+    plain = _parameters(family, shape)
+    leaves = tuple(x.clone().requires_grad_() for x in plain)
+    z, values = make(*plain).sample(shape[0], seed=1), _values(shape)
+    upstream = torch.randn(shape[1], generator=torch.Generator().manual_seed(9)) if backward else None
+    compiled = torch.compile(functools.partial(peers.formula, family))
+
+    def ours() -> Any:
+        if upstream is None:
+            return lk.score_function_gradient(make(*plain), values, z)
+        out = lk.score_function_expectation(make(*leaves), values, z)
+        return out, *torch.autograd.grad(out, leaves, upstream)
+
+    def by(name: str, function: Callable[..., Any]) -> Call:
+        if upstream is None:
+            given = leaves if name == "surrogate" else plain
+            return lambda: function(values, z, given, None)
+        if name == "surrogate":
+            return lambda: (values.mean(0), *function(values, z, leaves, upstream))
+
+        def call() -> Any:
+            out = peers.Estimator.apply(function, values, z, *leaves)
+            return out, *torch.autograd.grad(out, leaves, upstream)
+
+        return call
+
+    functions = {"surrogate": peers.surrogate, "formula": peers.formula, "sums": peers.sums}
+    calls = {name: by(name, functools.partial(f, family)) for name, f in functions.items()}
+    calls = {"ours": ours, **calls, "compile": by("compile", compiled)}
+    f = values.double()
+    weight = None if upstream is None else upstream.double()
+    expected = peers.formula(family, f, _wide(z), tuple(x.double() for x in plain), weight)
+    if backward:
+        expected = (f.mean(0), *expected)
+    return Contest(calls, lambda contender, out: _close(out, expected, f"{contender}'s output"))
+
+
+def _counts(family: str, shape: Shape) -> tuple[int, int]:
+    """Bytes that a gradient reads and writes, and its operations."""
+    s, b, d = shape
+    of_q = b * d * (CLASSES if family == "categorical" else 2 if family == "gaussian" else 1)
+    # z read (classes are int64), values read, parameters read, gradients written
+    count = s * b * d * (8 if family == "categorical" else 4) + 4 * s * b + 8 * of_q
+    return count, s * b * d * SUMS[family] + 3 * of_q
+
+
+def _gradient(family: str, backward: bool, shape: Shape, threads: int, device: str) -> Group:
+    count, operations = _counts(family, shape)
+    if backward:
+        count += 4 * (shape[0] * shape[1] + 2 * shape[1])  # values again, their mean and the upstream gradient
+    return Group(
+        f"score {family} {'forward+backward' if backward else 'gradient'}",
+        shape,
+        threads,
+        device,
+        ("ours", "surrogate", "formula", "sums", "compile"),
+        math.prod(shape),
+        count,
+        operations,
+        functools.partial(_prepare_gradient, family, shape, backward),
+    )
+
+
+# --- samples and gradient ---------------------------------------------------------------------------------------
+
+
+def _prepare_both(family: str, shape: Shape) -> Contest:
+    """z is drawn, then used; `ours seed` does not keep it, and draws it again for the gradient."""
+    make = FAMILIES[family]
+    plain = _parameters(family, shape)
+    leaves = tuple(x.clone().requires_grad_() for x in plain)
+    values, samples = _values(shape), shape[0]
+    draw = peers.sample if family == "gaussian" else peers.sample_by_noise
+
+    def ours() -> Any:
+        q = make(*plain)
+        z = q.sample(samples)
+        return z, lk.score_function_gradient(q, values, z)
+
+    def ours_seed() -> Any:
+        q, seed = make(*plain), int(torch.randint(2**63 - 1, ()))
+        return q.sample(samples, seed=seed), lk.score_function_gradient(q, values, seed=seed)
+
+    def surrogate() -> Any:
+        z = peers.distribution(family, plain).sample((samples,))
+        return z, peers.surrogate(family, values, z, leaves, None)
+
+    def formula() -> Any:
+        z = peers.sample(family, plain, samples)
+        return z, peers.formula(family, values, z, plain, None)
+
+    def one_graph() -> Any:
+        z = draw(family, plain, samples)
+        return z, peers.formula(family, values, z, plain, None)
+
+    def check(contender: str, out: Any) -> None:
+        z, gradients = out
+        expected = peers.formula(family, values.double(), _wide(z), tuple(x.double() for x in plain), None)
+        _close(gradients, expected, f"{contender}'s gradient")
+        if family == "gaussian":
+            harness.moments((z - plain[0]) * torch.exp(-0.5 * plain[1]), 0, 1, 3, "eps")
+        else:
+            _check_samples(family, plain, z)
+
+    calls = {"ours": ours, "ours seed": ours_seed, "surrogate": surrogate, "formula": formula}
+    return Contest(calls | {"compile": torch.compile(one_graph)}, check)
+
+
+def _sample_and_gradient(family: str, shape: Shape, threads: int, device: str) -> Group:
+    count, operations = _counts(family, shape)
+    count += math.prod(shape) * (8 if family == "categorical" else 4)  # z written
+    return Group(
+        f"score {family} sample+gradient",
+        shape,
+        threads,
+        device,
+        ("ours", "ours seed", "surrogate", "formula", "compile"),
+        math.prod(shape),
+        count,
+        operations + math.prod(shape) * DRAW.get(family, 57),
+        functools.partial(_prepare_both, family, shape),
+        ours=("ours", "ours seed"),
+    )
+
+
+# --- the optimal coefficient, and variances ---------------------------------------------------------------------
+
+
+def _prepare_variant(family: str, shape: Shape, variant: str) -> Contest:
+    plain = _parameters(family, shape)
+    q = FAMILIES[family](*plain)
+    z, values = q.sample(shape[0], seed=1), _values(shape)
+    function = functools.partial(peers.formula_optimal if variant == "optimal" else peers.formula_with_variance, family)
+    compiled = torch.compile(function)
+
+    def ours() -> Any:
+        if variant == "optimal":
+            return lk.score_function_gradient(q, values, z, control_variate="optimal")
+        gradients, variances = lk.score_function_gradient(q, values, z, return_variance=True)
+        return gradients + variances
+
+    expected = function(values.double(), _wide(z), tuple(x.double() for x in plain))
+    calls = {
+        "ours": ours,
+        "formula": lambda: function(values, z, plain),
+        "compile": lambda: compiled(values, z, plain),
+    }
+    return Contest(calls, lambda contender, out: _close(out, expected, f"{contender}'s output"))
+
+
+def _variant(family: str, variant: str, shape: Shape, threads: int, device: str) -> Group:
+    count, operations = _counts(family, shape)
+    # four sums in place of one, or two; categorical ones over all classes
+    operations += 6 * math.prod(shape) * (CLASSES if family == "categorical" else 1)
+    return Group(
+        f"score {family} {variant}",
+        shape,
+        threads,
+        device,
+        ("ours", "formula", "compile"),
+        math.prod(shape),
+        count,
+        operations,
+        functools.partial(_prepare_variant, family, shape, variant),
+    )
+
+
+# --- samples ----------------------------------------------------------------------------------------------------
+
+
+def _check_samples(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> None:
+    """Every class as often as its probabilities say, over all elements, within six standard errors."""
+    logits = parameters[0].double()
+    if family == "bernoulli":
+        p = torch.sigmoid(logits)
+        chances, found = torch.stack([1 - p, p], -1), z.long()
+        assert bool(((z == 0) | (z == 1)).all())
+    else:
+        chances, found = torch.softmax(logits, -1), z
+    for k in range(chances.size(-1)):
+        p = chances[..., k]
+        off = (float((found == k).sum()) - len(z) * float(p.sum())) / (len(z) * float((p * (1 - p)).sum())) ** 0.5
+        assert abs(off) < 6, f"class {k} is {off:.1f} standard errors off"
+
+
+def _prepare_samples(family: str, shape: Shape) -> Contest:
+    make = FAMILIES[family]
+    plain, samples = _parameters(family, shape), shape[0]
+    compiled = torch.compile(peers.sample_by_noise)
+    calls: dict[str, Call] = {
+        "ours": lambda: make(*plain).sample(samples),
+        "eager": lambda: peers.sample(family, plain, samples),
+        "distributions": lambda: peers.distribution(family, plain).sample((samples,)),
+        "compile": lambda: compiled(family, plain, samples),
+    }
+
+    def check(contender: str, z: Tensor) -> None:
+        assert z.shape == shape
+        _check_samples(family, plain, z)
+
+    return Contest(calls, check)
+
+
+def _samples(family: str, shape: Shape, threads: int, device: str) -> Group:
+    classes = CLASSES if family == "categorical" else 1
+    # parameters read, z written
+    count = 4 * shape[1] * shape[2] * classes + math.prod(shape) * (8 if family == "categorical" else 4)
+    return Group(
+        f"sample {family}",
+        shape,
+        threads,
+        device,
+        ("ours", "eager", "distributions", "compile"),
+        math.prod(shape),
+        count,
+        math.prod(shape) * DRAW[family] + 2 * classes * shape[1] * shape[2],
+        functools.partial(_prepare_samples, family, shape),
+    )
+
+
+def _groups(make: Callable[..., Group], families: Any, shapes: tuple[Shape, ...], *options: Any) -> list[Group]:
+    return [
+        make(family, *options, shape, *place)
+        for family in families
+        for shape in shapes
+        for place in places(_threads(make, shape))
+    ]
+
+
+GRADIENTS = _groups(_gradient, FAMILIES, SHAPES, False)
+BACKWARD = _groups(_gradient, FAMILIES, BOTH_SHAPES, True)
+SAMPLES_AND_GRADIENTS = _groups(_sample_and_gradient, FAMILIES, SAMPLED)
+VARIANTS = [group for v in ("optimal", "variance") for group in _groups(_variant, FAMILIES, (LARGE,), v)]
+SAMPLES = _groups(_samples, ("bernoulli", "categorical"), SAMPLED)
+
+
+@pytest.mark.parametrize(("group", "contender"), rows(GRADIENTS))
+def test_score_gradient(benchmark: Any, group: Group, contender: str) -> None:
+    """The gradient by itself."""
+    harness.run(benchmark, group, contender)
+
+
+@pytest.mark.parametrize(("group", "contender"), rows(BACKWARD))
+def test_score_backward(benchmark: Any, group: Group, contender: str) -> None:
+    """Through autograd."""
+    harness.run(benchmark, group, contender)
+
+
+@pytest.mark.parametrize(("group", "contender"), rows(SAMPLES_AND_GRADIENTS))
+def test_score_sample_and_gradient(benchmark: Any, group: Group, contender: str) -> None:
+    """Samples, then their gradient."""
+    harness.run(benchmark, group, contender)
+
+
+@pytest.mark.parametrize(("group", "contender"), rows(VARIANTS))
+def test_score_variants(benchmark: Any, group: Group, contender: str) -> None:
+    """The optimal coefficient; gradients with their variances."""
+    harness.run(benchmark, group, contender)
+
+
+@pytest.mark.parametrize(("group", "contender"), rows(SAMPLES))
+def test_samples(benchmark: Any, group: Group, contender: str) -> None:
+    """Samples of the discrete families."""
+    harness.run(benchmark, group, contender)
