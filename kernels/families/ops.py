@@ -9,7 +9,7 @@ import torch
 
 from latent_kernels._backends import backend
 from latent_kernels._eager import as_int, in_memory
-from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, unfold
+from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, groups_of, unfold
 
 Tensor = torch.Tensor
 
@@ -47,7 +47,7 @@ def _sample_fake(logits: Tensor, seeds: Tensor, offset: int, samples: int, class
 
 def _sample_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
     batch, logits = info.batch_size, args[0]
-    groups = logits.size(1 if in_dims[0] == 0 else 0)
+    groups = groups_of(logits, in_dims[0])
     seeds = fold_seeds(args[1], in_dims[1], batch, groups)
     return unfold(call("families_sample", fold(logits, in_dims[0], batch), seeds, *args[2:]), batch), 0
 

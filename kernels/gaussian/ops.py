@@ -12,7 +12,7 @@ import torch
 
 from latent_kernels._backends import backend
 from latent_kernels._eager import row_dtype
-from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, no_second_derivative, unfold
+from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, groups_of, no_second_derivative, unfold
 
 Tensor = torch.Tensor
 
@@ -188,13 +188,9 @@ def _log_prob_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]
 # --- vmap: the batch joins the groups ---------------------------------------------------------------------------
 
 
-def _groups(x: Tensor, dim: int | None) -> int:
-    return x.size(1 if dim == 0 else 0)
-
-
 def _gaussian_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     batch = info.batch_size
-    groups = _groups(args[0], in_dims[0])
+    groups = groups_of(args[0], in_dims[0])
     tensors = [fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
     seeds = fold_seeds(args[4], in_dims[4], batch, groups)
     z, kl = call("gaussian", *tensors, seeds, *args[5:])
@@ -203,7 +199,7 @@ def _gaussian_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any
 
 def _gaussian_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     batch, needs = info.batch_size, args[10]
-    groups = _groups(args[2], in_dims[2])
+    groups = groups_of(args[2], in_dims[2])
     tensors = [fold(x, dim, batch) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
     seeds = fold_seeds(args[6], in_dims[6], batch, groups)
     results = call("gaussian_backward", *tensors, seeds, *args[7:])

@@ -14,7 +14,7 @@ from latent_kernels.kernels.score.autograd import run_gradient
 from latent_kernels.kernels.score.problem import Problem
 
 from latent_kernels._eager import row_dtype
-from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, no_second_derivative, unfold
+from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, groups_of, no_second_derivative, unfold
 
 Tensor = torch.Tensor
 
@@ -77,8 +77,7 @@ def _gradient_fake(*args: Any) -> tuple[Tensor, ...]:
 
 def _gradient_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     batch = info.batch_size
-    first, dim = args[3], in_dims[3]
-    groups = first.size(1 if dim == 0 else 0)
+    groups = groups_of(args[3], in_dims[3])
     folded = [fold(args[i], in_dims[i], batch) for i in (3, 4, 5)]
     seeds = fold_seeds(args[6], in_dims[6], batch, groups)
     values, upstream = (fold(args[i], in_dims[i], batch) for i in (8, 10))
@@ -145,7 +144,7 @@ def _expectation_gradients(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
 
 def _expectation_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
     batch = info.batch_size
-    groups = args[3].size(1 if in_dims[3] == 0 else 0)
+    groups = groups_of(args[3], in_dims[3])
     folded = [fold(args[i], in_dims[i], batch) for i in (3, 4, 5)]
     seeds = fold_seeds(args[6], in_dims[6], batch, groups)
     values, baseline = (fold(args[i], in_dims[i], batch) for i in (8, 9))

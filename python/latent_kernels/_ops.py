@@ -89,6 +89,11 @@ def fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
     return x.reshape(batch * x.size(1), *x.shape[2:])
 
 
+def groups_of(x: Tensor, dim: int | None) -> int:
+    """How many groups a vmapped tensor has, its batch at `dim` or none."""
+    return x.size(1 if dim == 0 else 0)
+
+
 def unfold(x: Tensor, batch: int) -> Tensor:
     """[batch * groups, ...] -> [batch, groups, ...]."""
     return x.reshape(batch, x.size(0) // max(batch, 1), *x.shape[1:])
