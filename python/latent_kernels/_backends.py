@@ -15,8 +15,11 @@ from types import ModuleType
 import torch
 
 VARIABLE = "LATENT_KERNELS_BACKEND"
-BACKENDS = dict.fromkeys(("noise", "gaussian", "families", "score"), ("cpp", "triton", "reference"))
-_MODULES = {"cpp": "cpp_cpu", "triton": "triton_gpu", "reference": "reference"}
+BACKENDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("noise", "gaussian", "families", "score"), ("cpp", "triton", "reference")),
+    "mixture": ("numba", "reference"),
+}
+_MODULES = {"cpp": "cpp_cpu", "numba": "numba_cpu", "triton": "triton_gpu", "reference": "reference"}
 
 
 @functools.cache
@@ -75,7 +78,7 @@ def backend_name(op: str, device: torch.device) -> str:
         _check_forced(op, choice[op], device)
         return choice[op]
     if device.type == "cpu":
-        return "cpp"
+        return BACKENDS[op][0]
     if device.type == "cuda" and triton_missing() is None:
         return "triton"
     return "reference"

@@ -1,0 +1,214 @@
+"""What an E-step leaves of the data: sums, which add over shards, move to another anchor, and give the M-step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+class GaussianParameters(NamedTuple):
+    """The parameters of a Gaussian mixture, with the shapes that `gaussian_e_step` takes."""
+
+    weights: Floats  # [K]
+    means: Floats  # [K, D]
+    covariances: Floats  # [K, D, D] full, [D, D] tied, [K, D] diag, [K] spherical
+
+
+@dataclass(frozen=True, eq=False)
+class SufficientStatistics:
+    """The expected sufficient statistics of a mixture, from `gaussian_e_step` or `exponential_family_e_step`.
+
+    With responsibilities r_ik (times the sample weights) and one anchor a_k for each component, the previous mean:
+
+        counts N_k = sum_i r_ik,   first = sum_i r_ik (x_i - a_k),   second = sum_i r_ik (x_i - a_k)(x_i - a_k)^T
+
+    Sums about an anchor near the data keep their digits where E[x^2] - E[x]^2 has none left. They are float64.
+
+    Args:
+        covariance_type: "full", "tied", "diag" or "spherical".
+        log_likelihood: sum_i w_i log p(x_i), in nats, of the parameters that the E-step was given.
+        total_weight: sum of the sample weights.
+        counts: [K].
+        observed: [K, D], the weight of the rows in which a column is there; the counts where nothing is missing, and
+            for "full" and "tied", whose sums are completed by their expectations.
+        anchor: [K, D].
+        first: [K, D].
+        second: [K, D, D] full, [D, D] tied (summed over components), [K, D] diag and spherical (the squares alone).
+        features: [K, F], sum_i r_ik phi(x_i) over the columns of other families (F = 0: there are none).
+        features_observed: [K, C], the weight of the rows in which such a column is there.
+        feature_starts: [C + 1], the features of column c are feature_starts[c]:feature_starts[c + 1].
+
+    `a + b` is the statistics of both sets of rows and needs the same anchors; `a.about(b.anchor) + b` always works.
+    `a * c` weights every row by c. All are exact up to float64 rounding.
+    """
+
+    covariance_type: str
+    log_likelihood: float
+    total_weight: float
+    counts: Floats
+    observed: Floats
+    anchor: Floats
+    first: Floats
+    second: Floats
+    features: Floats
+    features_observed: Floats
+    feature_starts: NDArray[np.int64]
+
+    def __add__(self, other: SufficientStatistics) -> SufficientStatistics:
+        if not isinstance(other, SufficientStatistics):
+            return NotImplemented
+        if self.covariance_type != other.covariance_type:
+            kinds = f"{self.covariance_type!r} and {other.covariance_type!r}"
+            raise ValueError(f"statistics can be added only where covariance_type is the same; got {kinds}")
+        if self._shapes() != other._shapes():
+            raise ValueError(
+                f"statistics must have the same shapes to be added; got {self._shapes()}, {other._shapes()}"
+            )
+        if not np.array_equal(self.anchor, other.anchor):
+            raise ValueError("statistics can be added only about one anchor; move one of them: a.about(b.anchor) + b")
+        return self.from_vector(self.to_vector() + other.to_vector())
+
+    def __mul__(self, factor: float) -> SufficientStatistics:
+        return self.from_vector(self.to_vector() * float(factor))
+
+    __rmul__ = __mul__
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [x.shape for x in self._arrays()]
+
+    def _arrays(self) -> list[Floats]:
+        return [self.counts, self.observed, self.first, self.second, self.features, self.features_observed]
+
+    def to_vector(self) -> Floats:
+        """Every sum in one vector, without the anchor: adding vectors adds statistics about one anchor."""
+        return np.concatenate([[self.log_likelihood, self.total_weight], *(x.ravel() for x in self._arrays())])
+
+    def from_vector(self, vector: Floats) -> SufficientStatistics:
+        """Statistics of this one's shapes and anchor with the sums of `vector`."""
+        arrays, at = [], 2
+        for x in self._arrays():
+            arrays.append(vector[at : at + x.size].reshape(x.shape))
+            at += x.size
+        counts, observed, first, second, features, features_observed = arrays
+        return replace(
+            self,
+            log_likelihood=float(vector[0]),
+            total_weight=float(vector[1]),
+            counts=counts,
+            observed=observed,
+            first=first,
+            second=second,
+            features=features,
+            features_observed=features_observed,
+        )
+
+    def about(self, anchor: Floats) -> SufficientStatistics:
+        """The same statistics about another anchor [K, D].
+
+        Raises:
+            ValueError: anchor has another shape than [K, D], or is not finite.
+        """
+        anchor = np.array(anchor, dtype=np.float64)
+        if anchor.shape != self.anchor.shape or not np.isfinite(anchor).all():
+            raise ValueError(f"anchor must be finite with shape {self.anchor.shape}; got shape {anchor.shape}")
+        b = anchor - self.anchor
+        first = self.first - b * self.observed
+        if self.covariance_type in ("diag", "spherical"):
+            second = self.second - b * (self.first + first)
+        else:  # (x - a - b)(x - a - b)^T = (x - a)(x - a)^T - b (x - a)^T - (x - a - b) b^T
+            change = b[:, :, None] * self.first[:, None, :] + first[:, :, None] * b[:, None, :]
+            second = self.second - (change.sum(axis=0) if self.covariance_type == "tied" else change)
+        return replace(self, anchor=anchor, first=first, second=second)
+
+    def mean_parameters(self) -> Floats:
+        """The mean of every feature in every component [K, F]: the M-step of the columns of other families.
+
+        NaN where the column is missing in every row of a component.
+        """
+        column = np.repeat(np.arange(len(self.feature_starts) - 1), np.diff(self.feature_starts))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.features / self.features_observed[:, column]
+
+    def m_step(self, *, reg_covar: float = 0.0, covariances: ArrayLike | None = None) -> GaussianParameters:
+        """The parameters that maximize the expected log-likelihood, from the statistics of the Gaussian columns.
+
+        weights = N_k / sum N, means = a_k + first / N_k, covariances = second / N_k less the square of the change of
+        the mean, plus reg_covar on the diagonal. With missing values N_k is `observed` of the column.
+
+        Args:
+            reg_covar: added to every variance; >= 0.
+            covariances: the previous ones. A component without weight (or a column missing in all its rows) has no
+                estimate: it keeps its anchor as its mean and these.
+
+        Raises:
+            ValueError: a component has no weight and covariances is not given; a covariance is not positive definite,
+                which a greater reg_covar mends.
+        """
+        if not reg_covar >= 0:
+            raise ValueError(f"reg_covar must be >= 0; got {reg_covar}")
+        if not np.isfinite(self.to_vector()).all():
+            raise ValueError("the statistics are not finite: the E-step met an infinite value or an overflow")
+        if not self.counts.sum() > 0:
+            raise ValueError("there is nothing to estimate from: the statistics have no weight")
+        empty = self.observed <= 0
+        if empty.any() and covariances is None:
+            k = int(np.flatnonzero(empty.any(axis=1))[0])
+            raise ValueError(
+                f"component {k} has lost all its weight, so that its parameters have no estimate; "
+                "give the previous covariances to keep them"
+            )
+        observed = np.where(empty, 1.0, self.observed)
+        delta = np.where(empty, 0.0, self.first / observed)
+        means = self.anchor + delta
+        previous = None if covariances is None else np.asarray(covariances, np.float64)
+        new = getattr(self, f"_{self.covariance_type}")(observed, delta, empty, previous)
+        return GaussianParameters(self.counts / self.counts.sum(), means, self._regularized(new, reg_covar))
+
+    def _diag(self, observed: Floats, delta: Floats, empty: Mask, previous: Floats | None) -> Floats:
+        variances = self.second / observed - delta**2
+        return variances if previous is None else np.where(empty, previous, variances)
+
+    def _spherical(self, observed: Floats, delta: Floats, empty: Mask, previous: Floats | None) -> Floats:
+        total = np.where(empty, 0.0, observed).sum(axis=1)
+        none = total == 0
+        squares = np.where(empty, 0.0, self.second - observed * delta**2).sum(axis=1)
+        variances = squares / np.where(none, 1.0, total)
+        return variances if previous is None else np.where(none, previous, variances)
+
+    def _full(self, observed: Floats, delta: Floats, empty: Mask, previous: Floats | None) -> Floats:
+        covariances = self.second / observed[:, :, None] - delta[:, :, None] * delta[:, None, :]
+        return covariances if previous is None else np.where(empty[:, :, None], previous, covariances)
+
+    def _tied(self, observed: Floats, delta: Floats, empty: Mask, previous: Floats | None) -> Floats:
+        between = (delta * self.counts[:, None]).T @ delta
+        covariance: Floats = (self.second - between) / self.counts.sum()
+        return covariance
+
+    def _regularized(self, covariances: Floats, reg_covar: float) -> Floats:
+        """With reg_covar on the diagonal; raises where one is not positive definite."""
+        if self.covariance_type in ("diag", "spherical"):
+            covariances = covariances + reg_covar
+            bad = ~(covariances.reshape(len(covariances), -1) > 0).all(axis=1)
+        else:
+            covariances = covariances + reg_covar * np.eye(covariances.shape[-1])
+            bad = np.array([not positive_definite(c) for c in covariances.reshape(-1, *covariances.shape[-2:])])
+        if bad.any():
+            raise ValueError(
+                f"the covariance of component {int(np.flatnonzero(bad)[0])} is not positive definite: too few distinct "
+                "rows are in it. Use fewer components, a greater reg_covar, or scale the data"
+            )
+        return covariances
+
+
+def positive_definite(covariance: Floats) -> bool:
+    """Whether a symmetric matrix has a Cholesky factor."""
+    try:
+        return bool(np.isfinite(np.linalg.cholesky(covariance)).all())
+    except np.linalg.LinAlgError:
+        return False
