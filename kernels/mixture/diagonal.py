@@ -1,121 +1,152 @@
+"""Gaussian columns with diagonal covariances: log densities and moments of a tile.
+
+Where all means are near enough to one center c, relative to their sigmas, x - c serves every component (`densities`,
+`moments`): y = (x - c)/sigma - (m - c)/sigma is one multiply-add and so is the sum of y^2, and both moments are products
+of the responsibilities with x - c and its square, moved to the means afterwards. Elsewhere, and where values are missing,
+each component subtracts its own mean from x first (`direct_densities`, `direct_moments`).
+"""
+
 from __future__ import annotations
+
 from numba import njit
-from latent_kernels.kernels.mixture.simd import load, like, store, spread, store_sums, multiply_add, select_less, lanes
-from latent_kernels.kernels.mixture.tiles import OPT, pack, normalize
+
+from latent_kernels.kernels.mixture.simd import (
+    lanes,
+    like,
+    load,
+    multiply_add,
+    select_equal,
+    spread,
+    store,
+    store_sums,
+)
+from latent_kernels.kernels.mixture.tiles import STRIDE
 
 
-@njit(**OPT)
-def _square(sum_, x, scale, shift):
+@njit(nogil=True, error_model="numpy")
+def _add_square(total, x, scale, shift):
     y = multiply_add(x, scale, shift)
-    return multiply_add(y, y, sum_)
+    return multiply_add(y, y, total)
 
 
-@njit(**OPT)
-def density4(x, stride, padded, D, P, p, constant, k, joint):
-    L = lanes(x)
-    for g in range(0, padded, 2 * L):
-        z = like(x, 0.0)
-        a0 = b0 = c0 = d0 = z
-        a1 = b1 = c1 = d1 = z
-        for d in range(D):
-            x0 = load(x, d * stride + g)
-            x1 = load(x, d * stride + g + L)
-            i = p + 8 * d
-            s, m = spread(P, i), spread(P, i + 4)
-            a0 = _square(a0, x0, s, m)
-            a1 = _square(a1, x1, s, m)
-            s, m = spread(P, i + 1), spread(P, i + 5)
-            b0 = _square(b0, x0, s, m)
-            b1 = _square(b1, x1, s, m)
-            s, m = spread(P, i + 2), spread(P, i + 6)
-            c0 = _square(c0, x0, s, m)
-            c1 = _square(c1, x1, s, m)
-            s, m = spread(P, i + 3), spread(P, i + 7)
-            d0 = _square(d0, x0, s, m)
-            d1 = _square(d1, x1, s, m)
-        half = like(x, -0.5)
-        o = k * stride + g
-        store(joint, o, multiply_add(a0, half, spread(constant, k)))
-        store(joint, o + L, multiply_add(a1, half, spread(constant, k)))
-        o += stride
-        store(joint, o, multiply_add(b0, half, spread(constant, k + 1)))
-        store(joint, o + L, multiply_add(b1, half, spread(constant, k + 1)))
-        o += stride
-        store(joint, o, multiply_add(c0, half, spread(constant, k + 2)))
-        store(joint, o + L, multiply_add(c1, half, spread(constant, k + 2)))
-        o += stride
-        store(joint, o, multiply_add(d0, half, spread(constant, k + 3)))
-        store(joint, o + L, multiply_add(d1, half, spread(constant, k + 3)))
+@njit(nogil=True, error_model="numpy")
+def densities(x, dims, padded, factors, constants, components, joint):
+    """joint_k = constant_k - |x * scale_k + shift_k|^2 / 2, for four components and two registers of rows at a time.
+
+    factors: [components / 4, dims, (scale, shift), 4].
+    """
+    step = lanes(x)
+    half = like(x, -0.5)
+    zero = like(x, 0.0)
+    for k in range(0, components, 4):
+        for g in range(0, padded, 2 * step):
+            a0 = b0 = c0 = d0 = zero
+            a1 = b1 = c1 = d1 = zero
+            at = k * 2 * dims
+            for i in range(g, g + dims * STRIDE, STRIDE):
+                x0, x1 = load(x, i), load(x, i + step)
+                scale, shift = spread(factors, at), spread(factors, at + 4)
+                a0, a1 = _add_square(a0, x0, scale, shift), _add_square(a1, x1, scale, shift)
+                scale, shift = spread(factors, at + 1), spread(factors, at + 5)
+                b0, b1 = _add_square(b0, x0, scale, shift), _add_square(b1, x1, scale, shift)
+                scale, shift = spread(factors, at + 2), spread(factors, at + 6)
+                c0, c1 = _add_square(c0, x0, scale, shift), _add_square(c1, x1, scale, shift)
+                scale, shift = spread(factors, at + 3), spread(factors, at + 7)
+                d0, d1 = _add_square(d0, x0, scale, shift), _add_square(d1, x1, scale, shift)
+                at += 8
+            o = k * STRIDE + g
+            store(joint, o, multiply_add(a0, half, spread(constants, k)))
+            store(joint, o + step, multiply_add(a1, half, spread(constants, k)))
+            o += STRIDE
+            store(joint, o, multiply_add(b0, half, spread(constants, k + 1)))
+            store(joint, o + step, multiply_add(b1, half, spread(constants, k + 1)))
+            o += STRIDE
+            store(joint, o, multiply_add(c0, half, spread(constants, k + 2)))
+            store(joint, o + step, multiply_add(c1, half, spread(constants, k + 2)))
+            o += STRIDE
+            store(joint, o, multiply_add(d0, half, spread(constants, k + 3)))
+            store(joint, o + step, multiply_add(d1, half, spread(constants, k + 3)))
 
 
-@njit(**OPT)
-def moments4(joint, k, x, d, stride, padded, sums, at):
-    L = lanes(x)
-    z = like(x, 0.0)
-    f00 = f01 = f10 = f11 = f20 = f21 = f30 = f31 = z
-    s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = z
-    for g in range(0, padded, L):
-        x0 = load(x, d * stride + g)
-        x1 = load(x, d * stride + stride + g)
-        q0 = x0 * x0
-        q1 = x1 * x1
-        o = k * stride + g
-        r = load(joint, o)
-        f00 = multiply_add(r, x0, f00)
-        f01 = multiply_add(r, x1, f01)
-        s00 = multiply_add(r, q0, s00)
-        s01 = multiply_add(r, q1, s01)
-        r = load(joint, o + stride)
-        f10 = multiply_add(r, x0, f10)
-        f11 = multiply_add(r, x1, f11)
-        s10 = multiply_add(r, q0, s10)
-        s11 = multiply_add(r, q1, s11)
-        r = load(joint, o + 2 * stride)
-        f20 = multiply_add(r, x0, f20)
-        f21 = multiply_add(r, x1, f21)
-        s20 = multiply_add(r, q0, s20)
-        s21 = multiply_add(r, q1, s21)
-        r = load(joint, o + 3 * stride)
-        f30 = multiply_add(r, x0, f30)
-        f31 = multiply_add(r, x1, f31)
-        s30 = multiply_add(r, q0, s30)
-        s31 = multiply_add(r, q1, s31)
-    store_sums(sums, at, (f00, s00, f01, s01, f10, s10, f11, s11, f20, s20, f21, s21, f30, s30, f31, s31))
+@njit(nogil=True, error_model="numpy")
+def moments(joint, components, x, dims, padded, sums):
+    """sums = r x and r x^2 over the rows, for four components and two columns at a time.
+
+    sums: [components / 4, dims / 2, 4, 2, (x, x^2)].
+    """
+    step = lanes(x)
+    zero = like(x, 0.0)
+    at = 0
+    for k in range(0, components, 4):
+        for d in range(0, dims, 2):
+            a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = zero
+            e0 = e1 = f0 = f1 = g0 = g1 = h0 = h1 = zero
+            o = k * STRIDE
+            for i in range(d * STRIDE, d * STRIDE + padded, step):
+                x0, x1 = load(x, i), load(x, i + STRIDE)
+                s0, s1 = x0 * x0, x1 * x1
+                r = load(joint, o)
+                a0, a1 = multiply_add(r, x0, a0), multiply_add(r, x1, a1)
+                e0, e1 = multiply_add(r, s0, e0), multiply_add(r, s1, e1)
+                r = load(joint, o + STRIDE)
+                b0, b1 = multiply_add(r, x0, b0), multiply_add(r, x1, b1)
+                f0, f1 = multiply_add(r, s0, f0), multiply_add(r, s1, f1)
+                r = load(joint, o + 2 * STRIDE)
+                c0, c1 = multiply_add(r, x0, c0), multiply_add(r, x1, c1)
+                g0, g1 = multiply_add(r, s0, g0), multiply_add(r, s1, g1)
+                r = load(joint, o + 3 * STRIDE)
+                d0, d1 = multiply_add(r, x0, d0), multiply_add(r, x1, d1)
+                h0, h1 = multiply_add(r, s0, h0), multiply_add(r, s1, h1)
+                o += step
+            store_sums(sums, at, (a0, e0, a1, e1, b0, f0, b1, f1, c0, g0, c1, g1, d0, h0, d1, h1))
+            at += 16
 
 
-@njit(**OPT)
-def counts(joint, stride, padded, K, sums):
-    L = lanes(joint)
-    for k in range(K):
-        n = like(joint, 0.0)
-        for g in range(0, padded, L):
-            n = n + load(joint, k * stride + g)
-        store_sums(sums, k, (n,))
+@njit(nogil=True, error_model="numpy")
+def direct_densities(x, dims, padded, factors, constants, components, joint):
+    """joint_k = constant_k + the log density of the columns that are there; x holds NaN where one is not.
+
+    factors: [components, dims, (mean, 1/sigma, what rounding the mean left, log(1/sigma) - log(2 pi)/2)].
+    """
+    step = lanes(x)
+    zero = like(x, 0.0)
+    for k in range(components):
+        for g in range(0, padded, step):
+            squares = zero
+            logs = spread(constants, k)
+            at = 4 * k * dims
+            for i in range(g, g + dims * STRIDE, STRIDE):
+                value = load(x, i)
+                y = multiply_add(value - spread(factors, at), spread(factors, at + 1), spread(factors, at + 2))
+                y = select_equal(value, value, y, zero)
+                squares = multiply_add(y, y, squares)
+                logs = logs + select_equal(value, value, spread(factors, at + 3), zero)
+                at += 4
+            store(joint, k * STRIDE + g, multiply_add(squares, like(x, -0.5), logs))
 
 
-def span(X, first, last, R, center, P, constant, K, w, x, joint, loglik, sums, total):
-    D = X.shape[1]
-    D2 = D + (D & 1)
-    stride = R + 16
-    L = lanes(x)
-    for start in range(first, last, R):
-        rows = min(R, last - start)
-        padded = (rows + 2 * L - 1) // (2 * L) * (2 * L)
-        pack(X, start, rows, padded, center, x, stride)
-        for k in range(0, K, 4):
-            density4(x, stride, padded, D, P, k * 2 * D, constant, k, joint)
-        for r in range(padded):
-            w[r] = 1.0 if r < rows else 0.0
-        normalize(joint, stride, padded, K, w, loglik)
-        at = 0
-        for k in range(0, K, 4):
-            for d in range(0, D2, 2):
-                moments4(joint, k, x, d, stride, padded, sums, at)
-                at += 16
-        counts(joint, stride, padded, K, sums[at:])
-        for i in range(at + K):
-            total[i] += sums[i]
-        s = 0.0
-        for r in range(rows):
-            s += loglik[r]
-        total[at + K] += s
+@njit(nogil=True, error_model="numpy")
+def direct_moments(joint, components, x, dims, padded, factors, sums):
+    """sums = r, r (x - mean), r (x - mean)^2 over the rows where x is there, with the (rounded) mean of `factors`.
+
+    sums: [components, dims, (r, first, second, 0)].
+    """
+    step = lanes(x)
+    zero = like(x, 0.0)
+    at = 0
+    for k in range(components):
+        for d in range(dims):
+            observed = first = second = zero
+            mean = spread(factors, at)
+            o = k * STRIDE
+            for i in range(d * STRIDE, d * STRIDE + padded, step):
+                value = load(x, i)
+                r = select_equal(value, value, load(joint, o), zero)
+                t = select_equal(value, value, value - mean, zero)
+                observed = observed + r
+                r = r * t
+                first = first + r
+                second = multiply_add(r, t, second)
+                o += step
+            store_sums(sums, at, (observed, first, second, zero))
+            at += 4

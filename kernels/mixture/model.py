@@ -78,3 +78,22 @@ def roots(gaussian: GaussianColumns) -> Floats:
     if gaussian.covariance_type == "tied":
         return np.broadcast_to(u, (components, size, size))
     return u
+
+
+def check_domain(X: NDArray[np.floating], canonical: CanonicalColumns) -> None:
+    """Raises ValueError if a value is outside its column's family; NaN is missing."""
+    for c, (column, kind) in enumerate(zip(canonical.columns, canonical.kinds, strict=True)):
+        x = X[:, column]
+        categories = int(canonical.starts[c + 1] - canonical.starts[c])
+        most = {"bernoulli": 1.0, "poisson": np.finfo(np.float64).max, "categorical": categories - 1.0}[kind]
+        bad = ~np.isnan(x) & ~((x >= 0) & (x <= most) & (x == np.floor(x)))
+        if bad.any():
+            takes = {
+                "bernoulli": "0 and 1",
+                "poisson": "integers >= 0",
+                "categorical": f"the categories 0 to {categories - 1}",
+            }[kind]
+            raise ValueError(
+                f"column {column} of X is {kind!r} and takes {takes}, or NaN where it is missing; "
+                f"got {x[bad][0]} in row {int(np.flatnonzero(bad)[0])}"
+            )

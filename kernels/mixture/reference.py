@@ -17,12 +17,14 @@ from latent_kernels.kernels.mixture.model import (
     Integers,
     Parameters,
     Sums,
+    check_domain,
     roots,
 )
 
 
 def features(X: Floats, canonical: CanonicalColumns) -> tuple[Floats, Floats, Floats]:
     """phi(x) [N, F], which columns are there [N, C], and log h(x) summed over columns [N]."""
+    check_domain(X, canonical)
     phi = np.zeros((len(X), canonical.starts[-1]))
     x = X[:, canonical.columns]
     there = ~np.isnan(x)

@@ -1,0 +1,161 @@
+"""The E-step of Gaussians with full covariances, one function for a span of rows.
+
+For each component t = x - mean; the density needs y = U^T t with Sigma^-1 = U U^T, U upper triangular, which are
+D(D + 1)/2 multiply-adds a row, and the second moment is the lower triangle of the product of r t with t, as many again.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from latent_kernels.kernels.mixture.simd import lanes, like, load, multiply_add, spread, store, store_sums
+from latent_kernels.kernels.mixture.tiles import (
+    ROWS,
+    STRIDE,
+    add,
+    count,
+    outer_sums,
+    padded_rows,
+    read,
+    read_weights,
+    respond,
+    respond_hard,
+    total_density,
+    write_labels,
+    write_posterior,
+)
+
+MISSING = 1
+
+
+@njit(nogil=True, error_model="numpy")
+def _subtract(x, dims, padded, means, at, t):
+    """t = x less one component's mean."""
+    step = lanes(x)
+    for d in range(dims):
+        mean = spread(means, at + d)
+        for i in range(d * STRIDE, d * STRIDE + padded, step):
+            store(t, i, load(x, i) - mean)
+
+
+@njit(nogil=True, error_model="numpy")
+def _density(t, dims, padded, factors, at, shifts, k, constants, joint):
+    """joint_k = constant_k - |U^T t + shift|^2 / 2, for four columns of U and two registers of rows at a time.
+
+    factors: from `at` on [dims4 / 4, dims, 4], of U; shifts: [components, dims4], what rounding the mean left.
+    """
+    step = lanes(t)
+    blocks = dims + -dims % 4
+    for g in range(0, padded, 2 * step):
+        total0 = total1 = like(t, 0.0)
+        for j in range(0, blocks, 4):
+            a0 = a1 = spread(shifts, k * blocks + j)
+            b0 = b1 = spread(shifts, k * blocks + j + 1)
+            c0 = c1 = spread(shifts, k * blocks + j + 2)
+            d0 = d1 = spread(shifts, k * blocks + j + 3)
+            n = at + j * dims
+            for i in range(g, g + min(j + 4, dims) * STRIDE, STRIDE):
+                t0, t1 = load(t, i), load(t, i + step)
+                u = spread(factors, n)
+                a0, a1 = multiply_add(t0, u, a0), multiply_add(t1, u, a1)
+                u = spread(factors, n + 1)
+                b0, b1 = multiply_add(t0, u, b0), multiply_add(t1, u, b1)
+                u = spread(factors, n + 2)
+                c0, c1 = multiply_add(t0, u, c0), multiply_add(t1, u, c1)
+                u = spread(factors, n + 3)
+                d0, d1 = multiply_add(t0, u, d0), multiply_add(t1, u, d1)
+                n += 4
+            total0 = multiply_add(a0, a0, multiply_add(b0, b0, total0))
+            total1 = multiply_add(a1, a1, multiply_add(b1, b1, total1))
+            total0 = multiply_add(c0, c0, multiply_add(d0, d0, total0))
+            total1 = multiply_add(c1, c1, multiply_add(d1, d1, total1))
+        constant, half = spread(constants, k), like(t, -0.5)
+        store(joint, k * STRIDE + g, multiply_add(total0, half, constant))
+        store(joint, k * STRIDE + g + step, multiply_add(total1, half, constant))
+
+
+@njit(nogil=True, error_model="numpy")
+def _weigh(joint, k, t, blocks, padded, weighted, sums):
+    """weighted = r_k t, and sums = its sum over the rows, [blocks]."""
+    step = lanes(t)
+    for d in range(0, blocks, 4):
+        a = b = c = e = like(t, 0.0)
+        o = k * STRIDE
+        for i in range(d * STRIDE, d * STRIDE + padded, step):
+            r = load(joint, o)
+            value = r * load(t, i)
+            store(weighted, i, value)
+            a = a + value
+            value = r * load(t, i + STRIDE)
+            store(weighted, i + STRIDE, value)
+            b = b + value
+            value = r * load(t, i + 2 * STRIDE)
+            store(weighted, i + 2 * STRIDE, value)
+            c = c + value
+            value = r * load(t, i + 3 * STRIDE)
+            store(weighted, i + 3 * STRIDE, value)
+            e = e + value
+            o += step
+        store_sums(sums, d, (a, b, c, e))
+
+
+def size_of_total(components, dims):
+    """The length of `total`: for each component [dims4] first and [4, 4] blocks of second moments; counts; 1."""
+    blocks = (dims + -dims % 4) // 4
+    return components * (4 * blocks + 16 * (blocks * (blocks + 1) // 2)) + components + 1
+
+
+def span(
+    X,
+    first,
+    last,
+    sample_weight,
+    hard,
+    components,
+    gaussian,  # columns, zero center, rounded means, factors, shifts
+    constants,
+    work,  # x, t, weighted, joint, weight, density, sums
+    total,  # with no room: sums are not wanted
+    outputs,  # densities, labels, responsibilities
+):
+    """The E-step of the rows first:last; returns MISSING at the first NaN, else 0."""
+    columns, center, means, factors, shifts = gaussian
+    x, t, weighted, joint, weight, density, sums = work
+    dims = len(columns)
+    blocks = dims + -dims % 4
+    for start in range(first, last, ROWS):
+        rows = min(ROWS, last - start)
+        padded = padded_rows(x, rows)
+        if read(X, columns, start, rows, center, x):
+            return MISSING
+        for k in range(components):
+            _subtract(x, dims, padded, means, k * dims, t)
+            _density(t, dims, padded, factors, k * blocks * dims, shifts, k, constants, joint)
+        read_weights(sample_weight, start, rows, weight)
+        densities_out, labels_out, responsibilities_out = outputs
+        write_labels(joint, components, start, rows, labels_out)
+        if hard:
+            respond_hard(joint, components, padded, weight, density)
+        else:
+            respond(joint, components, padded, weight, density)
+        write_posterior(joint, components, density, start, rows, densities_out, responsibilities_out)
+        if len(total) == 0:
+            continue
+        at = 0
+        for k in range(components):
+            size = blocks + 2 * blocks * (blocks // 4 + 1)
+            count(joint[k * STRIDE :], 1, padded, sums)
+            if sums[0] > 0:
+                total[len(total) - components - 1 + k] += sums[0]
+                _subtract(x, dims, padded, means, k * dims, t)
+                _weigh(joint, k, t, blocks, padded, weighted, sums)
+                add(total, at, sums, blocks)
+                n = at + blocks
+                for i in range(0, blocks, 4):
+                    for j in range(0, i + 4, 4):
+                        outer_sums(weighted, i, t, j, padded, sums, 0)
+                        add(total, n, sums, 16)
+                        n += 16
+            at += size
+        total[len(total) - 1] += total_density(density, weight, rows)
+    return 0

@@ -1,0 +1,144 @@
+"""The E-step where columns are independent within a component: diagonal Gaussians and other exponential families.
+
+One function for a span of rows. Its sums go into one vector `total`, whose parts `layout` lists, so that spans merge by
+adding vectors. It writes densities, labels and responsibilities where it is given arrays with room for them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from latent_kernels.kernels.mixture.canonical import (
+    INVALID,
+    MISSING,
+    add_products,
+    read_features,
+    read_observed,
+)
+from latent_kernels.kernels.mixture.diagonal import densities, direct_densities, direct_moments, moments
+from latent_kernels.kernels.mixture.tiles import (
+    ROWS,
+    add,
+    count,
+    outer_sums,
+    padded_rows,
+    read,
+    read_weights,
+    respond,
+    respond_hard,
+    total_density,
+    write_labels,
+    write_posterior,
+)
+
+
+class Layout(NamedTuple):
+    """Where the parts of `total` begin, for K components, G Gaussian columns, F features, C other columns."""
+
+    moments: int  # [K4 / 4, G2 / 2, 4, 2, 2] about the center: K4 and G2 are the next multiples of 4 and 2
+    direct: int  # [K, G, 4] about the rounded means
+    features: int  # [K4 / 4, (F4 + C4) / 4, 4, 4]
+    counts: int  # [K]
+    near: int  # [K], of the tiles whose moments are about the center
+    complete: int  # [K], of the tiles with no value missing among the other columns
+    log_likelihood: int
+    size: int
+
+
+def layout(components: int, gaussian: int, features: int, columns: int) -> Layout:
+    """The parts of `total`."""
+    k4, g2 = components + -components % 4, gaussian + gaussian % 2
+    sizes = [k4 * g2 * 2, components * gaussian * 4]
+    sizes += [k4 * (features + -features % 4 + columns + -columns % 4), components, components, components, 1]
+    return Layout(*np.cumsum([0, *sizes]).tolist())
+
+
+def span(
+    X,
+    first,
+    last,
+    sample_weight,
+    hard,
+    components,
+    gaussian,  # columns, center, zero center, factors, direct factors, whether the direct form must be taken
+    base,  # [3, K]: log weights; what the Gaussian columns and what the others add where nothing is missing
+    canonical,  # None, or columns, kinds, starts, natural parameters, phi, log h
+    work,  # x, joint, weight, density, constants, sums
+    parts,
+    total,  # with no room: sums are not wanted
+    outputs,  # densities, labels, responsibilities
+):
+    """The E-step of the rows first:last; returns INVALID if a value is outside its column's family, else 0."""
+    columns, center, no_center, factors, direct_factors, always_direct = gaussian
+    x, joint, weight, density, constants, sums = work
+    dims = len(columns)
+    even = dims + dims % 2
+    blocks = components + -components % 4
+    for start in range(first, last, ROWS):
+        rows = min(ROWS, last - start)
+        padded = padded_rows(x, rows)
+        direct = always_direct or read(X, columns, start, rows, center, x)
+        if direct:
+            read(X, columns, start, rows, no_center, x)
+        complete = True
+        if canonical is not None:
+            others, kinds, starts, natural, phi, log_base = canonical
+            found = read_features(X, others, kinds, starts, start, rows, padded, phi, log_base)
+            if found & INVALID:
+                return INVALID
+            complete = not found & MISSING
+        for k in range(components):
+            constants[k] = base[0, k]
+            if not direct:
+                constants[k] += base[1, k]
+            if complete:
+                constants[k] += base[2, k]
+        if direct:
+            direct_densities(x, dims, padded, direct_factors, constants, components, joint)
+        else:
+            densities(x, dims, padded, factors, constants, components, joint)
+        if canonical is not None:
+            features = starts[-1]
+            observed = features + -features % 4
+            size = observed + len(others) + -len(others) % 4
+            add_products(phi, features, padded, natural, 0, size, components, joint)
+            if not complete:
+                read_observed(X, others, start, rows, padded, phi, observed)
+                add_products(phi, len(others), padded, natural, observed, size, components, joint)
+        read_weights(sample_weight, start, rows, weight)
+        densities_out, labels_out, responsibilities_out = outputs
+        write_labels(joint, components, start, rows, labels_out)
+        if hard:
+            respond_hard(joint, components, padded, weight, density)
+        else:
+            respond(joint, components, padded, weight, density)
+        write_posterior(joint, components, density, start, rows, densities_out, responsibilities_out)
+        if canonical is not None and len(densities_out) > 0:
+            for r in range(rows):
+                densities_out[start + r] += log_base[r]
+        if len(total) == 0:
+            continue
+        at_moments, at_direct, at_features, at_counts, at_near, at_complete, at_likelihood = parts
+        total[at_likelihood] += total_density(density, weight, rows)
+        count(joint, components, padded, sums)
+        add(total, at_counts, sums, components)
+        if not direct:
+            add(total, at_near, sums, components)
+        if complete:
+            add(total, at_complete, sums, components)
+        if direct:
+            direct_moments(joint, components, x, dims, padded, direct_factors, sums)
+            add(total, at_direct, sums, 4 * components * dims)
+        else:
+            moments(joint, components, x, even, padded, sums)
+            add(total, at_moments, sums, 2 * blocks * even)
+        if canonical is not None:
+            total[at_likelihood] += total_density(log_base, weight, rows)
+            used = observed if complete else size
+            for k in range(0, components, 4):
+                for f in range(0, used, 4):
+                    outer_sums(joint, k, phi, f, padded, sums, 0)
+                    add(total, at_features + k * size + 4 * f, sums, 16)
+    return 0

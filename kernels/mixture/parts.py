@@ -1,0 +1,102 @@
+"""Parts of a problem on several threads, their results merged in the order of the parts."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+State = TypeVar("State")
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)  # its threads are not in the child
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="latent_kernels")
+    return _pool
+
+
+class _Run(Generic[State]):
+    """One problem: threads take the parts in order, and each merges its part when those before it are merged."""
+
+    def __init__(
+        self, parts: int, make: Callable[[], State], work: Callable[[int, State], None], merge: Callable[[State], None]
+    ) -> None:
+        self.parts, self.make, self.work, self.merge = parts, make, work, merge
+        self.taken = self.merged = 0
+        self.changed = threading.Condition()
+        self.error: BaseException | None = None
+
+    def take(self) -> int | None:
+        """The next part, or None where there is none or an error has ended the run."""
+        with self.changed:
+            if self.taken == self.parts or self.error is not None:
+                return None
+            self.taken += 1
+            return self.taken - 1
+
+    def finish(self, part: int, state: State) -> bool:
+        """Merges a part after its predecessors; False if an error has ended the run."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.merged == part or self.error is not None)
+            if self.error is not None:
+                return False
+            self.merge(state)
+            self.merged += 1
+            self.changed.notify_all()
+            return True
+
+    def loop(self) -> None:
+        """What a thread does."""
+        part = self.take()
+        if part is None:
+            return
+        try:
+            state = self.make()
+            while part is not None:
+                self.work(part, state)
+                if not self.finish(part, state):
+                    return
+                part = self.take()
+        except BaseException as error:
+            with self.changed:
+                self.error = self.error or error
+                self.changed.notify_all()
+
+    def wait(self) -> None:
+        """Until every part is merged; raises what a thread raised."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.merged == self.parts or self.error is not None)
+        if self.error is not None:
+            raise self.error
+
+
+def in_order(
+    parts: int,
+    threads: int,
+    make: Callable[[], State],
+    work: Callable[[int, State], None],
+    merge: Callable[[State], None],
+) -> None:
+    """work(part, state) for every part, then merge(state) in the order of the parts, under a lock.
+
+    Each thread has one state, from `make`, and takes its next part after it has merged: there are never more states
+    than threads, and the order of merging does not depend on their number. The caller is one of the threads.
+    """
+    run = _Run(parts, make, work, merge)
+    for _ in range(min(threads, parts) - 1):
+        _executor().submit(run.loop)
+    run.loop()
+    run.wait()

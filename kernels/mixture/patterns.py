@@ -1,0 +1,145 @@
+"""Full and tied covariances: all rows at once where nothing is missing, else by pattern of missing columns.
+
+The columns o that are there have the marginal N(m_o, S_oo), whose E-step over the rows of a pattern gives sums F, Q about
+m_o. The conditional expectation of x - m is B (x_o - m_o) with B = S_:o S_oo^-1, and its covariance C = S - B S_o: does not
+depend on x; so the completed sums are B F and B Q B^T + N C (Ghahramani & Jordan 1994).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latent_kernels.kernels.mixture.model import (
+    Floats,
+    GaussianColumns,
+    Integers,
+    Parameters,
+    Sums,
+    no_canonical,
+    roots,
+)
+
+CHUNK = 65536  # rows whose patterns are sorted at a time
+
+
+def statistics(Task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
+    """The sums of the E-step."""
+    task = Task(X, parameters)
+    if task.run(sample_weight, hard, None) == 0:
+        sums = task.sums()
+    else:
+        sums = _by_pattern(Task, X, parameters, sample_weight, hard)
+    if parameters.gaussian.covariance_type == "tied":
+        sums = sums._replace(second=sums.second.sum(axis=0))
+    return sums
+
+
+def posterior(Task: Any, X: Any, parameters: Parameters, outputs: tuple[Any, ...]) -> None:
+    """Log densities, labels and responsibilities, into the arrays that have room."""
+    if Task(X, parameters).run(None, False, outputs) == 0:
+        return
+    marginals = _Marginals(parameters)
+    for rows, there in _patterns(X, parameters.gaussian.columns):
+        part = tuple(np.empty((len(rows) if len(out) else 0, *out.shape[1:]), out.dtype) for out in outputs)
+        if len(there) == 0:
+            _of_nothing(parameters, part)
+        else:
+            Task(_take(X, rows, there, parameters), marginals(tuple(there)).parameters).run(None, False, part)
+        for out, values in zip(outputs, part, strict=True):
+            if len(out):
+                out[rows] = values
+
+
+class _Marginal(NamedTuple):
+    """What a pattern makes of the parameters."""
+
+    parameters: Parameters
+    regression: Floats  # B [K, D, O]
+    rest: Floats  # C [K, D, D]
+
+
+class _Marginals:
+    """The marginal of each pattern, those of the latest patterns kept."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        inverse = np.linalg.inv(roots(parameters.gaussian))
+        self.covariances = inverse.swapaxes(-1, -2) @ inverse  # S = U^-T U^-1
+        self.latest = functools.lru_cache(maxsize=64)(self._make)
+
+    def __call__(self, there: tuple[int, ...]) -> _Marginal:
+        return self.latest(there)
+
+    def _make(self, there: tuple[int, ...]) -> _Marginal:
+        at = list(there)
+        lower = np.linalg.cholesky(self.covariances[:, at][:, :, at])
+        u = np.triu(np.linalg.inv(lower).swapaxes(-1, -2))
+        regression = self.covariances[:, :, at] @ u @ u.swapaxes(-1, -2)
+        regression[:, at] = np.eye(len(at))
+        rest = self.covariances - regression @ self.covariances[:, at]
+        rest[:, at] = 0
+        rest[:, :, at] = 0
+        gaussian = GaussianColumns(np.arange(len(at)), "full", self.parameters.gaussian.means[:, at], u)
+        parameters = Parameters(self.parameters.log_weights, gaussian, no_canonical(len(u)))
+        return _Marginal(parameters, regression, rest)
+
+
+def _patterns(X: Any, columns: Integers) -> Iterator[tuple[Integers, Integers]]:
+    """(rows, the columns of the Gaussian block that are there in exactly these rows)."""
+    for first in range(0, len(X), CHUNK):
+        masks = ~np.isnan(X[first : first + CHUNK][:, columns])
+        keys, which = np.unique(np.packbits(masks, axis=1), axis=0, return_inverse=True)
+        order = np.argsort(which.ravel(), kind="stable")
+        ends = np.cumsum(np.bincount(which.ravel(), minlength=len(keys)))
+        for rows in np.split(order, ends[:-1]):
+            yield first + rows, np.flatnonzero(masks[rows[0]])
+
+
+def _take(X: Any, rows: Integers, there: Integers, parameters: Parameters) -> Any:
+    return X[rows[:, None], parameters.gaussian.columns[there]]
+
+
+def _of_nothing(parameters: Parameters, outputs: tuple[Any, ...]) -> float:
+    """The posterior of a row in which everything is missing: the weights. Returns its log density."""
+    log_sum = float(np.logaddexp.reduce(parameters.log_weights))
+    densities, labels, responsibilities = outputs
+    densities[:] = log_sum
+    labels[:] = int(parameters.log_weights.argmax())
+    if len(responsibilities):
+        responsibilities[:] = np.exp(parameters.log_weights - log_sum)
+    return log_sum
+
+
+def _by_pattern(Task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
+    components, size = parameters.gaussian.means.shape
+    marginals = _Marginals(parameters)
+    likelihood, counts = 0.0, np.zeros(components)
+    first, second = np.zeros((components, size)), np.zeros((components, size, size))
+    for rows, there in _patterns(X, parameters.gaussian.columns):
+        weight = None if sample_weight is None else np.ascontiguousarray(sample_weight[rows])
+        if len(there) == 0:
+            total = float(len(rows)) if weight is None else float(weight.sum())
+            likelihood += total * (
+                parameters.log_weights.max() if hard else np.logaddexp.reduce(parameters.log_weights)
+            )
+            share = np.exp(parameters.log_weights)
+            share = np.eye(components)[share.argmax()] if hard else share / share.sum()
+            counts += total * share
+            second += (total * share)[:, None, None] * marginals.covariances
+            continue
+        marginal = marginals(tuple(there))
+        task = Task(_take(X, rows, there, parameters), marginal.parameters)
+        task.run(weight, hard, None)
+        sums = task.sums()
+        b = marginal.regression
+        likelihood += sums.log_likelihood
+        counts += sums.counts
+        first += (b @ sums.first[:, :, None])[..., 0]
+        second += b @ sums.second @ b.swapaxes(-1, -2) + sums.counts[:, None, None] * marginal.rest
+    none = np.zeros((components, 0))
+    observed = np.repeat(counts[:, None], size, axis=1)
+    return Sums(float(likelihood), counts, observed, first, second, none, none)
