@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
 from latent_kernels.kernels.mixture.simd import lanes, load, multiply_add, spread, store
 from latent_kernels.kernels.mixture.tiles import STRIDE
+from numba import njit
 
 BERNOULLI, POISSON, CATEGORICAL = range(3)
 MISSING, INVALID = 1, 2

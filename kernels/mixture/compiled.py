@@ -10,8 +10,8 @@ from types import FunctionType
 from typing import Any
 
 import numba
-import numpy as np
 from numba.core import types
+from numpy.typing import NDArray
 
 
 @functools.cache
@@ -21,16 +21,26 @@ def _sources() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-@functools.cache
+_functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+
+def compiled(function: Callable[..., Any], X: NDArray[Any], *arguments: Any) -> Callable[..., Any]:
+    """`function` compiled for (X, *arguments), whatever the strides of X and whether it is read-only or not.
+
+    The dtype of X and which arguments are None are taken to settle the types of all arguments.
+    """
+    key = (function, X.dtype, tuple(argument is None for argument in arguments))
+    if key not in _functions:
+        data = types.Array(numba.from_dtype(X.dtype), 2, "A", readonly=True)
+        _functions[key] = _compile(function, (data, *map(numba.typeof, arguments)))  # type: ignore[arg-type]
+    return _functions[key]
+
+
 def _compile(function: FunctionType, signature: tuple[Any, ...]) -> Callable[..., Any]:
     named = FunctionType(function.__code__, function.__globals__, function.__name__)
     named.__qualname__ = f"{function.__name__}_{_sources()}"  # part of the name of numba's file
     named.__module__ = function.__module__
-    return numba.njit(signature, nogil=True, cache=True, error_model="numpy")(named)  # type: ignore[no-any-return]
-
-
-def compiled(function: Callable[..., Any], X: np.ndarray[Any, Any], *arguments: Any) -> Callable[..., Any]:
-    """`function` compiled for data like X, of any strides and read-only or not, and for these other arguments."""
-    data = types.Array(numba.from_dtype(X.dtype), 2, "A", readonly=True)
-    signature = (data, *(numba.typeof(argument) for argument in arguments))
-    return _compile(function, signature)  # type: ignore[arg-type]
+    dispatcher = numba.njit(signature, nogil=True, cache=True, error_model="numpy")(named)
+    (overload,) = dispatcher.overloads.values()
+    entry: Callable[..., Any] = overload.entry_point  # type: ignore[attr-defined]
+    return entry  # the dispatcher would look for conversions of X at every call

@@ -1,14 +1,12 @@
 """Gaussian columns with diagonal covariances: log densities and moments of a tile.
 
 Where all means are near enough to one center c, relative to their sigmas, x - c serves every component (`densities`,
-`moments`): y = (x - c)/sigma - (m - c)/sigma is one multiply-add and so is the sum of y^2, and both moments are products
-of the responsibilities with x - c and its square, moved to the means afterwards. Elsewhere, and where values are missing,
-each component subtracts its own mean from x first (`direct_densities`, `direct_moments`).
+`moments`): y = (x - c)/sigma - (m - c)/sigma is one multiply-add and so is the sum of y^2, and both moments are
+products of the responsibilities with x - c and its square, moved to the means afterwards. Elsewhere, and where values
+are missing, each component subtracts its own mean from x first (`direct_densities`, `direct_moments`).
 """
 
 from __future__ import annotations
-
-from numba import njit
 
 from latent_kernels.kernels.mixture.simd import (
     lanes,
@@ -21,6 +19,7 @@ from latent_kernels.kernels.mixture.simd import (
     store_sums,
 )
 from latent_kernels.kernels.mixture.tiles import STRIDE
+from numba import njit
 
 
 @njit(nogil=True, error_model="numpy")

@@ -6,24 +6,19 @@ D(D + 1)/2 multiply-adds a row, and the second moment is the lower triangle of t
 
 from __future__ import annotations
 
-from numba import njit
-
 from latent_kernels.kernels.mixture.simd import lanes, like, load, multiply_add, spread, store, store_sums
 from latent_kernels.kernels.mixture.tiles import (
     ROWS,
     STRIDE,
     add,
+    add_lower_products,
     count,
-    outer_sums,
     padded_rows,
     read,
-    read_weights,
-    respond,
-    respond_hard,
+    respond_to_tile,
     total_density,
-    write_labels,
-    write_posterior,
 )
+from numba import njit
 
 MISSING = 1
 
@@ -75,7 +70,7 @@ def _density(t, dims, padded, factors, at, shifts, k, constants, joint):
 
 
 @njit(nogil=True, error_model="numpy")
-def _weigh(joint, k, t, blocks, padded, weighted, sums):
+def weigh(joint, k, t, blocks, padded, weighted, sums):
     """weighted = r_k t, and sums = its sum over the rows, [blocks]."""
     step = lanes(t)
     for d in range(0, blocks, 4):
@@ -99,7 +94,7 @@ def _weigh(joint, k, t, blocks, padded, weighted, sums):
         store_sums(sums, d, (a, b, c, e))
 
 
-def size_of_total(components, dims):
+def size_of_total(components: int, dims: int) -> int:
     """The length of `total`: for each component [dims4] first and [4, 4] blocks of second moments; counts; 1."""
     blocks = (dims + -dims % 4) // 4
     return components * (4 * blocks + 16 * (blocks * (blocks + 1) // 2)) + components + 1
@@ -131,14 +126,7 @@ def span(
         for k in range(components):
             _subtract(x, dims, padded, means, k * dims, t)
             _density(t, dims, padded, factors, k * blocks * dims, shifts, k, constants, joint)
-        read_weights(sample_weight, start, rows, weight)
-        densities_out, labels_out, responsibilities_out = outputs
-        write_labels(joint, components, start, rows, labels_out)
-        if hard:
-            respond_hard(joint, components, padded, weight, density)
-        else:
-            respond(joint, components, padded, weight, density)
-        write_posterior(joint, components, density, start, rows, densities_out, responsibilities_out)
+        respond_to_tile(joint, components, start, rows, sample_weight, hard, weight, density, outputs)
         if len(total) == 0:
             continue
         at = 0
@@ -148,14 +136,9 @@ def span(
             if sums[0] > 0:
                 total[len(total) - components - 1 + k] += sums[0]
                 _subtract(x, dims, padded, means, k * dims, t)
-                _weigh(joint, k, t, blocks, padded, weighted, sums)
+                weigh(joint, k, t, blocks, padded, weighted, sums)
                 add(total, at, sums, blocks)
-                n = at + blocks
-                for i in range(0, blocks, 4):
-                    for j in range(0, i + 4, 4):
-                        outer_sums(weighted, i, t, j, padded, sums, 0)
-                        add(total, n, sums, 16)
-                        n += 16
+                add_lower_products(weighted, t, dims, padded, sums, total, at + blocks)
             at += size
         total[len(total) - 1] += total_density(density, weight, rows)
     return 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-
 from latent_kernels.kernels.mixture.canonical import (
     INVALID,
     MISSING,
@@ -25,12 +24,8 @@ from latent_kernels.kernels.mixture.tiles import (
     outer_sums,
     padded_rows,
     read,
-    read_weights,
-    respond,
-    respond_hard,
+    respond_to_tile,
     total_density,
-    write_labels,
-    write_posterior,
 )
 
 
@@ -107,17 +102,10 @@ def span(
             if not complete:
                 read_observed(X, others, start, rows, padded, phi, observed)
                 add_products(phi, len(others), padded, natural, observed, size, components, joint)
-        read_weights(sample_weight, start, rows, weight)
-        densities_out, labels_out, responsibilities_out = outputs
-        write_labels(joint, components, start, rows, labels_out)
-        if hard:
-            respond_hard(joint, components, padded, weight, density)
-        else:
-            respond(joint, components, padded, weight, density)
-        write_posterior(joint, components, density, start, rows, densities_out, responsibilities_out)
-        if canonical is not None and len(densities_out) > 0:
+        respond_to_tile(joint, components, start, rows, sample_weight, hard, weight, density, outputs)
+        if canonical is not None and len(outputs[0]) > 0:
             for r in range(rows):
-                densities_out[start + r] += log_base[r]
+                outputs[0][start + r] += log_base[r]
         if len(total) == 0:
             continue
         at_moments, at_direct, at_features, at_counts, at_near, at_complete, at_likelihood = parts

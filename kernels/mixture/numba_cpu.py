@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
-from latent_kernels.kernels.mixture import full, independent, patterns
+from latent_kernels.kernels.mixture import full, independent, patterns, tied
 from latent_kernels.kernels.mixture.canonical import INVALID
 from latent_kernels.kernels.mixture.compiled import compiled
 from latent_kernels.kernels.mixture.model import (
@@ -23,6 +22,7 @@ from latent_kernels.kernels.mixture.model import (
 )
 from latent_kernels.kernels.mixture.parts import in_order
 from latent_kernels.kernels.mixture.tiles import ROWS, STRIDE
+from numpy.typing import NDArray
 
 PART = 2**20  # of rows * components * features in a part, about: a tenth of a millisecond
 MOST_PARTS = 256
@@ -35,7 +35,7 @@ Outputs = tuple[Floats, Integers, Data]
 def statistics(X: Data, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
     """The sums of the E-step."""
     if parameters.gaussian.covariance_type in ("full", "tied"):
-        return patterns.statistics(_Full, X, parameters, sample_weight, hard)
+        return patterns.statistics(_matrix_task, X, parameters, sample_weight, hard)
     task = _Independent(X, parameters)
     task.run(sample_weight, hard, None)
     return task.sums()
@@ -55,7 +55,7 @@ def posterior(
         np.empty((0, 0), X.dtype) if responsibilities is None else responsibilities,
     )
     if parameters.gaussian.covariance_type in ("full", "tied"):
-        patterns.posterior(_Full, X, parameters, outputs)
+        patterns.posterior(_matrix_task, X, parameters, outputs)
     else:
         _Independent(X, parameters).run(None, False, outputs)
 
@@ -72,8 +72,9 @@ def _deal(rows: int, work: int) -> tuple[int, int]:
 
 
 class _Task:
-    """One E-step: `call` runs a span of rows, with buffers of a thread's own from `buffers`."""
+    """One E-step: `span` does a span of rows, with `buffers` of a thread's own."""
 
+    span: ClassVar[Callable[..., int]]
     X: Data
     work_per_row: int
     size: int  # of `total`
@@ -83,7 +84,8 @@ class _Task:
     def buffers(self) -> Any:
         raise NotImplementedError
 
-    def call(self, first: int, last: int, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> int:
+    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+        """Those of `span` behind (X, first, last)."""
         raise NotImplementedError
 
     def run(self, sample_weight: Floats | None, hard: bool, outputs: Outputs | None) -> int:
@@ -95,18 +97,21 @@ class _Task:
         self.status = 0
         parts, step = _deal(rows, self.work_per_row)
 
-        def make() -> tuple[Any, Floats]:
-            return self.buffers(), np.zeros_like(self.total)
+        first = self.arguments(weight, hard, self.buffers(), np.zeros_like(self.total), out)
+        function = compiled(type(self).span, self.X, 0, 0, *first)
 
-        def work(part: int, state: tuple[Any, Floats]) -> None:
-            buffers, total = state
+        def make() -> tuple[Floats, tuple[Any, ...]]:
+            total = np.zeros_like(self.total)
+            return total, self.arguments(weight, hard, self.buffers(), total, out)
+
+        def work(part: int, state: tuple[Floats, tuple[Any, ...]]) -> None:
+            total, arguments = state
             total[:] = 0
             if self.status == 0:
-                last = min((part + 1) * step, rows)
-                self.status |= self.call(part * step, last, weight, hard, buffers, total, out)
+                self.status |= function(self.X, part * step, min((part + 1) * step, rows), *arguments)
 
-        def merge(state: tuple[Any, Floats]) -> None:
-            np.add(self.total, state[1], out=self.total)
+        def merge(state: tuple[Floats, tuple[Any, ...]]) -> None:
+            np.add(self.total, state[0], out=self.total)
 
         in_order(parts, torch.get_num_threads(), make, work, merge)
         return self.status
@@ -114,6 +119,8 @@ class _Task:
 
 class _Independent(_Task):
     """Diagonal Gaussian columns and columns of other families."""
+
+    span = independent.span
 
     def __init__(self, X: Data, parameters: Parameters) -> None:
         self.X, self.parameters = X, parameters
@@ -177,25 +184,11 @@ class _Independent(_Task):
             return work, None
         return work, (*self.canonical, np.zeros(self.natural_size * STRIDE, self.dtype), np.zeros(STRIDE))
 
-    def call(self, first: int, last: int, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> int:
-        """The span's E-step."""
+    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+        """Those of `span` behind (X, first, last)."""
         work, canonical = buffers
-        arguments = (
-            first,
-            last,
-            weight,
-            hard,
-            self.components,
-            self.gaussian,
-            self.base,
-            canonical,
-            work,
-            tuple(self.layout[:-1]),
-            total,
-            out,
-        )
-        status: int = compiled(independent.span, self.X, *arguments)(self.X, *arguments)
-        return status
+        parts = tuple(self.layout[:-1])
+        return weight, hard, self.components, self.gaussian, self.base, canonical, work, parts, total, out
 
     def run(self, sample_weight: Floats | None, hard: bool, outputs: Outputs | None) -> int:
         """As for every task; raises where a value is outside its column's family."""
@@ -234,8 +227,35 @@ def _move(counts: Floats, first: Floats, second: Floats, b: Floats) -> tuple[Flo
     return moved, second - b * (first + moved)
 
 
+def _matrix_task(X: Data, parameters: Parameters) -> _Task:
+    if parameters.gaussian.covariance_type == "tied" and _Tied.fits(parameters):
+        return _Tied(X, parameters)
+    return _Full(X, parameters)
+
+
+def _factor_blocks(u: Floats, dtype: np.dtype[Any]) -> Data:
+    """U [..., D, D] as [..., D4 / 4, D, 4], four columns side by side."""
+    size = u.shape[-1]
+    padded = np.zeros((*u.shape[:-1], _up(size, 4)), dtype)
+    padded[..., :size] = u
+    return np.ascontiguousarray(padded.reshape(*u.shape[:-1], -1, 4).swapaxes(-2, -3)).ravel()
+
+
+def _symmetric(blocks: Floats, size: int) -> Floats:
+    """The symmetric matrices [..., D, D] whose lower [4, 4] blocks are given, row by row."""
+    n = _up(size, 4) // 4
+    leading = blocks.shape[:-1]
+    lower = np.zeros((n, n, *leading, 4, 4))
+    lower[np.tril_indices(n)] = np.moveaxis(blocks.reshape(*leading, -1, 4, 4), -3, 0)
+    matrix = np.moveaxis(lower, (0, 1), (-4, -2)).reshape(*leading, 4 * n, 4 * n)[..., :size, :size]
+    result: Floats = np.tril(matrix) + np.tril(matrix, -1).swapaxes(-1, -2)
+    return result
+
+
 class _Full(_Task):
     """Full covariances; a tied one is every component's."""
+
+    span = full.span
 
     def __init__(self, X: Data, parameters: Parameters) -> None:
         self.X, self.parameters = X, parameters
@@ -247,9 +267,6 @@ class _Full(_Task):
         self.work_per_row = self.components * self.dims * (self.dims + 1)
         self.rounded = gaussian.means.astype(self.dtype).astype(np.float64)
         u = roots(gaussian)
-        factors = np.zeros((self.components, self.dims, self.blocks), self.dtype)
-        factors[..., : self.dims] = u
-        blocked = factors.reshape(self.components, self.dims, self.blocks // 4, 4).transpose(0, 2, 1, 3)
         shifts = np.zeros((self.components, self.blocks), self.dtype)
         shifts[:, : self.dims] = np.einsum("kd,kdj->kj", self.rounded - gaussian.means, u)
         diagonal = np.diagonal(u, axis1=-2, axis2=-1)
@@ -259,7 +276,7 @@ class _Full(_Task):
             gaussian.columns.astype(np.int64),
             np.zeros(self.dims, self.dtype),
             self.rounded.astype(self.dtype).ravel(),
-            np.ascontiguousarray(blocked).ravel(),
+            _factor_blocks(u, self.dtype),
             shifts.ravel(),
         )
 
@@ -269,26 +286,87 @@ class _Full(_Task):
         sizes = (block, block, block, self.components * STRIDE, STRIDE, STRIDE, max(16, self.blocks))
         return tuple(np.zeros(size, self.dtype) for size in sizes)
 
-    def call(self, first: int, last: int, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> int:
-        """The span's E-step."""
-        arguments = (first, last, weight, hard, self.components, self.gaussian, self.constants, buffers, total, out)
-        status: int = compiled(full.span, self.X, *arguments)(self.X, *arguments)
-        return status
+    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+        """Those of `span` behind (X, first, last)."""
+        return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
 
     def sums(self) -> Sums:
-        """The sums about the means; second moments [K, D, D] for a tied covariance too."""
-        k, d, n = self.components, self.dims, self.blocks // 4
+        """The sums about the means."""
+        k, d = self.components, self.dims
         per_component = self.total[: -k - 1].reshape(k, -1)
         counts = self.total[-k - 1 : -1].copy()
-        lower = np.zeros((k, n, 4, n, 4))
-        rows, columns = np.tril_indices(n)
-        lower[:, rows, :, columns, :] = per_component[:, self.blocks :].reshape(k, -1, 4, 4).swapaxes(0, 1)
-        lower = lower.reshape(k, self.blocks, self.blocks)[:, :d, :d]
-        second = np.tril(lower) + np.tril(lower, -1).swapaxes(1, 2)
-        first = per_component[:, :d]
+        first, second = per_component[:, :d], _symmetric(per_component[:, self.blocks :], d)
         b = self.parameters.gaussian.means - self.rounded
         moved = first - b * counts[:, None]
         second = second - b[:, :, None] * first[:, None, :] - moved[:, :, None] * b[:, None, :]
+        if self.parameters.gaussian.covariance_type == "tied":
+            second = second.sum(axis=0)
         none = np.zeros((k, 0))
         observed = np.repeat(counts[:, None], d, axis=1)
         return Sums(float(self.total[-1]), counts, observed, moved, second, none, none)
+
+
+class _Tied(_Task):
+    """One covariance, near enough to one center that x - c serves every component."""
+
+    span = tied.span
+
+    @staticmethod
+    def fits(parameters: Parameters) -> bool:
+        """Whether the means are near enough to their center."""
+        _, turned = _turned_means(parameters)
+        return bool((turned**2).max() <= NEAR * 2 / np.finfo(np.float64).eps)
+
+    def __init__(self, X: Data, parameters: Parameters) -> None:
+        self.X, self.parameters = X, parameters
+        gaussian = parameters.gaussian
+        self.components, self.dims = gaussian.means.shape
+        self.blocks, padded = _up(self.dims, 4), _up(self.components, 4)
+        self.triangle = 2 * self.blocks * (self.blocks // 4 + 1)
+        self.size = padded * self.blocks + self.triangle + self.components + 1
+        self.work_per_row = self.dims * (2 * self.components + self.dims)
+        self.center, turned = _turned_means(parameters)
+        factors = np.zeros((padded, self.dims, 2))
+        factors[..., 0] = 1
+        factors[: self.components, :, 1] = -turned
+        u = gaussian.precisions_cholesky
+        self.constants = parameters.log_weights + (np.log(np.diagonal(u)) - 0.5 * np.log(2 * np.pi)).sum()
+        self.constants = np.concatenate([self.constants, np.zeros(padded - self.components)])
+        self.gaussian = (
+            gaussian.columns.astype(np.int64),
+            self.center,
+            _factor_blocks(u, np.dtype(np.float64)),
+            np.ascontiguousarray(factors.reshape(padded // 4, 4, self.dims, 2).transpose(0, 2, 3, 1)).ravel(),
+        )
+
+    def buffers(self) -> Any:
+        """Of one thread."""
+        block = self.blocks * STRIDE
+        joint = _up(self.components, 4) * STRIDE
+        sums = max(16, self.blocks, self.components)
+        return tuple(np.zeros(size) for size in (block, block, block, joint, STRIDE, STRIDE, sums))
+
+    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+        """Those of `span` behind (X, first, last)."""
+        return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
+
+    def sums(self) -> Sums:
+        """The sums about the means."""
+        k, d = self.components, self.dims
+        at = _up(k, 4) * self.blocks
+        blocks = self.total[:at].reshape(-1, self.blocks // 4, 4, 4).swapaxes(1, 2)
+        first = blocks.reshape(-1, self.blocks)[:k, :d]
+        second = _symmetric(self.total[at : at + self.triangle], d)
+        counts = self.total[at + self.triangle : -1].copy()
+        b = self.parameters.gaussian.means - self.center
+        moved = first - b * counts[:, None]
+        none = np.zeros((k, 0))
+        observed = np.repeat(counts[:, None], d, axis=1)
+        return Sums(float(self.total[-1]), counts, observed, moved, second - b.T @ first - moved.T @ b, none, none)
+
+
+def _turned_means(parameters: Parameters) -> tuple[Floats, Floats]:
+    """The center c [G], and U^T (m_k - c) [K, G]."""
+    weights = np.exp(parameters.log_weights)
+    center = (weights @ parameters.gaussian.means) / weights.sum()
+    return center, (parameters.gaussian.means - center) @ parameters.gaussian.precisions_cholesky

@@ -1,8 +1,8 @@
 """Full and tied covariances: all rows at once where nothing is missing, else by pattern of missing columns.
 
-The columns o that are there have the marginal N(m_o, S_oo), whose E-step over the rows of a pattern gives sums F, Q about
-m_o. The conditional expectation of x - m is B (x_o - m_o) with B = S_:o S_oo^-1, and its covariance C = S - B S_o: does not
-depend on x; so the completed sums are B F and B Q B^T + N C (Ghahramani & Jordan 1994).
+The columns o that are there have the marginal N(m_o, S_oo), whose E-step over the rows of a pattern gives sums F, Q
+about m_o. The conditional expectation of x - m is B (x_o - m_o) with B = S_:o S_oo^-1, and its covariance
+C = S - B S_o: does not depend on x; so the completed sums are B F and B Q B^T + N C (Ghahramani & Jordan 1994).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from latent_kernels.kernels.mixture.model import (
     Floats,
     GaussianColumns,
@@ -26,21 +25,21 @@ from latent_kernels.kernels.mixture.model import (
 CHUNK = 65536  # rows whose patterns are sorted at a time
 
 
-def statistics(Task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
+def statistics(make_task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
     """The sums of the E-step."""
-    task = Task(X, parameters)
+    task = make_task(X, parameters)
     if task.run(sample_weight, hard, None) == 0:
-        sums = task.sums()
-    else:
-        sums = _by_pattern(Task, X, parameters, sample_weight, hard)
+        sums: Sums = task.sums()
+        return sums
+    sums = _by_pattern(make_task, X, parameters, sample_weight, hard)
     if parameters.gaussian.covariance_type == "tied":
         sums = sums._replace(second=sums.second.sum(axis=0))
     return sums
 
 
-def posterior(Task: Any, X: Any, parameters: Parameters, outputs: tuple[Any, ...]) -> None:
+def posterior(make_task: Any, X: Any, parameters: Parameters, outputs: tuple[Any, ...]) -> None:
     """Log densities, labels and responsibilities, into the arrays that have room."""
-    if Task(X, parameters).run(None, False, outputs) == 0:
+    if make_task(X, parameters).run(None, False, outputs) == 0:
         return
     marginals = _Marginals(parameters)
     for rows, there in _patterns(X, parameters.gaussian.columns):
@@ -48,7 +47,7 @@ def posterior(Task: Any, X: Any, parameters: Parameters, outputs: tuple[Any, ...
         if len(there) == 0:
             _of_nothing(parameters, part)
         else:
-            Task(_take(X, rows, there, parameters), marginals(tuple(there)).parameters).run(None, False, part)
+            make_task(_take(X, rows, there, parameters), marginals(tuple(there)).parameters).run(None, False, part)
         for out, values in zip(outputs, part, strict=True):
             if len(out):
                 out[rows] = values
@@ -114,7 +113,7 @@ def _of_nothing(parameters: Parameters, outputs: tuple[Any, ...]) -> float:
     return log_sum
 
 
-def _by_pattern(Task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
+def _by_pattern(make_task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
     components, size = parameters.gaussian.means.shape
     marginals = _Marginals(parameters)
     likelihood, counts = 0.0, np.zeros(components)
@@ -132,7 +131,7 @@ def _by_pattern(Task: Any, X: Any, parameters: Parameters, sample_weight: Floats
             second += (total * share)[:, None, None] * marginals.covariances
             continue
         marginal = marginals(tuple(there))
-        task = Task(_take(X, rows, there, parameters), marginal.parameters)
+        task = make_task(_take(X, rows, there, parameters), marginal.parameters)
         task.run(weight, hard, None)
         sums = task.sums()
         b = marginal.regression

@@ -42,9 +42,9 @@ def _ir_type(vector: Vector) -> ir.VectorType:
 
 
 @register_model(Vector)
-class _VectorModel(PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Vector) -> None:
-        super().__init__(dmm, fe_type, _ir_type(fe_type))
+        super().__init__(dmm, fe_type, _ir_type(fe_type))  # type: ignore[no-untyped-call]
 
 
 def _pointer(context: Any, builder: ir.IRBuilder, array: types.Array, value: Any, index: Any) -> ir.Value:
@@ -111,7 +111,7 @@ def like(typingctx: Any, model: Any, value: Any) -> Any:
     return vector(model, value), codegen
 
 
-class _Elementwise(AbstractTemplate):  # type: ignore[misc]
+class _Elementwise(AbstractTemplate):
     """The typing of a binary operator: two registers of one type give a third."""
 
     def generic(self, args: Any, kws: Any) -> Any:

@@ -1,12 +1,10 @@
 """What every E-step does with a tile of rows: read it, turn log joint densities into responsibilities, sum these.
 
-A tile holds `ROWS` rows as columns: feature d of row r stands at x[d * STRIDE + r], so that a register holds one feature
-of several rows. Rows beyond the end of the data are zero, and have weight zero.
+A tile holds `ROWS` rows as columns: feature d of row r stands at x[d * STRIDE + r], so that a register holds one
+feature of several rows. Rows beyond the end of the data are zero, and have weight zero.
 """
 
 from __future__ import annotations
-
-from numba import njit
 
 from latent_kernels.kernels.mixture.simd import (
     lanes,
@@ -19,6 +17,7 @@ from latent_kernels.kernels.mixture.simd import (
     store_sums,
 )
 from latent_kernels.kernels.mixture.vector_math import exp, log
+from numba import njit
 
 ROWS = 256
 STRIDE = ROWS + 16  # not a multiple of 4096 bytes: else every feature would fall into the same sets of the L1 cache
@@ -180,3 +179,27 @@ def write_posterior(joint, components, density, first, rows, densities, responsi
         for r in range(rows):
             for k in range(components):
                 responsibilities[first + r, k] = joint[k * STRIDE + r]
+
+
+@njit(nogil=True, error_model="numpy")
+def respond_to_tile(joint, components, first, rows, sample_weight, hard, weight, density, outputs):
+    """Log joint densities become weighted responsibilities; what `outputs` has room for is written there."""
+    densities, labels, responsibilities = outputs
+    padded = padded_rows(joint, rows)
+    read_weights(sample_weight, first, rows, weight)
+    write_labels(joint, components, first, rows, labels)
+    if hard:
+        respond_hard(joint, components, padded, weight, density)
+    else:
+        respond(joint, components, padded, weight, density)
+    write_posterior(joint, components, density, first, rows, densities, responsibilities)
+
+
+@njit(nogil=True, error_model="numpy")
+def add_lower_products(a, b, dims, padded, sums, total, at):
+    """total, from `at` on, += the sums over the rows of a_p b_q, the [4, 4] blocks with q <= p, row by row."""
+    for i in range(0, dims, 4):
+        for j in range(0, i + 4, 4):
+            outer_sums(a, i, b, j, padded, sums, 0)
+            add(total, at, sums, 16)
+            at += 16

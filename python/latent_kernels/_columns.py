@@ -26,7 +26,8 @@ def inside(kind: str, mean: Floats) -> Floats:
     if kind == "bernoulli":
         return np.clip(mean, BOUNDARY, 1 - BOUNDARY)
     mean = np.maximum(mean, BOUNDARY)
-    return mean / mean.sum(axis=-1, keepdims=True)
+    result: Floats = mean / mean.sum(axis=-1, keepdims=True)
+    return result
 
 
 def natural_parameters(kind: str, mean: Floats) -> tuple[Floats, Floats]:

@@ -59,6 +59,7 @@ def gaussian_e_step(
     Raises:
         TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
         ValueError: a shape or value is wrong; a covariance is not positive definite; X holds infinite values.
+
     """
     data = checked_data(X)
     parameters = gaussian_parameters(weights, means, covariances, covariance_type, data.shape[1])
@@ -102,6 +103,7 @@ def exponential_family_e_step(
     Raises:
         TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
         ValueError: a shape or value is wrong, an unknown family, or a value of X outside its column's family.
+
     """
     data = checked_data(X)
     mixture = mixed_parameters(weights, families, parameters, data.shape[1])

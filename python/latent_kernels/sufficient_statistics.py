@@ -46,6 +46,7 @@ class SufficientStatistics:
 
     `a + b` is the statistics of both sets of rows and needs the same anchors; `a.about(b.anchor) + b` always works.
     `a * c` weights every row by c. All are exact up to float64 rounding.
+
     """
 
     covariance_type: str
@@ -113,6 +114,7 @@ class SufficientStatistics:
 
         Raises:
             ValueError: anchor has another shape than [K, D], or is not finite.
+
         """
         anchor = np.array(anchor, dtype=np.float64)
         if anchor.shape != self.anchor.shape or not np.isfinite(anchor).all():
@@ -149,6 +151,7 @@ class SufficientStatistics:
         Raises:
             ValueError: a component has no weight and covariances is not given; a covariance is not positive definite,
                 which a greater reg_covar mends.
+
         """
         if not reg_covar >= 0:
             raise ValueError(f"reg_covar must be >= 0; got {reg_covar}")
