@@ -12,13 +12,20 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, register_model
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-WIDTH = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx2") else 16  # bytes
+
+def _features() -> set[str]:
+    """Of the machine, or those that NUMBA_CPU_FEATURES makes numba compile for."""
+    if config.CPU_FEATURES is not None:
+        return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+    return {name for name, present in llvmlite.binding.get_host_cpu_features().items() if present}
+
+
+WIDTH = 64 if "avx512f" in _features() else 32 if "avx" in _features() else 16  # bytes
 LANES = {4: WIDTH // 4, 8: WIDTH // 8}  # by the size of an element
 _IR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 

@@ -1,8 +1,8 @@
 """The E-step of Gaussians with one covariance for all components, one function for a span of rows.
 
 With Sigma^-1 = U U^T a row is turned once, y = U^T (x - c), and then differs from a component by
-|y - U^T (m_k - c)|^2, as for unit variances. The second moments, summed over components, are those of the data. Both are differences of larger
-numbers, so that this is done in float64 whatever the dtype of the data.
+|y - U^T (m_k - c)|^2, as for unit variances. The second moments, summed over components, are those of the data. Both
+are differences of larger numbers, so that this is done in float64 whatever the dtype of the data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""exp and log of vector registers, by Taylor series after the usual reductions: within two units in the last place."""
+"""exp and log of vector registers, by Taylor series after the usual reductions: within two and three ulp."""
 
 from __future__ import annotations
 
