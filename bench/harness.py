@@ -25,6 +25,7 @@ Call = Callable[[], Any]
 SLICE = 2e-3  # seconds of calls in one measurement: a thousand times the clock's resolution
 BUDGET = 0.6  # seconds of rounds in a group, where the least number of rounds allows
 ROUNDS = (7, 31)
+LONG_ROUND = 2.0  # seconds; three of these must do
 LONG = 20e-3  # a call of this length needs no call before it to warm the caches
 ROW_BUDGET = 0.12
 
@@ -122,8 +123,10 @@ def run(benchmark: Any, group: Group, contender: str) -> None:
     benchmark.group = f"{group.op} {group.size}, {group.place}"
     benchmark.extra_info.update(_facts(result, contender))
     seconds, inner = result.seconds[contender], result.inner[contender]
-    rounds = _between(ROW_BUDGET / (seconds * inner), 3, 30)
-    benchmark.pedantic(_synchronized(contest.calls[contender], group), rounds=rounds, iterations=inner, warmup_rounds=1)
+    long = seconds > LONG_ROUND / 4
+    rounds = 1 if long else _between(ROW_BUDGET / (seconds * inner), 3, 30)
+    call = _synchronized(contest.calls[contender], group)
+    benchmark.pedantic(call, rounds=rounds, iterations=inner, warmup_rounds=0 if long else 1)
 
 
 def _contest(group: Group) -> Contest:
@@ -175,7 +178,8 @@ def interleave(calls: dict[str, Call], device: str) -> tuple[dict[str, list[floa
             elapsed = min(elapsed, measure(call, count), measure(call, count))
         once[name] = elapsed / count
         inner[name] = _between(SLICE / once[name], 1, 100_000)
-    rounds = _between(BUDGET / sum((inner[name] + 1) * once[name] for name in calls), *ROUNDS)
+    one_round = sum((inner[name] + 1) * once[name] for name in calls)
+    rounds = _between(BUDGET / one_round, *ROUNDS) if one_round < LONG_ROUND else 3
     times: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
     gc.disable()
@@ -227,7 +231,10 @@ def _facts(result: Result, contender: str) -> dict[str, Any]:
         "copy_gb_per_s": machine.copy_bandwidth(group.threads, group.device) * 1e-9,
         "percent_of_copy": percent_of_copy(group, seconds),
         "gop_per_s": group.operations / seconds * 1e-9,
-        "percent_of_gemm": 100 * group.operations / seconds / machine.gemm_rate(group.threads, group.device),
+        "percent_of_gemm": 100
+        * group.operations
+        / seconds
+        / machine.gemm_rate(group.threads, group.device, group.dtype),
     }
     if contender in group.ours:
         facts["best_peer"] = result.best_peer()

@@ -44,6 +44,7 @@ def describe() -> dict[str, Any]:
     from latent_kernels import _core
 
     packages = ("latent-kernels", "torch", "triton", "numba", "numpy", "pytest-benchmark")
+    packages += ("scikit-learn", "daal4py")
     return {
         # pytest-benchmark compares these two with those of a saved run
         "cpu": {"brand_raw": cpu_model(), "count": os.cpu_count()},
@@ -89,11 +90,11 @@ def copy_bandwidth(threads: int, device: str) -> float:
 
 
 @functools.cache
-def gemm_rate(threads: int, device: str) -> float:
-    """Float32 operations a second of a large matrix product: the ceiling of rows that compute more than they move."""
+def gemm_rate(threads: int, device: str, dtype: str = "float32") -> float:
+    """Operations a second of a large matrix product: the ceiling of rows that compute more than they move."""
     side = GEMM_SIDE * (4 if device == "cuda" else 1)
-    a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
-    out = torch.empty(side, side, device=device)
+    kind = {"device": device, "dtype": getattr(torch, dtype)}
+    a, b, out = torch.randn(side, side, **kind), torch.randn(side, side, **kind), torch.empty(side, side, **kind)
     return 2 * side**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device, 4)
 
 

@@ -17,7 +17,7 @@ def closing_table() -> Iterator[str]:
     if not done:
         return
     yield ""
-    yield "Medians of interleaved rounds. ratio = best peer / ours, so below 1 plain torch wins; fastest = the same of"
+    yield "Medians of interleaved rounds. ratio = best peer / ours, so below 1 a peer wins; fastest = the same of"
     yield "the fastest rounds; ~ = other work took the cores in half of the rounds: believe the fastest, or run again."
     yield "GB/s counts the bytes of the least algorithm; % copy is of a plain copy beyond the caches:"
     for threads, device in sorted({(r.group.threads, r.group.device) for r in done}):
@@ -36,7 +36,7 @@ def closing_table() -> Iterator[str]:
                 if loses:
                     lost.append(f"{op} {result.group.size}, {result.group.place}")
     yield ""
-    yield f"plain torch wins {len(lost)} times" + (": " + "; ".join(lost) if lost else "")
+    yield f"a peer wins {len(lost)} times" + (": " + "; ".join(lost) if lost else "")
 
 
 def _line(result: harness.Result, name: str) -> tuple[str, bool]:

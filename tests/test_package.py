@@ -36,6 +36,8 @@ def test_public_names() -> None:
         "Categorical",
         "DiagonalGaussian",
         "FusedNormal",
+        "GaussianMixture",
+        "MixtureModel",
         "SufficientStatistics",
         "disarm",
         "disarm_gradient",
@@ -56,6 +58,26 @@ def test_public_names() -> None:
         assert documentation
         assert len(documentation) > 100
     assert lk.__version__ == importlib.metadata.version("latent-kernels")
+
+
+def test_estimators_come_when_asked_for() -> None:
+    """And the rest of the module behaves as if they had been there: dir, star imports, errors."""
+    code = """
+import sys, latent_kernels
+assert {"GaussianMixture", "MixtureModel"} <= set(dir(latent_kernels))
+assert "sklearn" not in sys.modules
+from latent_kernels import *
+print(GaussianMixture.__module__, MixtureModel is latent_kernels.MixtureModel)
+try:
+    latent_kernels.KMeans
+except AttributeError as error:
+    print(error)
+"""
+    result = python(code)
+    assert result.stdout.split("\n")[:2] == [
+        "latent_kernels.estimators.gaussian_mixture True",
+        "module 'latent_kernels' has no attribute 'KMeans'",
+    ], result.stderr
 
 
 def test_import_brings_nothing_heavy() -> None:

@@ -97,6 +97,9 @@ def in_order(
     """
     run = _Run(parts, make, work, merge)
     for _ in range(min(threads, parts) - 1):
-        _executor().submit(run.loop)
+        try:
+            _executor().submit(run.loop)
+        except RuntimeError:  # the interpreter is shutting down: no thread can begin, and this one works alone
+            break
     run.loop()
     run.wait()

@@ -20,8 +20,9 @@ from numba.extending import intrinsic, lower_builtin, register_model
 
 def _features() -> set[str]:
     """Of the machine, or those that NUMBA_CPU_FEATURES makes numba compile for."""
-    if config.CPU_FEATURES is not None:
-        return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+    chosen = getattr(config, "CPU_FEATURES", None)
+    if chosen is not None:
+        return {name[1:] for name in chosen.split(",") if name.startswith("+")}
     return {name for name, present in llvmlite.binding.get_host_cpu_features().items() if present}
 
 

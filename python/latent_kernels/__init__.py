@@ -5,13 +5,16 @@ Gaussian          `rsample_kl`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
 Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
 Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
 Variance          `profile_variance`
-Mixtures          `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
+Mixtures          `GaussianMixture`, `MixtureModel`
+E-steps           `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
 torch.distributions   `FusedNormal`
 """
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from latent_kernels.distributions import FusedNormal
 from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
@@ -22,13 +25,35 @@ from latent_kernels.score import disarm, disarm_gradient, score_function_expecta
 from latent_kernels.sufficient_statistics import SufficientStatistics
 from latent_kernels.variance import profile_variance
 
+if _TYPE_CHECKING:
+    from latent_kernels.estimators.gaussian_mixture import GaussianMixture
+    from latent_kernels.estimators.mixture_model import MixtureModel
+
 __version__ = _version("latent-kernels")
+
+# The estimators import scikit-learn, which takes longer than all of the rest: only when they are asked for.
+_LATER = {"GaussianMixture": "estimators.gaussian_mixture", "MixtureModel": "estimators.mixture_model"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        value: object = getattr(_import_module(f"latent_kernels.{_LATER[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'latent_kernels' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 __all__ = [
     "Bernoulli",
     "Categorical",
     "DiagonalGaussian",
     "FusedNormal",
+    "GaussianMixture",
+    "MixtureModel",
     "SufficientStatistics",
     "disarm",
     "disarm_gradient",

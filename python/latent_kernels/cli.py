@@ -1,4 +1,4 @@
-"""The command line, `latent-kernels`: `info`, `demo` and `variance`.
+"""The command line, `latent-kernels`: `info`, `demo`, `variance` and `mixture`.
 
 typer, rich and matplotlib are an extra, so this module imports none of them before `main` has looked for them.
 """
@@ -85,6 +85,22 @@ def application() -> "typer.Typer":
         _check_backends()
         files = {"out": out, "csv": csv, "json": json}
         variance(threads, problem, estimators, samples, repeats=repeats, seed=seed, budget=budget, **files)
+
+    @app.command("mixture")
+    def mixture_command(
+        data: Annotated[str, typer.Option(help="iris, digits or wine, two dimensions of it.")] = "iris",
+        components: Annotated[
+            int | None, typer.Option(min=1, max=50, help="Components; else as many as the data have classes.")
+        ] = None,
+        covariance_type: Annotated[str, typer.Option(help="full, tied, diag or spherical.")] = "full",
+        seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Fixes every number but times.")] = 0,
+        out: Annotated[Path, typer.Option(help="The picture, .png, .pdf or .svg.")] = Path("mixture.png"),
+        compare: Annotated[bool, typer.Option(help="Measure an iteration against scikit-learn.")] = True,
+        threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    ) -> None:
+        """Fit a Gaussian mixture to real data by EM, draw how it goes, and compare its speed (seconds)."""
+        _check_backends()
+        mixture(threads, data, components, covariance_type, seed, out, compare)
 
     return app
 
@@ -186,6 +202,32 @@ def variance(threads: int, problem: str, estimators: str | None, samples: str, *
         raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
     if interrupted:
         raise _fail("stopped; the numbers of samples that were complete are in the files", 130)
+
+
+# --- mixture ----------------------------------------------------------------------------------------------------
+
+
+def mixture(threads: int, *options: Any) -> None:
+    """Fits, draws and compares; the options are those of `mixture_command.Request`."""
+    import torch
+    import typer
+    from rich.console import Console
+
+    from latent_kernels.examples import mixture_command as command
+    from latent_kernels.examples.variance_command import BadOption
+
+    _check_cpu_backends()
+    torch.set_num_threads(threads)
+    try:
+        interrupted = command.run(command.Request(*options), Console())
+    except BadOption as error:
+        raise typer.BadParameter(str(error), param_hint=error.option) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped before there was anything to draw", 130) from None
+    except OSError as error:
+        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
+    if interrupted:
+        raise _fail("stopped; the picture is complete", 130)
 
 
 # --- info -------------------------------------------------------------------------------------------------------

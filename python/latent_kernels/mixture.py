@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from latent_kernels import _columns
 from latent_kernels._backends import backend
 from latent_kernels.kernels.mixture import model
-from latent_kernels.sufficient_statistics import SufficientStatistics
+from latent_kernels.sufficient_statistics import SufficientStatistics, positive_definite
 
 Floats = NDArray[np.float64]
 _CPU = torch.device("cpu")
@@ -117,7 +117,8 @@ def e_step(
     X: NDArray[Any], parameters: model.Parameters, sample_weight: Floats | None, hard: bool = False
 ) -> SufficientStatistics:
     """The statistics of checked data."""
-    sums = backend("mixture", _CPU).statistics(X, parameters, sample_weight, hard)
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of infinite values is looked at below
+        sums = backend("mixture", _CPU).statistics(X, parameters, sample_weight, hard)
     total = float(len(X)) if sample_weight is None else float(sample_weight.sum())
     result = SufficientStatistics(
         covariance_type=parameters.gaussian.covariance_type,
@@ -225,17 +226,21 @@ def precisions_cholesky(covariances: Floats, covariance_type: str) -> Floats:
             raise ValueError(f"covariances must be finite and > 0; those of component {where} are not")
         return 1 / np.sqrt(covariances)
     stack = covariances.reshape(-1, *covariances.shape[-2:])
-    result = np.empty_like(stack)
-    for k, covariance in enumerate(stack):
-        symmetric = np.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-6 * np.abs(covariance).max(initial=0))
+    scale = abs(stack).max(axis=(1, 2), initial=0)
+    bad = ~np.isfinite(scale)
+    if not bad.any():
+        bad = abs(stack - stack.swapaxes(1, 2)).max(axis=(1, 2), initial=0) > 1e-6 * scale
+    if not bad.any():
         try:
-            lower = np.linalg.cholesky(covariance)
+            lower = np.linalg.cholesky(stack)
         except np.linalg.LinAlgError:
-            lower = np.full_like(covariance, np.nan)
-        if not symmetric or not np.isfinite(lower).all():
-            raise ValueError(f"covariances must be symmetric and positive definite; number {k} is not")
-        result[k] = np.triu(np.linalg.inv(lower).T)
-    return result.reshape(covariances.shape)
+            bad = np.array([not positive_definite(covariance) for covariance in stack])
+    if bad.any():
+        raise ValueError(
+            f"covariances must be symmetric and positive definite; number {int(np.flatnonzero(bad)[0])} is not"
+        )
+    result: Floats = np.triu(np.linalg.inv(lower).swapaxes(1, 2)).reshape(covariances.shape)
+    return result
 
 
 def gaussian_parameters(
@@ -275,9 +280,7 @@ def mixed_parameters(
             known = ", ".join(map(repr, _columns.FAMILIES))
             raise ValueError(f"families must be of {known}; got {family!r} for column {i}")
         if family == "gaussian":
-            mean, variance = (_floats(f"parameters[{i}]", x) for x in parameter)
-            if mean.shape != (components,) or variance.shape != (components,) or not np.isfinite(mean).all():
-                raise ValueError(f"parameters[{i}] must be finite means and variances of shape ({components},) each")
+            mean, variance = _gaussian_column(i, parameter, components)
             gaussians.append((i, mean, variance))
             continue
         mean = _floats(f"parameters[{i}]", parameter)
@@ -307,6 +310,14 @@ def mixed_parameters(
             np.stack(partitions, axis=1),
         )
     return model.Parameters(log_weights, none, canonical)
+
+
+def _gaussian_column(i: int, parameter: Any, components: int) -> tuple[Floats, Floats]:
+    pair = list(parameter) if isinstance(parameter, (Sequence, np.ndarray, torch.Tensor)) else []
+    arrays = [_floats(f"parameters[{i}]", x) for x in pair]
+    if [x.shape for x in arrays] != [(components,)] * 2 or not np.isfinite(arrays[0]).all():
+        raise ValueError(f"parameters[{i}] must be finite means and variances, two arrays of shape ({components},)")
+    return arrays[0], arrays[1]
 
 
 def _check_mean(i: int, family: str, mean: Floats, components: int) -> None:

@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+# Below this weight a component's sums are too near the smallest float64 to have digits.
+_LOST = 1e-290
+
 
 class GaussianParameters(NamedTuple):
     """The parameters of a Gaussian mixture, with the shapes that `gaussian_e_step` takes."""
@@ -71,6 +74,10 @@ class SufficientStatistics:
             raise ValueError(
                 f"statistics must have the same shapes to be added; got {self._shapes()}, {other._shapes()}"
             )
+        if self._starts() != other._starts():
+            raise ValueError(
+                f"statistics must have the same features; they start at {self._starts()}, {other._starts()}"
+            )
         if not np.array_equal(self.anchor, other.anchor):
             raise ValueError("statistics can be added only about one anchor; move one of them: a.about(b.anchor) + b")
         return self.from_vector(self.to_vector() + other.to_vector())
@@ -83,6 +90,10 @@ class SufficientStatistics:
     def _shapes(self) -> list[tuple[int, ...]]:
         return [x.shape for x in self._arrays()]
 
+    def _starts(self) -> list[int]:
+        starts: list[int] = self.feature_starts.tolist()
+        return starts
+
     def _arrays(self) -> list[Floats]:
         return [self.counts, self.observed, self.first, self.second, self.features, self.features_observed]
 
@@ -92,6 +103,9 @@ class SufficientStatistics:
 
     def from_vector(self, vector: Floats) -> SufficientStatistics:
         """Statistics of this one's shapes and anchor with the sums of `vector`."""
+        vector = np.array(vector, dtype=np.float64)
+        if vector.shape != (2 + sum(x.size for x in self._arrays()),):
+            raise ValueError(f"vector must have the length of to_vector(); got shape {vector.shape}")
         arrays, at = [], 2
         for x in self._arrays():
             arrays.append(vector[at : at + x.size].reshape(x.shape))
@@ -157,56 +171,61 @@ class SufficientStatistics:
             raise ValueError(f"reg_covar must be >= 0; got {reg_covar}")
         if not np.isfinite(self.to_vector()).all():
             raise ValueError("the statistics are not finite: the E-step met an infinite value or an overflow")
-        if not self.counts.sum() > 0:
+        if not self.counts.max(initial=0.0) >= _LOST:
             raise ValueError("there is nothing to estimate from: the statistics have no weight")
-        empty = self.observed <= 0
+        lost = self.counts < _LOST
+        empty = (self.observed < _LOST) | lost[:, None]
         if empty.any() and covariances is None:
             k = int(np.flatnonzero(empty.any(axis=1))[0])
             raise ValueError(
                 f"component {k} has lost all its weight, so that its parameters have no estimate; "
                 "give the previous covariances to keep them"
             )
+        counts = np.where(lost, 0.0, self.counts)
         observed = np.where(empty, 1.0, self.observed)
         delta = np.where(empty, 0.0, self.first / observed)
-        means = self.anchor + delta
-        previous = None if covariances is None else np.asarray(covariances, np.float64)
-        new = getattr(self, f"_{self.covariance_type}")(observed, delta, empty, previous)
-        return GaussianParameters(self.counts / self.counts.sum(), means, self._regularized(new, reg_covar))
+        new = self._covariances(counts, observed, delta, empty)
+        new = new + reg_covar * (np.eye(new.shape[-1]) if self.covariance_type in ("full", "tied") else 1.0)
+        if covariances is not None:
+            new = self._with_previous(new, np.asarray(covariances, np.float64), empty)
+        self._check_positive_definite(new)
+        return GaussianParameters(counts / counts.sum(), self.anchor + delta, new)
 
-    def _diag(self, observed: Floats, delta: Floats, empty: Mask, previous: Floats | None) -> Floats:
-        variances = self.second / observed - delta**2
-        return variances if previous is None else np.where(empty, previous, variances)
-
-    def _spherical(self, observed: Floats, delta: Floats, empty: Mask, previous: Floats | None) -> Floats:
+    def _covariances(self, counts: Floats, observed: Floats, delta: Floats, empty: Mask) -> Floats:
+        """The estimates, of any value where there is nothing to estimate from."""
+        if self.covariance_type == "full":
+            return self.second / observed[:, :, None] - delta[:, :, None] * delta[:, None, :]
+        if self.covariance_type == "tied":
+            between = (delta * counts[:, None]).T @ delta
+            tied: Floats = (self.second - between) / counts.sum()
+            return tied
+        if self.covariance_type == "diag":
+            return self.second / observed - delta**2
         total = np.where(empty, 0.0, observed).sum(axis=1)
-        none = total == 0
         squares = np.where(empty, 0.0, self.second - observed * delta**2).sum(axis=1)
-        variances = squares / np.where(none, 1.0, total)
-        return variances if previous is None else np.where(none, previous, variances)
+        spherical: Floats = squares / np.where(total == 0, 1.0, total)
+        return spherical
 
-    def _full(self, observed: Floats, delta: Floats, empty: Mask, previous: Floats | None) -> Floats:
-        covariances = self.second / observed[:, :, None] - delta[:, :, None] * delta[:, None, :]
-        return covariances if previous is None else np.where(empty[:, :, None], previous, covariances)
+    def _with_previous(self, new: Floats, previous: Floats, empty: Mask) -> Floats:
+        """The previous covariances where there is nothing to estimate from."""
+        if previous.shape != new.shape:
+            raise ValueError(f"covariances must have shape {new.shape}; got {previous.shape}")
+        if self.covariance_type == "tied":
+            return new
+        keeps = {"spherical": empty.all(axis=1), "full": empty[:, :, None], "diag": empty}[self.covariance_type]
+        result: Floats = np.where(keeps, previous, new)
+        return result
 
-    def _tied(self, observed: Floats, delta: Floats, empty: Mask, previous: Floats | None) -> Floats:
-        between = (delta * self.counts[:, None]).T @ delta
-        covariance: Floats = (self.second - between) / self.counts.sum()
-        return covariance
-
-    def _regularized(self, covariances: Floats, reg_covar: float) -> Floats:
-        """With reg_covar on the diagonal; raises where one is not positive definite."""
+    def _check_positive_definite(self, covariances: Floats) -> None:
         if self.covariance_type in ("diag", "spherical"):
-            covariances = covariances + reg_covar
             bad = ~(covariances.reshape(len(covariances), -1) > 0).all(axis=1)
         else:
-            covariances = covariances + reg_covar * np.eye(covariances.shape[-1])
             bad = np.array([not positive_definite(c) for c in covariances.reshape(-1, *covariances.shape[-2:])])
         if bad.any():
             raise ValueError(
                 f"the covariance of component {int(np.flatnonzero(bad)[0])} is not positive definite: too few distinct "
                 "rows are in it. Use fewer components, a greater reg_covar, or scale the data"
             )
-        return covariances
 
 
 def positive_definite(covariance: Floats) -> bool:

@@ -15,7 +15,7 @@ from latent_kernels.examples.problems import PROBLEMS, Problem
 from latent_kernels.examples.variance_verdict import verdict
 from latent_kernels.variance import ESTIMATORS, ProfileInterrupted, VarianceProfile
 
-_FORMATS = (".png", ".pdf", ".svg")
+FORMATS = (".png", ".pdf", ".svg")
 
 
 class BadOption(ValueError):
@@ -44,11 +44,11 @@ class Request:
         """Raises BadOption, or OSError for a file that could not be written, before there is any work to lose."""
         if self.problem not in PROBLEMS:
             raise BadOption("--problem", f"must be one of {', '.join(PROBLEMS)}; got {self.problem!r}")
-        if self.out.suffix.lower() not in _FORMATS:
-            raise BadOption("--out", f"must end in {', '.join(_FORMATS)}; got {str(self.out)!r}")
+        if self.out.suffix.lower() not in FORMATS:
+            raise BadOption("--out", f"must end in {', '.join(FORMATS)}; got {str(self.out)!r}")
         for path in (self.out, self.csv, self.json):
             if path is not None:
-                _check_writable(path)
+                check_writable(path)
 
 
 def parse_estimators(text: str | None) -> tuple[str, ...] | None:
@@ -78,7 +78,7 @@ def parse_samples(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(found)))
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(21, "is a folder", str(path))
     probe = path.parent / f".latent-kernels-{os.getpid()}"

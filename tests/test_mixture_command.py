@@ -1,0 +1,275 @@
+"""`latent-kernels mixture`: its numbers against scikit-learn's from the same start, its picture, and its errors."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from latent_kernels.kernels.mixture.model import COVARIANCE_TYPES
+from matplotlib.image import imread
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture as Theirs
+from typer.testing import CliRunner
+
+from latent_kernels import _backends, cli
+from latent_kernels.estimators.gaussian_mixture import GaussianMixture
+from latent_kernels.examples import mixture_command as command
+from latent_kernels.examples import mixture_pictures as pictures
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(command, "STARTS", 2)
+    monkeypatch.setattr(command, "LEAST_COMPARED", 3)
+    monkeypatch.setattr(command, "SIZE", command.Size(400, 3, 2, 1))
+    monkeypatch.delenv(_backends.VARIABLE, raising=False)
+    _backends.forget()
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.application(), ["mixture", *(str(a) for a in arguments)])
+
+
+def fit(data="iris", components=3, covariance_type="full", seed=0):
+    return command.fit(command.DATA[data](), components, covariance_type, seed)
+
+
+def theirs(outcome):
+    """scikit-learn's fit from the start of the best of ours."""
+    weights, means, covariances = outcome.fits[0].trace[0]
+    matrices = outcome.covariance_type in ("full", "tied")
+    model = Theirs(
+        len(weights),
+        covariance_type=outcome.covariance_type,
+        weights_init=weights,
+        means_init=means,
+        precisions_init=np.linalg.inv(covariances) if matrices else 1 / covariances,
+        tol=command.TOLERANCE,
+        max_iter=command.MOST_ITERATIONS,
+        reg_covar=command.REG_COVAR,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.fit(outcome.data.X)
+
+
+# --- the fit ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("data", ["iris", "wine"])
+def test_the_fit_is_scikit_learns_from_the_same_start(data, covariance_type):
+    outcome = fit(data, 3, covariance_type, seed=2)
+    best, model = outcome.fits[0], theirs(outcome)
+    assert len(best.trace) == len(best.log_likelihood) + 1
+    assert len(best.log_likelihood) == model.n_iter_
+    assert best.log_likelihood[-1] == pytest.approx(model.lower_bound_, abs=1e-9)
+    for name, ours in zip(("weights_", "means_", "covariances_"), best.trace[-1], strict=True):
+        np.testing.assert_allclose(ours, getattr(model, name), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(outcome.responsibilities, model.predict_proba(outcome.data.X), atol=1e-7)
+    assert outcome.bic[3] == pytest.approx(model.bic(outcome.data.X), rel=1e-9)
+
+
+@pytest.mark.parametrize("data", command.DATA)
+def test_the_log_likelihood_never_falls(data):
+    for one in fit(data, 3).fits:
+        assert np.diff(one.log_likelihood).min() > -1e-8
+
+
+def test_the_best_start_is_the_estimators():
+    """Of as many starts from the same seed, so that the BIC of every K is of fits made alike."""
+    outcome = fit("wine", 4, "diag", seed=5)
+    model = command._model(outcome.data, 4, "diag", n_init=2, max_iter=command.MOST_ITERATIONS, random_state=5)
+    model.fit(outcome.data.X)
+    assert isinstance(model, GaussianMixture)
+    assert model.lower_bounds_ == pytest.approx(outcome.fits[0].log_likelihood, abs=1e-9)
+    assert outcome.bic[4] == pytest.approx(model.bic(outcome.data.X))
+    assert [f.log_likelihood[-1] for f in outcome.fits] == sorted(f.log_likelihood[-1] for f in outcome.fits)[::-1]
+
+
+def test_it_says_how_far_it_is():
+    calls = []
+    data = command.DATA["iris"]()
+    outcome = command.fit(data, 2, "spherical", 0, lambda: calls.append(0))
+    assert list(outcome.bic) == list(command.plan(2, len(data.X))) == [1, 2, 3, 4]
+    assert len(calls) == command.STARTS + 4
+
+
+def test_irises_are_what_they_were_before_rounding():
+    from sklearn.datasets import load_iris
+
+    X, rounded = command.DATA["iris"]().X, load_iris(return_X_y=True)[0][:, 2:]
+    np.testing.assert_allclose(X.round(1), rounded, atol=1e-12)
+    assert len(np.unique(X)) == X.size
+
+
+@pytest.mark.parametrize("name", ["wine", "digits"])
+def test_principal_components(name):
+    """scikit-learn's, but for signs."""
+    from sklearn import datasets
+
+    X = getattr(datasets, f"load_{name}")(return_X_y=True)[0]
+    if name == "wine":
+        X = (X - X.mean(0)) / X.std(0)
+    pca, data = PCA(2, svd_solver="full").fit(X), command.DATA[name]()
+    np.testing.assert_allclose(abs(data.X), abs(pca.transform(X)), atol=1e-8)
+    for column, share in zip(data.columns, pca.explained_variance_ratio_, strict=True):
+        assert f"{share:.0%} of variance" in column
+
+
+# --- the picture ------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_depends_on_the_seed_alone(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        command.write_figure(tmp_path / f"{name}.png", data="wine", components=4, seed=seed)
+    a, b, c = (imread(tmp_path / f"{name}.png") for name in "abc")
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_every_covariance_type_can_be_drawn(covariance_type, tmp_path):
+    components = 2 if covariance_type == "full" else 9  # more than there are colours
+    outcome = command.write_figure(tmp_path / "m.svg", components=components, covariance_type=covariance_type)
+    assert (tmp_path / "m.svg").read_text(encoding="utf-8").startswith("<?xml")
+    assert outcome.responsibilities.shape == (150, components)
+
+
+def test_one_component(tmp_path):
+    outcome = command.write_figure(tmp_path / "m.png", components=1)
+    assert len(outcome.fits[0].log_likelihood) == 3  # the start's, the solution's, and that it stays
+    assert (tmp_path / "m.png").exists()
+
+
+def test_ellipses_lie_at_mahalanobis_distance():
+    mean, covariance = np.array([1.0, -2.0]), np.array([[2.0, 0.7], [0.7, 0.5]])
+    points = pictures.ellipse(mean, covariance, 2.0) - mean
+    squares = np.einsum("ni,ij,nj->n", points, np.linalg.inv(covariance), points)
+    np.testing.assert_allclose(squares, 4.0)
+    assert points[0] == pytest.approx(points[-1])
+
+
+def test_matrices_of_every_type():
+    variances = np.array([[1.0, 2.0], [3.0, 4.0]])
+    full = np.stack([np.diag(v) for v in variances])
+    assert (pictures.matrices(variances, "diag", 2) == full).all()
+    assert (pictures.matrices(full, "full", 2) == full).all()
+    assert (pictures.matrices(full[1], "tied", 2) == full[1]).all()
+    assert (pictures.matrices(np.array([1.0, 3.0]), "spherical", 2) == np.eye(2) * [[[1.0]], [[3.0]]]).all()
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_what_it_found(tmp_path):
+    path = tmp_path / "m.png"
+    result = call("--data", "iris", "--components", 2, "--covariance-type", "diag", "--seed", 3, "--out", path)
+    assert result.exit_code == 0, result.output
+    pixels = imread(path)
+    assert min(pixels.shape[:2]) > 200
+    assert pixels[..., :3].std() > 0.02
+    outcome = fit("iris", 2, "diag", 3)
+    model = theirs(outcome)
+    numbers = re.search(r"Log-likelihood (\S+) nats per row after (\d+) iterations, the best of 2", result.output)
+    assert numbers is not None
+    assert float(numbers[1]) == pytest.approx(model.lower_bound_, abs=1e-6)
+    assert int(numbers[2]) == model.n_iter_
+    numbers = re.search(r"BIC (\S+); it is least, (\S+), with (\d+) components", result.output)
+    assert numbers is not None
+    assert float(numbers[1]) == pytest.approx(model.bic(outcome.data.X), abs=0.06)
+    assert float(numbers[2]) == pytest.approx(outcome.bic[int(numbers[3])], abs=0.06)
+    assert "150 rows, 2 components, diag covariances" in result.output
+    assert f"In {path}." in result.output
+    assert "An iteration of EM, 400 x 3, 2 components, 1 thread" in result.output
+    for covariance_type in ("diag", "full"):
+        (row,) = re.findall(
+            rf"^ *{covariance_type} +float\d\d +(\S+) ms +(\S+) ms +(\S+)x +(\S+) *$", result.output, re.M
+        )
+        assert all(float(x) > 0 for x in row[:3])
+        assert float(row[3]) < 1e-3
+
+
+def test_the_answers_of_the_comparison_agree():
+    for speed in command.compare_speed(command.Size(3000, 4, 3, 1), seed=1):
+        assert speed.ours > 0
+        assert speed.sklearn > 0
+        assert speed.difference < (1e-4 if speed.dtype == "float32" else 1e-11)
+
+
+def test_without_the_comparison(tmp_path):
+    result = call("--no-compare", "--out", tmp_path / "m.pdf", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert "scikit-learn" not in result.output
+    assert (tmp_path / "m.pdf").read_bytes().startswith(b"%PDF")
+    assert torch.get_num_threads() == 1
+
+
+def test_help_names_data_and_covariances():
+    """Written by hand, so that the help needs no torch."""
+    text = " ".join(call("--help").output.replace("│", " ").split())
+    for name in (*command.DATA, *COVARIANCE_TYPES):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--data", "faithful", "must be one of iris, digits, wine; got 'faithful'"),
+        ("--covariance-type", "round", "must be one of full, tied, diag, spherical; got 'round'"),
+        ("--components", 0, ""),
+        ("--components", 51, ""),
+        ("--seed", -1, ""),
+        ("--seed", 2**32, ""),
+        ("--threads", 0, ""),
+        ("--out", "picture.bmp", "must end in .png"),
+    ],
+)
+def test_bad_options(option, value, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(option, value)
+    assert result.exit_code == 2
+    text = " ".join(result.output.replace("│", " ").split())
+    assert option in text
+    assert message in text
+    assert "Traceback" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    folder = tmp_path / "a.png"
+    folder.mkdir()
+    for path in (folder, tmp_path / "nowhere" / "a.png"):
+        result = call("--out", path)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"latent-kernels: cannot write to {path}: ")
+        assert result.output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_unknown_backend_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(_backends.VARIABLE, "mixture=fortran")
+    result = call()
+    assert result.exit_code == 1
+    assert "got 'mixture=fortran'" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "drawn", "message"),
+    [("fit_from", False, "stopped before there was anything to draw"), ("_compare", True, "the picture is complete")],
+)
+def test_ctrl_c(where, drawn, message, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, where, interrupt)
+    result = call("--out", tmp_path / "m.png")
+    assert result.exit_code == 130
+    assert message in result.output.splitlines()[-1]
+    assert "Traceback" not in result.output
+    assert [p.name for p in tmp_path.iterdir()] == (["m.png"] if drawn else [])
