@@ -160,7 +160,7 @@ class SufficientStatistics:
         Args:
             reg_covar: added to every variance; >= 0.
             covariances: the previous ones. A component without weight (or a column missing in all its rows) has no
-                estimate: it keeps its anchor as its mean and these.
+                estimate: it keeps its anchor as its mean and these, as they are.
 
         Raises:
             ValueError: a component has no weight and covariances is not given; a covariance is not positive definite,
