@@ -35,15 +35,21 @@ def read(X, columns, first, rows, center, x):
     """x = the rows less the center; whether a value among them is NaN."""
     padded = padded_rows(x, rows)
     dims = len(columns)
-    missing = False
-    for r in range(rows):
+    whole = rows // 8 * 8
+    for r in range(0, whole, 8):  # eight rows share the cache lines that a feature is written to
         for d in range(dims):
-            value = X[first + r, columns[d]] - center[d]
-            missing |= value != value
-            x[d * STRIDE + r] = value
+            column, c, o = columns[d], center[d], d * STRIDE + r
+            for i in range(8):
+                x[o + i] = X[first + r + i, column] - c
+    missing = False
     for d in range(dims):
+        o = d * STRIDE
+        for r in range(whole, rows):
+            x[o + r] = X[first + r, columns[d]] - center[d]
+        for r in range(rows):
+            missing |= x[o + r] != x[o + r]
         for r in range(rows, padded):
-            x[d * STRIDE + r] = 0
+            x[o + r] = 0
     return missing
 
 
