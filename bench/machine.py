@@ -80,18 +80,17 @@ def _synchronize(device: str) -> None:
 
 @functools.cache
 def copy_bandwidth(threads: int, device: str) -> float:
-    """Bytes a second, read and written, of the fastest of a few `copy_` of arrays beyond the caches.
-
-    Call it with torch.set_num_threads(threads) in force.
-    """
+    """Bytes a second, read and written, of the fastest of a few `copy_` of arrays beyond the caches."""
+    torch.set_num_threads(threads)
     count = COPY_ELEMENTS * (8 if device == "cuda" else 1)
     source, target = torch.ones(count, device=device), torch.zeros(count, device=device)
     return 2 * 4 * count / _best_seconds(lambda: target.copy_(source), device, 20)
 
 
 @functools.cache
-def gemm_rate(threads: int, device: str, dtype: str = "float32") -> float:
+def gemm_rate(threads: int, device: str, dtype: str) -> float:
     """Operations a second of a large matrix product: the ceiling of rows that compute more than they move."""
+    torch.set_num_threads(threads)
     side = GEMM_SIDE * (4 if device == "cuda" else 1)
     kind = {"device": device, "dtype": getattr(torch, dtype)}
     a, b, out = torch.randn(side, side, **kind), torch.randn(side, side, **kind), torch.empty(side, side, **kind)

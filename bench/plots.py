@@ -1,8 +1,9 @@
 """Pictures of saved runs: `python bench/plots.py` reads bench/results/*.json and draws beside them.
 
 throughput.png (and throughput-cuda.png, where the run has GPU rows): elements a second over sizes in the newest run.
+ratios.png: how many times as fast as the best peer, every row of the newest run.
 trend.png: the ratio to the best peer over the runs made on the same processor, once there are two.
-Both take the fastest of the interleaved rounds, which other work on the machine disturbs least.
+All take the fastest of the interleaved rounds, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -57,10 +58,14 @@ def _plain_numbers(axis: Axes) -> None:
 
 
 def draw_throughput(run: dict[str, Any], device: str) -> Path | None:
-    """One panel per op: elements a second over the size, a line for each contender and number of threads."""
+    """One panel per op of several sizes: elements a second, a line for each contender and number of threads."""
     found = [row for row in rows(run) if row["device"] == device and row["contender"] in STYLES]
-    found = [row for row in found if "SIMD" not in row["op"]]
-    ops = list(dict.fromkeys(row["op"] for row in found))
+    sizes: dict[str, set[int]] = {}
+    for row in found:
+        sizes.setdefault(row["op"], set()).add(row["elements"])
+    # Sizes of a mixture are of three kinds, so that no line over one of them says anything.
+    ops = [op for op, of in sizes.items() if len(of) > 2 and "SIMD" not in op and not op.startswith("mixture")]
+    found = [row for row in found if row["op"] in ops]
     if not ops:
         return None
     most = max(row["threads"] for row in found)
@@ -104,6 +109,46 @@ def draw_throughput(run: dict[str, Any], device: str) -> Path | None:
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 0.98))
     path = RESULTS / ("throughput.png" if device == "cpu" else f"throughput-{device}.png")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def draw_ratios(run: dict[str, Any], device: str) -> Path | None:
+    """Every row of ours as a point: how many times as fast as the best peer, by op."""
+    found = [row for row in rows(run) if row["device"] == device and "ratio_of_fastest" in row]
+    ops = list(dict.fromkeys(row["op"] for row in found))
+    if not ops:
+        return None
+    figure, axis = plt.subplots(figsize=(9.2, 0.27 * len(ops) + 1.6))
+    axis.axvspan(1e-3, 1, color="0.93", linewidth=0)
+    for y, op in enumerate(reversed(ops)):
+        for row in (r for r in found if r["op"] == op):
+            one = row["threads"] == 1
+            axis.plot(
+                row["ratio_of_fastest"],
+                y + (0.12 if one else -0.12),
+                marker="o",
+                markersize=3 + 0.9 * math.log10(row["elements"]),
+                color="#D55E00",
+                markerfacecolor="#D55E00" if one else "white",
+                alpha=0.8,
+            )
+    ratios = [row["ratio_of_fastest"] for row in found]
+    axis.set(xscale="log", xlim=(min(ratios) / 1.15, max(ratios) * 1.15), ylim=(-0.7, len(ops) - 0.3))
+    axis.set_yticks(range(len(ops)), reversed(ops), fontsize=8)
+    axis.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(True, axis="x", color="0.85", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel(
+        "times as fast as the best peer in the fastest rounds; grey: the peer wins\n"
+        "a point for each size, larger for more elements; hollow: two threads"
+    )
+    axis.set_title(_title(run, device), fontsize=10)
+    figure.tight_layout()
+    path = RESULTS / ("ratios.png" if device == "cpu" else f"ratios-{device}.png")
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
@@ -154,7 +199,8 @@ def main() -> None:
     runs = load()
     if not runs:
         raise SystemExit("bench/results has no saved run; make bench writes one")
-    drawn = [draw_throughput(runs[-1], device) for device in ("cpu", "cuda")] + [draw_trend(runs)]
+    drawn = [draw(runs[-1], device) for device in ("cpu", "cuda") for draw in (draw_throughput, draw_ratios)]
+    drawn.append(draw_trend(runs))
     for path in drawn:
         if path is not None:
             print(f"wrote bench/results/{path.name}")

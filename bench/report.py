@@ -23,7 +23,8 @@ def closing_table() -> Iterator[str]:
     for threads, device in sorted({(r.group.threads, r.group.device) for r in done}):
         place = device if device != "cpu" else f"{threads} thread{'s' * (threads > 1)}"
         rate = machine.copy_bandwidth(threads, device) * 1e-9
-        yield f"  {place}: copy {rate:.1f} GB/s, float32 GEMM {machine.gemm_rate(threads, device) * 1e-9:.0f} GFLOP/s"
+        gemm = machine.gemm_rate(threads, device, "float32") * 1e-9
+        yield f"  {place}: copy {rate:.1f} GB/s, float32 GEMM {gemm:.0f} GFLOP/s"
     lost = []
     for op in dict.fromkeys(r.group.op for r in done):
         yield ""

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import latent_kernels as lk
-from latent_kernels.examples import measure, pictures, problems, report, variance_pictures
+from latent_kernels.examples import measure, mixture_command, pictures, problems, report, variance_pictures
 from latent_kernels.examples.digits import Digits, load
 from latent_kernels.examples.measure import Size
 from latent_kernels.examples.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Epoch, Ops, Terms, evaluate, train
@@ -178,6 +178,7 @@ def _write(
     if profile is not None:
         found, title = profile, problems.PROBLEMS[_PROFILED]().description
         jobs.append(("variance.png", True, lambda path: variance_pictures.draw(found, title, path)))
+        jobs.append(("mixture.png", True, lambda path: mixture_command.write_figure(path, seed=settings.seed % 2**32)))
     files = []
     for name, wanted, write in jobs:
         if wanted:
