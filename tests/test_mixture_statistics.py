@@ -195,8 +195,13 @@ def test_m_step_of_a_component_without_weight(backend: str, covariance_type: str
     """It keeps its mean and covariance where the previous ones are given; the others are as without it."""
     problem = replace(problem_of(covariance_type), weights=np.array([0.4, 0.0, 0.6]))
     statistics = problem.run()
-    with pytest.raises(ValueError, match=r"component 1 has lost all its weight.*give the previous covariances"):
-        statistics.m_step()
+    if covariance_type == "tied":  # needs nothing of each component
+        np.testing.assert_array_equal(
+            statistics.m_step().covariances, statistics.m_step(covariances=np.eye(4)).covariances
+        )
+    else:
+        with pytest.raises(ValueError, match=r"component 1 has lost all its weight.*give the previous covariances"):
+            statistics.m_step()
     got = statistics.m_step(covariances=problem.covariances, reg_covar=1e-3)
     assert got.weights[1] == 0
     np.testing.assert_array_equal(got.means[1], problem.means[1])
@@ -227,7 +232,10 @@ def test_m_step_of_too_few_rows(backend: str, covariance_type: str) -> None:
     given = {"full": np.eye(2)[None], "tied": np.eye(2), "diag": np.ones((1, 2)), "spherical": np.ones(1)}
     X, covariances = np.array([[1.0, 2.0]]), given[covariance_type]
     statistics = lk.gaussian_e_step(X, [1.0], [[1.0, 2.0]], covariances, covariance_type)
-    with pytest.raises(ValueError, match=r"covariance of component 0 is not positive definite.*greater reg_covar"):
+    with pytest.raises(
+        ValueError,
+        match=r"covariance (of component 0|shared by all components) is not positive definite.*greater reg_covar",
+    ):
         statistics.m_step()
     np.testing.assert_allclose(statistics.m_step(reg_covar=0.5).covariances, 0.5 * covariances, rtol=1e-12)
 
@@ -357,7 +365,7 @@ BAD = [
     (family(p=[P, RATES * math.inf, CLASSES]), ValueError, r"parameters\[1\] must be rates >= 0 for 'poisson'"),
     (family(p=[P, RATES, CLASSES * 0.9]), ValueError, r"parameters\[2\] must be probabilities of sum 1"),
     (family(p=[P, RATES * math.nan, CLASSES]), ValueError, r"parameters\[1\] must be rates >= 0"),
-    (family(f=["gaussian"] * 3, p=[(P, P), (P, -P), (P, P)]), ValueError, r"covariances must be finite and > 0"),
+    (family(f=["gaussian"] * 3, p=[(P, P), (P, -P), (P, P)]), ValueError, r"parameters\[1\] must be .* variances > 0"),
     (family(f=["gaussian"] * 3, p=[(P, P), (P, P[:1]), (P, P)]), ValueError, r"parameters\[1\] must be finite means"),
     (family(f=["gaussian"] * 3, p=[(P * math.nan, P)] * 3), ValueError, r"parameters\[0\] must be finite means"),
     (family(f=["gaussian"] * 3, p=[(P, P), (P, P), 0.5]), (TypeError, ValueError), r"parameters\[2\]"),

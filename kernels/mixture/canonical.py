@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 
 from latent_kernels.kernels.mixture.simd import lanes, load, multiply_add, spread, store
-from latent_kernels.kernels.mixture.tiles import STRIDE
+from latent_kernels.kernels.mixture.tiles import INVALID, MISSING, STRIDE
 from numba import njit
 
 BERNOULLI, POISSON, CATEGORICAL = range(3)
-MISSING, INVALID = 1, 2
 
 
 @njit(nogil=True, error_model="numpy")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from latent_kernels.kernels.mixture.simd import lanes, like, load, multiply_add, spread, store, store_sums
 from latent_kernels.kernels.mixture.tiles import (
+    MISSING,
     ROWS,
     STRIDE,
     add,
@@ -15,12 +16,12 @@ from latent_kernels.kernels.mixture.tiles import (
     count,
     padded_rows,
     read,
+    read_weights,
     respond_to_tile,
+    set_aside,
     total_density,
 )
 from numba import njit
-
-MISSING = 1
 
 
 @njit(nogil=True, error_model="numpy")
@@ -113,20 +114,23 @@ def span(
     total,  # with no room: sums are not wanted
     outputs,  # densities, labels, responsibilities
 ):
-    """The E-step of the rows first:last; returns MISSING at the first NaN, else 0."""
+    """The E-step of the rows first:last; returns MISSING if there was a NaN: such rows are left out, else 0."""
     columns, center, means, factors, shifts = gaussian
     x, t, weighted, joint, weight, density, sums = work
     dims = len(columns)
+    status = 0
     blocks = dims + -dims % 4
     for start in range(first, last, ROWS):
         rows = min(ROWS, last - start)
         padded = padded_rows(x, rows)
+        read_weights(sample_weight, start, rows, weight)
         if read(X, columns, start, rows, center, x):
-            return MISSING
+            set_aside(x, dims, rows, means, weight)
+            status = MISSING
         for k in range(components):
             _subtract(x, dims, padded, means, k * dims, t)
             _density(t, dims, padded, factors, k * blocks * dims, shifts, k, constants, joint)
-        respond_to_tile(joint, components, start, rows, sample_weight, hard, weight, density, outputs)
+        respond_to_tile(joint, components, start, rows, hard, weight, density, outputs)
         if len(total) == 0:
             continue
         at = 0
@@ -141,4 +145,4 @@ def span(
                 add_lower_products(weighted, t, dims, padded, sums, total, at + blocks)
             at += size
         total[len(total) - 1] += total_density(density, weight, rows)
-    return 0
+    return status

@@ -10,20 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 from latent_kernels.kernels.mixture.canonical import (
-    INVALID,
-    MISSING,
     add_products,
     read_features,
     read_observed,
 )
 from latent_kernels.kernels.mixture.diagonal import densities, direct_densities, direct_moments, moments
 from latent_kernels.kernels.mixture.tiles import (
+    INVALID,
+    MISSING,
     ROWS,
     add,
     count,
     outer_sums,
     padded_rows,
     read,
+    read_weights,
     respond_to_tile,
     total_density,
 )
@@ -102,7 +103,8 @@ def span(
             if not complete:
                 read_observed(X, others, start, rows, padded, phi, observed)
                 add_products(phi, len(others), padded, natural, observed, size, components, joint)
-        respond_to_tile(joint, components, start, rows, sample_weight, hard, weight, density, outputs)
+        read_weights(sample_weight, start, rows, weight)
+        respond_to_tile(joint, components, start, rows, hard, weight, density, outputs)
         if canonical is not None and len(outputs[0]) > 0:
             for r in range(rows):
                 outputs[0][start + r] += log_base[r]

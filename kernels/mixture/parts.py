@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 State = TypeVar("State")
 
+_PATIENCE = 1.0  # seconds between two looks at whether the run has ended
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -50,7 +51,8 @@ class _Run(Generic[State]):
     def finish(self, part: int, state: State) -> bool:
         """Merges a part after its predecessors; False if an error has ended the run."""
         with self.changed:
-            self.changed.wait_for(lambda: self.merged == part or self.error is not None)
+            while self.merged != part and self.error is None:
+                self.changed.wait(_PATIENCE)
             if self.error is not None:
                 return False
             self.merge(state)
@@ -60,25 +62,29 @@ class _Run(Generic[State]):
 
     def loop(self) -> None:
         """What a thread does."""
-        part = self.take()
-        if part is None:
-            return
         try:
-            state = self.make()
-            while part is not None:
+            part = self.take()
+            state = self.make() if part is not None else None
+            while part is not None and state is not None:
                 self.work(part, state)
                 if not self.finish(part, state):
                     return
                 part = self.take()
         except BaseException as error:
-            with self.changed:
-                self.error = self.error or error
-                self.changed.notify_all()
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the run: nobody waits any longer for a part that will not come."""
+        if self.error is None:
+            self.error = error  # before the lock: waiting threads look every now and then, should this be interrupted
+        with self.changed:
+            self.changed.notify_all()
 
     def wait(self) -> None:
         """Until every part is merged; raises what a thread raised."""
         with self.changed:
-            self.changed.wait_for(lambda: self.merged == self.parts or self.error is not None)
+            while self.merged != self.parts and self.error is None:
+                self.changed.wait(_PATIENCE)
         if self.error is not None:
             raise self.error
 
@@ -101,5 +107,9 @@ def in_order(
             _executor().submit(run.loop)
         except RuntimeError:  # the interpreter is shutting down: no thread can begin, and this one works alone
             break
-    run.loop()
-    run.wait()
+    try:
+        run.loop()
+        run.wait()
+    except BaseException as error:  # Ctrl-C between two instructions of the loop
+        run.fail(error)
+        raise

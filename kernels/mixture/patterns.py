@@ -1,4 +1,4 @@
-"""Full and tied covariances: all rows at once where nothing is missing, else by pattern of missing columns.
+"""Full and tied covariances: rows in which something is missing, by the pattern of their missing columns.
 
 The columns o that are there have the marginal N(m_o, S_oo), whose E-step over the rows of a pattern gives sums F, Q
 about m_o. The conditional expectation of x - m is B (x_o - m_o) with B = S_:o S_oo^-1, and its covariance
@@ -25,22 +25,8 @@ from latent_kernels.kernels.mixture.model import (
 CHUNK = 65536  # rows whose patterns are sorted at a time
 
 
-def statistics(make_task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
-    """The sums of the E-step."""
-    task = make_task(X, parameters)
-    if task.run(sample_weight, hard, None) == 0:
-        sums: Sums = task.sums()
-        return sums
-    sums = _by_pattern(make_task, X, parameters, sample_weight, hard)
-    if parameters.gaussian.covariance_type == "tied":
-        sums = sums._replace(second=sums.second.sum(axis=0))
-    return sums
-
-
 def posterior(make_task: Any, X: Any, parameters: Parameters, outputs: tuple[Any, ...]) -> None:
-    """Log densities, labels and responsibilities, into the arrays that have room."""
-    if make_task(X, parameters).run(None, False, outputs) == 0:
-        return
+    """Log densities, labels and responsibilities of the incomplete rows, into the arrays that have room."""
     marginals = _Marginals(parameters)
     for rows, there in _patterns(X, parameters.gaussian.columns):
         part = tuple(np.empty((len(rows) if len(out) else 0, *out.shape[1:]), out.dtype) for out in outputs)
@@ -88,32 +74,37 @@ class _Marginals:
 
 
 def _patterns(X: Any, columns: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """(rows, the columns of the Gaussian block that are there in exactly these rows)."""
+    """(rows, the columns of the Gaussian block that are there in exactly these rows), of the incomplete rows."""
     for first in range(0, len(X), CHUNK):
-        masks = ~np.isnan(X[first : first + CHUNK][:, columns])
+        missing = np.isnan(X[first : first + CHUNK][:, columns])
+        incomplete = np.flatnonzero(missing.any(axis=1))
+        if len(incomplete) == 0:
+            continue
+        masks = missing[incomplete]
         keys, which = np.unique(np.packbits(masks, axis=1), axis=0, return_inverse=True)
         order = np.argsort(which.ravel(), kind="stable")
         ends = np.cumsum(np.bincount(which.ravel(), minlength=len(keys)))
         for rows in np.split(order, ends[:-1]):
-            yield first + rows, np.flatnonzero(masks[rows[0]])
+            yield first + incomplete[rows], np.flatnonzero(~masks[rows[0]])
 
 
 def _take(X: Any, rows: Integers, there: Integers, parameters: Parameters) -> Any:
     return X[rows[:, None], parameters.gaussian.columns[there]]
 
 
-def _of_nothing(parameters: Parameters, outputs: tuple[Any, ...]) -> float:
-    """The posterior of a row in which everything is missing: the weights. Returns its log density."""
-    log_sum = float(np.logaddexp.reduce(parameters.log_weights))
+def _of_nothing(parameters: Parameters, outputs: tuple[Any, ...]) -> None:
+    """The posterior of a row in which everything is missing: the weights."""
     densities, labels, responsibilities = outputs
-    densities[:] = log_sum
+    densities[:] = np.logaddexp.reduce(parameters.log_weights)
     labels[:] = int(parameters.log_weights.argmax())
     if len(responsibilities):
-        responsibilities[:] = np.exp(parameters.log_weights - log_sum)
-    return log_sum
+        responsibilities[:] = np.exp(parameters.log_weights - np.logaddexp.reduce(parameters.log_weights))
 
 
-def _by_pattern(make_task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
+def with_incomplete(
+    complete: Sums, make_task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool
+) -> Sums:
+    """The sums of all rows, given those of the complete ones."""
     components, size = parameters.gaussian.means.shape
     marginals = _Marginals(parameters)
     likelihood, counts = 0.0, np.zeros(components)
@@ -139,6 +130,13 @@ def _by_pattern(make_task: Any, X: Any, parameters: Parameters, sample_weight: F
         counts += sums.counts
         first += (b @ sums.first[:, :, None])[..., 0]
         second += b @ sums.second @ b.swapaxes(-1, -2) + sums.counts[:, None, None] * marginal.rest
-    none = np.zeros((components, 0))
-    observed = np.repeat(counts[:, None], size, axis=1)
-    return Sums(float(likelihood), counts, observed, first, second, none, none)
+    if parameters.gaussian.covariance_type == "tied":
+        second = second.sum(axis=0)
+    counts = complete.counts + counts
+    return complete._replace(
+        log_likelihood=complete.log_likelihood + float(likelihood),
+        counts=counts,
+        observed=np.repeat(counts[:, None], size, axis=1),
+        first=complete.first + first,
+        second=complete.second + second,
+    )

@@ -26,7 +26,8 @@ def _features() -> set[str]:
     return {name for name, present in llvmlite.binding.get_host_cpu_features().items() if present}
 
 
-WIDTH = 64 if "avx512f" in _features() else 32 if "avx" in _features() else 16  # bytes
+_wide = _features() if getattr(config, "ENABLE_AVX", True) else set()
+WIDTH = 64 if "avx512f" in _wide else 32 if "avx" in _wide else 16  # bytes
 LANES = {4: WIDTH // 4, 8: WIDTH // 8}  # by the size of an element
 _IR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 

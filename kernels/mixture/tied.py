@@ -8,9 +8,10 @@ are differences of larger numbers, so that this is done in float64 whatever the 
 from __future__ import annotations
 
 from latent_kernels.kernels.mixture.diagonal import densities
-from latent_kernels.kernels.mixture.full import MISSING, weigh
+from latent_kernels.kernels.mixture.full import weigh
 from latent_kernels.kernels.mixture.simd import lanes, like, load, multiply_add, spread, store
 from latent_kernels.kernels.mixture.tiles import (
+    MISSING,
     ROWS,
     STRIDE,
     add,
@@ -19,7 +20,9 @@ from latent_kernels.kernels.mixture.tiles import (
     outer_sums,
     padded_rows,
     read,
+    read_weights,
     respond_to_tile,
+    set_aside,
     total_density,
 )
 from numba import njit
@@ -58,24 +61,27 @@ def span(
     sample_weight,
     hard,
     components,
-    gaussian,  # columns, center, factors of U, turned means as factors of `densities`
+    gaussian,  # columns, center, zeros, factors of U, turned means as factors of `densities`
     constants,
     work,  # x, y, weighted, joint, weight, density, sums
     total,  # with no room: sums are not wanted; [K4 / 4, D4 / 4, 4, 4] first, blocks of second, counts, log-likelihood
     outputs,  # densities, labels, responsibilities
 ):
-    """The E-step of the rows first:last; returns MISSING at the first NaN, else 0."""
-    columns, center, factors, means = gaussian
+    """The E-step of the rows first:last; returns MISSING if there was a NaN: such rows are left out, else 0."""
+    columns, center, at_center, factors, means = gaussian
     x, y, weighted, joint, weight, density, sums = work
     dims = len(columns)
+    status = 0
     for start in range(first, last, ROWS):
         rows = min(ROWS, last - start)
         padded = padded_rows(x, rows)
+        read_weights(sample_weight, start, rows, weight)
         if read(X, columns, start, rows, center, x):
-            return MISSING
+            set_aside(x, dims, rows, at_center, weight)
+            status = MISSING
         _turn(x, dims, padded, factors, y)
         densities(y, dims, padded, means, constants, components, joint)
-        respond_to_tile(joint, components, start, rows, sample_weight, hard, weight, density, outputs)
+        respond_to_tile(joint, components, start, rows, hard, weight, density, outputs)
         if len(total) == 0:
             continue
         at = 0
@@ -89,4 +95,4 @@ def span(
         count(joint, components, padded, sums)
         add(total, len(total) - components - 1, sums, components)
         total[len(total) - 1] += total_density(density, weight, rows)
-    return 0
+    return status

@@ -20,6 +20,7 @@ from latent_kernels.kernels.mixture.vector_math import exp, log
 from numba import njit
 
 ROWS = 256
+MISSING, INVALID = 1, 2  # what a span reports: rows with NaN that it has set aside, a value outside its family
 STRIDE = ROWS + 16  # not a multiple of 4096 bytes: else every feature would fall into the same sets of the L1 cache
 
 
@@ -64,6 +65,20 @@ def read_weights(sample_weight, first, rows, weight):
             weight[r] = sample_weight[first + r]
     for r in range(rows, padded):
         weight[r] = 0
+
+
+@njit(nogil=True, error_model="numpy")
+def set_aside(x, dims, rows, values, weight):
+    """Rows with a NaN get these values and no weight, so that the tile's sums are those of the others."""
+    for d in range(dims):
+        for r in range(rows):
+            if x[d * STRIDE + r] != x[d * STRIDE + r]:
+                weight[r] = -1
+    for r in range(rows):
+        if weight[r] < 0:
+            weight[r] = 0
+            for d in range(dims):
+                x[d * STRIDE + r] = values[d]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -188,11 +203,10 @@ def write_posterior(joint, components, density, first, rows, densities, responsi
 
 
 @njit(nogil=True, error_model="numpy")
-def respond_to_tile(joint, components, first, rows, sample_weight, hard, weight, density, outputs):
+def respond_to_tile(joint, components, first, rows, hard, weight, density, outputs):
     """Log joint densities become weighted responsibilities; what `outputs` has room for is written there."""
     densities, labels, responsibilities = outputs
     padded = padded_rows(joint, rows)
-    read_weights(sample_weight, first, rows, weight)
     write_labels(joint, components, first, rows, labels)
     if hard:
         respond_hard(joint, components, padded, weight, density)

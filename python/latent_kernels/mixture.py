@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from latent_kernels.sufficient_statistics import SufficientStatistics, positive_
 
 Floats = NDArray[np.float64]
 _CPU = torch.device("cpu")
+_OVERFLOW = "X must not hold infinite values, nor ones so far from every component that their squares overflow {dtype}"
 
 
 def gaussian_e_step(
@@ -91,8 +93,8 @@ def exponential_family_e_step(
         X: [N, D] float32 or float64, as in `gaussian_e_step`.
         weights: [K], pi_k >= 0, of sum 1.
         families: one name for each column of X.
-        parameters: mean parameters for each column of X, as in the table. Probabilities of 0 or 1 and rates of 0 are
-            taken as 1e-12 from there.
+        parameters: mean parameters for each column of X, as in the table. Probabilities and rates nearer than 1e-12
+            to 0 or 1 (rates: to 0) are taken as that far from it, so that natural parameters are finite.
         sample_weight: [N], w_i >= 0; None for 1.
         hard: as in `gaussian_e_step`.
 
@@ -117,8 +119,14 @@ def e_step(
     X: NDArray[Any], parameters: model.Parameters, sample_weight: Floats | None, hard: bool = False
 ) -> SufficientStatistics:
     """The statistics of checked data."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of infinite values is looked at below
-        sums = backend("mixture", _CPU).statistics(X, parameters, sample_weight, hard)
+    scale = 1.0
+    if sample_weight is not None and X.dtype == np.float32 and len(X) > 0:
+        most = float(sample_weight.max())
+        if most > 0 and not 2.0**-60 < most < 2.0**60:  # products with them must fit float32
+            scale = 2.0 ** math.floor(math.log2(most))
+            sample_weight = sample_weight / scale
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what comes of these is looked at below
+        sums = backend("mixture", _CPU).statistics(X, parameters, sample_weight, bool(hard))
     total = float(len(X)) if sample_weight is None else float(sample_weight.sum())
     result = SufficientStatistics(
         covariance_type=parameters.gaussian.covariance_type,
@@ -134,8 +142,8 @@ def e_step(
         feature_starts=parameters.canonical.starts,
     )
     if not np.isfinite(result.to_vector()).all():
-        raise ValueError("X must not hold infinite values, nor ones so large that their squares overflow")
-    return result
+        raise ValueError(_OVERFLOW.format(dtype=X.dtype))
+    return result if scale == 1.0 else result * scale
 
 
 def posterior(
@@ -148,11 +156,15 @@ def posterior(
 ) -> tuple[Floats | None, NDArray[np.int64] | None, NDArray[Any] | None]:
     """(log p(x_i) [N], the most probable component [N], r_ik [N, K] in X's dtype), each where it is asked for."""
     rows, components = len(X), len(parameters.log_weights)
-    density = np.empty(rows) if log_density else None
+    density = np.empty(rows)
     label = np.empty(rows, np.int64) if labels else None
     r = np.empty((rows, components), X.dtype) if responsibilities else None
-    backend("mixture", _CPU).posterior(X, parameters, density, label, r)
-    return density, label, r
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        backend("mixture", _CPU).posterior(X, parameters, density, label, r)
+    if not np.isfinite(density).all():
+        row = int(np.flatnonzero(~np.isfinite(density))[0])
+        raise ValueError(f"{_OVERFLOW.format(dtype=X.dtype)}; row {row} does")
+    return density if log_density else None, label, r
 
 
 def checked_data(X: Any, name: str = "X") -> NDArray[Any]:
@@ -165,6 +177,8 @@ def checked_data(X: Any, name: str = "X") -> NDArray[Any]:
         X = X.detach().resolve_neg().numpy()
     if not isinstance(X, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or a torch.Tensor; got {type(X).__name__}")
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: missing values are NaN, as {name}.filled(np.nan) has them")
     if X.dtype not in (np.float32, np.float64) or not X.dtype.isnative:
         raise TypeError(f"{name} must have dtype float32 or float64 in this machine's byte order; got {X.dtype!r}")
     if X.ndim != 2 or X.shape[1] == 0:
@@ -185,10 +199,13 @@ def checked_sample_weight(sample_weight: ArrayLike | None, rows: int) -> Floats 
 
 
 def _floats(name: str, x: Any) -> Floats:
-    if isinstance(x, torch.Tensor):
-        x = x.detach().cpu().numpy()
     try:
-        return np.asarray(x, dtype=np.float64)
+        if isinstance(x, torch.Tensor):
+            x = x.detach().cpu().double().numpy()
+        array = np.asarray(x)
+        if np.iscomplexobj(array):
+            raise TypeError("complex numbers")
+        return array.astype(np.float64)  # a copy: what the statistics keep must not change with the caller's array
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of numbers; got {type(x).__name__} ({error})") from None
 
@@ -267,6 +284,8 @@ def mixed_parameters(
     """Checked parameters of a mixture of several families."""
     log_weights = _log_weights(weights)
     components = len(log_weights)
+    if isinstance(families, str):
+        raise TypeError(f"families must be a sequence of one name for each column of X; got the string {families!r}")
     families = list(families)
     if len(families) != size or len(parameters) != size:
         raise ValueError(
@@ -291,10 +310,10 @@ def mixed_parameters(
         starts.append(starts[-1] + natural.shape[1])
         naturals.append(natural)
         partitions.append(partition)
-    none = model.no_gaussian(components)
+    gaussian = model.no_gaussian(components)
     if gaussians:
         variances = np.stack([v for _, _, v in gaussians], axis=1)
-        none = model.GaussianColumns(
+        gaussian = model.GaussianColumns(
             np.array([i for i, _, _ in gaussians]),
             "diag",
             np.stack([m for _, m, _ in gaussians], axis=1),
@@ -309,14 +328,15 @@ def mixed_parameters(
             np.concatenate(naturals, axis=1),
             np.stack(partitions, axis=1),
         )
-    return model.Parameters(log_weights, none, canonical)
+    return model.Parameters(log_weights, gaussian, canonical)
 
 
 def _gaussian_column(i: int, parameter: Any, components: int) -> tuple[Floats, Floats]:
-    pair = list(parameter) if isinstance(parameter, (Sequence, np.ndarray, torch.Tensor)) else []
+    whole = isinstance(parameter, Sequence) or getattr(parameter, "ndim", 0) > 0
+    pair = list(parameter) if whole else []
     arrays = [_floats(f"parameters[{i}]", x) for x in pair]
-    if [x.shape for x in arrays] != [(components,)] * 2 or not np.isfinite(arrays[0]).all():
-        raise ValueError(f"parameters[{i}] must be finite means and variances, two arrays of shape ({components},)")
+    if [x.shape for x in arrays] != [(components,)] * 2 or not np.isfinite(arrays).all() or not (arrays[1] > 0).all():
+        raise ValueError(f"parameters[{i}] must be finite means and variances > 0, two arrays of shape ({components},)")
     return arrays[0], arrays[1]
 
 

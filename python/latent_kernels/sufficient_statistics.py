@@ -140,6 +140,7 @@ class SufficientStatistics:
         else:  # (x - a - b)(x - a - b)^T = (x - a)(x - a)^T - b (x - a)^T - (x - a - b) b^T
             change = b[:, :, None] * self.first[:, None, :] + first[:, :, None] * b[:, None, :]
             second = self.second - (change.sum(axis=0) if self.covariance_type == "tied" else change)
+            second = 0.5 * (second + second.swapaxes(-1, -2))  # rounding is not symmetric
         return replace(self, anchor=anchor, first=first, second=second)
 
     def mean_parameters(self) -> Floats:
@@ -163,7 +164,8 @@ class SufficientStatistics:
                 estimate: it keeps its anchor as its mean and these, as they are.
 
         Raises:
-            ValueError: a component has no weight and covariances is not given; a covariance is not positive definite,
+            ValueError: a component has no weight and covariances is not given ("tied" needs none); a covariance is not
+                positive definite,
                 which a greater reg_covar mends.
 
         """
@@ -175,7 +177,7 @@ class SufficientStatistics:
             raise ValueError("there is nothing to estimate from: the statistics have no weight")
         lost = self.counts < _LOST
         empty = (self.observed < _LOST) | lost[:, None]
-        if empty.any() and covariances is None:
+        if empty.any() and covariances is None and self.covariance_type != "tied":
             k = int(np.flatnonzero(empty.any(axis=1))[0])
             raise ValueError(
                 f"component {k} has lost all its weight, so that its parameters have no estimate; "
@@ -197,7 +199,7 @@ class SufficientStatistics:
             return self.second / observed[:, :, None] - delta[:, :, None] * delta[:, None, :]
         if self.covariance_type == "tied":
             between = (delta * counts[:, None]).T @ delta
-            tied: Floats = (self.second - between) / counts.sum()
+            tied: Floats = (self.second - 0.5 * (between + between.T)) / counts.sum()
             return tied
         if self.covariance_type == "diag":
             return self.second / observed - delta**2
@@ -220,17 +222,21 @@ class SufficientStatistics:
         if self.covariance_type in ("diag", "spherical"):
             bad = ~(covariances.reshape(len(covariances), -1) > 0).all(axis=1)
         else:
-            bad = np.array([not positive_definite(c) for c in covariances.reshape(-1, *covariances.shape[-2:])])
+            stack = covariances.reshape(-1, *covariances.shape[-2:])
+            bad = np.zeros(len(stack), np.bool_)
+            if not positive_definite(stack):
+                bad = np.array([not positive_definite(covariance) for covariance in stack])
         if bad.any():
+            whose = "shared by all components" if self.covariance_type == "tied" else f"of component {bad.argmax()}"
             raise ValueError(
-                f"the covariance of component {int(np.flatnonzero(bad)[0])} is not positive definite: too few distinct "
-                "rows are in it. Use fewer components, a greater reg_covar, or scale the data"
+                f"the covariance {whose} is not positive definite: too few distinct rows are in it. "
+                "Use fewer components, a greater reg_covar, or scale the data"
             )
 
 
-def positive_definite(covariance: Floats) -> bool:
-    """Whether a symmetric matrix has a Cholesky factor."""
+def positive_definite(covariances: Floats) -> bool:
+    """Whether symmetric matrices [..., D, D] all have Cholesky factors."""
     try:
-        return bool(np.isfinite(np.linalg.cholesky(covariance)).all())
+        return bool(np.isfinite(np.linalg.cholesky(covariances)).all())
     except np.linalg.LinAlgError:
         return False

@@ -1,0 +1,173 @@
+"""The E-step of covariance matrices: parameters laid out for the kernels, sums put back in shape."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from latent_kernels.kernels.mixture import full, tied
+from latent_kernels.kernels.mixture.model import Floats, Parameters, Sums, roots
+from latent_kernels.kernels.mixture.task import Data, Outputs, Task, most_distance, up
+from latent_kernels.kernels.mixture.tiles import STRIDE
+from numpy.typing import NDArray
+
+
+def _factor_blocks(u: Floats, dtype: np.dtype[Any]) -> Data:
+    """U [..., D, D] as [..., D4 / 4, D, 4], four columns side by side."""
+    size = u.shape[-1]
+    padded = np.zeros((*u.shape[:-1], up(size, 4)), dtype)
+    padded[..., :size] = u
+    return np.ascontiguousarray(padded.reshape(*u.shape[:-1], -1, 4).swapaxes(-2, -3)).ravel()
+
+
+@functools.lru_cache(maxsize=16)
+def _places(size: int) -> NDArray[np.int64]:
+    """Where the elements of a symmetric matrix [D, D] stand among its lower [4, 4] blocks, row by row."""
+    row, column = np.indices((size, size))
+    row, column = np.maximum(row, column), np.minimum(row, column)
+    i, j = row // 4, column // 4
+    places: NDArray[np.int64] = 16 * (i * (i + 1) // 2 + j) + 4 * (row % 4) + column % 4
+    return places
+
+
+def _symmetric(blocks: Floats, size: int) -> Floats:
+    """The symmetric matrices [..., D, D] whose lower [4, 4] blocks are given."""
+    return blocks[..., _places(size)]
+
+
+def _mean_with_transpose(x: Floats) -> Floats:
+    """x [..., D, D] without what rounding made of its symmetry."""
+    result: Floats = 0.5 * (x + x.swapaxes(-1, -2))
+    return result
+
+
+class Full(Task):
+    """Full covariances; a tied one is every component's."""
+
+    span = full.span
+
+    def __init__(self, X: Data, parameters: Parameters) -> None:
+        self.X, self.parameters = X, parameters
+        gaussian = parameters.gaussian
+        self.components, self.dims = gaussian.means.shape
+        self.blocks = up(self.dims, 4)
+        self.dtype = X.dtype
+        self.size = full.size_of_total(self.components, self.dims)
+        self.work_per_row = self.components * self.dims * (self.dims + 1)
+        self.rounded = gaussian.means.astype(self.dtype).astype(np.float64)
+        u = roots(gaussian)
+        shifts = np.zeros((self.components, self.blocks), self.dtype)
+        shifts[:, : self.dims] = np.einsum("kd,kdj->kj", self.rounded - gaussian.means, u)
+        diagonal = np.diagonal(u, axis1=-2, axis2=-1)
+        constants = parameters.log_weights + (np.log(diagonal) - 0.5 * np.log(2 * np.pi)).sum(axis=-1)
+        self.constants = constants.astype(self.dtype)
+        self.gaussian = (
+            gaussian.columns.astype(np.int64),
+            np.zeros(self.dims, self.dtype),
+            self.rounded.astype(self.dtype).ravel(),
+            _factor_blocks(u, self.dtype),
+            shifts.ravel(),
+        )
+
+    def buffers(self) -> Any:
+        """Of one thread."""
+        block = self.blocks * STRIDE
+        sizes = (block, block, block, self.components * STRIDE, STRIDE, STRIDE, max(16, self.blocks))
+        return tuple(np.zeros(size, self.dtype) for size in sizes)
+
+    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+        """Those of `span` behind (X, first, last)."""
+        return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
+
+    def sums(self) -> Sums:
+        """The sums about the means."""
+        k, d = self.components, self.dims
+        per_component = self.total[: -k - 1].reshape(k, -1)
+        counts = self.total[-k - 1 : -1].copy()
+        first, second = per_component[:, :d], _symmetric(per_component[:, self.blocks :], d)
+        b = self.parameters.gaussian.means - self.rounded
+        moved = first - b * counts[:, None]
+        second = second - b[:, :, None] * first[:, None, :] - moved[:, :, None] * b[:, None, :]
+        second = _mean_with_transpose(second)
+        if self.parameters.gaussian.covariance_type == "tied":
+            second = second.sum(axis=0)
+        none = np.zeros((k, 0))
+        observed = np.repeat(counts[:, None], d, axis=1)
+        return Sums(float(self.total[-1]), counts, observed, moved, second, none, none)
+
+
+class Tied(Task):
+    """One covariance, near enough to one center that x - c serves every component."""
+
+    span = tied.span
+
+    @staticmethod
+    def fits(parameters: Parameters) -> bool:
+        """Whether the means are near enough to their center."""
+        _, turned = _turned_means(parameters)
+        return bool((turned**2).max() <= most_distance(np.dtype(np.float64)))
+
+    def __init__(self, X: Data, parameters: Parameters) -> None:
+        self.X, self.parameters = X, parameters
+        gaussian = parameters.gaussian
+        self.components, self.dims = gaussian.means.shape
+        self.blocks, padded = up(self.dims, 4), up(self.components, 4)
+        self.triangle = 2 * self.blocks * (self.blocks // 4 + 1)
+        self.size = padded * self.blocks + self.triangle + self.components + 1
+        self.work_per_row = self.dims * (2 * self.components + self.dims)
+        self.center, turned = _turned_means(parameters)
+        factors = np.zeros((padded, self.dims, 2))
+        factors[..., 0] = 1
+        factors[: self.components, :, 1] = -turned
+        u = gaussian.precisions_cholesky
+        self.constants = parameters.log_weights + (np.log(np.diagonal(u)) - 0.5 * np.log(2 * np.pi)).sum()
+        self.constants = np.concatenate([self.constants, np.zeros(padded - self.components)])
+        self.gaussian = (
+            gaussian.columns.astype(np.int64),
+            self.center,
+            np.zeros(self.dims),
+            _factor_blocks(u, np.dtype(np.float64)),
+            np.ascontiguousarray(factors.reshape(padded // 4, 4, self.dims, 2).transpose(0, 2, 3, 1)).ravel(),
+        )
+
+    def buffers(self) -> Any:
+        """Of one thread."""
+        block = self.blocks * STRIDE
+        joint = up(self.components, 4) * STRIDE
+        sums = max(16, self.blocks, self.components)
+        return tuple(np.zeros(size) for size in (block, block, block, joint, STRIDE, STRIDE, sums))
+
+    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+        """Those of `span` behind (X, first, last)."""
+        return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
+
+    def sums(self) -> Sums:
+        """The sums about the means."""
+        k, d = self.components, self.dims
+        at = up(k, 4) * self.blocks
+        blocks = self.total[:at].reshape(-1, self.blocks // 4, 4, 4).swapaxes(1, 2)
+        first = blocks.reshape(-1, self.blocks)[:k, :d]
+        second = _symmetric(self.total[at : at + self.triangle], d)
+        counts = self.total[at + self.triangle : -1].copy()
+        b = self.parameters.gaussian.means - self.center
+        moved = first - b * counts[:, None]
+        none = np.zeros((k, 0))
+        observed = np.repeat(counts[:, None], d, axis=1)
+        second = _mean_with_transpose(second - b.T @ first - moved.T @ b)
+        return Sums(float(self.total[-1]), counts, observed, moved, second, none, none)
+
+    def lost_digits(self, sums: Sums) -> bool:
+        """Whether the components are so close to their means that the center was too far after all."""
+        at = up(self.components, 4) * self.blocks
+        about_center = np.diagonal(_symmetric(self.total[at : at + self.triangle], self.dims))
+        counts = np.where(sums.counts > 0, sums.counts, 1.0)[:, None]
+        about_means = np.diagonal(sums.second) - (sums.first**2 / counts).sum(axis=0)
+        return bool((about_center > most_distance(np.dtype(np.float64)) * about_means).any())
+
+
+def _turned_means(parameters: Parameters) -> tuple[Floats, Floats]:
+    """The center c [G], and U^T (m_k - c) [K, G]."""
+    weights = np.exp(parameters.log_weights)
+    center = (weights @ parameters.gaussian.means) / weights.sum()
+    return center, (parameters.gaussian.means - center) @ parameters.gaussian.precisions_cholesky
