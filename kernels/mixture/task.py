@@ -108,5 +108,10 @@ class Task:
             with np.errstate(over="ignore", invalid="ignore"):  # belongs to the thread
                 np.add(self.total, state.total, out=self.total)
 
-        in_order(parts, torch.get_num_threads(), take, work, merge)
+        if parts == 1:  # without threads there is nothing to order
+            state = take()
+            work(0, state)
+            merge(state)
+        else:
+            in_order(parts, torch.get_num_threads(), take, work, merge)
         return self.status
