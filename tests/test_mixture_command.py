@@ -193,6 +193,24 @@ def test_the_command_prints_what_it_found(tmp_path):
         assert float(row[3]) < 1e-3
 
 
+def test_it_says_what_went_wrong(monkeypatch):
+    monkeypatch.setattr(command, "MOST_ITERATIONS", 2)
+    outcome = fit("iris", 3)
+    assert command.summary(outcome)[3:] == ["It did not converge in 2 iterations."]
+    assert len(command.summary(fit("iris", 1))) == 4
+    monkeypatch.setattr(command, "MOST_ITERATIONS", 500)
+    outcome = fit("iris", 3)
+    assert len(command.summary(outcome)) == 3
+    outcome.fits[0].trace[-1].weights[1] = 0
+    assert command.summary(outcome)[3:] == ["1 of 3 components have lost all their weight."]
+
+
+def test_other_warnings_are_seen(monkeypatch):
+    monkeypatch.setattr(command, "fit_from", lambda *_: warnings.warn("another", RuntimeWarning, stacklevel=1))
+    with pytest.warns(RuntimeWarning, match="another"), pytest.raises(AttributeError):
+        fit()
+
+
 def test_the_answers_of_the_comparison_agree():
     for speed in command.compare_speed(command.Size(3000, 4, 3, 1), seed=1):
         assert speed.ours > 0

@@ -1,4 +1,4 @@
-"""Data of every kind and in several places: arrays, batches, a stream, and the processes of a torch.distributed group.
+"""Mixtures fitted by the processes of a torch.distributed group.
 
 `python -m torch.distributed.run --nproc-per-node=2 tests/test_mixture_distributed.py FOLDER` is what the processes run;
 the test starts it once and compares what they wrote with fits of one process.
@@ -12,168 +12,23 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 from sklearn.datasets import load_iris
-from sklearn.exceptions import ConvergenceWarning
 
 from latent_kernels.estimators.gaussian_mixture import GaussianMixture
 from latent_kernels.estimators.mixture_model import MixtureModel
-from test_gaussian_mixture import INITS, TYPES, agree, blobs
+from latent_kernels.estimators.processes import device_types
+from test_gaussian_mixture import INITS, TYPES, blobs
 
 IRIS = load_iris().data
 REPOSITORY = Path(__file__).parents[1]
 PARAMETERS = ["weights_", "means_", "covariances_", "lower_bounds_"]
-
-
-# --- arrays of every kind ---------------------------------------------------------------------------------------
-
-
-def test_arrays_of_every_kind(tmp_path: Path) -> None:
-    X = blobs(8)
-    settings: dict[str, Any] = {"n_components": 3, "random_state": 0}
-    plain = GaussianMixture(**settings).fit(X)
-    X.tofile(tmp_path / "X")
-    mapped = np.memmap(tmp_path / "X", dtype=np.float64, mode="r", shape=X.shape)
-    frozen = X.copy()
-    frozen.flags.writeable = False
-    wide = np.zeros((480, 6))
-    wide[::2, ::2] = X
-    kinds = [mapped, frozen, np.asfortranarray(X), wide[::2, ::2], torch.from_numpy(X), X.astype(object), X.tolist()]
-    for other in kinds:
-        model = GaussianMixture(**settings).fit(other)
-        agree(model, plain, 1e-12)
-        assert (model.predict(other) == plain.predict(X)).all()
-
-
-def test_data_are_not_copied(tmp_path: Path) -> None:
-    X = np.asfortranarray(blobs(8).astype(np.float32))
-    data, weight = GaussianMixture()._checked_batch(X, None, reset=True)
-    assert np.shares_memory(data, X)
-    assert weight is None
-    X.tofile(tmp_path / "X")
-    mapped = np.memmap(tmp_path / "X", dtype=np.float32, mode="r", shape=(240, 3))
-    assert np.shares_memory(GaussianMixture()._checked_batch(mapped, None, reset=True)[0], mapped)
-    tensor = torch.zeros(4, 3)
-    assert GaussianMixture()._checked_batch(tensor, None, reset=True)[0].ctypes.data == tensor.data_ptr()
-
-
-def test_tensors_elsewhere_are_refused() -> None:
-    with pytest.raises(TypeError, match="on the CPU"):
-        GaussianMixture().fit(torch.zeros(5, 2, device="meta"))
-    model = GaussianMixture(random_state=0).fit(torch.randn(20, 2, requires_grad=True))
-    assert model.predict(torch.zeros(3, 2, dtype=torch.bfloat16)).tolist() == [0, 0, 0]
-
-
-# --- data that do not fit in memory -----------------------------------------------------------------------------
-
-
-class _Again:
-    def __init__(self, items: list[Any]) -> None:
-        self.items, self.passes = items, 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.passes += 1
-        return iter(self.items)
-
-
-@pytest.mark.parametrize("init_params", INITS)
-@pytest.mark.parametrize("covariance_type", TYPES)
-def test_batches_are_the_whole(covariance_type: str, init_params: str) -> None:
-    X = blobs(2)
-    X[5, 0] = X[100] = np.nan
-    weight = np.random.RandomState(0).uniform(0.5, 2, size=len(X))
-    weight[[0, 7, 200]] = 0
-    settings: dict[str, Any] = {
-        "n_components": 3,
-        "covariance_type": covariance_type,
-        "init_params": init_params,
-        "random_state": 0,
-        "reg_covar": 1e-2,
-        "init_size": 90,
-    }
-    whole = GaussianMixture(**settings).fit(X, sample_weight=weight)
-    cuts = [0, 1, 90, 90, 163, 240]
-    items = [(X[a:b], weight[a:b]) for a, b in itertools.pairwise(cuts)]
-    for source in (items, _Again(items), lambda: iter(items)):
-        batches = GaussianMixture(**settings).fit_batches(source)
-        agree(batches, whole, 1e-10)
-        np.testing.assert_allclose(batches.lower_bounds_, whole.lower_bounds_, rtol=1e-10)
-
-
-def test_each_iteration_is_one_pass() -> None:
-    source = _Again([IRIS[:70], IRIS[70:]])
-    model = GaussianMixture(3, random_state=0).fit_batches(source)
-    assert source.passes == model.n_iter_ + 2
-    assert model.predict(IRIS).shape == (150,)
-
-
-def test_batches_that_cannot_be_used() -> None:
-    model = GaussianMixture(2, random_state=0)
-    with pytest.raises(TypeError, match="only once"):
-        model.fit_batches(iter([IRIS]))
-    with pytest.raises(TypeError, match="only once"):
-        model.fit_batches(x for x in [IRIS])
-    with pytest.raises(TypeError, match="iterable or a callable"):
-        model.fit_batches(3)
-    with pytest.raises(ValueError, match="150 rows in its first pass and 0 in a later"):
-        model.fit_batches(iter([IRIS]).__iter__)
-    with pytest.raises(ValueError, match="features"):
-        model.fit_batches([IRIS, IRIS[:, :2]])
-    with pytest.raises(ValueError, match="n_samples = 0"):
-        model.fit_batches([])
-    with pytest.raises(ValueError, match="infinity"):
-        model.fit_batches([IRIS, np.full((3, 4), np.inf)])
-
-
-def test_initialization_looks_at_a_sample() -> None:
-    X = blobs(4, n=3000)
-    settings: dict[str, Any] = {"n_components": 3, "random_state": 0, "max_iter": 0}
-    a, b = GaussianMixture(**settings, init_size=50).fit(X), GaussianMixture(**settings).fit(X)
-    assert not np.allclose(np.sort(a.means_, axis=0), np.sort(b.means_, axis=0), rtol=1e-6)
-    # The least weight is that of one of 50 rows.
-    assert np.allclose(a.weights_ * 50, np.round(a.weights_ * 50), atol=1e-9)
-    np.testing.assert_array_equal(a.means_, GaussianMixture(**settings, init_size=50).fit(X).means_)
-
-
-@pytest.mark.parametrize("covariance_type", TYPES)
-def test_online_em_approaches_the_fit(covariance_type: str) -> None:
-    X = blobs(6, n=6000)
-    settings: dict[str, Any] = {"n_components": 3, "covariance_type": covariance_type, "random_state": 0}
-    exact = GaussianMixture(**settings, tol=1e-6, max_iter=500).fit(X)
-    online = GaussianMixture(**settings)
-    for batch in np.split(X, 30):
-        online.partial_fit(batch)
-    first = GaussianMixture(**settings, max_iter=0).fit(X[:200])
-    gap, before = exact.score(X) - online.score(X), exact.score(X) - first.score(X)
-    # The free parameters of a fit to n rows lose p / 2n each; the last steps average about 8 batches of 200.
-    assert gap < 3 * exact._n_parameters() / (2 * 1600)
-    assert gap < before
-    assert online.n_iter_ == len(online.lower_bounds_) == 30
-
-
-def test_online_em_after_a_fit_moves_a_step() -> None:
-    X = blobs(7)
-    model = GaussianMixture(3, random_state=0, tol=1e-8, max_iter=1000).fit(X)
-    before = model.means_.copy()
-    model.partial_fit(X)
-    # The same rows again are at the fixed point already.
-    np.testing.assert_allclose(model.means_, before, atol=1e-2)
-    model.partial_fit(X + 10)
-    assert np.abs(model.means_ - before).max() > 1
-
-
-def test_the_first_step_of_online_em_is_one_of_em() -> None:
-    online = GaussianMixture(3, random_state=0).partial_fit(IRIS)
-    one = GaussianMixture(3, random_state=0, max_iter=1)
-    with pytest.warns(ConvergenceWarning):
-        one.fit(IRIS)
-    agree(online, one, 1e-13)
 
 
 # --- processes --------------------------------------------------------------------------------------------------
@@ -247,6 +102,40 @@ class _Breaks:
         return iter([IRIS])
 
 
+class _Unlike(list[float]):
+    """A weights_init that is said to be the same in all processes, and is wrong in the second."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__([1.0])
+        self.rank = rank
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.array([1.0 - 0.5 * self.rank], dtype)
+
+
+class _FailsToStep(GaussianMixture):
+    """Its third M-step fails in the process where it was given 4 in place of 3."""
+
+    def __init__(self, fails: int = 3, max_iter: int = 100) -> None:
+        super().__init__(3, tol=0, max_iter=max_iter, random_state=0)
+        self.fails, self.steps = fails, 0
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return ["n_components", "tol", "max_iter"]
+
+    def _m_step(self, statistics: Any, previous: Any) -> Any:
+        self.steps += 1
+        if self.fails == 4 and self.steps == 3:
+            raise ArithmeticError("no third step")
+        return super()._m_step(statistics, previous)
+
+
+def _fitted_in_the_first(rank: int) -> GaussianMixture:
+    model = GaussianMixture(2, warm_start=True, random_state=0)
+    return model.fit(IRIS) if rank == 0 else model
+
+
 def _failures(rank: int, group: Any) -> dict[str, str]:
     """The error that each process gets where something is wrong in the second alone."""
     bad, narrow = IRIS.copy(), IRIS[:, : 4 - rank]
@@ -258,13 +147,20 @@ def _failures(rank: int, group: Any) -> dict[str, str]:
         "setting": lambda: GaussianMixture(3 - 3 * rank).fit(IRIS, group=group),
         "pass": lambda: GaussianMixture(3).fit_batches(_Breaks(rank), group=group),
         "start": lambda: GaussianMixture(2, reg_covar=0).fit(np.ones((5, 2)), group=group),
+        "weights_init": lambda: GaussianMixture(2, weights_init=[0.5, 0.5 - 0.1 * rank]).fit(IRIS, group=group),
+        "bad weights_init": lambda: GaussianMixture(1, weights_init=_Unlike(rank)).fit(IRIS, group=group),
+        "warm": lambda: _fitted_in_the_first(rank).fit(IRIS, group=group),
+        "components": lambda: GaussianMixture(2 + rank).fit(IRIS, group=group),
+        "tol": lambda: GaussianMixture(2, tol=10.0**-rank).fit(IRIS, group=group),
+        "m-step": lambda: _FailsToStep(3 + rank).fit(IRIS, group=group),
+        "last m-step": lambda: _FailsToStep(3 + rank, max_iter=3).fit(IRIS, group=group),
     }
     errors = {}
     for name, call in calls.items():
         try:
             call()
             errors[name] = "none"
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
             errors[name] = f"{type(error).__name__}: {error}"
     return errors
 
@@ -285,7 +181,7 @@ def _count_reductions(rank: int, group: Any) -> tuple[int, int]:
 
 def _work(folder: str) -> None:
     """What each process does."""
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank, group = dist.get_rank(), dist.group.WORLD
     result = {
         "fits": _cases(rank, group),
@@ -366,6 +262,26 @@ def test_an_error_in_one_process_is_raised_in_all(processes: list[dict[str, Any]
     assert second["pass"] == "OSError: the disk is gone"
     assert first["start"].startswith("ValueError")
     assert second["start"].startswith("RuntimeError: process 0 of the group failed")
+    for name, message in (
+        ("weights_init", "weights_init must be the same in every process of the group; got [0.5, 0.5], [0.5, 0.4]"),
+        (
+            "warm",
+            "being fitted already, with warm_start, must be the same in every process of the group; got True, False",
+        ),
+        ("components", "n_components must be the same in every process of the group; got 2, 3"),
+        ("tol", "tol must be the same in every process of the group; got 1.0, 0.1"),
+    ):
+        assert first[name] == second[name] == f"ValueError: {message}"
+    assert first["bad weights_init"].startswith("RuntimeError: process 1 of the group failed: weights_init must have")
+    assert second["bad weights_init"].startswith("ValueError: weights_init must have")
+    assert second["m-step"] == second["last m-step"] == "ArithmeticError: no third step"
+    assert first["m-step"].startswith("RuntimeError: another process of the group failed")
+    assert first["last m-step"] == "RuntimeError: process 1 of the group failed: no third step"
+
+
+def test_sums_go_through_a_device_that_the_group_has() -> None:
+    assert device_types("cpu:gloo,cuda:nccl") == {"cpu", "cuda"}
+    assert device_types("cuda:nccl") == {"cuda"}
 
 
 def test_the_example_runs() -> None:

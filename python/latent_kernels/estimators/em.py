@@ -1,102 +1,24 @@
-"""What EM needs around an E-step: batches gone through again and again, processes that add their sums, the loop."""
+"""What EM needs around an E-step: batches gone through again and again, and the loop."""
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 
+from latent_kernels.estimators.processes import Processes
 from latent_kernels.kernels.mixture import model
 from latent_kernels.mixture import covariance_shape, e_step
 from latent_kernels.sufficient_statistics import SufficientStatistics
 
 Floats = NDArray[np.float64]
 Batch = tuple[NDArray[Any], Floats | None]
-T = TypeVar("T")
-
-
-# --- processes --------------------------------------------------------------------------------------------------
-
-
-def _attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    try:
-        return compute(), None
-    except Exception as error:
-        return None, error
-
-
-class Processes:
-    """The processes of a torch.distributed group, which fit one model together; group None: this one alone.
-
-    A method is called by all of them or by none. An error in one is raised in every process, so that none waits for it.
-    """
-
-    def __init__(self, group: Any | None) -> None:
-        self.group = group
-        self.rank = 0 if group is None else dist.get_rank(group)
-        if self.rank < 0:
-            raise ValueError("group must hold this process")
-
-    def gather(self, value: T) -> list[T]:
-        """What every process gives, in rank order."""
-        if self.group is None:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(values, value, group=self.group)
-        return values
-
-    def together(self, compute: Callable[[], T]) -> T:
-        """What compute gives here, where it raises in no process."""
-        answer, error = _attempt(compute)
-        messages = self.gather(None if error is None else str(error))
-        if error is not None:
-            raise error
-        for rank, message in enumerate(messages):
-            if message is not None:
-                raise RuntimeError(f"process {rank} of the group failed: {message}")
-        return answer  # type: ignore[return-value]
-
-    def first(self, compute: Callable[[], T]) -> T:
-        """What compute gives in process 0, everywhere."""
-        if self.group is None:
-            return compute()
-        answer, error = _attempt(compute) if self.rank == 0 else (None, None)
-        box: list[Any] = [answer, None if error is None else str(error)]
-        dist.broadcast_object_list(box, src=dist.get_global_rank(self.group, 0), group=self.group)
-        if error is not None:
-            raise error
-        if box[1] is not None:
-            raise RuntimeError(f"process 0 of the group failed: {box[1]}")
-        result: T = box[0]
-        return result
-
-    def total(self, add_to: Callable[[Floats], None], size: int) -> Floats:
-        """The sum over processes of what add_to adds to `size` zeros: one all-reduce."""
-        sums = np.zeros(size + 1)
-        _, error = _attempt(lambda: add_to(sums[:-1]))
-        if error is not None:
-            sums[:] = 0.0
-            sums[-1] = 1.0
-        if self.group is not None:
-            sums = self._all_reduced(sums)
-        if error is not None:
-            raise error
-        if sums[-1] > 0:
-            raise RuntimeError("another process of the group failed; its own error says why")
-        return sums[:-1]
-
-    def _all_reduced(self, sums: Floats) -> Floats:
-        nccl = dist.get_backend(self.group) == "nccl"
-        device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
-        tensor = torch.from_numpy(sums).to(device)
-        dist.all_reduce(tensor, group=self.group)
-        result: Floats = tensor.cpu().numpy()
-        return result
 
 
 # --- data -------------------------------------------------------------------------------------------------------
@@ -107,15 +29,20 @@ class Stream:
 
     Args:
         source: an iterable that can be gone through again, or a callable without arguments that returns an iterator;
-            of X or (X, sample_weight).
+            of X, (X,) or (X, sample_weight), as tuples or lists.
         check: (X, sample_weight, whether this is the first pass, whether the first batch) -> the checked batch.
 
     Raises:
-        TypeError: the source can be gone through only once.
+        TypeError: the source can be gone through only once, or is itself an array.
 
     """
 
     def __init__(self, source: Any, check: Callable[[Any, Any, bool, bool], Batch]) -> None:
+        if hasattr(source, "ndim"):
+            raise TypeError(
+                f"make_batches is itself an array ({type(source).__name__}), whose rows are no batches: wrap it in a "
+                "list, [X]"
+            )
         if not callable(source):
             if not isinstance(source, Iterable):
                 raise TypeError(
@@ -133,7 +60,7 @@ class Stream:
     def __iter__(self) -> Iterator[Batch]:
         rows, batches, first_pass = 0, 0, self._rows is None
         for item in self._source() if callable(self._source) else self._source:
-            X, weight = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+            X, weight = _unpacked(item, batches)
             batch = self._check(X, weight, first_pass, batches == 0)
             rows, batches = rows + len(batch[0]), batches + 1
             yield batch
@@ -142,12 +69,40 @@ class Stream:
         self._rows = rows
 
 
+def _dimensions(X: Any) -> int:
+    """Of an array, a tensor or nested lists; -1 for anything else."""
+    try:
+        return int(X.ndim) if hasattr(X, "ndim") else np.ndim(X)
+    except (TypeError, ValueError):  # lists of unequal lengths
+        return -1
+
+
+def _unpacked(item: Any, index: int) -> tuple[Any, Any]:
+    """(X, sample_weight) of a batch."""
+    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and _dimensions(item[0]) == 2:
+        return item[0], item[1] if len(item) == 2 else None
+    if isinstance(item, tuple) or _dimensions(item) != 2:
+        shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""
+        shape = f" of length {len(item)}" if isinstance(item, (tuple, list)) else shape
+        raise ValueError(
+            f"every batch of make_batches must be X [n, D], or (X,) or (X, sample_weight) as a tuple or list; "
+            f"batch {index} is a {type(item).__name__}{shape}"
+        )
+    return item, None
+
+
+# The census looks at so many rows at a time, so that it makes no copy of X.
+_BLOCK = 1 << 16
+
+
 class Census(NamedTuple):
     """What one pass finds out about the data of a process."""
 
     rows: int  # those of positive weight: the others do not count anywhere
     features: int  # 0: it has no batches
-    greatest: Floats  # of each column [D], where it is asked for, or [0]
+    weight: float  # their total
+    greatest: Floats  # of the columns that are asked for; [0] without rows
+    missing: Floats  # [D], the weight of the rows in which a column is missing, where it is asked for; else [0]
 
 
 def _counted(weight: Floats | None, rows: int) -> NDArray[np.int64]:
@@ -155,16 +110,32 @@ def _counted(weight: Floats | None, rows: int) -> NDArray[np.int64]:
     return np.arange(rows) if weight is None else np.flatnonzero(weight > 0)
 
 
-def survey(batches: Iterable[Batch], greatest: bool) -> Census:
-    """One pass over this process's batches."""
-    rows, features, most = 0, 0, np.zeros(0)
+def survey(batches: Iterable[Batch], columns: Callable[[int], Sequence[int]], wants_missing: bool) -> Census:
+    """One pass over this process's batches.
+
+    Args:
+        batches: see above.
+        columns: the number of columns -> those whose greatest value is asked for.
+        wants_missing: whether the weight of missing values is.
+
+    """
+    rows, features, total, most, missing = 0, 0, 0.0, np.zeros(0), np.zeros(0)
     for X, weight in batches:
         rows += len(X) if weight is None else int(np.count_nonzero(weight > 0))
+        total += len(X) if weight is None else float(weight.sum())
         features = X.shape[1]
-        if greatest:
-            here = np.fmax.reduce(X, axis=0, initial=0.0).astype(np.float64)
-            most = here if len(most) == 0 else np.maximum(most, here)
-    return Census(rows, features, most)
+        looked_at = list(columns(features))
+        most = most if len(most) else np.zeros(len(looked_at))
+        missing = missing if len(missing) or not wants_missing else np.zeros(features)
+        for start in range(0, len(X) if looked_at or wants_missing else 0, _BLOCK):
+            block, w = X[start : start + _BLOCK], None if weight is None else weight[start : start + _BLOCK]
+            if looked_at:
+                counted = block[:, looked_at] if w is None else block[w > 0][:, looked_at]
+                most = np.maximum(most, np.fmax.reduce(counted, axis=0, initial=0.0))
+            if wants_missing:
+                nan = np.isnan(block)
+                missing = missing + (nan.sum(axis=0) if w is None else w @ nan)
+    return Census(rows, features, total, most, missing)
 
 
 def merged(censuses: Sequence[Census]) -> Census:
@@ -174,7 +145,9 @@ def merged(censuses: Sequence[Census]) -> Census:
         raise ValueError(f"X must have the same number of columns in every process; got {sizes}")
     filled = [c.greatest for c in censuses if len(c.greatest) > 0]
     most = np.maximum.reduce(filled) if filled else np.zeros(0)
-    return Census(sum(c.rows for c in censuses), sizes[0] if sizes else 0, most)
+    missing = sum((c.missing for c in censuses if len(c.missing) > 0), np.zeros(1))
+    size = sizes[0] if sizes else 0
+    return Census(sum(c.rows for c in censuses), size, sum(c.weight for c in censuses), most, missing)
 
 
 def copy_rows(batches: Iterable[Batch], indices: NDArray[np.int64], start: int, out: Floats) -> None:
@@ -221,12 +194,25 @@ def no_statistics(parameters: model.Parameters) -> SufficientStatistics:
 
 
 def all_statistics(
-    batches: Iterable[Batch], parameters: model.Parameters, processes: Processes
+    batches: Iterable[Batch], parameters: model.Parameters, processes: Processes, error: Exception | None = None
 ) -> SufficientStatistics:
-    """The statistics of every batch of every process: one pass and one all-reduce."""
+    """The statistics of every batch of every process: one pass and one all-reduce.
+
+    Args:
+        batches: of this process.
+        parameters: as in `e_step`.
+        processes: those of the fit.
+        error: what went wrong in this process since the last all-reduce, which all of them shall know.
+
+    """
+    if processes.group is None and error is None and isinstance(batches, list) and len(batches) == 1:
+        X, weight = batches[0]
+        return e_step(X, parameters, weight)
     nothing = no_statistics(parameters)
 
     def add_to(sums: Floats) -> None:
+        if error is not None:
+            raise error
         for X, weight in batches:
             if len(X) > 0:
                 sums += e_step(X, parameters, weight).to_vector()
@@ -288,9 +274,11 @@ class Progress:
 
 def run(
     start: Any,
-    statistics: Callable[[Any], SufficientStatistics],
+    kernel: Callable[[Any], model.Parameters],
+    statistics: Callable[[model.Parameters, Exception | None], SufficientStatistics],
     m_step: Callable[[SufficientStatistics, Any], Any],
     progress: Progress,
+    processes: Processes,
     *,
     bound: float,
     max_iter: int,
@@ -298,27 +286,56 @@ def run(
 ) -> Run:
     """EM from `start`, until the mean log-likelihood changes by less than tol.
 
+    When to stop depends on sums that all processes have alike. What fails in one of them between two of these sums is
+    handed on to the next, so that all of them stop there.
+
     Args:
         start: parameters of any kind.
-        statistics: the E-step of parameters.
+        kernel: parameters -> what the E-step takes.
+        statistics: the E-step of these, or of an error.
         m_step: (statistics, previous parameters) -> new ones.
         progress: told of every iteration.
+        processes: those of the fit.
         bound: the mean log-likelihood before the first iteration, -inf where it is not known.
         max_iter: most iterations.
         tol: see above; 0 goes on to max_iter.
 
     """
-    parameters, sums, bounds, converged = start, None, [], False
+    parameters, sums, converged = start, None, False
+    bounds: list[float] = []
+    if max_iter == 0:
+        return Run(parameters, bounds, converged, sums)
+    mixture = processes.together(lambda: kernel(start))
+    error: Exception | None = None
     for iteration in range(1, max_iter + 1):
-        previous = bound
-        sums = statistics(parameters)
-        parameters = m_step(sums, parameters)
-        bound = sums.log_likelihood / sums.total_weight
+        sums = statistics(mixture, error)
+        previous, bound = bound, sums.log_likelihood / sums.total_weight
         bounds.append(bound)
-        progress.step(iteration, bound, bound - previous)
-        if abs(bound - previous) < tol:
-            converged = True
+        converged = abs(bound - previous) < tol
+        last = converged or iteration == max_iter
+        try:
+            parameters = m_step(sums, parameters)
+            progress.step(iteration, bound, bound - previous)
+            mixture = mixture if last else kernel(parameters)
+        except Exception as problem:
+            if processes.group is None:
+                raise
+            error = problem
+        if last:
             break
-    if max_iter > 0:
+
+    def end() -> None:
+        if error is not None:
+            raise error
         progress.end(converged)
+
+    processes.together(end)
     return Run(parameters, bounds, converged, sums)
+
+
+def warn(message: str) -> None:
+    """A ConvergenceWarning at the line that called into this folder."""
+    folder, level, frame = os.path.dirname(__file__) + os.sep, 1, sys._getframe(0)
+    while frame.f_code.co_filename.startswith(folder) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, ConvergenceWarning, stacklevel=level)

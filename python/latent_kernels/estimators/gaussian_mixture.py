@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -40,7 +41,9 @@ class GaussianMixture(MixtureEstimator):
         n_components: K >= 1.
         covariance_type: "full", "tied" (one for all components), "diag" or "spherical".
         tol: EM stops where the mean log-likelihood changes by less than this.
-        reg_covar: added to every variance; >= 0. With 0 the likelihood never falls.
+        reg_covar: added to every variance; >= 0. With 0 the likelihood never falls; with more it may, slightly. What
+            "full" and "tied" covariances complete missing values with holds it already: they gain it times the share of
+            rows (of all components together) that have the column, so that it does not compound.
         max_iter: most iterations of one run.
         n_init: number of runs; the one of greatest likelihood is kept.
         init_params: "kmeans", "k-means++" (rows far apart as means), "random_from_data" (any rows as means) or
@@ -53,7 +56,8 @@ class GaussianMixture(MixtureEstimator):
         verbose: 1 shows progress on stderr, 2 a line for each iteration.
         verbose_interval: with verbose=2, a line only for every so many iterations.
         init_size: how many rows, drawn at random, the initialization looks at; None: at most
-            max(10_000, 100 n_components). Missing values count there as their column's mean.
+            max(10_000, 100 n_components). Missing values count there as their column's mean, and a column without any
+            value has mean 0 and variance 1.
 
     Attributes:
         weights_: [K], float64 as everything here.
@@ -146,14 +150,15 @@ class GaussianMixture(MixtureEstimator):
     def _start(self, sample: Sample, generator: np.random.RandomState) -> _Parameters:
         weights, means, covariances = self._initials(sample.X.shape[1])
         Z = initialization.filled(sample.X, sample.weight)
+        unknown = initialization.without_values(sample.X)
         parts = initialization.parts(self.init_params, Z, sample.weight, self.n_components, generator)
         single = self.init_params in initialization.SINGLE_ROWS
-        statistics = initialization.gaussian_statistics(Z, sample.weight, parts, self.covariance_type, single)
+        statistics = initialization.gaussian_statistics(Z, sample.weight, parts, self.covariance_type, single, unknown)
         if weights is None:
             weights = statistics.counts / statistics.counts.sum()
         if covariances is None:
             whole = initialization.sample_covariances(
-                Z, sample.weight, self.covariance_type, self.n_components, self.reg_covar
+                Z, sample.weight, self.covariance_type, self.n_components, self.reg_covar, unknown
             )
             covariances = statistics.m_step(reg_covar=self.reg_covar, covariances=whole).covariances
         return self._complete(weights, statistics.anchor if means is None else means, covariances)
@@ -165,18 +170,44 @@ class GaussianMixture(MixtureEstimator):
         return self._complete(*statistics.m_step(reg_covar=self.reg_covar, covariances=previous.covariances))
 
     def _parameters(self) -> _Parameters:
-        shape = covariance_shape(self.covariance_type, self.n_components, self.n_features_in_)
-        if self.means_.shape != (self.n_components, self.n_features_in_) or self.precisions_cholesky_.shape != shape:
+        fitted = getattr(self, "_fitted_type", self.covariance_type)
+        if fitted != self.covariance_type:
             raise ValueError(
-                f"the fitted model has means of shape {self.means_.shape} and covariances of shape "
-                f"{self.covariances_.shape}, which do not go with n_components = {self.n_components}, "
-                f"covariance_type = {self.covariance_type!r} and {self.n_features_in_} columns"
+                f"the model was fitted with covariance_type = {fitted!r}, which does not go with "
+                f"covariance_type = {self.covariance_type!r}: set it back, or fit again without warm_start"
             )
-        return _Parameters(self.weights_, self.means_, self.covariances_, self.precisions_cholesky_)
+        width = self._width()
+        shape = covariance_shape(self.covariance_type, self.n_components, width)
+        arrays = (self.weights_, self.means_, self.covariances_, self.precisions_cholesky_)
+        result = _Parameters(*(np.ascontiguousarray(x, np.float64) for x in arrays))
+        if result.means.shape != (self.n_components, width) or result.precisions_cholesky.shape != shape:
+            raise ValueError(
+                f"the fitted model has means of shape {result.means.shape} and covariances of shape "
+                f"{result.covariances.shape}, which do not go with n_components = {self.n_components}, "
+                f"covariance_type = {self.covariance_type!r} and {width} columns"
+            )
+        return result
+
+    def _width(self) -> int:
+        return int(self.n_features_in_ if hasattr(self, "n_features_in_") else np.shape(self.means_)[-1])
+
+    def _wants_missing(self) -> bool:
+        return self.covariance_type in ("full", "tied") and self.reg_covar > 0
+
+    def _corrected(self, statistics: SufficientStatistics, missing: Floats) -> SufficientStatistics:
+        # What completes a missing value has a variance that holds reg_covar already, which the M-step adds to all rows.
+        # In "full" covariances the share of rows is taken to be that of all components together.
+        if not self._wants_missing() or not missing.any():
+            return statistics
+        twice = self.reg_covar * np.diag(missing)
+        counts = statistics.counts
+        second = statistics.second - (counts.sum() if self.covariance_type == "tied" else counts[:, None, None]) * twice
+        return replace(statistics, second=second)
 
     def _store(self, parameters: _Parameters) -> None:
         self.weights_, self.means_, self.covariances_, u = parameters
         self.precisions_cholesky_ = u
+        self._fitted_type = self.covariance_type
         matrices = self.covariance_type in ("full", "tied")
         self.precisions_ = u @ np.swapaxes(u, -1, -2) if matrices else u**2
 

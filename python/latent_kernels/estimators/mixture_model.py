@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from latent_kernels import _columns
 from latent_kernels.estimators import initialization
-from latent_kernels.estimators.em import Census
+from latent_kernels.estimators.em import Batch, Census
 from latent_kernels.estimators.gaussian_mixture import initial_weights
-from latent_kernels.estimators.initialization import Part, Sample
+from latent_kernels.estimators.initialization import Parts, Sample
 from latent_kernels.estimators.mixture_estimator import MixtureEstimator
 from latent_kernels.kernels.mixture import model
 from latent_kernels.mixture import mixed_parameters
@@ -21,6 +21,8 @@ from latent_kernels.sufficient_statistics import SufficientStatistics
 Floats = NDArray[np.float64]
 
 _VALUES = {"bernoulli": "0 and 1", "poisson": "0, 1, 2, ...", "categorical": "0, 1, 2, ..."}
+# A column may have so many categories, or as many as there are rows; more must be a mistake.
+_MOST_CATEGORIES = 1000
 # Values are checked in blocks of so many rows, so that no copy of X is made.
 _BLOCK = 1 << 16
 
@@ -51,7 +53,8 @@ class MixtureModel(MixtureEstimator):
         n_components: K >= 1.
         families: one name for each column, or one for all; None: "gaussian".
         min_categories: least C of categorical columns, an int or one for each column of X. C is the greatest value in
-            the data of `fit` (or the first batch of `partial_fit`) + 1, where that is more.
+            the data of `fit` (or the first batch of `partial_fit`) + 1, where that is more; rows of weight 0 do not
+            count. It may be at most max(1000, rows), or this.
         tol: EM stops where the mean log-likelihood changes by less than this.
         reg_covar: added to every variance of a Gaussian column; >= 0.
         max_iter: most iterations of one run.
@@ -149,16 +152,30 @@ class MixtureModel(MixtureEstimator):
             )
         return np.broadcast_to(np.maximum(least, 1), (features,)).astype(np.int64)
 
-    def _wants_greatest(self) -> bool:
-        return self.families is not None and "categorical" in self.families
+    def _categorical(self, features: int) -> Sequence[int]:
+        return [i for i, family in enumerate(self._families(features)) if family == "categorical"]
+
+    def _counted_rows(self, batch: Batch) -> Batch:
+        # A row without weight may be of a category that no other one has, and for which there is no room.
+        X, weight = batch
+        if weight is None or weight.all() or not self._categorical(X.shape[1]):
+            return batch
+        return X[weight > 0], weight[weight > 0]
 
     def _prepare(self, census: Census, warm: bool) -> None:
         families = self._families(census.features)
         categories = np.zeros(census.features, np.int64)
         of_categories = np.array([family == "categorical" for family in families])
         if of_categories.any():
-            seen = census.greatest.astype(np.int64) + 1
-            categories[of_categories] = np.maximum(self._least_categories(census.features), seen)[of_categories]
+            least = self._least_categories(census.features)[of_categories]
+            most = max(_MOST_CATEGORIES, census.rows, *least)
+            for i, greatest in zip(np.flatnonzero(of_categories), census.greatest, strict=True):
+                if greatest >= most:
+                    raise ValueError(
+                        f"column {i} of X is 'categorical' with values up to {greatest:.0f} in {census.rows} rows: "
+                        "recode its values as 0, 1, 2, ..., without gaps"
+                    )
+            categories[of_categories] = np.maximum(least, census.greatest.astype(np.int64) + 1)
         if not warm:
             self.families_, self.n_categories_ = families, categories
         elif families != self.families_ or (categories > self.n_categories_).any():
@@ -213,9 +230,11 @@ class MixtureModel(MixtureEstimator):
 
     def _start(self, sample: Sample, generator: np.random.RandomState) -> _Parameters:
         weights, columns = self._checked_initials()
-        Z = np.concatenate([self._encoded(i, sample) for i in range(len(self.families_))], axis=1)
+        Z = np.empty((len(sample.X), 0))
+        if self.init_params in ("kmeans", "k-means++"):  # the others look at no distance
+            Z = np.concatenate([self._encoded(i, sample) for i in range(len(self.families_))], axis=1)
         parts = initialization.parts(self.init_params, Z, sample.weight, self.n_components, generator)
-        counts = np.array([r.sum() for _, r in parts])
+        counts = parts.counts
         if columns is None:
             columns = tuple(self._first_column(i, sample, parts) for i in range(len(self.families_)))
         return _Parameters(counts / counts.sum() if weights is None else weights, columns)
@@ -224,35 +243,47 @@ class MixtureModel(MixtureEstimator):
         """Column i as columns [n, E] whose distances mean something."""
         x, family = sample.X[:, i : i + 1], self.families_[i]
         if family == "categorical":
-            return initialization.filled(_one_hot(x[:, 0], int(self.n_categories_[i])), sample.weight)
+            return initialization.filled(initialization.one_hot(x[:, 0]), sample.weight)
         x = initialization.filled(np.sqrt(x) if family == "poisson" else x, sample.weight)
         return x if family == "bernoulli" else initialization.standardized(x, sample.weight)
 
-    def _first_column(self, i: int, sample: Sample, parts: list[Part]) -> Any:
+    def _first_column(self, i: int, sample: Sample, parts: Parts) -> Any:
         """Start parameters of column i."""
         x, family = sample.X[:, i : i + 1], self.families_[i]
+        if family == "categorical":
+            counts = initialization.category_counts(x[:, 0], sample.weight, parts, int(self.n_categories_[i]))
+            return _columns.inside(family, counts)
+        unknown = initialization.without_values(x)
+        x = initialization.filled(x, sample.weight)
         if family == "gaussian":
-            x = initialization.filled(x, sample.weight)
-            statistics = initialization.gaussian_statistics(x, sample.weight, parts, "diag", False)
-            whole = initialization.sample_covariances(x, sample.weight, "diag", len(parts), self.reg_covar)
+            statistics = initialization.gaussian_statistics(x, sample.weight, parts, "diag", False, unknown)
+            components = len(parts.counts)
+            whole = initialization.sample_covariances(x, sample.weight, "diag", components, self.reg_covar, unknown)
             _, means, variances = statistics.m_step(reg_covar=self.reg_covar, covariances=whole)
             return means[:, 0], variances[:, 0]
-        phi = _one_hot(x[:, 0], int(self.n_categories_[i])) if family == "categorical" else x
-        phi = initialization.filled(phi, sample.weight)
         # A row of the whole sample's mean beside a component's own: a probability of 0 would stay 0 for ever.
-        whole = np.average(phi, axis=0, weights=sample.weight)
-        if family == "categorical":
-            whole = (whole * len(phi) + 1) / (whole * len(phi) + 1).sum()
-        mean = np.stack([(r @ phi[rows] + whole) / (r.sum() + 1) for rows, r in parts])
-        return _columns.inside(family, mean if family == "categorical" else mean[:, 0])
+        whole = np.average(x, axis=0, weights=sample.weight)
+        mean = (parts.sums(x) + whole) / (parts.counts[:, None] + 1)
+        return _columns.inside(family, mean[:, 0])
 
     def _parameters(self) -> _Parameters:
-        if len(self.weights_) != self.n_components or len(self.parameters_) != self.n_features_in_:
+        width = self._width()
+        if len(self.weights_) != self.n_components or len(self.parameters_) != width:
             raise ValueError(
                 f"the fitted model has {len(self.weights_)} components and {len(self.parameters_)} columns, which do "
-                f"not go with n_components = {self.n_components} and {self.n_features_in_} columns"
+                f"not go with n_components = {self.n_components} and {width} columns"
             )
+        if not hasattr(self, "families_"):  # the parameters were set by hand
+            self.families_ = self._families(width)
+            categories = [
+                np.shape(p)[-1] if f == "categorical" else 0
+                for f, p in zip(self.families_, self.parameters_, strict=True)
+            ]
+            self.n_categories_ = np.array(categories, np.int64)
         return _Parameters(self.weights_, tuple(self.parameters_))
+
+    def _width(self) -> int:
+        return int(getattr(self, "n_features_in_", len(self.parameters_)))
 
     def _store(self, parameters: _Parameters) -> None:
         self.weights_, self.parameters_ = parameters.weights, list(parameters.columns)
@@ -291,15 +322,6 @@ class MixtureModel(MixtureEstimator):
             else:
                 result[:, i] = _columns.sample(family, parameter[labels], generator)
         return result
-
-
-def _one_hot(x: Floats, categories: int) -> Floats:
-    """[n, C]; NaN where x is."""
-    result = np.zeros((len(x), categories))
-    there = ~np.isnan(x)
-    result[there, x[there].astype(np.int64)] = 1.0
-    result[~there] = np.nan
-    return result
 
 
 def _check_block(family: str, x: NDArray[Any], columns: NDArray[np.int64], bound: NDArray[np.int64] | None) -> None:

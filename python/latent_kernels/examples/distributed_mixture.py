@@ -42,8 +42,11 @@ def main() -> None:
     if not dist.is_torchelastic_launched():
         sys.exit("start it with: torchrun --nproc-per-node=2 -m latent_kernels.examples.distributed_mixture")
     dist.init_process_group("gloo")
-    rank, processes = dist.get_rank(), dist.get_world_size()
-    together = model().fit(shard(rank), group=dist.group.WORLD)
+    try:
+        rank, processes = dist.get_rank(), dist.get_world_size()
+        together = model().fit(shard(rank), group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
     if rank == 0:
         print(f"{processes} processes, {ROWS} rows each: {together.n_iter_} iterations, ", end="")
         print(f"mean log-likelihood {together.lower_bound_:.6f}")
@@ -52,8 +55,6 @@ def main() -> None:
         for name in ("weights_", "means_", "covariances_"):
             here, there = getattr(alone, name), getattr(together, name)
             print(f"{name:12s} differ from one process's by {np.abs(here - there).max() / np.abs(here).max():.1e}")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sklearn.exceptions import ConvergenceWarning
 
 import latent_kernels as lk
 from latent_kernels.estimators.gaussian_mixture import GaussianMixture
@@ -49,6 +50,16 @@ class Fit:
 
     trace: list[GaussianParameters]  # the start, then after each iteration
     log_likelihood: list[float]  # of each but the last of them, mean over rows in nats
+
+    @property
+    def converged(self) -> bool:
+        """Whether the log-likelihood had come to rest."""
+        return len(self.log_likelihood) > 1 and abs(self.log_likelihood[-1] - self.log_likelihood[-2]) < TOLERANCE
+
+    @property
+    def lost(self) -> int:
+        """How many components ended without weight."""
+        return int(np.count_nonzero(self.trace[-1].weights == 0))
 
 
 @dataclass(frozen=True)
@@ -172,7 +183,7 @@ def plan(components: int, rows: int) -> range:
 def fit(data: Data, components: int, covariance_type: str, seed: int, advance: Advance = lambda: None) -> Outcome:
     """EM from STARTS random starts, and the BIC of other numbers of components; calls `advance` after each of them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a fit of too many components loses some, or takes long
+        warnings.simplefilter("ignore", ConvergenceWarning)  # too many components: `summary` says it of the best fit
         generator, fits = np.random.RandomState(seed), []  # from which the estimator draws its starts one by one
         for _ in range(STARTS):
             start = _model(data, components, covariance_type, max_iter=0, random_state=generator).fit(data.X)
@@ -320,12 +331,17 @@ def summary(outcome: Outcome) -> list[str]:
     best, components = outcome.fits[0], outcome.responsibilities.shape[1]
     rows = len(outcome.data.X)
     least = min(outcome.bic, key=outcome.bic.__getitem__)
-    return [
+    lines = [
         f"{outcome.data.title}: {rows} rows, {components} components, {outcome.covariance_type} covariances.",
         f"Log-likelihood {best.log_likelihood[-1]:.6f} nats per row after {len(best.log_likelihood)} iterations, "
         f"the best of {STARTS} starts.",
         f"BIC {outcome.bic[components]:.1f}; it is least, {outcome.bic[least]:.1f}, with {least} components.",
     ]
+    if not best.converged:
+        lines.append(f"It did not converge in {len(best.log_likelihood)} iterations.")
+    if best.lost:
+        lines.append(f"{best.lost} of {components} components have lost all their weight.")
+    return lines
 
 
 def _table(speeds: list[Speed]) -> Table:
