@@ -28,6 +28,7 @@ TINY = demo.Settings(
 )
 PICTURES = ["manifold.png", "prior_samples.png", "training_curves.png"]
 TABLES = ["comparison.json", "comparison.md"]
+LAST = ["variance.png", "mixture.png"]
 
 
 @pytest.fixture(autouse=True)
@@ -143,10 +144,8 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     for folder in ("first", "second"):
         result = call("demo", "--out", tmp_path / folder, "--seed", 5)
         assert result.exit_code == 0, result.output
-        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted(
-            [*PICTURES, *TABLES, "variance.png", "mixture.png"]
-        )
-    for name in (*PICTURES, "variance.png", "mixture.png"):
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted([*PICTURES, *TABLES, *LAST])
+    for name in (*PICTURES, *LAST):
         check_picture(tmp_path / "first" / name)
 
     assert losses(outcomes[0]) == losses(outcomes[1])  # bit for bit
@@ -213,7 +212,7 @@ def test_ctrl_c_while_profiling(tmp_path, monkeypatch, samples_before, drawn):
     monkeypatch.setitem(problems.PROBLEMS, "logistic-regression", lambda: stopped)
     result = call("demo", "--out", tmp_path, "--epochs", 1)
     assert result.exit_code == 130
-    expected = [*TABLES, *PICTURES, *(["variance.png", "mixture.png"] if drawn else [])]
+    expected = [*TABLES, *PICTURES, *(LAST if drawn else [])]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(expected)
     assert "Traceback" not in result.output
 
