@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from latent_kernels.kernels.noise import reference
 
 import cuda
 import harness
 import latent_kernels as lk
 from harness import Contest, Group, places, rows
 from latent_kernels import _core
+from latent_kernels.kernels.noise import reference
 
 OURS = {"normal": lk.normal, "uniform": lk.uniform}
 TORCH = {"normal": torch.randn, "uniform": torch.rand}

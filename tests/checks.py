@@ -9,9 +9,9 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
-from latent_kernels.kernels.gaussian import reference
 
 from latent_kernels._eager import row_dtype
+from latent_kernels.kernels.gaussian import reference
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]

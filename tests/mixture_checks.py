@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from latent_kernels.kernels.mixture import model
 from numpy.typing import NDArray
 
 import latent_kernels as lk
 from latent_kernels import _backends, mixture
+from latent_kernels.kernels.mixture import model
 
 Floats = NDArray[np.float64]
 TYPES = ["full", "tied", "diag", "spherical"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
-from latent_kernels.kernels.score import reference
-from latent_kernels.kernels.score.problem import Problem
 
 from latent_kernels._eager import row_dtype
+from latent_kernels.kernels.score import reference
+from latent_kernels.kernels.score.problem import Problem
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int, int]  # groups, samples, rows, cols, classes of the categorical family

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from latent_kernels.kernels.families import reference
 from scipy import stats
 
 import latent_kernels as lk
 from checks import DTYPES
+from latent_kernels.kernels.families import reference
 
 Tensor = torch.Tensor
 INF = math.inf

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_kernels.kernels.gaussian import cpp_cpu, reference
-from latent_kernels.kernels.noise import reference as noise
 
 import latent_kernels as lk
 from checks import DTYPES, SIZES, Problem, Sizes, bits_equal, check, is_half
 from latent_kernels import _core
+from latent_kernels.kernels.gaussian import cpp_cpu, reference
+from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor
 

@@ -8,7 +8,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from latent_kernels.kernels.mixture.model import COVARIANCE_TYPES
 from matplotlib.image import imread
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture as Theirs
@@ -18,6 +17,7 @@ from latent_kernels import _backends, cli
 from latent_kernels.estimators.gaussian_mixture import GaussianMixture
 from latent_kernels.examples import mixture_command as command
 from latent_kernels.examples import mixture_pictures as pictures
+from latent_kernels.kernels.mixture.model import COVARIANCE_TYPES
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latent_kernels.kernels.mixture import parts, reference, task
 
 import latent_kernels as lk
 from latent_kernels import mixture
+from latent_kernels.kernels.mixture import parts, reference, task
 
 ROWS = 300_000  # of two or three columns: many parts
 

@@ -11,6 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+
 from latent_kernels.kernels.mixture import simd, vector_math
 
 FLOATS = [np.float32, np.float64]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_kernels.kernels.noise import reference
 from scipy import stats
 
 import latent_kernels as lk
 from latent_kernels import _core
+from latent_kernels.kernels.noise import reference
 
 KINDS = {"normal": (lk.normal, reference.normal), "uniform": (lk.uniform, reference.uniform)}
 END = 2**63

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_kernels.kernels.score import cpp_cpu, reference
 
 from checks import DTYPES, bits_equal
 from latent_kernels import _core
+from latent_kernels.kernels.score import cpp_cpu, reference
 from score_checks import CONTROLS, FAMILIES, SCORE_SIZES, ScoreProblem, Sizes, check_score
 
 # Few elements with so many samples that they are dealt to several parts.

@@ -13,12 +13,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from latent_kernels.kernels.gaussian import cpp_cpu
-from latent_kernels.kernels.noise import reference
 
 import latent_kernels as lk
 from checks import SMALL_SIZES, Problem, Sizes, bits_equal, check
 from latent_kernels import _backends
+from latent_kernels.kernels.gaussian import cpp_cpu
+from latent_kernels.kernels.noise import reference
 
 INTERPRETING = _backends.interpreting()
 triton = pytest.mark.skipif(not INTERPRETING, reason="run by test_in_the_interpreter, in a process of its own")

@@ -47,6 +47,7 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], targ
 def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget, *, ones: bool = False) -> Any:
     """A Gaussian kernel; with `ones`, as a launch on a problem of one row and column specializes it."""
     import triton.language as tl
+
     from latent_kernels.kernels.gaussian import triton_gpu
     from latent_kernels.kernels.launch import tile_shape
 
@@ -221,6 +222,7 @@ def score(
 ) -> Any:
     """A score-function kernel, with the tile that a launch takes; `layout` where it draws its samples again."""
     import triton.language as tl
+
     from latent_kernels.kernels.launch import tile_shape
     from latent_kernels.kernels.score import triton_gpu
 
@@ -262,6 +264,7 @@ def score(
 def finish(kind: int, dtype: torch.dtype, target: GPUTarget, mode: int, *, ones: bool = False) -> Any:
     """The kernel that adds the parts' sums up."""
     import triton.language as tl
+
     from latent_kernels.kernels.score import triton_sums
 
     kernel = triton_sums.finish_kernel

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latent_kernels.kernels.families import reference as families
-from latent_kernels.kernels.score import reference
 
 import latent_kernels as lk
 from checks import bits_equal
 from latent_kernels import _backends
+from latent_kernels.kernels.families import reference as families
+from latent_kernels.kernels.score import reference
 from score_checks import CONTROLS, FAMILIES, SMALL_SCORE_SIZES, ScoreProblem, Sizes, check_score
 
 INTERPRETING = _backends.interpreting()

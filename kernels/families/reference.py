@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from latent_kernels.kernels.launch import OPTIONS, TILE, on_device_of
 from latent_kernels.kernels.noise.triton_gpu import ln, noise_of_groups, philox, to_uniform
 from latent_kernels.kernels.triton_math import exp

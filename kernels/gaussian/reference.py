@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 
-from latent_kernels.kernels.mixture.simd import lanes, load, multiply_add, spread, store
-from latent_kernels.kernels.mixture.tiles import INVALID, MISSING, STRIDE
 from numba import njit
 
-BERNOULLI, POISSON, CATEGORICAL = range(3)
+from latent_kernels.kernels.mixture.model import KINDS
+from latent_kernels.kernels.mixture.simd import lanes, load, multiply_add, spread, store
+from latent_kernels.kernels.mixture.tiles import INVALID, MISSING, STRIDE
+
+BERNOULLI, POISSON, CATEGORICAL = (KINDS.index(kind) for kind in ("bernoulli", "poisson", "categorical"))
 
 
 @njit(nogil=True, error_model="numpy")

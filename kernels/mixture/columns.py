@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from latent_kernels.kernels.mixture import independent
 from latent_kernels.kernels.mixture.model import KINDS, Floats, GaussianColumns, Parameters, Sums, check_domain, roots
-from latent_kernels.kernels.mixture.task import Data, Outputs, Task, most_distance, up
-from latent_kernels.kernels.mixture.tiles import INVALID, STRIDE
+from latent_kernels.kernels.mixture.task import Data, Outputs, Task, most_distance
+from latent_kernels.kernels.mixture.tiles import INVALID, STRIDE, up
 
 
 class Independent(Task):

@@ -8,6 +8,8 @@ are missing, each component subtracts its own mean from x first (`direct_densiti
 
 from __future__ import annotations
 
+from numba import njit
+
 from latent_kernels.kernels.mixture.simd import (
     lanes,
     like,
@@ -19,7 +21,6 @@ from latent_kernels.kernels.mixture.simd import (
     store_sums,
 )
 from latent_kernels.kernels.mixture.tiles import STRIDE
-from numba import njit
 
 
 @njit(nogil=True, error_model="numpy")

@@ -6,6 +6,8 @@ D(D + 1)/2 multiply-adds a row, and the second moment is the lower triangle of t
 
 from __future__ import annotations
 
+from numba import njit
+
 from latent_kernels.kernels.mixture.simd import lanes, like, load, multiply_add, spread, store, store_sums
 from latent_kernels.kernels.mixture.tiles import (
     MISSING,
@@ -20,8 +22,8 @@ from latent_kernels.kernels.mixture.tiles import (
     respond_to_tile,
     set_aside,
     total_density,
+    up,
 )
-from numba import njit
 
 
 @njit(nogil=True, error_model="numpy")
@@ -41,7 +43,7 @@ def _density(t, dims, padded, factors, at, shifts, k, constants, joint):
     factors: from `at` on [dims4 / 4, dims, 4], of U; shifts: [components, dims4], what rounding the mean left.
     """
     step = lanes(t)
-    blocks = dims + -dims % 4
+    blocks = up(dims, 4)
     for g in range(0, padded, 2 * step):
         total0 = total1 = like(t, 0.0)
         for j in range(0, blocks, 4):
@@ -97,7 +99,7 @@ def weigh(joint, k, t, blocks, padded, weighted, sums):
 
 def size_of_total(components: int, dims: int) -> int:
     """The length of `total`: for each component [dims4] first and [4, 4] blocks of second moments; counts; 1."""
-    blocks = (dims + -dims % 4) // 4
+    blocks = up(dims, 4) // 4
     return components * (4 * blocks + 16 * (blocks * (blocks + 1) // 2)) + components + 1
 
 
@@ -119,7 +121,7 @@ def span(
     x, t, weighted, joint, weight, density, sums = work
     dims = len(columns)
     status = 0
-    blocks = dims + -dims % 4
+    blocks = up(dims, 4)
     for start in range(first, last, ROWS):
         rows = min(ROWS, last - start)
         padded = padded_rows(x, rows)

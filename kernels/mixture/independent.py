@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+
 from latent_kernels.kernels.mixture.canonical import (
     add_products,
     read_features,
@@ -27,6 +28,7 @@ from latent_kernels.kernels.mixture.tiles import (
     read_weights,
     respond_to_tile,
     total_density,
+    up,
 )
 
 
@@ -45,9 +47,9 @@ class Layout(NamedTuple):
 
 def layout(components: int, gaussian: int, features: int, columns: int) -> Layout:
     """The parts of `total`."""
-    k4, g2 = components + -components % 4, gaussian + gaussian % 2
+    k4, g2 = up(components, 4), up(gaussian, 2)
     sizes = [k4 * g2 * 2, components * gaussian * 4]
-    sizes += [k4 * (features + -features % 4 + columns + -columns % 4), components, components, components, 1]
+    sizes += [k4 * (up(features, 4) + up(columns, 4)), components, components, components, 1]
     return Layout(*np.cumsum([0, *sizes]).tolist())
 
 
@@ -70,8 +72,8 @@ def span(
     columns, center, no_center, factors, direct_factors, always_direct = gaussian
     x, joint, weight, density, constants, sums = work
     dims = len(columns)
-    even = dims + dims % 2
-    blocks = components + -components % 4
+    even = up(dims, 2)
+    blocks = up(components, 4)
     for start in range(first, last, ROWS):
         rows = min(ROWS, last - start)
         padded = padded_rows(x, rows)
@@ -97,8 +99,8 @@ def span(
             densities(x, dims, padded, factors, constants, components, joint)
         if canonical is not None:
             features = starts[-1]
-            observed = features + -features % 4
-            size = observed + len(others) + -len(others) % 4
+            observed = up(features, 4)
+            size = observed + up(len(others), 4)
             add_products(phi, features, padded, natural, 0, size, components, joint)
             if not complete:
                 read_observed(X, others, start, rows, padded, phi, observed)

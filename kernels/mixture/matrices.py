@@ -6,11 +6,12 @@ import functools
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from latent_kernels.kernels.mixture import full, tied
 from latent_kernels.kernels.mixture.model import Floats, Parameters, Sums, roots
-from latent_kernels.kernels.mixture.task import Data, Outputs, Task, most_distance, up
-from latent_kernels.kernels.mixture.tiles import STRIDE
-from numpy.typing import NDArray
+from latent_kernels.kernels.mixture.task import Data, Outputs, Task, most_distance
+from latent_kernels.kernels.mixture.tiles import STRIDE, up
 
 
 def _factor_blocks(u: Floats, dtype: np.dtype[Any]) -> Data:
@@ -42,7 +43,25 @@ def _mean_with_transpose(x: Floats) -> Floats:
     return result
 
 
-class Full(Task):
+class _Matrices(Task):
+    """What the tasks share: their arguments, and sums that hold expectations in place of missing values."""
+
+    components: int
+    dims: int
+    gaussian: tuple[Any, ...]
+    constants: Data
+
+    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+        """Those of `span` behind (X, first, last)."""
+        return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
+
+    def _sums(self, counts: Floats, first: Floats, second: Floats) -> Sums:
+        none = np.zeros((self.components, 0))
+        observed = np.repeat(counts[:, None], self.dims, axis=1)
+        return Sums(float(self.total[-1]), counts, observed, first, second, none, none)
+
+
+class Full(_Matrices):
     """Full covariances; a tied one is every component's."""
 
     span = full.span
@@ -76,10 +95,6 @@ class Full(Task):
         sizes = (block, block, block, self.components * STRIDE, STRIDE, STRIDE, max(16, self.blocks))
         return tuple(np.zeros(size, self.dtype) for size in sizes)
 
-    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
-        """Those of `span` behind (X, first, last)."""
-        return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
-
     def sums(self) -> Sums:
         """The sums about the means."""
         k, d = self.components, self.dims
@@ -92,21 +107,13 @@ class Full(Task):
         second = _mean_with_transpose(second)
         if self.parameters.gaussian.covariance_type == "tied":
             second = second.sum(axis=0)
-        none = np.zeros((k, 0))
-        observed = np.repeat(counts[:, None], d, axis=1)
-        return Sums(float(self.total[-1]), counts, observed, moved, second, none, none)
+        return self._sums(counts, moved, second)
 
 
-class Tied(Task):
+class Tied(_Matrices):
     """One covariance, near enough to one center that x - c serves every component."""
 
     span = tied.span
-
-    @staticmethod
-    def fits(parameters: Parameters) -> bool:
-        """Whether the means are near enough to their center."""
-        _, turned = _turned_means(parameters)
-        return bool((turned**2).max() <= most_distance(np.dtype(np.float64)))
 
     def __init__(self, X: Data, parameters: Parameters) -> None:
         self.X, self.parameters = X, parameters
@@ -116,11 +123,13 @@ class Tied(Task):
         self.triangle = 2 * self.blocks * (self.blocks // 4 + 1)
         self.size = padded * self.blocks + self.triangle + self.components + 1
         self.work_per_row = self.dims * (2 * self.components + self.dims)
-        self.center, turned = _turned_means(parameters)
+        weights, u = np.exp(parameters.log_weights), gaussian.precisions_cholesky
+        self.center = (weights @ gaussian.means) / weights.sum()
+        turned = (gaussian.means - self.center) @ u
+        self.near = bool((turned**2).max() <= most_distance(np.dtype(np.float64)))  # else Full must do it
         factors = np.zeros((padded, self.dims, 2))
         factors[..., 0] = 1
         factors[: self.components, :, 1] = -turned
-        u = gaussian.precisions_cholesky
         self.constants = parameters.log_weights + (np.log(np.diagonal(u)) - 0.5 * np.log(2 * np.pi)).sum()
         self.constants = np.concatenate([self.constants, np.zeros(padded - self.components)])
         self.gaussian = (
@@ -138,10 +147,6 @@ class Tied(Task):
         sums = max(16, self.blocks, self.components)
         return tuple(np.zeros(size) for size in (block, block, block, joint, STRIDE, STRIDE, sums))
 
-    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
-        """Those of `span` behind (X, first, last)."""
-        return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
-
     def sums(self) -> Sums:
         """The sums about the means."""
         k, d = self.components, self.dims
@@ -152,10 +157,7 @@ class Tied(Task):
         counts = self.total[at + self.triangle : -1].copy()
         b = self.parameters.gaussian.means - self.center
         moved = first - b * counts[:, None]
-        none = np.zeros((k, 0))
-        observed = np.repeat(counts[:, None], d, axis=1)
-        second = _mean_with_transpose(second - b.T @ first - moved.T @ b)
-        return Sums(float(self.total[-1]), counts, observed, moved, second, none, none)
+        return self._sums(counts, moved, _mean_with_transpose(second - b.T @ first - moved.T @ b))
 
     def lost_digits(self, sums: Sums) -> bool:
         """Whether the components are so close to their means that the center was too far after all."""
@@ -164,10 +166,3 @@ class Tied(Task):
         counts = np.where(sums.counts > 0, sums.counts, 1.0)[:, None]
         about_means = np.diagonal(sums.second) - (sums.first**2 / counts).sum(axis=0)
         return bool((about_center > most_distance(np.dtype(np.float64)) * about_means).any())
-
-
-def _turned_means(parameters: Parameters) -> tuple[Floats, Floats]:
-    """The center c [G], and U^T (m_k - c) [K, G]."""
-    weights = np.exp(parameters.log_weights)
-    center = (weights @ parameters.gaussian.means) / weights.sum()
-    return center, (parameters.gaussian.means - center) @ parameters.gaussian.precisions_cholesky

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from latent_kernels.kernels.mixture import patterns
 from latent_kernels.kernels.mixture.columns import Independent
 from latent_kernels.kernels.mixture.matrices import Full, Tied
@@ -45,6 +46,8 @@ def posterior(
 
 
 def _matrix_task(X: Data, parameters: Parameters) -> Task:
-    if parameters.gaussian.covariance_type == "tied" and Tied.fits(parameters):
-        return Tied(X, parameters)
+    if parameters.gaussian.covariance_type == "tied":
+        task = Tied(X, parameters)
+        if task.near:
+            return task
     return Full(X, parameters)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from latent_kernels.kernels.mixture.model import (
     Floats,
     GaussianColumns,

@@ -8,6 +8,8 @@ conditional expectation, and its square by that of the square (Ghahramani & Jord
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import gammaln, logsumexp
+
 from latent_kernels.kernels.mixture.model import (
     CanonicalColumns,
     Floats,
@@ -18,7 +20,6 @@ from latent_kernels.kernels.mixture.model import (
     check_domain,
     roots,
 )
-from scipy.special import gammaln, logsumexp
 
 
 def features(X: Floats, canonical: CanonicalColumns) -> tuple[Floats, Floats, Floats]:

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from latent_kernels.kernels.mixture.compiled import compiled
 from latent_kernels.kernels.mixture.model import Floats, Integers, Sums
 from latent_kernels.kernels.mixture.parts import in_order
 from latent_kernels.kernels.mixture.tiles import INVALID, ROWS
-from numpy.typing import NDArray
 
 PART = 2**22  # of rows * components * features in a part: about half a millisecond; a part costs 30 us beside
 MOST_PARTS = 256
@@ -22,11 +23,6 @@ ALLOWED = {np.dtype(np.float32): 2.0**-14, np.dtype(np.float64): 2.0**-32}
 
 Data = NDArray[Any]
 Outputs = tuple[Floats, Integers, Data]
-
-
-def up(n: int, step: int) -> int:
-    """n made a multiple of step."""
-    return n + -n % step
 
 
 def most_distance(dtype: np.dtype[Any]) -> float:

@@ -7,6 +7,8 @@ are differences of larger numbers, so that this is done in float64 whatever the 
 
 from __future__ import annotations
 
+from numba import njit
+
 from latent_kernels.kernels.mixture.diagonal import densities
 from latent_kernels.kernels.mixture.full import weigh
 from latent_kernels.kernels.mixture.simd import lanes, like, load, multiply_add, spread, store
@@ -24,8 +26,8 @@ from latent_kernels.kernels.mixture.tiles import (
     respond_to_tile,
     set_aside,
     total_density,
+    up,
 )
-from numba import njit
 
 
 @njit(nogil=True, error_model="numpy")
@@ -90,7 +92,7 @@ def span(
                 outer_sums(joint, k, x, d, padded, sums, 0)
                 add(total, at, sums, 16)
                 at += 16
-        weigh(weight, 0, x, dims + -dims % 4, padded, weighted, sums)
+        weigh(weight, 0, x, up(dims, 4), padded, weighted, sums)
         add_lower_products(weighted, x, dims, padded, sums, total, at)
         count(joint, components, padded, sums)
         add(total, len(total) - components - 1, sums, components)

@@ -6,6 +6,9 @@ feature of several rows. Rows beyond the end of the data are zero, and have weig
 
 from __future__ import annotations
 
+from numba import njit
+from numba.extending import register_jitable
+
 from latent_kernels.kernels.mixture.simd import (
     lanes,
     like,
@@ -17,18 +20,22 @@ from latent_kernels.kernels.mixture.simd import (
     store_sums,
 )
 from latent_kernels.kernels.mixture.vector_math import exp, log
-from numba import njit
 
 ROWS = 256
 MISSING, INVALID = 1, 2  # what a span reports: rows with NaN that it has set aside, a value outside its family
 STRIDE = ROWS + 16  # not a multiple of 4096 bytes: else every feature would fall into the same sets of the L1 cache
 
 
+@register_jitable
+def up(n: int, step: int) -> int:
+    """n made a multiple of step."""
+    return n + -n % step
+
+
 @njit(nogil=True, error_model="numpy")
 def padded_rows(x, rows):
     """`rows` made a multiple of two registers, which is what the kernels work on at a time."""
-    step = 2 * lanes(x)
-    return (rows + step - 1) // step * step
+    return up(rows, 2 * lanes(x))
 
 
 @njit(nogil=True, error_model="numpy")

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from latent_kernels.kernels.mixture.simd import Vector, fused
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
+
+from latent_kernels.kernels.mixture.simd import Vector, fused
 
 
 @dataclass(frozen=True)

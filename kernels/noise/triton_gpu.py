@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from latent_kernels.kernels.launch import OPTIONS, TILE, on_device_of
 
 

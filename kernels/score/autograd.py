@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from latent_kernels.kernels.score.problem import Problem
 
 from latent_kernels._backends import backend
 from latent_kernels._eager import as_seeds, in_memory, row_dtype
 from latent_kernels._ops import call
+from latent_kernels.kernels.score.problem import Problem
 
 Tensor = torch.Tensor
 Seed = int | Tensor

@@ -10,11 +10,11 @@ import math
 from typing import Any
 
 import torch
-from latent_kernels.kernels.score.autograd import run_gradient
-from latent_kernels.kernels.score.problem import Problem
 
 from latent_kernels._eager import row_dtype
 from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, groups_of, no_second_derivative, unfold
+from latent_kernels.kernels.score.autograd import run_gradient
+from latent_kernels.kernels.score.problem import Problem
 
 Tensor = torch.Tensor
 

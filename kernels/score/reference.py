@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterator
 
 import torch
+
 from latent_kernels.kernels.families import reference as families
 from latent_kernels.kernels.noise import reference as noise
 from latent_kernels.kernels.score.problem import Problem

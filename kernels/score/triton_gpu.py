@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+
 from latent_kernels.kernels.families.triton_gpu import cumulative, logistic, uniform_of_elements
 from latent_kernels.kernels.gaussian.triton_gpu import (
     ALIGNED,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from latent_kernels.kernels.triton_math import exp
 
 # How the weights are centred, and so what is summed:

@@ -167,14 +167,20 @@ def posterior(
     return density if log_density else None, label, r
 
 
+def dense_on_cpu(name: str, X: torch.Tensor) -> torch.Tensor:
+    """The tensor as one that `.numpy()` takes, if its dtype is NumPy's."""
+    if X.device.type != "cpu" or X.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor on the CPU; got one on {X.device}, {X.layout}")
+    return X.detach().resolve_neg()
+
+
 def checked_data(X: Any, name: str = "X") -> NDArray[Any]:
     """X as an array over the same memory."""
     if isinstance(X, torch.Tensor):
-        if X.device.type != "cpu" or X.layout is not torch.strided:
-            raise TypeError(f"{name} must be a dense tensor on the CPU; got one on {X.device}, {X.layout}")
+        X = dense_on_cpu(name, X)
         if X.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name} must have dtype float32 or float64; got {X.dtype}")
-        X = X.detach().resolve_neg().numpy()
+        X = X.numpy()
     if not isinstance(X, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or a torch.Tensor; got {type(X).__name__}")
     if isinstance(X, np.ma.MaskedArray):

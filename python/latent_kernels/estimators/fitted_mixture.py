@@ -18,7 +18,7 @@ from latent_kernels.estimators import initialization
 from latent_kernels.estimators.em import Batch, Census
 from latent_kernels.estimators.initialization import Sample
 from latent_kernels.kernels.mixture import model
-from latent_kernels.mixture import checked_sample_weight, posterior
+from latent_kernels.mixture import checked_sample_weight, dense_on_cpu, posterior
 from latent_kernels.sufficient_statistics import SufficientStatistics
 
 Floats = NDArray[np.float64]
@@ -30,9 +30,7 @@ def as_array(X: Any) -> Any:
     """A tensor as an array over the same memory; anything else as it is."""
     if not isinstance(X, torch.Tensor):
         return X
-    if X.device.type != "cpu" or X.layout is not torch.strided:
-        raise TypeError(f"X must be a dense tensor on the CPU; got one on {X.device}, {X.layout}")
-    X = X.detach().resolve_neg()
+    X = dense_on_cpu("X", X)
     return (X if X.dtype in (torch.float32, torch.float64) else X.double()).numpy()
 
 
