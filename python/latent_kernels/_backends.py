@@ -17,6 +17,7 @@ import torch
 VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("noise", "gaussian", "families", "score"), ("cpp", "triton", "reference")),
+    "lista": ("reference",),
     "mixture": ("numba", "reference"),
 }
 _MODULES = {"cpp": "cpp_cpu", "numba": "numba_cpu", "triton": "triton_gpu", "reference": "reference"}

@@ -1,0 +1,1 @@
+"""Unrolled iterative soft-thresholding: sparse encoders of a fixed number of layers."""
