@@ -2,6 +2,7 @@
 #include "kernels.hpp"
 
 #include "gaussian.hpp"
+#include "lista.hpp"
 #include "score.hpp"
 
 namespace lk {
@@ -50,6 +51,7 @@ void elementary(int function, int64_t n, const void* argument, void* out) {
 
 // One function for each Type, in that order.
 #define LK_TYPES(function) {function<float>, function<double>, function<BFloat16>, function<Float16>}
+#define LK_FLOATS(function) {function<float>, function<double>}
 template <class T>
 constexpr auto normal = fill<T, kNormals>;
 template <class T>
@@ -74,8 +76,15 @@ const Kernels kernels = {
     LK_TYPES(categorical_sample),
     LK_TYPES(score_gradient),
     LK_TYPES(score_merge),
-    {row_means<float>, row_means<double>},
-    {elementary<float>, elementary<double>},
+    LK_FLOATS(row_means),
+    LK_FLOATS(lista_begin),
+    LK_FLOATS(lista_layer),
+    LK_FLOATS(lista_shrink),
+    LK_FLOATS(lista_finish),
+    LK_FLOATS(lista_backward),
+    LK_FLOATS(lista_outer),
+    LK_FLOATS(lista_dense_outer),
+    LK_FLOATS(elementary),
 };
 
 }  // namespace LK_ISA

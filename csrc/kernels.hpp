@@ -124,6 +124,88 @@ static inline int64_t cells_of_tile(const Score& p) {
 }
 static inline int64_t room_of_score(const Score& p) { return (p.folds * kMostSums + kBesideSums) * cells_of_tile(p); }
 
+// Layers of soft-thresholding over x [rows, features] and codes [rows, components]; see kernels/lista. Contiguous. What is
+// not `layered` is shared by all layers.
+struct Lista {
+  int64_t rows, features, components, layers;
+  bool positive;
+  bool layered_weight, layered_recurrent, layered_step, layered_threshold;
+  bool wide_threshold;  // one for each component
+  const void* x;
+  const void* weight;      // [layers or 1, features, components]
+  const void* threshold;   // [layers or 1, components or 1]
+  const void* bias;        // [components]; from here on each may be null
+  const void* recurrent;   // [layers or 1, components, components]
+  const void* dictionary;  // [components, features]: the residual form
+  const void* step;        // [layers or 1]
+  const void* initial;     // [rows, components]
+};
+
+// Rows of scratch are longer than those of the problem, so that they end with a register.
+static inline int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
+
+// The non-zero codes of a tile's rows: those of row i in [start[i], start[i + 1]), indices ascending.
+struct Codes {
+  int32_t* start;
+  int32_t* index;
+  void* value;
+  void* drive;      // what the layer's step multiplied there; or null
+  uint8_t* passed;  // whether the entry passed without its threshold; or null
+};
+
+// A tile of rows on its way through the layers, in scratch.
+struct ListaTile {
+  int64_t row0, rows;
+  void* base;      // [rows, padded components]: x W + b
+  void* pre;       // the same shape: what the step multiplies; where it lies after lista_layer
+  void* product;   // the same shape
+  void* room;      // [rows, padded components or features, the larger]
+  void* residual;  // [rows, padded features]
+  void* line;      // three lines of padded components
+  bool coded;      // whether `codes` holds any
+  Codes codes, next;
+};
+
+// The backward pass of a tile.
+struct ListaBackward {
+  int64_t row0, rows;
+  const Codes* codes;            // [layers + 1]: of z_0 to z_T; start of the first is null without z_0
+  void* const* gradient;         // [layers + 1]: of the values of those codes; that of z_T is given
+  void* drive_gradient;          // [rows, padded components] of zeros, for the sum over layers of x W + b's gradient
+  void* residual;                // [layers, ..., padded features], rows of this tile; for x - z D, or null
+  void* residual_gradient;       // the same for its gradient, or null
+  int64_t layer_stride;          // of those two, in elements
+  const void* recurrent_columns;  // S transposed [layers or 1, components, padded components], or null
+  const void* weight_columns;     // W transposed [layers or 1, components, padded features], or null
+  void* initial_gradient;         // [rows, components], or null
+  void* x_gradient;               // [rows, features], or null
+  void* room;                     // [2 rows + 1, padded components or features, the larger], and padded components
+};
+
+// out[j, :] += factor left[i, j] right[i, :] for all rows i in order and first <= j < end. Right is sparse where it has an
+// index, else `value` is dense [rows, stride].
+struct Outer {
+  int64_t rows, first, end, columns;
+  const int32_t *left_start, *left_index;
+  const void* left_value;
+  double factor;
+  const int32_t *right_start, *right_index;
+  const void* right_value;
+  int64_t right_stride;
+  void* line;  // [padded columns] of zeros
+  void* out;   // [.., out_stride]
+  int64_t out_stride;
+};
+
+// out[f, :] += x[i, f] gradient[i, :] for first <= f < end, over padded columns.
+struct DenseOuter {
+  int64_t rows, first, end, columns;
+  const void* x;
+  int64_t x_stride;
+  const void* gradient;
+  void* out;
+};
+
 struct Kernels {
   const char* name;
   int lanes;  // float32 values in a register
@@ -140,6 +222,14 @@ struct Kernels {
   bool (*score_gradient[kTypes])(const Score&, const Part&, void* room, void* partial);
   void (*score_merge[kTypes])(const Score&, const Part&, void* room, const void* partial, int64_t chunks);
   void (*row_means[2])(const void* values, int64_t samples, int64_t rows, int64_t row0, int64_t row1, double* out);
+  // For float and double: a tile's x W + b and z_0; the product of a layer; its thresholds, of `select` entries not; the end.
+  void (*lista_begin[2])(const Lista&, ListaTile&);
+  void (*lista_layer[2])(const Lista&, ListaTile&, int64_t layer);
+  void (*lista_shrink[2])(const Lista&, ListaTile&, int64_t layer, int64_t select);
+  void (*lista_finish[2])(const Lista&, const ListaTile&, void* out);
+  void (*lista_backward[2])(const Lista&, const ListaBackward&);
+  void (*lista_outer[2])(const Outer&);
+  void (*lista_dense_outer[2])(const DenseOuter&);
   // ln, sin(pi t), cos(pi t), exp, psi: for the tests of their errors
   void (*elementary[2])(int function, int64_t n, const void* x, void* out);
 };

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import weakref
+
 import torch
 
 Tensor = torch.Tensor
@@ -28,6 +31,30 @@ def float_tensor(name: str, x: object) -> None:
         raise ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor; got layout {x.layout}")
+
+
+_known: dict[int, tuple[weakref.ref[Tensor], int, int, float | None]] = {}
+
+
+def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
+    """Finite values, none below `least`; on the CPU only, as it would wait for a GPU.
+
+    A tensor that passed is not read again until it changes. (What changes it by way of `.data` goes unseen.)
+    """
+    if x is None or x.device.type != "cpu":
+        return
+    known = _known.get(id(x))
+    state = (0 if x.is_inference() else x._version, x.data_ptr(), least)
+    if known is not None and known[0]() is x and known[1:] == state:
+        return
+    values = x.detach()
+    if not math.isfinite(values.sum().item()) and not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} must be finite; got infinite values or NaN")
+    if least is not None and bool((values < least).any()):
+        raise ValueError(f"{name} must be >= {least}; got {values.min().item():.4g}")
+    if not x.is_inference():
+        key = id(x)
+        _known[key] = (weakref.ref(x, lambda _: _known.pop(key, None)), *state)
 
 
 def device(device: torch.device | str) -> torch.device:

@@ -1,5 +1,7 @@
 """The C++ extension (csrc/). Addresses and sizes in; nothing is checked here."""
 
+from collections.abc import Sequence
+
 def simd_builds() -> list[str]: ...
 def simd_build() -> str: ...
 def simd_lanes() -> int: ...
@@ -13,3 +15,37 @@ def log_prob_forward(*arguments: int) -> None: ...
 def log_prob_backward(*arguments: int) -> None: ...
 def families_sample(*arguments: int) -> None: ...
 def score_gradient(*arguments: int) -> bool: ...
+
+class ListaTape:
+    @property
+    def nonzeros(self) -> list[int]: ...
+
+def lista_forward(
+    type: int,
+    threads: int,
+    rows: int,
+    features: int,
+    components: int,
+    layers: int,
+    flags: int,
+    addresses: Sequence[int],
+    select: int,
+    out: int,
+    with_tape: bool,
+    /,
+) -> ListaTape | None: ...
+def lista_backward(
+    type: int,
+    threads: int,
+    rows: int,
+    features: int,
+    components: int,
+    layers: int,
+    flags: int,
+    addresses: Sequence[int],
+    select: int,
+    tape: ListaTape | None,
+    upstream: int,
+    gradients: Sequence[int],
+    /,
+) -> None: ...

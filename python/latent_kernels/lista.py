@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import torch
 
 from latent_kernels import _checks
-from latent_kernels._backends import backend_name
-from latent_kernels._eager import row_dtype
-from latent_kernels.kernels.lista import reference
+from latent_kernels._backends import backend, backend_name
+from latent_kernels._eager import plain, row_dtype
+from latent_kernels._ops import call
+from latent_kernels.kernels.lista import autograd, reference
+from latent_kernels.kernels.lista import ops as _ops  # noqa: F401  (registers the opaque ops)
 from latent_kernels.kernels.lista.problem import Choices, Tensors
 
 Tensor = torch.Tensor
@@ -250,6 +252,14 @@ def _encode(tensors: Tensors, choices: Choices, leading: torch.Size) -> Tensor:
     compute = row_dtype(dtype)
     if compute != dtype:
         tensors = Tensors(*(None if t is None else t.to(compute) for t in tensors))  # type: ignore[arg-type]
-    assert backend_name("lista", tensors.x.device) == "reference"
-    z = reference.encode(tensors, choices)
-    return (z if compute == dtype else z.to(dtype)).reshape(*leading, tensors.components)
+    if backend_name("lista", tensors.x.device) == "reference":
+        z = reference.encode(tensors, choices)
+    elif not plain(*tensors):
+        z = call("lista_encode", *autograd.op_arguments(tensors, choices))
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        z = autograd.apply_lista(*tensors, choices)
+    else:
+        z = backend("lista", tensors.x.device).forward(autograd.checked(tensors), choices, False)[0]
+    if compute != dtype:
+        z = z.to(dtype)
+    return z if len(leading) == 1 else z.reshape(*leading, tensors.components)

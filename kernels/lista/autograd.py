@@ -1,0 +1,59 @@
+"""Unrolled soft-thresholding for plain calls: an autograd.Function straight over the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from latent_kernels import _checks
+from latent_kernels._backends import backend
+from latent_kernels._eager import in_memory
+from latent_kernels._ops import call
+from latent_kernels.kernels.lista.problem import Choices, Tensors
+
+Tensor = torch.Tensor
+
+
+def checked(tensors: Tensors) -> Tensors:
+    """Tensors as memory, their values checked."""
+    for name in ("weight", "bias", "recurrent", "dictionary", "step", "initial"):
+        _checks.finite(name, getattr(tensors, name))
+    _checks.finite("threshold", tensors.threshold, least=0)
+    return Tensors(*(None if t is None else in_memory(t) for t in tensors))  # type: ignore[arg-type]
+
+
+def op_arguments(tensors: Tensors, choices: Choices) -> tuple[Any, ...]:
+    """The same as the opaque ops take them."""
+    select = None if choices.select is None else list(choices.select)
+    return (*tensors, choices.layers, choices.positive, select)
+
+
+class Lista(torch.autograd.Function):
+    """(the tensors of `Tensors`, choices) -> codes."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """The codes; keeps their supports and values for all layers."""
+        tensors, choices = Tensors(*arguments[:-1]), arguments[-1]
+        memory = checked(tensors)
+        z: Tensor
+        z, ctx.tape = backend("lista", tensors.x.device).forward(memory, choices, True)
+        ctx.save_for_backward(*memory)
+        ctx.choices = choices
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        """Gradients of those that need one."""
+        tensors, choices = Tensors(*ctx.saved_tensors), ctx.choices
+        wanted = ctx.needs_input_grad[:-1]
+        if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
+            found = call("lista_backward", *op_arguments(tensors, choices), upstream, list(wanted))
+            return (*(g if w else None for g, w in zip(found, wanted, strict=True)), None)
+        kernels = backend("lista", upstream.device)
+        return (*kernels.backward(tensors, choices, ctx.tape, in_memory(upstream), wanted), None)
+
+
+# Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
+apply_lista: Any = super(torch.autograd.Function, Lista).apply
