@@ -14,17 +14,18 @@ Tape = _core.ListaTape | None
 def _arguments(tensors: Tensors, choices: Choices) -> tuple[int, int, int, int, int, int, int, list[int]]:
     """What both passes begin with: type, threads, sizes, flags (csrc/lista.cpp, call_of), addresses."""
     x, weight, threshold, _, recurrent, _, step, _ = tensors
+    n = weight.size(-1)
     flags = (
         choices.positive
-        | (weight.size(0) > 1) << 1
-        | (recurrent is not None and recurrent.size(0) > 1) << 2
-        | (step is not None and step.size(0) > 1) << 3
-        | (threshold.size(0) > 1) << 4
-        | (threshold.size(1) == weight.size(2)) << 5
+        | (weight.dim() == 3) << 1
+        | (recurrent is not None and recurrent.dim() == 3) << 2
+        | (step is not None and step.dim() == 1) << 3
+        | (threshold.dim() == 2) << 4
+        | (threshold.dim() > 0 and threshold.size(-1) == n) << 5
     )
     addresses = [0 if t is None else t.data_ptr() for t in tensors]
     code = 1 if x.dtype == torch.float64 else 0
-    return code, torch.get_num_threads(), x.size(0), x.size(1), weight.size(2), choices.layers, flags, addresses
+    return code, torch.get_num_threads(), x.size(0), x.size(1), n, choices.layers, flags, addresses
 
 
 def _select(choices: Choices) -> tuple[Tensor | None, int]:

@@ -10,24 +10,24 @@ Tensor = torch.Tensor
 
 
 class Tensors(NamedTuple):
-    """The inputs of T layers over N rows of m features and n components; one dtype, contiguous for the compiled kernel.
+    """The inputs of T layers over N rows of m features and n components: one dtype; contiguous for the compiled kernel.
 
-    A first dimension of 1 where [T or 1] stands means that all layers share the tensor.
+    Where two shapes stand, the one without T is shared by all layers.
     """
 
     x: Tensor  # [N, m]
-    weight: Tensor  # [1, m, n]; [T or 1, m, n] with a dictionary
-    threshold: Tensor  # [T or 1, n or 1], >= 0
+    weight: Tensor  # [m, n]; with a dictionary also [T, m, n]
+    threshold: Tensor  # [], [n], [T, 1] or [T, n], >= 0
     bias: Tensor | None = None  # [n]; not with a dictionary
-    recurrent: Tensor | None = None  # [T or 1, n, n]; this or a dictionary
+    recurrent: Tensor | None = None  # [n, n] or [T, n, n]; this or a dictionary
     dictionary: Tensor | None = None  # [n, m]
-    step: Tensor | None = None  # [T or 1]
+    step: Tensor | None = None  # [] or [T]
     initial: Tensor | None = None  # [N, n]; None for zeros
 
     @property
     def components(self) -> int:
         """The number of components n."""
-        return self.weight.size(2)
+        return self.weight.size(-1)
 
 
 class Choices(NamedTuple):

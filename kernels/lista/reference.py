@@ -29,23 +29,25 @@ def encode(tensors: Tensors, choices: Choices) -> Tensor:
     z = initial
     drive = None
     if dictionary is None:
-        drive = x @ weight[0] if bias is None else x @ weight[0] + bias
+        drive = x @ weight if bias is None else x @ weight + bias
     for t in range(choices.layers):
-
-        def of_layer(parameter: Tensor, t: int = t) -> Tensor:
-            return parameter[t if parameter.size(0) > 1 else 0]
-
         if dictionary is not None:
-            u = (x if z is None else x - z @ dictionary) @ of_layer(weight)
+            u = (x if z is None else x - z @ dictionary) @ _of_layer(weight, 2, t)
         elif z is None or recurrent is None:
+            assert drive is not None
             u = drive
         else:
-            u = drive + z @ of_layer(recurrent)
+            u = drive + z @ _of_layer(recurrent, 2, t)
         if step is not None:
-            u = of_layer(step) * u
+            u = _of_layer(step, 0, t) * u
         if z is not None and (dictionary is not None or step is not None):
             u = z + u
         select = choices.select[t] if choices.select is not None else 0
-        z = shrink(u, of_layer(threshold), positive=choices.positive, select=select)
+        z = shrink(u, _of_layer(threshold, 1, t), positive=choices.positive, select=select)
     assert z is not None
     return z
+
+
+def _of_layer(parameter: Tensor, dims: int, t: int) -> Tensor:
+    """The parameter of layer t, of `dims` dimensions, where it has one more for the layers."""
+    return parameter[t] if parameter.dim() > dims else parameter

@@ -158,15 +158,15 @@ def _prepare(
         if tuple(tensor.shape) != ((n_layers,) if layered else ()) + shape:
             both = f" or {(n_layers, *shape)}" if name == per_layer else ""
             raise ValueError(f"{name} must have shape {shape}{both} beside x {tuple(x.shape)}; got {tuple(tensor.shape)}")
-        if name in ("weight", "recurrent") and not layered:
-            named[name] = tensor.unsqueeze(0)
     initial = named.get("initial")
     if initial is not None:
         if tuple(initial.shape) != (*x.shape[:-1], n):
             raise ValueError(f"initial must have shape {(*x.shape[:-1], n)}; got {tuple(initial.shape)}")
         named["initial"] = initial.reshape(-1, n)
-    named["threshold"] = _threshold_shape(named["threshold"], n_layers, n)
-    named["step"] = _step_shape(named["step"], n_layers)
+    assert named["threshold"] is not None
+    _threshold(named["threshold"], n_layers, n)
+    if named["step"] is not None:
+        _step(named["step"], n_layers)
     leading = x.shape[:-1]
     if x.dim() != 2:
         named["x"] = x.reshape(math.prod(leading), m)
@@ -211,28 +211,17 @@ def _promote(named: dict[str, Tensor | None]) -> None:
             named[name] = tensor.to(dtype)
 
 
-def _threshold_shape(threshold: Tensor | None, n_layers: int, n: int) -> Tensor:
-    """[T or 1, n or 1]."""
-    assert threshold is not None
-    if threshold.dim() == 0:
-        return threshold.reshape(1, 1)
-    if threshold.dim() == 1 and threshold.size(0) == n:
-        return threshold.unsqueeze(0)
-    if threshold.dim() == 2 and threshold.size(0) in (1, n_layers) and threshold.size(1) in (1, n):
-        return threshold
-    raise ValueError(
-        f"threshold must be a number or have shape {(n,)}, {(n_layers, 1)} or {(n_layers, n)}; "
-        f"got {tuple(threshold.shape)}"
-    )
+def _threshold(threshold: Tensor, n_layers: int, n: int) -> None:
+    shape = tuple(threshold.shape)
+    if shape not in ((), (n,), (n_layers, 1), (n_layers, n)):
+        raise ValueError(
+            f"threshold must be a number or have shape {(n,)}, {(n_layers, 1)} or {(n_layers, n)}; got {shape}"
+        )
 
 
-def _step_shape(step: Tensor | None, n_layers: int) -> Tensor | None:
-    """[T or 1]."""
-    if step is None or step.dim() == 1 and step.size(0) in (1, n_layers):
-        return step
-    if step.dim() == 0:
-        return step.reshape(1)
-    raise ValueError(f"step must be a number or have shape {(n_layers,)}; got {tuple(step.shape)}")
+def _step(step: Tensor, n_layers: int) -> None:
+    if tuple(step.shape) not in ((), (n_layers,)):
+        raise ValueError(f"step must be a number or have shape {(n_layers,)}; got {tuple(step.shape)}")
 
 
 def _selection(select: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...] | None:
