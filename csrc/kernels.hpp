@@ -124,8 +124,8 @@ static inline int64_t cells_of_tile(const Score& p) {
 }
 static inline int64_t room_of_score(const Score& p) { return (p.folds * kMostSums + kBesideSums) * cells_of_tile(p); }
 
-// Layers of soft-thresholding over x [rows, features] and codes [rows, components]; see kernels/lista. Contiguous. What is
-// not `layered` is shared by all layers.
+// Layers of soft-thresholding over x [rows, features] and codes [rows, components]; see kernels/lista. Contiguous. What
+// is not `layered` is shared by all layers.
 struct Lista {
   int64_t rows, features, components, layers;
   bool positive;
@@ -169,12 +169,12 @@ struct ListaTile {
 // The backward pass of a tile.
 struct ListaBackward {
   int64_t row0, rows;
-  const Codes* codes;            // [layers + 1]: of z_0 to z_T; start of the first is null without z_0
-  void* const* gradient;         // [layers + 1]: of the values of those codes; that of z_T is given
-  void* drive_gradient;          // [rows, padded components] of zeros, for the sum over layers of x W + b's gradient
-  void* residual;                // [layers, ..., padded features], rows of this tile; for x - z D, or null
-  void* residual_gradient;       // the same for its gradient, or null
-  int64_t layer_stride;          // of those two, in elements
+  const Codes* codes;             // [layers + 1]: of z_0 to z_T; start of the first is null without z_0
+  void* const* gradient;          // [layers + 1]: of the values of those codes; that of z_T is given
+  void* drive_gradient;           // [rows, padded components] of zeros, for the sum over layers of x W + b's gradient
+  void* residual;                 // [layers, ..., padded features], rows of this tile; for x - z D, or null
+  void* residual_gradient;        // the same for its gradient, or null
+  int64_t layer_stride;           // of those two, in elements
   const void* recurrent_columns;  // S transposed [layers or 1, components, padded components], or null
   const void* weight_columns;     // W transposed [layers or 1, components, padded features], or null
   void* initial_gradient;         // [rows, components], or null
@@ -182,8 +182,8 @@ struct ListaBackward {
   void* room;                     // [2 rows + 1, padded components or features, the larger], and padded components
 };
 
-// out[j, :] += factor left[i, j] right[i, :] for all rows i in order and first <= j < end. Right is sparse where it has an
-// index, else `value` is dense [rows, stride].
+// out[j, :] += factor left[i, j] right[i, :] for all rows i in order and first <= j < end. Right is sparse where it has
+// an index, else `value` is dense [rows, stride].
 struct Outer {
   int64_t rows, first, end, columns;
   const int32_t *left_start, *left_index;
@@ -192,9 +192,9 @@ struct Outer {
   const int32_t *right_start, *right_index;
   const void* right_value;
   int64_t right_stride;
-  void* line;  // [padded columns] of zeros
-  void* out;   // [.., out_stride]
-  int64_t out_stride;
+  void* room;          // [padded columns] of zeros; where both are sparse besides [rows, end - first + padded columns]
+  void* out;           // [.., out_stride]
+  int64_t out_stride;  // where both are sparse: padded columns
 };
 
 // out[f, :] += x[i, f] gradient[i, :] for first <= f < end, over padded columns.
@@ -222,7 +222,8 @@ struct Kernels {
   bool (*score_gradient[kTypes])(const Score&, const Part&, void* room, void* partial);
   void (*score_merge[kTypes])(const Score&, const Part&, void* room, const void* partial, int64_t chunks);
   void (*row_means[2])(const void* values, int64_t samples, int64_t rows, int64_t row0, int64_t row1, double* out);
-  // For float and double: a tile's x W + b and z_0; the product of a layer; its thresholds, of `select` entries not; the end.
+  // For float and double: a tile's x W + b and z_0; the product of a layer; its thresholds, of `select` entries not;
+  // the end.
   void (*lista_begin[2])(const Lista&, ListaTile&);
   void (*lista_layer[2])(const Lista&, ListaTile&, int64_t layer);
   void (*lista_shrink[2])(const Lista&, ListaTile&, int64_t layer, int64_t select);

@@ -19,9 +19,9 @@ namespace {
 using Bytes = std::unique_ptr<char[]>;
 Bytes room_of(int64_t bytes) { return Bytes(new char[static_cast<size_t>(std::max<int64_t>(bytes, 1))]); }
 
-constexpr int64_t kTileRows = 64;    // codes of a tile and a block of columns of S fit in the second-level cache
-constexpr int64_t kChunkRows = 512;  // rows whose dense gradients are held at a time
-constexpr int64_t kListRoom = 16;    // elements that a list may be written beyond its end
+constexpr int64_t kTileRows = 64;         // codes of a tile and a block of columns of S fit in the second-level cache
+constexpr int64_t kChunkRows = 512;       // rows whose dense gradients are held at a time
+constexpr int64_t kListRoom = 16;         // elements that a list may be written beyond its end
 constexpr int64_t kBlockBytes = 1 << 19;  // of a matrix gradient, for the second-level cache
 
 // --- codes kept for the backward pass -----------------------------------------------------------------------------
@@ -79,8 +79,8 @@ struct Call {
 // Threads worth waking: some 50 microseconds of work for each, at a tenth of the codes.
 int workers_of(const Call& call) {
   const Lista& p = call.problem;
-  const double of_row = static_cast<double>(p.components) *
-                        static_cast<double>(p.features + (p.layers - 1) * p.components / 10);
+  const double of_row =
+      static_cast<double>(p.components) * static_cast<double>(p.features + (p.layers - 1) * p.components / 10);
   const double microseconds = static_cast<double>(p.rows) * of_row / 40e3;
   return static_cast<int>(std::min<double>(call.threads, std::max(microseconds / 50, 1.0)));
 }
@@ -285,13 +285,22 @@ class Backward {
       drive_gradient_.reset(new T[static_cast<size_t>(chunk * stride_)]);
       if (wanted_.weight != nullptr) weight_sums_ = zeros<T>(m_ * stride_);
       if (wanted_.bias != nullptr) bias_sums_ = zeros<double>(n_);
-      if (wanted_.recurrent != nullptr) zero_out(wanted_.recurrent, (p_.layered_recurrent ? p_.layers : 1) * n_ * n_);
+      if (wanted_.recurrent != nullptr) make_recurrent_sums();
     }
     chunk_rows_ = chunk;
     if (wanted_.threshold != nullptr) threshold_sums_ = zeros<double>(p_.layers * n_);
     if (wanted_.step != nullptr) step_sums_ = zeros<double>(p_.layers);
     if (wanted_.x != nullptr && residual_form_) zero_out(wanted_.x, tape_.rows * m_);
   }
+
+  // In place where rows of the gradient end with a register.
+  void make_recurrent_sums() {
+    const int64_t elements = recurrent_layers() * n_ * stride_;
+    if (n_ != stride_) padded_recurrent_sums_ = zeros<T>(elements);
+    recurrent_sums_ = n_ != stride_ ? padded_recurrent_sums_.get() : static_cast<T*>(wanted_.recurrent);
+    if (n_ == stride_) zero_out(recurrent_sums_, elements);
+  }
+  int64_t recurrent_layers() const { return p_.layered_recurrent ? p_.layers : 1; }
 
   static void zero_out(void* to, int64_t elements) { std::memset(to, 0, static_cast<size_t>(elements) * sizeof(T)); }
 
@@ -358,7 +367,9 @@ class Backward {
     for (int64_t layer = 1; layer <= p_.layers; ++layer)
       if (threshold_sums_ || step_sums_) tasks.push_back([this, layer](T*) { add_thresholds_and_step(layer); });
     if (bias_sums_) tasks.push_back([this](T*) { add_bias(); });
-    const auto make = [&] { return zeros<T>(std::max(stride_, wide_)); };
+    const int64_t most_rows = std::min(tape_.tile_rows, tape_.rows);
+    const int64_t room = std::max(stride_, wide_) + (wanted_.recurrent != nullptr ? most_rows * 2 * stride_ : 0);
+    const auto make = [&] { return zeros<T>(room); };
     each_task(static_cast<int64_t>(tasks.size()), workers_, make,
               [&](std::unique_ptr<T[]>& line, int64_t i) { tasks[static_cast<size_t>(i)](line.get()); });
   }
@@ -390,20 +401,33 @@ class Backward {
         each_tile_of_chunk([&](int64_t tile) {
           const Codes &left = tape_.at(tile, layer).codes, &right = tape_.at(tile, layer + 1).codes;
           if (left.start == nullptr) return;
-          const Outer o{tape_.rows_of(tile), first, end, n_, left.start, left.index, left.value, step_of(layer),
-                        right.start, right.index, gradient(tile, layer + 1), 0, line, out, n_};
+          const Outer o{tape_.rows_of(tile),
+                        first,
+                        end,
+                        n_,
+                        left.start,
+                        left.index,
+                        left.value,
+                        step_of(layer),
+                        right.start,
+                        right.index,
+                        gradient(tile, layer + 1),
+                        0,
+                        line,
+                        out,
+                        stride_};
           active_build().lista_outer[kType](o);
         });
       }
     };
     each_block(n_, n_, [&](int64_t first, int64_t end) {
-      T* out = static_cast<T*>(wanted_.recurrent);
+      T* out = recurrent_sums_;
       if (!p_.layered_recurrent) {
         tasks.push_back([=](T* line) { of_layers(0, p_.layers, first, end, out, line); });
         return;
       }
       for (int64_t layer = 0; layer < p_.layers; ++layer)
-        tasks.push_back([=](T* line) { of_layers(layer, layer + 1, first, end, out + layer * n_ * n_, line); });
+        tasks.push_back([=](T* line) { of_layers(layer, layer + 1, first, end, out + layer * n_ * stride_, line); });
     });
   }
 
@@ -413,8 +437,14 @@ class Backward {
     constexpr int64_t block = 16;
     for (int64_t first = 0; first < m_; first += block) {
       tasks.push_back([=](T*) {
-        const DenseOuter o{rows, first, std::min(first + block, m_), n_, static_cast<const T*>(p_.x) + row0 * m_, m_,
-                           drive_gradient_.get(), weight_sums_.get()};
+        const DenseOuter o{rows,
+                           first,
+                           std::min(first + block, m_),
+                           n_,
+                           static_cast<const T*>(p_.x) + row0 * m_,
+                           m_,
+                           drive_gradient_.get(),
+                           weight_sums_.get()};
         active_build().lista_dense_outer[kType](o);
       });
     }
@@ -429,9 +459,21 @@ class Backward {
           for (int64_t layer = to - 1; layer >= from; --layer) {
             each_tile_of_chunk([&](int64_t tile) {
               const Codes& left = tape_.at(tile, layer + 1).codes;
-              const Outer o{tape_.rows_of(tile), first, end, m_, left.start, left.index, gradient(tile, layer + 1),
-                            step_of(layer), nullptr, nullptr, of_chunk(residual_, tile, layer), wide_, line,
-                            weight_sums_.get() + group * n_ * wide_, wide_};
+              const Outer o{tape_.rows_of(tile),
+                            first,
+                            end,
+                            m_,
+                            left.start,
+                            left.index,
+                            gradient(tile, layer + 1),
+                            step_of(layer),
+                            nullptr,
+                            nullptr,
+                            of_chunk(residual_, tile, layer),
+                            wide_,
+                            line,
+                            weight_sums_.get() + group * n_ * wide_,
+                            wide_};
               active_build().lista_outer[kType](o);
             });
           }
@@ -448,8 +490,21 @@ class Backward {
           each_tile_of_chunk([&](int64_t tile) {
             const Codes& left = tape_.at(tile, layer).codes;
             if (left.start == nullptr) return;
-            const Outer o{tape_.rows_of(tile), first, end, m_, left.start, left.index, left.value, -1, nullptr, nullptr,
-                          of_chunk(residual_gradient_, tile, layer), wide_, line, wanted_.dictionary, m_};
+            const Outer o{tape_.rows_of(tile),
+                          first,
+                          end,
+                          m_,
+                          left.start,
+                          left.index,
+                          left.value,
+                          -1,
+                          nullptr,
+                          nullptr,
+                          of_chunk(residual_gradient_, tile, layer),
+                          wide_,
+                          line,
+                          wanted_.dictionary,
+                          m_};
             active_build().lista_outer[kType](o);
           });
         }
@@ -482,13 +537,17 @@ class Backward {
   void add_bias() {
     const int64_t row0 = first_tile_ * tape_.tile_rows, rows = std::min(end_tile_ * tape_.tile_rows, tape_.rows) - row0;
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < n_; ++j) bias_sums_[static_cast<size_t>(j)] += drive_gradient_[static_cast<size_t>(i * stride_ + j)];
+      for (int64_t j = 0; j < n_; ++j)
+        bias_sums_[static_cast<size_t>(j)] += drive_gradient_[static_cast<size_t>(i * stride_ + j)];
   }
 
   // --- what was summed elsewhere than in place
 
   void write_sums() {
     if (wanted_.weight != nullptr) write_weight();
+    if (padded_recurrent_sums_)
+      for (int64_t j = 0; j < recurrent_layers() * n_; ++j)
+        std::copy_n(recurrent_sums_ + j * stride_, n_, static_cast<T*>(wanted_.recurrent) + j * n_);
     if (bias_sums_) std::copy_n(bias_sums_.get(), n_, static_cast<T*>(wanted_.bias));
     if (step_sums_) write_shared(step_sums_.get(), 1, p_.layered_step, true, static_cast<T*>(wanted_.step));
     if (threshold_sums_)
@@ -527,7 +586,8 @@ class Backward {
   int64_t chunk_rows_ = 0, first_tile_ = 0, end_tile_ = 0;
   std::unique_ptr<T[]> recurrent_columns_, weight_columns_;
   std::unique_ptr<T[]> drive_gradient_, residual_, residual_gradient_;  // of the chunk's rows
-  std::unique_ptr<T[]> weight_sums_;
+  std::unique_ptr<T[]> weight_sums_, padded_recurrent_sums_;
+  T* recurrent_sums_ = nullptr;  // [layers or 1, components, padded components]
   std::unique_ptr<double[]> bias_sums_, threshold_sums_, step_sums_;
   std::vector<Bytes> gradients_;  // of the chunk: [tiles, layers + 1], aligned with the tape's lists
 };
@@ -560,7 +620,8 @@ std::unique_ptr<Tape> forward(int type, int threads, int64_t rows, int64_t featu
 }
 
 void backward(int type, int threads, int64_t rows, int64_t features, int64_t components, int64_t layers, int flags,
-              const Addresses& addresses, uintptr_t select, Tape* tape, uintptr_t upstream, const Addresses& gradients) {
+              const Addresses& addresses, uintptr_t select, Tape* tape, uintptr_t upstream,
+              const Addresses& gradients) {
   const Call call = call_of(type, threads, rows, features, components, layers, flags, addresses, select);
   const Addresses& g = gradients;
   const Gradients wanted{at(g[0]), at(g[1]), at(g[2]), at(g[3]), at(g[4]), at(g[5]), at(g[6]), at(g[7])};

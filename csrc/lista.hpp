@@ -210,8 +210,8 @@ inline bool pairs_cost_more(const Nonzeros<T>& g, const Nonzeros<T>& wanted, int
 
 // Gradients of the codes before a layer, at their places: back[c] = kept g + factor product.
 template <class T>
-inline void give_back(const Nonzeros<T>& g, const Nonzeros<T>& before, int64_t i, bool keeps, T factor, const T* product,
-                      T* line, T* back) {
+inline void give_back(const Nonzeros<T>& g, const Nonzeros<T>& before, int64_t i, bool keeps, T factor,
+                      const T* product, T* line, T* back) {
   if (keeps)
     for (int q = g.start[i]; q < g.start[i + 1]; ++q) line[g.index[q]] = g.value[q];
   for (int c = before.start[i]; c < before.start[i + 1]; ++c) {
@@ -227,8 +227,7 @@ template <class T>
 inline void give_back_all(const Nonzeros<T>& g, int64_t i, bool keeps, T factor, const T* product, int64_t n, T* out) {
   for (int64_t j = 0; j < n; ++j) out[j] = factor * product[j];
   if (keeps)
-    for (int q = g.start[i]; q < g.start[i + 1]; ++q)
-      out[g.index[q]] = g.value[q] + factor * product[g.index[q]];
+    for (int q = g.start[i]; q < g.start[i + 1]; ++q) out[g.index[q]] = g.value[q] + factor * product[g.index[q]];
 }
 
 template <class T>
@@ -251,11 +250,13 @@ struct BackwardTile {
     return {b.codes[layer].start, b.codes[layer].index, static_cast<const T*>(b.gradient[layer])};
   }
 
-  void give(int64_t layer, const Nonzeros<T>& g, T factor, const T* products, int64_t products_stride, int64_t i) const {
+  void give(int64_t layer, const Nonzeros<T>& g, T factor, const T* products, int64_t products_stride,
+            int64_t i) const {
     const T* from = products + i * products_stride;
     if (layer == 0 && b.initial_gradient != nullptr)
       return give_back_all(g, i, keeps_codes(p), factor, from, n, static_cast<T*>(b.initial_gradient) + i * n);
-    give_back(g, nonzeros<T>(b.codes[layer]), i, keeps_codes(p), factor, from, line, static_cast<T*>(b.gradient[layer]));
+    give_back(g, nonzeros<T>(b.codes[layer]), i, keeps_codes(p), factor, from, line,
+              static_cast<T*>(b.gradient[layer]));
   }
 
   void recurrent_layer(int64_t layer) const {
@@ -291,8 +292,8 @@ struct BackwardTile {
       for (int64_t i = 0; i < b.rows; ++i) std::memcpy(to.row(i), x.row(i), sizeof(T) * static_cast<size_t>(m));
       return;
     }
-    product(nonzeros<T>(b.codes[layer]), b.rows, n, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m, x,
-            to, Matrix<T>{room, stride});
+    product(nonzeros<T>(b.codes[layer]), b.rows, n, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m,
+            x, to, Matrix<T>{room, stride});
   }
 
   void residual_layer(int64_t layer) const {
@@ -315,8 +316,7 @@ struct BackwardTile {
         pair_products(g, i, step, weight, static_cast<const Nonzeros<T>*>(nullptr), m, dr.row(i));
     }
     if (b.x_gradient != nullptr)
-      for (int64_t i = 0; i < b.rows; ++i)
-        add_multiple(T(1), dr.row(i), m, static_cast<T*>(b.x_gradient) + i * m);
+      for (int64_t i = 0; i < b.rows; ++i) add_multiple(T(1), dr.row(i), m, static_cast<T*>(b.x_gradient) + i * m);
     if (!back) return;
     const T* dictionary = static_cast<const T*>(p.dictionary);
     for (int64_t i = 0; i < b.rows; ++i) {
@@ -363,19 +363,61 @@ inline int lower_bound(const int32_t* index, int begin, int end, int64_t at) {
   return begin;
 }
 
+// The rows of the left factor that stand in o's block, of row i.
+struct Range {
+  int begin, end;
+};
+inline Range left_range(const Outer& o, int64_t i) {
+  const int begin = lower_bound(o.left_index, o.left_start[i], o.left_start[i + 1], o.first);
+  return {begin, lower_bound(o.left_index, begin, o.left_start[i + 1], o.end)};
+}
+
+// Whether both factors are so dense that a product of dense tiles is shorter, in registers to be multiplied.
+template <class T>
+inline bool outer_is_dense(const Outer& o) {
+  if (o.right_index == nullptr) return false;
+  const double line = static_cast<double>(o.columns) / lanes<T>;
+  double sparse = 0;
+  for (int64_t i = 0; i < o.rows; ++i) {
+    const Range left = left_range(o, i);
+    const double right = o.right_start[i + 1] - o.right_start[i];
+    sparse += (left.end - left.begin) * (right < line ? right : 1.5 * line);
+  }
+  return sparse > 0.6 * static_cast<double>(o.rows * (o.end - o.first)) * line;
+}
+
+template <class T>
+inline void dense_outer(const Outer& o) {
+  const int64_t block = o.end - o.first, stride = padded(o.columns);
+  T* const left = static_cast<T*>(o.room) + stride;  // the first line stays zero
+  T* const right = left + o.rows * block;
+  zero(left, o.rows * (block + stride));
+  const T* values = static_cast<const T*>(o.left_value);
+  for (int64_t i = 0; i < o.rows; ++i) {
+    const Range range = left_range(o, i);
+    for (int c = range.begin; c < range.end; ++c)
+      left[i * block + o.left_index[c] - o.first] = static_cast<T>(o.factor) * values[c];
+    for (int q = o.right_start[i]; q < o.right_start[i + 1]; ++q)
+      right[i * stride + o.right_index[q]] = static_cast<const T*>(o.right_value)[q];
+  }
+  T* const out = static_cast<T*>(o.out) + o.first * o.out_stride;
+  dense_product(Left<T>{left, 1, block}, block, o.rows, Matrix<const T>{right, stride}, o.out_stride,
+                Matrix<const T>{out, o.out_stride}, Matrix<T>{out, o.out_stride});
+}
+
 template <class T>
 void lista_outer(const Outer& o) {
+  if (outer_is_dense<T>(o)) return dense_outer<T>(o);
   const T* left = static_cast<const T*>(o.left_value);
   const T* right = static_cast<const T*>(o.right_value);
   const T factor = static_cast<T>(o.factor);
-  T* const line = static_cast<T*>(o.line);
+  T* const line = static_cast<T*>(o.room);
   T* const out = static_cast<T*>(o.out);
   for (int64_t i = 0; i < o.rows; ++i) {
-    const int begin = lower_bound(o.left_index, o.left_start[i], o.left_start[i + 1], o.first);
-    const int end = lower_bound(o.left_index, begin, o.left_start[i + 1], o.end);
-    if (begin == end) continue;
+    const Range range = left_range(o, i);
+    if (range.begin == range.end) continue;
     const auto each_left = [&](auto add) {
-      for (int c = begin; c < end; ++c) add(factor * left[c], out + o.left_index[c] * o.out_stride);
+      for (int c = range.begin; c < range.end; ++c) add(factor * left[c], out + o.left_index[c] * o.out_stride);
     };
     if (o.right_index == nullptr) {
       each_left([&](T v, T* to) { add_multiple(v, right + i * o.right_stride, o.columns, to); });

@@ -30,9 +30,10 @@ struct Matrix {
 
 // --- the columns in registers -------------------------------------------------------------------------------------
 
-// Calls f(N, column, last) so that blocks of N registers cover the columns, blocks alike in size. The last register of a
-// block stands `last` after its first column: where the columns end within a register it overlaps the one before,
-// which then computes the same values twice. So a block's results must not be its inputs, unless columns fill registers.
+// Calls f(N, column, last) so that blocks of N registers cover the columns, blocks alike in size. The last register of
+// a block stands `last` after its first column: where the columns end within a register it overlaps the one before,
+// which then computes the same values twice. So a block's results must not be its inputs, unless columns fill
+// registers.
 template <int most, class T, class Body>
 LK_INLINE void each_block(int64_t columns, Body f) {
   const int64_t registers = (columns + lanes<T> - 1) / lanes<T>, blocks = (registers + most - 1) / most;
@@ -94,14 +95,22 @@ inline void gather_product(const Nonzeros<T>& a, int64_t rows, T factor, Matrix<
     const Matrix<const T> m = matrix.columns(column), f = from.columns(column);
     const Matrix<T> o = out.columns(column);
     switch (n) {
-      case 1: return gather_block<1>(a, rows, factor, m, f, o, last);
-      case 2: return gather_block<2>(a, rows, factor, m, f, o, last);
-      case 3: return gather_block<3>(a, rows, factor, m, f, o, last);
-      case 4: return gather_block<4>(a, rows, factor, m, f, o, last);
-      case 5: return gather_block<5>(a, rows, factor, m, f, o, last);
-      case 6: return gather_block<6>(a, rows, factor, m, f, o, last);
-      case 7: return gather_block<7>(a, rows, factor, m, f, o, last);
-      default: return gather_block<8>(a, rows, factor, m, f, o, last);
+      case 1:
+        return gather_block<1>(a, rows, factor, m, f, o, last);
+      case 2:
+        return gather_block<2>(a, rows, factor, m, f, o, last);
+      case 3:
+        return gather_block<3>(a, rows, factor, m, f, o, last);
+      case 4:
+        return gather_block<4>(a, rows, factor, m, f, o, last);
+      case 5:
+        return gather_block<5>(a, rows, factor, m, f, o, last);
+      case 6:
+        return gather_block<6>(a, rows, factor, m, f, o, last);
+      case 7:
+        return gather_block<7>(a, rows, factor, m, f, o, last);
+      default:
+        return gather_block<8>(a, rows, factor, m, f, o, last);
     }
   });
 }
