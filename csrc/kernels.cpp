@@ -2,6 +2,7 @@
 #include "kernels.hpp"
 
 #include "gaussian.hpp"
+#include "lasso.hpp"
 #include "score.hpp"
 
 namespace lk {
@@ -76,6 +77,9 @@ const Kernels kernels = {
     LK_TYPES(score_merge),
     {row_means<float>, row_means<double>},
     {elementary<float>, elementary<double>},
+    {lasso_encode<float>, lasso_encode<double>},
+    {lasso_gram<float>, lasso_gram<double>},
+    room_of_lasso,
 };
 
 }  // namespace LK_ISA

@@ -18,6 +18,7 @@ VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("noise", "gaussian", "families", "score"), ("cpp", "triton", "reference")),
     "mixture": ("numba", "reference"),
+    "lasso": ("cpp", "reference"),
 }
 _MODULES = {"cpp": "cpp_cpu", "numba": "numba_cpu", "triton": "triton_gpu", "reference": "reference"}
 
@@ -79,7 +80,7 @@ def backend_name(op: str, device: torch.device) -> str:
         return choice[op]
     if device.type == "cpu":
         return BACKENDS[op][0]
-    if device.type == "cuda" and triton_missing() is None:
+    if device.type == "cuda" and "triton" in BACKENDS[op] and triton_missing() is None:
         return "triton"
     return "reference"
 
