@@ -15,6 +15,7 @@ constexpr int kSetLimit = 256;              // coordinates of the largest workin
 constexpr int kSetStride = kSetLimit + 16;  // not a power of two: its rows lie in different sets of the cache
 constexpr int64_t kFirstSet = 16;           // coordinates that the working set begins with
 constexpr double kSetAccuracy = 0.1;        // a working set is solved to this share of the whole row's gap
+constexpr int64_t kCalm = 3;                // sweeps without a new sign before equations are worth solving
 constexpr int64_t kGapEvery = 10;           // iterations of ISTA and FISTA between looks at the gap
 constexpr double kHeadroom = 0.5;           // the estimate must fall below this share of what the true gap must
 
@@ -36,8 +37,8 @@ struct LassoRoom {
   int32_t *index, *set;
   T *q, *z0, *q0, *weight, *outside, *inverse;
   T *b, *before, *next, *product, *product_before;  // ISTA and FISTA
-  T *set_gram, *set_z, *set_q, *set_z0, *set_q0,
-      *set_inverse;  // of the working set: [kSetLimit, kSetStride], [kSetStride]
+  T *set_gram, *system, *set_z, *set_q, *set_z0, *set_q0, *set_inverse, *direction, *bend,
+      *pivot;  // of the working set: [kSetLimit, kSetStride], [kSetStride]
   int64_t bytes;
 
   LassoRoom(int64_t features, int64_t components, void* memory) {
@@ -53,9 +54,10 @@ struct LassoRoom {
     set = room.take<int32_t>(columns + 16);
     T** const whole[] = {&q, &z0, &q0, &weight, &outside, &inverse, &b, &before, &next, &product, &product_before};
     for (T** piece : whole) *piece = room.take<T>(columns);
-    T** const of_set[] = {&set_z, &set_q, &set_z0, &set_q0, &set_inverse};
+    T** const of_set[] = {&set_z, &set_q, &set_z0, &set_q0, &set_inverse, &direction, &bend, &pivot};
     for (T** piece : of_set) *piece = room.take<T>(kSetStride);
     set_gram = room.take<T>(kSetLimit * kSetStride);
+    system = room.take<T>(kSetLimit * kSetStride);
     bytes = room.used + 64;
   }
 };
@@ -80,27 +82,40 @@ struct Threshold {
   T alpha, low;
   Threshold(double a, bool positive)
       : alpha(static_cast<T>(a)), low(positive ? -static_cast<T>(__builtin_inf()) : -alpha) {}
+
+  LK_INLINE T operator()(T u) const { return soft(u, low, alpha); }
+  LK_INLINE Vec<T> operator()(Vec<T> u) const { return soft(u, splat(low), splat(alpha)); }
+};
+
+template <class T>
+struct Sweep {
+  T change = 0;       // the largest change of a code, as a share of the largest code
+  int64_t flips = 0;  // codes that became zero, or no longer are, or changed their signs
 };
 
 // One pass over coordinates at[0..count) (null: 0, 1, ...): each to its minimum with the others fixed,
 //   z_j <- soft(q_j + G_jj z_j, alpha) / G_jj,  q <- q - (change of z_j) G_j.
-// Returns the largest change as a share of the largest code.
+// The next coordinate's q is computed by itself, ahead of the row's, whose way through memory takes longer.
 template <class T>
-inline T sweep(const T* gram, int64_t stride, int64_t columns, const int32_t* at, int64_t count, const T* inverse,
-               const Threshold<T>& threshold, T* z, T* q) {
-  T change = 0, most = 0;
+inline Sweep<T> sweep(const T* gram, int64_t stride, int64_t columns, const int32_t* at, int64_t count,
+                      const T* inverse, const Threshold<T>& threshold, T* z, T* q) {
+  Sweep<T> result;
+  T most = 0, correlation = count > 0 ? q[at != nullptr ? at[0] : 0] : T(0);
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t j = at != nullptr ? at[i] : i;
+    const int64_t j = at != nullptr ? at[i] : i, following = i + 1 == count ? j : at != nullptr ? at[i + 1] : i + 1;
     const T* g = gram + j * stride;
-    const T v = soft(q[j] + g[j] * z[j], threshold.low, threshold.alpha) * inverse[j], step = v - z[j];
-    const T size = v < 0 ? -v : v, moved = step < 0 ? -step : step;
+    const T old = z[j], v = threshold(correlation + g[j] * old) * inverse[j];
+    const T step = v - old, size = v < 0 ? -v : v, moved = step < 0 ? -step : step;
+    correlation = q[following] - g[following] * step;
     most = size > most ? size : most;
     if (moved == 0) continue;
-    change = moved > change ? moved : change;
+    result.change = moved > result.change ? moved : result.change;
+    result.flips += (v > 0) != (old > 0) || (v < 0) != (old < 0);
     z[j] = v;
     for (int64_t k = 0; k < columns; k += lanes<T>) store(q + k, load(q + k) - load(g + k) * step);
   }
-  return most > 0 ? change / most : change;
+  if (most > 0) result.change /= most;
+  return result;
 }
 
 template <class T>
@@ -147,7 +162,7 @@ struct Descent {
     T* excess = room.weight;
     for (int64_t k = 0; k < columns; k += lanes<T>) {
       const Vec<T> q = load(room.q + k);
-      const Vec<T> over = soft(q, threshold.low, threshold.alpha) * load(room.outside + k);
+      const Vec<T> over = threshold(q) * load(room.outside + k);
       store(excess + k, over < T(0) ? -over : over);
     }
     T low = 0, level = 0, high = largest(excess, columns, true);
@@ -207,12 +222,17 @@ struct Descent {
     }
     const Progress<T> progress{room.set_z, room.set_q, room.set_z0, room.set_q0, row.residual2};
     bool moving = false;
-    while (row.left > 0) {
+    for (int64_t calm = 0; row.left > 0;) {
       --row.left;
-      if (!(sweep(room.set_gram, kSetStride, width, nullptr, size, room.set_inverse, threshold, room.set_z,
-                  room.set_q) > tiny))
-        break;
+      const Sweep<T> found =
+          sweep(room.set_gram, kSetStride, width, nullptr, size, room.set_inverse, threshold, room.set_z, room.set_q);
+      if (!(found.change > tiny)) break;
       moving = true;
+      if (!(progress.gap(width, alpha, p.positive) > accuracy)) break;
+      calm = found.flips == 0 ? calm + 1 : 0;
+      if (calm < kCalm) continue;
+      calm = 0;
+      solve_signs(width);
       if (!(progress.gap(width, alpha, p.positive) > accuracy)) break;
     }
     row.residual2 = progress.residual(width);
@@ -224,8 +244,74 @@ struct Descent {
       room.index[count] = room.set[i];
       count += change != 0;
     }
-    add_rows(gram, columns, room.index, room.weight, count, room.q);
+    add_rows(gram, columns, columns, room.index, room.weight, count, room.q);
     return moving;
+  }
+
+  // A step towards the exact minimum for the present signs, where sweeps would take long: Newton's,
+  //   G_SS direction = q_S - alpha sign(z_S), S the codes that are not zero,
+  // by elimination, as far as the objective falls and no sign changes; a code that gets to zero stays there.
+  void solve_signs(int64_t width) {
+    T *const z = room.set_z, *const q = room.set_q, *const direction = room.direction;
+    const int64_t n = nonzeros(z, size, room.index), across = padded(n + 1);
+    for (int64_t i = 0; i < n; ++i) {
+      const T* from = room.set_gram + room.index[i] * kSetStride;
+      T* to = room.system + i * kSetStride;
+      clear(to, across);
+      for (int64_t j = i; j < n; ++j) to[j] = from[room.index[j]];
+      to[n] = slope(room.index[i]);
+    }
+    if (!eliminate(n, across)) return;
+    clear(room.bend, width);
+    add_rows(room.set_gram, kSetStride, width, room.index, direction, n, room.bend);
+    T down = 0, bend = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      down += slope(room.index[i]) * direction[i];
+      bend += room.bend[room.index[i]] * direction[i];
+    }
+    if (!(down > 0 && bend > 0)) return;
+    T step = down / bend;
+    int64_t first = -1;  // whose code gets to zero first
+    for (int64_t i = 0; i < n; ++i) {
+      const T old = z[room.index[i]], v = old + step * direction[i];
+      if (old > 0 ? v > 0 : v < 0) continue;
+      step = -old / direction[i];
+      first = i;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const T old = z[room.index[i]], v = old + step * direction[i];
+      z[room.index[i]] = i != first && (old > 0 ? v > 0 : v < 0) ? v : T(0);
+    }
+    for (int64_t k = 0; k < width; k += lanes<T>) store(q + k, load(q + k) - load(room.bend + k) * step);
+  }
+
+  T slope(int64_t i) const { return room.set_q[i] - (room.set_z[i] > 0 ? threshold.alpha : -threshold.alpha); }
+
+  // Solves the n equations in room.system, [n, n + 1] with the right-hand sides last and only the upper triangle of
+  // the symmetric matrix, into room.direction. False where it is singular to T's digits.
+  bool eliminate(int64_t n, int64_t across) {
+    T *const direction = room.direction, *const pivot = room.pivot;
+    for (int64_t j = 0; j < n; ++j) {
+      const T* top = room.system + j * kSetStride;
+      if (!(top[j] > tiny * room.set_gram[room.index[j] * (kSetStride + 1)])) return false;
+      pivot[j] = 1 / top[j];
+      for (int64_t i = j + 1; i < n; ++i) {
+        T* to = room.system + i * kSetStride;
+        const T factor = top[i] * pivot[j];
+        for (int64_t k = i / lanes<T> * lanes<T>; k < across; k += lanes<T>)
+          store(to + k, load(to + k) - load(top + k) * factor);
+      }
+    }
+    clear(direction, across);
+    for (int64_t j = n; j-- > 0;) {
+      const T* top = room.system + j * kSetStride;
+      const int64_t first = j / 16 * 16;
+      const T known = sum_of<T>(across - first, [&](int64_t k) LK_INLINE_LAMBDA {
+        return load(top + first + k) * load(direction + first + k);
+      });
+      direction[j] = (top[n] - known) * pivot[j];
+    }
+    return true;
   }
 
   // Where the set is too large for a Gram matrix of its own: over all coordinates that are not zero or should not be.
@@ -238,9 +324,9 @@ struct Descent {
       const bool fresh = passes % kGapEvery == 0;
       if (fresh) list_active();
       --row.left;
-      const T change = sweep(gram, columns, columns, room.set, size, room.inverse, threshold, row.z, room.q);
+      const Sweep<T> found = sweep(gram, columns, columns, room.set, size, room.inverse, threshold, row.z, room.q);
       if (!(progress.gap(columns, alpha, p.positive) > goal)) return;
-      if (!(change > tiny)) {
+      if (!(found.change > tiny)) {
         if (fresh) return;
         passes = -1;
       }
@@ -249,7 +335,7 @@ struct Descent {
 
   void list_active() {
     for (int64_t k = 0; k < columns; k += lanes<T>) {
-      const Vec<T> z = load(row.z + k), over = soft(load(room.q + k), threshold.low, threshold.alpha);
+      const Vec<T> z = load(row.z + k), over = threshold(load(room.q + k));
       store(room.weight + k, z != T(0) ? z : over);
     }
     size = nonzeros(room.weight, columns, room.set);
@@ -275,7 +361,7 @@ inline void iterate(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row) {
     const int64_t count = nonzeros(codes, p.components, room.index);
     for (int64_t i = 0; i < count; ++i) room.weight[i] = codes[room.index[i]];
     clear(out, columns);
-    add_rows(gram, columns, room.index, room.weight, count, out);
+    add_rows(gram, columns, columns, room.index, room.weight, count, out);
   };
   multiply(z, product);
   copy(z, columns, before);
@@ -295,7 +381,7 @@ inline void iterate(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row) {
       const Vec<T> at = load(z + k), g = load(product + k);
       const Vec<T> y = at + (at - load(before + k)) * beta;
       const Vec<T> slope = g + (g - load(product_before + k)) * beta - load(room.b + k);
-      const Vec<T> v = soft(y - slope * step, threshold.low, threshold.alpha);
+      const Vec<T> v = threshold(y - slope * step);
       store(next + k, v);
       return (y - v) * (v - at);
     });

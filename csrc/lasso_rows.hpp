@@ -22,15 +22,24 @@ struct Room {
 
 inline double magnitude(double x) { return x < 0 ? -x : x; }
 
-// A register of T as doubles, half as many lanes at a time where T is float.
-LK_INLINE D load_wide(const float* p) { return load_noise<double>(p, Whole{}); }
+// A register of doubles from T. The compilers' own conversion takes float by halves.
+LK_INLINE D load_wide(const float* p) {
+#if defined(__AVX512F__)
+  return (D)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+  return (D)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+  return load_noise<double>(p, Whole{});
+#endif
+}
 LK_INLINE D load_wide(const double* p) { return load(p); }
 
 // What soft thresholding cuts off lies in [low, alpha]: soft(u) = u - clip(u), low = -infinity for codes >= 0.
-template <class V, class T>
-LK_INLINE V soft(V u, T low, T alpha) {
-  V cut = u < low ? V{} + low : u;
-  cut = cut > alpha ? V{} + alpha : cut;
+// Written so that each line is one instruction.
+template <class V>
+LK_INLINE V soft(V u, V low, V alpha) {
+  V cut = u < low ? low : u;
+  cut = cut > alpha ? alpha : cut;
   return u - cut;
 }
 
@@ -125,19 +134,20 @@ LK_INLINE void add_rows_chunk(const T* gram, int64_t stride, const int32_t* inde
 
 // out += sum_i weight_i G[index_i], eight registers of out at a time.
 template <class T>
-inline void add_rows(const T* gram, int64_t stride, const int32_t* index, const T* weight, int64_t count, T* out) {
+inline void add_rows(const T* gram, int64_t stride, int64_t columns, const int32_t* index, const T* weight,
+                     int64_t count, T* out) {
   constexpr int L = lanes<T>;
   int64_t k = 0;
-  for (; k + 8 * L <= stride; k += 8 * L) add_rows_chunk<8>(gram + k, stride, index, weight, count, out + k);
-  if (k + 4 * L <= stride) {
+  for (; k + 8 * L <= columns; k += 8 * L) add_rows_chunk<8>(gram + k, stride, index, weight, count, out + k);
+  if (k + 4 * L <= columns) {
     add_rows_chunk<4>(gram + k, stride, index, weight, count, out + k);
     k += 4 * L;
   }
-  if (k + 2 * L <= stride) {
+  if (k + 2 * L <= columns) {
     add_rows_chunk<2>(gram + k, stride, index, weight, count, out + k);
     k += 2 * L;
   }
-  if (k < stride) add_rows_chunk<1>(gram + k, stride, index, weight, count, out + k);
+  if (k < columns) add_rows_chunk<1>(gram + k, stride, index, weight, count, out + k);
 }
 
 // --- duality gaps ---------------------------------------------------------------------------------------------
