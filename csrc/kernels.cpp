@@ -3,6 +3,7 @@
 
 #include "gaussian.hpp"
 #include "lista.hpp"
+#include "lasso.hpp"
 #include "score.hpp"
 
 namespace lk {
@@ -85,6 +86,9 @@ const Kernels kernels = {
     LK_FLOATS(lista_outer),
     LK_FLOATS(lista_dense_outer),
     LK_FLOATS(elementary),
+    LK_FLOATS(lasso_encode),
+    LK_FLOATS(lasso_gram),
+    room_of_lasso,
 };
 
 }  // namespace LK_ISA

@@ -205,6 +205,23 @@ struct DenseOuter {
   const void* gradient;
   void* out;
 };
+enum LassoAlgorithm : int { kIsta, kFista, kDescent };
+
+// Lasso codes of rows of x. Columns of what the kernel runs over come in whole registers, `padded`, the rest zeros.
+struct Lasso {
+  LassoAlgorithm algorithm;
+  bool positive;
+  int64_t rows, features, components, max_iter;
+  double tolerance, curvature;  // curvature: at least the largest eigenvalue of the Gram matrix
+  const void* x;                // [rows, features]
+  const void* dictionary;       // [components, padded(features)]
+  const void* panels;           // the same transposed, in panels: [padded(components) / 16, features, 16]
+  const void* gram;             // [components, padded(components)]
+  const double* alpha;          // [rows]
+  void* codes;                  // [rows, components]: where to start, then the result
+  void* gap;                    // [rows]
+};
+constexpr int kLassoRows = 4;  // rows whose correlations are computed together
 
 struct Kernels {
   const char* name;
@@ -233,6 +250,10 @@ struct Kernels {
   void (*lista_dense_outer[2])(const DenseOuter&);
   // ln, sin(pi t), cos(pi t), exp, psi: for the tests of their errors
   void (*elementary[2])(int function, int64_t n, const void* x, void* out);
+  // Codes of rows [row0, row1); rows of the Gram matrix into `gram`. `room` has room_of_lasso bytes.
+  void (*lasso_encode[2])(const Lasso&, int64_t row0, int64_t row1, void* room);
+  void (*lasso_gram[2])(const Lasso&, int64_t row0, int64_t row1, void* gram, void* room);
+  int64_t (*room_of_lasso)(int64_t features, int64_t components);
 };
 
 // Every build in this binary that this processor can run, narrowest first.

@@ -17,4 +17,5 @@ PYBIND11_MODULE(_core, m) {
   lk::bind_families(m);
   lk::bind_score(m);
   lk::bind_lista(m);
+  lk::bind_lasso(m);
 }

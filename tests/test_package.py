@@ -51,6 +51,7 @@ def test_public_names() -> None:
         "rsample_kl",
         "score_function_expectation",
         "score_function_gradient",
+        "sparse_encode",
         "uniform",
     }
     for name in lk.__all__:

@@ -5,6 +5,7 @@ Gaussian          `rsample_kl`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
 Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
 Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
 Variance          `profile_variance`
+Sparse codes      `sparse_encode`
 Mixtures          `GaussianMixture`, `MixtureModel`
 E-steps           `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
 torch.distributions   `FusedNormal`
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from latent_kernels.distributions import FusedNormal
 from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
 from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl
+from latent_kernels.lasso import sparse_encode
 from latent_kernels.mixture import exponential_family_e_step, gaussian_e_step
 from latent_kernels.noise import normal, uniform
 from latent_kernels.score import disarm, disarm_gradient, score_function_expectation, score_function_gradient
@@ -67,5 +69,6 @@ __all__ = [
     "rsample_kl",
     "score_function_expectation",
     "score_function_gradient",
+    "sparse_encode",
     "uniform",
 ]

@@ -19,6 +19,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("noise", "gaussian", "families", "score"), ("cpp", "triton", "reference")),
     "lista": ("cpp", "reference"),
     "mixture": ("numba", "reference"),
+    "lasso": ("cpp", "reference"),
 }
 _MODULES = {"cpp": "cpp_cpu", "numba": "numba_cpu", "triton": "triton_gpu", "reference": "reference"}
 

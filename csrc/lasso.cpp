@@ -1,0 +1,71 @@
+#include <memory>
+
+#include "bindings.hpp"
+
+namespace py = pybind11;
+using std::uintptr_t;
+
+namespace lk {
+namespace {
+
+// Runs f(row0, row1, room) for parts of the rows, which do not depend on one another. Rows take unequal time, so a
+// thread gets several parts; a part has enough rows to be worth its room.
+template <class F>
+void each_part(const Lasso& p, int64_t rows, int threads, F f) {
+  const int64_t most = 8 * kLassoRows, share = rows / (4 * std::max(threads, 1)) / kLassoRows * kLassoRows;
+  const int64_t step = std::max<int64_t>(std::min(share, most), kLassoRows);
+  const int64_t bytes = active_build().room_of_lasso(p.features, p.components);
+  parallel_for((rows + step - 1) / step, worthwhile_threads(threads, rows * (p.features + 16) * p.components),
+               [&](int64_t i) {
+                 const std::unique_ptr<char[]> room(new char[static_cast<size_t>(bytes)]);
+                 f(i * step, std::min((i + 1) * step, rows), room.get());
+               });
+}
+
+void gram(int type, int threads, int64_t features, int64_t components, uintptr_t dictionary, uintptr_t panels,
+          uintptr_t out) {
+  Lasso p{};
+  p.features = features;
+  p.components = components;
+  p.dictionary = at(dictionary);
+  p.panels = at(panels);
+  const Kernels& build = active_build();
+  without_gil([&] {
+    each_part(p, components, threads,
+              [&](int64_t row0, int64_t row1, void* room) { build.lasso_gram[type](p, row0, row1, at(out), room); });
+  });
+}
+
+void encode(int type, int threads, int algorithm, bool positive, int64_t rows, int64_t features, int64_t components,
+            int64_t max_iter, double tolerance, double curvature, uintptr_t x, uintptr_t dictionary, uintptr_t panels,
+            uintptr_t gram, uintptr_t alpha, uintptr_t codes, uintptr_t gap) {
+  const Lasso p{static_cast<LassoAlgorithm>(algorithm),
+                positive,
+                rows,
+                features,
+                components,
+                max_iter,
+                tolerance,
+                curvature,
+                at(x),
+                at(dictionary),
+                at(panels),
+                at(gram),
+                at<const double>(alpha),
+                at(codes),
+                at(gap)};
+  const Kernels& build = active_build();
+  without_gil([&] {
+    each_part(p, rows, threads,
+              [&](int64_t row0, int64_t row1, void* room) { build.lasso_encode[type](p, row0, row1, room); });
+  });
+}
+
+}  // namespace
+
+void bind_lasso(py::module_& m) {
+  m.def("lasso_gram", &gram);
+  m.def("lasso_encode", &encode);
+}
+
+}  // namespace lk

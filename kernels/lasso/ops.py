@@ -1,0 +1,104 @@
+"""Lasso codes as an opaque torch.library op, and the plain way to the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from latent_kernels._backends import backend
+from latent_kernels._eager import in_memory, row_dtype
+from latent_kernels._ops import call, define, fold, unfold
+
+Tensor = torch.Tensor
+
+
+def encode(
+    x: Tensor,
+    dictionary: Tensor,
+    alpha: Tensor,
+    init: Tensor | None,
+    algorithm: str,
+    max_iter: int,
+    tol: float,
+    positive: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """x [B, F], dictionary [K, F], alpha float64 [B], init [B, K] -> codes [B, K] in `dtype`, gap [B].
+
+    Checks the values, which only now are there to be looked at: on the CPU, where that waits for nothing.
+    """
+    if x.device.type == "cpu":
+        _check_values(dictionary, alpha, init, positive)
+    codes, gap = _encode_fake(x, dictionary, alpha, init, algorithm, max_iter, tol, positive, row_dtype(dtype))
+    codes.zero_() if init is None else codes.copy_(init)
+    if x.size(0) == 0:
+        return codes.to(dtype), gap
+    x, dictionary, alpha = in_memory(x), in_memory(dictionary), in_memory(alpha)
+    kernels = backend("lasso", x.device)
+    kernels.encode(x, dictionary, alpha, codes, gap, algorithm, max_iter, tol, positive)
+    if dtype == codes.dtype:
+        return codes, gap
+    codes = codes.to(dtype)  # whose gap is another: that of what is returned
+    kernels.encode(x, dictionary, alpha, codes.to(x.dtype), gap, "cd", 0, tol, positive)
+    return codes, gap
+
+
+def _check_values(dictionary: Tensor, alpha: Tensor, init: Tensor | None, positive: bool) -> None:
+    norms = dictionary.square().sum(-1)
+    if not bool(norms.isfinite().all()):
+        raise ValueError("dictionary must be finite, with finite squared norms of its rows")
+    if not bool((norms > 0).all()):
+        row = int((norms == 0).nonzero()[0])
+        raise ValueError(f"dictionary must have no zero row; row {row} is zero, or its squared norm rounds to zero")
+    if not bool(((alpha >= 0) & alpha.isfinite()).all()):
+        wrong = alpha[~((alpha >= 0) & alpha.isfinite())][0].item()
+        raise ValueError(f"alpha must be finite and >= 0; got {wrong}")
+    if init is not None and not bool(init.isfinite().all()):
+        raise ValueError("init must be finite")
+    if init is not None and positive and not bool((init >= 0).all()):
+        raise ValueError(f"init must be >= 0 where positive=True; got {init.min().item()}")
+
+
+def _encode_fake(
+    x: Tensor,
+    dictionary: Tensor,
+    alpha: Tensor,
+    init: Tensor | None,
+    algorithm: str,
+    max_iter: int,
+    tol: float,
+    positive: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty((x.size(0), dictionary.size(0)), dtype=dtype), x.new_empty(x.size(0))
+
+
+def _encode_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    batch, (x, dictionary, alpha, init, *rest) = info.batch_size, args
+    x, alpha, init = (fold(t, dim, batch) for t, dim in zip((x, alpha, init), (in_dims[0], *in_dims[2:4]), strict=True))
+    if in_dims[1] is None:
+        codes, gap = call("sparse_encode", x, dictionary, alpha, init, *rest)
+        return (unfold(codes, batch), unfold(gap, batch)), (0, 0)
+    slices = [[None] * batch if t is None else unfold(t, batch) for t in (x, alpha, init)]
+    dictionaries = dictionary.movedim(in_dims[1], 0)
+    each = [
+        call("sparse_encode", row, d, a, start, *rest)
+        for row, d, a, start in zip(slices[0], dictionaries, *slices[1:], strict=True)
+    ]
+    codes, gap = (torch.stack(tensors) for tensors in zip(*each, strict=True))
+    return (codes, gap), (0, 0)
+
+
+def _no_gradient(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+    return (None,) * 9
+
+
+define(
+    "sparse_encode(Tensor x, Tensor dictionary, Tensor alpha, Tensor? init, str algorithm, SymInt max_iter, float tol,"
+    " bool positive, ScalarType dtype) -> (Tensor, Tensor)",
+    encode,
+    fake=_encode_fake,
+    vmap=_encode_vmap,
+    gradients=_no_gradient,
+)

@@ -1,0 +1,117 @@
+"""Lasso codes in plain torch, on any device. See README.md for the formulas."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+Tensor = torch.Tensor
+
+GAP_EVERY = 10  # iterations of ISTA and FISTA between looks at the gap
+
+
+def wide(x: Tensor) -> Tensor:
+    """X in float64, where the device has it."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def curvature(dictionary: Tensor) -> float:
+    """An upper bound on the largest eigenvalue of D D^T, the Lipschitz constant of the smooth part's gradient.
+
+    Rounded up to 12 bits, so that what LAPACK does with the last digits on other threads changes nothing.
+    """
+    d = wide(dictionary)
+    gram = d @ d.T if d.size(0) <= d.size(1) else d.T @ d
+    fraction, exponent = math.frexp(float(torch.linalg.eigvalsh(gram.cpu())[-1]) * (1 + 1e-6))
+    return math.ldexp(math.ceil(fraction * 4096) / 4096, exponent)
+
+
+def soft(u: Tensor, threshold: Tensor, positive: bool) -> Tensor:
+    """The proximal map of threshold * ||.||_1, over the non-negative numbers where `positive`."""
+    return torch.relu(u - threshold) if positive else u - u.clamp(-threshold, threshold)
+
+
+def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool) -> Tensor:
+    """An upper bound [B] on the objective of codes z [B, K] above its minimum, in float64.
+
+    At the dual point s r, r = x - z D, with s max |c| <= alpha for c = r D^T:
+    1/2 (1 - s)^2 ||r||^2 + sum_k alpha |z_k| - s z_k c_k, and an allowance for rounding.
+    """
+    x, d, alpha, z = wide(x), wide(dictionary), wide(alpha), wide(z)
+    r = x - z @ d
+    c = r @ d.T
+    squared = r.square().sum(-1)
+    most = (c if positive else c.abs()).amax(-1).clamp(min=0)
+    best = torch.where(squared > 0, 1 + (z * c).sum(-1) / squared, 1.0)
+    s = torch.where(best * most > alpha, alpha / most, best).clamp(min=0)
+    terms = (alpha[:, None] * z.abs() - s[:, None] * z * c).sum(-1).clamp(min=0)
+    unit = torch.finfo(d.dtype).eps * (sum(d.shape) + 16)
+    size = x.norm(dim=-1) + 2 * z.abs().sum(-1) * d.norm(dim=-1).amax()
+    return 0.5 * (1 - s).square() * squared + terms + unit * size * (squared.sqrt() + unit * size)
+
+
+def encode(
+    x: Tensor,
+    dictionary: Tensor,
+    alpha: Tensor,
+    codes: Tensor,
+    gap: Tensor,
+    algorithm: str,
+    max_iter: int,
+    tol: float,
+    positive: bool,
+) -> None:
+    """Takes `codes` [B, K] from where they are to the minimum for x [B, F], and writes their `gap` [B].
+
+    `dictionary` [K, F], `alpha` [B] in float64; a row stops where gap <= tol ||x||^2 / 2.
+    """
+    target = tol * 0.5 * wide(x).square().sum(-1)
+    step = _descent if algorithm == "cd" else _gradient
+    gap.copy_(_round_up(duality_gap(x, dictionary, alpha, codes, positive), gap))
+    state = {} if algorithm == "cd" else {"curvature": curvature(dictionary), "momentum": algorithm == "fista"}
+    for i in range(1, max_iter + 1):
+        is_open = ~(gap <= target)
+        if not bool((is_open & gap.isfinite()).any()):
+            break
+        codes.copy_(torch.where(is_open[:, None], step(x, dictionary, alpha, codes, positive, state), codes))
+        if algorithm == "cd" or i % GAP_EVERY == 0 or i == max_iter:
+            gap.copy_(_round_up(duality_gap(x, dictionary, alpha, codes, positive), gap))
+    lost = ~gap.isfinite()
+    codes.masked_fill_(lost[:, None], math.nan)
+    gap.masked_fill_(lost, math.nan)
+
+
+def _round_up(value: Tensor, like: Tensor) -> Tensor:
+    rounded = value.to(like.dtype)
+    return torch.where(rounded < value, torch.nextafter(rounded, torch.full_like(rounded, math.inf)), rounded)
+
+
+def _descent(
+    x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool, state: dict[str, object]
+) -> Tensor:
+    """One pass of coordinate descent: z_k <- soft(r . d_k + ||d_k||^2 z_k, alpha) / ||d_k||^2, r kept up."""
+    z, threshold = z.clone(), alpha.to(x.dtype)
+    r = x - z @ dictionary
+    for k, d in enumerate(dictionary):
+        norm = d @ d
+        new = soft(r @ d + norm * z[:, k], threshold, positive) / norm
+        r = r - (new - z[:, k])[:, None] * d
+        z[:, k] = new
+    return z
+
+
+def _gradient(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool, state: dict[str, object]) -> Tensor:
+    """One iteration of ISTA or FISTA; `state` holds z_(t-1) and the momentum's t of each row."""
+    bound = float(state["curvature"])  # type: ignore[arg-type]
+    before = state.get("before", z)
+    t = state.get("t", torch.ones_like(z[:, :1]))
+    assert isinstance(before, Tensor)
+    assert isinstance(t, Tensor)
+    t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
+    y = z + (t - 1) / t_next * (z - before) if state["momentum"] else z
+    slope = (y @ dictionary - x) @ dictionary.T
+    new = soft(y - slope / bound, (alpha[:, None] / bound).to(x.dtype), positive)
+    against = ((y - new) * (new - z)).sum(-1, keepdim=True) > 0
+    state["before"], state["t"] = z.clone(), torch.where(against, 1.0, t_next)
+    return new
