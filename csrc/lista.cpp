@@ -59,8 +59,11 @@ struct Tape {
 
   int64_t tiles() const { return (rows + tile_rows - 1) / tile_rows; }
   int64_t rows_of(int64_t tile) const { return std::min(tile_rows, rows - tile * tile_rows); }
+  const KeptCodes& at(int64_t tile, int64_t layer) const {
+    return kept[static_cast<size_t>(tile * (layers + 1) + layer)];
+  }
   KeptCodes& at(int64_t tile, int64_t layer) { return kept[static_cast<size_t>(tile * (layers + 1) + layer)]; }
-  int64_t nonzeros(int64_t layer) {
+  int64_t nonzeros(int64_t layer) const {
     int64_t total = 0;
     for (int64_t t = 0; t < tiles(); ++t) total += at(t, layer).count(rows_of(t));
     return total;
@@ -594,63 +597,87 @@ class Backward {
 
 // --- bindings -----------------------------------------------------------------------------------------------------
 
-// Addresses of tensors in the order of kernels/lista/problem.py, and which are given for each layer.
-using Addresses = std::array<uintptr_t, 8>;
+// What stays the same from call to call: sizes, choices and the addresses of the parameters, in the order of
+// kernels/lista/problem.py without x and z_0. Whoever holds a plan keeps the parameters alive.
+struct Plan {
+  Lista problem{};
+  std::vector<int64_t> select;
+  int type;
 
-Call call_of(int type, int threads, int64_t rows, int64_t features, int64_t components, int64_t layers, int flags,
-             const Addresses& a, uintptr_t select) {
-  const auto flag = [flags](int bit) { return (flags >> bit & 1) != 0; };
-  return {{rows, features, components, layers, flag(0), flag(1), flag(2), flag(3), flag(4), flag(5), at(a[0]), at(a[1]),
-           at(a[2]), at(a[3]), at(a[4]), at(a[5]), at(a[6]), at(a[7])},
-          at<const int64_t>(select),
-          type,
-          threads};
-}
+  Plan(int type, int64_t features, int64_t components, int64_t layers, int flags,
+       const std::array<uintptr_t, 6>& parameters, std::vector<int64_t> select)
+      : select(std::move(select)), type(type) {
+    const auto flag = [flags](int bit) { return (flags >> bit & 1) != 0; };
+    Lista& p = problem;
+    p.features = features;
+    p.components = components;
+    p.layers = layers;
+    p.positive = flag(0);
+    p.layered_weight = flag(1);
+    p.layered_recurrent = flag(2);
+    p.layered_step = flag(3);
+    p.layered_threshold = flag(4);
+    p.wide_threshold = flag(5);
+    const void** const to[] = {&p.weight, &p.threshold, &p.bias, &p.recurrent, &p.dictionary, &p.step};
+    for (size_t i = 0; i < parameters.size(); ++i) *to[i] = at(parameters[i]);
+  }
 
-std::unique_ptr<Tape> forward(int type, int threads, int64_t rows, int64_t features, int64_t components, int64_t layers,
-                              int flags, const Addresses& addresses, uintptr_t select, uintptr_t out, bool with_tape) {
-  const Call call = call_of(type, threads, rows, features, components, layers, flags, addresses, select);
+  Call call(int threads, int64_t rows, uintptr_t x, uintptr_t initial) const {
+    Call call{problem, select.empty() ? nullptr : select.data(), type, threads};
+    call.problem.rows = rows;
+    call.problem.x = at(x);
+    call.problem.initial = at(initial);
+    return call;
+  }
+};
+
+std::unique_ptr<Tape> forward(const Plan& plan, int threads, int64_t rows, uintptr_t x, uintptr_t initial,
+                              uintptr_t out, bool with_tape) {
+  const Call call = plan.call(threads, rows, x, initial);
   std::unique_ptr<Tape> tape;
   without_gil([&] {
     const int64_t tile_rows = tile_rows_of(call);
-    if (with_tape) tape = std::make_unique<Tape>(rows, layers, tile_rows);
+    if (with_tape) tape = std::make_unique<Tape>(rows, call.problem.layers, tile_rows);
     run_forward(call, tile_rows, at(out), tape.get());
   });
   return tape;
 }
 
-void backward(int type, int threads, int64_t rows, int64_t features, int64_t components, int64_t layers, int flags,
-              const Addresses& addresses, uintptr_t select, Tape* tape, uintptr_t upstream,
-              const Addresses& gradients) {
-  const Call call = call_of(type, threads, rows, features, components, layers, flags, addresses, select);
-  const Addresses& g = gradients;
+// `gradients`: addresses in the order of kernels/lista/problem.py. Without a tape the forward pass runs again.
+void backward(const Plan& plan, int threads, int64_t rows, uintptr_t x, uintptr_t initial, Tape* tape,
+              uintptr_t upstream, const std::array<uintptr_t, 8>& gradients) {
+  const Call call = plan.call(threads, rows, x, initial);
+  const auto& g = gradients;
   const Gradients wanted{at(g[0]), at(g[1]), at(g[2]), at(g[3]), at(g[4]), at(g[5]), at(g[6]), at(g[7])};
   without_gil([&] {
     std::unique_ptr<Tape> again;
     if (tape == nullptr) {
       const int64_t tile_rows = tile_rows_of(call);
-      again = std::make_unique<Tape>(rows, layers, tile_rows);
+      again = std::make_unique<Tape>(rows, call.problem.layers, tile_rows);
       run_forward(call, tile_rows, nullptr, again.get());
     }
     Tape& codes = tape != nullptr ? *tape : *again;
-    if (type == kFloat64)
+    if (plan.type == kFloat64)
       Backward<double>(call, codes, at<const double>(upstream), wanted).run();
     else
       Backward<float>(call, codes, at<const float>(upstream), wanted).run();
   });
 }
 
+std::vector<int64_t> nonzeros_by_layer(const Tape& tape) {
+  std::vector<int64_t> counts;
+  for (int64_t layer = 0; layer <= tape.layers; ++layer) counts.push_back(tape.nonzeros(layer));
+  return counts;
+}
+
 }  // namespace
 
 void bind_lista(py::module_& m) {
-  py::class_<Tape>(m, "ListaTape").def_property_readonly("nonzeros", [](Tape& tape) {
-    std::vector<int64_t> counts;
-    for (int64_t layer = 0; layer <= tape.layers; ++layer) counts.push_back(tape.nonzeros(layer));
-    return counts;
-  });
-  m.def("lista_forward", &forward);
-  m.def("lista_backward", &backward, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
-        py::arg(), py::arg(), py::arg().none(true), py::arg(), py::arg());
+  py::class_<Tape>(m, "ListaTape").def_property_readonly("nonzeros", &nonzeros_by_layer);
+  py::class_<Plan>(m, "ListaPlan")
+      .def(py::init<int, int64_t, int64_t, int64_t, int, const std::array<uintptr_t, 6>&, std::vector<int64_t>>())
+      .def("forward", &forward)
+      .def("backward", &backward);
 }
 
 }  // namespace lk

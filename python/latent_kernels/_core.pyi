@@ -15,39 +15,36 @@ def log_prob_forward(*arguments: int) -> None: ...
 def log_prob_backward(*arguments: int) -> None: ...
 def families_sample(*arguments: int) -> None: ...
 def score_gradient(*arguments: int) -> bool: ...
+def lasso_gram(*arguments: int) -> None: ...
+def lasso_encode(*arguments: float) -> None: ...
 
 class ListaTape:
     @property
     def nonzeros(self) -> list[int]: ...
 
-def lista_forward(
-    type: int,
-    threads: int,
-    rows: int,
-    features: int,
-    components: int,
-    layers: int,
-    flags: int,
-    addresses: Sequence[int],
-    select: int,
-    out: int,
-    with_tape: bool,
-    /,
-) -> ListaTape | None: ...
-def lista_backward(
-    type: int,
-    threads: int,
-    rows: int,
-    features: int,
-    components: int,
-    layers: int,
-    flags: int,
-    addresses: Sequence[int],
-    select: int,
-    tape: ListaTape | None,
-    upstream: int,
-    gradients: Sequence[int],
-    /,
-) -> None: ...
-def lasso_gram(*arguments: int) -> None: ...
-def lasso_encode(*arguments: float) -> None: ...
+class ListaPlan:
+    def __init__(
+        self,
+        type: int,
+        features: int,
+        components: int,
+        layers: int,
+        flags: int,
+        parameters: Sequence[int],
+        select: Sequence[int],
+        /,
+    ) -> None: ...
+    def forward(
+        self, threads: int, rows: int, x: int, initial: int, out: int, with_tape: bool, /
+    ) -> ListaTape | None: ...
+    def backward(
+        self,
+        threads: int,
+        rows: int,
+        x: int,
+        initial: int,
+        tape: ListaTape | None,
+        upstream: int,
+        gradients: Sequence[int],
+        /,
+    ) -> None: ...
