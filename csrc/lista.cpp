@@ -529,7 +529,7 @@ class Backward {
       if (sums != nullptr) {
         for (int32_t c = 0; c < count; ++c)
           if (codes.passed == nullptr || codes.passed[c] == 0)
-            sums[codes.index[c]] -= std::signbit(value[c]) ? -static_cast<double>(g[c]) : static_cast<double>(g[c]);
+            sums[codes.index[c]] -= static_cast<double>(g[c] * std::copysign(T(1), value[c]));
       }
       if (step_sums_)
         for (int32_t c = 0; c < count; ++c)

@@ -307,9 +307,10 @@ inline T dot(const T* x, const T* y, int64_t n) {
   int64_t i = 0;
   for (; i + kReduceLanes <= n; i += kReduceLanes)
     for (int k = 0; k < parts; ++k) sum[k] += load(x + i + k * lanes<T>) * load(y + i + k * lanes<T>);
-  T rest[kReduceLanes] = {};
-  for (int64_t k = i; k < n; ++k) rest[k - i] = x[k] * y[k];
-  for (int k = 0; k < parts; ++k) sum[k] += load(rest + k * lanes<T>);
+  for (int k = 0; k < parts && i < n; ++k, i += lanes<T>) {
+    const First part{static_cast<int>(smaller(n - i, lanes<T>))};
+    sum[k] += load(x + i, part) * load(y + i, part);
+  }
   for (int half = parts / 2; half > 0; half /= 2)
     for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
   return sum_by_halves(sum[0]);

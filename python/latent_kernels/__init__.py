@@ -6,6 +6,7 @@ Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
 Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
 Variance          `profile_variance`
 Sparse codes      `sparse_encode`
+Sparse encoders   `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`, `coupled_lista_encode`
 Mixtures          `GaussianMixture`, `MixtureModel`
 E-steps           `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
 torch.distributions   `FusedNormal`
@@ -18,9 +19,11 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from latent_kernels.distributions import FusedNormal
+from latent_kernels.encoders import LISTA, LCoD, PSDEncoder, train_encoder
 from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
 from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl
 from latent_kernels.lasso import sparse_encode
+from latent_kernels.lista import coupled_lista_encode, lista_encode
 from latent_kernels.mixture import exponential_family_e_step, gaussian_e_step
 from latent_kernels.noise import normal, uniform
 from latent_kernels.score import disarm, disarm_gradient, score_function_expectation, score_function_gradient
@@ -55,14 +58,19 @@ __all__ = [
     "DiagonalGaussian",
     "FusedNormal",
     "GaussianMixture",
+    "LCoD",
+    "LISTA",
     "MixtureModel",
+    "PSDEncoder",
     "SufficientStatistics",
+    "coupled_lista_encode",
     "disarm",
     "disarm_gradient",
     "exponential_family_e_step",
     "gaussian_e_step",
     "gaussian_kl",
     "gaussian_log_prob",
+    "lista_encode",
     "normal",
     "profile_variance",
     "rsample",
@@ -70,5 +78,6 @@ __all__ = [
     "score_function_expectation",
     "score_function_gradient",
     "sparse_encode",
+    "train_encoder",
     "uniform",
 ]

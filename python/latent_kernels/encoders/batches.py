@@ -1,0 +1,119 @@
+"""Where the rows that an encoder learns from come from: tensors or streams, and what is kept for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from latent_kernels import _checks
+
+Tensor = torch.Tensor
+Stream = Callable[[], Any] | Iterable[Any]
+Validation = float | Tensor | tuple[Tensor, Tensor]
+
+_STREAM_VALIDATION = 4  # batches of a stream
+
+
+class Batch(NamedTuple):
+    """Rows x [B, m], and the codes [B, n] to learn where there are any."""
+
+    x: Tensor
+    codes: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Batch:
+        """Some of the rows."""
+        index = index.to(self.x.device)
+        return Batch(self.x[index], None if self.codes is None else self.codes[index.to(self.codes.device)])
+
+    def to(self, like: Tensor) -> Batch:
+        """On the device and in the dtype of `like`."""
+        return Batch(self.x.to(like), None if self.codes is None else self.codes.to(like))
+
+
+class Batches(NamedTuple):
+    """What to train on, without end, and what to validate with."""
+
+    training: Iterator[Batch]
+    validation: Batch
+
+
+def prepare(
+    x: Tensor | Stream, codes: Tensor | None, validation: Validation, batch_size: int, generator: torch.Generator
+) -> Batches:
+    """Batches from tensors or from a stream."""
+    held_out = None if isinstance(validation, float) else _item("validation", validation)
+    if not isinstance(x, Tensor):
+        if codes is not None:
+            raise ValueError("codes must be None where x is a stream, which gives (x, codes) instead")
+        stream = _stream(x)
+        if held_out is None:
+            held_out = _joined([next(stream) for _ in range(_STREAM_VALIDATION)])
+        return Batches(stream, held_out)
+    data = _finite("x", _item("x", x if codes is None else (x, codes)))
+    if held_out is None:
+        assert isinstance(validation, float)
+        if not 0 < validation < 1:
+            raise ValueError(f"validation must be a share in (0, 1), or what to validate with; got {validation}")
+        if len(data.x) < 2:
+            raise ValueError(f"x must have at least 2 rows, to keep one for validation; got {len(data.x)}")
+        order = torch.randperm(len(data.x), generator=generator)
+        kept = min(max(round(validation * len(order)), 1), len(order) - 1)
+        held_out, data = data.rows(order[:kept]), data.rows(order[kept:])
+    return Batches(_shuffled(data, batch_size, generator), _finite("validation", held_out))
+
+
+def _item(name: str, item: object) -> Batch:
+    """A tensor, (x,) or (x, codes), checked."""
+    parts = tuple(item) if isinstance(item, (tuple, list)) else (item,)
+    if len(parts) not in (1, 2):
+        raise ValueError(f"{name} must give x or (x, codes); got {len(parts)} things")
+    batch = Batch(*parts)
+    for part, tensor in zip(("x", "codes"), parts, strict=False):
+        what = part if name in ("x", "codes") else f"{part} of {name}"
+        _checks.float_tensor(what, tensor)
+        if tensor.dim() != 2:
+            raise ValueError(f"{what} must have two dimensions, rows first; got {tuple(tensor.shape)}")
+    if len(batch.x) == 0:
+        raise ValueError(f"{name} must have rows; got {tuple(batch.x.shape)}")
+    if batch.codes is not None and len(batch.codes) != len(batch.x):
+        raise ValueError(f"codes must have as many rows as x, {len(batch.x)}; got {len(batch.codes)}")
+    return batch
+
+
+def _finite(name: str, batch: Batch) -> Batch:
+    for part, tensor in zip((name, "codes"), batch, strict=True):
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{part} must be finite; got NaN or infinity")
+    return batch
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    codes = [batch.codes for batch in batches if batch.codes is not None]
+    return Batch(torch.cat([batch.x for batch in batches]), torch.cat(codes) if codes else None)
+
+
+def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Epochs in orders of their own; the rows left over by an epoch wait for the next."""
+    while True:
+        order = torch.randperm(len(data.x), generator=generator)
+        for first in range(0, max(len(order) - size, 0) + 1, size):
+            yield data.rows(order[first : first + size])
+
+
+def _stream(x: Stream) -> Iterator[Batch]:
+    if callable(x):
+        while True:
+            yield _item("x", x())
+    if not isinstance(x, Iterable):
+        raise TypeError(
+            f"x must be a torch.Tensor, or a callable or iterable that gives batches; got {type(x).__name__}"
+        )
+    while True:
+        given = 0
+        for item in x:
+            given += 1
+            yield _item("x", item)
+        if given == 0:
+            raise ValueError("x gave no more batches; an iterable must start anew each time it is iterated over")
