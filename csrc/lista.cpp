@@ -88,12 +88,12 @@ int workers_of(const Call& call) {
   return static_cast<int>(std::min<double>(call.threads, std::max(microseconds / 50, 1.0)));
 }
 
-// By threads as well as by shape: no result depends on tiles.
+// By threads as well as by shape: no result depends on tiles. Powers of two, so that tiles fill chunks.
 int64_t tile_rows_of(const Call& call) {
   const int64_t workers = workers_of(call);
-  if (workers == 1) return kTileRows;
-  const int64_t share = (call.problem.rows + 2 * workers - 1) / (2 * workers);
-  return std::min(kTileRows, (share + 7) / 8 * 8);
+  int64_t rows = kTileRows;
+  while (workers > 1 && rows > 8 && call.problem.rows <= rows * workers) rows /= 2;
+  return rows;
 }
 
 // Runs f(scratch, task) for all tasks, where each worker has scratch of its own.
@@ -221,7 +221,7 @@ class Backward {
   void run() {
     make_columns();
     make_sums();
-    const int64_t chunk_tiles = std::max<int64_t>(kChunkRows / tape_.tile_rows, 1);
+    const int64_t chunk_tiles = kChunkRows / tape_.tile_rows;
     for (int64_t tile = 0; tile < tape_.tiles(); tile += chunk_tiles) {
       first_tile_ = tile;
       end_tile_ = std::min(tile + chunk_tiles, tape_.tiles());
@@ -274,7 +274,7 @@ class Backward {
   }
 
   void make_sums() {
-    const int64_t chunk = std::min(tape_.rows, kChunkRows + tape_.tile_rows);
+    const int64_t chunk = std::min(tape_.rows, kChunkRows);
     if (residual_form_) {
       if (wanted_.weight != nullptr) {
         weight_sums_ = zeros<T>((p_.layered_weight ? p_.layers : 1) * n_ * wide_);

@@ -89,11 +89,15 @@ def _only_rows(in_dims: tuple[Any, ...]) -> bool:
     return all(rows or dim is None for dim, rows in zip(in_dims[:_COUNT], _ROWS, strict=True))
 
 
+def _slices(info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> list[list[Any]]:
+    dims = [None if isinstance(dim, (list, tuple)) else dim for dim in in_dims]  # of lists of numbers
+    return [[_at(x, dim, i) for x, dim in zip(arguments, dims, strict=True)] for i in range(info.batch_size)]
+
+
 def _encode_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
     batch = info.batch_size
     if not _only_rows(in_dims):
-        slices = [[_at(x, dim, i) for x, dim in zip(arguments, in_dims, strict=True)] for i in range(batch)]
-        return torch.stack([call("lista_encode", *one) for one in slices]), 0
+        return torch.stack([call("lista_encode", *one) for one in _slices(info, in_dims, arguments)]), 0
     folded = [
         _folded(x, dim, batch) if rows else x
         for x, dim, rows in zip(arguments[:_COUNT], in_dims[:_COUNT], _ROWS, strict=True)
@@ -104,11 +108,7 @@ def _encode_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[
 
 def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
     """Slice by slice: each has gradients of its own for the parameters that all share."""
-    dims = [None if isinstance(dim, list) else dim for dim in in_dims]
-    found = [
-        call("lista_backward", *(_at(x, dim, i) for x, dim in zip(arguments, dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
+    found = [call("lista_backward", *one) for one in _slices(info, in_dims, arguments)]
     return tuple(torch.stack(gradients) for gradients in zip(*found, strict=True)), (0,) * _COUNT
 
 

@@ -6,6 +6,7 @@ import weakref
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad as _forward_ad
 
 from latent_kernels import _core
 from latent_kernels._backends import backend
@@ -27,15 +28,21 @@ class _Ready(NamedTuple):
     dtype: torch.dtype
     features: int
     components: int
-    tensors: list[tuple[int, weakref.ref[Tensor], int, int]]  # place among the parameters, tensor, version, address
+    tensors: list[tuple[int, weakref.ref[Tensor], int, int, int]]  # place, tensor, version, address, elements
 
 
 _entries: dict[tuple[object, ...], _Ready] = {}
 
 
+def _hashable(asked: Asked) -> bool:
+    """Whether the choices are of the types they should have; 1.0 and True would be found in 1's place."""
+    n_layers, positive, select = asked
+    return type(n_layers) is int and type(positive) is bool and (select is None or type(select) is int)
+
+
 def encode(x: object, parameters: Parameters, asked: Asked) -> Tensor | None:
     """The codes, or None where the call has to be looked at."""
-    if torch.compiler.is_compiling() or type(asked[-1]) is list:
+    if torch.compiler.is_compiling() or not _hashable(asked):
         return None
     ready = _entries.get((*map(id, parameters), asked))
     if ready is None or type(x) is not Tensor or not plain(x) or not x.is_cpu or x.dtype is not ready.dtype:
@@ -43,13 +50,13 @@ def encode(x: object, parameters: Parameters, asked: Asked) -> Tensor | None:
     if x.dim() != 2 or x.size(1) != ready.features or not x.is_contiguous() or x.is_neg():
         return None
     grad = torch.is_grad_enabled()
-    if (grad and x.requires_grad) or backend("lista", _CPU) is not cpp_cpu:
+    if (grad and x.requires_grad) or _forward_ad._current_level >= 0 or backend("lista", _CPU) is not cpp_cpu:
         return None
-    for place, reference, version, address in ready.tensors:
+    for place, reference, version, address, elements in ready.tensors:
         p = reference()
         if p is None or p is not parameters[place] or p._version != version or p.data_ptr() != address:
             return None
-        if (grad and p.requires_grad) or not p.is_contiguous():
+        if (grad and p.requires_grad) or not p.is_contiguous() or p.numel() != elements:
             return None
     rows = x.size(0)
     z = torch.empty((rows, ready.components), dtype=ready.dtype)
@@ -59,7 +66,7 @@ def encode(x: object, parameters: Parameters, asked: Asked) -> Tensor | None:
 
 def remember(parameters: Parameters, asked: Asked, tensors: Tensors, choices: Choices) -> None:
     """Notes a call that ran, where the kernels read the caller's tensors in place."""
-    if type(asked[-1]) is list or tensors.initial is not None:
+    if not _hashable(asked) or tensors.initial is not None:
         return
     given = [(place, p) for place, p in enumerate(parameters) if isinstance(p, Tensor)]
     addresses = {t.data_ptr() for t in tensors if t is not None}
@@ -68,7 +75,7 @@ def remember(parameters: Parameters, asked: Asked, tensors: Tensors, choices: Ch
         return
     if len(_entries) >= _MOST:
         _entries.clear()
-    watched = [(place, weakref.ref(p), p._version, p.data_ptr()) for place, p in given]
+    watched = [(place, weakref.ref(p), p._version, p.data_ptr(), p.numel()) for place, p in given]
     plan = cpp_cpu.plan(tensors, choices)
     entry = _Ready(plan, tensors.x.dtype, tensors.x.size(1), tensors.components, watched)
     _entries[(*map(id, parameters), asked)] = entry

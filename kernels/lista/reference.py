@@ -12,7 +12,8 @@ Tensor = torch.Tensor
 def shrink(u: Tensor, threshold: Tensor, *, positive: bool = False, select: int = 0) -> Tensor:
     """Soft-thresholding: sign(u) max(|u| - threshold, 0), or max(u - threshold, 0) where `positive`.
 
-    Of entries beyond the threshold, those as large as the `select`-th largest of their row pass as they are. NaN passes.
+    Of entries beyond the threshold those as large as the `select`-th largest of their row pass as they are. NaN
+    passes.
     """
     size = u if positive else u.abs()
     active = ~(size <= threshold)
@@ -44,10 +45,28 @@ def encode(tensors: Tensors, choices: Choices) -> Tensor:
             u = z + u
         select = choices.select[t] if choices.select is not None else 0
         z = shrink(u, _of_layer(threshold, 1, t), positive=choices.positive, select=select)
-    assert z is not None
+    assert z is not None  # as there is a layer
     return z
 
 
 def _of_layer(parameter: Tensor, dims: int, t: int) -> Tensor:
     """The parameter of layer t, of `dims` dimensions, where it has one more for the layers."""
     return parameter[t] if parameter.dim() > dims else parameter
+
+
+def forward(tensors: Tensors, choices: Choices, with_tape: bool) -> tuple[Tensor, None]:
+    """As the compiled kernels, without a tape."""
+    with torch.no_grad():
+        return encode(tensors, choices), None
+
+
+def backward(
+    tensors: Tensors, choices: Choices, tape: None, upstream: Tensor, wanted: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Gradients of the wanted tensors, in the order of `Tensors`: runs the forward pass again under autograd."""
+    with torch.enable_grad():
+        leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+        z = encode(Tensors(*leaves), choices)  # type: ignore[arg-type]
+        inputs = [t for t in leaves if t is not None and t.requires_grad]
+        found = iter(torch.autograd.grad(z, inputs, upstream, materialize_grads=True))
+    return [next(found) if t is not None and t.requires_grad else None for t in leaves]
