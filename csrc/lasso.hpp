@@ -17,17 +17,19 @@ constexpr int64_t kFirstSet = 16;           // coordinates that the working set 
 constexpr double kSetAccuracy = 0.1;        // a working set is solved to this share of the whole row's gap
 constexpr int64_t kCalm = 3;                // sweeps without a new sign before equations are worth solving
 constexpr int64_t kGapEvery = 10;           // iterations of ISTA and FISTA between looks at the gap
+constexpr int kVain = 4;                    // attempts that may fail to halve the true gap
 constexpr double kHeadroom = 0.5;           // the estimate must fall below this share of what the true gap must
 
 // One row while it is worked on.
 template <class T>
 struct LassoRow {
   int64_t index;
-  double *x, *r, *c;  // [padded(features)], the same, [padded(components)]
-  T* z;               // [padded(components)]
-  double x_norm2, residual2, target, gap;
-  int64_t left;  // iterations
-  bool started, open;
+  double *x, *r, *c;                             // [padded(features)], the same, [padded(components)]
+  T* z;                                          // [padded(components)]
+  double x_norm2, residual2, target, goal, gap;  // goal: of the estimated gap
+  int64_t left;                                  // iterations
+  int vain;                                      // how often going on has not halved the true gap
+  bool open;
 };
 
 // The room of one task. Rows of `columns` T each, unless said otherwise.
@@ -134,8 +136,8 @@ struct Descent {
         row(row),
         gram(static_cast<const T*>(p.gram)),
         columns(padded(p.components)),
-        alpha(p.alpha[row.index]),
-        goal(kHeadroom * row.target),
+        alpha(p.alpha[row.index * p.alpha_stride]),
+        goal(row.goal),
         threshold(alpha, p.positive) {}
 
   void run() {
@@ -351,7 +353,7 @@ template <class T>
 inline void iterate(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row) {
   const int64_t columns = padded(p.components);
   const T* gram = static_cast<const T*>(p.gram);
-  const double alpha = p.alpha[row.index], goal = kHeadroom * row.target;
+  const double alpha = p.alpha[row.index * p.alpha_stride], goal = row.goal;
   const T step = static_cast<T>(1 / p.curvature);
   const Threshold<T> threshold(alpha / p.curvature, p.positive);
   T *z = row.z, *before = room.before, *next = room.next, *product = room.product,
@@ -415,12 +417,13 @@ inline void start_row(const Lasso& p, LassoRow<T>& row, int64_t index) {
   const T* x = static_cast<const T*>(p.x) + index * p.features;
   row.index = index;
   row.left = p.max_iter;
-  row.started = false;
+  row.vain = 0;
+  row.gap = __builtin_inf();
   row.open = true;
   clear(row.x, padded(p.features));
   clear(row.z, padded(p.components));
   for (int64_t f = 0; f < p.features; ++f) row.x[f] = static_cast<double>(x[f]);
-  copy(static_cast<const T*>(p.codes) + index * p.components, p.components, row.z);
+  if (p.init != nullptr) copy(static_cast<const T*>(p.init) + index * p.components, p.components, row.z);
   row.x_norm2 = sum_of<double>(padded(p.features), [&](int64_t i) LK_INLINE_LAMBDA {
     const D v = load(row.x + i);
     return v * v;
@@ -451,12 +454,12 @@ template <class T>
 inline void advance_row(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row) {
   const int64_t columns = padded(p.components), count = nonzeros(row.z, p.components, room.index);
   const double gap = duality_gap(row.z, room.index, count, row.r, row.c, p.features, columns, row.x_norm2,
-                                 p.alpha[row.index], p.positive, p.curvature);
-  // The estimate said enough, the gap says no, and going on from it has not helped: T has no more digits.
-  const bool stuck = row.started && !(gap < 0.5 * row.gap);
+                                 p.alpha[row.index * p.alpha_stride], p.positive, p.curvature);
+  // The estimate said enough, the gap says no. Going on from fresh correlations helps until T has no more digits.
+  if (!(gap < 0.5 * row.gap)) ++row.vain;
   row.gap = gap;
-  if (!(gap > row.target) || !(gap < __builtin_inf()) || row.left == 0 || stuck) return finish_row(p, row);
-  row.started = true;
+  if (!(gap > row.target) || !(gap < __builtin_inf()) || row.left == 0 || row.vain == kVain) return finish_row(p, row);
+  row.goal = kHeadroom * row.target / (1 << row.vain);
   row.residual2 = sum_of<double>(padded(p.features), [&](int64_t i) LK_INLINE_LAMBDA {
     const D v = load(row.r + i);
     return v * v;

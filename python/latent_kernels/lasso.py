@@ -130,7 +130,7 @@ def _check_shapes(x: Tensor, dictionary: Tensor, init: Tensor | None) -> int:
 
 
 def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
-    """[B] in float64 (float32 on devices without), one for each row of x."""
+    """One for each row of x, [B], or [1] for all, in float64 (float32 on devices without)."""
     batch = tuple(x.shape[:-1])
     kind = torch.float32 if x.device.type == "mps" else torch.float64
     if isinstance(alpha, Tensor):
@@ -141,7 +141,7 @@ def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
     _number("alpha", alpha)
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite and >= 0; got {alpha}")
-    return torch.full((math.prod(batch),), float(alpha), dtype=kind, device=x.device)
+    return torch.full((1,), float(alpha), dtype=kind, device=x.device)
 
 
 def _number(name: str, value: object) -> None:
