@@ -17,6 +17,7 @@ constexpr int64_t kFirstSet = 16;           // coordinates that the working set 
 constexpr double kSetAccuracy = 0.1;        // a working set is solved to this share of the whole row's gap
 constexpr int64_t kCalm = 3;                // sweeps without a new sign before equations are worth solving
 constexpr int64_t kGapEvery = 10;           // iterations of ISTA and FISTA between looks at the gap
+constexpr int64_t kPatience = 12;           // sweeps until they are, whatever the signs
 constexpr int kVain = 4;                    // attempts that may fail to halve the true gap
 constexpr double kHeadroom = 0.5;           // the estimate must fall below this share of what the true gap must
 
@@ -224,7 +225,7 @@ struct Descent {
     }
     const Progress<T> progress{room.set_z, room.set_q, room.set_z0, room.set_q0, row.residual2};
     bool moving = false;
-    for (int64_t calm = 0; row.left > 0;) {
+    for (int64_t calm = 0, since = 1; row.left > 0; ++since) {
       --row.left;
       const Sweep<T> found =
           sweep(room.set_gram, kSetStride, width, nullptr, size, room.set_inverse, threshold, room.set_z, room.set_q);
@@ -232,9 +233,10 @@ struct Descent {
       moving = true;
       if (!(progress.gap(width, alpha, p.positive) > accuracy)) break;
       calm = found.flips == 0 ? calm + 1 : 0;
-      if (calm < kCalm) continue;
-      calm = 0;
-      solve_signs(width);
+      if (calm < kCalm && since < kPatience) continue;
+      while (solve_signs(width) && calm < kCalm) {
+      }
+      calm = since = 0;
       if (!(progress.gap(width, alpha, p.positive) > accuracy)) break;
     }
     row.residual2 = progress.residual(width);
@@ -252,8 +254,9 @@ struct Descent {
 
   // A step towards the exact minimum for the present signs, where sweeps would take long: Newton's,
   //   G_SS direction = q_S - alpha sign(z_S), S the codes that are not zero,
-  // by elimination, as far as the objective falls and no sign changes; a code that gets to zero stays there.
-  void solve_signs(int64_t width) {
+  // by elimination, as far as the objective falls and no sign changes. True where that was because of a code that got
+  // to zero.
+  bool solve_signs(int64_t width) {
     T *const z = room.set_z, *const q = room.set_q, *const direction = room.direction;
     const int64_t n = nonzeros(z, size, room.index), across = padded(n + 1);
     for (int64_t i = 0; i < n; ++i) {
@@ -263,7 +266,7 @@ struct Descent {
       for (int64_t j = i; j < n; ++j) to[j] = from[room.index[j]];
       to[n] = slope(room.index[i]);
     }
-    if (!eliminate(n, across)) return;
+    eliminate(n, across);
     clear(room.bend, width);
     add_rows(room.set_gram, kSetStride, width, room.index, direction, n, room.bend);
     T down = 0, bend = 0;
@@ -271,7 +274,7 @@ struct Descent {
       down += slope(room.index[i]) * direction[i];
       bend += room.bend[room.index[i]] * direction[i];
     }
-    if (!(down > 0 && bend > 0)) return;
+    if (!(down > 0 && bend > 0)) return false;
     T step = down / bend;
     int64_t first = -1;  // whose code gets to zero first
     for (int64_t i = 0; i < n; ++i) {
@@ -285,18 +288,20 @@ struct Descent {
       z[room.index[i]] = i != first && (old > 0 ? v > 0 : v < 0) ? v : T(0);
     }
     for (int64_t k = 0; k < width; k += lanes<T>) store(q + k, load(q + k) - load(room.bend + k) * step);
+    return first >= 0;
   }
 
   T slope(int64_t i) const { return room.set_q[i] - (room.set_z[i] > 0 ? threshold.alpha : -threshold.alpha); }
 
   // Solves the n equations in room.system, [n, n + 1] with the right-hand sides last and only the upper triangle of
-  // the symmetric matrix, into room.direction. False where it is singular to T's digits.
-  bool eliminate(int64_t n, int64_t across) {
+  // the symmetric matrix, into room.direction. An atom that others make up, to T's digits, stays as it is.
+  void eliminate(int64_t n, int64_t across) {
     T *const direction = room.direction, *const pivot = room.pivot;
     for (int64_t j = 0; j < n; ++j) {
       const T* top = room.system + j * kSetStride;
-      if (!(top[j] > tiny * room.set_gram[room.index[j] * (kSetStride + 1)])) return false;
-      pivot[j] = 1 / top[j];
+      const T norm = room.set_gram[room.index[j] * (kSetStride + 1)];
+      pivot[j] = top[j] > 32 * tiny * norm ? 1 / top[j] : T(0);
+      if (pivot[j] == 0) continue;
       for (int64_t i = j + 1; i < n; ++i) {
         T* to = room.system + i * kSetStride;
         const T factor = top[i] * pivot[j];
@@ -313,7 +318,6 @@ struct Descent {
       });
       direction[j] = (top[n] - known) * pivot[j];
     }
-    return true;
   }
 
   // Where the set is too large for a Gram matrix of its own: over all coordinates that are not zero or should not be.

@@ -78,10 +78,11 @@ def _encode_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple
     if in_dims[2] is not None or alpha.size(0) > 1:
         alpha = fold(alpha, in_dims[2], batch)
     x, init = fold(x, in_dims[0], batch), fold(init, in_dims[3], batch)
+    rows = x.size(0)  # type: ignore[union-attr]
     if in_dims[1] is None:
         codes, gap = call("sparse_encode", x, dictionary, alpha, init, *rest)
         return (unfold(codes, batch), unfold(gap, batch)), (0, 0)
-    alpha = alpha.expand(x.size(0)) if alpha.size(0) == 1 else alpha
+    alpha = alpha.expand(rows) if alpha.size(0) == 1 else alpha
     slices = [[None] * batch if t is None else unfold(t, batch) for t in (x, alpha, init)]
     dictionaries = dictionary.movedim(in_dims[1], 0)
     each = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 
@@ -106,7 +106,7 @@ def sparse_encode(
     rows = x.detach().to(wide).reshape(-1, x.size(-1))
     start = None if init is None else init.detach().to(wide).reshape(-1, shape[-1])
     inputs = (rows, dictionary.detach().to(wide), weights, start)
-    options = (algorithm, max_iter, float(tol), positive, dtype)
+    options: Any = (algorithm, max_iter, float(tol), positive, dtype)
     if plain(x, dictionary, init, alpha if isinstance(alpha, Tensor) else None):
         codes, gap = ops.encode(*inputs, *options)
     else:
