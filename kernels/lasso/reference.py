@@ -42,7 +42,8 @@ def curvature(dictionary: Tensor) -> float:
 
 def soft(u: Tensor, threshold: Tensor, positive: bool) -> Tensor:
     """The proximal map of threshold * ||.||_1, over the non-negative numbers where `positive`."""
-    return u - (torch.minimum(u, threshold) if positive else u.clamp(-threshold, threshold))
+    cut = torch.minimum(u, threshold) if positive else torch.clamp(u, -threshold, threshold)
+    return u - cut
 
 
 def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool) -> Tensor:
@@ -85,7 +86,9 @@ def encode(
     target = tol * 0.5 * wide(x).square().sum(-1)
     step = _descent if algorithm == "cd" else _gradient
     gap.copy_(_round_up(duality_gap(x, d, alpha, codes, positive), gap))
-    state: dict[str, object] = {} if algorithm == "cd" else {"curvature": curvature(d), "momentum": algorithm == "fista"}
+    state: dict[str, object] = {"momentum": algorithm == "fista"}
+    if algorithm != "cd":
+        state["curvature"] = curvature(d)
     for i in range(1, max_iter + 1):
         is_open = ~(gap <= target)
         if not bool((is_open & gap.isfinite()).any()):
