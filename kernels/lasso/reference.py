@@ -62,7 +62,8 @@ def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positiv
     terms = (alpha[:, None] * z.abs() - s[:, None] * z * c).sum(-1).clamp(min=0)
     unit = torch.finfo(d.dtype).eps * (sum(d.shape) + 16)
     size = x.norm(dim=-1) + 2 * z.abs().sum(-1) * d.norm(dim=-1).amax()
-    return 0.5 * (1 - s).square() * squared + terms + unit * size * (squared.sqrt() + unit * size)
+    gap: Tensor = 0.5 * (1 - s).square() * squared + terms + unit * size * (squared.sqrt() + unit * size)
+    return gap
 
 
 def encode(
