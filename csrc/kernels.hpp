@@ -217,9 +217,11 @@ struct Lasso {
   const void* dictionary;       // [components, padded(features)]
   const void* panels;           // the same transposed, in panels: [padded(components) / 16, features, 16]
   const void* gram;             // [components, padded(components)]
-  const double* alpha;          // [rows]
-  void* codes;                  // [rows, components]: where to start, then the result
-  void* gap;                    // [rows]
+  const double* alpha;          // [rows], or one with alpha_stride 0
+  int64_t alpha_stride;
+  const void* init;  // [rows, components], where to start; or null for zeros
+  void* codes;       // [rows, components]
+  void* gap;         // [rows]
 };
 constexpr int kLassoRows = 4;  // rows whose correlations are computed together
 

@@ -8,14 +8,14 @@
 namespace lk {
 namespace LK_ISA {
 
-// Hands out pieces of a task's room, each on a cache line; without memory it only counts.
+// Hands out pieces of a task's room, each beginning on a cache line; a null one only counts.
 struct Room {
-  char* begin;
-  int64_t used = 0;
+  uintptr_t next;
+  explicit Room(void* memory) : next((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64) {}
   template <class X>
   X* take(int64_t n) {
-    X* piece = reinterpret_cast<X*>(begin + used);
-    used += (n * static_cast<int64_t>(sizeof(X)) + 63) / 64 * 64;
+    X* piece = reinterpret_cast<X*>(next);
+    next += (static_cast<uintptr_t>(n) * sizeof(X) + 63) / 64 * 64;
     return piece;
   }
 };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from latent_kernels import _core
@@ -11,13 +13,38 @@ from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES
 Tensor = torch.Tensor
 
 ALGORITHMS = {"ista": 0, "fista": 1, "cd": 2}  # csrc/kernels.hpp, enum LassoAlgorithm
-WIDTH = 16  # columns are padded to whole registers of the widest build
+
+
+class Dictionary(NamedTuple):
+    """A dictionary [K, F] as the kernels read it, its columns in whole registers; see csrc/kernels.hpp, Lasso."""
+
+    plain: Tensor
+    atoms: Tensor
+    panels: Tensor
+    gram: Tensor
+
+    @property
+    def norms(self) -> Tensor:
+        """||d_k||^2, [K]."""
+        return self.gram.diagonal()
+
+
+def prepare(dictionary: Tensor) -> Dictionary:
+    """Packs contiguous `dictionary` and forms its Gram matrix, each entry summed in float64."""
+    components, features = dictionary.shape
+    rows, cols = (-(-size // 16) * 16 for size in dictionary.shape)
+    atoms, panels = dictionary.new_empty((components, cols)), dictionary.new_empty((rows // 16, features, 16))
+    gram = dictionary.new_empty((components, rows))
+    pointers = (t.data_ptr() for t in (dictionary, atoms, panels, gram))
+    _core.lasso_prepare(TYPE_CODES[dictionary.dtype], torch.get_num_threads(), features, components, *pointers)
+    return Dictionary(dictionary, atoms, panels, gram)
 
 
 def encode(
     x: Tensor,
-    dictionary: Tensor,
+    dictionary: Dictionary,
     alpha: Tensor,
+    init: Tensor | None,
     codes: Tensor,
     gap: Tensor,
     algorithm: str,
@@ -26,31 +53,21 @@ def encode(
     positive: bool,
 ) -> None:
     """As the reference's; every tensor contiguous, of one dtype but for the float64 `alpha`."""
-    components, features = dictionary.shape
-    kind, threads = TYPE_CODES[x.dtype], torch.get_num_threads()
-    padded = _padded(dictionary)
-    panels = padded[:, :features].reshape(-1, WIDTH, features).transpose(1, 2).contiguous()
-    gram = x.new_empty((components, padded.size(0)))
-    _core.lasso_gram(kind, threads, features, components, padded.data_ptr(), panels.data_ptr(), gram.data_ptr())
-    # the gap's allowance for rounding needs the largest ||d_k||^2, the gradient's step the largest eigenvalue
-    bound = float(gram.diagonal().max()) if algorithm == "cd" else reference.curvature(dictionary)
+    # the gap's allowance for rounding needs the largest ||d_k||^2, a gradient step the largest eigenvalue
+    bound = float(dictionary.norms.max()) if algorithm == "cd" else reference.curvature(dictionary.plain)
     _core.lasso_encode(
-        kind,
-        threads,
+        TYPE_CODES[x.dtype],
+        torch.get_num_threads(),
         ALGORITHMS[algorithm],
         positive,
         *x.shape,
-        components,
+        codes.size(1),
         max_iter,
         tol,
         bound,
-        *(tensor.data_ptr() for tensor in (x, padded, panels, gram, alpha, codes, gap)),
+        *(t.data_ptr() for t in (x, *dictionary[1:], alpha)),
+        1 if alpha.numel() > 1 else 0,
+        0 if init is None else init.data_ptr(),
+        codes.data_ptr(),
+        gap.data_ptr(),
     )
-
-
-def _padded(x: Tensor) -> Tensor:
-    """X within zeros, both sizes rounded up to whole registers."""
-    rows, cols = (-(-size // WIDTH) * WIDTH for size in x.shape)
-    out = x.new_zeros((rows, cols))
-    out[: x.size(0), : x.size(1)] = x
-    return out

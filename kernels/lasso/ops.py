@@ -24,28 +24,27 @@ def encode(
     positive: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """x [B, F], dictionary [K, F], alpha float64 [B], init [B, K] -> codes [B, K] in `dtype`, gap [B].
+    """x [B, F], dictionary [K, F], alpha float64 [B] or [1], init [B, K] -> codes [B, K] in `dtype`, gap [B].
 
     Checks the values, which only now are there to be looked at: on the CPU, where that waits for nothing.
     """
-    if x.device.type == "cpu":
-        _check_values(dictionary, alpha, init, positive)
-    codes, gap = _encode_fake(x, dictionary, alpha, init, algorithm, max_iter, tol, positive, row_dtype(dtype))
-    codes.zero_() if init is None else codes.copy_(init)
-    if x.size(0) == 0:
-        return codes.to(dtype), gap
-    x, dictionary, alpha = in_memory(x), in_memory(dictionary), in_memory(alpha)
     kernels = backend("lasso", x.device)
-    kernels.encode(x, dictionary, alpha, codes, gap, algorithm, max_iter, tol, positive)
+    x, alpha, init = in_memory(x), in_memory(alpha), None if init is None else in_memory(init)
+    prepared = kernels.prepare(in_memory(dictionary))
+    if x.device.type == "cpu":
+        _check_values(prepared.norms, alpha, init, positive)
+    codes, gap = _encode_fake(x, dictionary, alpha, init, algorithm, max_iter, tol, positive, row_dtype(dtype))
+    if x.size(0) > 0:
+        kernels.encode(x, prepared, alpha, init, codes, gap, algorithm, max_iter, tol, positive)
     if dtype == codes.dtype:
         return codes, gap
-    codes = codes.to(dtype)  # whose gap is another: that of what is returned
-    kernels.encode(x, dictionary, alpha, codes.to(x.dtype), gap, "cd", 0, tol, positive)
-    return codes, gap
+    rounded = codes.to(dtype)  # whose gap is another: that of what is returned
+    if x.size(0) > 0:
+        kernels.encode(x, prepared, alpha, rounded.to(x.dtype), codes, gap, "cd", 0, tol, positive)
+    return rounded, gap
 
 
-def _check_values(dictionary: Tensor, alpha: Tensor, init: Tensor | None, positive: bool) -> None:
-    norms = dictionary.square().sum(-1)
+def _check_values(norms: Tensor, alpha: Tensor, init: Tensor | None, positive: bool) -> None:
     if not bool(norms.isfinite().all()):
         raise ValueError("dictionary must be finite, with finite squared norms of its rows")
     if not bool((norms > 0).all()):
@@ -76,10 +75,14 @@ def _encode_fake(
 
 def _encode_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     batch, (x, dictionary, alpha, init, *rest) = info.batch_size, args
-    x, alpha, init = (fold(t, dim, batch) for t, dim in zip((x, alpha, init), (in_dims[0], *in_dims[2:4]), strict=True))
+    if in_dims[2] is not None or alpha.size(0) > 1:
+        alpha = fold(alpha, in_dims[2], batch)
+    x, init = fold(x, in_dims[0], batch), fold(init, in_dims[3], batch)
+    rows = x.size(0)  # type: ignore[union-attr]
     if in_dims[1] is None:
         codes, gap = call("sparse_encode", x, dictionary, alpha, init, *rest)
         return (unfold(codes, batch), unfold(gap, batch)), (0, 0)
+    alpha = alpha.expand(rows) if alpha.size(0) == 1 else alpha
     slices = [[None] * batch if t is None else unfold(t, batch) for t in (x, alpha, init)]
     dictionaries = dictionary.movedim(in_dims[1], 0)
     each = [

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
 Tensor = torch.Tensor
 
 GAP_EVERY = 10  # iterations of ISTA and FISTA between looks at the gap
+
+
+class Dictionary(NamedTuple):
+    """A dictionary [K, F] and ||d_k||^2, [K]."""
+
+    atoms: Tensor
+    norms: Tensor
+
+
+def prepare(dictionary: Tensor) -> Dictionary:
+    """What does not depend on x."""
+    return Dictionary(dictionary, dictionary.square().sum(-1))
 
 
 def wide(x: Tensor) -> Tensor:
@@ -29,7 +42,8 @@ def curvature(dictionary: Tensor) -> float:
 
 def soft(u: Tensor, threshold: Tensor, positive: bool) -> Tensor:
     """The proximal map of threshold * ||.||_1, over the non-negative numbers where `positive`."""
-    return torch.relu(u - threshold) if positive else u - u.clamp(-threshold, threshold)
+    cut = torch.minimum(u, threshold) if positive else torch.clamp(u, -threshold, threshold)
+    return u - cut
 
 
 def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool) -> Tensor:
@@ -48,13 +62,15 @@ def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positiv
     terms = (alpha[:, None] * z.abs() - s[:, None] * z * c).sum(-1).clamp(min=0)
     unit = torch.finfo(d.dtype).eps * (sum(d.shape) + 16)
     size = x.norm(dim=-1) + 2 * z.abs().sum(-1) * d.norm(dim=-1).amax()
-    return 0.5 * (1 - s).square() * squared + terms + unit * size * (squared.sqrt() + unit * size)
+    gap: Tensor = 0.5 * (1 - s).square() * squared + terms + unit * size * (squared.sqrt() + unit * size)
+    return gap
 
 
 def encode(
     x: Tensor,
-    dictionary: Tensor,
+    dictionary: Dictionary,
     alpha: Tensor,
+    init: Tensor | None,
     codes: Tensor,
     gap: Tensor,
     algorithm: str,
@@ -62,21 +78,25 @@ def encode(
     tol: float,
     positive: bool,
 ) -> None:
-    """Takes `codes` [B, K] from where they are to the minimum for x [B, F], and writes their `gap` [B].
+    """Writes `codes` [B, K] for x [B, F], and their `gap` [B].
 
-    `dictionary` [K, F], `alpha` [B] in float64; a row stops where gap <= tol ||x||^2 / 2.
+    `alpha` in float64, [B] or [1]; `init` as codes, or None for zeros. A row stops where gap <= tol ||x||^2 / 2.
     """
+    d, alpha = dictionary.atoms, alpha.expand(x.size(0))
+    codes.zero_() if init is None else codes.copy_(init)
     target = tol * 0.5 * wide(x).square().sum(-1)
     step = _descent if algorithm == "cd" else _gradient
-    gap.copy_(_round_up(duality_gap(x, dictionary, alpha, codes, positive), gap))
-    state = {} if algorithm == "cd" else {"curvature": curvature(dictionary), "momentum": algorithm == "fista"}
+    gap.copy_(_round_up(duality_gap(x, d, alpha, codes, positive), gap))
+    state: dict[str, object] = {"momentum": algorithm == "fista"}
+    if algorithm != "cd":
+        state["curvature"] = curvature(d)
     for i in range(1, max_iter + 1):
         is_open = ~(gap <= target)
         if not bool((is_open & gap.isfinite()).any()):
             break
-        codes.copy_(torch.where(is_open[:, None], step(x, dictionary, alpha, codes, positive, state), codes))
+        codes.copy_(torch.where(is_open[:, None], step(x, d, alpha, codes, positive, state), codes))
         if algorithm == "cd" or i % GAP_EVERY == 0 or i == max_iter:
-            gap.copy_(_round_up(duality_gap(x, dictionary, alpha, codes, positive), gap))
+            gap.copy_(_round_up(duality_gap(x, d, alpha, codes, positive), gap))
     lost = ~gap.isfinite()
     codes.masked_fill_(lost[:, None], math.nan)
     gap.masked_fill_(lost, math.nan)
@@ -101,7 +121,9 @@ def _descent(
     return z
 
 
-def _gradient(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool, state: dict[str, object]) -> Tensor:
+def _gradient(
+    x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool, state: dict[str, object]
+) -> Tensor:
     """One iteration of ISTA or FISTA; `state` holds z_(t-1) and the momentum's t of each row."""
     bound = float(state["curvature"])  # type: ignore[arg-type]
     before = state.get("before", z)

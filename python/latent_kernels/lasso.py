@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 
@@ -106,7 +106,7 @@ def sparse_encode(
     rows = x.detach().to(wide).reshape(-1, x.size(-1))
     start = None if init is None else init.detach().to(wide).reshape(-1, shape[-1])
     inputs = (rows, dictionary.detach().to(wide), weights, start)
-    options = (algorithm, max_iter, float(tol), positive, dtype)
+    options: Any = (algorithm, max_iter, float(tol), positive, dtype)
     if plain(x, dictionary, init, alpha if isinstance(alpha, Tensor) else None):
         codes, gap = ops.encode(*inputs, *options)
     else:
@@ -130,7 +130,7 @@ def _check_shapes(x: Tensor, dictionary: Tensor, init: Tensor | None) -> int:
 
 
 def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
-    """[B] in float64 (float32 on devices without), one for each row of x."""
+    """One for each row of x, [B], or [1] for all, in float64 (float32 on devices without)."""
     batch = tuple(x.shape[:-1])
     kind = torch.float32 if x.device.type == "mps" else torch.float64
     if isinstance(alpha, Tensor):
@@ -141,7 +141,7 @@ def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
     _number("alpha", alpha)
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite and >= 0; got {alpha}")
-    return torch.full((math.prod(batch),), float(alpha), dtype=kind, device=x.device)
+    return torch.full((1,), float(alpha), dtype=kind, device=x.device)
 
 
 def _number(name: str, value: object) -> None:

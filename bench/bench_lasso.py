@@ -1,0 +1,126 @@
+"""`lk.sparse_encode` against SPAMS and scikit-learn, to the same objective.
+
+`pip install spams-bin` brings SPAMS, the fastest rival we know; the rows run without it. Both rivals take paths: LARS
+ends at the exact optimum, coordinate descent at the tolerance that is given.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import sparse_encode
+from sklearn.exceptions import ConvergenceWarning
+
+import harness
+import latent_kernels as lk
+from harness import Call, Contest, Group, places, rows
+
+Tensor = torch.Tensor
+Case = tuple[str, int, int, int, float, float]  # atoms, rows, features, components, density of the codes, alpha
+
+# Random atoms and smooth ones, as patches of images have; the optimum's codes are 4 to 17% dense.
+CASES: tuple[Case, ...] = (
+    ("random", 1000, 100, 400, 0.05, 0.3),
+    ("random", 1000, 100, 400, 0.1, 0.15),
+    ("smooth", 8192, 64, 256, 0.06, 0.3),
+    ("smooth", 2000, 64, 256, 0.12, 0.1),
+    ("random", 1000, 250, 500, 0.05, 0.3),
+)
+SPAMS = importlib.util.find_spec("spams") is not None
+OURS = ("cd", "fista", "ista")
+FEW = 50  # rows that scikit-learn is given: it takes 20 to 600 times as long
+
+
+def _problem(case: Case) -> tuple[Tensor, Tensor]:
+    atoms, count, features, components, density, _ = case
+    generator = np.random.default_rng(0)
+    d = generator.standard_normal((components, features))
+    if atoms == "smooth":
+        side = round(features**0.5)
+        d = d.reshape(components, side, side)
+        for axis in (1, 2):
+            d = d + np.roll(d, 1, axis) + 0.5 * np.roll(d, 2, axis)
+        d = d.reshape(components, features)
+    d /= np.linalg.norm(d, axis=1, keepdims=True)
+    codes = generator.standard_normal((count, components)) * (generator.random((count, components)) < density)
+    x = codes @ d + 0.05 * generator.standard_normal((count, features))
+    return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(d.astype(np.float32))
+
+
+def _objective(x: Tensor, d: Tensor, z: Any, alpha: float) -> Tensor:
+    z = torch.as_tensor(z.toarray().T if hasattr(z, "toarray") else z).double()
+    return 0.5 * (x.double() - z @ d.double()).square().sum(-1) + alpha * z.abs().sum(-1)
+
+
+def _sklearn(x: Tensor, d: Tensor, alpha: float, algorithm: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return sparse_encode(x.numpy(), d.numpy(), algorithm=algorithm, alpha=alpha, max_iter=10_000)
+
+
+def _prepare(case: Case, threads: int, few: bool) -> Contest:
+    alpha = case[-1]
+    x, d = _problem(case)
+    calls: dict[str, Call] = {}
+    if few:
+        x = x[:FEW].contiguous()
+        calls["sklearn lars"] = functools.partial(_sklearn, x, d, alpha, "lasso_lars")
+        calls["sklearn cd"] = functools.partial(_sklearn, x, d, alpha, "lasso_cd")
+    else:
+        import spams
+
+        columns, atoms = np.asfortranarray(x.numpy().T), np.asfortranarray(d.numpy().T)
+        calls["spams"] = lambda: spams.lasso(columns, D=atoms, lambda1=alpha, mode=2, numThreads=threads)
+    for name in OURS:
+        calls[name] = functools.partial(lk.sparse_encode, x, d, algorithm=name, alpha=alpha)
+
+    best, gap = lk.sparse_encode(x.double(), d.double(), algorithm="cd", alpha=alpha, tol=1e-12, return_gap=True)
+    least = _objective(x, d, best, alpha)
+    assert bool((gap <= 1e-11 * least).all())
+
+    def check(contender: str, out: Any) -> None:
+        above = float(((_objective(x, d, out, alpha) - least) / least).max())
+        # ISTA ends where its iterations do, scikit-learn's descent where its own tolerance says
+        allowed = {"ista": 1.0, "sklearn cd": 1e-3}.get(contender, 1e-6)
+        assert above <= allowed, f"{above:.1e} of the minimum above it"
+
+    return Contest(calls, check)
+
+
+def _group(case: Case, threads: int, device: str, few: bool) -> Group:
+    atoms, count, features, components, density, _ = case
+    count = FEW if few else count
+    return Group(
+        f"lasso {atoms} {density:g}",
+        (count, features, components),
+        threads,
+        device,
+        (*OURS, "sklearn lars", "sklearn cd") if few else (*OURS, "spams"),
+        count * components,
+        4 * (count * (features + components) + features * components),  # x and D read, codes written
+        2 * count * features * components,  # of the correlations alone; what follows depends on the codes
+        functools.partial(_prepare, case, threads, few),
+        ours=OURS,
+    )
+
+
+BATCHES = [_group(case, *place, False) for case in CASES for place in places((1, 2)) if SPAMS]
+FEW_ROWS = [_group(case, *place, True) for case in CASES[:3:2] for place in places((1,))]
+
+
+@pytest.mark.parametrize(("group", "contender"), rows(BATCHES))
+def test_lasso(benchmark: Any, group: Group, contender: str) -> None:
+    """Batches, beside SPAMS."""
+    harness.run(benchmark, group, contender)
+
+
+@pytest.mark.parametrize(("group", "contender"), rows(FEW_ROWS))
+def test_lasso_few(benchmark: Any, group: Group, contender: str) -> None:
+    """A few rows, beside scikit-learn."""
+    harness.run(benchmark, group, contender)
