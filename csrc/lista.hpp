@@ -155,7 +155,7 @@ void lista_shrink(const Lista& p, ListaTile& tile, int64_t layer, int64_t select
       for (int c = old.start[i]; c < old.start[i + 1]; ++c) z[old.index[c]] = old.value[c];
     // Without selection an infinite bound: an infinite entry less its threshold is the entry.
     T bound = static_cast<T>(__builtin_inf());
-    if (select > 0) bound = shrinker.selection_bound(pre, z, n, select, room);
+    if (select > 0 && n > 0) bound = shrinker.selection_bound(pre, z, n, select, room);
     end = shrinker.row(pre, z, stride, bound, end, tile.next);
     tile.next.start[i + 1] = end;
     if (keeps)

@@ -29,7 +29,8 @@ def plan(tensors: Tensors, choices: Choices) -> _core.ListaPlan:
 
 
 def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+    """Where a tensor lies; 0 for none. An empty one lies nowhere, yet is given: any other address will do."""
+    return 0 if x is None else x.data_ptr() or 1
 
 
 def forward(tensors: Tensors, choices: Choices, with_tape: bool) -> tuple[Tensor, Tape]:

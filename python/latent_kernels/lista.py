@@ -209,10 +209,6 @@ def _shapes(named: dict[str, Tensor | None], n_layers: int, per_layer: str) -> N
     assert x is not None
     assert weight is not None
     m, n = x.size(-1), weight.size(-1)
-    if m == 0:
-        raise ValueError(f"x must have at least one feature; got shape {tuple(x.shape)}")
-    if n == 0:
-        raise ValueError(f"weight must have at least one component; got shape {tuple(weight.shape)}")
     expected = {"weight": (m, n), "recurrent": (n, n), "dictionary": (n, m), "bias": (n,)}
     for name, shape in expected.items():
         tensor = named.get(name)
