@@ -34,6 +34,10 @@ class _Ready(NamedTuple):
 _entries: dict[tuple[object, ...], _Ready] = {}
 
 
+def _key(parameters: Parameters, asked: Asked) -> tuple[object, ...]:
+    return (*map(id, parameters), asked)
+
+
 def _hashable(asked: Asked) -> bool:
     """Whether the choices are of the types they should have; 1.0 and True would be found in 1's place."""
     n_layers, positive, select = asked
@@ -44,7 +48,7 @@ def encode(x: object, parameters: Parameters, asked: Asked) -> Tensor | None:
     """The codes, or None where the call has to be looked at."""
     if torch.compiler.is_compiling() or not _hashable(asked):
         return None
-    ready = _entries.get((*map(id, parameters), asked))
+    ready = _entries.get(_key(parameters, asked))
     if ready is None or type(x) is not Tensor or not plain(x) or not x.is_cpu or x.dtype is not ready.dtype:
         return None
     if x.dim() != 2 or x.size(1) != ready.features or not x.is_contiguous() or x.is_neg():
@@ -78,4 +82,4 @@ def remember(parameters: Parameters, asked: Asked, tensors: Tensors, choices: Ch
     watched = [(place, weakref.ref(p), p._version, p.data_ptr(), p.numel()) for place, p in given]
     plan = cpp_cpu.plan(tensors, choices)
     entry = _Ready(plan, tensors.x.dtype, tensors.x.size(1), tensors.components, watched)
-    _entries[(*map(id, parameters), asked)] = entry
+    _entries[_key(parameters, asked)] = entry

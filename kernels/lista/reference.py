@@ -28,14 +28,13 @@ def encode(tensors: Tensors, choices: Choices) -> Tensor:
     """The codes z_T, [N, n]."""
     x, weight, threshold, bias, recurrent, dictionary, step, initial = tensors
     z = initial
-    drive = None
+    drive = x  # not used with a dictionary
     if dictionary is None:
         drive = x @ weight if bias is None else x @ weight + bias
     for t in range(choices.layers):
         if dictionary is not None:
             u = (x if z is None else x - z @ dictionary) @ _of_layer(weight, 2, t)
         elif z is None or recurrent is None:
-            assert drive is not None
             u = drive
         else:
             u = drive + z @ _of_layer(recurrent, 2, t)
