@@ -35,12 +35,14 @@ def test_public_names() -> None:
         "Bernoulli",
         "Categorical",
         "DiagonalGaussian",
+        "DictionaryLearning",
         "FusedNormal",
         "GaussianMixture",
         "LCoD",
         "LISTA",
         "MixtureModel",
         "PSDEncoder",
+        "SparseCoder",
         "SufficientStatistics",
         "coupled_lista_encode",
         "disarm",
@@ -71,7 +73,7 @@ def test_estimators_come_when_asked_for() -> None:
     """And the rest of the module behaves as if they had been there: dir, star imports, errors."""
     code = """
 import sys, latent_kernels
-assert {"GaussianMixture", "MixtureModel"} <= set(dir(latent_kernels))
+assert {"DictionaryLearning", "GaussianMixture", "MixtureModel", "SparseCoder"} <= set(dir(latent_kernels))
 assert "sklearn" not in sys.modules
 from latent_kernels import *
 print(GaussianMixture.__module__, MixtureModel is latent_kernels.MixtureModel)

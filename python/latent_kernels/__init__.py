@@ -5,7 +5,7 @@ Gaussian          `rsample_kl`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
 Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
 Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
 Variance          `profile_variance`
-Sparse codes      `sparse_encode`
+Sparse codes      `sparse_encode`, `SparseCoder`, `DictionaryLearning`
 Sparse encoders   `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`, `coupled_lista_encode`
 Mixtures          `GaussianMixture`, `MixtureModel`
 E-steps           `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
@@ -31,13 +31,20 @@ from latent_kernels.sufficient_statistics import SufficientStatistics
 from latent_kernels.variance import profile_variance
 
 if _TYPE_CHECKING:
+    from latent_kernels.estimators.dictionary_learning import DictionaryLearning
     from latent_kernels.estimators.gaussian_mixture import GaussianMixture
     from latent_kernels.estimators.mixture_model import MixtureModel
+    from latent_kernels.estimators.sparse_coder import SparseCoder
 
 __version__ = _version("latent-kernels")
 
 # The estimators import scikit-learn, which takes longer than all of the rest: only when they are asked for.
-_LATER = {"GaussianMixture": "estimators.gaussian_mixture", "MixtureModel": "estimators.mixture_model"}
+_LATER = {
+    "DictionaryLearning": "estimators.dictionary_learning",
+    "GaussianMixture": "estimators.gaussian_mixture",
+    "MixtureModel": "estimators.mixture_model",
+    "SparseCoder": "estimators.sparse_coder",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -56,12 +63,14 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "DiagonalGaussian",
+    "DictionaryLearning",
     "FusedNormal",
     "GaussianMixture",
     "LCoD",
     "LISTA",
     "MixtureModel",
     "PSDEncoder",
+    "SparseCoder",
     "SufficientStatistics",
     "coupled_lista_encode",
     "disarm",

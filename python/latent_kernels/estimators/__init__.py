@@ -6,4 +6,8 @@ initialization      where EM starts
 fitted_mixture      what the mixtures share: prediction, scores, samples
 mixture_estimator   the same: fitting
 gaussian_mixture, mixture_model
+sparse_codes        what estimators of sparse codes share: checks, solving, the encoder's fast path
+sparse_coder        a given dictionary
+dictionary_steps    the online update of a dictionary, the step of an encoder
+dictionary_learning
 """
