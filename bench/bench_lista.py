@@ -81,7 +81,7 @@ def _prepare(form: str, train: bool, shape: Shape, density: float) -> Contest:
     return Contest(steps, lambda _, out: peers.check_gradients(out, expected, peers.LEARNED[form]))
 
 
-def _groups(form: str, train: bool, cases: tuple[Case, ...]) -> list[Group]:
+def _groups(form: str, train: bool, cases: tuple[Case, ...], threads: tuple[int, ...] = (1, 2)) -> list[Group]:
     return [
         Group(
             f"lista {'training' if train else 'forward'}{'' if form == 'tied' else f' {form}'} {100 * density:g}%",
@@ -94,14 +94,17 @@ def _groups(form: str, train: bool, cases: tuple[Case, ...]) -> list[Group]:
             functools.partial(_prepare, form, train, shape, density),
         )
         for shape, density in cases
-        for place in places((1, 2))
+        for place in places(threads)
     ]
 
 
 FORWARD = _groups("tied", False, SPARSE + DENSE)
 TRAINING = _groups("tied", True, SPARSE + HALF)
 OTHERS = [
-    group for form in ("untied", "step", "coupled") for train in (False, True) for group in _groups(form, train, ONE)
+    group
+    for form in ("untied", "step", "coupled")
+    for train in (False, True)
+    for group in _groups(form, train, ONE, (1,))
 ]
 
 

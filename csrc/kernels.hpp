@@ -143,6 +143,7 @@ struct Lista {
 
 // Rows of scratch are longer than those of the problem, so that they end with a register.
 static inline int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
+constexpr int64_t kListRoom = 16;  // elements beyond the end of a list that may be written
 
 // The non-zero codes of a tile's rows: those of row i in [start[i], start[i + 1]), indices ascending.
 struct Codes {
@@ -159,7 +160,7 @@ struct ListaTile {
   void* base;      // [rows, padded components]: x W + b
   void* pre;       // the same shape: what the step multiplies; where it lies after lista_layer
   void* product;   // the same shape
-  void* room;      // [rows, padded components or features, the larger]
+  void* room;      // [rows, padded components]
   void* residual;  // [rows, padded features]
   void* line;      // three lines of padded components
   bool coded;      // whether `codes` holds any
@@ -205,6 +206,7 @@ struct DenseOuter {
   const void* gradient;
   void* out;
 };
+
 enum LassoAlgorithm : int { kIsta, kFista, kDescent };
 
 // Lasso codes of rows of x. Columns of what the kernel runs over come in whole registers, `padded`, the rest zeros.
@@ -241,8 +243,8 @@ struct Kernels {
   bool (*score_gradient[kTypes])(const Score&, const Part&, void* room, void* partial);
   void (*score_merge[kTypes])(const Score&, const Part&, void* room, const void* partial, int64_t chunks);
   void (*row_means[2])(const void* values, int64_t samples, int64_t rows, int64_t row0, int64_t row1, double* out);
-  // For float and double: a tile's x W + b and z_0; the product of a layer; its thresholds, of `select` entries not;
-  // the end.
+  // For float and double. A tile begins with x W + b and z_0; a layer is a product and then soft-thresholding, from
+  // which the `select` largest entries of a row are exempt; at the end the codes become dense.
   void (*lista_begin[2])(const Lista&, ListaTile&);
   void (*lista_layer[2])(const Lista&, ListaTile&, int64_t layer);
   void (*lista_shrink[2])(const Lista&, ListaTile&, int64_t layer, int64_t select);

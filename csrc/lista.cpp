@@ -21,7 +21,6 @@ Bytes room_of(int64_t bytes) { return Bytes(new char[static_cast<size_t>(std::ma
 
 constexpr int64_t kTileRows = 64;         // codes of a tile and a block of columns of S fit in the second-level cache
 constexpr int64_t kChunkRows = 512;       // rows whose dense gradients are held at a time
-constexpr int64_t kListRoom = 16;         // elements that a list may be written beyond its end
 constexpr int64_t kBlockBytes = 1 << 19;  // of a matrix gradient, for the second-level cache
 
 // --- codes kept for the backward pass -----------------------------------------------------------------------------
@@ -131,9 +130,8 @@ struct TileScratch {
   TileScratch(const Call& call, int64_t rows, bool drive, bool passed) : pieces(bytes(call, rows, drive, passed)) {
     const Lista& p = call.problem;
     const int64_t size = call.size(), n = padded(p.components), m = padded(p.features);
-    // The ends of rows must not hold what looks like codes.
-    tile.base = std::memset(pieces.take(rows * n * size), 0, static_cast<size_t>(rows * n * size));
-    tile.product = std::memset(pieces.take(rows * n * size), 0, static_cast<size_t>(rows * n * size));
+    tile.base = pieces.take(rows * n * size);
+    tile.product = pieces.take(rows * n * size);
     tile.room = pieces.take(rows * n * size);
     tile.residual = pieces.take(rows * m * size);
     tile.line = pieces.take(3 * n * size);
@@ -156,12 +154,12 @@ struct TileScratch {
   }
 };
 
-// Codes z_T of all rows; `out` or `tape` may be null.
-void run_forward(const Call& call, int64_t tile_rows, void* out, Tape* tape) {
+// Codes z_T of all rows; `out` or `tape` may be null. `with_drive`: the tape is to hold what steps' gradients need.
+void run_forward(const Call& call, int64_t tile_rows, void* out, Tape* tape, bool with_drive) {
   const Lista& p = call.problem;
   const Kernels& build = active_build();
   const int type = call.type;
-  const bool drive = tape != nullptr && p.step != nullptr, passed = tape != nullptr && call.select != nullptr;
+  const bool drive = tape != nullptr && with_drive, passed = tape != nullptr && call.select != nullptr;
   const int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
   const auto make = [&] { return TileScratch(call, std::min(tile_rows, p.rows), drive, passed); };
   each_task(tiles, workers_of(call), make, [&](TileScratch& scratch, int64_t i) {
@@ -268,7 +266,8 @@ class Backward {
         weight_columns_ = columns_of(p_.weight, p_.layered_weight, m_, n_);
       return;
     }
-    if (wanted_.x != nullptr) weight_columns_ = columns_of(p_.weight, false, m_, n_);
+    if (wanted_.x != nullptr && wants_columns(m_, n_, false, true))
+      weight_columns_ = columns_of(p_.weight, false, m_, n_);
     if (p_.recurrent != nullptr && wants_columns(n_, n_, p_.layered_recurrent, wanted_.initial != nullptr))
       recurrent_columns_ = columns_of(p_.recurrent, p_.layered_recurrent, n_, n_);
   }
@@ -531,9 +530,11 @@ class Backward {
           if (codes.passed == nullptr || codes.passed[c] == 0)
             sums[codes.index[c]] -= static_cast<double>(g[c] * std::copysign(T(1), value[c]));
       }
-      if (step_sums_)
-        for (int32_t c = 0; c < count; ++c)
-          step_sums_[static_cast<size_t>(layer - 1)] += static_cast<double>(g[c]) * static_cast<double>(drive[c]);
+      if (step_sums_) {
+        double sum = 0;
+        for (int32_t c = 0; c < count; ++c) sum += static_cast<double>(g[c]) * static_cast<double>(drive[c]);
+        step_sums_[static_cast<size_t>(layer - 1)] += sum;
+      }
     });
   }
 
@@ -632,13 +633,13 @@ struct Plan {
 };
 
 std::unique_ptr<Tape> forward(const Plan& plan, int threads, int64_t rows, uintptr_t x, uintptr_t initial,
-                              uintptr_t out, bool with_tape) {
+                              uintptr_t out, bool with_tape, bool with_drive) {
   const Call call = plan.call(threads, rows, x, initial);
   std::unique_ptr<Tape> tape;
   without_gil([&] {
     const int64_t tile_rows = tile_rows_of(call);
     if (with_tape) tape = std::make_unique<Tape>(rows, call.problem.layers, tile_rows);
-    run_forward(call, tile_rows, at(out), tape.get());
+    run_forward(call, tile_rows, at(out), tape.get(), with_drive);
   });
   return tape;
 }
@@ -654,7 +655,7 @@ void backward(const Plan& plan, int threads, int64_t rows, uintptr_t x, uintptr_
     if (tape == nullptr) {
       const int64_t tile_rows = tile_rows_of(call);
       again = std::make_unique<Tape>(rows, call.problem.layers, tile_rows);
-      run_forward(call, tile_rows, nullptr, again.get());
+      run_forward(call, tile_rows, nullptr, again.get(), wanted.step != nullptr);
     }
     Tape& codes = tape != nullptr ? *tape : *again;
     if (plan.type == kFloat64)

@@ -85,13 +85,13 @@ void lista_layer(const Lista& p, ListaTile& tile, int64_t layer) {
   tile.pre = tile.product;
 }
 
-// Thresholds of a layer, infinite beyond the components, so that nothing there is ever listed.
+// Thresholds of a layer; to the end of the last register.
 template <class T>
 inline void fill_thresholds(const Lista& p, int64_t layer, T* to) {
   const int64_t n = p.components;
   const T* from = of_layer<T>(p.threshold, p.layered_threshold, layer, p.wide_threshold ? n : 1);
   for (int64_t j = 0; j < n; ++j) to[j] = from[p.wide_threshold ? j : 0];
-  for (int64_t j = n; j < padded(n); ++j) to[j] = static_cast<T>(__builtin_inf());
+  for (int64_t j = n; j < padded(n); ++j) to[j] = T(0);
 }
 
 template <class T>
@@ -103,13 +103,14 @@ struct Shrinker {
   LK_INLINE Vec<T> moved(const T* pre, const T* z) const { return splat(step) * load(pre) + load(z); }
   LK_INLINE Vec<T> size(Vec<T> u) const { return (Vec<T>)((Bits<T>)u & ~sign); }
 
-  // Appends the entries beyond their thresholds at `end`; those of size `bound` or more as they are.
-  LK_INLINE int row(const T* pre, const T* z, int64_t stride, T bound, int end, const Codes& to) const {
+  // Appends the entries of n beyond their thresholds at `end`; those of size `bound` or more as they are.
+  LK_INLINE int row(const T* pre, const T* z, int64_t n, T bound, int end, const Codes& to) const {
     T* const value = static_cast<T*>(to.value);
     T* const drive = static_cast<T*>(to.drive);
-    for (int64_t j = 0; j < stride; j += lanes<T>) {
+    for (int64_t j = 0; j < n; j += lanes<T>) {
       const Vec<T> u = moved(pre + j, z + j), at = size(u), limit = load(theta + j);
-      const uint32_t set = lanes_set(~(at <= limit));  // NaN is listed
+      uint32_t set = lanes_set(~(at <= limit));  // NaN is listed
+      if (n - j < lanes<T>) set &= (1u << (n - j)) - 1;
       if (set == 0) continue;
       const Vec<T> signed_limit = (Vec<T>)((Bits<T>)limit | ((Bits<T>)u & sign));
       compress(value + end, set, at >= bound ? u : u - signed_limit);
@@ -117,8 +118,8 @@ struct Shrinker {
       if (drive != nullptr) compress(drive + end, set, load(pre + j));
       if (to.passed != nullptr) {
         const uint32_t passed = lanes_set(at >= bound);
-        int n = end;
-        for (uint32_t rest = set; rest != 0; rest &= rest - 1) to.passed[n++] = passed >> __builtin_ctz(rest) & 1u;
+        int place = end;
+        for (uint32_t rest = set; rest != 0; rest &= rest - 1) to.passed[place++] = passed >> __builtin_ctz(rest) & 1u;
       }
       end += __builtin_popcount(set);
     }
@@ -156,7 +157,7 @@ void lista_shrink(const Lista& p, ListaTile& tile, int64_t layer, int64_t select
     // Without selection an infinite bound: an infinite entry less its threshold is the entry.
     T bound = static_cast<T>(__builtin_inf());
     if (select > 0 && n > 0) bound = shrinker.selection_bound(pre, z, n, select, room);
-    end = shrinker.row(pre, z, stride, bound, end, tile.next);
+    end = shrinker.row(pre, z, n, bound, end, tile.next);
     tile.next.start[i + 1] = end;
     if (keeps)
       for (int c = old.start[i]; c < old.start[i + 1]; ++c) z[old.index[c]] = T(0);
@@ -330,9 +331,21 @@ struct BackwardTile {
     }
   }
 
+  // The same bits without W transposed, for a few rows.
+  void through_weight_by_pairs() const {
+    const Matrix<const T> weight{static_cast<const T*>(p.weight), n};
+    int32_t* index = static_cast<int32_t*>(static_cast<void*>(product_rows));
+    for (int64_t i = 0; i < b.rows; ++i) {
+      const int count = list_row(static_cast<const T*>(b.drive_gradient) + i * stride, n, 0, index, room);
+      for (int64_t f = 0; f < m; ++f)
+        static_cast<T*>(b.x_gradient)[i * m + f] = gathered_dot(room, index, count, T(1), weight.row(f));
+    }
+  }
+
   // x's gradient from that of x W + b.
   void through_weight() const {
     if (b.x_gradient == nullptr) return;
+    if (b.weight_columns == nullptr) return through_weight_by_pairs();
     const Matrix<const T> columns{static_cast<const T*>(b.weight_columns), padded(m)};
     dense_product(Left<T>{static_cast<const T*>(b.drive_gradient), stride, 1}, b.rows, n, columns, m,
                   Matrix<const T>{zeros(), 0}, Matrix<T>{static_cast<T*>(b.x_gradient), m});

@@ -1,6 +1,6 @@
 // Products of rows that may be sparse with a dense matrix: over the non-zeros, or dense in registers. Every element is
-// one sum over the inner index in ascending order, multiplied and added without contraction. A zero adds nothing to it,
-// so both ways give the same bits, whatever the tile, and the choice between them is one of speed alone.
+// one sum over the inner index in ascending order, multiplied and added without contraction. A zero adds nothing to it
+// where values are finite, so both ways give the same bits, whatever the tile; the choice is one of speed alone.
 #pragma once
 
 #include "kernels.hpp"
@@ -236,8 +236,6 @@ LK_INLINE void compress_indices(int32_t* to, uint32_t set, int32_t first) {
   for (int n = 0; set != 0; set &= set - 1) to[n++] = first + __builtin_ctz(set);
 #endif
 }
-
-constexpr int kListRoom = 16;  // elements beyond the end of a list that compress() may write
 
 // The non-zeros (NaN among them) of one row, appended at `end`; returns the new end.
 template <class T>

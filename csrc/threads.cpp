@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -16,19 +17,35 @@ struct Job {
   const std::function<void(int64_t)>* f;
   int64_t tasks;
   std::atomic<int64_t> next{0};
+  std::atomic_flag failed = ATOMIC_FLAG_INIT;
+  std::exception_ptr failure{};  // to be read when all workers are done
 
+  // A task that throws (it found no memory) ends the job; the first exception is kept for the caller.
   void work() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*f)(i);
+    try {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*f)(i);
+    } catch (const std::exception&) {
+      next.store(tasks, std::memory_order_relaxed);
+      if (!failed.test_and_set()) failure = std::current_exception();
+    }
+  }
+  void finish() const {
+    if (failure) std::rethrow_exception(failure);
   }
 };
 
 class Pool {
  public:
   void run(int64_t tasks, int threads, const std::function<void(int64_t)>& f) {
-    Job job{&f, tasks};
+    Job job;
+    job.f = &f;
+    job.tasks = tasks;
     std::unique_lock<std::mutex> in_use(in_use_, std::try_to_lock);
     const int helpers = in_use ? start_workers(static_cast<int>(std::min<int64_t>(threads, tasks)) - 1) : 0;
-    if (helpers == 0) return job.work();
+    if (helpers == 0) {
+      job.work();
+      return job.finish();
+    }
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
@@ -40,6 +57,8 @@ class Pool {
     wanted_ = 0;  // whoever has not begun by now finds nothing left to do
     idle_.wait(lock, [this] { return running_ == 0; });
     job_ = nullptr;
+    lock.unlock();
+    job.finish();
   }
 
  private:

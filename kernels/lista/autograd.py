@@ -36,10 +36,10 @@ class Lista(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """The codes; keeps their supports and values for all layers."""
         tensors, choices = Tensors(*arguments[:-1]), arguments[-1]
-        memory = checked(tensors)
+        with_drive = ctx.needs_input_grad[Tensors._fields.index("step")]
         z: Tensor
-        z, ctx.tape = backend("lista", tensors.x.device).forward(memory, choices, True)
-        ctx.save_for_backward(*memory)
+        z, ctx.tape = backend("lista", tensors.x.device).forward(checked(tensors), choices, True, with_drive)
+        ctx.save_for_backward(*tensors)  # not their memory, which second derivatives could not be refused for
         ctx.choices = choices
         return z
 
@@ -51,8 +51,11 @@ class Lista(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
             found = call("lista_backward", *op_arguments(tensors, choices), upstream, list(wanted))
             return (*(g if w else None for g, w in zip(found, wanted, strict=True)), None)
-        kernels = backend("lista", upstream.device)
-        return (*kernels.backward(tensors, choices, ctx.tape, in_memory(upstream), wanted), None)
+        memory = Tensors(*(None if t is None else in_memory(t) for t in tensors))  # type: ignore[arg-type]
+        found = backend("lista", upstream.device).backward(memory, choices, ctx.tape, in_memory(upstream), wanted)
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.tape = None  # as torch frees its saved tensors
+        return (*found, None)
 
 
 # Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.

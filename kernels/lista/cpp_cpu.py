@@ -33,13 +33,17 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr() or 1
 
 
-def forward(tensors: Tensors, choices: Choices, with_tape: bool) -> tuple[Tensor, Tape]:
-    """The codes, and the supports and values of all layers' codes where a backward pass will want them."""
+def forward(
+    tensors: Tensors, choices: Choices, with_tape: bool = False, with_drive: bool = False
+) -> tuple[Tensor, Tape]:
+    """The codes, and the supports and values of all layers' codes where a backward pass will want them.
+
+    `with_drive`: that pass will want the gradient of steps.
+    """
     x = tensors.x
-    z = torch.empty((x.size(0), tensors.components), dtype=x.dtype)
-    tape = plan(tensors, choices).forward(
-        torch.get_num_threads(), x.size(0), x.data_ptr(), _address(tensors.initial), z.data_ptr(), with_tape
-    )
+    z = x.new_empty((x.size(0), tensors.components))
+    addresses = x.data_ptr(), _address(tensors.initial), z.data_ptr()
+    tape = plan(tensors, choices).forward(torch.get_num_threads(), x.size(0), *addresses, with_tape, with_drive)
     return z, tape
 
 

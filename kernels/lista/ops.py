@@ -32,7 +32,7 @@ def _unpacked(arguments: tuple[Any, ...]) -> tuple[Tensors, Choices]:
 
 def _encode(*arguments: Any) -> Tensor:
     tensors, choices = _unpacked(arguments)
-    z: Tensor = backend("lista", tensors.x.device).forward(checked(tensors), choices, False)[0]
+    z: Tensor = backend("lista", tensors.x.device).forward(checked(tensors), choices)[0]
     return z
 
 

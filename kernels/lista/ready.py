@@ -28,14 +28,15 @@ class _Ready(NamedTuple):
     dtype: torch.dtype
     features: int
     components: int
-    tensors: list[tuple[int, weakref.ref[Tensor], int, int, int]]  # place, tensor, version, address, elements
+    tensors: list[tuple[int, weakref.ref[Tensor], int, int, torch.Size]]  # place, tensor, version, address, shape
+    numbers: tuple[Tensor | None, Tensor | None]  # threshold and step, which the plan reads where they were numbers
 
 
 _entries: dict[tuple[object, ...], _Ready] = {}
 
 
 def _key(parameters: Parameters, asked: Asked) -> tuple[object, ...]:
-    return (*map(id, parameters), asked)
+    return (*(id(p) if isinstance(p, Tensor) else p for p in parameters), asked)
 
 
 def _hashable(asked: Asked) -> bool:
@@ -56,15 +57,15 @@ def encode(x: object, parameters: Parameters, asked: Asked) -> Tensor | None:
     grad = torch.is_grad_enabled()
     if (grad and x.requires_grad) or _forward_ad._current_level >= 0 or backend("lista", _CPU) is not cpp_cpu:
         return None
-    for place, reference, version, address, elements in ready.tensors:
+    for place, reference, version, address, shape in ready.tensors:
         p = reference()
         if p is None or p is not parameters[place] or p._version != version or p.data_ptr() != address:
             return None
-        if (grad and p.requires_grad) or not p.is_contiguous() or p.numel() != elements:
+        if (grad and p.requires_grad) or not p.is_contiguous() or p.shape != shape or p.dtype is not ready.dtype:
             return None
     rows = x.size(0)
-    z = torch.empty((rows, ready.components), dtype=ready.dtype)
-    ready.plan.forward(torch.get_num_threads(), rows, x.data_ptr(), 0, z.data_ptr(), False)
+    z = x.new_empty((rows, ready.components))
+    ready.plan.forward(torch.get_num_threads(), rows, x.data_ptr(), 0, z.data_ptr(), False, False)
     return z
 
 
@@ -73,13 +74,15 @@ def remember(parameters: Parameters, asked: Asked, tensors: Tensors, choices: Ch
     if not _hashable(asked) or tensors.initial is not None:
         return
     given = [(place, p) for place, p in enumerate(parameters) if isinstance(p, Tensor)]
-    addresses = {t.data_ptr() for t in tensors if t is not None}
-    in_place = all(not p.is_inference() and p.data_ptr() in addresses for _, p in given)
-    if not in_place or any(isinstance(p, (int, float)) for p in parameters):
+    dtype, addresses = tensors.x.dtype, {t.data_ptr() for t in tensors[1:] if t is not None}
+    if any(
+        p.is_inference() or p.dtype is not dtype or not p.is_contiguous() or p.data_ptr() not in addresses
+        for _, p in given
+    ):
         return
     if len(_entries) >= _MOST:
         _entries.clear()
-    watched = [(place, weakref.ref(p), p._version, p.data_ptr(), p.numel()) for place, p in given]
-    plan = cpp_cpu.plan(tensors, choices)
-    entry = _Ready(plan, tensors.x.dtype, tensors.x.size(1), tensors.components, watched)
-    _entries[_key(parameters, asked)] = entry
+    watched = [(place, weakref.ref(p), p._version, p.data_ptr(), p.shape) for place, p in given]
+    plan, numbers = cpp_cpu.plan(tensors, choices), (tensors.threshold, tensors.step)
+    ready = _Ready(plan, dtype, tensors.x.size(1), tensors.components, watched, numbers)
+    _entries[_key(parameters, asked)] = ready

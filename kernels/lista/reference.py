@@ -53,7 +53,9 @@ def _of_layer(parameter: Tensor, dims: int, t: int) -> Tensor:
     return parameter[t] if parameter.dim() > dims else parameter
 
 
-def forward(tensors: Tensors, choices: Choices, with_tape: bool) -> tuple[Tensor, None]:
+def forward(
+    tensors: Tensors, choices: Choices, with_tape: bool = False, with_drive: bool = False
+) -> tuple[Tensor, None]:
     """As the compiled kernels, without a tape."""
     with torch.no_grad():
         return encode(tensors, choices), None

@@ -33,19 +33,20 @@ def float_tensor(name: str, x: object) -> None:
         raise TypeError(f"{name} must be a dense (strided) tensor; got layout {x.layout}")
 
 
-_known: dict[int, tuple[weakref.ref[Tensor], int, int, float | None]] = {}
+_known: dict[int, tuple[object, ...]] = {}  # by id: a weak reference, and the state that passed
 
 
 def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
     """Finite values, none below `least`; on the CPU only, as it would wait for a GPU.
 
-    A tensor that passed is not read again until it changes. (What changes it by way of `.data` goes unseen.)
+    A tensor that passed is not read again until torch knows that it changed. (What is written by way of `.data`, NumPy
+    or another process goes unseen.)
     """
     if x is None or x.device.type != "cpu":
         return
     known = _known.get(id(x))
-    state = (0 if x.is_inference() else x._version, x.data_ptr(), least)
-    if known is not None and known[0]() is x and known[1:] == state:
+    state = (0 if x.is_inference() else x._version, x.data_ptr(), x.shape, least)
+    if known is not None and known[1:] == state and known[0]() is x:  # type: ignore[operator]
         return
     values = x.detach()
     if not math.isfinite(values.sum().item()) and not bool(torch.isfinite(values).all()):

@@ -34,6 +34,8 @@ def plain(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:
         return False
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace
+        return False
     return all(x is None or (type(x) in _PLAIN and not x.is_meta) for x in tensors)
 
 

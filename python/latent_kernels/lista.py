@@ -22,6 +22,7 @@ from latent_kernels.kernels.lista import ops as _ops  # noqa: F401  (registers t
 from latent_kernels.kernels.lista.problem import Choices, Tensors
 
 Tensor = torch.Tensor
+_MOST_COLUMNS = 2**24  # places in the lists of a tile are 32-bit
 
 
 def lista_encode(
@@ -62,7 +63,7 @@ def lista_encode(
         initial: z_0 [..., n], as many rows as x; None for zeros.
         positive: keep codes >= 0: max(u - theta, 0).
         select: support selection: for each layer (or all), how many of a row's largest entries beyond the threshold
-            pass unthresholded.
+            pass unthresholded (of equal ones, all).
 
     Returns:
         z_T [..., n] in the dtype that the tensors promote to.
@@ -113,7 +114,7 @@ def coupled_lista_encode(
         initial: z_0 [..., n], as many rows as x; None for zeros.
         positive: keep codes >= 0.
         select: support selection: for each layer (or all), how many of a row's largest entries beyond the threshold
-            pass unthresholded.
+            pass unthresholded (of equal ones, all).
 
     Returns:
         z_T [..., n] in the dtype that the tensors promote to.
@@ -209,6 +210,8 @@ def _shapes(named: dict[str, Tensor | None], n_layers: int, per_layer: str) -> N
     assert x is not None
     assert weight is not None
     m, n = x.size(-1), weight.size(-1)
+    if max(m, n) > _MOST_COLUMNS:
+        raise ValueError(f"x and weight must have at most 2^24 columns; got {m} and {n}")
     expected = {"weight": (m, n), "recurrent": (n, n), "dictionary": (n, m), "bias": (n,)}
     for name, shape in expected.items():
         tensor = named.get(name)
@@ -257,6 +260,8 @@ def _run(
     asked: tuple[object, ...],
 ) -> Tensor:
     """The codes in the caller's shape and dtype; notes a call that another may repeat."""
+    if choices.select is not None:
+        choices = choices._replace(select=tuple(min(c, tensors.components) for c in choices.select))
     z, memory = _encode(tensors, choices)
     if memory is not None and tensors.x.device.type == "cpu":
         ready.remember(parameters, asked, memory, choices)
@@ -273,4 +278,4 @@ def _encode(tensors: Tensors, choices: Choices) -> tuple[Tensor, Tensors | None]
     if wanted or forward_ad._current_level >= 0:  # the Function says that it has no forward mode
         return autograd.apply_lista(*tensors, choices), None
     memory = autograd.checked(tensors)
-    return backend("lista", tensors.x.device).forward(memory, choices, False)[0], memory
+    return backend("lista", tensors.x.device).forward(memory, choices)[0], memory
