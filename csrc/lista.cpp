@@ -51,10 +51,15 @@ struct KeptCodes {
 // The codes of all tiles and layers: what autograd holds between the passes.
 struct Tape {
   int64_t rows, layers, tile_rows;
+  bool with_drive;
   std::vector<KeptCodes> kept;  // [tiles, layers + 1]
 
-  Tape(int64_t rows, int64_t layers, int64_t tile_rows)
-      : rows(rows), layers(layers), tile_rows(tile_rows), kept(static_cast<size_t>(tiles() * (layers + 1))) {}
+  Tape(int64_t rows, int64_t layers, int64_t tile_rows, bool with_drive)
+      : rows(rows),
+        layers(layers),
+        tile_rows(tile_rows),
+        with_drive(with_drive),
+        kept(static_cast<size_t>(tiles() * (layers + 1))) {}
 
   int64_t tiles() const { return (rows + tile_rows - 1) / tile_rows; }
   int64_t rows_of(int64_t tile) const { return std::min(tile_rows, rows - tile * tile_rows); }
@@ -154,12 +159,12 @@ struct TileScratch {
   }
 };
 
-// Codes z_T of all rows; `out` or `tape` may be null. `with_drive`: the tape is to hold what steps' gradients need.
-void run_forward(const Call& call, int64_t tile_rows, void* out, Tape* tape, bool with_drive) {
+// Codes z_T of all rows; `out` or `tape` may be null.
+void run_forward(const Call& call, int64_t tile_rows, void* out, Tape* tape) {
   const Lista& p = call.problem;
   const Kernels& build = active_build();
   const int type = call.type;
-  const bool drive = tape != nullptr && with_drive, passed = tape != nullptr && call.select != nullptr;
+  const bool drive = tape != nullptr && tape->with_drive, passed = tape != nullptr && call.select != nullptr;
   const int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
   const auto make = [&] { return TileScratch(call, std::min(tile_rows, p.rows), drive, passed); };
   each_task(tiles, workers_of(call), make, [&](TileScratch& scratch, int64_t i) {
@@ -638,13 +643,14 @@ std::unique_ptr<Tape> forward(const Plan& plan, int threads, int64_t rows, uintp
   std::unique_ptr<Tape> tape;
   without_gil([&] {
     const int64_t tile_rows = tile_rows_of(call);
-    if (with_tape) tape = std::make_unique<Tape>(rows, call.problem.layers, tile_rows);
-    run_forward(call, tile_rows, at(out), tape.get(), with_drive);
+    if (with_tape) tape = std::make_unique<Tape>(rows, call.problem.layers, tile_rows, with_drive);
+    run_forward(call, tile_rows, at(out), tape.get());
   });
   return tape;
 }
 
-// `gradients`: addresses in the order of kernels/lista/problem.py. Without a tape the forward pass runs again.
+// `gradients`: addresses in the order of kernels/lista/problem.py. Without a tape that holds what they
+// need the forward pass runs again.
 void backward(const Plan& plan, int threads, int64_t rows, uintptr_t x, uintptr_t initial, Tape* tape,
               uintptr_t upstream, const std::array<uintptr_t, 8>& gradients) {
   const Call call = plan.call(threads, rows, x, initial);
@@ -652,12 +658,14 @@ void backward(const Plan& plan, int threads, int64_t rows, uintptr_t x, uintptr_
   const Gradients wanted{at(g[0]), at(g[1]), at(g[2]), at(g[3]), at(g[4]), at(g[5]), at(g[6]), at(g[7])};
   without_gil([&] {
     std::unique_ptr<Tape> again;
-    if (tape == nullptr) {
+    const bool drive = wanted.step != nullptr;
+    const bool enough = tape != nullptr && (tape->with_drive || !drive);
+    if (!enough) {
       const int64_t tile_rows = tile_rows_of(call);
-      again = std::make_unique<Tape>(rows, call.problem.layers, tile_rows);
-      run_forward(call, tile_rows, nullptr, again.get(), wanted.step != nullptr);
+      again = std::make_unique<Tape>(rows, call.problem.layers, tile_rows, drive);
+      run_forward(call, tile_rows, nullptr, again.get());
     }
-    Tape& codes = tape != nullptr ? *tape : *again;
+    Tape& codes = enough ? *tape : *again;
     if (plan.type == kFloat64)
       Backward<double>(call, codes, at<const double>(upstream), wanted).run();
     else

@@ -19,6 +19,7 @@ Parameters = tuple[object, ...]  # as the caller gave them: tensors, numbers or 
 Asked = tuple[object, ...]  # the choices as the caller made them
 _CPU = torch.device("cpu")
 _MOST = 64
+_NUMBERS = (float, int)
 
 
 class _Ready(NamedTuple):
@@ -36,7 +37,7 @@ _entries: dict[tuple[object, ...], _Ready] = {}
 
 
 def _key(parameters: Parameters, asked: Asked) -> tuple[object, ...]:
-    return (*(id(p) if isinstance(p, Tensor) else p for p in parameters), asked)
+    return (*(p if type(p) in _NUMBERS else id(p) for p in parameters), asked)  # ids of numbers come and go
 
 
 def _hashable(asked: Asked) -> bool:
