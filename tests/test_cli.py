@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from latent_kernels import _backends, _core, cli
-from latent_kernels.examples import demo, measure, problems, report, vae
+from latent_kernels.examples import demo, measure, problems, report, sparse_command, vae
 
 TINY = demo.Settings(
     epochs=2,
@@ -24,11 +24,14 @@ TINY = demo.Settings(
     held_out_samples=4,
     profiled_samples=(1, 2, 8),
     profiled_repeats=64,
+    photographs=sparse_command.Photographs(patches=600, held_out=64, components=20, passes=1, steps=3),
+    encoder_layers=2,
     sizes=(measure.Size("demo", 16, None, 5, 16, 3), measure.Size("large", 32, 2, 8, 16, 3)),
 )
 PICTURES = ["manifold.png", "prior_samples.png", "training_curves.png"]
 TABLES = ["comparison.json", "comparison.md"]
 LAST = ["variance.png", "mixture.png"]
+SPARSE = ["sparse_patches.png"]
 
 
 @pytest.fixture(autouse=True)
@@ -144,12 +147,12 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     for folder in ("first", "second"):
         result = call("demo", "--out", tmp_path / folder, "--seed", 5)
         assert result.exit_code == 0, result.output
-        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted([*PICTURES, *TABLES, *LAST])
-    for name in (*PICTURES, *LAST):
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted([*PICTURES, *TABLES, *LAST, *SPARSE])
+    for name in (*PICTURES, *LAST, *SPARSE):
         check_picture(tmp_path / "first" / name)
 
     assert losses(outcomes[0]) == losses(outcomes[1])  # bit for bit
-    for name in PICTURES:  # the one of variances has times in it
+    for name in (*PICTURES, *SPARSE):  # the one of variances has times in it
         assert (imread(tmp_path / "first" / name) == imread(tmp_path / "second" / name)).all()
     other = demo.run(dataclasses.replace(TINY, seed=6), tmp_path / "first", Console(quiet=True))
     assert losses(other) != losses(outcomes[0])
@@ -215,6 +218,16 @@ def test_ctrl_c_while_profiling(tmp_path, monkeypatch, samples_before, drawn):
     expected = [*TABLES, *PICTURES, *(LAST if drawn else [])]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(expected)
     assert "Traceback" not in result.output
+
+
+def test_ctrl_c_while_an_encoder_trains(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sparse_command, "compare_patches", interrupt)
+    result = call("demo", "--out", tmp_path, "--epochs", 1)
+    assert result.exit_code == 130
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*TABLES, *PICTURES, *LAST])
 
 
 def stop_at(complete, problem):

@@ -14,7 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import latent_kernels as lk
-from latent_kernels.examples import measure, mixture_command, pictures, problems, report, variance_pictures
+from latent_kernels.examples import (
+    measure,
+    mixture_command,
+    pictures,
+    problems,
+    report,
+    sparse_command,
+    sparse_pictures,
+    variance_pictures,
+)
 from latent_kernels.examples.digits import Digits, load
 from latent_kernels.examples.measure import Size
 from latent_kernels.examples.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Epoch, Ops, Terms, evaluate, train
@@ -35,6 +44,8 @@ class Settings:
     held_out_samples: int = 64
     profiled_samples: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     profiled_repeats: int = 64
+    photographs: sparse_command.Photographs = sparse_command.DEMO
+    encoder_layers: int = sparse_command.DEMO_LAYERS
     sizes: tuple[Size, ...] = (Size("demo", 64, None, 10, 256, 400), Size("large", 1024, 16, 64, 256, 15))
 
 
@@ -74,6 +85,7 @@ def run(settings: Settings, out: Path, console: Console) -> Outcome:
     comparison = report.Comparison(torch.get_num_threads(), settings.compared_latent, settings.held_out_samples)
     runs: list[Run] = []
     profile: VarianceProfile | None = None
+    patches: sparse_command.Patches | None = None
     interrupted = False
     try:
         _train_all(settings, digits, runs, comparison, console)
@@ -82,11 +94,13 @@ def run(settings: Settings, out: Path, console: Console) -> Outcome:
                 comparison.costs += measure.compare(size, digits.train, seed=settings.seed)
         with console.status("Profiling the variance of gradient estimators"):
             profile = _profile(settings)
+        with console.status("Training a sparse encoder on photographs"):
+            patches = sparse_command.demonstrate(settings.photographs, settings.encoder_layers, settings.seed % 2**32)
     except ProfileInterrupted as stop:
         profile, interrupted = stop.profile, True
     except KeyboardInterrupt:
         interrupted = True
-    files = _write(settings, digits, runs, comparison, profile, out)
+    files = _write(settings, digits, runs, comparison, profile, patches, out)
     _show(comparison, profile, console)
     return Outcome(files, runs, comparison, profile, interrupted, time.perf_counter() - start)
 
@@ -157,6 +171,7 @@ def _write(
     runs: list[Run],
     comparison: report.Comparison,
     profile: VarianceProfile | None,
+    patches: sparse_command.Patches | None,
     out: Path,
 ) -> list[Path]:
     """Everything that at least one epoch of training gives reason for; returns what was written."""
@@ -179,6 +194,9 @@ def _write(
         found, title = profile, problems.PROBLEMS[_PROFILED]().description
         jobs.append(("variance.png", True, lambda path: variance_pictures.draw(found, title, path)))
         jobs.append(("mixture.png", True, lambda path: mixture_command.write_figure(path, seed=settings.seed % 2**32)))
+    if patches is not None:
+        drawn = patches
+        jobs.append(("sparse_patches.png", True, lambda path: sparse_pictures.draw_patches(drawn, path)))
     files = []
     for name, wanted, write in jobs:
         if wanted:
