@@ -213,8 +213,8 @@ enum LassoAlgorithm : int { kIsta, kFista, kDescent };
 struct Lasso {
   LassoAlgorithm algorithm;
   bool positive;
-  int64_t rows, features, components, max_iter;
-  double tolerance, curvature;  // curvature: at least the largest eigenvalue of the Gram matrix
+  int64_t features, components, max_iter;
+  double tolerance, curvature;  // at least G's largest eigenvalue; for kDescent its largest diagonal entry will do
   const void* x;                // [rows, features]
   const void* dictionary;       // [components, padded(features)]
   const void* panels;           // the same transposed, in panels: [padded(components) / 16, features, 16]

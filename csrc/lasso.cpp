@@ -61,7 +61,6 @@ void encode(int type, int threads, int algorithm, bool positive, int64_t rows, i
             uintptr_t gram, uintptr_t alpha, int64_t alpha_stride, uintptr_t init, uintptr_t codes, uintptr_t gap) {
   const Lasso p{static_cast<LassoAlgorithm>(algorithm),
                 positive,
-                rows,
                 features,
                 components,
                 max_iter,

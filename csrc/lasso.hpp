@@ -105,14 +105,14 @@ inline float round_up(double gap, float) {
   return static_cast<double>(near) < gap ? bit_cast<float>(bit_cast<uint32_t>(near) + 1) : near;
 }
 
-// Codes and gap go out; NaN where x is not finite, or products with it are not.
+// Codes and gap go out; NaN where x is not finite, or products with it are not, or the gap is beyond T.
 template <class T>
 inline void finish_row(const Lasso& p, LassoRow<T>& row) {
   T* codes = static_cast<T*>(p.codes) + row.index * p.components;
-  const bool finite = row.gap - row.gap == 0 && row.x_norm2 - row.x_norm2 == 0;
-  const T nan = static_cast<T>(__builtin_nan(""));
+  const T nan = static_cast<T>(__builtin_nan("")), gap = round_up(row.gap, T(0));
+  const bool finite = gap - gap == 0 && row.x_norm2 - row.x_norm2 == 0;
   for (int64_t k = 0; k < p.components; ++k) codes[k] = finite ? row.z[k] : nan;
-  static_cast<T*>(p.gap)[row.index] = finite ? round_up(row.gap, T(0)) : nan;
+  static_cast<T*>(p.gap)[row.index] = finite ? gap : nan;
   row.open = false;
 }
 

@@ -210,8 +210,10 @@ struct Progress {
 //
 // With the dual point s r, feasible where s max |c| <= alpha:
 //   gap = 1/2 (1 - s)^2 ||r||^2 + sum_k alpha |z_k| - s z_k c_k,
-// no term of which is negative. Rounding of r, c and the sums, each by at most eps (features + nonzeros + a few) of
-// the products' norms, is added.
+// no term of which is negative. What rounding may have taken from it is added. With `unit` the relative error of a
+// sum, |e| <= unit (||x|| + ||z||_1 max ||d||) that of r, |e_c| <= unit ||r|| max ||d|| that of a correlation:
+//   the computed r, whatever its error, spans dual points: the gap misses (s - 1) e . r + 1/2 |e|^2, and s z . e_c;
+//   max |c| is taken larger by |e_c|, so that s r is feasible; the two sums are off by `unit` of their terms' sizes.
 template <class T>
 inline double duality_gap(const T* z, const int32_t* index, int64_t count, const double* r, const double* c,
                           int64_t features, int64_t columns, double x_norm2, double alpha, bool positive,
@@ -220,7 +222,9 @@ inline double duality_gap(const T* z, const int32_t* index, int64_t count, const
     const D v = load(r + i);
     return v * v;
   });
-  const double most = largest(c, columns, positive);
+  const double unit = 0x1p-52 * static_cast<double>(features + count + 16);
+  const double norm = __builtin_sqrt(r2), atom = __builtin_sqrt(curvature);
+  const double most = largest(c, columns, positive) + unit * norm * atom;
   double length = 0, product = 0;
   for (int64_t i = 0; i < count; ++i) {
     const double v = static_cast<double>(z[index[i]]);
@@ -230,15 +234,15 @@ inline double duality_gap(const T* z, const int32_t* index, int64_t count, const
   double s = r2 > 0 ? 1 + product / r2 : 1;  // the best along r: x . r / ||r||^2
   if (s * most > alpha) s = alpha / most;
   if (s < 0) s = 0;
-  double sum = 0;
+  double sum = 0, terms = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const double v = static_cast<double>(z[index[i]]);
-    sum += alpha * magnitude(v) - s * v * c[index[i]];
+    const double v = static_cast<double>(z[index[i]]), penalty = alpha * magnitude(v), along = s * v * c[index[i]];
+    sum += penalty - along;
+    terms += penalty + magnitude(along);
   }
-  const double unit = 0x1p-52 * static_cast<double>(features + count + 16);
-  const double size = __builtin_sqrt(x_norm2) + 2 * length * __builtin_sqrt(curvature);
-  const double slack = unit * size * (__builtin_sqrt(r2) + unit * size);
-  return 0.5 * (1 - s) * (1 - s) * r2 + (sum > 0 ? sum : 0) + slack;
+  const double square = 0.5 * (1 - s) * (1 - s) * r2, size = __builtin_sqrt(x_norm2) + 2 * length * atom;
+  const double slack = unit * (size * ((s > 1 ? s : 1) * norm + unit * size) + square + terms);
+  return square + (sum > 0 ? sum : 0) + slack;
 }
 
 }  // namespace LK_ISA

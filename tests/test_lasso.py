@@ -6,6 +6,8 @@ import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import pytest
@@ -151,6 +153,80 @@ def test_gap_of_any_codes(dtype: torch.dtype) -> None:
             assert torch.allclose(gap.double(), expected, rtol=1e-6, atol=1e-12)
 
 
+def exact(t: Tensor) -> list[Any]:
+    return [exact(row) if row.dim() else Fraction(row.item()) for row in t]
+
+
+def solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction] | None:
+    """Gauss and Jordan; None where the matrix is singular."""
+    n, rows = len(right), [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for j in range(n):
+        pivot = next((i for i in range(j, n) if rows[i][j] != 0), None)
+        if pivot is None:
+            return None
+        rows[j], rows[pivot] = rows[pivot], rows[j]
+        rows[j] = [v / rows[j][j] for v in rows[j]]
+        for i in set(range(n)) - {j}:
+            rows[i] = [v - rows[i][j] * w for v, w in zip(rows[i], rows[j], strict=True)]
+    return [row[n] for row in rows]
+
+
+def exact_objective(x: list[Fraction], d: list[list[Fraction]], z: list[Fraction], alpha: Fraction) -> Fraction:
+    r = [v - sum(c * atom[f] for c, atom in zip(z, d, strict=True)) for f, v in enumerate(x)]
+    return sum((v * v for v in r), Fraction()) / 2 + alpha * sum(abs(c) for c in z)
+
+
+def exact_minimum(x: list[Fraction], d: list[list[Fraction]], alpha: Fraction, positive: bool) -> Fraction:
+    """The least objective of the stationary points of every pattern of signs: the optimum is one of them."""
+    best = exact_objective(x, d, [Fraction()] * len(d), alpha)
+    for signs in product((0, 1) if positive else (-1, 0, 1), repeat=len(d)):
+        chosen = [k for k, sign in enumerate(signs) if sign]
+        gram = [[sum((a * b for a, b in zip(d[i], d[j], strict=True)), Fraction()) for j in chosen] for i in chosen]
+        right = [sum((a * b for a, b in zip(d[i], x, strict=True)), Fraction()) - alpha * signs[i] for i in chosen]
+        found = solve(gram, right)
+        if found is None or any(c * signs[k] < 0 for k, c in zip(chosen, found, strict=True)):
+            continue
+        z = [Fraction()] * len(d)
+        for k, c in zip(chosen, found, strict=True):
+            z[k] = c
+        best = min(best, exact_objective(x, d, z, alpha))
+    return best
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("alpha", [1e-9, 1e-3, 1e6])
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 2), (2, 2), (2, 3), (3, 2)], ids=str)
+def test_gap_is_a_bound_without_tolerance(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], alpha: float, backend: str
+) -> None:
+    """In exact arithmetic, near least squares: there r is little but rounding, and the dual's scale s many times 1."""
+    forced(monkeypatch, backend)
+    rows, (features, components) = 24 if max(size) > 1 else 200, size
+    x, d = problem(rows, features, components)
+    near = x @ torch.linalg.pinv(d)
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(near.shape, generator=generator, dtype=near.dtype)
+    for scale, positive in ((0.0, False), (0.0, True), (1e-15, False), (1e-9, False)):
+        init = near * (1 + scale * noise)
+        init = init.clamp(min=0) if positive else init
+        for max_iter in (0, 30):
+            z, gap = lk.sparse_encode(
+                x,
+                d,
+                algorithm="cd",
+                alpha=alpha,
+                tol=0,
+                max_iter=max_iter,
+                init=init,
+                positive=positive,
+                return_gap=True,
+            )
+            for row, codes, bound in zip(exact(x), exact(z), exact(gap), strict=True):
+                a, atoms = Fraction(alpha), exact(d)
+                above = exact_objective(row, atoms, codes, a) - exact_minimum(row, atoms, a, positive)
+                assert 0 <= above <= bound, float(bound / above)
+
+
 @every_algorithm
 def test_max_iter_is_honoured(algorithm: str) -> None:
     x, d = problem(9, 30, 64)
@@ -191,7 +267,7 @@ def test_alpha_of_each_row(algorithm: str) -> None:
     for i, a in enumerate(alpha.double().tolist()):
         assert torch.equal(lk.sparse_encode(x[i], d, algorithm=algorithm, alpha=a), z[i])
     assert bool((z[4:] == 0).all())
-    assert bool((gap[4:] == 0).all() | (gap[4:] < 1e-12).all())
+    assert bool((gap[4:] < 1e-12).all())
     columns = lk.sparse_encode(x.reshape(2, 3, 20), d, algorithm=algorithm, alpha=alpha[:2, None])
     assert torch.equal(columns[0, 1], lk.sparse_encode(x[1], d, algorithm=algorithm, alpha=alpha[0]))
 
@@ -286,6 +362,36 @@ def test_rows_of_zeros_and_extreme_scales(algorithm: str) -> None:
 
 
 @every_algorithm
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_scales_beyond_float32(monkeypatch: pytest.MonkeyPatch, backend: str, algorithm: str) -> None:
+    """NaN in both, or a gap that tells."""
+    forced(monkeypatch, backend)
+    x, d = problem(4, 30, 64, torch.float32)
+    for scale in (1e25, 1e19, 1e-25):
+        z, gap = lk.sparse_encode(x * scale, d, algorithm=algorithm, alpha=0.1 * scale, max_iter=50, return_gap=True)
+        lost = gap.isnan()
+        assert torch.equal(z.isnan().any(-1), lost)
+        assert bool((gap.isfinite() | lost).all())
+        above = objective(x * scale, d, z, 0.1 * scale) - optimum(x, d, 0.1) * float(scale) ** 2
+        assert bool((gap.double() >= above * (1 - 1e-6))[~lost].all())
+    assert bool((lk.sparse_encode(x, d, algorithm=algorithm, alpha=3e38) == 0).all())
+
+
+@every_algorithm
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_small_atoms(dtype: torch.dtype, algorithm: str) -> None:
+    """Down to the least squared norm that is a normal number."""
+    x, d = problem(4, 30, 64, dtype)
+    expected = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1)
+    d[5] *= 1e-18 if dtype == torch.float32 else 1e-153
+    z, gap = lk.sparse_encode(x, d, algorithm=algorithm, alpha=0.1, max_iter=10_000, return_gap=True)
+    assert bool((z[:, 5] == 0).all())
+    assert bool((gap <= 2e-6 * 0.5 * x.square().sum(-1)).all()) or algorithm == "ista"
+    others = (expected[:, 5] == 0) & (gap <= 1e-6 * 0.5 * x.square().sum(-1))
+    assert torch.allclose(z[others], expected[others], atol=1e-1)
+
+
+@every_algorithm
 def test_shapes(algorithm: str) -> None:
     x, d = problem(6, 20, 33)
     z, gap = lk.sparse_encode(x, d, algorithm=algorithm, alpha=0.1, return_gap=True)
@@ -371,21 +477,26 @@ def test_functorch_fake_tensors_and_opcheck() -> None:
 # --- processes --------------------------------------------------------------------------------------------------
 
 
-def test_fork_after_use() -> None:
-    """A child of a process whose pool has run uses a pool of its own."""
-    code = """
+@every_algorithm
+def test_fork_after_use(algorithm: str) -> None:
+    """A child of a process whose pool has run uses a pool of its own, and no thread of torch's."""
+    code = (
+        f"algorithm = {algorithm!r}"
+        + """
 import os, torch, numpy as np, latent_kernels as lk
 torch.set_num_threads(3)
 g = np.random.default_rng(0)
 x, d = (torch.from_numpy(g.standard_normal(s).astype(np.float32)) for s in ((600, 32), (64, 32)))
-def draw(): return lk.sparse_encode(x, d, algorithm="cd", alpha=5.0).numpy().tobytes()
+def draw(): return lk.sparse_encode(x, d, algorithm=algorithm, alpha=5.0).numpy().tobytes()
 expected = draw()
+torch.ones(2000, 2000) @ torch.ones(2000, 2000)  # torch's threads run too
 pid = os.fork()
 if pid == 0:
     os._exit(0 if draw() == expected else 1)
 assert os.waitpid(pid, 0)[1] == 0
 assert draw() == expected
 """
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ)
     )
@@ -406,12 +517,21 @@ BAD = [
     (lambda: encode(X[:, :4], D), ValueError, r"x must have .*n_features.*\(4, 4\).*\(3, 5\)"),
     (lambda: encode(X, D.to("meta")), ValueError, r"dictionary must be on the device of x, cpu; got meta"),
     (lambda: encode(X, D * torch.tensor([1.0, 0, 1])[:, None]), ValueError, r"dictionary .*no zero row; row 1"),
+    (lambda: encode(X, D * torch.tensor([1.0, 1, 1e-20])[:, None]), ValueError, r"dictionary .*row 2 .*1\.18e-38"),
+    (lambda: encode(X.double(), D.double() * 1e-160), ValueError, r"dictionary .*row 0 .*2\.23e-308"),
+    (lambda: encode(X, D * 1e20), ValueError, r"dictionary must be finite"),
+    (lambda: encode(X.double(), D.double() * 1.2e154), ValueError, r"dictionary must be finite, and the sum"),
     (lambda: encode(X, D * math.nan), ValueError, r"dictionary must be finite"),
     (lambda: encode(X, D / 0), ValueError, r"dictionary must be finite"),
     (lambda: encode(X, D, algorithm="lars"), ValueError, r"algorithm must be 'fista', 'ista' or 'cd'; got 'lars'"),
     (lambda: encode(X, D, alpha=-1), ValueError, r"alpha must be a number >= 0; got -1"),
     (lambda: encode(X, D, alpha=math.nan), ValueError, r"alpha must be .*got nan"),
     (lambda: encode(X, D, alpha=math.inf), ValueError, r"alpha must be finite and >= 0; got inf"),
+    (lambda: encode(X, D, alpha=1e39), ValueError, r"alpha must be at most 3\.4e\+38, .*float32; got 1e\+39"),
+    (lambda: encode(X, D.half(), alpha=1e39), ValueError, r"alpha must be at most 3\.4e\+38, .*float32; got 1e\+39"),
+    (lambda: encode(X, D, alpha=torch.tensor(1e39).double()), ValueError, r"alpha must be at most 3\.4e\+38"),
+    (lambda: encode(X, D, alpha=10**400), ValueError, r"alpha must be a number >= 0 in the range"),
+    (lambda: encode(X, D, alpha=-(10**5000)), ValueError, r"alpha must be a number >= 0 in the range"),
     (lambda: encode(X, D, alpha="1"), TypeError, r"alpha must be a number >= 0; got '1'"),
     (lambda: encode(X, D, alpha=torch.tensor([1.0, -2, 1, 1])), ValueError, r"alpha must be finite and >= 0; got -2"),
     (lambda: encode(X, D, alpha=torch.tensor(math.nan)), ValueError, r"alpha must be finite and >= 0; got nan"),
@@ -423,6 +543,7 @@ BAD = [
     (lambda: encode(X, D, max_iter=2**63), ValueError, r"max_iter"),
     (lambda: encode(X, D, tol=-1e-3), ValueError, r"tol must be a number >= 0; got -0\.001"),
     (lambda: encode(X, D, tol=math.nan), ValueError, r"tol must be .*nan"),
+    (lambda: encode(X, D, tol=10**400), ValueError, r"tol must be a number >= 0 in the range"),
     (lambda: encode(X, D, tol="x"), TypeError, r"tol must be a number"),
     (lambda: encode(X, D, positive=1), TypeError, r"positive must be a bool; got 1"),
     (lambda: encode(X, D, init=torch.zeros(4, 4)), ValueError, r"init must have the shape of the codes, \(4, 3\)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from latent_kernels import _core
@@ -40,6 +41,14 @@ def prepare(dictionary: Tensor) -> Dictionary:
     return Dictionary(dictionary, atoms, panels, gram)
 
 
+def curvature(dictionary: Dictionary) -> float:
+    """As the reference's, by NumPy: torch's own threads do not survive a fork."""
+    d = dictionary.plain.numpy()
+    small = np.ascontiguousarray(d if d.shape[0] <= d.shape[1] else d.T, dtype=np.float64)
+    gram = prepare(torch.from_numpy(small)).gram[:, : len(small)]
+    return reference.rounded_up(float(np.linalg.eigvalsh(gram.numpy())[-1]))
+
+
 def encode(
     x: Tensor,
     dictionary: Dictionary,
@@ -54,7 +63,7 @@ def encode(
 ) -> None:
     """As the reference's; every tensor contiguous, of one dtype but for the float64 `alpha`."""
     # the gap's allowance for rounding needs the largest ||d_k||^2, a gradient step the largest eigenvalue
-    bound = float(dictionary.norms.max()) if algorithm == "cd" else reference.curvature(dictionary.plain)
+    bound = float(dictionary.norms.max()) if algorithm == "cd" else curvature(dictionary)
     _core.lasso_encode(
         TYPE_CODES[x.dtype],
         torch.get_num_threads(),

@@ -32,7 +32,7 @@ def encode(
     x, alpha, init = in_memory(x), in_memory(alpha), None if init is None else in_memory(init)
     prepared = kernels.prepare(in_memory(dictionary))
     if x.device.type == "cpu":
-        _check_values(prepared.norms, alpha, init, positive)
+        _check_values(prepared.norms, alpha, init, positive, x.dtype)
     codes, gap = _encode_fake(x, dictionary, alpha, init, algorithm, max_iter, tol, positive, row_dtype(dtype))
     if x.size(0) > 0:
         kernels.encode(x, prepared, alpha, init, codes, gap, algorithm, max_iter, tol, positive)
@@ -44,15 +44,19 @@ def encode(
     return rounded, gap
 
 
-def _check_values(norms: Tensor, alpha: Tensor, init: Tensor | None, positive: bool) -> None:
-    if not bool(norms.isfinite().all()):
-        raise ValueError("dictionary must be finite, with finite squared norms of its rows")
-    if not bool((norms > 0).all()):
-        row = int((norms == 0).nonzero()[0])
-        raise ValueError(f"dictionary must have no zero row; row {row} is zero, or its squared norm rounds to zero")
+def _check_values(norms: Tensor, alpha: Tensor, init: Tensor | None, positive: bool, dtype: torch.dtype) -> None:
+    limits = torch.finfo(dtype)
+    if not bool(norms.sum(dtype=torch.float64).isfinite()) or not bool(norms.isfinite().all()):
+        raise ValueError("dictionary must be finite, and the sum of its squares too")
+    if not bool((norms >= limits.tiny).all()):  # or 1 / norm were infinite, or the norm itself a few digits
+        row = int((norms < limits.tiny).nonzero()[0])
+        least = f"{limits.tiny:.3g}, the least normal {dtype}"
+        raise ValueError(f"dictionary must have no zero row; row {row} is zero, or its squared norm below {least}")
     if not bool(((alpha >= 0) & alpha.isfinite()).all()):
         wrong = alpha[~((alpha >= 0) & alpha.isfinite())][0].item()
         raise ValueError(f"alpha must be finite and >= 0; got {wrong}")
+    if not bool((alpha <= limits.max).all()):
+        raise ValueError(f"alpha must be at most {limits.max:.3g}, the largest {dtype}; got {alpha.max().item()}")
     if init is not None and not bool(init.isfinite().all()):
         raise ValueError("init must be finite")
     if init is not None and positive and not bool((init >= 0).all()):

@@ -36,7 +36,12 @@ def curvature(dictionary: Tensor) -> float:
     """
     d = wide(dictionary)
     gram = d @ d.T if d.size(0) <= d.size(1) else d.T @ d
-    fraction, exponent = math.frexp(float(torch.linalg.eigvalsh(gram.cpu())[-1]) * (1 + 1e-6))
+    return rounded_up(float(torch.linalg.eigvalsh(gram.cpu())[-1]))
+
+
+def rounded_up(eigenvalue: float) -> float:
+    """`eigenvalue` with an allowance for rounding, to 12 bits."""
+    fraction, exponent = math.frexp(eigenvalue * (1 + 1e-6))
     return math.ldexp(math.ceil(fraction * 4096) / 4096, exponent)
 
 
@@ -50,19 +55,22 @@ def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positiv
     """An upper bound [B] on the objective of codes z [B, K] above its minimum, in float64.
 
     At the dual point s r, r = x - z D, with s max |c| <= alpha for c = r D^T:
-    1/2 (1 - s)^2 ||r||^2 + sum_k alpha |z_k| - s z_k c_k, and an allowance for rounding.
+    1/2 (1 - s)^2 ||r||^2 + sum_k alpha |z_k| - s z_k c_k, and an allowance for rounding: see README.md.
     """
     x, d, alpha, z = wide(x), wide(dictionary), wide(alpha), wide(z)
     r = x - z @ d
     c = r @ d.T
     squared = r.square().sum(-1)
-    most = (c if positive else c.abs()).amax(-1).clamp(min=0)
+    unit = torch.finfo(d.dtype).eps * (sum(d.shape) + 16)
+    norm, atom = squared.sqrt(), d.norm(dim=-1).amax()
+    most = (c if positive else c.abs()).amax(-1).clamp(min=0) + unit * norm * atom
     best = torch.where(squared > 0, 1 + (z * c).sum(-1) / squared, 1.0)
     s = torch.where(best * most > alpha, alpha / most, best).clamp(min=0)
-    terms = (alpha[:, None] * z.abs() - s[:, None] * z * c).sum(-1).clamp(min=0)
-    unit = torch.finfo(d.dtype).eps * (sum(d.shape) + 16)
-    size = x.norm(dim=-1) + 2 * z.abs().sum(-1) * d.norm(dim=-1).amax()
-    gap: Tensor = 0.5 * (1 - s).square() * squared + terms + unit * size * (squared.sqrt() + unit * size)
+    penalty, along = alpha[:, None] * z.abs(), s[:, None] * z * c
+    square, terms = 0.5 * (1 - s).square() * squared, (penalty - along).sum(-1).clamp(min=0)
+    size = x.norm(dim=-1) + 2 * z.abs().sum(-1) * atom
+    slack = size * (s.clamp(min=1) * norm + unit * size) + square + (penalty + along.abs()).sum(-1)
+    gap: Tensor = square + terms + unit * slack
     return gap
 
 
