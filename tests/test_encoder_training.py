@@ -126,13 +126,13 @@ def test_scales_do_not_matter() -> None:
     """Powers of two, where roundings are the same: data, codes and alpha scaled, and the dictionary's scale."""
     x, z = problem(400)
     results = []
-    for data, atoms in ((1.0, 1.0), (256.0, 1.0), (1.0, 64.0)):
+    for data, atoms in ((1.0, 1.0), (256.0, 1.0), (1.0, 64.0), (2.0**40, 1.0), (2.0**-40, 1.0), (1.0, 2.0**-30)):
         encoder = LISTA.from_dictionary(atoms * dictionary(), ALPHA * data * atoms, 2)
         train(encoder, data * x, codes=data / atoms * z, **SHORT)
         with torch.no_grad():
             results.append(encoder(data * x) * atoms / data)
-    assert torch.allclose(results[0], results[1], rtol=1e-3, atol=1e-4)
-    assert torch.allclose(results[0], results[2], rtol=1e-3, atol=1e-4)
+    for result in results[1:]:
+        assert torch.allclose(results[0], result, rtol=1e-3, atol=1e-4)
 
 
 # --- how --------------------------------------------------------------------------------------------------------
@@ -226,16 +226,122 @@ def test_a_bias_and_thresholds_of_zero_learn() -> None:
 def test_streams() -> None:
     """Callables, and iterables that start anew; all with or without codes."""
     x, z = problem(256)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, z), batch_size=64)
-    for stream in (loader, lambda: (x[:64], z[:64]), [(x, z)]):
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, z), batch_size=32)
+    for stream in (loader, lambda: (x[:64], z[:64]), [(x, z)] * 5):
         encoder = LISTA.from_dictionary(dictionary(), ALPHA, 2)
         result = train(encoder, stream, **SHORT)
-        assert result.loss < 0.9 * result.stages[-1].losses[0] or result.loss < result.stages[0].losses[0]
+        assert result.loss < 0.9 * result.stages[0].losses[0]
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 2, variant="alista")
     result = train(encoder, lambda: x.double(), validation=x, **SHORT)
     assert result.loss < result.stages[0].losses[0]
     with pytest.raises(ValueError, match="x gave no more batches"):
-        train(encoder, iter([x, x]), **SHORT)
+        train(encoder, iter([x] * 8), **SHORT)
+
+
+def test_an_iterables_first_batches_are_only_validated_with() -> None:
+    """In no epoch are they trained on; what is given to validate with leaves all of them."""
+    items = [torch.full((3, M), float(i)) for i in range(7)]
+    generator = torch.Generator().manual_seed(0)
+    data = training.batches.prepare(items, None, 0.5, 1, generator)
+    assert data.validation.x[:, 0].tolist() == [i for i in range(4) for _ in range(3)]
+    assert [int(next(data.training).x[0, 0]) for _ in range(9)] == [4, 5, 6] * 3
+    data = training.batches.prepare(items[:2], None, items[0], 1, generator)
+    assert [int(next(data.training).x[0, 0]) for _ in range(4)] == [0, 1] * 2
+    calls = iter(items)
+    data = training.batches.prepare(lambda: next(calls), None, 0.5, 1, generator)
+    assert [int(next(data.training).x[0, 0]) for _ in range(3)] == [4, 5, 6]
+    for few in (items[:1], items[:4]):
+        with pytest.raises(ValueError, match=f"x must give more than 4 batches .* got {len(few)}. Give validation"):
+            training.batches.prepare(few, None, 0.5, 1, generator)
+
+
+class Noisy(torch.nn.Module):
+    """Running statistics, and noise that torch's generator draws, in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.frozen = torch.nn.BatchNorm1d(M), torch.nn.BatchNorm1d(M)
+        self.linear, self.drop = torch.nn.Linear(M, N), torch.nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.drop(self.linear(self.norm(x) + self.frozen(x)))
+        return z + 1e-4 * torch.randn_like(z)
+
+
+def noisy() -> Noisy:
+    torch.manual_seed(0)
+    encoder = Noisy()
+    encoder.frozen.eval()
+    return encoder
+
+
+@pytest.mark.parametrize("rate", [0.02, 5.0])
+def test_buffers_and_modes_come_back(rate: float) -> None:
+    """The best weights with their running statistics: the loss is that of the encoder as it is left."""
+    x, z = problem(300)
+    encoder = noisy()
+    frozen = copy.deepcopy(encoder.frozen.state_dict())
+    result = train(encoder, x + 3, codes=z, validation=(x + 3, z), learning_rate=rate, **SHORT)
+    assert [encoder.training, encoder.norm.training, encoder.frozen.training, encoder.drop.training] == [1, 1, 0, 1]
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(getattr(encoder.frozen, name), frozen[name])
+    encoder.eval()
+    with torch.no_grad():
+        loss = float((encoder(x + 3) - z).square().sum(-1).mean())
+    assert math.isclose(result.loss, loss, rel_tol=1e-3)
+    assert result.loss <= result.stages[0].losses[0]
+    train(encoder, x, codes=z, **SHORT)
+    assert not any(module.training for module in encoder.modules())
+
+
+@torch.no_grad()
+def test_the_best_weights_have_their_running_statistics() -> None:
+    """Those of the batches that came later, from elsewhere, are gone; those of a batch of NaN never came."""
+    x, z = problem(300)
+    count = 0
+
+    def stream() -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count += 1
+        return (x * math.nan if count % 5 == 2 else x + 0.02 * count), z
+
+    encoder = noisy()
+    with torch.enable_grad():
+        result = train(encoder, stream, validation=(x, z), learning_rate=0.0, **SHORT | {"check_every": 4})
+    encoder.eval()
+    loss = float((encoder(x) - z).square().sum(-1).mean())
+    losses = result.stages[0].losses
+    assert math.isclose(result.loss, loss, rel_tol=1e-3)
+    assert max(losses) > 1.1 * result.loss
+    assert all(map(math.isfinite, losses))
+
+
+def test_validation_leaves_no_trace() -> None:
+    """Neither in running statistics nor in the global generator: checks more often change nothing."""
+    x, z = problem(300)
+    trained = []
+    for every in (1, 4):
+        trained.append(noisy())
+        for parameter in trained[-1].parameters():
+            parameter.requires_grad_(False)
+        trained[-1].linear.bias.requires_grad_(True)
+        data = training.batches.prepare(x, z, 0.1, 64, torch.Generator().manual_seed(0))
+        trainer = training._Trainer(
+            trained[-1], data, training._Objective(), training._Options(0.01, 4, every, 4), lambda done: None
+        )
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        trainer._validate()
+        assert torch.equal(torch.get_rng_state(), state)
+        optimizer = trainer._optimizer(0.01)
+        trainer.norm = math.inf
+        for step in range(1, 5):
+            assert trainer._step(optimizer, None)
+            if step % every == 0:
+                trainer._validate()
+    states = [encoder.state_dict() for encoder in trained]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert float(states[0]["norm.num_batches_tracked"]) == 4
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,6 +389,25 @@ def test_a_rate_that_is_too_high_heals() -> None:
     assert result.loss < losses[0]
 
 
+def test_a_batch_that_is_not_finite_is_skipped() -> None:
+    """It costs a step, and nothing else: every other one is NaN, and twice the steps give the same encoder."""
+    x, z = problem(300)
+    trained = []
+    for bad in (1, 2, 4):  # one in so many batches is good
+        count = 0
+
+        def stream(bad: int = bad) -> tuple[Tensor, Tensor]:
+            nonlocal count
+            count += 1
+            return (x if count % bad == 0 else x * math.nan), z
+
+        trained.append(LISTA.from_dictionary(dictionary(), ALPHA, 1))
+        train(trained[-1], stream, validation=(x, z), max_steps=20 * bad, check_every=10 * bad, seed=1)
+    assert equal(trained[0], trained[1])
+    assert equal(trained[0], trained[2])
+    assert not equal(trained[0], LISTA.from_dictionary(dictionary(), ALPHA, 1))
+
+
 def test_batches_that_are_not_finite_do_no_harm() -> None:
     """One such batch costs a step; nothing but such raises."""
     x, z = problem(300)
@@ -308,6 +433,8 @@ def test_batches_that_are_not_finite_do_no_harm() -> None:
         ({"learning_rate": -1.0}, ValueError, "learning_rate must be a finite number >= 0"),
         ({"max_steps": 0}, ValueError, "max_steps must be an int >= 1"),
         ({"seed": 0.5}, TypeError, "seed must be an int or None"),
+        ({"seed": 2**64}, ValueError, r"seed must lie in \[0, 2\^63\); got 18446744073709551616"),
+        ({"seed": -1}, ValueError, r"seed must lie in \[0, 2\^63\)"),
         ({"patience": 1.5}, TypeError, "patience must be an int >= 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be an int >= 1"),
         ({"loss": "mse"}, ValueError, "loss must be 'codes', 'lasso' or None"),
@@ -330,6 +457,8 @@ def test_batches_that_are_not_finite_do_no_harm() -> None:
         ({"x": torch.full((50, M), math.inf)}, ValueError, "x must be finite"),
         ({"x": 3.0}, TypeError, "x must be a torch.Tensor, or a callable or iterable"),
         ({"x": [(1, 2, 3)]}, ValueError, r"x must give x or \(x, codes\); got 3 things"),
+        ({"validation": 5.0, "x": [torch.ones(9, M)] * 9}, ValueError, r"validation must be a share in \(0, 1\)"),
+        ({"validation": 1}, ValueError, r"validation must be a share in \(0, 1\)"),
         ({"validation": 1.0}, ValueError, r"validation must be a share in \(0, 1\)"),
         ({"validation": torch.full((5, M), math.nan)}, ValueError, "validation must be finite"),
     ],
@@ -339,6 +468,13 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
     given = {"x": torch.zeros(50, M), "dictionary": dictionary()} | change
     with pytest.raises(error, match=message):
         train(encoder, **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    encoder = LISTA.from_dictionary(dictionary(), ALPHA, 1, dtype=dtype)
+    with pytest.raises(TypeError, match=f"encoder must have float32 or float64 parameters .*; got {dtype}"):
+        train(encoder, torch.zeros(50, M), dictionary=dictionary())
 
 
 def test_nothing_to_train() -> None:

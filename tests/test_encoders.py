@@ -342,17 +342,22 @@ def test_negative_thresholds(kind: str) -> None:
     assert torch.equal(encoder(x), expected)
 
 
-def test_negative_thresholds_in_evaluation_raise_until_projected() -> None:
-    if _backends.backend_name("lista", torch.device("cpu")) == "reference":
+@pytest.mark.parametrize("alpha", [ALPHA, 0.0])
+@pytest.mark.parametrize("kind", ["lista", "cp", "alista", "step", "lcod"])
+def test_negative_thresholds_in_evaluation_raise_until_projected(kind: str, alpha: float) -> None:
+    if kind not in ("step", "lcod") and _backends.backend_name("lista", torch.device("cpu")) == "reference":
         pytest.skip("the reference trusts its caller")
-    encoder = make("lista").eval()
+    encoder: Any = make(kind).eval()
+    encoder.alpha = alpha
+    expected = encoder(rows())
+    name = encoder._non_negative[0]
     with torch.no_grad():
-        encoder.threshold[1, 2] = -0.5
-    with pytest.raises(ValueError, match="threshold"):
-        encoder(rows())
+        getattr(encoder, name).neg_()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{name} must be >= 0"):
+            encoder(rows())
     assert encoder.project_() is encoder
-    assert encoder.threshold[1, 2] == 0.5
-    encoder(rows())
+    assert torch.equal(encoder(rows()), expected)
 
 
 def test_a_threshold_of_zero_can_leave_it() -> None:
@@ -408,7 +413,37 @@ def test_state_copies_and_casts(kind: str) -> None:
     assert torch.equal(fresh(x), encoder(x))
     assert torch.allclose(encoder.float()(x.float()).double(), fresh(x), atol=1e-4)
     assert encoder.double()(x).dtype == torch.float64
-    assert all(tensor.is_meta for tensor in copy.deepcopy(encoder).to("meta").state_dict().values())
+    abstract = copy.deepcopy(encoder).to("meta")
+    assert all(tensor.is_meta for tensor in (*abstract.parameters(), *abstract.buffers()))
+
+
+@every_variant
+def test_alpha_is_stored(variant: Any) -> None:
+    """Exactly, and in half precision too: "step" would otherwise give other codes in a module with another alpha."""
+    encoder, x = make(variant), rows()
+    loaded = LISTA.from_dictionary(dictionary(), 3 * ALPHA, LAYERS, variant=variant)
+    assert not torch.allclose(loaded(x), encoder(x))
+    loaded.load_state_dict(encoder.half().state_dict())
+    assert loaded.alpha == ALPHA
+    assert torch.equal(loaded(x), encoder.double()(x))
+    state = encoder.state_dict()
+    state["_extra_state"] = torch.tensor(-1.0)
+    with pytest.raises(ValueError, match="alpha must be a finite number >= 0"):
+        loaded.load_state_dict(state)
+
+
+@every_encoder
+@pytest.mark.parametrize(("one", "other"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)])
+def test_dtypes_promote(kind: str, one: torch.dtype, other: torch.dtype) -> None:
+    """x and the parameters, either way round; gradients come in the parameters' dtype."""
+    for x_dtype, dtype in ((one, other), (other, one)):
+        encoder, x = make(kind, dtype), rows(dtype=x_dtype)
+        z = encoder(x)
+        assert z.dtype == other
+        close = {"rtol": 2**-8, "atol": 1e-3} if one is torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}  # alpha gamma
+        assert torch.allclose(z, copy.deepcopy(encoder).to(other)(x.to(other)), **close)
+        z.sum().backward()
+        assert all(p.grad is not None and p.grad.dtype == dtype for p in encoder.parameters())
 
 
 @every_encoder
@@ -594,6 +629,31 @@ def test_bad_dictionaries(bad: Any, error: type[Exception], message: str) -> Non
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "message"),
+    [
+        (1e-8, torch.float16, r"dictionary must not have rows of zeros in torch.float16; row 0 is one \(3 in all\)"),
+        (1e8, torch.float16, "dictionary must be finite in torch.float16"),
+        (1e-50, torch.float32, "dictionary must not have rows of zeros in torch.float32"),
+        (1e300, torch.float32, "dictionary must be finite in torch.float32"),
+        (1e-200, torch.float64, "dictionary must have rows whose squared lengths float64 holds"),
+        (1e200, torch.float64, "dictionary must have rows whose squared lengths float64 holds"),
+        (2e-7, torch.float16, "dictionary must be of a scale at which torch.float16 holds the weights"),
+    ],
+)
+def test_dictionaries_that_a_dtype_does_not_hold(scale: float, dtype: torch.dtype, message: str) -> None:
+    d = scale * torch.eye(3, dtype=torch.float64)
+    makers: list[Any] = [
+        *(lambda v=v: LISTA.from_dictionary(d, ALPHA, 2, variant=v, dtype=dtype) for v in ("lista", "cp", "step")),
+        lambda: LISTA.from_dictionary(d, ALPHA, 2, variant="alista", dtype=dtype),
+        lambda: LCoD.from_dictionary(d, ALPHA, 2, dtype=dtype),
+        lambda: PSDEncoder.from_dictionary(d, dtype=dtype),
+    ]
+    for make_one in makers:
+        with pytest.raises(ValueError, match=message):
+            make_one()
 
 
 @pytest.mark.parametrize(

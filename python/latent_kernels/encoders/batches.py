@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -43,25 +44,29 @@ def prepare(
     x: Tensor | Stream, codes: Tensor | None, validation: Validation, batch_size: int, generator: torch.Generator
 ) -> Batches:
     """Batches from tensors or from a stream."""
-    held_out = None if isinstance(validation, float) else _item("validation", validation)
+    if isinstance(validation, (int, float)):
+        if not 0 < validation < 1:
+            raise ValueError(f"validation must be a share in (0, 1), or what to validate with; got {validation}")
+        share, held_out = float(validation), None
+    else:
+        share, held_out = 0.0, _finite("validation", _item("validation", validation))
     if not isinstance(x, Tensor):
         if codes is not None:
             raise ValueError("codes must be None where x is a stream, which gives (x, codes) instead")
-        stream = _stream(x)
-        if held_out is None:
-            held_out = _joined([next(stream) for _ in range(_STREAM_VALIDATION)])
-        return Batches(stream, held_out)
+        if held_out is not None:
+            return Batches(_stream(x), held_out)
+        stream = _stream(x, _STREAM_VALIDATION)
+        first_batches = [next(stream) for _ in range(_STREAM_VALIDATION)]
+        following = next(stream)  # so that too few batches are an error before training begins
+        return Batches(chain([following], stream), _joined(first_batches))
     data = _finite("x", _item("x", x if codes is None else (x, codes)))
     if held_out is None:
-        assert isinstance(validation, float)
-        if not 0 < validation < 1:
-            raise ValueError(f"validation must be a share in (0, 1), or what to validate with; got {validation}")
         if len(data.x) < 2:
             raise ValueError(f"x must have at least 2 rows, to keep one for validation; got {len(data.x)}")
         order = torch.randperm(len(data.x), generator=generator)
-        kept = min(max(round(validation * len(order)), 1), len(order) - 1)
+        kept = min(max(round(share * len(order)), 1), len(order) - 1)
         held_out, data = data.rows(order[:kept]), data.rows(order[kept:])
-    return Batches(_shuffled(data, batch_size, generator), _finite("validation", held_out))
+    return Batches(_shuffled(data, batch_size, generator), held_out)
 
 
 def _item(name: str, item: object) -> Batch:
@@ -95,14 +100,15 @@ def _joined(batches: list[Batch]) -> Batch:
 
 
 def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Epochs in orders of their own; the rows left over by an epoch wait for the next."""
+    """Epochs in orders of their own; rows at the end that do not fill a batch are left out of that epoch."""
     while True:
         order = torch.randperm(len(data.x), generator=generator)
         for first in range(0, max(len(order) - size, 0) + 1, size):
             yield data.rows(order[first : first + size])
 
 
-def _stream(x: Stream) -> Iterator[Batch]:
+def _stream(x: Stream, kept: int = 0) -> Iterator[Batch]:
+    """Batches without end; after the first epoch of an iterable without the first `kept` of each."""
     if callable(x):
         while True:
             yield _item("x", x())
@@ -110,10 +116,17 @@ def _stream(x: Stream) -> Iterator[Batch]:
         raise TypeError(
             f"x must be a torch.Tensor, or a callable or iterable that gives batches; got {type(x).__name__}"
         )
+    skipped = 0
     while True:
         given = 0
-        for item in x:
-            given += 1
-            yield _item("x", item)
+        for given, item in enumerate(x, 1):
+            if given > skipped:
+                yield _item("x", item)
         if given == 0:
             raise ValueError("x gave no more batches; an iterable must start anew each time it is iterated over")
+        if given <= kept:
+            raise ValueError(
+                f"x must give more than {kept} batches where validation is a share, which keeps the first {kept}; "
+                f"got {given}. Give validation what to validate with"
+            )
+        skipped = kept

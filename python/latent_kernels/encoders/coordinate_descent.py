@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -12,7 +14,6 @@ from latent_kernels.encoders.start import (
     count,
     non_negative,
     prepared,
-    reflected,
     shape_of,
 )
 from latent_kernels.kernels.lista.reference import shrink
@@ -44,7 +45,7 @@ class LCoD(Thresholding):
         dtype: of the parameters: float32, float64, bfloat16 or float16; that of the dictionary for None.
 
     Parameters are weight W [m, n], recurrent S [n, n] and threshold theta [n], of which `forward` uses the absolute
-    value in training mode; see `project_`.
+    value in training mode; in evaluation mode a negative one raises (on the CPU, in plain calls). See `project_`.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -97,19 +98,34 @@ class LCoD(Thresholding):
         )
 
     def forward(self, x: Tensor, n_iterations: int | None = None) -> Tensor:
-        """Codes [..., n_components] of x [..., n_features], after `n_iterations` updates, or as many as there are."""
+        """The codes.
+
+        Args:
+            x: [..., n_features].
+            n_iterations: how many updates; None for as many as there are.
+
+        Returns:
+            z [..., n_components] of the dtype that x and the parameters promote to.
+
+        Raises:
+            TypeError, ValueError: naming the argument that is wrong. In evaluation mode also for a negative threshold;
+                see the class.
+
+        """
         _checks.float_tensor("x", x)
         if x.size(-1) != self.n_features:
             raise ValueError(f"x must have shape [..., {self.n_features}]; got {tuple(x.shape)}")
         steps = self.n_iterations if n_iterations is None else count("n_iterations", n_iterations)
-        threshold = reflected(self.threshold) if self.training else self.threshold
-        u = x.reshape(-1, self.n_features) @ self.weight
+        threshold = self._feasible_values("threshold")
+        tensors, _ = _checks.together(x=x, weight=self.weight, recurrent=self.recurrent, threshold=threshold)
+        x, weight, recurrent, threshold = cast(list[Tensor], tensors)
+        u = x.reshape(-1, self.n_features) @ weight
         z = torch.zeros_like(u)
         for _ in range(steps):
             proposed = shrink(u, threshold, positive=self.positive)
             change = proposed - z
             chosen = change.detach().abs().argmax(-1, keepdim=True)
-            u = u + change.gather(-1, chosen) * self.recurrent[chosen.squeeze(-1)]
+            u = u + change.gather(-1, chosen) * recurrent[chosen.squeeze(-1)]
             z = z.scatter(-1, chosen, proposed.gather(-1, chosen))
         return shrink(u, threshold, positive=self.positive).reshape(*x.shape[:-1], self.n_components)
 

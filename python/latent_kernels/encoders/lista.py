@@ -25,15 +25,13 @@ Tensor = torch.Tensor
 Variant = Literal["lista", "cp", "alista", "step"]
 Thresholds = Literal["component", "layer", "shared"]
 
-# What each variant learns, and what it holds fixed.
-_LEARNED = {
-    "lista": ("weight", "recurrent", "threshold", "bias"),
-    "cp": ("weight", "threshold"),
-    "alista": ("step", "threshold"),
-    "step": ("step",),
+# What each variant holds fixed; it learns the rest.
+_FIXED: dict[str, tuple[str, ...]] = {
+    "lista": (),
+    "cp": ("dictionary",),
+    "alista": ("dictionary", "weight", "recurrent"),
+    "step": ("dictionary", "weight", "recurrent"),
 }
-_FIXED = {"lista": (), "cp": ("dictionary",), "alista": ("dictionary", "weight", "recurrent")}
-_FIXED["step"] = _FIXED["alista"]
 _NAMES = ("dictionary", "weight", "recurrent", "bias", "step", "threshold")
 _PER_COMPONENT: dict[str, Thresholds] = {"lista": "component", "cp": "layer", "alista": "layer"}
 
@@ -57,7 +55,8 @@ class LISTA(Thresholding):
 
     Thresholds (gamma, for "step") must not be negative. Any optimizer may train them: in training mode `forward` takes
     their absolute values, `eval()` and `load_state_dict` put these in their place by `project_()`, and so evaluation
-    uses them as they are; a module that trains in evaluation mode needs `project_()` after each step.
+    uses them as they are, and raises where they are negative (on the CPU, in plain calls of compiled kernels). A module
+    that trains in evaluation mode needs `project_()` after each step.
 
     Args:
         n_features: m.
@@ -79,7 +78,7 @@ class LISTA(Thresholding):
 
     Attributes are as the formulas have them, None where the variant has none: weight W [m, n] ([T, m, n] for untied
     "cp"), recurrent S [n, n] or [T, n, n] (for "alista" and "step" -D W, fixed), threshold, bias, step gamma [T],
-    dictionary D [n, m]. Without an initial code the first layer does not use S.
+    dictionary D [n, m]. Without an initial code the first layer does not use S. `state_dict` has alpha too.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -180,7 +179,8 @@ class LISTA(Thresholding):
             z [..., n_components] of the dtype that x and the parameters promote to.
 
         Raises:
-            TypeError, ValueError: naming the argument that is wrong. In evaluation mode also for negative thresholds.
+            TypeError, ValueError: naming the argument that is wrong. In evaluation mode also for negative thresholds
+                (gamma, for "step"); see the class.
 
         """
         weight, recurrent, select, layers = self.weight, self.recurrent, self._select, self.n_layers
@@ -239,12 +239,19 @@ class LISTA(Thresholding):
             text += f", {name}=True" if on else ""
         return text + (f", select={self.select}" if self.select is not None else "")
 
+    def get_extra_state(self) -> Tensor:
+        """What `state_dict` has besides tensors: alpha, which codes of "step" depend on, as float64."""
+        return torch.tensor(self.alpha, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Called by `load_state_dict`."""
+        self.alpha = non_negative("alpha", float(state))
+
     def _feasible(self) -> tuple[Tensor, Tensor | None]:
         """Thresholds that are not negative, and the steps."""
         threshold, step = self.threshold, self.step
         if threshold is None:
-            assert step is not None
-            step = reflected(step) if self.training else step
+            step = self._feasible_values("step")
             return (self.alpha * step).unsqueeze(-1), step
         return reflected(threshold) if self.training else threshold, step
 
@@ -294,8 +301,8 @@ class LISTA(Thresholding):
 
 
 def _check_choices(variant: str, tied: bool, thresholds: str | None, bias: bool) -> None:
-    if variant not in _LEARNED:
-        raise ValueError(f"variant must be one of {', '.join(map(repr, _LEARNED))}; got {variant!r}")
+    if variant not in _FIXED:
+        raise ValueError(f"variant must be one of {', '.join(map(repr, _FIXED))}; got {variant!r}")
     if thresholds is not None:
         if thresholds not in ("component", "layer", "shared"):
             raise ValueError(f"thresholds must be 'component', 'layer', 'shared' or None; got {thresholds!r}")

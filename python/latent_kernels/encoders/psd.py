@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -64,11 +66,13 @@ class PSDEncoder(nn.Module):
         return cls(m, n, dictionary=dictionary, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Codes [..., n_components] of x [..., n_features]."""
+        """Codes [..., n_components] of x [..., n_features], of the dtype that x and the parameters promote to."""
         _checks.float_tensor("x", x)
         if x.size(-1) != self.n_features:
             raise ValueError(f"x must have shape [..., {self.n_features}]; got {tuple(x.shape)}")
-        return self.gain * torch.tanh(x @ self.weight + self.bias)
+        tensors, _ = _checks.together(x=x, weight=self.weight, bias=self.bias, gain=self.gain)
+        x, weight, bias, gain = cast(list[Tensor], tensors)
+        return gain * torch.tanh(x @ weight + bias)
 
     def extra_repr(self) -> str:
         """The sizes."""

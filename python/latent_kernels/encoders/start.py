@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from latent_kernels import _checks
+from latent_kernels._eager import plain
 
 Tensor = torch.Tensor
 Array = Tensor | NDArray[Any]
@@ -26,7 +27,10 @@ class Placement(NamedTuple):
 
     def of(self, value: Tensor, *shape: int) -> Tensor:
         """A contiguous copy of its own, expanded to `shape` where given."""
-        moved = value.detach().to(self.device, self.dtype)
+        rounded = value.detach().to(dtype=self.dtype)
+        if not bool(torch.isfinite(rounded).all()):
+            raise ValueError(f"dictionary must be of a scale at which {self.dtype} holds the weights made from it")
+        moved = rounded.to(self.device)
         return (moved.expand(shape) if shape else moved).clone(memory_format=torch.contiguous_format)
 
 
@@ -61,12 +65,16 @@ def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) 
             f"dictionary must have shape {shape} (n_components, n_features); got {tuple(dictionary.shape)}"
         )
     dictionary = dictionary.detach()
+    _check_rows(dictionary)
+    return dictionary
+
+
+def _check_rows(dictionary: Tensor, where: str = "") -> None:
     if not bool(torch.isfinite(dictionary).all()):
-        raise ValueError("dictionary must be finite; got NaN or infinity")
+        raise ValueError(f"dictionary must be finite{where}; got NaN or infinity")
     zero = (dictionary == 0).all(-1).nonzero().flatten().tolist()
     if zero:
-        raise ValueError(f"dictionary must not have rows of zeros; row {zero[0]} is one ({len(zero)} in all)")
-    return dictionary
+        raise ValueError(f"dictionary must not have rows of zeros{where}; row {zero[0]} is one ({len(zero)} in all)")
 
 
 def random_dictionary(n_components: int, n_features: int) -> Tensor:
@@ -100,7 +108,13 @@ def prepared(
         like.dtype if dtype is None else _checks.float_dtype("dtype", dtype),
     )
     # As the parameters will hold it, so that step lengths are safe for what is computed with.
-    return given.to(_CPU, placement.dtype).double(), placement
+    rounded = given.to(_CPU, placement.dtype)
+    _check_rows(rounded, f" in {placement.dtype}")
+    rounded = rounded.double()
+    lengths = rounded.square().sum(-1)
+    if not bool((lengths > 0).all()) or not math.isfinite(float(lengths.sum())):
+        raise ValueError("dictionary must have rows whose squared lengths float64 holds")
+    return rounded, placement
 
 
 def lipschitz(dictionary: Tensor, dtype: torch.dtype) -> float:
@@ -119,7 +133,7 @@ class Thresholding(nn.Module):
 
     In training mode `forward` takes their absolute values. `project_()` puts those in their place, which changes no
     code, and `eval()` and `load_state_dict` call it, so that `forward` in evaluation mode uses the parameters as they
-    are.
+    are; there negative ones raise a ValueError (on the CPU, in plain calls).
     """
 
     _non_negative: tuple[str, ...] = ()
@@ -127,6 +141,15 @@ class Thresholding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
+
+    def _feasible_values(self, name: str) -> Tensor:
+        """A parameter as `forward` uses it."""
+        parameter: Tensor = getattr(self, name)
+        if self.training:
+            return reflected(parameter)
+        if plain(parameter):
+            _checks.finite(name, parameter, least=0)
+        return parameter
 
     @torch.no_grad()
     def project_(self: _Self) -> _Self:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -26,10 +27,15 @@ _REFINEMENTS = (0.2, 0.02)
 _EXPLODED = 10.0
 # which so many halvings of the rate in a row must heal.
 _BACKOFFS = 6
+# So many batches in a row that are not finite, or whose loss or gradient is not, are divergence; fewer are skipped.
+_SKIPPED = 5
 # Gradients longer than this many times their running mean are cut to that.
 _CLIP = 5.0
 # An improvement by less than this share does not count for patience.
 _SMALLEST_GAIN = 1e-4
+# Adam's epsilon for a parameter of size 1; gradients are the larger the smaller the parameter is.
+_EPSILON = 1e-8
+_SEED_END = 2**63
 
 
 class TrainingDiverged(RuntimeError):
@@ -84,13 +90,20 @@ def train_encoder(
     A `LISTA` is trained in stages: stage t adds layer t, trains what it brings (and what layers share), then all of the
     first t layers at 0.2 and at 0.02 of the rate, on the codes of layer t (Chen et al. 2018); when all is done the
     whole is what was trained, and its first layers alone are no longer at their best. Another encoder is trained at
-    these rates in one stage. Adam's rate for a parameter is relative to the parameter's root mean square, so that
-    neither the data's scale nor the dictionary's matters. Each phase checks the validation loss every `check_every`
-    steps, halves the rate when it rose, and ends when `patience` checks brought nothing. A loss that explodes sends
-    training back to its best weights with half the rate, and `TrainingDiverged` is raised when that does not help.
+    these rates in one stage. Adam's rate and epsilon for a parameter are relative to the parameter's root mean
+    square, so that neither the data's scale nor the dictionary's matters as long as squares stay in the dtype's range.
+    Each phase checks the validation loss every `check_every` steps, halves the rate when it rose, and ends when
+    `patience` checks brought nothing. A batch that is not finite, or whose loss or gradient is not, is skipped. Five of
+    them in a row, or a loss that explodes, send training back to its best weights with half the rate, and
+    `TrainingDiverged` is raised when that does not help.
+
+    The encoder trains in training mode (where it already is, submodules put into evaluation mode stay in it) and is
+    validated in evaluation mode, which leaves torch's generators as they are. All modes come back at the end. The best
+    weights are a whole `state_dict`, with buffers such as running statistics.
 
     Args:
-        encoder: `LISTA`, `LCoD`, `PSDEncoder`, or any module that maps [B, m] to [B, n].
+        encoder: `LISTA`, `LCoD`, `PSDEncoder`, or any module that maps [B, m] to [B, n], in float32 or float64; one of
+            half precision is trained so and converted afterwards.
         x: [N, m]; or a stream: a callable that returns a batch, or an iterable of batches (a DataLoader) that can be
             iterated over again and again. A batch is x, (x,) or (x, codes). All is converted to the encoder's device
             and dtype.
@@ -104,9 +117,11 @@ def train_encoder(
         check_every: steps between two validations.
         patience: checks without improvement before a phase ends.
         layerwise: in stages; otherwise all layers at once.
-        validation: the share of x that is kept for validation; or x, or (x, codes), to validate with. Of a stream, the
-            first four batches where it is a share.
-        seed: of the split and the order of the rows; None draws one from torch's default CPU generator.
+        validation: the share of x that is kept for validation; or x, or (x, codes), to validate with. Where x is a
+            stream and this a share, however large, the first four batches are kept. An iterable's first four are then
+            left out each time it is iterated over: where its order changes (shuffle=True) later ones bring rows that
+            are validated with, so give it what to validate with.
+        seed: of the split and the order of the rows, in [0, 2^63); None draws one from torch's default CPU generator.
         progress: True for a bar (needs the package rich), False for none, None for a bar where rich is installed and
             standard error is a terminal; or called as progress(done, total) after each step.
 
@@ -131,25 +146,35 @@ def train_encoder(
     trained = [p for p in encoder.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("encoder must have parameters that require gradients")
-    seed = int(torch.randint(2**63 - 1, (), device="cpu")) if seed is None else seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or None; got {seed!r}")
-    generator = torch.Generator().manual_seed(seed)
+    for dtype in {p.dtype for p in trained} - {torch.float32, torch.float64}:
+        raise TypeError(
+            f"encoder must have float32 or float64 parameters (train in float32, then convert it); got {dtype}"
+        )
+    generator = torch.Generator().manual_seed(_seed(seed))
     data = batches.prepare(x, codes, validation, count("batch_size", batch_size), generator)
     objective = _objective(encoder, data.validation.to(trained[0]), loss, dictionary, alpha)
     layers = encoder.n_layers if isinstance(encoder, LISTA) else None
     depths: list[int | None] = [*range(1, layers + 1)] if layers is not None and layerwise else [layers]
     phases = 3 * len(depths)
-    was_training = encoder.training
-    encoder.train()
     try:
-        with _bar(progress, phases * options.max_steps) as report:
+        with _modes_kept(encoder), _bar(progress, phases * options.max_steps) as report:
+            if not encoder.training:
+                encoder.train()
             trainer = _Trainer(encoder, data, objective, options, report)
             return Training(tuple(trainer.stage(depth, alone=not layerwise) for depth in depths))
     finally:
-        encoder.train(was_training)
         for parameter in trained:
             parameter.grad = None
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        return int(torch.randint(_SEED_END - 1, (), device="cpu"))
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int or None; got {seed!r}")
+    if not 0 <= seed < _SEED_END:
+        raise ValueError(f"seed must lie in [0, 2^63); got {seed}")
+    return seed
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -224,7 +249,9 @@ class _Trainer:
         self.encoder, self.objective, self.options, self.report = encoder, objective, options, report
         self.trained: list[Tensor] = [p for p in encoder.parameters() if p.requires_grad]
         self.batches, self.validation = data.training, data.validation.to(self.trained[0])
+        self.devices = {p.device for p in self.trained if p.device.type == "cuda"}
         self.depth: int | None = None
+        self.skipped = 0  # batches in a row
         self.done = 0  # steps as the progress bar counts them: those left out too
         self.best, self.best_loss = self._weights(), math.inf
         self.losses: list[float] = []
@@ -252,13 +279,13 @@ class _Trainer:
         self.norm = math.inf  # of gradients, their running mean
         try:
             for step in range(1, self.options.max_steps + 1):
-                finite = self._step(optimizer, new)
+                sound = self._step(optimizer, new)
                 self.report(self.done + step)
-                if finite and step % self.options.check_every and step < self.options.max_steps:
+                if sound and step % self.options.check_every and step < self.options.max_steps:
                     continue
-                loss = self._validate() if finite else math.nan
+                loss = self._validate() if sound else math.nan
                 if not loss <= limit:
-                    self.exploded = (loss, rate)
+                    self.exploded, self.skipped = (loss, rate), 0
                     backoffs, rate, previous = backoffs + 1, rate / 2, self.best_loss
                     self._restore()
                     if backoffs > _BACKOFFS:
@@ -282,8 +309,13 @@ class _Trainer:
         return step
 
     def _step(self, optimizer: torch.optim.Optimizer, new: int | None) -> bool:
-        """One step of Adam; False where the loss, its gradient (no step is made then) or the weights are not finite."""
+        """One step of Adam, or none where the batch, the loss or its gradient is not finite.
+
+        False where there were too many such in a row, or the weights are not finite.
+        """
         batch = next(self.batches).to(self.trained[0])
+        if not bool(torch.isfinite(batch.x).all()):  # the encoder, which may keep running statistics, must not see it
+            return self._skip()
         loss = self.objective(self._encode(batch.x), batch) / self.unit
         optimizer.zero_grad()
         loss.backward()
@@ -292,7 +324,8 @@ class _Trainer:
             self._freeze_before(new)
         norm = _norm(gradients)
         if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):
-            return False
+            return self._skip()
+        self.skipped = 0
         bound = _CLIP * self.norm
         if norm > bound:
             torch._foreach_mul_(gradients, bound / norm)
@@ -302,6 +335,11 @@ class _Trainer:
         if isinstance(self.encoder, Thresholding):
             self.encoder.project_()
         return math.isfinite(_norm(self.trained))
+
+    def _skip(self) -> bool:
+        """Whether that may be."""
+        self.skipped += 1
+        return self.skipped < _SKIPPED
 
     def _freeze_before(self, new: int) -> None:
         """No gradient for the layers before a new one; Adam, begun anew, then leaves them as they are."""
@@ -316,29 +354,34 @@ class _Trainer:
         return z
 
     @torch.no_grad()
+    def _codes(self) -> Tensor:
+        """Those to validate, in evaluation mode; torch's generators and the modes stay as they are."""
+        with _modes_kept(self.encoder), torch.random.fork_rng(self.devices):
+            self.encoder.eval()
+            return self._encode(self.validation.x)
+
+    @torch.no_grad()
     def _validate(self) -> float:
-        z = self._encode(self.validation.x)
+        z = self._codes()
         self.unit = float(self.objective(torch.zeros_like(z), self.validation)) or 1.0
         self.losses.append(float(self.objective(z, self.validation)))
         return self.losses[-1]
 
     @torch.no_grad()
     def _optimizer(self, rate: float) -> torch.optim.Adam:
-        groups = [{"params": [p], "lr": rate * self._size(p)} for p in self.trained]
-        return torch.optim.Adam(groups)
+        sizes = [self._size(p) for p in self.trained]
+        pairs = zip(self.trained, sizes, strict=True)
+        return torch.optim.Adam([{"params": [p], "lr": rate * size, "eps": _EPSILON / size} for p, size in pairs])
 
     def _size(self, parameter: Tensor) -> float:
         """Root mean square of a parameter; that of the codes for one that is 0 (a bias, thresholds without alpha)."""
-        size = float(parameter.square().mean().sqrt())
-        return size or float(self._encode(self.validation.x).square().mean().sqrt()) or 1.0
+        return _root_mean_square(parameter) or _root_mean_square(self._codes()) or 1.0
 
-    def _weights(self) -> list[Tensor]:
-        return [p.detach().clone() for p in self.trained]
+    def _weights(self) -> dict[str, Any]:
+        return copy.deepcopy(self.encoder.state_dict())
 
-    @torch.no_grad()
     def _restore(self) -> None:
-        for parameter, weights in zip(self.trained, self.best, strict=True):
-            parameter.copy_(weights)
+        self.encoder.load_state_dict(self.best)
 
     def _explanation(self, loss: float, rate: float) -> str:
         where = "" if self.depth is None else f" with {self.depth} layers"
@@ -351,6 +394,21 @@ class _Trainer:
 @torch.no_grad()
 def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(x) for x in tensors])))
+
+
+def _root_mean_square(x: Tensor) -> float:
+    return float(x.detach().double().square().mean().sqrt())
+
+
+@contextmanager
+def _modes_kept(encoder: nn.Module) -> Iterator[None]:
+    """Each submodule is in training or evaluation mode afterwards as before."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
