@@ -2,8 +2,8 @@
 #include "kernels.hpp"
 
 #include "gaussian.hpp"
-#include "lista.hpp"
 #include "lasso.hpp"
+#include "lista.hpp"
 #include "score.hpp"
 
 namespace lk {
