@@ -42,7 +42,7 @@ def forward(
     """
     x = tensors.x
     z = x.new_empty((x.size(0), tensors.components))
-    addresses = x.data_ptr(), _address(tensors.initial), z.data_ptr()
+    addresses = _address(x), _address(tensors.initial), _address(z)
     tape = plan(tensors, choices).forward(torch.get_num_threads(), x.size(0), *addresses, with_tape, with_drive)
     return z, tape
 
@@ -56,10 +56,10 @@ def backward(
     plan(tensors, choices).backward(
         torch.get_num_threads(),
         x.size(0),
-        x.data_ptr(),
+        _address(x),
         _address(tensors.initial),
         tape,
-        upstream.data_ptr(),
+        _address(upstream),
         [_address(g) for g in gradients],
     )
     return gradients

@@ -1,0 +1,121 @@
+"""What unrolled layers keep between calls, and what torch's modes do to them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from latent_kernels.lista import lista_encode
+
+Tensor = torch.Tensor
+
+
+@pytest.fixture
+def problem() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    dictionary = torch.nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=1)
+    x = torch.randn(3, 4, generator=generator)
+    return x, dictionary.t().contiguous(), torch.eye(6) - 0.3 * dictionary @ dictionary.t()
+
+
+def test_steps_that_turn_nan_behind_torchs_back_stay_inside_their_lists(
+    problem: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """6 components leave lanes of a register over, and NaN there once looked like codes beyond the end."""
+    x, weight, recurrent = problem
+    memory = np.array(0.5, np.float32)
+    step = torch.from_numpy(memory)
+    assert bool(torch.isfinite(lista_encode(x, weight, recurrent, 0.01, n_layers=3, step=step)).all())
+    memory[...] = np.nan
+    for _ in range(50):
+        z = lista_encode(x.repeat(40, 1), weight, recurrent, 0.01, n_layers=3, step=step)
+        assert z.shape == (120, 6)
+        assert bool(z.isnan().all())
+
+
+def test_second_derivatives_by_way_of_another_term_raise(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The upstream gradient of the codes needs no gradient here; x does."""
+    x, weight, recurrent = problem
+    x.requires_grad_()
+    loss = lista_encode(x, weight, recurrent, 0.01, n_layers=2).sum() + (x @ weight).square().sum()
+    (g,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        g.square().sum().backward()
+
+
+def test_another_default_device_changes_nothing(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, recurrent = problem
+    expected = lista_encode(x, weight, recurrent, 0.01, n_layers=2)
+    with torch.device("meta"):
+        assert torch.equal(lista_encode(x, weight, recurrent, 0.01, n_layers=2), expected)
+        z = lista_encode(x.clone().requires_grad_(), weight, recurrent, 0.01, n_layers=2)
+    assert torch.equal(z, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_computes_anew(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, recurrent = problem
+    traced = torch.jit.trace(lambda x: lista_encode(x, weight, recurrent, 0.01, n_layers=2), x, check_trace=False)
+    other = 2 * x + 1
+    assert torch.equal(traced(other), lista_encode(other, weight, recurrent, 0.01, n_layers=2))
+
+
+def test_codes_are_let_go_with_the_graph(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, recurrent = problem
+    weight.requires_grad_()
+    z = lista_encode(x, weight, recurrent, 0.01, n_layers=2)
+    z.sum().backward(retain_graph=True)
+    assert z.grad_fn is not None
+    assert z.grad_fn.tape is not None  # type: ignore[attr-defined]
+    z.sum().backward()
+    assert z.grad_fn.tape is None  # type: ignore[attr-defined]
+
+
+def test_numbers_are_told_apart(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    """A call that is known by the numbers it was given is not another's."""
+    x, weight, recurrent = problem
+    for _ in range(2):
+        found = [
+            lista_encode(x, weight, recurrent, t, n_layers=3, step=s) for t in (0.01, 0.02) for s in (0.3, 0.2, None)
+        ]
+        assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
+def test_few_rows_and_many_give_x_the_same_gradient(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, recurrent = problem
+    found = []
+    for copies in (1, 300):
+        rows = x.repeat(copies, 1).requires_grad_()
+        (g,) = torch.autograd.grad(lista_encode(rows, weight, recurrent, 0.01, n_layers=3).sum(), rows)
+        found.append(g)
+    assert torch.equal(found[1], found[0].repeat(300, 1))
+
+
+def test_memory_that_cannot_be_had_is_an_error() -> None:
+    """In a process with little of it: threads raise MemoryError, and do not end the process."""
+    code = """
+import resource, torch, latent_kernels as lk
+torch.set_num_threads(4)
+n = 2048
+x, w, s = torch.randn(4096, 64), torch.randn(64, n) / 100, torch.eye(n)
+lk.lista_encode(x[:600], w, s, 0.01, n_layers=2)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+failed = 0
+for spare in (1, 5, 40, 44, 48):
+    resource.setrlimit(resource.RLIMIT_AS, (used + (spare << 20), resource.RLIM_INFINITY))
+    try:
+        lk.lista_encode(x.requires_grad_(), w, s, 0.01, n_layers=4)
+    except (MemoryError, RuntimeError):
+        failed += 1
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(failed, lk.lista_encode(x[:9], w, s, 0.01, n_layers=2).shape)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    failed, shape = result.stdout.split(" ", 1)
+    assert int(failed) > 0
+    assert "[9, 2048]" in shape
