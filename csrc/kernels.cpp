@@ -3,7 +3,7 @@
 
 #include "gaussian.hpp"
 #include "lasso.hpp"
-#include "lista.hpp"
+#include "lista_backward.hpp"
 #include "score.hpp"
 
 namespace lk {
