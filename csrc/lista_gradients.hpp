@@ -35,8 +35,7 @@ template <class T>
 class Backward {
  public:
   Backward(const Call& call, Tape& tape, const T* upstream, const Gradients& wanted)
-      : call_(call),
-        p_(call.problem),
+      : p_(call.problem),
         tape_(tape),
         upstream_(upstream),
         wanted_(wanted),
@@ -61,8 +60,8 @@ class Backward {
   }
 
  private:
-  static constexpr bool wide_type = std::is_same<T, double>::value;
-  static constexpr int kType = wide_type ? kFloat64 : kFloat32;
+  static constexpr int kType = std::is_same<T, double>::value ? kFloat64 : kFloat32;
+  using Tasks = std::vector<std::function<void(T*)>>;
 
   // Transposed matrices, [layers or 1, components, ...].
   std::unique_ptr<T[]> columns_of(const void* matrix, bool layered, int64_t rows, int64_t columns) const {
@@ -144,7 +143,7 @@ class Backward {
     gradients_.clear();
     gradients_.resize(static_cast<size_t>(tiles * (layers + 1)));
     const int64_t wide = std::max(stride_, wide_), rows = std::min(tape_.tile_rows, tape_.rows);
-    const auto make = [&] { return Pieces(((2 * rows + 1) * wide + stride_) * static_cast<int64_t>(sizeof(T)) + 64); };
+    const auto make = [&] { return Pieces(((2 * rows + 1) * wide + stride_) * static_cast<int64_t>(sizeof(T))); };
     each_task(tiles, workers_, make, [&](Pieces& scratch, int64_t i) { tile_gradients(first_tile_ + i, scratch); });
   }
 
@@ -193,7 +192,7 @@ class Backward {
   // --- then the matrices, block by block of their rows, samples in order
 
   void matrix_gradients() {
-    std::vector<std::function<void(T*)>> tasks;
+    Tasks tasks;
     if (wanted_.weight != nullptr) residual_form_ ? add_weight_columns(tasks) : add_weight(tasks);
     if (wanted_.recurrent != nullptr) add_recurrent(tasks);
     if (wanted_.dictionary != nullptr) add_dictionary(tasks);
@@ -221,37 +220,59 @@ class Backward {
     for (int64_t tile = first_tile_; tile < end_tile_; ++tile) f(tile);
   }
 
+  // Calls f(layer, tile) for layers [from, to) in falling order and all tiles of the chunk: the order of every sum
+  // here.
+  template <class F>
+  void each_layer_and_tile(int64_t from, int64_t to, F f) const {
+    for (int64_t layer = to - 1; layer >= from; --layer) each_tile_of_chunk([&](int64_t tile) { f(layer, tile); });
+  }
+
+  // What gradients of matrices share: rows [first, end) of a sum of outer products over a tile's rows, with lists on
+  // the left.
+  Outer outer_of(int64_t tile, const Codes& left, const void* values, double factor, int64_t first, int64_t end,
+                 T* room) const {
+    Outer o{};
+    o.rows = tape_.rows_of(tile);
+    o.first = first;
+    o.end = end;
+    o.left_start = left.start;
+    o.left_index = left.index;
+    o.left_value = values;
+    o.factor = factor;
+    o.room = room;
+    return o;
+  }
+  void add_sparse(Outer o, const Codes& right, const T* values, T* out) const {
+    o.columns = n_;
+    o.right_start = right.start;
+    o.right_index = right.index;
+    o.right_value = values;
+    o.out = out;
+    o.out_stride = stride_;
+    active_build().lista_outer[kType](o);
+  }
+  void add_dense(Outer o, const T* right, void* out, int64_t out_stride) const {
+    o.columns = m_;
+    o.right_value = right;
+    o.right_stride = wide_;
+    o.out = out;
+    o.out_stride = out_stride;
+    active_build().lista_outer[kType](o);
+  }
+
   T step_of(int64_t layer) const {
     return p_.step == nullptr ? T(1) : static_cast<const T*>(p_.step)[p_.layered_step ? layer : 0];
   }
 
-  using Tasks = std::vector<std::function<void(T*)>>;
-
-  // S += gamma_t z_{t-1}^T g_t; layers in falling order, then rows.
+  // S += gamma_t z_{t-1}^T g_t.
   void add_recurrent(Tasks& tasks) {
     const auto of_layers = [this](int64_t from, int64_t to, int64_t first, int64_t end, T* out, T* line) {
-      for (int64_t layer = to - 1; layer >= from; --layer) {
-        each_tile_of_chunk([&](int64_t tile) {
-          const Codes &left = tape_.at(tile, layer).codes, &right = tape_.at(tile, layer + 1).codes;
-          if (left.start == nullptr) return;
-          const Outer o{tape_.rows_of(tile),
-                        first,
-                        end,
-                        n_,
-                        left.start,
-                        left.index,
-                        left.value,
-                        step_of(layer),
-                        right.start,
-                        right.index,
-                        gradient(tile, layer + 1),
-                        0,
-                        line,
-                        out,
-                        stride_};
-          active_build().lista_outer[kType](o);
-        });
-      }
+      each_layer_and_tile(from, to, [&](int64_t layer, int64_t tile) {
+        const Codes& left = tape_.at(tile, layer).codes;
+        if (left.start == nullptr) return;
+        add_sparse(outer_of(tile, left, left.value, step_of(layer), first, end, line), tape_.at(tile, layer + 1).codes,
+                   gradient(tile, layer + 1), out);
+      });
     };
     each_block(n_, n_, [&](int64_t first, int64_t end) {
       T* out = recurrent_sums_;
@@ -289,27 +310,12 @@ class Backward {
       for (int64_t group = 0; group < (p_.layered_weight ? p_.layers : 1); ++group) {
         tasks.push_back([=](T* line) {
           const int64_t from = p_.layered_weight ? group : 0, to = p_.layered_weight ? group + 1 : p_.layers;
-          for (int64_t layer = to - 1; layer >= from; --layer) {
-            each_tile_of_chunk([&](int64_t tile) {
-              const Codes& left = tape_.at(tile, layer + 1).codes;
-              const Outer o{tape_.rows_of(tile),
-                            first,
-                            end,
-                            m_,
-                            left.start,
-                            left.index,
-                            gradient(tile, layer + 1),
-                            step_of(layer),
-                            nullptr,
-                            nullptr,
-                            of_chunk(residual_, tile, layer),
-                            wide_,
-                            line,
-                            weight_sums_.get() + group * n_ * wide_,
-                            wide_};
-              active_build().lista_outer[kType](o);
-            });
-          }
+          T* out = weight_sums_.get() + group * n_ * wide_;
+          each_layer_and_tile(from, to, [&](int64_t layer, int64_t tile) {
+            const Codes& left = tape_.at(tile, layer + 1).codes;
+            add_dense(outer_of(tile, left, gradient(tile, layer + 1), step_of(layer), first, end, line),
+                      of_chunk(residual_, tile, layer), out, wide_);
+          });
         });
       }
     });
@@ -319,28 +325,12 @@ class Backward {
   void add_dictionary(Tasks& tasks) {
     each_block(n_, m_, [&](int64_t first, int64_t end) {
       tasks.push_back([=](T* line) {
-        for (int64_t layer = p_.layers - 1; layer >= 0; --layer) {
-          each_tile_of_chunk([&](int64_t tile) {
-            const Codes& left = tape_.at(tile, layer).codes;
-            if (left.start == nullptr) return;
-            const Outer o{tape_.rows_of(tile),
-                          first,
-                          end,
-                          m_,
-                          left.start,
-                          left.index,
-                          left.value,
-                          -1,
-                          nullptr,
-                          nullptr,
-                          of_chunk(residual_gradient_, tile, layer),
-                          wide_,
-                          line,
-                          wanted_.dictionary,
-                          m_};
-            active_build().lista_outer[kType](o);
-          });
-        }
+        each_layer_and_tile(0, p_.layers, [&](int64_t layer, int64_t tile) {
+          const Codes& left = tape_.at(tile, layer).codes;
+          if (left.start == nullptr) return;
+          add_dense(outer_of(tile, left, left.value, -1, first, end, line), of_chunk(residual_gradient_, tile, layer),
+                    wanted_.dictionary, m_);
+        });
       });
     });
   }
@@ -410,7 +400,6 @@ class Backward {
     for (int64_t i = 0; i < out_layers * out_columns; ++i) out[i] = static_cast<T>(total[static_cast<size_t>(i)]);
   }
 
-  const Call& call_;
   const Lista& p_;
   Tape& tape_;
   const T* upstream_;

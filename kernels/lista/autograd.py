@@ -15,12 +15,16 @@ from latent_kernels.kernels.lista.problem import Choices, Tensors
 Tensor = torch.Tensor
 
 
+def _memory(tensors: Tensors) -> Tensors:
+    return Tensors(*(None if t is None else in_memory(t) for t in tensors))  # type: ignore[arg-type]
+
+
 def checked(tensors: Tensors) -> Tensors:
     """Tensors as memory, their values checked."""
     for name in ("weight", "bias", "recurrent", "dictionary", "step", "initial"):
         _checks.finite(name, getattr(tensors, name))
     _checks.finite("threshold", tensors.threshold, least=0)
-    return Tensors(*(None if t is None else in_memory(t) for t in tensors))  # type: ignore[arg-type]
+    return _memory(tensors)
 
 
 def op_arguments(tensors: Tensors, choices: Choices) -> tuple[Any, ...]:
@@ -51,8 +55,8 @@ class Lista(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
             found = call("lista_backward", *op_arguments(tensors, choices), upstream, list(wanted))
             return (*(g if w else None for g, w in zip(found, wanted, strict=True)), None)
-        memory = Tensors(*(None if t is None else in_memory(t) for t in tensors))  # type: ignore[arg-type]
-        found = backend("lista", upstream.device).backward(memory, choices, ctx.tape, in_memory(upstream), wanted)
+        kernels = backend("lista", upstream.device)
+        found = kernels.backward(_memory(tensors), choices, ctx.tape, in_memory(upstream), wanted)
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.tape = None  # as torch frees its saved tensors
         return (*found, None)
