@@ -4,6 +4,7 @@ Noise             `normal`, `uniform`
 Gaussian          `rsample_kl`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
 Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
 Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
+Bounds            `importance_bound`, `elbo`, `normalized_weights`, `effective_sample_size`, `pareto_k`
 Variance          `profile_variance`
 Sparse codes      `sparse_encode`, `SparseCoder`, `DictionaryLearning`
 Sparse encoders   `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`, `coupled_lista_encode`
@@ -18,6 +19,8 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
+from latent_kernels.bounds import elbo, importance_bound
+from latent_kernels.diagnostics import effective_sample_size, normalized_weights, pareto_k
 from latent_kernels.distributions import FusedNormal
 from latent_kernels.encoders import LISTA, LCoD, PSDEncoder, train_encoder
 from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
@@ -75,12 +78,17 @@ __all__ = [
     "coupled_lista_encode",
     "disarm",
     "disarm_gradient",
+    "effective_sample_size",
+    "elbo",
     "exponential_family_e_step",
     "gaussian_e_step",
     "gaussian_kl",
     "gaussian_log_prob",
+    "importance_bound",
     "lista_encode",
     "normal",
+    "normalized_weights",
+    "pareto_k",
     "profile_variance",
     "rsample",
     "rsample_kl",

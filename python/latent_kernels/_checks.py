@@ -33,6 +33,14 @@ def float_tensor(name: str, x: object) -> None:
         raise TypeError(f"{name} must be a dense (strided) tensor; got layout {x.layout}")
 
 
+def log_weights(x: object, name: str = "log_w") -> None:
+    """Values of at least one sample, [S, ...]."""
+    float_tensor(name, x)
+    assert isinstance(x, Tensor)
+    if x.size(0) < 1:
+        raise ValueError(f"{name} must have shape [S, ...] with S >= 1 samples; got {tuple(x.shape)}")
+
+
 _known: dict[int, tuple[object, ...]] = {}  # by id: a weak reference, and the state that passed
 
 

@@ -164,6 +164,14 @@ class DiagonalGaussian(Family):
             self.mean, self.logvar, num_samples, prior_mean=given[0], prior_logvar=given[1], seed=seed, offset=offset
         )
 
+    def rsample_log_prob(
+        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0, path_derivative: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Samples and log q(z)."""
+        z = self.rsample(num_samples, seed=seed, offset=offset)
+        mean, logvar = (x.detach() if path_derivative else x for x in self.parameters)
+        return z, gaussian_log_prob(z, mean, logvar)
+
     def sample(self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0) -> Tensor:
         """As `rsample`, without gradient."""
         with torch.no_grad():

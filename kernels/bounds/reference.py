@@ -1,0 +1,65 @@
+"""Importance-weighted bounds in plain torch, as the formulas stand in the papers.
+
+For log-weights log w_s = log p(x, z_s) - log q(z_s), s = 1 ... S:
+
+    bound     L = log 1/S sum_s w_s                                     (Burda et al. 2016, eq. 8)
+    weights   dL / d log w_s = w_s / sum_r w_r
+    signal    L - log 1/S (sum_{r != s} w_r + e^{m_s}),  m_s = 1/(S - 1) sum_{r != s} log w_r
+              what VIMCO multiplies the gradient of log q(z_s) by       (Mnih and Rezende 2016, eqs. 6 to 10)
+
+Sums are over w_s / max w, and `top` = max log w and `total` = sum_s e^(log w_s - top) are what backward needs: weights
+from them add up to 1 whatever the rounding of L. Where every weight is 0 or one is infinite, L is -inf or inf and
+weights are NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from latent_kernels._eager import row_dtype
+
+Tensor = torch.Tensor
+Sizes = tuple[int, int, int]  # groups, samples, rows
+
+
+def bound(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The bound, `top` and `total`, each summed over dimension 1 of [groups, samples, rows]."""
+    lowest = torch.finfo(log_w.dtype).min
+    top = log_w.amax(1).nan_to_num(nan=lowest, posinf=math.inf, neginf=lowest)
+    total = torch.exp(log_w - top.unsqueeze(1)).sum(1)
+    value = top + (torch.log(total) - math.log(log_w.size(1)))
+    without_nan = (top == math.inf) & ~log_w.isnan().any(1)
+    return torch.where(without_nan, math.inf, value), top, total
+
+
+def log_without(log_w: Tensor) -> Tensor:
+    """log (sum_{r != s} w_r + e^{m_s}) for each s, each sum over its own terms: [groups, samples, rows]."""
+    samples = log_w.size(1)
+    own = torch.eye(samples, dtype=torch.bool, device=log_w.device)[None, :, :, None]
+    every = log_w.unsqueeze(1).expand(-1, samples, -1, -1)  # [groups, s, r, rows]
+    mean = every.masked_fill(own, 0).sum(2) / (samples - 1)
+    return torch.logsumexp(torch.where(own, mean.unsqueeze(2), every), 2)
+
+
+def forward(sizes: Sizes, log_w: Tensor, out: Tensor, top: Tensor, total: Tensor) -> None:
+    """The interface of the compiled kernels: log_w of `sizes` -> three of [groups, rows]."""
+    found = bound(log_w.reshape(sizes).to(row_dtype(log_w.dtype)))
+    for place, value in zip((out, top, total), found, strict=True):
+        place.copy_(value.reshape(place.shape))
+
+
+def weights(sizes: Sizes, log_w: Tensor, top: Tensor, total: Tensor, gradient: Tensor | None, out: Tensor) -> None:
+    """The normalised weights, times `gradient` [groups, rows] where it is given."""
+    row = (sizes[0], 1, sizes[2])
+    factor = 1 / total if gradient is None else gradient.reshape(total.shape) / total
+    found = torch.exp(log_w.reshape(sizes).to(top.dtype) - top.reshape(row)) * factor.reshape(row)
+    out.copy_(found.reshape(out.shape))
+
+
+def signal(sizes: Sizes, log_w: Tensor, gradient: Tensor, out: Tensor) -> None:
+    """VIMCO's learning signal for each sample, times `gradient` [groups, rows]."""
+    log_w = log_w.reshape(sizes).to(row_dtype(log_w.dtype))
+    learned = torch.logsumexp(log_w, 1, keepdim=True) - log_without(log_w)
+    out.copy_((gradient.reshape(sizes[0], 1, sizes[2]) * learned).reshape(out.shape))
