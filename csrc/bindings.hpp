@@ -18,6 +18,7 @@ void bind_families(pybind11::module_& m);
 void bind_score(pybind11::module_& m);
 void bind_lista(pybind11::module_& m);
 void bind_lasso(pybind11::module_& m);
+void bind_bounds(pybind11::module_& m);
 
 // Elements that one task should at least handle: some ten microseconds, well above the cost of handing it out.
 constexpr int64_t kTaskElements = 1 << 14;

@@ -1,6 +1,7 @@
 // One build of every kernel, for the instruction set that LK_ISA names (see CMakeLists.txt).
 #include "kernels.hpp"
 
+#include "bounds.hpp"
 #include "gaussian.hpp"
 #include "lasso.hpp"
 #include "lista_backward.hpp"
@@ -78,6 +79,10 @@ const Kernels kernels = {
     LK_TYPES(score_gradient),
     LK_TYPES(score_merge),
     LK_FLOATS(row_means),
+    LK_TYPES(bound_sums),
+    LK_FLOATS(bound_merge),
+    LK_TYPES(bound_weights),
+    LK_TYPES(bound_signal),
     LK_FLOATS(lista_begin),
     LK_FLOATS(lista_layer),
     LK_FLOATS(lista_shrink),

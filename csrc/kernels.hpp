@@ -227,6 +227,32 @@ struct Lasso {
 };
 constexpr int kLassoRows = 4;  // rows whose correlations are computed together
 
+// Importance-weighted bounds of log_w [groups, samples, rows]: sums over samples, for each row. Few rows are `fold`ed:
+// consecutive samples lie side by side as lines of `width` = fold * rows values, the last line shorter where samples
+// are not a multiple of fold.
+struct Bounds {
+  int64_t groups, samples, rows, fold;
+  const void* log_w;
+  int64_t width() const { return fold * rows; }
+  int64_t lines() const { return (samples + fold - 1) / fold; }
+};
+constexpr int64_t kBoundColumns = 512;  // of a line, that one call works on at most
+
+// For each place of a line the largest log-weight and the sum of e^(log_w - largest), [groups, width] in the compute
+// type; -kLargest and 0 where there is none above.
+struct BoundSums {
+  void* top;
+  void* total;
+};
+
+// out = factor e^(log_w - top), with top and factor [groups, rows] in the compute type.
+struct BoundWeights {
+  const void* top;
+  const void* total;
+  const void* gradient;  // factor = gradient / total, or 1 / total where it is null
+  void* out;             // of log_w's type and shape
+};
+
 struct Kernels {
   const char* name;
   int lanes;  // float32 values in a register
@@ -243,6 +269,12 @@ struct Kernels {
   bool (*score_gradient[kTypes])(const Score&, const Part&, void* room, void* partial);
   void (*score_merge[kTypes])(const Score&, const Part&, void* room, const void* partial, int64_t chunks);
   void (*row_means[2])(const void* values, int64_t samples, int64_t rows, int64_t row0, int64_t row1, double* out);
+  // Parts have lines for samples: [sample0, sample1) of columns [col0, col1), at most kBoundColumns.
+  void (*bound_sums[kTypes])(const Bounds&, const BoundSums&, const Part&);
+  void (*bound_merge[2])(int64_t chunks, int64_t stride, int64_t n, void* tops, void* totals);
+  void (*bound_weights[kTypes])(const Bounds&, const BoundWeights&, const Part&);
+  // VIMCO's signal, times gradient [groups, rows] in the compute type, into out; fold is 1, parts have all samples.
+  void (*bound_signal[kTypes])(const Bounds&, const void* gradient, void* out, const Part&);
   // For float and double. A tile begins with x W + b and z_0; a layer is a product and then soft-thresholding, from
   // which the `select` largest entries of a row are exempt; at the end the codes become dense.
   void (*lista_begin[2])(const Lista&, ListaTile&);

@@ -164,5 +164,25 @@ LK_INLINE void psi_expm1(V d, V& psi, V& expm1) {
   expm1 = map(near, d, small + d, large);
 }
 
+// ln(1 + x) for -1/2 <= x <= 1, with a small relative error for tiny x too: 2 artanh(s), s = x / (2 + x).
+template <class T>
+struct ArtanhConstants;
+template <>
+struct ArtanhConstants<float> {
+  static constexpr float P[] = {1.f / 3, 1.f / 5, 1.f / 7, 1.f / 9, 1.f / 11, 1.f / 13, 1.f / 15};
+};
+template <>
+struct ArtanhConstants<double> {
+  static constexpr double P[] = {1. / 3,  1. / 5,  1. / 7,  1. / 9,  1. / 11, 1. / 13, 1. / 15, 1. / 17,
+                                 1. / 19, 1. / 21, 1. / 23, 1. / 25, 1. / 27, 1. / 29, 1. / 31, 1. / 33};
+};
+template <class V>
+LK_INLINE V log1p(V x) {
+  using T = Scalar<V>;
+  const V s = map([](auto x) { return x / (x + T(2)); }, x);
+  const V y = s * s;
+  return ((y * horner(ArtanhConstants<T>::P, y)) * s + s) * T(2);
+}
+
 }  // namespace LK_ISA
 }  // namespace lk

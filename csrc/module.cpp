@@ -18,4 +18,5 @@ PYBIND11_MODULE(_core, m) {
   lk::bind_score(m);
   lk::bind_lista(m);
   lk::bind_lasso(m);
+  lk::bind_bounds(m);
 }

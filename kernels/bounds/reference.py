@@ -34,13 +34,10 @@ def bound(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(without_nan, math.inf, value), top, total
 
 
-def log_without(log_w: Tensor) -> Tensor:
-    """log (sum_{r != s} w_r + e^{m_s}) for each s, each sum over its own terms: [groups, samples, rows]."""
-    samples = log_w.size(1)
-    own = torch.eye(samples, dtype=torch.bool, device=log_w.device)[None, :, :, None]
-    every = log_w.unsqueeze(1).expand(-1, samples, -1, -1)  # [groups, s, r, rows]
-    mean = every.masked_fill(own, 0).sum(2) / (samples - 1)
-    return torch.logsumexp(torch.where(own, mean.unsqueeze(2), every), 2)
+def log_without(log_w: Tensor, s: int) -> Tensor:
+    """log (sum_{r != s} w_r + e^{m_s}) over its own terms: [groups, rows]."""
+    others = torch.cat((log_w[:, :s], log_w[:, s + 1 :]), 1)
+    return torch.logsumexp(torch.cat((others, others.mean(1, keepdim=True)), 1), 1)
 
 
 def forward(sizes: Sizes, log_w: Tensor, out: Tensor, top: Tensor, total: Tensor) -> None:
@@ -61,5 +58,6 @@ def weights(sizes: Sizes, log_w: Tensor, top: Tensor, total: Tensor, gradient: T
 def signal(sizes: Sizes, log_w: Tensor, gradient: Tensor, out: Tensor) -> None:
     """VIMCO's learning signal for each sample, times `gradient` [groups, rows]."""
     log_w = log_w.reshape(sizes).to(row_dtype(log_w.dtype))
-    learned = torch.logsumexp(log_w, 1, keepdim=True) - log_without(log_w)
-    out.copy_((gradient.reshape(sizes[0], 1, sizes[2]) * learned).reshape(out.shape))
+    without = torch.stack([log_without(log_w, s) for s in range(sizes[1])], 1)
+    learned = gradient.reshape(sizes[0], 1, sizes[2]) * (torch.logsumexp(log_w, 1, keepdim=True) - without)
+    out.copy_(learned.reshape(out.shape))
