@@ -61,7 +61,7 @@ def sums_kernel(
     first = chunk * per_chunk
     last = tl.minimum(first + per_chunk, S)
     for begin in range(first, last, BLOCK_S):
-        x, _, _ = load_samples(log_w_ptr, group, begin, last, rows, S, N, compute, BLOCK_S)
+        x, _at, _mask = load_samples(log_w_ptr, group, begin, last, rows, S, N, compute, BLOCK_S)
         most = tl.maximum(top, tl.max(x, 0))
         total = total * relative(top, most) + tl.sum(relative(x, most[None, :]), 0)
         top = most
@@ -76,7 +76,7 @@ def merge_kernel(
     compute: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The sums of all chunks, and the bound, [G, N] each."""
-    tile, _, group = block_of(tiles, 1)
+    tile, _only, group = block_of(tiles, 1)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = rows < N
     at = group * chunks * N + rows
@@ -125,18 +125,18 @@ def signal_kernel(
     compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """VIMCO's signal [G, S, N], times the gradient; see csrc/bounds.hpp for what the sums are."""
-    tile, _, group = block_of(tiles, 1)
+    tile, _only, group = block_of(tiles, 1)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     lowest = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
     top, second = lowest, lowest
     for begin in range(0, S, BLOCK_S):
-        x, _, _ = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+        x, _at, _mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
         top = tl.maximum(top, tl.max(x, 0))
     ties = tl.zeros([BLOCK_N], compute)
     distance = tl.zeros([BLOCK_N], compute)
     zeros = tl.zeros([BLOCK_N], compute)
     for begin in range(0, S, BLOCK_S):
-        x, _, mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+        x, _at, mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
         is_top, is_zero = x == top[None, :], x < lowest[None, :]
         ties += tl.sum(is_top.to(compute), 0)
         zeros += tl.sum((is_zero & mask).to(compute), 0)
@@ -145,7 +145,7 @@ def signal_kernel(
     second = tl.where(ties > 1.5, top, second)
     rest = ties - 1.0
     for begin in range(0, S, BLOCK_S):
-        x, _, _ = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+        x, _at, _mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
         rest += tl.sum(tl.where(x == top[None, :], 0.0, exp(x - second[None, :])), 0)
 
     wide, gap = rest.to(tl.float64), top.to(tl.float64) - second.to(tl.float64)
