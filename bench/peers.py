@@ -39,6 +39,23 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
 
 
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """The importance-weighted bound, in plain torch."""
+    return torch.logsumexp(log_w, 0) - math.log(log_w.size(0))
+
+
+def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
+    """The same with VIMCO's gradient for log_q, as one writes it: all S x S log-weights of the baselines at once."""
+    samples = log_w.size(0)
+    bound = log_mean_exp(log_w)
+    values = log_w.detach()
+    mean = (values.sum(0) - values) / (samples - 1)
+    replaced = values.unsqueeze(0) + torch.diag_embed((mean - values).movedim(0, -1)).movedim((-2, -1), (0, 1))
+    signal = bound.detach() - log_mean_exp(replaced.movedim(1, 0))
+    surrogate = (signal * log_q).sum(0)
+    return bound + surrogate - surrogate.detach()
+
+
 def distributions_rsample_kl(mean: Tensor, logvar: Tensor, samples: int | None, prior: Normal) -> tuple[Tensor, Tensor]:
     """`rsample_kl` through torch.distributions."""
     q = Normal(mean, torch.exp(0.5 * logvar))
