@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import bounds_checks
 import latent_kernels as lk
 from checks import DTYPES, SIZES, Problem, Sizes, bits_equal, check
 from score_checks import CONTROLS, FAMILIES, SCORE_SIZES, ScoreProblem, check_score
@@ -40,6 +41,15 @@ def test_samples_have_the_cpus_bits(shape: tuple[int, ...], num_samples: int | N
     here = lk.rsample(mean, logvar, num_samples, seed=5)
     there = lk.rsample(mean.cuda(), logvar.cuda(), num_samples, seed=5)
     assert bits_equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", bounds_checks.SIZES, ids=str)
+def test_bounds(sizes: bounds_checks.Sizes, dtype: torch.dtype) -> None:
+    from latent_kernels.kernels.bounds import triton_gpu
+
+    bounds_checks.check(triton_gpu, *bounds_checks.problem(sizes, dtype), "cuda")
+    bounds_checks.check(triton_gpu, *bounds_checks.problem(sizes, dtype, spread=80.0, mean=-700.0), "cuda")
 
 
 def test_two_runs_give_the_same_bits() -> None:
