@@ -95,9 +95,9 @@ def signal_to_noise(gradients: Floats, mean: Floats, deviations: Floats) -> tupl
     distances = deviations * ((repeats - 1) / repeats)
     traces = (distances.sum() - deviations) / (repeats - 2)
     squares = square - 2 * (gradients @ mean - square) / (repeats - 1) + distances / (repeats - 1) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):  # where one gradient differs from all others
+    with np.errstate(divide="ignore", invalid="ignore"):  # where all but one gradient are the same
         ratios = squares / traces - 1 / (repeats - 1)
-    error = math.sqrt((repeats - 1) / repeats * float(((ratios - ratios.mean()) ** 2).sum()))
+        error = math.sqrt((repeats - 1) / repeats * float(((ratios - ratios.mean()) ** 2).sum()))
     if not math.isfinite(error):
         return math.sqrt(max(ratio, 0.0)), 0.0, math.inf
     low, high = ratio - _CRITICAL * error, ratio + _CRITICAL * error
