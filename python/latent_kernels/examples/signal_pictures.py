@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from latent_kernels._statistics import Floats
 from latent_kernels.examples.pictures import new_figure, save_figure
 from latent_kernels.examples.signal_verdict import BIASED, clear
 from latent_kernels.examples.variance_pictures import GUIDE, STYLES
@@ -39,8 +40,10 @@ def draw(profile: VarianceProfile, title: str, path: Path) -> None:
         (right, {"S^{-1}": -1.0, "S^{-3}": -3.0}),
     ):
         ax.set_xlabel("samples $S$ of the bound $E[L_S]$")
-        if ax.has_data():
-            _finish(ax, shown, slopes)
+        heights = [np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()]
+        heights = [x[np.isfinite(x) & (x > 0)] for x in heights]
+        if any(len(x) for x in heights):
+            _finish(ax, shown, np.concatenate(heights), slopes)
         else:
             ax.set_title("nothing that a logarithmic axis could show")
     if hidden:
@@ -83,17 +86,14 @@ def _draw_variance(ax: Axes, name: str, rows: npt.NDArray[np.void]) -> None:
         ax.plot(rows["num_samples"], rows["variance"], label=label, **style)
 
 
-def _finish(ax: Axes, shown: npt.NDArray[np.int64], slopes: dict[str, float]) -> None:
-    """Logarithmic axes, a tick for each S, and a fan of lines for powers of S."""
+def _finish(ax: Axes, shown: npt.NDArray[np.int64], heights: Floats, slopes: dict[str, float]) -> None:
+    """Logarithmic axes about what is drawn, a tick for each S, and a fan of lines for powers of S."""
     from matplotlib.ticker import NullLocator
 
     first, last = float(shown[0]), float(shown[-1])
     rising = max(slopes.values()) > 0
     ax.set(xscale="log", yscale="log", xlim=(first / 1.25, last * 1.6))  # room for the powers' names
-    heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()])
-    heights = heights[np.isfinite(heights) & (heights > 0)]
-    if len(heights):
-        ax.set_ylim(heights.min() / 2, heights.max() * (2 if rising else 8))
+    ax.set_ylim(heights.min() / 2, heights.max() * (2 if rising else 8))
     ax.set_xticks(shown, [f"{s}" for s in shown], rotation=45 if len(shown) > 12 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.grid(axis="y", alpha=0.25)
