@@ -92,7 +92,8 @@ def _finish(ax: Axes, shown: npt.NDArray[np.int64], heights: Floats, slopes: dic
 
     first, last = float(shown[0]), float(shown[-1])
     rising = max(slopes.values()) > 0
-    ax.set(xscale="log", yscale="log", xlim=(first / 1.25, last * 1.6))  # room for the powers' names
+    room = max(last / first, 4.0)
+    ax.set(xscale="log", yscale="log", xlim=(first / room**0.05, last * room**0.12))  # there the powers' names stand
     ax.set_ylim(heights.min() / 2, heights.max() * (2 if rising else 8))
     ax.set_xticks(shown, [f"{s}" for s in shown], rotation=45 if len(shown) > 12 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
