@@ -308,18 +308,42 @@ def test_variance_knows_every_problem(problem, tmp_path):
     assert "With 1 s for a gradient, leave-one-out wins" in result.output
 
 
+@pytest.mark.parametrize("problem", ["linear-gaussian", "categorical"])
+def test_variance_of_the_importance_bound(problem, tmp_path):
+    """How signals go, and which is the highest; with a file of each kind. One sample's exact gradient is known."""
+    files = {name: tmp_path / f"v.{name}" for name in ("png", "csv", "json")}
+    options = ("--problem", problem, "--objective", "importance-bound", "--samples", "1:8", "--repeats", 64)
+    result = call("variance", *options, "--out", files["png"], "--csv", files["csv"], "--json", files["json"])
+    assert result.exit_code == 0, result.output
+    check_picture(files["png"])
+    content = json.loads(files["json"].read_text(encoding="utf-8"))
+    assert content["objective"] == "importance_bound"
+    assert files["csv"].read_text(encoding="utf-8").count("\n") == 1 + len(content["rows"])
+    one = {row["estimator"]: row["bias_p"] is not None for row in content["rows"] if row["num_samples"] == 1}
+    sentence = result.output.splitlines()[-1]
+    assert "At S = 8" in sentence
+    if problem == "categorical":
+        assert one == {"vimco": False}
+        return
+    assert one == {"iwae": True, "stl": True, "dreg": True, "vimco": False}
+    assert sentence.startswith("Signal to noise of q's gradient: IWAE goes like S^(-0.")
+    assert "At S = 8, DReG wins with 1." in sentence
+
+
 def test_variance_help_names_problems_and_estimators():
     """Written by hand, so that the help needs no torch."""
     text = " ".join(call("variance", "--help").output.replace("│", " ").split())
-    for name in problems.PROBLEMS:
+    for name in (*problems.PROBLEMS, "elbo", "importance-bound"):
         assert name in text
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--problem", "rosenbrock", "must be one of quadratic, logistic-regression"),
-        ("--estimators", "none,vimco", "got 'vimco'"),
+        ("--problem", "rosenbrock", "must be one of quadratic, linear-gaussian"),
+        ("--objective", "importance", "must be one of elbo, importance-bound; got 'importance'"),
+        ("--estimators", "none,rebar", "got 'rebar'"),
+        ("--estimators", "none,vimco", "'vimco', which does not apply: it is for the objective 'importance_bound'"),
         ("--estimators", "disarm", "does not apply: it is for a Bernoulli"),
         ("--estimators", "", "got ''"),
         ("--samples", "8:1", "got '8:1'"),
@@ -342,6 +366,16 @@ def test_variance_refuses_bad_options(option, value, message, tmp_path, monkeypa
     assert option in text
     assert message in text
     assert "Traceback" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_is_not_for_the_importance_bound(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(*QUICK, "--objective", "importance-bound", "--budget", 5)
+    assert result.exit_code == 2
+    text = " ".join(result.output.replace("│", " ").split())
+    assert "--budget" in text
+    assert "is for the objective elbo" in text
     assert list(tmp_path.iterdir()) == []
 
 

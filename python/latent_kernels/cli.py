@@ -62,11 +62,18 @@ def application() -> "typer.Typer":
     @app.command("variance")
     def variance_command(
         problem: Annotated[
-            str, typer.Option(help="quadratic, logistic-regression, bernoulli-vae or categorical.")
+            str,
+            typer.Option(help="quadratic, linear-gaussian, logistic-regression, bernoulli-vae or categorical."),
         ] = "logistic-regression",
+        objective: Annotated[
+            str, typer.Option(help="Whose gradient: elbo, or importance-bound, the bound of S samples.")
+        ] = "elbo",
         estimators: Annotated[
             str | None,
-            typer.Option(help="Such as none,leave_one_out,optimal,disarm,reparameterized; else all that apply."),
+            typer.Option(
+                help="Such as none,leave_one_out,optimal,disarm,reparameterized, and for importance-bound "
+                "iwae,stl,dreg,vimco; else all that apply."
+            ),
         ] = None,
         samples: Annotated[
             str, typer.Option(help="Samples per gradient: 1:1024 doubles from 1 to 1024; or 1,4,16.")
@@ -84,7 +91,8 @@ def application() -> "typer.Typer":
         """Profile the variance of gradient estimators on a problem, draw it, and say which wins (seconds)."""
         _check_backends()
         files = {"out": out, "csv": csv, "json": json}
-        variance(threads, problem, estimators, samples, repeats=repeats, seed=seed, budget=budget, **files)
+        options = {"repeats": repeats, "seed": seed, "budget": budget, **files}
+        variance(threads, problem, objective, estimators, samples, **options)
 
     @app.command("mixture")
     def mixture_command(
@@ -196,7 +204,7 @@ def _make_writable(folder: Path) -> None:
 # --- variance ---------------------------------------------------------------------------------------------------
 
 
-def variance(threads: int, problem: str, estimators: str | None, samples: str, **options: Any) -> None:
+def variance(threads: int, problem: str, objective: str, estimators: str | None, samples: str, **options: Any) -> None:
     """Profiles, draws, and prints who wins; the options are those of `variance_command.Request`."""
     import torch
     import typer
@@ -208,7 +216,8 @@ def variance(threads: int, problem: str, estimators: str | None, samples: str, *
     torch.set_num_threads(threads)
     try:
         names, sizes = command.parse_estimators(estimators), command.parse_samples(samples)
-        interrupted = command.run(command.Request(problem, names, sizes, **options), Console())
+        request = command.Request(problem, names, sizes, objective=command.parse_objective(objective), **options)
+        interrupted = command.run(request, Console())
     except command.BadOption as error:
         raise typer.BadParameter(str(error), param_hint=error.option) from None
     except KeyboardInterrupt:
