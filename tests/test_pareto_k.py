@@ -108,6 +108,17 @@ def test_columns_that_have_no_tail_or_no_value():
 # --- effective sample size --------------------------------------------------------------------------------------
 
 
+def test_a_few_weights_among_equal_ones_or_zeros():
+    """A quarter of the tail has nothing beyond its threshold: no shape is large enough."""
+    for rest in (0.0, -math.inf):
+        log_w = torch.full((100, 2), rest)
+        log_w[:7, 0] = torch.arange(1.0, 8.0)
+        log_w[:18, 1] = torch.arange(1.0, 19.0)  # all but two of the 20 in the tail
+        k = lk.pareto_k(log_w)
+        assert k[0] == math.inf
+        assert math.isfinite(k[1])
+
+
 def test_the_effective_sample_size():
     equal, shift = torch.full((50, 2), -3.0, dtype=torch.float64), torch.tensor([800.0, -5000.0])
     torch.testing.assert_close(lk.effective_sample_size(equal), torch.full((2,), 50.0, dtype=torch.float64))

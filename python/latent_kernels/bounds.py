@@ -41,7 +41,8 @@ def importance_bound(
               q.rsample_log_prob(S,          S > 1, as "sticking the landing" leaves out a term that has mean zero
               path_derivative=True)          only for S = 1
     "dreg"    as for "stl"; and `z`          sum_s w~_s^2 (d log w_s / d z_s) (d z_s / d phi): doubly
-                                             reparameterized, unbiased, and its signal-to-noise ratio does not fall
+                                             reparameterized, unbiased; where q is not narrower than the posterior
+                                             its signal-to-noise ratio rises like sqrt(S)
     "vimco"   z any samples, also discrete   sum_s w~_s d log w_s / d phi + sum_s (L - L_{-s}) d log q(z_s) / d phi,
               ones, log q(z) with its        where L_{-s} has the geometric mean of the other weights in the place of
               gradients; and `log_q`         w_s; unbiased

@@ -76,8 +76,9 @@ def pareto_k(log_w: Tensor) -> Tensor:
         log_w: log-weights [S, ...], S >= 21, float32, float64, bfloat16 or float16.
 
     Returns:
-        k of shape [...], float32 for half-precision inputs, without gradient; -inf where the whole tail is one value,
-        NaN where a log-weight is NaN or inf.
+        k of shape [...], float32 for half-precision inputs, without gradient; NaN where a log-weight is NaN or inf.
+        -inf where all of the tail is one value; inf where a quarter of it is no more than where it begins but the rest
+        is, as with a few weights that are not zero.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -117,5 +118,5 @@ def _fit_generalized_pareto(x: Tensor) -> Tensor:
     likelihood = n * (torch.log(-b / k) - k - 1)
     posterior = torch.softmax(likelihood, 1)
     found = shape((b * posterior).sum(1, keepdim=True)).squeeze(1)
-    regular = (n * found + 5) / (n + 10)
+    regular = torch.where(quartile.squeeze(1) == 0, math.inf, (n * found + 5) / (n + 10))
     return torch.where(largest.squeeze(1) == 0, -math.inf, regular)
