@@ -59,7 +59,7 @@ bool has_nan(const Bounds& p, int type, int64_t group, int64_t row) {
 
 // Sums of every chunk, then of all, then of what was folded; and the bound.
 template <class C>
-void sum(const Bounds& p, int type, int threads, C* bound, C* top, C* total) {
+void sum(const Bounds& p, int type, int threads, C* bound, C* sums) {
   const LineCut cut(p);
   const Kernels& build = active_build();
   const int64_t room = p.groups * cut.chunks * cut.width;
@@ -83,32 +83,32 @@ void sum(const Bounds& p, int type, int threads, C* bound, C* top, C* total) {
         all = 0;
         for (int64_t i = row; i < cut.width; i += p.rows) all += sum_of_place[i] * std::exp(of_place[i] - most);
       }
-      const int64_t to = g * p.rows + row;
-      top[to] = static_cast<C>(most);
-      total[to] = static_cast<C>(all);
+      sums[2 * g * p.rows + row] = static_cast<C>(most);
+      sums[(2 * g + 1) * p.rows + row] = static_cast<C>(all);
       const bool infinite = most == std::numeric_limits<double>::infinity() && !has_nan(p, type, g, row);
-      bound[to] = static_cast<C>(infinite ? most : most + (std::log(all) - std::log(static_cast<double>(p.samples))));
+      bound[g * p.rows + row] =
+          static_cast<C>(infinite ? most : most + (std::log(all) - std::log(static_cast<double>(p.samples))));
     }
   }
 }
 
 void forward(int type, int threads, int64_t groups, int64_t samples, int64_t rows, uintptr_t log_w, uintptr_t bound,
-             uintptr_t top, uintptr_t total) {
+             uintptr_t sums) {
   if (groups * rows == 0) return;
   const Bounds problem = folded(groups, samples, rows, log_w);
   without_gil([&] {
     if (type == kFloat64)
-      sum(problem, type, threads, at<double>(bound), at<double>(top), at<double>(total));
+      sum(problem, type, threads, at<double>(bound), at<double>(sums));
     else
-      sum(problem, type, threads, at<float>(bound), at<float>(top), at<float>(total));
+      sum(problem, type, threads, at<float>(bound), at<float>(sums));
   });
 }
 
-void weights(int type, int threads, int64_t groups, int64_t samples, int64_t rows, uintptr_t log_w, uintptr_t top,
-             uintptr_t total, uintptr_t gradient, uintptr_t out) {
+void weights(int type, int threads, int64_t groups, int64_t samples, int64_t rows, uintptr_t log_w, uintptr_t sums,
+             uintptr_t gradient, uintptr_t out) {
   if (groups * rows == 0) return;
   const Bounds problem = folded(groups, samples, rows, log_w);
-  const BoundWeights given{at(top), at(total), at(gradient), at(out)};
+  const BoundWeights given{at(sums), at(gradient), at(out)};
   const LineCut cut(problem);
   const auto kernel = active_build().bound_weights[type];
   without_gil([&] {

@@ -97,8 +97,7 @@ template <class T>
 void bound_weights(const Bounds& p, const BoundWeights& w, const Part& part) {
   using C = Compute<T>;
   Columns<C> room, work, top, factor;
-  const C* tops = static_cast<const C*>(w.top) + part.group * p.rows;
-  const C* totals = static_cast<const C*>(w.total) + part.group * p.rows;
+  const C *tops = static_cast<const C*>(w.sums) + 2 * part.group * p.rows, *totals = tops + p.rows;
   const C* gradients = static_cast<const C*>(w.gradient);
   if (gradients != nullptr) gradients += part.group * p.rows;
   int64_t row = part.col0 % p.rows;

@@ -245,11 +245,10 @@ struct BoundSums {
   void* total;
 };
 
-// out = factor e^(log_w - top), with top and factor [groups, rows] in the compute type.
+// out = gradient e^(log_w - top) / total.
 struct BoundWeights {
-  const void* top;
-  const void* total;
-  const void* gradient;  // factor = gradient / total, or 1 / total where it is null
+  const void* sums;      // top and total, [groups, 2, rows] in the compute type
+  const void* gradient;  // [groups, rows] in the compute type, or null for 1
   void* out;             // of log_w's type and shape
 };
 

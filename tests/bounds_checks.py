@@ -43,11 +43,11 @@ def run(kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "cpu
     """Everything a backend computes, through its own interface; the results on the CPU."""
     groups, samples, rows = sizes = (log_w.size(0), log_w.size(1), log_w.size(2))
     log_w, gradient = log_w.to(device), gradient.to(device)
-    bound, top, total = torch.full((3, groups, rows), torch.nan, dtype=gradient.dtype, device=device)
-    kernels.forward(sizes, log_w, bound, top, total)
+    bound, sums = torch.full_like(gradient, torch.nan), gradient.new_full((groups, 2, rows), torch.nan)
+    kernels.forward(sizes, log_w, bound, sums)
     weights, scaled, signal = (torch.full_like(log_w, torch.nan) for _ in range(3))
-    kernels.weights(sizes, log_w, top, total, None, weights)
-    kernels.weights(sizes, log_w, top, total, gradient, scaled)
+    kernels.weights(sizes, log_w, sums, None, weights)
+    kernels.weights(sizes, log_w, sums, gradient, scaled)
     found = {"bound": bound, "weights": weights, "scaled": scaled}
     if samples > 1:
         kernels.signal(sizes, log_w, gradient, signal)

@@ -315,8 +315,8 @@ def test_opcheck(needs: list[bool]) -> None:
     given_ = tuple(torch.randn(2, 5, 3, requires_grad=need) for need in needs)
     opcheck(torch.ops.latent_kernels.bound.default, given_)
     opcheck(torch.ops.latent_kernels.bound.default, (given_[0], None))
-    value, top, total = torch.ops.latent_kernels.bound(given_[0].detach(), None)
-    opcheck(torch.ops.latent_kernels.bound_backward.default, (given_[0].detach(), top, total, value, needs))
+    value, sums = torch.ops.latent_kernels.bound(given_[0].detach(), None)
+    opcheck(torch.ops.latent_kernels.bound_backward.default, (given_[0].detach(), sums, value, needs))
 
 
 @pytest.mark.parametrize("estimator", ["iwae", "vimco"])

@@ -14,22 +14,21 @@ from latent_kernels._ops import call
 Tensor = torch.Tensor
 
 
-def run_bound(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The bound of log-weights [S, ...], and what backward needs beside them: `top` and `total`, [...] each."""
-    shape = log_w.shape[1:]
-    found = log_w.new_empty((3, *shape), dtype=row_dtype(log_w.dtype))
+def run_bound(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The bound [...] of log-weights [S, ...], and the sums [2, ...] that backward needs beside them."""
+    shape, dtype = log_w.shape[1:], row_dtype(log_w.dtype)
+    value, sums = log_w.new_empty(shape, dtype=dtype), log_w.new_empty((2, *shape), dtype=dtype)
     sizes = (1, log_w.size(0), math.prod(shape))
-    value, top, total = found[0], found[1], found[2]
-    backend("bounds", log_w.device).forward(sizes, in_memory(log_w), value, top, total)
-    return value, top, total
+    backend("bounds", log_w.device).forward(sizes, in_memory(log_w), value, sums)
+    return value, sums
 
 
-def run_weights(log_w: Tensor, top: Tensor, total: Tensor, gradient: Tensor | None) -> Tensor:
+def run_weights(log_w: Tensor, sums: Tensor, gradient: Tensor | None) -> Tensor:
     """The normalised weights [S, ...], times `gradient` [...] where it is given."""
     out = torch.empty_like(log_w, memory_format=torch.contiguous_format)
     sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))
     given = None if gradient is None else in_memory(gradient)
-    backend("bounds", log_w.device).weights(sizes, in_memory(log_w), top, total, given, out)
+    backend("bounds", log_w.device).weights(sizes, in_memory(log_w), sums, given, out)
     return out
 
 
@@ -39,23 +38,23 @@ class Bound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_w: Tensor, log_q: Tensor | None) -> Tensor:
         """The bound."""
-        value, top, total = run_bound(log_w)
-        ctx.save_for_backward(log_w, top, total)
+        value, sums = run_bound(log_w)
+        ctx.save_for_backward(log_w, sums)
         return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """The weights into log_w, the learning signal into log_q."""
-        log_w, top, total = ctx.saved_tensors
+        log_w, sums = ctx.saved_tensors
         needs = list(ctx.needs_input_grad)
         of_w = of_q = None
         if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
             sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))
-            rows = (x.reshape(1, sizes[2]) for x in (top, total, gradient))
+            rows = (sums.reshape(1, 2, sizes[2]), gradient.reshape(1, sizes[2]))
             found = call("bound_backward", log_w.reshape(sizes), *rows, needs)
             return tuple(x.reshape(log_w.shape) if need else None for x, need in zip(found, needs, strict=True))
         if needs[0]:
-            of_w = run_weights(log_w, top, total, gradient)
+            of_w = run_weights(log_w, sums, gradient)
         if needs[1]:
             of_q = torch.empty_like(log_w, memory_format=torch.contiguous_format)
             sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))

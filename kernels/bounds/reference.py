@@ -7,8 +7,8 @@ For log-weights log w_s = log p(x, z_s) - log q(z_s), s = 1 ... S:
     signal    L - log 1/S (sum_{r != s} w_r + e^{m_s}),  m_s = 1/(S - 1) sum_{r != s} log w_r
               what VIMCO multiplies the gradient of log q(z_s) by       (Mnih and Rezende 2016, eqs. 6 to 10)
 
-Sums are over w_s / max w, and `top` = max log w and `total` = sum_s e^(log w_s - top) are what backward needs: weights
-from them add up to 1 whatever the rounding of L. Where every weight is 0 or one is infinite, L is -inf or inf and
+Sums are over w_s / max w; `sums` holds top = max log w and total = sum_s e^(log w_s - top), which is what backward
+needs: weights from them add up to 1 whatever the rounding of L. Where every weight is 0 or one is infinite, L is -inf or inf and
 weights are NaN.
 """
 
@@ -24,14 +24,14 @@ Tensor = torch.Tensor
 Sizes = tuple[int, int, int]  # groups, samples, rows
 
 
-def bound(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The bound, `top` and `total`, each summed over dimension 1 of [groups, samples, rows]."""
+def bound(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The bound [groups, rows] over dimension 1 of [groups, samples, rows], and its sums [groups, 2, rows]."""
     lowest = torch.finfo(log_w.dtype).min
     top = log_w.amax(1).nan_to_num(nan=lowest, posinf=math.inf, neginf=lowest)
     total = torch.exp(log_w - top.unsqueeze(1)).sum(1)
     value = top + (torch.log(total) - math.log(log_w.size(1)))
     without_nan = (top == math.inf) & ~log_w.isnan().any(1)
-    return torch.where(without_nan, math.inf, value), top, total
+    return torch.where(without_nan, math.inf, value), torch.stack((top, total), 1)
 
 
 def log_without(log_w: Tensor, s: int) -> Tensor:
@@ -40,18 +40,18 @@ def log_without(log_w: Tensor, s: int) -> Tensor:
     return torch.logsumexp(torch.cat((others, others.mean(1, keepdim=True)), 1), 1)
 
 
-def forward(sizes: Sizes, log_w: Tensor, out: Tensor, top: Tensor, total: Tensor) -> None:
-    """The interface of the compiled kernels: log_w of `sizes` -> three of [groups, rows]."""
+def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
+    """The interface of the compiled kernels: log_w of `sizes` -> [groups, rows] and [groups, 2, rows]."""
     found = bound(log_w.reshape(sizes).to(row_dtype(log_w.dtype)))
-    for place, value in zip((out, top, total), found, strict=True):
+    for place, value in zip((out, sums), found, strict=True):
         place.copy_(value.reshape(place.shape))
 
 
-def weights(sizes: Sizes, log_w: Tensor, top: Tensor, total: Tensor, gradient: Tensor | None, out: Tensor) -> None:
+def weights(sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor) -> None:
     """The normalised weights, times `gradient` [groups, rows] where it is given."""
-    row = (sizes[0], 1, sizes[2])
+    top, total = sums.reshape(sizes[0], 2, 1, sizes[2]).unbind(1)
     factor = 1 / total if gradient is None else gradient.reshape(total.shape) / total
-    found = torch.exp(log_w.reshape(sizes).to(top.dtype) - top.reshape(row)) * factor.reshape(row)
+    found = torch.exp(log_w.reshape(sizes).to(top.dtype) - top) * factor
     out.copy_(found.reshape(out.shape))
 
 

@@ -72,10 +72,10 @@ def sums_kernel(
 
 @triton.jit(do_not_specialize=["S", "N", "tiles", "chunks"])
 def merge_kernel(
-    tops_ptr, totals_ptr, out_ptr, top_ptr, total_ptr, S, N, tiles, chunks,
+    tops_ptr, totals_ptr, out_ptr, sums_ptr, S, N, tiles, chunks,
     compute: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The sums of all chunks, and the bound, [G, N] each."""
+    """The bound [G, N], and the sums of all chunks [G, 2, N]."""
     tile, _only, group = block_of(tiles, 1)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = rows < N
@@ -89,27 +89,27 @@ def merge_kernel(
         part = tl.load(tops_ptr + place, mask=mask, other=0.0)
         total += tl.load(totals_ptr + place, mask=mask, other=0.0) * relative(part, top)
     mean = tl.log(total.to(tl.float64)) - tl.log(S.to(tl.float64))
-    to = group * N + rows
-    tl.store(out_ptr + to, (top.to(tl.float64) + mean).to(compute), mask=mask)
-    tl.store(top_ptr + to, top, mask=mask)
+    tl.store(out_ptr + group * N + rows, (top.to(tl.float64) + mean).to(compute), mask=mask)
+    to = sums_ptr + 2 * group * N + rows
+    tl.store(to, top, mask=mask)
     # Beside an infinite weight none is defined.
-    tl.store(total_ptr + to, tl.where(top == float("inf"), float("nan"), total), mask=mask)
+    tl.store(to + N, tl.where(top == float("inf"), float("nan"), total), mask=mask)
 
 
 @triton.jit(do_not_specialize=["S", "N", "per_chunk", "tiles", "chunks"])
 def weights_kernel(
-    log_w_ptr, top_ptr, total_ptr, gradient_ptr, out_ptr, S, N, per_chunk, tiles, chunks,
+    log_w_ptr, sums_ptr, gradient_ptr, out_ptr, S, N, per_chunk, tiles, chunks,
     has_gradient: tl.constexpr, compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The normalised weights [G, S, N], times the gradient."""
     tile, chunk, group = block_of(tiles, chunks)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    at_row = group * N + rows
-    top = tl.load(top_ptr + at_row, mask=rows < N, other=0.0)
-    total = tl.load(total_ptr + at_row, mask=rows < N, other=1.0)
+    sums = sums_ptr + 2 * group * N + rows
+    top = tl.load(sums, mask=rows < N, other=0.0)
+    total = tl.load(sums + N, mask=rows < N, other=1.0)
     factor = tl.full([BLOCK_N], 1.0, compute)
     if has_gradient:
-        factor = tl.load(gradient_ptr + at_row, mask=rows < N, other=0.0)
+        factor = tl.load(gradient_ptr + group * N + rows, mask=rows < N, other=0.0)
     factor = tl.div_rn(factor, total) if compute == tl.float32 else factor / total
     first = chunk * per_chunk
     last = tl.minimum(first + per_chunk, S)
@@ -192,8 +192,8 @@ def _chunks(sizes: Sizes, tiles: int, block_s: int) -> tuple[int, int]:
     return triton.cdiv(samples, per_chunk), per_chunk
 
 
-def forward(sizes: Sizes, log_w: Tensor, out: Tensor, top: Tensor, total: Tensor) -> None:
-    """The bound, `top` and `total` of each row."""
+def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
+    """The bound of each row and the sums behind it."""
     groups, samples, rows = sizes
     if groups * rows == 0:
         return
@@ -207,11 +207,11 @@ def forward(sizes: Sizes, log_w: Tensor, out: Tensor, top: Tensor, total: Tensor
             compute=compute, BLOCK_S=block_s, BLOCK_N=block_n, **OPTIONS,
         )  # fmt: skip
         merge_kernel[(tiles * groups,)](
-            tops, totals, out, top, total, samples, rows, tiles, chunks, compute=compute, BLOCK_N=block_n, **OPTIONS
+            tops, totals, out, sums, samples, rows, tiles, chunks, compute=compute, BLOCK_N=block_n, **OPTIONS
         )
 
 
-def weights(sizes: Sizes, log_w: Tensor, top: Tensor, total: Tensor, gradient: Tensor | None, out: Tensor) -> None:
+def weights(sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor) -> None:
     """The normalised weights, times `gradient` [groups, rows] where it is given."""
     groups, samples, rows = sizes
     if groups * rows == 0:
@@ -220,7 +220,7 @@ def weights(sizes: Sizes, log_w: Tensor, top: Tensor, total: Tensor, gradient: T
     chunks, per_chunk = _chunks(sizes, tiles, block_s)
     with on_device_of(log_w):
         weights_kernel[(tiles * chunks * groups,)](
-            log_w, top, total, gradient, out, samples, rows, per_chunk, tiles, chunks,
+            log_w, sums, gradient, out, samples, rows, per_chunk, tiles, chunks,
             has_gradient=gradient is not None, compute=_compute(log_w.dtype), BLOCK_S=block_s, BLOCK_N=block_n,
             **OPTIONS,
         )  # fmt: skip

@@ -34,11 +34,10 @@ def normalized_weights(log_w: Tensor) -> Tensor:
     log_w = log_w.detach()
     if plain(log_w):
         with torch.no_grad():
-            _, top, total = run_bound(log_w)
-            return run_weights(log_w, top, total, None)
+            return run_weights(log_w, run_bound(log_w)[1], None)
     canonical = log_w.reshape(1, log_w.size(0), math.prod(log_w.shape[1:]))
-    _, top, total = call("bound", canonical, None)
-    weights: Tensor = call("bound_backward", canonical, top, total, torch.ones_like(top), [True, False])[0]
+    value, sums = call("bound", canonical, None)
+    weights: Tensor = call("bound_backward", canonical, sums, torch.ones_like(value), [True, False])[0]
     return weights.reshape(log_w.shape)
 
 
