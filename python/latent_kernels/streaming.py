@@ -59,9 +59,9 @@ def streamed_bound(
 
     What a replay asks of log_joint:
 
-    - It gives the same for the same z. Torch's default random generators (dropout), the CPU's and those of the GPUs that
-      q and params are on, and autocast are put back as forward had them; nothing else is. What it changes, it changes twice: running statistics of BatchNorm in train
-      mode, for one, move once in forward and once in backward.
+    - It gives the same for the same z. Autocast is as in forward, and so are torch's default random generators
+      (dropout) of the CPU and of the GPUs that q and params are on; nothing else is put back. What log_joint changes,
+      it changes twice: running statistics of BatchNorm in train mode, for one, move in forward and in backward.
     - Every tensor that requires grad and that it reads is in `params`: the very tensor that it reads, so that one
       computed outside is listed itself, not what it was computed from. Forward evaluates its first chunk with a graph
       to see that none is missing. q's mean and logvar need not be listed.
