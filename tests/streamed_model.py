@@ -60,14 +60,13 @@ def unchunked(
 
 def gradients(bound: Tensor, inputs: Sequence[Tensor], **options: Any) -> tuple[Any, ...]:
     """Of a sum in which every row has a weight of its own."""
-    rows = torch.linspace(0.5, 2, max(bound.numel(), 1), dtype=bound.dtype)[: bound.numel()].reshape(bound.shape)
-    return torch.autograd.grad((bound * rows).sum(), inputs, **options)
+    rows = torch.linspace(0.5, 2, bound.numel(), dtype=bound.dtype, device=bound.device)
+    return torch.autograd.grad((bound * rows.reshape(bound.shape)).sum(), inputs, **options)
 
 
 def close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
     """Float64 to a hundred roundings of the largest value: sums of S = 20 terms in another order."""
     for a, b in zip(ours, theirs, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        assert torch.allclose(
-            a, b, rtol=0, atol=100 * 2.0**-53 * (1 + float(b.detach().abs().max()) if b.numel() else 0)
-        )
+        largest = float(b.detach().abs().max()) if b.numel() else 0.0
+        assert torch.allclose(a, b, rtol=0, atol=100 * 2.0**-53 * (1 + largest))

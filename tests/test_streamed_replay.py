@@ -180,6 +180,29 @@ def test_generators_are_left_alone_where_nothing_is_drawn() -> None:
     assert len({tuple(x.tolist()) for x in drawn}) == 4
 
 
+@pytest.mark.gpu
+def test_gpu_seeds_and_generators() -> None:
+    """Forward's seed tensor and masks, though both the seed and the generator have moved on."""
+    mean = torch.randn(B, D, device="cuda", requires_grad=True)
+    seed, masks = torch.tensor(3, device="cuda"), []
+
+    def log_joint(z: Tensor) -> Tensor:
+        masks.append(nn.functional.dropout(torch.ones_like(z), 0.5))
+        return -(z * masks[-1]).square().sum(-1)
+
+    bound = lk.streamed_bound(lk.DiagonalGaussian(mean, mean), log_joint, S, chunk=7, seed=seed)
+    seed += 1
+    between = torch.cuda.get_rng_state()
+    (ours,) = gradients(bound, [mean])
+    assert torch.equal(torch.cuda.get_rng_state(), between)
+    assert all(torch.equal(a, b) for a, b in zip(masks[:3], masks[3:], strict=True))
+    mask = torch.cat(masks[:3])
+    z, log_q = lk.DiagonalGaussian(mean, mean).rsample_log_prob(S, seed=3)
+    (theirs,) = gradients(lk.importance_bound(-(z * mask).square().sum(-1) - log_q), [mean])
+    # three partial sums in another order, of terms that float32 rounds
+    assert torch.allclose(ours, theirs, rtol=0, atol=S * 2.0**-23 * (1 + float(theirs.abs().max())))
+
+
 @pytest.mark.parametrize("backward_inside", [False, True])
 def test_autocast(backward_inside: bool) -> None:
     """The replay computes in the precision of forward, whatever is on in backward."""

@@ -36,7 +36,7 @@ class Surroundings:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Autocast as it was, less its cache, which hands casts made without gradients to passes that need them."""
+        """Autocast as it was, less its cache, in which older torch finds casts made without gradients again."""
         with ExitStack() as stack:
             for kind, dtype, enabled in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
