@@ -85,8 +85,9 @@ def streamed_bound(
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong, or what log_joint returned.
-        RuntimeError: log_joint reads a tensor that params lack, at the call or (where chunks differ) in backward; one
-            of params was changed in place before backward.
+        RuntimeError: log_joint reads a tensor that params lack, or one of params that has hooks or was computed from
+            another that it reads; at the call or, where chunks differ, in backward. One of params was changed in place
+            before backward.
 
     Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8; Milakov and
     Gimelshein, "Online normalizer calculation for softmax" (2018), for the sums; Chen, Xu, Zhang and Guestrin,
