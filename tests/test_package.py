@@ -64,6 +64,7 @@ def test_public_names() -> None:
         "score_function_expectation",
         "score_function_gradient",
         "sparse_encode",
+        "streamed_bound",
         "train_encoder",
         "uniform",
     }

@@ -4,7 +4,8 @@ Noise             `normal`, `uniform`
 Gaussian          `rsample_kl`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
 Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
 Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
-Bounds            `importance_bound`, `elbo`, `normalized_weights`, `effective_sample_size`, `pareto_k`
+Bounds            `importance_bound`, `streamed_bound`, `elbo`
+Weights           `normalized_weights`, `effective_sample_size`, `pareto_k`
 Variance          `profile_variance`
 Sparse codes      `sparse_encode`, `SparseCoder`, `DictionaryLearning`
 Sparse encoders   `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`, `coupled_lista_encode`
@@ -30,6 +31,7 @@ from latent_kernels.lista import coupled_lista_encode, lista_encode
 from latent_kernels.mixture import exponential_family_e_step, gaussian_e_step
 from latent_kernels.noise import normal, uniform
 from latent_kernels.score import disarm, disarm_gradient, score_function_expectation, score_function_gradient
+from latent_kernels.streaming import streamed_bound
 from latent_kernels.sufficient_statistics import SufficientStatistics
 from latent_kernels.variance import profile_variance
 
@@ -95,6 +97,7 @@ __all__ = [
     "score_function_expectation",
     "score_function_gradient",
     "sparse_encode",
+    "streamed_bound",
     "train_encoder",
     "uniform",
 ]
