@@ -8,8 +8,8 @@ For log-weights log w_s = log p(x, z_s) - log q(z_s), s = 1 ... S:
               what VIMCO multiplies the gradient of log q(z_s) by       (Mnih and Rezende 2016, eqs. 6 to 10)
 
 Sums are over w_s / max w; `sums` holds top = max log w and total = sum_s e^(log w_s - top), which is what backward
-needs: weights from them add up to 1 whatever the rounding of L. Where every weight is 0 or one is infinite, L is -inf or inf and
-weights are NaN.
+needs: weights from them add up to 1 whatever the rounding of L. Where every weight is 0 or one is infinite, L is -inf
+or inf and weights are NaN.
 """
 
 from __future__ import annotations
