@@ -6,6 +6,7 @@ reference's noise; the yardstick is the same formula in plain torch at the probl
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import torch
@@ -76,6 +77,7 @@ class Problem:
         self.gkl = draw(groups, rows, as_dtype=row_dtype(dtype))
         self.glp = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
         self.z = draw(*sizes)
+        self.gq = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -96,11 +98,15 @@ class Problem:
         seeds = self.seeds.to(device)
         z = room(*self.sizes)
         kl = None if self.scale else room(groups, rows, dtype=of_rows)
-        kernels.forward(self.sizes, *parameters, self.scale, seeds, self.offset, z, kl)
+        log_q = None if self.scale else room(groups, samples, rows, dtype=of_rows)
+        kernels.forward(self.sizes, *parameters, self.scale, seeds, self.offset, z, kl, log_q)
         gradients = tuple(None if x is None else room(*x.shape) for x in parameters)
-        gkl = None if self.scale else there(self.gkl)
-        kernels.backward(self.sizes, *parameters, self.scale, seeds, self.offset, there(self.gz), gkl, gradients)
-        found = {"z": z, "kl": kl, **dict(zip(NAMES, gradients, strict=True))}
+        upstream = [there(self.gz), *(None if self.scale else there(x) for x in (self.gkl, self.gq))]
+        kernels.backward(self.sizes, *parameters, self.scale, seeds, self.offset, *upstream, gradients)
+        found = {"z": z, "kl": kl, "log_q": log_q, **dict(zip(NAMES, gradients, strict=True))}
+        if not self.scale:
+            found["path"] = room(*self.sizes)
+            kernels.path_backward(self.sizes, parameters[1], seeds, self.offset, upstream[2], found["path"])
         if not self.scale:
             inputs = [x.to(device) for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
             log_prob = room(groups, samples, rows, dtype=of_rows)
@@ -127,8 +133,10 @@ class Problem:
         found = {"z": z}
         if not self.scale:
             found["kl"] = reference.gaussian_kl(mean, spread, prior_mean, prior_logvar)
-            outputs.append(found["kl"])
-            upstream.append(self.gkl.to(dtype))
+            found["log_q"] = -0.5 * (eps * eps + spread.unsqueeze(1) + math.log(2 * math.pi)).sum(-1)
+            outputs += [found["kl"], found["log_q"]]
+            upstream += [self.gkl.to(dtype), self.gq.to(dtype)]
+            found["path"] = -self.gq.to(dtype).unsqueeze(-1) * eps / sigma.unsqueeze(1)
         wanted = [x for x in leaves if x is not None]
         gradients = iter(torch.autograd.grad(outputs, wanted, upstream, allow_unused=True))
         for name, x in zip(NAMES, leaves, strict=True):

@@ -122,7 +122,7 @@ def test_extreme_values(kernels: ModuleType) -> None:
     for backend in (kernels, cpp_cpu):
         z = torch.empty(1, 1, 1, len(values))
         with np.errstate(over="ignore", invalid="ignore"):
-            backend.forward(sizes, mean, logvar, None, None, False, 5, 0, z, None)
+            backend.forward(sizes, mean, logvar, None, None, False, 5, 0, z, None, None)
         outputs.append(z)
     assert bits_equal(*outputs)
 
