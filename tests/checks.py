@@ -179,6 +179,50 @@ def check(kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundin
         assert error <= max(2 * theirs, floor), f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
 
 
+class LogQProblem(Problem):
+    """log q with z but no KL, and its gradients with those of z or alone: what `rsample_log_prob` asks for."""
+
+    def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
+        """As the other problems' `run`."""
+        mean, logvar, gz, gq, seeds = (x.to(device) for x in (self.mean, self.spread, self.gz, self.gq, self.seeds))
+        z, log_q = torch.full_like(gz, torch.nan), torch.full_like(gq, torch.nan)
+        given = (self.sizes, mean, logvar, None, None, False, seeds, self.offset)
+        kernels.forward(*given, z, None, log_q)
+        found = {"z": z, "log_q": log_q}
+        for name, upstream in (("", (gz, None, gq)), ("alone_", (None, None, gq))):
+            gradients = [torch.full_like(mean, torch.nan) for _ in range(2)]
+            kernels.backward(*given, *upstream, (*gradients, None, None))
+            found |= {f"{name}d_mean": gradients[0], f"{name}d_logvar": gradients[1]}
+        return {name: x.cpu() for name, x in found.items()}
+
+    def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """As the other problems' `formula`, by autograd through z."""
+        mean, logvar = (x.to(dtype).requires_grad_() for x in (self.mean, self.spread))
+        eps = reference.noise_like(self.mean.float(), self.sizes, self.seeds, self.offset).to(dtype)
+        z, log_q = log_q_formula(mean.unsqueeze(1), logvar.unsqueeze(1), eps, path=False)
+        gz, gq = self.gz.to(dtype), self.gq.to(dtype)
+        found = {"z": z, "log_q": log_q}
+        found["d_mean"], found["d_logvar"] = torch.autograd.grad((z, log_q), (mean, logvar), (gz, gq))
+        found["alone_d_mean"] = torch.zeros_like(mean)  # exactly, where autograd's two parts cancel to rounding
+        found["alone_d_logvar"] = (-0.5 * gq.sum(1)).unsqueeze(-1).expand(mean.shape)
+        return {name: x.detach() for name, x in found.items()}
+
+
+def log_q_formula(mean: Tensor, logvar: Tensor, eps: Tensor, *, path: bool) -> tuple[Tensor, Tensor]:
+    """The formula in plain torch: z, and its log-density with the parameters held fixed or not."""
+    z = mean + torch.exp(0.5 * logvar) * eps
+    if path:
+        mean, logvar = mean.detach(), logvar.detach()
+    return z, -0.5 * (math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2).sum(-1)
+
+
+def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Mean and logvar, drawn from a seed."""
+    g = torch.Generator().manual_seed(sum(shape))
+    mean, logvar = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
+    return mean.to(dtype).requires_grad_(), logvar.to(dtype).requires_grad_()
+
+
 def bits_equal(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit; NaN equals NaN."""
     return torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0)) and bool(

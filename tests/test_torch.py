@@ -32,7 +32,7 @@ def data(*shape: int) -> Tensor:
 SEEDS = torch.tensor([3, 2**40])
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
     ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True, True)),
-    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), leaf(2, 5, 4), leaf(2, 5, 4), SEEDS[:1], 7, 1, False, True, False)),
+    ("gaussian", lambda: (*(leaf(2, 5, 4) for _ in range(4)), SEEDS[:1], 7, 1, False, True, False)),
     ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True, False)),
     ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 2, True, False, False)),
     (
