@@ -1,4 +1,4 @@
-"""`lk.rsample_kl`, `lk.gaussian_kl`, `lk.gaussian_log_prob` against plain torch, torch.compile and distributions.
+"""`lk.rsample_kl`, `rsample_log_prob`, `gaussian_kl`, `gaussian_log_prob` against torch, compiled, and distributions.
 
 Forward rows run without gradients being recorded; the others call torch.autograd.grad with given gradients of the
 outputs, the same for every contender, so that nothing accumulates. Every contender draws fresh noise at every call.
@@ -24,11 +24,13 @@ Tensor = torch.Tensor
 Function = Callable[[], Any]
 
 FORWARD, BOTH = "forward", "forward+backward"
+PATH = "forward+backward, path derivative"
 
 # (S, B, D); S = 0 stands for num_samples=None
 SHAPES = ((0, 64, 20), (16, 64, 20), (0, 3277, 20), (0, 1024, 64), (0, 4096, 256), (0, 32768, 256))
 GPU_SHAPES = ((0, 1024, 64), (0, 2**16, 256), (0, 2**18, 256))
 KL_SHAPES = ((0, 64, 20), (0, 1024, 64))
+RSAMPLE_LOG_PROB_SHAPES = ((50, 64, 20), (16, 1024, 64))
 LOG_PROB_SHAPES = ((0, 64, 20), (0, 1024, 64), (50, 64, 784))
 
 # Operations of an element: noise as bench_noise.py counts it, exp and expm1 as one each.
@@ -154,6 +156,43 @@ def _prepare_kl(passes: str, shape: tuple[int, int, int], contenders: tuple[str,
     return _contest({c: functions[c] for c in contenders}, inputs, passes, check_outputs, check_gradients, like)
 
 
+def _prepare_rsample_log_prob(
+    passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str
+) -> Contest:
+    inputs = mean, logvar = _inputs(2, shape, device, grad=True)
+    samples, path = shape[0], passes == PATH
+    plain = functools.partial(peers.rsample_log_prob, samples=samples, path=path)
+    compiled = torch.compile(plain)
+    functions: dict[str, Function] = {
+        "ours": lambda: lk.rsample_log_prob(mean, logvar, samples, path_derivative=path),
+        "eager": lambda: plain(mean, logvar),
+        "compile": lambda: compiled(mean, logvar),
+    }
+    m, v = mean.detach().double(), logvar.detach().double()
+    sigma = torch.exp(0.5 * v)
+
+    def check_outputs(contender: str, out: tuple[Tensor, Tensor]) -> None:
+        z, log_q = out
+        eps = (z.detach().double() - m) / sigma  # off by a rounding of z over sigma
+        harness.moments(eps, 0, 1, 3, "eps")
+        close(log_q.detach(), -0.5 * (math.log(2 * math.pi) + v + eps * eps).sum(-1), 2e-6, "log q")
+
+    def check_gradients(contender: str, out: Any, upstream: Any, gradients: Any) -> None:
+        gz, gq = (g.double() for g in upstream)
+        moved = out[0].detach().double() - m  # sigma eps
+        if path:
+            gz = gz - gq[..., None] * moved / sigma**2
+        by_logvar = 0.5 * (gz * moved).sum(0)
+        if not path:
+            by_logvar = by_logvar - 0.5 * gq.sum(0)[:, None]
+        close(gradients[0], gz.sum(0), 2e-5, "mean's gradient")
+        close(gradients[1], by_logvar, 2e-5, "logvar's gradient")
+
+    return _contest(
+        {c: functions[c] for c in contenders}, inputs, passes, check_outputs, check_gradients, functions["ours"]
+    )
+
+
 def _prepare_log_prob(passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str) -> Contest:
     inputs = z, mean, logvar = _inputs(3, shape, device, grad=passes == BOTH)
     compiled = torch.compile(peers.gaussian_log_prob)
@@ -200,6 +239,23 @@ def _rsample_kl(passes: str, shape: tuple[int, int, int], threads: int, device: 
     )
 
 
+def _rsample_log_prob(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> Group:
+    s, b, d = shape
+    contenders = ("ours", "eager", "compile")
+    # forward: mean and logvar read, z and log q written; backward: their gradients and logvar read, two written. The
+    # path derivative writes and reads a gradient of z on its own.
+    count = 4 * (2 * b * d + s * b * d + s * b) + 4 * (s * b * d + s * b + 3 * b * d)
+    # forward: noise, 2 for z and 3 for its density a sample, exp; backward: noise and 3 a sample, exp
+    operations = s * b * d * (NOISE + 5) + s * b * d * (NOISE + 3) + b * d * 2
+    if passes == PATH:  # noise, 2 and a sum, exp
+        count += 4 * (3 * s * b * d + b * d)
+        operations += s * b * d * (NOISE + 3) + b * d
+    prepare = functools.partial(_prepare_rsample_log_prob, passes, shape, contenders, device)
+    return Group(
+        f"rsample_log_prob {passes}", shape, threads, device, contenders, s * b * d, count, operations, prepare
+    )
+
+
 def _kl(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> Group:
     _, b, d = shape
     contenders = ("ours", "eager", "compile", "distributions")
@@ -236,6 +292,14 @@ def _groups(make: Callable[..., Group], passes: tuple[str, ...], shapes: Any, gp
 @pytest.mark.parametrize(("group", "contender"), rows(_groups(_rsample_kl, (FORWARD, BOTH), SHAPES, GPU_SHAPES)))
 def test_rsample_kl(benchmark: Any, group: Group, contender: str) -> None:
     """A sample and its KL."""
+    harness.run(benchmark, group, contender)
+
+
+@pytest.mark.parametrize(
+    ("group", "contender"), rows(_groups(_rsample_log_prob, (BOTH, PATH), RSAMPLE_LOG_PROB_SHAPES, ()))
+)
+def test_rsample_log_prob(benchmark: Any, group: Group, contender: str) -> None:
+    """Samples and their log-densities, with either derivative."""
     harness.run(benchmark, group, contender)
 
 

@@ -29,6 +29,16 @@ def rsample_kl_many(mean: Tensor, logvar: Tensor, samples: int) -> tuple[Tensor,
     return z, kl
 
 
+def rsample_log_prob(mean: Tensor, logvar: Tensor, samples: int, *, path: bool) -> tuple[Tensor, Tensor]:
+    """Samples and their log-densities in plain torch; the path derivative by way of parameters without gradient."""
+    std = torch.exp(0.5 * logvar)
+    eps = torch.randn(samples, *std.shape, device=std.device)
+    z = mean + std * eps
+    if path:
+        return z, gaussian_log_prob(z, mean.detach(), logvar.detach())
+    return z, -0.5 * (math.log(2 * math.pi) + logvar + eps * eps).sum(-1)
+
+
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL to N(0, 1), in plain torch."""
     return -0.5 * torch.sum(1 + logvar - mean**2 - logvar.exp(), -1)

@@ -72,6 +72,7 @@ const Kernels kernels = {
     LK_TYPES(uniform),
     LK_TYPES(gaussian_forward),
     LK_TYPES(gaussian_backward),
+    LK_TYPES(gaussian_path_backward),
     LK_TYPES(log_prob_forward),
     LK_TYPES(log_prob_backward),
     LK_TYPES(bernoulli_sample),

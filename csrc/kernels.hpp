@@ -35,7 +35,7 @@ struct Part {
 struct Gaussian {
   int64_t groups, samples, rows, cols;
   Input mean, spread, prior_mean, prior_logvar;
-  bool spread_is_scale;  // spread holds sigma instead of log sigma^2; then there is no KL
+  bool spread_is_scale;  // spread holds sigma instead of log sigma^2; then there is no KL and no log q
   const int64_t* seeds;  // [groups], or one with seed_stride 0
   int64_t seed_stride;
   uint64_t offset;
@@ -49,15 +49,20 @@ struct RowSums {
   int64_t partial_stride;  // partial[row * partial_stride]
 };
 
+// Rows longer than a tile come in parts of at most as many samples, whose sums are in progress together.
+constexpr int64_t kLongRowSamples = 16;
+
 struct GaussianOutputs {
-  void* z;     // [groups, samples, rows, cols]
-  RowSums kl;  // [groups, rows], or both null
+  void* z;        // [groups, samples, rows, cols]
+  RowSums kl;     // [groups, rows], or both null
+  RowSums log_q;  // [groups, samples, rows], or both null
 };
 
 struct GaussianGradients {
-  const void* z;   // gradient of z, [groups, samples, rows, cols], or null
-  const void* kl;  // gradient of kl, [groups, rows] in the compute type, or null
-  void* mean;      // the four outputs, [groups, rows, cols], each may be null
+  const void* z;      // gradient of z, [groups, samples, rows, cols], or null
+  const void* kl;     // gradient of kl, [groups, rows] in the compute type, or null
+  const void* log_q;  // gradient of log q, [groups, samples, rows] in the compute type, or null
+  void* mean;         // the four outputs, [groups, rows, cols], each may be null
   void* spread;
   void* prior_mean;
   void* prior_logvar;
@@ -259,6 +264,7 @@ struct Kernels {
   void (*uniform[kTypes])(uint64_t seed, uint64_t offset, int64_t n, void* out);
   void (*gaussian_forward[kTypes])(const Gaussian&, const GaussianOutputs&, const Part&);
   void (*gaussian_backward[kTypes])(const Gaussian&, const GaussianGradients&, const Part&);
+  void (*gaussian_path_backward[kTypes])(const Gaussian&, const void* log_q_gradient, void* z_gradient, const Part&);
   void (*log_prob_forward[kTypes])(const LogProb&, const RowSums&, const Part&);
   void (*log_prob_backward[kTypes])(const LogProb&, const LogProbGradients&, const Part&);
   void (*bernoulli_sample[kTypes])(const Discrete&, void* out, const Part&);

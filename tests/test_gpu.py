@@ -7,7 +7,7 @@ import torch
 
 import bounds_checks
 import latent_kernels as lk
-from checks import DTYPES, SIZES, Problem, Sizes, bits_equal, check
+from checks import DTYPES, SIZES, LogQProblem, Problem, Sizes, bits_equal, check
 from score_checks import CONTROLS, FAMILIES, SCORE_SIZES, ScoreProblem, check_score
 from score_checks import Sizes as ScoreSizes
 
@@ -32,6 +32,15 @@ def test_gaussian(sizes: Sizes, dtype: torch.dtype) -> None:
     check(triton_gpu, Problem(sizes, dtype), "cuda")
     check(triton_gpu, Problem(sizes, dtype, prior=False, offset=3), "cuda")
     check(triton_gpu, Problem(sizes, dtype, prior=False, scale=True), "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_log_q(sizes: Sizes, dtype: torch.dtype) -> None:
+    from latent_kernels.kernels.gaussian import triton_gpu
+
+    check(triton_gpu, LogQProblem(sizes, dtype), "cuda")
+    check(triton_gpu, LogQProblem(sizes, dtype, offset=3), "cuda")
 
 
 @pytest.mark.parametrize("shape", [(64, 20), (63, 17), (5, 1500), (1000, 256)])

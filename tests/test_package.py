@@ -61,6 +61,7 @@ def test_public_names() -> None:
         "profile_variance",
         "rsample",
         "rsample_kl",
+        "rsample_log_prob",
         "score_function_expectation",
         "score_function_gradient",
         "sparse_encode",

@@ -31,20 +31,28 @@ def data(*shape: int) -> Tensor:
 
 SEEDS = torch.tensor([3, 2**40])
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
-    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True)),
-    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), leaf(2, 5, 4), leaf(2, 5, 4), SEEDS[:1], 7, 1, False, True)),
-    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True)),
-    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 2, True, False)),
+    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True, True)),
+    ("gaussian", lambda: (*(leaf(2, 5, 4) for _ in range(4)), SEEDS[:1], 7, 1, False, True, False)),
+    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True, False)),
+    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 2, True, False, False)),
     (
         "gaussian_backward",
-        lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS, 0, 3, False)
+        lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS)
+        + (0, 3, False)
         + ([True, True, False, False],),
     ),
     (
         "gaussian_backward",
-        lambda: (None, data(2, 5), data(2, 5, 4), data(2, 5, 4), data(2, 5, 4), None, SEEDS, 0, 0, False)
+        lambda: (None, data(2, 5), None, data(2, 5, 4), data(2, 5, 4), data(2, 5, 4), None, SEEDS, 0, 0, False)
         + ([False, True, True, False],),
     ),
+    (
+        "gaussian_backward",
+        lambda: (None, None, data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS, 0, 3, False)
+        + ([True, True, False, False],),
+    ),
+    ("gaussian_path", lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1)),
+    ("gaussian_path_backward", lambda: (data(2, 3, 5), data(2, 3, 5, 4), data(2, 5, 4), SEEDS[:1], 1)),
     ("gaussian_log_prob", lambda: (leaf(2, 3, 5, 4), leaf(2, 1, 5, 4), leaf(2, 1, 5, 4))),
     (
         "gaussian_log_prob_backward",
@@ -144,7 +152,7 @@ def test_fake_tensors() -> None:
         assert lk.normal((5, 2), seed=1, dtype=torch.float64).shape == (5, 2)
     meta = torch.zeros(3, 4, device="meta")
     assert torch.ops.latent_kernels.gaussian(
-        meta.unsqueeze(0), meta.unsqueeze(0), None, None, torch.tensor([1]), 0, 2, False, True
+        meta.unsqueeze(0), meta.unsqueeze(0), None, None, torch.tensor([1]), 0, 2, False, True, False
     )[0].shape == (1, 2, 3, 4)
 
 

@@ -54,7 +54,7 @@ def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget, *, o
     kernel = getattr(triton_gpu, name)
     rows = "*fp64" if dtype == torch.float64 else "*fp32"
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
-    types |= dict.fromkeys(("kl_ptr", "gkl_ptr", "out_ptr", "g_ptr"), rows)
+    types |= dict.fromkeys(("kl_ptr", "log_q_ptr", "gkl_ptr", "gq_ptr", "out_ptr", "g_ptr"), rows)
     sizes = ("S", "N", "D", "seed_stride", "samples_per_program", "tiles", "chunks", "col_blocks")
     types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("seed", "offset", "chunk_stride"), "i64")
     types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
@@ -110,6 +110,7 @@ def spills(kernel: Any, tmp_path: Path) -> int:
 
 
 KERNELS = ["forward_kernel", "backward_kernel", "log_prob_forward_kernel", "log_prob_backward_kernel"]
+KERNELS += ["path_backward_kernel"]
 
 
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")

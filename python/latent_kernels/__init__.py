@@ -1,7 +1,7 @@
 """Compiled kernels for latent-variable models, under a thin API: ``import latent_kernels as lk``.
 
 Noise             `normal`, `uniform`
-Gaussian          `rsample_kl`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
+Gaussian          `rsample_kl`, `rsample_log_prob`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
 Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
 Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
 Bounds            `importance_bound`, `streamed_bound`, `elbo`
@@ -25,7 +25,7 @@ from latent_kernels.diagnostics import effective_sample_size, normalized_weights
 from latent_kernels.distributions import FusedNormal
 from latent_kernels.encoders import LISTA, LCoD, PSDEncoder, train_encoder
 from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
-from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl
+from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl, rsample_log_prob
 from latent_kernels.lasso import sparse_encode
 from latent_kernels.lista import coupled_lista_encode, lista_encode
 from latent_kernels.mixture import exponential_family_e_step, gaussian_e_step
@@ -94,6 +94,7 @@ __all__ = [
     "profile_variance",
     "rsample",
     "rsample_kl",
+    "rsample_log_prob",
     "score_function_expectation",
     "score_function_gradient",
     "sparse_encode",

@@ -174,31 +174,32 @@ class _StreamedBound(torch.autograd.Function):
     def forward(ctx: Any, stream: _Stream, mean: Tensor, logvar: Tensor, *params: Tensor) -> Tensor:
         """The bound, over sums that are brought to the largest log-weight so far."""
         surroundings = Surroundings((mean, logvar, *params))
-        found: tuple[Tensor, ...] | None = None
+        found: tuple[Tensor, Tensor] | None = None
         with surroundings.autocast():
             for start in stream.starts():
-                sums = _chunk_sums(stream, mean, logvar, start)
-                found = sums if found is None else _merged(found, sums)
+                part = _chunk_sums(stream, mean, logvar, start)
+                found = part if found is None else _merged(found, part)
         assert found is not None
-        value, top, total = found
+        value, sums = found
         surroundings.end()
         ctx.stream, ctx.surroundings = stream, surroundings
-        ctx.save_for_backward(mean, logvar, *params, top, total)
-        # The largest bound of a chunk is inf where the whole is, and NaN where that is: total is NaN for both.
-        return torch.where(value == math.inf, math.inf, top + (torch.log(total) - math.log(stream.samples)))
+        ctx.save_for_backward(mean, logvar, *params, sums)
+        # The largest bound of a chunk is inf where the whole is, and NaN where that is: the total is NaN for both.
+        bound = sums[0] + (torch.log(sums[1]) - math.log(stream.samples))
+        return torch.where(value == math.inf, math.inf, bound)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """The sums of the chunks' gradients."""
-        *tensors, top, total = ctx.saved_tensors  # raises where one of params was changed since
-        sums: list[Tensor | None] = [None] * len(tensors)
+        *tensors, sums = ctx.saved_tensors  # raises where one of params was changed since
+        held: list[Tensor | None] = [None] * len(tensors)
         with torch.no_grad(), ctx.surroundings.restored():
             for start in ctx.stream.starts():
-                for place, g in _chunk_gradients(ctx, tensors, start, top, total, gradient):
-                    held = sums[place]
+                for place, g in _chunk_gradients(ctx, tensors, start, sums, gradient):
+                    so_far = held[place]
                     # A copy: several gradients may be one tensor. Wide, since a sum of many halves is no half's.
-                    sums[place] = g.to(row_dtype(g.dtype), copy=True) if held is None else held.add_(g)
-        found = [None if g is None else g.to(x.dtype) for x, g in zip(tensors, sums, strict=True)]
+                    held[place] = g.to(row_dtype(g.dtype), copy=True) if so_far is None else so_far.add_(g)
+        found = [None if g is None else g.to(x.dtype) for x, g in zip(tensors, held, strict=True)]
         if torch.is_grad_enabled():  # create_graph=True
             once: Any = _Once.apply
             given = [g for g in found if g is not None]
@@ -218,8 +219,8 @@ class _Once(torch.autograd.Function):
     backward = staticmethod(no_second_derivative)
 
 
-def _chunk_sums(stream: _Stream, mean: Tensor, logvar: Tensor, start: int) -> tuple[Tensor, ...]:
-    """One chunk's bound, its largest log-weight and its sum; the first with a graph, to see where that ends."""
+def _chunk_sums(stream: _Stream, mean: Tensor, logvar: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """One chunk's bound and the sums behind it; the first with a graph, to see where that ends."""
     if start or stream.sources is None:
         _, log_w = stream.log_weights(DiagonalGaussian(mean, logvar), start)
         return _sums(log_w)
@@ -230,15 +231,16 @@ def _chunk_sums(stream: _Stream, mean: Tensor, logvar: Tensor, start: int) -> tu
     return _sums(log_w.detach())
 
 
-def _merged(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The larger bound and log-weight of two, and their common sum."""
-    top = torch.maximum(a[1], b[1])
-    total = a[2] * torch.exp(a[1] - top) + b[2] * torch.exp(b[1] - top)
-    return torch.maximum(a[0], b[0]), top, total
+def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The larger bound of two chunks, and the sums of both: relative to the larger log-weight."""
+    (first, first_total), (second, second_total) = a[1], b[1]
+    top = torch.maximum(first, second)
+    total = first_total * torch.exp(first - top) + second_total * torch.exp(second - top)
+    return torch.maximum(a[0], b[0]), torch.stack((top, total))
 
 
 def _chunk_gradients(
-    ctx: Any, tensors: Sequence[Tensor], start: int, top: Tensor, total: Tensor, gradient: Tensor
+    ctx: Any, tensors: Sequence[Tensor], start: int, sums: Tensor, gradient: Tensor
 ) -> list[tuple[int, Tensor]]:
     """One chunk's gradients, each with the place of its input; a function of its own, so that its graph ends here."""
     stream, needs = ctx.stream, ctx.needs_input_grad[1:]
@@ -247,34 +249,36 @@ def _chunk_gradients(
         z, log_w = stream.log_weights(DiagonalGaussian(*own), start)
     places = stream.sources.reached(log_w, own)
     if stream.estimator == "dreg" and z.requires_grad:
-        weights = _weights(log_w, top, total, None).unsqueeze(-1)
+        weights = _weights(log_w, sums, None).unsqueeze(-1)
         z.register_hook(lambda g: g * weights.to(g.dtype))
     inputs = [(place, x) for place, x in enumerate(own) if needs[place]]
     inputs += [(place, stream.sources.tensors[place]) for place in places]
     if not inputs:
         return []
-    found = torch.autograd.grad(log_w, [x for _, x in inputs], _weights(log_w, top, total, gradient), allow_unused=True)
+    found = torch.autograd.grad(log_w, [x for _, x in inputs], _weights(log_w, sums, gradient), allow_unused=True)
     return [(place, g) for (place, _), g in zip(inputs, found, strict=True) if g is not None]
 
 
 # --- the two ways to the kernels --------------------------------------------------------------------------------
 
 
-def _sums(log_w: Tensor) -> tuple[Tensor, ...]:
-    """The bound of log-weights [c, ...], their largest, and the sum of e^(log w - largest): [...] each."""
+def _sums(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The bound [...] of log-weights [c, ...]; their largest and the sum of e^(log w - largest), [2, ...]."""
     if plain(log_w):
         return run_bound(log_w)
-    found = call("bound", log_w.reshape(_canonical(log_w)), None)
-    return tuple(x.reshape(log_w.shape[1:]) for x in found)
+    shape = log_w.shape[1:]
+    value, sums = call("bound", log_w.reshape(_canonical(log_w)), None)
+    return value.reshape(shape), sums.reshape(2, *shape)
 
 
-def _weights(log_w: Tensor, top: Tensor, total: Tensor, gradient: Tensor | None) -> Tensor:
+def _weights(log_w: Tensor, sums: Tensor, gradient: Tensor | None) -> Tensor:
     """The normalised weights [c, ...], times `gradient` [...] where it is given."""
     log_w = log_w.detach()
     if plain(log_w):
-        return run_weights(log_w, top, total, gradient)
-    rows = (x.reshape(1, -1) for x in (top, total, torch.ones_like(top) if gradient is None else gradient))
-    found: Tensor = call("bound_backward", log_w.reshape(_canonical(log_w)), *rows, [True, False])[0]
+        return run_weights(log_w, sums, gradient)
+    canonical = log_w.reshape(_canonical(log_w))
+    given = sums.reshape(1, 2, -1), (torch.ones_like(sums[0]) if gradient is None else gradient).reshape(1, -1)
+    found: Tensor = call("bound_backward", canonical, *given, [True, False])[0]
     return found.reshape(log_w.shape)
 
 
