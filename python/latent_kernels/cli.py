@@ -53,11 +53,13 @@ def application() -> "typer.Typer":
         seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
         out: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("demo"),
         epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
+        bound: Annotated[str, typer.Option(help="What training maximizes: elbo, iwae, stl or dreg.")] = "elbo",
+        samples: Annotated[int, typer.Option(min=1, max=1000, help="Samples for each image; time grows with it.")] = 1,
         threads: Annotated[int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")] = 1,
     ) -> None:
         """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two minutes)."""
         _check_backends()
-        demo(seed, out, epochs, threads)
+        demo(seed, out, epochs, threads, bound, samples)
 
     @app.command("variance")
     def variance_command(
@@ -153,22 +155,26 @@ def _check_cpu_backends() -> None:
 # --- demo -------------------------------------------------------------------------------------------------------
 
 
-def demo(seed: int, out: Path, epochs: int | None, threads: int) -> None:
+def demo(seed: int, out: Path, epochs: int | None, threads: int, bound: str, samples: int) -> None:
     """Runs the demo and says where everything is."""
     import dataclasses
 
     import torch
+    import typer
     from rich.console import Console
 
     from latent_kernels.examples import demo as example
+    from latent_kernels.examples.objectives import BOUNDS, Objective
 
     _check_cpu_backends()
+    if bound not in BOUNDS:
+        raise typer.BadParameter(f"must be one of {', '.join(BOUNDS)}; got {bound!r}", param_hint="--bound")
     try:
         _make_writable(out)
     except OSError as error:
         raise _fail(f"cannot write to {out}: {error.strerror or error}") from None
     torch.set_num_threads(threads)
-    settings = dataclasses.replace(example.SETTINGS, seed=seed)
+    settings = dataclasses.replace(example.SETTINGS, seed=seed, objective=Objective(bound, samples))
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
     console = Console()
