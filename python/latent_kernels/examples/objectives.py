@@ -66,9 +66,14 @@ class WeightedOps(NamedTuple):
     importance_bound: Callable[..., Tensor]
 
 
-def weighted_bound(model: VAE, x: Tensor, objective: Objective, ops: Ops) -> tuple[Tensor, Tensor, Tensor]:
-    """The bound [B], log p(x|z) [S, B], and log q(z|x) - log p(z) [S, B]."""
-    weighted = WEIGHTED_OPS[ops.name]
+def weighted_bound(
+    model: VAE, x: Tensor, objective: Objective, ops: Ops, weighted: WeightedOps | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The bound [B], log p(x|z) [S, B], and log q(z|x) - log p(z) [S, B]; their difference is the log-weights.
+
+    `weighted` stands for the ops that go with `ops`.
+    """
+    weighted = weighted or WEIGHTED_OPS[ops.name]
     path_derivative = objective.bound != "iwae"
     z, log_q = weighted.rsample_log_prob(*model.encode(x), objective.samples, path_derivative=path_derivative)
     reconstruction = model.log_likelihood(x, z, ops)
