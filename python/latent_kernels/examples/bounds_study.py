@@ -38,7 +38,7 @@ class Recipe:
     hidden: int = 200
     epochs: int = 300
     batch: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     fall: float = 1.5  # decimal orders of magnitude that the learning rate falls by, at an even pace
     samples: int = 5000
     curve_samples: int = 100
