@@ -27,7 +27,7 @@ Report = Callable[[str, int, int], object]  # what is under way, how much of it 
 
 FILES = ("bounds.png", "bounds.json")
 RECIPE = Recipe()
-QUICK = Recipe(latent=5, hidden=32, epochs=4, samples=200, curve_samples=20, points=4)
+QUICK = Recipe(latent=10, hidden=64, epochs=30, samples=500, points=10)
 MOST = 1000  # samples of a bound to train on
 _USABLE = 0.7  # Pareto k, above which importance sampling is not dependable
 

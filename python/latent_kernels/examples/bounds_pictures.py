@@ -35,7 +35,7 @@ def draw(study: Study, rows: Sequence[Row], path: Path) -> None:
         colour, marker = _STYLES[i % len(_STYLES)]
         _draw_tightening(left, row, colour, marker)
         _draw_training(right, row, colour)
-    _finish(study, left, right)
+    _finish(study, rows, left, right)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
     save_figure(figure, path)
@@ -47,6 +47,9 @@ def _draw_tightening(ax: Axes, row: Row, colour: str, marker: str) -> None:
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6}
     ax.plot(sizes, [statistics.mean(at) for at in zip(*curves, strict=True)], label=f"k = {row.k}", **style)
     ax.fill_between(sizes, *_reach(curves), color=colour, alpha=0.2, linewidth=0)
+    if row.k in sizes:
+        at = statistics.mean(curve[sizes.index(row.k)] for curve in curves)
+        ax.plot([row.k], [at], "o", color=colour, markersize=13, markerfacecolor="none", markeredgewidth=1.4)
 
 
 def _draw_training(ax: Axes, row: Row, colour: str) -> None:
@@ -63,11 +66,25 @@ def _reach(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]
     return [min(at) for at in zip(*curves, strict=True)], [max(at) for at in zip(*curves, strict=True)]
 
 
-def _finish(study: Study, left: Axes, right: Axes) -> None:
-    recipe = study.recipe
+def _finish(study: Study, rows: Sequence[Row], left: Axes, right: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
     left.set(xscale="log", xlabel="samples $S$ of the bound", ylabel="held-out bound $L_S$ (nats per image)")
-    left.set_title("the bound tightens to $\\log p(x)$ with more samples", fontsize=11)
-    right.set(xlabel="epoch", ylabel="bound (nats per image)")
-    right.set_title(f"full: held-out $L_{{{recipe.curve_samples}}}$; dotted: training $L_k$", fontsize=11)
+    left.set_title("the bound tightens to $\\log p(x)$; a ring is at the $S = k$ trained with", fontsize=11)
+    left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    left.xaxis.set_minor_locator(NullLocator())
+    right.set(xlabel="epoch", ylabel="bound (nats per image)", ylim=_range_worth_showing(rows))
+    right.set_title(f"full: held-out $L_{{{study.recipe.curve_samples}}}$; dotted: $L_k$ in training", fontsize=11)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in (left, right):
         ax.grid(alpha=0.25)
+
+
+def _range_worth_showing(rows: Sequence[Row]) -> tuple[float, float]:
+    """The first epochs fall far below the rest."""
+    epochs = len(rows[0].fits[0].trained)
+    start = epochs // 15
+    values = [v for row in rows for one in row.fits for e, v in one.held_out.items() if e > start]
+    values += [v for row in rows for one in row.fits for v in one.trained[start:]]
+    margin = 0.05 * (max(values) - min(values)) or 1.0
+    return min(values) - margin, max(values) + margin
