@@ -28,7 +28,9 @@ _STYLES = (
 def draw(study: Study, rows: Sequence[Row], path: Path) -> None:
     """Left: L_S of held-out images against S. Right: the bounds over the epochs."""
     figure = new_figure(13.0, 5.6)
-    title = f"VAEs on handwritten digits, trained on the bound of k samples ({study.estimator})"
+    seeds = len(rows[0].fits)
+    shaded = f"; means of {seeds} seeds, shaded from the lowest to the highest" if seeds > 1 else ""
+    title = f"VAEs on handwritten digits, trained on the bound of k samples ({study.estimator}){shaded}"
     figure.suptitle(title, fontsize=12)
     left, right = figure.subplots(1, 2)
     for i, row in enumerate(rows):
@@ -45,11 +47,20 @@ def _draw_tightening(ax: Axes, row: Row, colour: str, marker: str) -> None:
     sizes = list(row.fits[0].by_samples)
     curves = [[one.by_samples[s] for s in sizes] for one in row.fits]
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6}
-    ax.plot(sizes, [statistics.mean(at) for at in zip(*curves, strict=True)], label=f"k = {row.k}", **style)
+    means = [statistics.mean(at) for at in zip(*curves, strict=True)]
+    value = f"{means[-1]:.2f}".replace("-", "\N{MINUS SIGN}")
+    ax.plot(sizes, means, label=f"k = {row.k}: $L_{{{sizes[-1]}}}$ = {value}", **style)
     ax.fill_between(sizes, *_reach(curves), color=colour, alpha=0.2, linewidth=0)
     if row.k in sizes:
-        at = statistics.mean(curve[sizes.index(row.k)] for curve in curves)
-        ax.plot([row.k], [at], "o", color=colour, markersize=13, markerfacecolor="none", markeredgewidth=1.4)
+        ax.plot(
+            [row.k],
+            [means[sizes.index(row.k)]],
+            "o",
+            color=colour,
+            markersize=13,
+            markerfacecolor="none",
+            markeredgewidth=1.4,
+        )
 
 
 def _draw_training(ax: Axes, row: Row, colour: str) -> None:
