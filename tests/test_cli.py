@@ -158,6 +158,7 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     assert losses(other) != losses(outcomes[0])
 
     found = json.loads((tmp_path / "second" / "comparison.json").read_text())
+    assert list(found) == ["threads", "latent", "held_out_samples", "costs", "held_out_elbo"]
     assert found["held_out_elbo"]["ours"].keys() == found["held_out_elbo"]["plain"].keys() == {"5", "6"}
     assert [(c["what"], c["size"]["name"]) for c in found["costs"]] == [
         ("step", "demo"),
@@ -175,6 +176,35 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     assert "comparison.md" in result.output
     assert "Held-out ELBO: latent-kernels" in result.output
     assert "for a gradient, reparameterized wins" in " ".join(result.output.split())
+
+
+SHORT = dataclasses.replace(TINY, latents=(2,), compared_latent=2, compared_seeds=1, profiled_samples=(1, 2))
+
+
+@pytest.mark.parametrize(("bound", "name"), [("elbo", "ELBO"), ("dreg", "L_3")])
+def test_demo_trains_on_the_bound_that_is_asked_for(bound, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "SETTINGS", SHORT)
+    outcomes, original = [], demo.run
+    monkeypatch.setattr(demo, "run", lambda *a: outcomes.append(original(*a)) or outcomes[-1])
+    result = call("demo", "--bound", bound, "--samples", 3, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*PICTURES, *TABLES, *LAST, *SPARSE])
+    check_picture(tmp_path / "training_curves.png")
+    (outcome,) = outcomes
+    finals = (outcome.comparison.ours[0], outcome.comparison.plain[0])
+    epochs = [epoch for run in outcome.runs for epoch in run.history]
+    for terms in (*finals, *(epoch.held_out for epoch in epochs), *(epoch.train for epoch in epochs)):
+        assert (terms.bound is None) == (bound == "elbo")
+    assert f"Held-out {name}: latent-kernels {finals[0].maximized:.2f} nats" in result.output
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["objective"] == {"bound": bound, "samples": 3}
+    key = "held_out_elbo" if bound == "elbo" else "held_out_bound"
+    assert found[key] == {"ours": {"0": finals[0].maximized}, "plain": {"0": finals[1].maximized}}
+    assert [cost["size"]["num_samples"] for cost in found["costs"]] == [3] * 4
+    page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert f"Trained with --bound {bound} --samples 3." in page
+    assert f"## Held-out {name}\n" in page
+    assert f"from {4 if bound == 'elbo' else 3} samples of z" in page
 
 
 @pytest.mark.parametrize(
@@ -255,7 +285,18 @@ def test_ctrl_c_while_drawing(tmp_path, monkeypatch):
     assert "stopped while writing" in result.output
 
 
-@pytest.mark.parametrize(("option", "value"), [("--epochs", 0), ("--epochs", "many"), ("--seed", -1), ("--threads", 0)])
+BAD_OPTIONS = [
+    ("--epochs", 0),
+    ("--epochs", "many"),
+    ("--seed", -1),
+    ("--threads", 0),
+    ("--bound", "vimco"),
+    ("--samples", 0),
+    ("--samples", 1001),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), BAD_OPTIONS)
 def test_bad_options(option, value, tmp_path):
     result = call("demo", "--out", tmp_path / "out", option, value)
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""The command line, `latent-kernels`: `info`, `demo`, `variance`, `mixture` and `sparse`.
+"""The command line, `latent-kernels`: `info`, `demo`, `variance`, `mixture`, `sparse` and `bounds`.
 
 typer, rich and matplotlib are an extra, so this module imports none of them before `main` has looked for them.
 """
@@ -53,11 +53,13 @@ def application() -> "typer.Typer":
         seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
         out: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("demo"),
         epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
+        bound: Annotated[str, typer.Option(help="What training maximizes: elbo, iwae, stl or dreg.")] = "elbo",
+        samples: Annotated[int, typer.Option(min=1, max=1000, help="Samples for each image; time grows with it.")] = 1,
         threads: Annotated[int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")] = 1,
     ) -> None:
         """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two minutes)."""
         _check_backends()
-        demo(seed, out, epochs, threads)
+        demo(seed, out, epochs, threads, bound, samples)
 
     @app.command("variance")
     def variance_command(
@@ -125,6 +127,21 @@ def application() -> "typer.Typer":
         _check_backends()
         sparse(threads, layers, features, components, samples, seed, out, quick)
 
+    @app.command("bounds")
+    def bounds_command(
+        samples: Annotated[str, typer.Option(help="The k to train with, such as 1,5,50.")] = "1,5,50",
+        seeds: Annotated[int, typer.Option(min=1, max=100, help="Models of each k.")] = 3,
+        epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
+        estimator: Annotated[str, typer.Option(help="Of the bound's gradient: iwae, dreg or stl.")] = "iwae",
+        seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
+        out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.")] = Path("bounds"),
+        quick: Annotated[bool, typer.Option(help="Small models that stop early, judged by 500 samples.")] = False,
+        threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    ) -> None:
+        """Train VAEs on importance-weighted bounds, and compare their held-out bounds (five minutes; --quick: one)."""
+        _check_backends()
+        bounds(threads, samples, seeds, epochs, estimator, seed, out, quick)
+
     return app
 
 
@@ -161,22 +178,26 @@ def _check_cpu_backends() -> None:
 # --- demo -------------------------------------------------------------------------------------------------------
 
 
-def demo(seed: int, out: Path, epochs: int | None, threads: int) -> None:
+def demo(seed: int, out: Path, epochs: int | None, threads: int, bound: str, samples: int) -> None:
     """Runs the demo and says where everything is."""
     import dataclasses
 
     import torch
+    import typer
     from rich.console import Console
 
     from latent_kernels.examples import demo as example
+    from latent_kernels.examples.objectives import BOUNDS, Objective
 
     _check_cpu_backends()
+    if bound not in BOUNDS:
+        raise typer.BadParameter(f"must be one of {', '.join(BOUNDS)}; got {bound!r}", param_hint="--bound")
     try:
         _make_writable(out)
     except OSError as error:
         raise _fail(f"cannot write to {out}: {error.strerror or error}") from None
     torch.set_num_threads(threads)
-    settings = dataclasses.replace(example.SETTINGS, seed=seed)
+    settings = dataclasses.replace(example.SETTINGS, seed=seed, objective=Objective(bound, samples))
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
     console = Console()
@@ -277,6 +298,32 @@ def sparse(threads: int, *options: Any) -> None:
         raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
     if interrupted:
         raise _fail(f"stopped; {command.FIGURES[0]} is complete", 130)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------
+
+
+def bounds(threads: int, samples: str, *options: Any) -> None:
+    """Trains, compares and draws; the options are those of `bounds_command.Request`."""
+    import torch
+    import typer
+    from rich.console import Console
+
+    from latent_kernels.examples import bounds_command as command
+    from latent_kernels.examples.variance_command import BadOption, parse_samples
+
+    _check_cpu_backends()
+    torch.set_num_threads(threads)
+    try:
+        interrupted = command.run(command.Request(parse_samples(samples), *options), Console())
+    except BadOption as error:
+        raise typer.BadParameter(str(error), param_hint=error.option) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped before there was anything to draw", 130) from None
+    except OSError as error:
+        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
+    if interrupted:
+        raise _fail("stopped; the models that were complete are in the files", 130)
 
 
 # --- info -------------------------------------------------------------------------------------------------------
