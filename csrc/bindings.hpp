@@ -14,6 +14,7 @@ namespace lk {
 
 void bind_noise(pybind11::module_& m);
 void bind_gaussian(pybind11::module_& m);
+void bind_densities(pybind11::module_& m);
 void bind_families(pybind11::module_& m);
 void bind_score(pybind11::module_& m);
 void bind_lista(pybind11::module_& m);

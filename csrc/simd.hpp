@@ -295,6 +295,9 @@ LK_INLINE D clamp(D x, double low, double high) {
   return x > high ? splat<double>(high) : x;
 }
 
+LK_INLINE F absolute(F x) { return bit_cast<F>(bit_cast<I>(x) & 0x7FFFFFFF); }
+LK_INLINE D absolute(D x) { return bit_cast<D>(bit_cast<L>(x) & 0x7FFFFFFFFFFFFFFF); }
+
 LK_INLINE F sqrt(F x) {
 #if defined(__AVX512F__)
   return (F)_mm512_sqrt_ps((__m512)x);

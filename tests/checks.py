@@ -74,8 +74,6 @@ class Problem:
         self.seeds = torch.arange(groups) * 2**33 + 5
         self.gz = draw(*sizes)
         self.gkl = draw(groups, rows, as_dtype=row_dtype(dtype))
-        self.glp = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
-        self.z = draw(*sizes)
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -83,7 +81,7 @@ class Problem:
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
         """Everything a backend computes, through its own interface; the results on the CPU."""
-        groups, samples, rows, _ = self.sizes
+        groups, _, rows, _ = self.sizes
 
         def there(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device)
@@ -101,13 +99,6 @@ class Problem:
         gkl = None if self.scale else there(self.gkl)
         kernels.backward(self.sizes, *parameters, self.scale, seeds, self.offset, there(self.gz), gkl, gradients)
         found = {"z": z, "kl": kl, **dict(zip(NAMES, gradients, strict=True))}
-        if not self.scale:
-            inputs = [x.to(device) for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
-            log_prob = room(groups, samples, rows, dtype=of_rows)
-            kernels.log_prob_forward(self.sizes, *inputs, log_prob)
-            outputs = tuple(room(*x.shape) for x in inputs)
-            kernels.log_prob_backward(self.sizes, *inputs, there(self.glp), outputs)
-            found |= {"log_prob": log_prob, **dict(zip(LOG_PROB_NAMES, outputs, strict=True))}
         return {name: x.cpu() for name, x in found.items() if x is not None}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -135,16 +126,10 @@ class Problem:
             if x is not None:
                 g = next(gradients)
                 found[name] = torch.zeros_like(x) if g is None else g
-        if not self.scale:
-            inputs = [x.to(dtype).requires_grad_() for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
-            log_prob = reference.gaussian_log_prob(*inputs)
-            found["log_prob"] = log_prob
-            found |= dict(zip(LOG_PROB_NAMES, torch.autograd.grad(log_prob, inputs, self.glp.to(dtype)), strict=True))
         return {name: x.detach() for name, x in found.items()}
 
 
 NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
-LOG_PROB_NAMES = ("lp_d_z", "lp_d_mean", "lp_d_logvar")
 
 
 def check(kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundings: int = 1) -> None:

@@ -17,6 +17,7 @@ import torch
 VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("noise", "gaussian", "families", "score"), ("cpp", "triton", "reference")),
+    "densities": ("cpp", "triton", "reference"),
     "lista": ("cpp", "reference"),
     "mixture": ("numba", "reference"),
     "lasso": ("cpp", "reference"),
