@@ -110,6 +110,7 @@ void backward(LK_DENSITY_PARAMETERS, uintptr_t gradient, uintptr_t d_first, uint
   void* const outputs[3] = {at(d_first), at(d_second), at(d_third)};
   const int inputs = inputs_of(problem);
   bool single = false;
+  problem.tile_by_tile = shared_by_samples(problem, inputs - 1);
   for (int j = 0; j < inputs; ++j) {
     single |= outputs[j] != nullptr && one_row(problem, j);
     problem.tile_by_tile |= outputs[j] != nullptr && shared_by_samples(problem, j);

@@ -214,9 +214,8 @@ LK_INLINE Pack<Vec<T>, N> load_noise(const float* p, Registers<N>) {
 
 // Calls f(i, part) for i = 0, ... so that the parts cover [0, n): several registers at a time, then one, then the
 // rest of one. Written once, f works on whichever `load(p + i, part)` returns.
-template <class T, class Body>
+template <class T, int N = 2, class Body>
 LK_INLINE void each(int64_t n, Body f) {
-  constexpr int N = 2;
   int64_t i = 0;
   for (; i + N * lanes<T> <= n; i += N * lanes<T>) f(i, Registers<N>{});
   for (; i + lanes<T> <= n; i += lanes<T>) f(i, Whole{});
