@@ -64,7 +64,7 @@ class Problem:
         def draw(*shape: int, as_dtype: torch.dtype = dtype) -> Tensor:
             return torch.randn(shape, generator=g, dtype=torch.float64).to(as_dtype)
 
-        groups, samples, rows, cols = sizes
+        groups, _, rows, cols = sizes
         self.sizes, self.dtype, self.scale, self.offset = sizes, dtype, scale, offset
         self.mean, self.spread = draw(groups, rows, cols), draw(groups, rows, cols)
         if scale:

@@ -55,7 +55,7 @@ class DensityProblem:
 
     def __init__(self, density: str, sizes: Sizes, dtype: torch.dtype, sharing: Sharing):
         g = torch.Generator().manual_seed(sum(sizes) + len(sharing))
-        groups, samples, rows, cols = sizes
+        groups, _, rows, cols = sizes
         shapes = {"full": sizes, "samples": (groups, 1, rows, cols), "row": (groups, 1, 1, cols)}
         self.density, self.sizes, self.dtype, self.sharing = density, sizes, dtype, sharing
         self.inputs = tuple(torch.randn(shapes[s], generator=g, dtype=torch.float64).to(dtype) for s in sharing)

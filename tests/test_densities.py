@@ -104,7 +104,7 @@ def test_a_shared_variance_has_the_bits_of_a_repeated_one(simd_build: str) -> No
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_log1p_in_ulp(simd_build: str, dtype: type) -> None:
-    """ln(1 + e) over [0, 1], relative to the result also where e is tiny; kernels/densities/README.md states the bound."""
+    """ln(1 + e) over [0, 1], relative to the result where e is tiny too; kernels/densities/README.md has the bound."""
     rng = np.random.default_rng(0)
     powers = 2.0 ** -np.arange(0, 120.0)
     spread = np.concatenate([rng.uniform(0, 1, 4000), 10 ** rng.uniform(-38, 0, 4000), powers, powers * 0.999, [1e-45]])
@@ -178,7 +178,8 @@ def test_extreme_logits(module: object) -> None:
     table = [
         (1.0, 1e4, 0, 0), (0.0, -1e4, 0, 0), (0.0, 1e4, -1e4, -1), (1.0, -1e4, -1e4, 1), (0.5, 1e4, -5e3, -0.5),
         (1.0, INF, 0, 0), (0.0, -INF, 0, 0), (0.0, INF, -INF, -1), (1.0, -INF, -INF, 1), (0.5, INF, -INF, -0.5),
-        (0.5, -INF, -INF, 0.5), (1.0, 0.0, -math.log(2), 0.5), (2.0, 1.0, 2 - math.log1p(math.e), 2 - 1 / (1 + 1 / math.e)),
+        (0.5, -INF, -INF, 0.5), (1.0, 0.0, -math.log(2), 0.5),
+        (2.0, 1.0, 2 - math.log1p(math.e), 2 - 1 / (1 + 1 / math.e)),
     ]  # fmt: skip
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x, logits, value, gradient = (torch.tensor(column, dtype=torch.float64) for column in zip(*table, strict=True))
@@ -369,7 +370,7 @@ def test_against_torch_distributions() -> None:
 
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements() -> None:
-    """64-bit indexing: the last rows of a tensor past 2^31 elements have the densities of the rows alone. Takes 4 GB."""
+    """64-bit indexing: the last rows of a tensor past 2^31 elements have the densities of the rows alone. 4 GB."""
     rows, cols = (1 << 25) + 1, 64
     torch.use_deterministic_algorithms(False)  # no need to poison so much memory first
     logits = torch.zeros(rows, cols, dtype=torch.bfloat16)

@@ -15,7 +15,7 @@ Sizes = tuple[int, int, int, int]
 
 
 def _in_place(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """x in its canonical shape, where it lies if a kernel can read it there: columns contiguous, rows at one distance."""
+    """x in its canonical shape, where it lies if a kernel can read it there: nothing repeats, columns contiguous."""
     if x.is_neg():
         x = x.resolve_neg()
     if x.is_contiguous():

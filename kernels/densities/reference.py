@@ -11,6 +11,7 @@ functions; devices without a compiled kernel run them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -47,8 +48,8 @@ def _bernoulli_slopes(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits, torch.where(logits > 0, -distance, distance)
 
 
-_LOG_DENSITIES = {"gaussian": gaussian_log_prob, "bernoulli": bernoulli_log_prob}
-_SLOPES = {"gaussian": _gaussian_slopes, "bernoulli": _bernoulli_slopes}
+_LOG_DENSITIES: dict[str, Callable[..., Tensor]] = {"gaussian": gaussian_log_prob, "bernoulli": bernoulli_log_prob}
+_SLOPES: dict[str, Callable[..., tuple[Tensor, ...]]] = {"gaussian": _gaussian_slopes, "bernoulli": _bernoulli_slopes}
 
 
 def _compute(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Log-densities summed over the last dimension: the diagonal Gaussian, and Bernoulli variables by their logits.
 
 Leading dimensions broadcast. Each is one pass over memory forward and one backward. Parameters that lack dimensions of
-the values, [..., D] under [S, ..., D] or a single row [D], are read where they lie and their gradients summed in the kernel.
+the values, [..., D] under [S, ..., D] or a single row [D], are read where they lie, and their gradients are summed in
+the kernel.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 
     -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one lacks the leading
     dimensions of the others (parameters [..., D] under samples [S, ..., D], or one row [D] for all, such as a learned
-    variance of each pixel) it is read where it lies and its gradient is summed in the kernel. Second derivatives are not
-    implemented and raise.
+    variance of each pixel) it is read where it lies and its gradient is summed in the kernel. Second derivatives are
+    not implemented and raise.
 
     Args:
         z: [S, ..., D] or [..., D], float32, float64, bfloat16 or float16.
@@ -48,10 +49,10 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     """Log-probability of x under Bernoulli variables with P(1) = sigmoid(logits), summed over the last dimension.
 
-    sum_d [x l - ln(1 + e^l)], computed as -sum_d [w |l| + ln(1 + e^-|l|)] with w = 1 - x where l > 0, else x: right to a
-    few ulp for every logit, infinite ones too. x may be grey values in [0, 1], as is usual for images: the sum is then the
-    negative cross-entropy and no normalized density of x. Values outside [0, 1] are not refused; the formula is
-    evaluated as it stands. The gradient of logits is x - sigmoid(l), that of x is l. Second derivatives are not
+    sum_d [x l - ln(1 + e^l)], computed as -sum_d [w |l| + ln(1 + e^-|l|)] with w = 1 - x where l > 0, else x: right to
+    a few ulp for every logit, infinite ones too. x may be grey values in [0, 1], as is usual for images: the sum is
+    then the negative cross-entropy and no normalized density of x. Values outside [0, 1] are not refused; the formula
+    is evaluated as it stands. The gradient of logits is x - sigmoid(l), that of x is l. Second derivatives are not
     implemented and raise.
 
     Args:
@@ -87,9 +88,8 @@ def _log_density(density: str, named: dict[str, Tensor]) -> Tensor:
     shapes = []
     for x in inputs:
         shape = tuple(x.shape)
-        shapes.append(
-            (1, 1, 1, cols) if shape not in (tail, full) else (1, 1 if shape != full else samples, rows, cols)
-        )
+        own = samples if shape == full else 1
+        shapes.append((1, own, rows, cols) if shape in (tail, full) else (1, 1, 1, cols))
     if plain(*inputs):
         out: Tensor = autograd.apply_log_density((density, (1, samples, rows, cols), shapes, full[:-1]), *inputs)
         return out
