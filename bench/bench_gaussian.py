@@ -1,4 +1,4 @@
-"""`lk.rsample_kl`, `rsample_log_prob`, `gaussian_kl`, `gaussian_log_prob` against torch, compiled, and distributions.
+"""`lk.rsample_kl`, `lk.rsample_log_prob` and `lk.gaussian_kl` against plain torch, torch.compile and distributions.
 
 Forward rows run without gradients being recorded; the others call torch.autograd.grad with given gradients of the
 outputs, the same for every contender, so that nothing accumulates. Every contender draws fresh noise at every call.
@@ -31,7 +31,6 @@ SHAPES = ((0, 64, 20), (16, 64, 20), (0, 3277, 20), (0, 1024, 64), (0, 4096, 256
 GPU_SHAPES = ((0, 1024, 64), (0, 2**16, 256), (0, 2**18, 256))
 KL_SHAPES = ((0, 64, 20), (0, 1024, 64))
 RSAMPLE_LOG_PROB_SHAPES = ((50, 64, 20), (16, 1024, 64))
-LOG_PROB_SHAPES = ((0, 64, 20), (0, 1024, 64), (50, 64, 784))
 
 # Operations of an element: noise as bench_noise.py counts it, exp and expm1 as one each.
 NOISE = 55
@@ -46,13 +45,11 @@ def _threads(elements: int) -> tuple[int, ...]:
     return (1, 2) if elements >= 2**16 else (1,)
 
 
-def _inputs(count: int, shape: tuple[int, int, int], device: str, grad: bool) -> list[Tensor]:
-    """Parameters [B, D]: means near 0, log-variances near -1/2, as of a network that trains; z [S, B, D] first of 3."""
+def _inputs(shape: tuple[int, int, int], device: str, grad: bool) -> list[Tensor]:
+    """Parameters [B, D]: means near 0, log-variances near -1/2, as of a network that trains."""
     generator = torch.Generator().manual_seed(7)
     parameters = [torch.randn(shape[1:], generator=generator) for _ in range(2)]
     parameters[1] = parameters[1] * 0.5 - 0.5
-    if count == 3:
-        parameters.insert(0, torch.randn(_size(shape), generator=generator))
     return [x.to(device).requires_grad_(grad) for x in parameters]
 
 
@@ -90,7 +87,7 @@ def _contest(
 
 def _prepare_rsample_kl(passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str) -> Contest:
     samples = shape[0] or None
-    inputs = mean, logvar = _inputs(2, shape, device, grad=passes == BOTH)
+    inputs = mean, logvar = _inputs(shape, device, grad=passes == BOTH)
     plain = peers.rsample_kl if samples is None else functools.partial(peers.rsample_kl_many, samples=samples)
     prior = peers.standard_normal(device)
     compiled = torch.compile(plain)
@@ -132,7 +129,7 @@ def _prepare_rsample_kl(passes: str, shape: tuple[int, int, int], contenders: tu
 
 
 def _prepare_kl(passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str) -> Contest:
-    inputs = mean, logvar = _inputs(2, shape, device, grad=passes == BOTH)
+    inputs = mean, logvar = _inputs(shape, device, grad=passes == BOTH)
     prior, compiled = peers.standard_normal(device), torch.compile(peers.gaussian_kl)
     functions: dict[str, Function] = {
         "ours": lambda: lk.gaussian_kl(mean, logvar),
@@ -193,34 +190,6 @@ def _prepare_rsample_log_prob(
     )
 
 
-def _prepare_log_prob(passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str) -> Contest:
-    inputs = z, mean, logvar = _inputs(3, shape, device, grad=passes == BOTH)
-    compiled = torch.compile(peers.gaussian_log_prob)
-    functions: dict[str, Function] = {
-        "ours": lambda: lk.gaussian_log_prob(z, mean, logvar),
-        "eager": lambda: peers.gaussian_log_prob(z, mean, logvar),
-        "compile": lambda: compiled(z, mean, logvar),
-        "distributions": lambda: peers.distributions_log_prob(z, mean, logvar),
-    }
-    x, m, v = (t.detach().double() for t in inputs)
-    scaled = (x - m) * torch.exp(-v)
-    square = scaled * (x - m)
-
-    def check_outputs(contender: str, out: Tensor) -> None:
-        close(out.detach(), -0.5 * (math.log(2 * math.pi) + v + square).sum(-1), 1e-5, "the log-density")
-
-    def check_gradients(contender: str, out: Any, upstream: Any, gradients: Any) -> None:
-        g = upstream[0].double()[..., None]
-        expected = [-g * scaled, g * scaled, 0.5 * g * (square - 1)]
-        for name, got, value in zip(("z", "mean", "logvar"), gradients, expected, strict=True):
-            close(got, value if value.shape == got.shape else value.sum(0), 2e-5, f"{name}'s gradient")
-
-    def like() -> tuple[Tensor, ...]:
-        return (lk.gaussian_log_prob(z, mean, logvar),)
-
-    return _contest({c: functions[c] for c in contenders}, inputs, passes, check_outputs, check_gradients, like)
-
-
 def _rsample_kl(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> Group:
     s, b, d = max(shape[0], 1), shape[1], shape[2]
     contenders: tuple[str, ...] = ("ours", "eager", "compile", "distributions")
@@ -266,19 +235,6 @@ def _kl(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> 
     return Group(f"gaussian_kl {passes}", _size(shape), threads, device, contenders, b * d, count, operations, prepare)
 
 
-def _log_prob(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> Group:
-    s, b, d = max(shape[0], 1), shape[1], shape[2]
-    contenders = ("ours", "eager", "compile", "distributions")
-    # forward: z, mean and logvar read, the density written; backward: it and the three read, three gradients written
-    count = 4 * (s * b * d + 2 * b * d + s * b) + 4 * (s * b + 2 * (s * b * d + 2 * b * d))
-    # forward: 6 a sample and exp; backward: 8 a sample and exp
-    operations = s * b * d * (6 + 8) + 2 * b * d
-    prepare = functools.partial(_prepare_log_prob, passes, shape, contenders, device)
-    return Group(
-        f"gaussian_log_prob {passes}", _size(shape), threads, device, contenders, s * b * d, count, operations, prepare
-    )
-
-
 def _groups(make: Callable[..., Group], passes: tuple[str, ...], shapes: Any, gpu_shapes: Any) -> list[Group]:
     groups = [
         make(p, shape, *place)
@@ -306,10 +262,4 @@ def test_rsample_log_prob(benchmark: Any, group: Group, contender: str) -> None:
 @pytest.mark.parametrize(("group", "contender"), rows(_groups(_kl, (BOTH,), KL_SHAPES, GPU_SHAPES[1:])))
 def test_gaussian_kl(benchmark: Any, group: Group, contender: str) -> None:
     """The KL alone."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(_groups(_log_prob, (BOTH,), LOG_PROB_SHAPES, GPU_SHAPES[1:])))
-def test_gaussian_log_prob(benchmark: Any, group: Group, contender: str) -> None:
-    """The log-density alone."""
     harness.run(benchmark, group, contender)

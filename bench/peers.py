@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 Tensor = torch.Tensor
 Parameters = tuple[Tensor, ...]  # of a family: mean and logvar [B, D]; logits [B, D] or [B, D, K]
@@ -66,6 +67,11 @@ def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
     return bound + surrogate - surrogate.detach()
 
 
+def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+    """The log-probability of x in [0, 1], in plain torch."""
+    return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+
 def distributions_rsample_kl(mean: Tensor, logvar: Tensor, samples: int | None, prior: Normal) -> tuple[Tensor, Tensor]:
     """`rsample_kl` through torch.distributions."""
     q = Normal(mean, torch.exp(0.5 * logvar))
@@ -81,6 +87,11 @@ def distributions_kl(mean: Tensor, logvar: Tensor, prior: Normal) -> Tensor:
 def distributions_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     """`gaussian_log_prob` through torch.distributions."""
     return Normal(mean, torch.exp(0.5 * logvar)).log_prob(z).sum(-1)
+
+
+def distributions_bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+    """`bernoulli_log_prob` through torch.distributions, which would refuse grey values."""
+    return Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)
 
 
 def standard_normal(device: str) -> Normal:

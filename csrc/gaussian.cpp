@@ -27,9 +27,6 @@ namespace {
    seeds != 0 ? seed_stride : 0,                                \
    offset}
 
-// A row longer than a tile leaves a task no room for more samples than these.
-static_assert(kTaskElements / kTile <= kLongRowSamples, "the sums of long rows have their places");
-
 void forward(LK_GAUSSIAN_PARAMETERS, uintptr_t z, uintptr_t kl, uintptr_t log_q) {
   const Gaussian problem = LK_GAUSSIAN_PROBLEM;
   const Cut cut(groups, samples, rows, cols, true, kTaskColumns);
@@ -96,58 +93,12 @@ void path_backward(int type, int threads, int64_t groups, int64_t samples, int64
     });
   });
 }
-
-#define LK_LOG_PROB_PARAMETERS                                                                                      \
-  int type, int threads, int64_t groups, int64_t samples, int64_t rows, int64_t cols, uintptr_t z, int64_t z_group, \
-      int64_t z_sample, int64_t z_row, uintptr_t mean, int64_t mean_group, int64_t mean_sample, int64_t mean_row,   \
-      uintptr_t logvar, int64_t logvar_group, int64_t logvar_sample, int64_t logvar_row
-#define LK_LOG_PROB_PROBLEM                                                                                          \
-  {                                                                                                                  \
-    groups, samples, rows, cols, {at(z), z_group, z_sample, z_row}, {at(mean), mean_group, mean_sample, mean_row}, { \
-      at(logvar), logvar_group, logvar_sample, logvar_row                                                            \
-    }                                                                                                                \
-  }
-
-void log_prob_forward(LK_LOG_PROB_PARAMETERS, uintptr_t out) {
-  const LogProb problem = LK_LOG_PROB_PROBLEM;
-  const Cut cut(groups, samples, rows, cols, true, kTaskColumns);
-  const auto kernel = active_build().log_prob_forward[type];
-  PartialSums sums(groups * samples * rows, cut.col_parts);
-  const int workers = worthwhile_threads(threads, cut.elements());
-  without_gil([&] {
-    parallel_for(cut.parts(), workers, [&](int64_t i) {
-      int64_t col_part;
-      const Part part = cut.part(i, col_part);
-      kernel(problem, sums.target(at(out), col_part), part);
-    });
-  });
-  sums.finish(type, at(out));
-}
-
-void log_prob_backward(LK_LOG_PROB_PARAMETERS, uintptr_t log_prob, uintptr_t d_z, uintptr_t d_mean,
-                       uintptr_t d_logvar) {
-  const LogProb problem = LK_LOG_PROB_PROBLEM;
-  const LogProbGradients gradients{at(log_prob), at(d_z), at(d_mean), at(d_logvar)};
-  const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(samples, 1));
-  const Cut cut(groups, samples, rows, cols, false, kTile * std::max<int64_t>(tiles, 1));
-  const auto kernel = active_build().log_prob_backward[type];
-  const int workers = worthwhile_threads(threads, cut.elements());
-  without_gil([&] {
-    parallel_for(cut.parts(), workers, [&](int64_t i) {
-      int64_t col_part;
-      kernel(problem, gradients, cut.part(i, col_part));
-    });
-  });
-}
-
 }  // namespace
 
 void bind_gaussian(py::module_& m) {
   m.def("gaussian_forward", &forward);
   m.def("gaussian_backward", &backward);
   m.def("gaussian_path_backward", &path_backward);
-  m.def("log_prob_forward", &log_prob_forward);
-  m.def("log_prob_backward", &log_prob_backward);
 }
 
 }  // namespace lk

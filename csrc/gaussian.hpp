@@ -1,5 +1,5 @@
-// The Gaussian kernels: z = mean + sigma eps with KL to the prior and log q(z), and the log-density, forward and
-// backward. eps is made anew from the seed in both directions, a tile at a time, and never reaches memory.
+// The Gaussian kernels: z = mean + sigma eps with KL to the prior and log q(z), forward and backward.
+// eps is made anew from the seed in both directions, a tile at a time, and never reaches memory.
 #pragma once
 
 #include "noise.hpp"
@@ -245,72 +245,5 @@ void gaussian_path_backward(const Gaussian& p, const void* log_q_gradient, void*
     }
   });
 }
-
-// --- log-density ----------------------------------------------------------------------------------------------
-
-constexpr double kLog2Pi = 1.8378770664093454835606594728112;
-
-template <class T>
-void log_prob_forward(const LogProb& p, const RowSums& out, const Part& part) {
-  using C = Compute<T>;
-  Scratch<C> z_room, mean_room, logvar_room, work;
-  RowSumWriter<C> sums{out};
-  for (int64_t s = part.sample0; s < part.sample1; ++s) {
-    each_tile(part, [&](const Tile& tile) {
-      const C* z = load_tile<T>(p.z, part.group, s, tile, z_room);
-      const C* mean = load_tile<T>(p.mean, part.group, s, tile, mean_room);
-      const C* logvar = load_tile<T>(p.logvar, part.group, s, tile, logvar_room);
-      each<C>(tile.size(), [&](int64_t i, auto k) {
-        const auto l = load(logvar + i, k), t = (load(z + i, k) - load(mean + i, k)) * exp(l * C(-0.5));
-        store(work + i, t * t + (l + C(kLog2Pi)), k);
-      });
-      sums.add(work, tile, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
-    });
-  }
-}
-
-// With t = (z - mean) / sigma: dz = -g t / sigma, dmean = g t / sigma, dlogvar = g (t^2 - 1) / 2.
-template <class T>
-void log_prob_backward(const LogProb& p, const LogProbGradients& g, const Part& part) {
-  using C = Compute<T>;
-  Scratch<C> rooms[3], row_gradient, sums[3], outputs[3];
-  const int64_t plane = p.rows * p.cols;
-  const Input inputs[3] = {p.z, p.mean, p.logvar};
-  void* const targets[3] = {g.z, g.mean, g.logvar};
-
-  each_tile(part, [&](const Tile& tile) {
-    const int n = tile.size();
-    const int64_t begin = tile.row0 * p.cols + tile.col0;
-    for (int j = 0; j < 3 && p.samples == 0; ++j) {  // a sum over no samples
-      if (targets[j] == nullptr || inputs[j].sample != 0) continue;
-      std::memset(static_cast<T*>(targets[j]) + part.group * plane + begin, 0, sizeof(T) * static_cast<size_t>(n));
-    }
-    for (int64_t s = 0; s < p.samples; ++s) {
-      const C* in[3];
-      for (int j = 0; j < 3; ++j) in[j] = load_tile<T>(inputs[j], part.group, s, tile, rooms[j]);
-      spread_rows(static_cast<const C*>(g.log_prob) + (part.group * p.samples + s) * p.rows + tile.row0, tile,
-                  row_gradient.at);
-      each<C>(n, [&](int64_t i, auto k) {
-        const auto gs = load(row_gradient + i, k), inverse = exp(load(in[2] + i, k) * C(-0.5));
-        const auto t = (load(in[0] + i, k) - load(in[1] + i, k)) * inverse, toward_z = gs * (t * inverse);
-        const decltype(t * t) value[3] = {-toward_z, toward_z, (gs * C(0.5)) * (t * t - C(1))};
-        for (int j = 0; j < 3; ++j) {
-          const bool add = inputs[j].sample == 0 && s > 0;
-          store(sums[j] + i, add ? load(sums[j] + i, k) + value[j] : value[j], k);
-        }
-      });
-      for (int j = 0; j < 3; ++j) {
-        const bool summed = inputs[j].sample == 0;
-        if (targets[j] == nullptr || (summed && s + 1 < p.samples)) continue;
-        const int64_t plane_index = summed ? part.group : part.group * p.samples + s;
-        T* to = static_cast<T*>(targets[j]) + plane_index * plane + begin;
-        C* at = output_tile(to, outputs[j].at);
-        std::memcpy(at, sums[j].at, sizeof(C) * static_cast<size_t>(n));
-        finish_tile(outputs[j].at, n, to);
-      }
-    }
-  });
-}
-
 }  // namespace LK_ISA
 }  // namespace lk

@@ -2,6 +2,7 @@
 #include "kernels.hpp"
 
 #include "bounds.hpp"
+#include "densities.hpp"
 #include "gaussian.hpp"
 #include "lasso.hpp"
 #include "lista_backward.hpp"
@@ -47,6 +48,7 @@ void elementary(int function, int64_t n, const void* argument, void* out) {
     }
     if (function == 3) y = exp(x);
     if (function == 4) psi_expm1(x, y, unused);
+    if (function == 5) y = log1p(x);
     store(to + i, y, k);
   });
 }
@@ -73,8 +75,10 @@ const Kernels kernels = {
     LK_TYPES(gaussian_forward),
     LK_TYPES(gaussian_backward),
     LK_TYPES(gaussian_path_backward),
-    LK_TYPES(log_prob_forward),
-    LK_TYPES(log_prob_backward),
+    LK_TYPES(density_ready),
+    LK_TYPES(density_forward),
+    LK_TYPES(density_backward),
+    LK_TYPES(density_total),
     LK_TYPES(bernoulli_sample),
     LK_TYPES(categorical_sample),
     LK_TYPES(score_gradient),

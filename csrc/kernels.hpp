@@ -50,7 +50,7 @@ struct RowSums {
 };
 
 // Rows longer than a tile come in parts of at most as many samples, whose sums are in progress together.
-constexpr int64_t kLongRowSamples = 16;
+constexpr int kLongRowSamples = 16;
 
 struct GaussianOutputs {
   void* z;        // [groups, samples, rows, cols]
@@ -68,17 +68,32 @@ struct GaussianGradients {
   void* prior_logvar;
 };
 
-// log N(z; mean, exp(logvar)), summed over cols.
-struct LogProb {
-  int64_t groups, samples, rows, cols;
-  Input z, mean, logvar;
-};
+enum Density : int { kGaussianDensity, kBernoulliDensity };
+constexpr int kMostOperands = 4;
 
-struct LogProbGradients {
-  const void* log_prob;  // [groups, samples, rows] in the compute type
-  void* z;               // each may be null; [groups, samples, rows, cols], or [groups, rows, cols] summed over
-  void* mean;            // samples where the input's sample stride is 0
-  void* logvar;
+// log N(z; mean, exp(logvar)), or the log-probability of x under logits, summed over cols. A tile of the kernels has
+// these operands: z or x; mean or logits; and one or two that elementary functions make of the last input.
+struct LogDensity {
+  Density density;
+  int64_t groups, samples, rows, cols;
+  Input inputs[3];                   // z, mean, logvar; or x, logits
+  bool tile_by_tile;                 // all samples of a tile before the next tile, else one sample after the other
+  const void* ready[kMostOperands];  // operands of an input that is one row for all: [groups, width_of_ready]; or null
+};
+static inline bool one_row(const LogDensity& p, int j) { return p.inputs[j].row == 0 && p.rows != 1; }
+
+// One row, repeated so often that it lies under a tile of whole rows; in elements of the compute type.
+static inline int64_t width_of_ready(const LogDensity& p) {
+  if (p.cols == 0 || p.cols > kTile) return p.cols;
+  const int64_t rows = rows_of_tile(p.cols);
+  return (rows < p.rows ? rows : p.rows) * p.cols;
+}
+
+struct LogDensityGradients {
+  const void* log_density;  // [groups, samples, rows] in the compute type
+  void* inputs[3];          // each may be null: [groups, samples, rows, cols], or summed over samples where the input's
+                            // sample stride is 0
+  double* row_sums[3];      // instead, of an input that is one row for all: sums of the part's columns, to be added to
 };
 
 // Samples of Bernoulli or Categorical variables over a plane of `cols` elements.
@@ -265,8 +280,11 @@ struct Kernels {
   void (*gaussian_forward[kTypes])(const Gaussian&, const GaussianOutputs&, const Part&);
   void (*gaussian_backward[kTypes])(const Gaussian&, const GaussianGradients&, const Part&);
   void (*gaussian_path_backward[kTypes])(const Gaussian&, const void* log_q_gradient, void* z_gradient, const Part&);
-  void (*log_prob_forward[kTypes])(const LogProb&, const RowSums&, const Part&);
-  void (*log_prob_backward[kTypes])(const LogProb&, const LogProbGradients&, const Part&);
+  // What one row for all gives of input j in a group, as `ready`; a part; and the total of blocks of row_sums.
+  void (*density_ready[kTypes])(const LogDensity&, int j, int64_t group, bool backward, void* const* operands);
+  void (*density_forward[kTypes])(const LogDensity&, const RowSums&, const Part&);
+  void (*density_backward[kTypes])(const LogDensity&, const LogDensityGradients&, const Part&);
+  void (*density_total[kTypes])(const double* sums, int64_t blocks, int64_t stride, int64_t n, void* out);
   void (*bernoulli_sample[kTypes])(const Discrete&, void* out, const Part&);
   void (*categorical_sample[kTypes])(const Discrete&, void* out, const Part&, float* table);
   // False where z has values outside the family's support. With `partial`, [chunk, fold, sum, groups * rows * cols *
@@ -289,7 +307,7 @@ struct Kernels {
   void (*lista_backward[2])(const Lista&, const ListaBackward&);
   void (*lista_outer[2])(const Outer&);
   void (*lista_dense_outer[2])(const DenseOuter&);
-  // ln, sin(pi t), cos(pi t), exp, psi: for the tests of their errors
+  // ln, sin(pi t), cos(pi t), exp, psi, ln(1 + e): for the tests of their errors
   void (*elementary[2])(int function, int64_t n, const void* x, void* out);
   // Codes of rows [row0, row1); rows of the Gram matrix into `gram`. `room` has room_of_lasso bytes.
   void (*lasso_encode[2])(const Lasso&, int64_t row0, int64_t row1, void* room);

@@ -1,5 +1,5 @@
 // Elementary functions, written out so that every backend rounds alike. Each is a fixed sequence of IEEE
-// operations, compiled without contraction; kernels/noise and kernels/gaussian hold the same sequences for
+// operations, compiled without contraction; kernels/noise and kernels/triton_math.py hold the same sequences for
 // Triton. `ln` and `sin_cos_pi` are part of noise stream v1 and frozen; errors are stated in kernels/*/README.md.
 #pragma once
 
@@ -164,24 +164,26 @@ LK_INLINE void psi_expm1(V d, V& psi, V& expm1) {
   expm1 = map(near, d, small + d, large);
 }
 
-// ln(1 + x) for -1/2 <= x <= 1, with a small relative error for tiny x too: 2 artanh(s), s = x / (2 + x).
+// --- ln(1 + x) for -1/2 <= x <= 1 --------------------------------------------------------------------------------
+
 template <class T>
-struct ArtanhConstants;
+struct Log1pConstants;
 template <>
-struct ArtanhConstants<float> {
-  static constexpr float P[] = {1.f / 3, 1.f / 5, 1.f / 7, 1.f / 9, 1.f / 11, 1.f / 13, 1.f / 15};
+struct Log1pConstants<float> {
+  static constexpr float Q[] = {0.6666641235351562f, 0.4002170264720917f, 0.2799908220767975f, 0.2802472710609436f};
 };
 template <>
-struct ArtanhConstants<double> {
-  static constexpr double P[] = {1. / 3,  1. / 5,  1. / 7,  1. / 9,  1. / 11, 1. / 13, 1. / 15, 1. / 17,
-                                 1. / 19, 1. / 21, 1. / 23, 1. / 25, 1. / 27, 1. / 29, 1. / 31, 1. / 33};
+struct Log1pConstants<double> {
+  // Taylor: 2 / (2 k + 3)
+  static constexpr double Q[] = {2. / 3,  2. / 5,  2. / 7,  2. / 9,  2. / 11, 2. / 13, 2. / 15, 2. / 17, 2. / 19,
+                                 2. / 21, 2. / 23, 2. / 25, 2. / 27, 2. / 29, 2. / 31, 2. / 33, 2. / 35};
 };
+
+// ln(1 + x) = 2 artanh(s), s = x / (2 + x), is x - s (x - R), R = s^2 Q(s^2): the larger part of it is x itself, exact.
 template <class V>
-LK_INLINE V log1p(V x) {
-  using T = Scalar<V>;
-  const V s = map([](auto x) { return x / (x + T(2)); }, x);
-  const V y = s * s;
-  return ((y * horner(ArtanhConstants<T>::P, y)) * s + s) * T(2);
+LK_INLINE V log1p(V e) {
+  const V s = map([](auto x) { return x / (x + Scalar<decltype(x)>(2)); }, e), y = s * s;
+  return e - s * (e - y * horner(Log1pConstants<Scalar<V>>::Q, y));
 }
 
 }  // namespace LK_ISA

@@ -75,8 +75,6 @@ class Problem:
         self.seeds = torch.arange(groups) * 2**33 + 5
         self.gz = draw(*sizes)
         self.gkl = draw(groups, rows, as_dtype=row_dtype(dtype))
-        self.glp = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
-        self.z = draw(*sizes)
         self.gq = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
 
     @property
@@ -107,13 +105,6 @@ class Problem:
         if not self.scale:
             found["path"] = room(*self.sizes)
             kernels.path_backward(self.sizes, parameters[1], seeds, self.offset, upstream[2], found["path"])
-        if not self.scale:
-            inputs = [x.to(device) for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
-            log_prob = room(groups, samples, rows, dtype=of_rows)
-            kernels.log_prob_forward(self.sizes, *inputs, log_prob)
-            outputs = tuple(room(*x.shape) for x in inputs)
-            kernels.log_prob_backward(self.sizes, *inputs, there(self.glp), outputs)
-            found |= {"log_prob": log_prob, **dict(zip(LOG_PROB_NAMES, outputs, strict=True))}
         return {name: x.cpu() for name, x in found.items() if x is not None}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -143,16 +134,10 @@ class Problem:
             if x is not None:
                 g = next(gradients)
                 found[name] = torch.zeros_like(x) if g is None else g
-        if not self.scale:
-            inputs = [x.to(dtype).requires_grad_() for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
-            log_prob = reference.gaussian_log_prob(*inputs)
-            found["log_prob"] = log_prob
-            found |= dict(zip(LOG_PROB_NAMES, torch.autograd.grad(log_prob, inputs, self.glp.to(dtype)), strict=True))
         return {name: x.detach() for name, x in found.items()}
 
 
 NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
-LOG_PROB_NAMES = ("lp_d_z", "lp_d_mean", "lp_d_logvar")
 
 
 def check(kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundings: int = 1) -> None:

@@ -44,6 +44,7 @@ def test_public_names() -> None:
         "PSDEncoder",
         "SparseCoder",
         "SufficientStatistics",
+        "bernoulli_log_prob",
         "coupled_lista_encode",
         "disarm",
         "disarm_gradient",

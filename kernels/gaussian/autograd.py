@@ -160,50 +160,6 @@ class GaussianPath(torch.autograd.Function):
         return gz, None
 
 
-class GaussianLogProb(torch.autograd.Function):
-    """z, mean, logvar -> the log-density of `shape`. Each input has `samples` of its own or is shared by all."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, mean: Tensor, logvar: Tensor, sizes: tuple[int, int, int, int], shape: tuple[int, ...]
-    ) -> Tensor:
-        """The sum over columns."""
-        z, mean, logvar = _rows_of(z), _rows_of(mean), _rows_of(logvar)  # type: ignore[assignment]
-        out = z.new_empty(shape, dtype=row_dtype(z.dtype))
-        inputs = [_sampled(x, sizes) for x in (z, mean, logvar)]
-        backend("gaussian", z.device).log_prob_forward(sizes, *inputs, out)
-        ctx.save_for_backward(z, mean, logvar)
-        ctx.sizes = sizes
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Gradients of the three inputs."""
-        sizes, saved = ctx.sizes, ctx.saved_tensors
-        inputs = [_sampled(x, sizes) for x in saved]
-        needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
-            results = call("gaussian_log_prob_backward", *inputs, gradient.reshape(sizes[:3]), needs)
-            found = (g.reshape(x.shape) if n else None for g, x, n in zip(results, saved, needs, strict=True))
-            return (*found, None, None)
-        outputs = tuple(_empty(x, need) for x, need in zip(saved, needs, strict=True))
-        backend("gaussian", gradient.device).log_prob_backward(sizes, *inputs, gradient.contiguous(), outputs)
-        return (*outputs, None, None)
-
-
-def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
-    """x as [1, samples or 1, rows, cols], strides kept."""
-    _, samples, rows, cols = sizes
-    if x.is_contiguous():
-        return x.view(1, samples if x.numel() == rows * cols * samples else 1, rows, cols)
-    if x.dim() == 2 and x.size(0) == rows:
-        return x[None, None]
-    if samples != 1 and x.numel() == rows * cols * samples:  # one row repeated over samples that are its own
-        return x.contiguous().view(1, samples, rows, cols)
-    return x.as_strided((1, 1, rows, cols), (0, 0, x.stride(-2), 1))
-
-
 # The Functions' own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
 apply_gaussian: Any = super(torch.autograd.Function, Gaussian).apply
 apply_path: Any = super(torch.autograd.Function, GaussianPath).apply
-apply_log_prob: Any = super(torch.autograd.Function, GaussianLogProb).apply

@@ -180,51 +180,6 @@ def _path_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return call("gaussian_path_backward", gradient, *ctx.saved_tensors, ctx.offset), None, None, None, None
 
 
-def _log_prob_sizes(z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[int, int, int, int]:
-    own = [x.size(1) for x in (z, mean, logvar) if x.size(1) != 1]
-    return (z.size(0), own[0] if own else 1, z.size(2), z.size(3))
-
-
-def _log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """[G, S or 1, N, D] each -> [G, S, N]."""
-    out = _log_prob_fake(z, mean, logvar)
-    inputs = (x.contiguous() for x in (z, mean, logvar))
-    backend("gaussian", z.device).log_prob_forward(_log_prob_sizes(z, mean, logvar), *inputs, out)
-    return out
-
-
-def _log_prob_fake(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    return z.new_empty(_log_prob_sizes(z, mean, logvar)[:3], dtype=row_dtype(z.dtype))
-
-
-def _log_prob_backward(
-    z: Tensor, mean: Tensor, logvar: Tensor, gradient: Tensor, needs: list[bool]
-) -> tuple[Tensor, ...]:
-    outputs = _log_prob_backward_fake(z, mean, logvar, gradient, needs)
-    backend("gaussian", z.device).log_prob_backward(
-        _log_prob_sizes(z, mean, logvar),
-        *(x.contiguous() for x in (z, mean, logvar, gradient)),
-        tuple(x if need else None for x, need in zip(outputs, needs, strict=True)),
-    )
-    return outputs
-
-
-def _log_prob_backward_fake(
-    z: Tensor, mean: Tensor, logvar: Tensor, gradient: Tensor, needs: list[bool]
-) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip((z, mean, logvar), needs, strict=True))
-
-
-def _log_prob_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _log_prob_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad)
-    results = call("gaussian_log_prob_backward", *ctx.saved_tensors, gradient, needs)
-    return tuple(g if need else None for g, need in zip(results, needs, strict=True))
-
-
 # --- vmap: the batch joins the groups ---------------------------------------------------------------------------
 
 
@@ -262,19 +217,6 @@ def _sampled_vmap(name: str, batch: int, in_dims: tuple[Any, ...], args: tuple[A
     return unfold(call(name, *tensors, fold_seeds(args[3], in_dims[3], batch, groups), args[4]), batch)
 
 
-def _log_prob_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    folded = [fold(x, dim, info.batch_size) for x, dim in zip(args, in_dims, strict=True)]
-    return unfold(call("gaussian_log_prob", *folded), info.batch_size), 0
-
-
-def _log_prob_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    batch, needs = info.batch_size, args[4]
-    folded = [fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
-    results = call("gaussian_log_prob_backward", *folded, needs)
-    unfolded = tuple(unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
-    return unfolded, tuple(0 if need else None for need in needs)
-
-
 define(
     "gaussian(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar, Tensor seeds, SymInt offset,"
     " SymInt samples, bool spread_is_scale, bool with_kl, bool with_log_q) -> (Tensor z, Tensor kl, Tensor log_q)",
@@ -306,21 +248,5 @@ define(
     _path_backward,
     fake=_path_backward_fake,
     vmap=_path_backward_vmap,
-    gradients=no_second_derivative,
-)
-define(
-    "gaussian_log_prob(Tensor z, Tensor mean, Tensor logvar) -> Tensor",
-    _log_prob,
-    fake=_log_prob_fake,
-    vmap=_log_prob_vmap,
-    setup=_log_prob_setup,
-    gradients=_log_prob_gradients,
-)
-define(
-    "gaussian_log_prob_backward(Tensor z, Tensor mean, Tensor logvar, Tensor gradient, bool[] needs)"
-    " -> (Tensor z, Tensor mean, Tensor logvar)",
-    _log_prob_backward,
-    fake=_log_prob_backward_fake,
-    vmap=_log_prob_backward_vmap,
     gradients=no_second_derivative,
 )

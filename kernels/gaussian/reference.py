@@ -4,7 +4,6 @@ q = N(mean, sigma^2), sigma^2 = e^logvar, prior N(m0, e^l0), all diagonal:
 
     z_s = mean + sigma eps_s                                           (Kingma & Welling 2014, eq. 4)
     KL  = 1/2 sum_d [ (mean - m0)^2 e^-l0 + psi(d) ],  d = logvar - l0,  psi(d) = e^d - 1 - d
-    log N(z; mean, sigma^2) = -1/2 sum_d [ ln 2 pi + logvar + (z - mean)^2 e^-logvar ]
     log q(z_s) = -1/2 sum_d [ ln 2 pi + logvar + eps_s^2 ]
 
 psi is computed by its series near 0, where e^d - 1 - d loses every digit. Tests hold the compiled kernels against
@@ -49,11 +48,6 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_l
     if prior_logvar is None:
         return 0.5 * (delta * delta + psi(logvar)).sum(-1)
     return 0.5 * ((delta * torch.exp(-0.5 * prior_logvar)) ** 2 + psi(logvar - prior_logvar)).sum(-1)
-
-
-def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, e^logvar), summed over the last dimension."""
-    return -0.5 * (math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2).sum(-1)
 
 
 def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:
@@ -179,27 +173,3 @@ def path_backward(
     slope = noise_like(logvar, sizes, seed, offset) * torch.exp(-0.5 * logvar)
     upstream = log_q_gradient.reshape(groups, samples, rows, 1).to(slope.dtype)
     z_gradient.copy_((-upstream * slope).reshape(z_gradient.shape))
-
-
-def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
-    """The interface of the compiled kernels, over the formula above."""
-    value = gaussian_log_prob(*(_compute(x) for x in (z, mean, logvar)))
-    out.copy_(value.expand(sizes[:3]).reshape(out.shape))
-
-
-def log_prob_backward(
-    sizes: Sizes,
-    z: Tensor,
-    mean: Tensor,
-    logvar: Tensor,
-    gradient: Tensor,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> None:
-    """Gradients by autograd through the formula above."""
-    leaves = [_compute(x).detach().requires_grad_() for x in (z, mean, logvar)]
-    with torch.enable_grad():
-        value = gaussian_log_prob(*leaves)
-    found = torch.autograd.grad(value.expand(sizes[:3]), leaves, gradient.reshape(sizes[:3]).to(value.dtype))
-    for out, got in zip(outputs, found, strict=True):
-        if out is not None:
-            out.copy_(got.reshape(out.shape))

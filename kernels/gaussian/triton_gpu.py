@@ -1,4 +1,4 @@
-"""The Gaussian kernels in Triton: forward, backward, path derivative, log-density, then their launchers.
+"""The Gaussian kernels in Triton: forward, backward, path derivative, then their launchers.
 
 A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns and a chunk of the samples. eps is made from the seed
 where it is used. A row longer than a tile leaves partial sums, and samples dealt to several programs leave partial
@@ -24,7 +24,6 @@ SHIFTED = tl.constexpr(1)  # rows begin anywhere, alike in every sample: the til
 SCATTERED = tl.constexpr(2)  # where a row begins differs from sample to sample: one Philox for each element
 
 LOG_TWO_PI = tl.constexpr(1.8378770664093454835606594728112)
-LOG_2_PI = tl.constexpr(1.8378770664093454835606594728112)
 
 
 @triton.jit
@@ -243,77 +242,6 @@ def path_backward_kernel(
         tl.store(at, (0.0 - g * (eps * inverse)).to(gz_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["S", "N", "tiles"])
-def log_prob_forward_kernel(
-    out_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, tiles, col_blocks,
-    z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
-    compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Out [G, S, N, col_blocks] = -1/2 sum of ln 2 pi + logvar + (z - mean)^2 e^-logvar over the tile's columns."""
-    tile, s, group = program(tiles, S)
-    rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    mask = (rows < N) & (cols < D)
-    z = load(z_ptr + s * z_sample, group, z_group, z_row, rows, cols, mask, compute)
-    mean = load(mean_ptr + s * mean_sample, group, mean_group, mean_row, rows, cols, mask, compute)
-    logvar = load(logvar_ptr + s * logvar_sample, group, logvar_group, logvar_row, rows, cols, mask, compute)
-    t = (z - mean) * exp(logvar * -0.5)
-    terms = tl.where(mask, t * t + (logvar + LOG_2_PI), 0.0)
-    at = out_ptr + ((group * S + s) * N + rows) * col_blocks + tile % col_blocks
-    tl.store(at, (tl.sum(terms, axis=1) * -0.5)[:, None], mask=rows < N)
-
-
-@triton.jit(do_not_specialize=["S", "N", "tiles"])
-def log_prob_backward_kernel(
-    d_z_ptr, d_mean_ptr, d_logvar_ptr, g_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, tiles, col_blocks,
-    z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
-    need_z: tl.constexpr, need_mean: tl.constexpr, need_logvar: tl.constexpr,
-    sum_z: tl.constexpr, sum_mean: tl.constexpr, sum_logvar: tl.constexpr,
-    compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """With t = (z - mean) / sigma: dz = -g t / sigma, dmean = g t / sigma, dlogvar = g (t^2 - 1) / 2; an input without
-    samples of its own gets the sum over them, in their order.
-    """
-    tile, first, group = program(tiles, 1)
-    rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    mask = (rows < N) & (cols < D)
-    plane = N.to(tl.int64) * D
-    in_plane = rows * D + cols
-    d_z = tl.zeros((BLOCK_N, BLOCK_D), compute)
-    d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
-    d_logvar = tl.zeros((BLOCK_N, BLOCK_D), compute)
-    for s in range(first, first + S):  # first is 0, and of 64 bits
-        g = tl.load(g_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
-        z = load(z_ptr + s * z_sample, group, z_group, z_row, rows, cols, mask, compute)
-        mean = load(mean_ptr + s * mean_sample, group, mean_group, mean_row, rows, cols, mask, compute)
-        logvar = load(logvar_ptr + s * logvar_sample, group, logvar_group, logvar_row, rows, cols, mask, compute)
-        inverse = exp(logvar * -0.5)
-        t = (z - mean) * inverse
-        toward_z = g * (t * inverse)
-        spread = (g * 0.5) * (t * t - 1.0)
-        at = (group * S + s) * plane + in_plane
-        if sum_z:
-            d_z -= toward_z
-        elif need_z:
-            tl.store(d_z_ptr + at, (0.0 - toward_z).to(d_z_ptr.dtype.element_ty), mask=mask)
-        if sum_mean:
-            d_mean += toward_z
-        elif need_mean:
-            tl.store(d_mean_ptr + at, toward_z.to(d_mean_ptr.dtype.element_ty), mask=mask)
-        if sum_logvar:
-            d_logvar += spread
-        elif need_logvar:
-            tl.store(d_logvar_ptr + at, spread.to(d_logvar_ptr.dtype.element_ty), mask=mask)
-    once = group * plane + in_plane
-    if need_z and sum_z:
-        tl.store(d_z_ptr + once, d_z.to(d_z_ptr.dtype.element_ty), mask=mask)
-    if need_mean and sum_mean:
-        tl.store(d_mean_ptr + once, d_mean.to(d_mean_ptr.dtype.element_ty), mask=mask)
-    if need_logvar and sum_logvar:
-        tl.store(d_logvar_ptr + once, d_logvar.to(d_logvar_ptr.dtype.element_ty), mask=mask)
-
-
 # --- launchers --------------------------------------------------------------------------------------------------
 
 
@@ -457,63 +385,4 @@ def path_backward(
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks, *_strides(logvar, sizes),
             seed_is_pointer=isinstance(seed, Tensor),
             compute=_compute(logvar.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
-        )  # fmt: skip
-
-
-def _sampled_strides(x: Tensor, sizes: Sizes) -> tuple[int, int, int]:
-    """Strides over groups, samples and rows of a [groups, samples or 1, rows, cols] input."""
-    _, samples, rows, cols = sizes
-    sample = 0 if x.size(1) == 1 and samples != 1 else rows * cols
-    if x.is_contiguous():
-        return x.size(1) * rows * cols, sample, cols
-    return x.stride(0), x.stride(1) if sample else 0, x.stride(2)
-
-
-def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
-    """log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
-    groups, samples, rows, cols = sizes
-    if 0 in (groups, samples, rows):
-        return
-    block_n, block_d = tile_shape(rows, cols, z.dtype)
-    col_blocks = max(triton.cdiv(cols, block_d), 1)
-    tiles = triton.cdiv(rows, block_n) * col_blocks
-    partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
-    with on_device_of(z):
-        log_prob_forward_kernel[(tiles * samples * groups,)](
-            partial, z, mean, logvar, samples, rows, cols, tiles, col_blocks,
-            *_sampled_strides(z, sizes), *_sampled_strides(mean, sizes), *_sampled_strides(logvar, sizes),
-            compute=_compute(z.dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
-        )  # fmt: skip
-    if partial is not out:
-        out.copy_(partial.sum(-1).reshape(out.shape))
-
-
-def log_prob_backward(
-    sizes: Sizes,
-    z: Tensor,
-    mean: Tensor,
-    logvar: Tensor,
-    gradient: Tensor,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> None:
-    """The gradients of z, mean and logvar, each in its input's shape, where `outputs` has a place for it."""
-    groups, samples, rows, cols = sizes
-    if 0 in (groups, samples, rows, cols):
-        for out in outputs:
-            if out is not None:
-                out.zero_()
-        return
-    block_n, block_d = tile_shape(rows, cols, z.dtype)
-    col_blocks = triton.cdiv(cols, block_d)
-    tiles = triton.cdiv(rows, block_n) * col_blocks
-    strides = [_sampled_strides(x, sizes) for x in (z, mean, logvar)]
-    needed = [out is not None for out in outputs]
-    summed = [stride[1] == 0 for stride in strides]
-    with on_device_of(z):
-        log_prob_backward_kernel[(tiles * groups,)](
-            *outputs, gradient, z, mean, logvar, samples, rows, cols, tiles, col_blocks,
-            *strides[0], *strides[1], *strides[2],
-            need_z=needed[0], need_mean=needed[1], need_logvar=needed[2],
-            sum_z=summed[0], sum_mean=summed[1], sum_logvar=summed[2],
-            compute=_compute(z.dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip

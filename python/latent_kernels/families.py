@@ -17,7 +17,8 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels._eager import as_seeds, draw_seed, plain, row_dtype
 from latent_kernels._ops import call
-from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl, rsample_log_prob
+from latent_kernels.densities import gaussian_log_prob
+from latent_kernels.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
 from latent_kernels.kernels.families import ops
 from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi
 from latent_kernels.kernels.score import reference

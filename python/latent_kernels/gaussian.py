@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: reparameterized samples, their KL divergence to a prior, and log-densities.
+"""Diagonal Gaussians: reparameterized samples and their KL divergence to a prior.
 
 Every function works on the last dimension D; leading dimensions are a batch. Each is one pass over memory forward
 and one backward; the noise is made from the seed in both and never stored.
@@ -177,58 +177,6 @@ def gaussian_kl(
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
     return _gaussian(mean, logvar, prior_mean, prior_logvar, 0, 0, None, with_z=False)[1]
-
-
-def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, e^logvar), summed over the last dimension.
-
-    -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one lacks the leading
-    dimensions of the others (parameters [..., D] under samples [S, ..., D]) it is read where it lies and its
-    gradient is summed in the kernel.
-
-    Args:
-        z: [S, ..., D] or [..., D], float32, float64, bfloat16 or float16.
-        mean: broadcast with z.
-        logvar: log sigma^2, broadcast with z.
-
-    Returns:
-        The log-density in nats, of the broadcast shape without D; float32 for half-precision inputs.
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-
-    """
-    (z, mean, logvar), _ = _checks.together(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
-    inputs = [z, mean, logvar]
-    if z.shape == mean.shape == logvar.shape:
-        full = tail = tuple(z.shape)
-    else:
-        full = _checks.broadcast(z=z, mean=mean, logvar=logvar)
-        tail = _shared_tail((z, mean, logvar), full)
-        inputs = [_to_tail_or_full(x, tail, full) for x in inputs]
-    rows, cols = math.prod(tail[:-1]), full[-1]
-    samples = math.prod(full[: len(full) - len(tail)])
-    if plain(z, mean, logvar):
-        out: Tensor = autograd.apply_log_prob(*inputs, (1, samples, rows, cols), full[:-1])
-        return out
-    shaped = [x.reshape(1, samples if x.dim() == len(full) else 1, rows, cols) for x in inputs]
-    out = call("gaussian_log_prob", *shaped)
-    return out.reshape(full[:-1])
-
-
-def _shared_tail(tensors: tuple[Tensor, ...], full: tuple[int, ...]) -> tuple[int, ...]:
-    """The trailing shape that parameters have and samples repeat: of the shortest input with a batch dimension."""
-    shapes = [tuple(x.shape) for x in tensors]
-    tails = [s for s in shapes if 2 <= len(s) < len(full) and s == full[len(full) - len(s) :]]
-    return min(tails, key=len) if tails else full
-
-
-def _to_tail_or_full(x: Tensor, tail: tuple[int, ...], full: tuple[int, ...]) -> Tensor:
-    shape = tuple(x.shape)
-    if shape in (tail, full):
-        return x
-    fits_tail = len(shape) <= len(tail) and all(a in (1, b) for a, b in zip(shape[::-1], tail[::-1], strict=False))
-    return x.expand(tail if fits_tail else full)
 
 
 def _parameters(

@@ -29,11 +29,12 @@ _LOGVAR_FLOOR = -2 * math.log(16 * math.sqrt(12))
 
 
 class Ops(NamedTuple):
-    """Where the model takes its two Gaussian ops from."""
+    """Where the model takes its arithmetic from."""
 
     name: str
     rsample_kl: Callable[..., tuple[Tensor, Tensor]]
     log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]
+    bernoulli_log_prob: Callable[[Tensor, Tensor], Tensor]
 
 
 def plain_rsample_kl(mean: Tensor, logvar: Tensor, num_samples: int | None = None) -> tuple[Tensor, Tensor]:
@@ -49,8 +50,13 @@ def plain_log_prob(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * (math.log(2 * math.pi) + logvar + (x - mean) ** 2 * torch.exp(-logvar)).sum(-1)
 
 
-FUSED = Ops("latent-kernels", lk.rsample_kl, lk.gaussian_log_prob)
-PLAIN = Ops("plain torch", plain_rsample_kl, plain_log_prob)
+def plain_bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+    """`lk.bernoulli_log_prob` as one writes it in plain torch."""
+    return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+
+FUSED = Ops("latent-kernels", lk.rsample_kl, lk.gaussian_log_prob, lk.bernoulli_log_prob)
+PLAIN = Ops("plain torch", plain_rsample_kl, plain_log_prob, plain_bernoulli_log_prob)
 
 
 class VAE(nn.Module):
@@ -90,7 +96,7 @@ class VAE(nn.Module):
         out = self.decoder(z)
         if self.likelihood == "gaussian":
             return ops.log_prob(x, out, self.logvar())
-        return -binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(-1)
+        return ops.bernoulli_log_prob(x, out)
 
     def logvar(self) -> Tensor:
         """Log-variance of each pixel under the Gaussian likelihood, [pixels]."""
