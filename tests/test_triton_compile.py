@@ -420,7 +420,7 @@ def density(
     double = dtype == torch.float64
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
     types |= dict.fromkeys(("out_ptr", "g_ptr"), "*fp64" if double else "*fp32")
-    sizes = ("S", "N", "D", "tiles", "chunks", "samples_per_program", "blocks", "col_blocks")
+    sizes = ("S", "N", "D", "tiles", "chunks", "samples_per_program", "blocks", "col_blocks", "groups")
     types |= dict.fromkeys(sizes, "i32")
     types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
     constants: dict[str, Any] = dict(zip(("fate_a", "fate_b", "fate_c"), fates or FATES[density], strict=True))
@@ -439,8 +439,8 @@ def test_density_compiles_without_spills(
     name: str, of: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path
 ) -> None:
     for fates in [FATES[of], (2, 2, 2 if of == "gaussian" else 0)] if name == "backward_kernel" else [FATES[of]]:
-        # In float64 ptxas puts one value aside of its own choice, at 71 registers, to fit one more block.
-        allowed = 8 if dtype == torch.float64 else 0
+        # ptxas keeps one 64-bit value of this one aside, at 80 of 255 registers: its own choice, to fit a block more.
+        allowed = 8 if (name, of, dtype) == ("backward_kernel", "bernoulli", torch.float32) else 0
         assert spills(density(name, of, dtype, target, fates=fates), tmp_path) <= allowed, fates
 
 

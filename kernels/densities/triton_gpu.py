@@ -84,10 +84,10 @@ def forward_kernel(
     tl.store(out_ptr + ((group * S + s) * N + rows) * col_blocks + first, total[:, None], mask=rows < N)
 
 
-@triton.jit(do_not_specialize=["S", "N", "tiles", "chunks", "samples_per_program", "blocks"])
+@triton.jit(do_not_specialize=["S", "N", "tiles", "chunks", "samples_per_program", "blocks", "groups"])
 def backward_kernel(
     d_a_ptr, d_b_ptr, d_c_ptr, g_ptr, a_ptr, b_ptr, c_ptr,
-    S, N, D, tiles, chunks, samples_per_program, blocks, col_blocks,
+    S, N, D, tiles, chunks, samples_per_program, blocks, col_blocks, groups,
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
     fate_a: tl.constexpr, fate_b: tl.constexpr, fate_c: tl.constexpr,
     is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -128,7 +128,6 @@ def backward_kernel(
             store(d_c_ptr, at, d_c, mask)
         elif fate_c != UNWANTED:
             sum_c += d_c
-    groups = tl.num_programs(0).to(tl.int64) // tiles // chunks
     finish(d_a_ptr, sum_a, fate_a, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
     finish(d_b_ptr, sum_b, fate_b, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
     finish(d_c_ptr, sum_c, fate_c, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
@@ -221,7 +220,7 @@ def backward(
     with on_device_of(gradient):
         backward_kernel[(tiles * chunks * groups,)](
             *targets, *missing, gradient, *places,
-            samples, rows, cols, tiles, chunks, per_program, blocks, col_blocks, *strides,
+            samples, rows, cols, tiles, chunks, per_program, blocks, col_blocks, groups, *strides,
             **dict(zip(("fate_a", "fate_b", "fate_c"), [*fates, *([UNWANTED.value] * len(missing))], strict=True)),
             is_gaussian=density == "gaussian", compute=_compute(dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
