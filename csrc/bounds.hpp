@@ -82,7 +82,7 @@ void bound_sums(const Bounds& p, const BoundSums& out, const Part& part) {
 template <class C>
 void bound_merge(int64_t chunks, int64_t stride, int64_t n, void* tops, void* totals) {
   C *top = static_cast<C*>(tops), *total = static_cast<C*>(totals);
-  each<C>(n, [&](int64_t i, auto k) {
+  each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
     auto most = load(top + i, k);
     for (int64_t c = 1; c < chunks; ++c) most = map(larger_lane, load(top + c * stride + i, k), most);
     auto sum = load(total + i, k) * exp(load(top + i, k) - most);
@@ -111,7 +111,7 @@ void bound_weights(const Bounds& p, const BoundWeights& w, const Part& part) {
     const C* x = load_line<T>(p, part, line, room.at, count);
     T* to = static_cast<T*>(w.out) + part.group * p.samples * p.rows + line * p.width() + part.col0;
     C* out = output_tile(to, work.at);
-    each<C>(count, [&](int64_t i, auto k) {
+    each<C>(count, [=, &top, &factor](int64_t i, auto k) LK_INLINE_LAMBDA {
       store(out + i, exp(load(x + i, k) - load(top.at + i, k)) * load(factor.at + i, k), k);
     });
     finish_tile(work.at, static_cast<int>(count), to);
@@ -159,7 +159,7 @@ void bound_signal(const Bounds& p, const void* gradients, void* to, const Part& 
   }
   for (int64_t line = 0; line < p.samples; ++line) {
     const C* x = load_line<T>(p, part, line, room.at, count);
-    each<C>(n, [&](int64_t i, auto k) {
+    each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
       const auto v = load(x + i, k), top = load(s.top.at + i, k);
       const auto lower = map([](auto a, auto b) { return a < b ? a : b; }, v, top);
       store(s.second.at + i, map(larger_lane, lower, load(s.second.at + i, k)), k);
@@ -169,7 +169,7 @@ void bound_signal(const Bounds& p, const void* gradients, void* to, const Part& 
   constexpr auto nothing = [](auto v) { return decltype(v){}; };
   for (int64_t line = 0; line < p.samples; ++line) {
     const C* x = load_line<T>(p, part, line, room.at, count);
-    each<C>(n, [&](int64_t i, auto k) {
+    each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
       const auto v = load(x + i, k), top = load(s.top.at + i, k), zero = map(nothing, v);
       const auto e = exp(v - load(s.second.at + i, k));
       const auto if_top = [](auto a, auto b, auto yes, auto no) { return a == b ? yes : no; };
@@ -188,7 +188,7 @@ void bound_signal(const Bounds& p, const void* gradients, void* to, const Part& 
     const C* x = load_line<T>(p, part, line, room.at, count);
     T* at = static_cast<T*>(to) + (part.group * p.samples + line) * p.rows + part.col0;
     C* out = output_tile(at, work.at);
-    each<C>(n, [&](int64_t i, auto k) {
+    each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
       const auto v = load(x + i, k), top = load(s.top.at + i, k), d = v - top;
       const auto mean = map(
           [](auto v, auto d, auto distance, auto zeros, auto scale) {

@@ -53,10 +53,16 @@ struct GaussianFormula {
 
   template <class C>
   static void prepare(const C* logvar, int64_t n, bool backward, C* inverse, C* shifted) {
-    each<C, kAtOnce>(n, [&](int64_t i, auto k) {
+    const auto inverse_scale = [](auto l) LK_INLINE_LAMBDA { return exp(l * C(-0.5)); };
+    if (backward) {
+      each<C, kAtOnce>(
+          n, [=](int64_t i, auto k) LK_INLINE_LAMBDA { store(inverse + i, inverse_scale(load(logvar + i, k)), k); });
+      return;
+    }
+    each<C, kAtOnce>(n, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
       const auto l = load(logvar + i, k);
-      if (!backward) store(shifted + i, l + C(kLog2Pi), k);
-      store(inverse + i, exp(l * C(-0.5)), k);
+      store(shifted + i, l + C(kLog2Pi), k);
+      store(inverse + i, inverse_scale(l), k);
     });
   }
 
@@ -84,13 +90,15 @@ struct BernoulliFormula {
 
   template <class C>
   static void prepare(const C* logits, int64_t n, bool backward, C* tail, C*) {
-    each<C, kAtOnce>(n, [&](int64_t i, auto k) {
-      const auto e = exp(map([](auto l) { return -absolute(l); }, load(logits + i, k)));
-      if (backward)
-        store(tail + i, map([](auto x) { return x / (x + C(1)); }, e), k);
-      else
-        store(tail + i, log1p(e), k);
-    });
+    const auto small = [](auto l) LK_INLINE_LAMBDA { return exp(map([](auto x) { return -absolute(x); }, l)); };
+    if (backward) {
+      each<C, kAtOnce>(n, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
+        store(tail + i, map([](auto x) { return x / (x + C(1)); }, small(load(logits + i, k))), k);
+      });
+      return;
+    }
+    each<C, kAtOnce>(
+        n, [=](int64_t i, auto k) LK_INLINE_LAMBDA { store(tail + i, log1p(small(load(logits + i, k))), k); });
   }
 
   template <class C, class Place>
@@ -169,7 +177,8 @@ void density_forward_of(const LogDensity& p, const RowSums& out, const Part& par
       for (int64_t s = s0; s < s0 + step; ++s) {
         operands.load(p, part.group, s, tile, s == s0, false);
         const Places<C> at = operands.places;
-        each<C>(tile.size(), [=, &work](int64_t i, auto k) { store(work + i, Formula::term(at, i, k), k); });
+        each<C>(tile.size(),
+                [=, &work](int64_t i, auto k) LK_INLINE_LAMBDA { store(work + i, Formula::term(at, i, k), k); });
         if (!whole) sums.row = begun[s - s0];
         sums.add(work, tile, (part.group * p.samples + s) * p.rows + tile.row0, C(Formula::factor));
         if (!whole) begun[s - s0] = sums.row;
