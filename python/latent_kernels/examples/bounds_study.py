@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ _ACTIVE = 0.01  # variance of a unit's posterior mean over images, above which i
 HELD_OUT_SEED = 2**33  # of what held-out images are binarized by: beyond those of training
 _EVALUATION_SEED = 2**34
 _DARKEST = 1e-3
+_CHUNK = 50  # samples whose log-weights are computed together
 
 
 @dataclass(frozen=True)
@@ -129,24 +130,26 @@ def _start_at_mean(model: VAE, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def held_out_bound(model: VAE, x: Tensor, num_samples: int, seed: int, *, chunk: int = 50) -> Tensor:
+def held_out_bound(model: VAE, x: Tensor, num_samples: int, seed: int, *, chunk: int = _CHUNK) -> Tensor:
     """L_num_samples of each image, [B], with the log-weights of one chunk of samples at a time."""
-    chunks = _chunks_of_log_weights(model, x, num_samples, seed, chunk)
-    sums = [lk.importance_bound(log_w) + math.log(len(log_w)) for log_w in chunks]
-    return torch.logsumexp(torch.stack(sums), 0) - math.log(num_samples)
+    q = lk.DiagonalGaussian(*model.encode(x))
+    return lk.streamed_bound(q, lambda z: _log_joint(model, x, z), num_samples, chunk=chunk, seed=seed)
 
 
 @torch.no_grad()
-def log_weights(model: VAE, x: Tensor, num_samples: int, seed: int, *, chunk: int = 50) -> Tensor:
-    """log p(x, z) - log q(z|x) of samples of q, [num_samples, B]."""
-    return torch.cat(list(_chunks_of_log_weights(model, x, num_samples, seed, chunk)))
-
-
-def _chunks_of_log_weights(model: VAE, x: Tensor, num_samples: int, seed: int, chunk: int) -> Iterator[Tensor]:
+def log_weights(model: VAE, x: Tensor, num_samples: int, seed: int) -> Tensor:
+    """log p(x, z) - log q(z|x) of the samples that `held_out_bound` takes, [num_samples, B]."""
     q = lk.DiagonalGaussian(*model.encode(x))
-    for i, first in enumerate(range(0, num_samples, chunk)):
-        z, log_q = q.rsample_log_prob(min(chunk, num_samples - first), seed=seed + i)
-        yield model.log_likelihood(x, z) + fused_log_prior(z) - log_q
+    found = []
+    for first in range(0, num_samples, _CHUNK):
+        count = min(_CHUNK, num_samples - first)
+        z, log_q = q.rsample_log_prob(count, seed=seed, offset=first * q.mean.numel())
+        found.append(_log_joint(model, x, z) - log_q)
+    return torch.cat(found)
+
+
+def _log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    return model.log_likelihood(x, z) + fused_log_prior(z)
 
 
 def sample_sizes(largest: int) -> list[int]:

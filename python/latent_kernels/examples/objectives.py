@@ -82,14 +82,6 @@ def weighted_bound(
     return weighted.importance_bound(reconstruction - kl, estimator=objective.bound, z=along), reconstruction, kl
 
 
-def fused_rsample_log_prob(
-    mean: Tensor, logvar: Tensor, num_samples: int, *, path_derivative: bool = False, seed: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """z [S, ..., D] and log q(z) [S, ...] by the library's family."""
-    q = lk.DiagonalGaussian(mean, logvar)
-    return q.rsample_log_prob(num_samples, path_derivative=path_derivative, seed=seed)
-
-
 def fused_log_prior(z: Tensor) -> Tensor:
     """The density log N(z; 0, I) by the library."""
     zero = z.new_zeros(z.size(-1))
@@ -128,6 +120,6 @@ def plain_importance_bound(log_w: Tensor, *, estimator: str, z: Tensor | None) -
 
 # By the names of vae.FUSED and vae.PLAIN.
 WEIGHTED_OPS = {
-    "latent-kernels": WeightedOps(fused_rsample_log_prob, fused_log_prior, lk.importance_bound),
+    "latent-kernels": WeightedOps(lk.rsample_log_prob, fused_log_prior, lk.importance_bound),
     "plain torch": WeightedOps(plain_rsample_log_prob, plain_log_prior, plain_importance_bound),
 }
