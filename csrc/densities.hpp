@@ -8,8 +8,6 @@
 namespace lk {
 namespace LK_ISA {
 
-constexpr double kLog2Pi = 1.8378770664093454835606594728112;
-
 // Registers that elementary functions work on in step.
 constexpr int kAtOnce = W == 16 ? 3 : 2;
 
@@ -61,7 +59,7 @@ struct GaussianFormula {
     }
     each<C, kAtOnce>(n, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
       const auto l = load(logvar + i, k);
-      store(shifted + i, l + C(kLog2Pi), k);
+      store(shifted + i, l + C(kLogTwoPi), k);
       store(inverse + i, inverse_scale(l), k);
     });
   }

@@ -8,8 +8,6 @@
 namespace lk {
 namespace LK_ISA {
 
-constexpr double kLogTwoPi = 1.8378770664093454835606594728112;
-
 // sigma of a tile, from log sigma^2 or as given.
 template <class C>
 inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {

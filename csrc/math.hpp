@@ -8,6 +8,8 @@
 namespace lk {
 namespace LK_ISA {
 
+constexpr double kLogTwoPi = 1.8378770664093454835606594728112;
+
 // c[0] + x (c[1] + x (c[2] + ...)), for a register or a Pack of them.
 template <class V, class T, size_t N>
 LK_INLINE V horner(const T (&c)[N], V x) {

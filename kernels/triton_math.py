@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG_TWO_PI = tl.constexpr(1.8378770664093454835606594728112)
+
 
 @triton.jit
 def exp(x):

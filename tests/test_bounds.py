@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -259,6 +260,47 @@ def test_dreg_does_not_touch_z_without_gradient() -> None:
     assert torch.equal(leaf.grad, torch.ones(3, 4, 2))
 
 
+def toy_bound(estimator: str, logvar: Tensor, mean: Tensor) -> Tensor:
+    """The bound of a toy model under q, from one seed."""
+    z, log_q = lk.rsample_log_prob(mean, logvar, 5, seed=3, path_derivative=estimator != "iwae")
+    log_w = -0.5 * (z**2).sum(-1) - 0.1 * (z**4).sum(-1) - log_q
+    return lk.importance_bound(log_w, estimator=estimator, z=z if estimator == "dreg" else None).sum()
+
+
+@pytest.mark.parametrize("estimator", ["iwae", "stl", "dreg"])
+def test_vmap_of_reparameterized_estimators(estimator: str) -> None:
+    """However gradients and vmap are nested: a hook must find z under the batch."""
+    means, logvar = torch.randn(3, 4, 2, requires_grad=True), torch.randn(4, 2)
+    each = functools.partial(toy_bound, estimator, logvar)
+    (expected,) = torch.autograd.grad(sum(each(m) for m in means), means)
+    assert torch.equal(torch.autograd.grad(torch.func.vmap(each)(means).sum(), means)[0], expected)
+    assert torch.equal(torch.func.grad(lambda m: torch.func.vmap(each)(m).sum())(means.detach()), expected)
+    assert torch.equal(torch.func.vmap(torch.func.grad(each))(means.detach()), expected)
+    sideways = means.movedim(0, 1)
+    (found,) = torch.autograd.grad(torch.func.vmap(each, 1)(sideways).sum(), means)
+    assert torch.equal(found, expected)
+
+
+def test_dreg_weighs_a_sample_once() -> None:
+    mean, logvar = torch.zeros(4, 2, requires_grad=True), torch.zeros(4, 2)
+    z, log_q = lk.rsample_log_prob(mean, logvar, 5, seed=3, path_derivative=True)
+    log_w = -0.5 * (z**2).sum(-1) - log_q
+    with torch.no_grad():
+        lk.importance_bound(log_w, estimator="dreg", z=z)
+    lk.importance_bound(log_w, estimator="dreg", z=z)
+    with pytest.raises(ValueError, match="z already carries the weights"):
+        lk.importance_bound(log_w, estimator="dreg", z=z)
+    leaf = z.detach().requires_grad_()
+    with pytest.raises(ValueError, match="z must be computed .* got a leaf"):
+        lk.importance_bound((leaf**2).sum(-1), estimator="dreg", z=leaf)
+
+
+def test_elbo_of_halves_is_computed_wide() -> None:
+    log_p, log_q = (torch.tensor([[x]], dtype=torch.bfloat16) for x in (-500.0, 0.5))
+    assert lk.elbo(log_p, log_q=log_q).item() == -500.5
+    assert lk.elbo(log_p, kl=log_q[0]).item() == -500.5
+
+
 @pytest.mark.parametrize("form", ["kl", "entropy", "log_q"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_elbo(form: str, dtype: torch.dtype) -> None:
@@ -368,7 +410,7 @@ W = torch.zeros(3, 4)
     [
         (TypeError, "log_w must be a torch.Tensor", lambda: lk.importance_bound([1.0])),  # type: ignore[arg-type]
         (TypeError, "log_w must have dtype", lambda: lk.importance_bound(W.long())),
-        (ValueError, "log_w must have shape", lambda: lk.importance_bound(torch.tensor(1.0))),
+        (ValueError, "log_w must have shape \\[S", lambda: lk.importance_bound(torch.tensor(1.0))),
         (ValueError, "log_w must have shape .* got \\(0, 4\\)", lambda: lk.importance_bound(W[:0])),
         (ValueError, "estimator must be one of .* got 'rws'", lambda: lk.importance_bound(W, estimator="rws")),
         (ValueError, "'dreg' needs z", lambda: lk.importance_bound(W, estimator="dreg")),
@@ -385,6 +427,9 @@ W = torch.zeros(3, 4)
         (ValueError, "kl must have shape", lambda: lk.elbo(W, kl=W)),
         (ValueError, "log_q must have shape", lambda: lk.elbo(W, log_q=W[0])),
         (TypeError, "entropy must be a torch.Tensor", lambda: lk.elbo(W, entropy=0.5)),  # type: ignore[arg-type]
+        (TypeError, "kl must have dtype", lambda: lk.elbo(W, kl=W[0].to(torch.complex64))),
+        (TypeError, "z must have dtype", lambda: lk.importance_bound(W, estimator="dreg", z=W[..., None].int())),
+        (ValueError, "z must be on", lambda: lk.importance_bound(W, estimator="dreg", z=W[..., None].to("meta"))),
         (TypeError, "log_p must have dtype", lambda: lk.elbo(W.int(), kl=W[0])),
         (ValueError, "S >= 21", lambda: lk.pareto_k(torch.zeros(20, 4))),
         (ValueError, "log_w must have shape", lambda: lk.normalized_weights(W[:0])),

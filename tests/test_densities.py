@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import latent_kernels as lk
 from checks import DTYPES, SIZES, Sizes, bits_equal, is_half
 from densities_checks import INPUTS, PLAIN, USUAL, DensityProblem, Sharing, check_density, every_sharing
-from latent_kernels import _core
+from latent_kernels import _backends, _core
 from latent_kernels.kernels.densities import cpp_cpu, reference
 
 Tensor = torch.Tensor
@@ -377,3 +377,67 @@ def test_more_than_2_to_the_31_elements() -> None:
     logits[-5:] = torch.randn(5, cols).bfloat16()
     x = torch.rand(cols).bfloat16()
     assert bits_equal(lk.bernoulli_log_prob(x, logits)[-5:], lk.bernoulli_log_prob(x, logits[-5:]))
+
+
+# --- what the public functions make of shapes, on every backend --------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize(
+    ("z_shape", "mean_shape", "logvar_shape"),
+    [
+        ((2, 5, 4), (2, 5, 4), (2, 5, 4)),
+        ((3, 2, 5, 4), (2, 5, 4), (4,)),
+        ((3, 5, 4), (1, 5, 4), (1, 1, 1)),
+        ((4,), (4,), (1,)),
+    ],
+)
+def test_gradients_have_the_shapes_of_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    z_shape: tuple[int, ...],
+    mean_shape: tuple[int, ...],
+    logvar_shape: tuple[int, ...],
+) -> None:
+    monkeypatch.setenv("LATENT_KERNELS_BACKEND", f"densities={backend}")
+    _backends.forget()
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (z_shape, mean_shape, logvar_shape)]
+    z, mean, logvar = inputs
+    plain = -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
+    value = lk.gaussian_log_prob(*inputs)
+    torch.testing.assert_close(value, plain)
+    upstream = torch.randn_like(value)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, inputs, upstream), torch.autograd.grad(plain, inputs, upstream)
+    )
+
+
+def test_a_single_leading_one_is_read_where_it_lies() -> None:
+    """[1, B, D] under [S, B, D] is shared by the samples, not written out for each."""
+    z, mean = torch.randn(50, 3, 4), torch.randn(1, 3, 4, requires_grad=True)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
+        lk.gaussian_log_prob(z, mean, mean)
+    assert sum(x.numel() for x in saved if x.data_ptr() != z.data_ptr()) <= 2 * mean.numel()
+
+
+@pytest.mark.parametrize("kind", ["transposed", "expanded", "negative"])
+def test_second_derivatives_are_refused_whatever_the_layout(kind: str) -> None:
+    leaf = torch.randn(4, 4, requires_grad=True)
+    z = {"transposed": leaf.T, "expanded": leaf[:, :1].expand(4, 4), "negative": torch._neg_view(leaf)}[kind]
+    for value in (
+        lk.gaussian_log_prob(z, torch.zeros(4, 4), torch.zeros(4)),
+        lk.bernoulli_log_prob(torch.ones(4, 4), z),
+    ):
+        (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            ((gradient**2).sum() + (leaf**3).sum()).backward()
+
+
+def test_compiles_for_changing_shapes() -> None:
+    function = torch.compile(
+        lambda z, m: lk.gaussian_log_prob(z, m, m), fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    for batch in (4, 6, 9):
+        z, m = torch.randn(5, batch, 3), torch.randn(batch, 3)
+        assert torch.equal(function(z, m), lk.gaussian_log_prob(z, m, m))

@@ -166,3 +166,37 @@ def test_checkpointing_replays_the_noise(path: bool) -> None:
         value = checkpoint(block, x, use_reentrant=False) if wrapped else block(x)
         gradients.append(torch.autograd.grad(value, x)[0])
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("path", [False, True])
+def test_one_vector_of_parameters(path: bool) -> None:
+    """Its log q is a scalar, by every way to the kernels."""
+
+    def log_q(x: torch.Tensor) -> torch.Tensor:
+        return lk.rsample_log_prob(x, x, seed=1, path_derivative=path)[1]
+
+    x = torch.randn(3, 4)
+    expected = torch.stack([log_q(row) for row in x])
+    assert torch.equal(vmap(log_q)(x), expected)
+    assert torch.equal(torch.compile(log_q, fullgraph=True, backend="aot_eager")(x[0]), expected[0])
+    assert log_q(x[0].to("meta")).shape == ()
+
+
+@pytest.mark.parametrize("path", [False, True])
+def test_upstream_gradients_that_are_negated_lazily(path: bool) -> None:
+    mean, logvar = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
+    z, log_q = lk.rsample_log_prob(mean, logvar, 5, seed=1, path_derivative=path)
+    _, kl = lk.rsample_kl(mean, logvar, seed=1)
+    for out in (z, log_q, kl):
+        g = torch.randn_like(out)
+        plain = torch.autograd.grad(out, logvar, g, retain_graph=True)
+        assert torch.equal(torch.autograd.grad(out, logvar, torch._neg_view(-g), retain_graph=True)[0], plain[0])
+
+
+def test_second_derivatives_are_refused_for_copied_parameters() -> None:
+    leaf = torch.randn(3, 4, 2, requires_grad=True)
+    mean, logvar = leaf.chunk(2, -1)
+    for out in (lk.rsample(mean, logvar, seed=1), lk.gaussian_kl(mean, logvar)):
+        (gradient,) = torch.autograd.grad(out.sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            ((gradient**2).sum() + (leaf**3).sum()).backward()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from latent_kernels._backends import backend
-from latent_kernels._eager import row_dtype
+from latent_kernels._eager import in_memory, row_dtype
 from latent_kernels._ops import call
 
 Tensor = torch.Tensor
@@ -39,8 +39,8 @@ class LogDensity(torch.autograd.Function):
         first = inputs[0]
         out = first.new_empty(shape, dtype=row_dtype(first.dtype))
         backend("densities", first.device).forward(density, sizes, placed, out)
-        ctx.save_for_backward(*placed)
-        ctx.problem = density, sizes, [x.shape for x in inputs]
+        ctx.save_for_backward(*inputs)  # not their copies, which second derivatives could not be refused for
+        ctx.problem = density, sizes, shapes
         return out
 
     @staticmethod
@@ -49,14 +49,13 @@ class LogDensity(torch.autograd.Function):
         density, sizes, shapes = ctx.problem
         inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
-            found = call(f"{density}_log_prob_backward", gradient.reshape(sizes[:3]), *inputs, list(needs))
+            canonical = (x.reshape(s) for x, s in zip(inputs, shapes, strict=True))
+            found = call(f"{density}_log_prob_backward", gradient.reshape(sizes[:3]), *canonical, list(needs))
         else:
-            found = tuple(
-                x.new_empty(shape) if need else None for x, shape, need in zip(inputs, shapes, needs, strict=True)
-            )
-            gradient = gradient.resolve_neg().contiguous()
-            backend("densities", gradient.device).backward(density, sizes, inputs, gradient, found)
-        return None, *(g.view(s) if need else None for g, s, need in zip(found, shapes, needs, strict=True))
+            placed = tuple(_in_place(x, s) for x, s in zip(inputs, shapes, strict=True))
+            found = tuple(x.new_empty(x.shape) if need else None for x, need in zip(inputs, needs, strict=True))
+            backend("densities", gradient.device).backward(density, sizes, placed, in_memory(gradient), found)
+        return None, *(g.view(x.shape) if n else None for g, x, n in zip(found, inputs, needs, strict=True))
 
 
 # The Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.

@@ -80,6 +80,7 @@ def backward(
     `gradient` is [groups, samples, rows], contiguous; so are the outputs.
     """
     upstream = gradient.reshape(*sizes[:3], 1)
-    for out, slope in zip(outputs, _SLOPES[density](*(_compute(x) for x in inputs)), strict=True):
+    slopes = _SLOPES[density](*(_compute(x) for x in inputs))
+    for x, out, slope in zip(inputs, outputs, slopes, strict=True):
         if out is not None:
-            out.copy_((upstream * slope).sum_to_size(out.shape))
+            out.copy_((upstream * slope).sum_to_size(x.shape).reshape(out.shape))

@@ -12,12 +12,11 @@ import triton
 import triton.language as tl
 
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
-from latent_kernels.kernels.triton_math import exp, log1p
+from latent_kernels.kernels.triton_math import LOG_TWO_PI, exp, log1p
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
 
-LOG_2_PI = tl.constexpr(1.8378770664093454835606594728112)
 
 # What becomes of the gradient of an input:
 UNWANTED = tl.constexpr(0)
@@ -72,7 +71,7 @@ def forward_kernel(
     if is_gaussian:
         logvar = load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute)
         t = (a - b) * exp(logvar * -0.5)
-        terms = t * t + (logvar + LOG_2_PI)
+        terms = t * t + (logvar + LOG_TWO_PI)
         factor = -0.5
     else:
         size = tl.abs(b)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latent_kernels._backends import backend
-from latent_kernels._eager import as_seeds, row_dtype
+from latent_kernels._eager import as_seeds, in_memory, row_dtype
 from latent_kernels._ops import call
 
 Tensor = torch.Tensor
@@ -55,8 +55,6 @@ class Gaussian(torch.autograd.Function):
         shape = mean.shape
         samples = (1 if num_samples is None else num_samples) if with_z else 0
         sizes = (1, samples, math.prod(shape[:-1]), shape[-1])
-        mean, spread = _rows_of(mean), _rows_of(spread)  # type: ignore[assignment]
-        prior_mean, prior_logvar = _rows_of(prior_mean), _rows_of(prior_logvar)
         z = kl = log_q = None
         if with_z:
             z = _empty(mean, True) if num_samples is None else mean.new_empty((num_samples, *shape))
@@ -67,8 +65,10 @@ class Gaussian(torch.autograd.Function):
             log_q = mean.new_empty(
                 (*(() if num_samples is None else (num_samples,)), *shape[:-1]), dtype=row_dtype(mean.dtype)
             )
-        kernels.forward(sizes, mean, spread, prior_mean, prior_logvar, spread_is_scale, seed, offset, z, kl, log_q)
+        parameters = (_rows_of(mean), _rows_of(spread), _rows_of(prior_mean), _rows_of(prior_logvar))
+        kernels.forward(sizes, *parameters, spread_is_scale, seed, offset, z, kl, log_q)
         ctx.set_materialize_grads(False)
+        # Not what _rows_of may have copied, which second derivatives could not be refused for.
         if isinstance(seed, Tensor):
             ctx.save_for_backward(mean, spread, prior_mean, prior_logvar, seed)
         else:
@@ -108,16 +108,16 @@ class Gaussian(torch.autograd.Function):
         )
         backend("gaussian", mean.device).backward(
             sizes,
-            mean,
-            spread,
-            prior_mean,
-            prior_logvar,
+            _rows_of(mean),
+            _rows_of(spread),
+            _rows_of(prior_mean),
+            _rows_of(prior_logvar),
             spread_is_scale,
             seed,
             offset,
-            None if gz is None else gz.contiguous(),
-            None if gkl is None else gkl.contiguous(),
-            None if gq is None else gq.contiguous(),
+            None if gz is None else in_memory(gz),
+            None if gkl is None else in_memory(gkl),
+            None if gq is None else in_memory(gq),
             outputs,
         )
         return (*outputs, None)
@@ -156,7 +156,7 @@ class GaussianPath(torch.autograd.Function):
             gz: Tensor = call("gaussian_path_backward", *tensors, as_seeds(seed, z.device), offset)
             return gz.reshape(z.shape), None
         gz = torch.empty_like(z, memory_format=torch.contiguous_format)
-        backend("gaussian", z.device).path_backward(sizes, logvar, seed, offset, gq.contiguous(), gz)
+        backend("gaussian", z.device).path_backward(sizes, logvar, seed, offset, in_memory(gq), gz)
         return gz, None
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
-from latent_kernels.kernels.triton_math import exp, psi_expm1
+from latent_kernels.kernels.triton_math import LOG_TWO_PI, exp, psi_expm1
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
@@ -22,8 +22,6 @@ Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
 ALIGNED = tl.constexpr(0)  # every row begins a group
 SHIFTED = tl.constexpr(1)  # rows begin anywhere, alike in every sample: the tile begins up to three columns early
 SCATTERED = tl.constexpr(2)  # where a row begins differs from sample to sample: one Philox for each element
-
-LOG_TWO_PI = tl.constexpr(1.8378770664093454835606594728112)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import math
 import torch
 
 from latent_kernels import _checks
-from latent_kernels._eager import plain, row_dtype
+from latent_kernels._eager import plain, row_dtype, unbatched
 from latent_kernels._ops import call
 from latent_kernels.diagnostics import normalized_weights
 from latent_kernels.kernels.bounds import ops as _ops  # noqa: F401  (registers the opaque ops)
@@ -18,6 +18,7 @@ from latent_kernels.kernels.bounds.autograd import apply_bound
 
 Tensor = torch.Tensor
 
+_WEIGHTED = "_latent_kernels_weighted"  # an attribute of z
 BOUND_ESTIMATORS = ("iwae", "vimco", "stl", "dreg")
 
 
@@ -54,8 +55,9 @@ def importance_bound(
         log_w: [S, ...], float32, float64, bfloat16 or float16; -inf for a weight of zero.
         estimator: "iwae", "vimco", "stl" or "dreg".
         z: for "dreg" the samples [S, ..., D] that log_w was computed from, as `rsample_log_prob` returned them.
-            Backward scales the whole gradient that reaches z by w~ (by a hook on z), and with it that of any other
-            term of a loss that is computed from this z: give such a term a z.clone() made before.
+            Backward scales the whole gradient that reaches z by w~ (by a hook on this very tensor, not a view of
+            it), and with it that of any other term of a loss that is computed from z: give such a term a z.clone()
+            made before. One bound for each z; another one to look at goes under no_grad.
         log_q: for "vimco" log q(z_s) [S, ...], the very tensor that log_w was computed with. It gets a gradient and is
             not read.
 
@@ -125,15 +127,14 @@ def elbo(
     _checks.log_weights(log_p, "log_p")
     ((name, term),) = given.items()
     wanted = log_p.shape if name == "log_q" else log_p.shape[1:]
-    if not isinstance(term, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor; got {type(term).__name__}")
+    _checks.floating(name, term)
     if term.shape != wanted:
         raise ValueError(f"{name} must have shape {tuple(wanted)}, as log_p says; got {tuple(term.shape)}")
     _checks.device_of(name, term, "log_p", log_p)
+    dtype = row_dtype(torch.promote_types(log_p.dtype, term.dtype))
     if name == "log_q":
-        difference = log_p - term
-        return difference.mean(0, dtype=row_dtype(difference.dtype))
-    mean = log_p.mean(0, dtype=row_dtype(log_p.dtype))
+        return (log_p.to(dtype) - term.to(dtype)).mean(0)
+    mean = log_p.mean(0, dtype=dtype)
     return mean - term if name == "kl" else mean + term
 
 
@@ -148,12 +149,22 @@ def _wanted(name: str, x: Tensor | None, estimator: str, user: str) -> None:
 
 def _scale_by_weights(z: Tensor, log_w: Tensor) -> None:
     """Has backward multiply what reaches z by the normalised weights."""
-    if not isinstance(z, Tensor):
-        raise TypeError(f"z must be a torch.Tensor; got {type(z).__name__}")
+    _checks.float_tensor("z", z)
+    _checks.device_of("z", z, "log_w", log_w)
     if z.shape[: log_w.dim()] != log_w.shape or z.dim() != log_w.dim() + 1:
         raise ValueError(f"z must have shape [*{tuple(log_w.shape)}, D], as log_w says; got {tuple(z.shape)}")
-    if z.requires_grad and torch.is_grad_enabled():
-        weights = normalized_weights(log_w).unsqueeze(-1)
+    if not torch.is_grad_enabled():
+        return
+    if plain(z) and z.requires_grad:
+        if z.is_leaf:
+            raise ValueError(
+                "z must be computed from q's parameters, as rsample_log_prob does; got a leaf of the graph"
+            )
+        if getattr(z, _WEIGHTED, False):
+            raise ValueError("z already carries the weights of another bound with estimator 'dreg': sample anew")
+        setattr(z, _WEIGHTED, True)
+    z, weights = unbatched(z, normalized_weights(log_w).unsqueeze(-1))
+    if z.requires_grad:
         z.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
 
 

@@ -81,6 +81,7 @@ def _log_density(density: str, named: dict[str, Tensor]) -> Tensor:
     full = tail = tuple(inputs[0].shape)
     if any(x.shape != full for x in inputs):
         full = _checks.broadcast(**named)
+        inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
         tail = _shared_tail(inputs, full)
         inputs = [_as_shared(x, tail, full) for x in inputs]
     rows, cols = math.prod(tail[:-1]), full[-1]
@@ -99,9 +100,20 @@ def _log_density(density: str, named: dict[str, Tensor]) -> Tensor:
 
 def _shared_tail(tensors: list[Tensor], full: tuple[int, ...]) -> tuple[int, ...]:
     """The trailing shape that parameters have and samples repeat: of the shortest input with a batch dimension."""
-    shapes = [tuple(x.shape) for x in tensors]
-    tails = [s for s in shapes if 2 <= len(s) < len(full) and s == full[len(full) - len(s) :]]
-    return min(tails, key=len) if tails else full
+    tail = full
+    for x in tensors:
+        shape = tuple(x.shape)
+        if 2 <= len(shape) < len(tail) and shape == full[len(full) - len(shape) :]:
+            tail = shape
+    return tail
+
+
+def _without_leading_ones(x: Tensor) -> Tensor:
+    """[1, B, D] is [B, D] for every sample."""
+    ones = 0
+    while ones < x.dim() - 2 and x.size(ones) == 1:
+        ones += 1
+    return x.reshape(x.shape[ones:]) if ones else x
 
 
 def _as_shared(x: Tensor, tail: tuple[int, ...], full: tuple[int, ...]) -> Tensor:

@@ -227,7 +227,7 @@ def _gaussian(
         z = z.reshape(*leading, *shape)
     if with_kl:
         kl = kl.reshape(shape[:-1])
-    return z, kl, log_q.reshape(*leading, *shape[:-1]) if with_log_q else log_q
+    return z, kl, log_q.reshape((*leading, *shape[:-1])) if with_log_q else log_q
 
 
 def _path(z: Tensor, log_q: Tensor, logvar: Tensor, seed: int | Tensor, offset: int) -> Tensor:
