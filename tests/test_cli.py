@@ -361,6 +361,7 @@ def test_variance_of_the_importance_bound(problem, tmp_path):
     assert content["objective"] == "importance_bound"
     assert files["csv"].read_text(encoding="utf-8").count("\n") == 1 + len(content["rows"])
     one = {row["estimator"]: row["bias_p"] is not None for row in content["rows"] if row["num_samples"] == 1}
+    assert all(row["bias_p"] is None for row in content["rows"] if row["num_samples"] > 1)
     sentence = result.output.splitlines()[-1]
     assert "At S = 8" in sentence
     if problem == "categorical":

@@ -102,8 +102,8 @@ def elbo(
     ============ ======================================= ==========================================================
     `kl`         mean_s log p(x\|z_s) - KL(q || p(z))     log_p is the likelihood; the prior's part is exact
     `entropy`    mean_s log p(x, z_s) + H(q)             log_p is the joint; q's part is exact
-    `log_q`      mean_s [log p(x, z_s) - log q(z_s)]     log_p is the joint; nothing is exact, but the whole vanishes
-                                                         noiselessly where q is the posterior
+    `log_q`      mean_s [log p(x, z_s) - log q(z_s)]     log_p is the joint; nothing is exact, but where q is the
+                                                         posterior every sample gives log p(x) itself
     ============ ======================================= ==========================================================
 
     Args:

@@ -54,7 +54,9 @@ def application() -> "typer.Typer":
         out: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("demo"),
         epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
         bound: Annotated[str, typer.Option(help="What training maximizes: elbo, iwae, stl or dreg.")] = "elbo",
-        samples: Annotated[int, typer.Option(min=1, max=1000, help="Samples for each image; time grows with it.")] = 1,
+        samples: Annotated[
+            int, typer.Option(min=1, max=1000, help="Samples for each image; 50 take nine minutes.")
+        ] = 1,
         threads: Annotated[int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")] = 1,
     ) -> None:
         """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two minutes)."""
@@ -135,7 +137,9 @@ def application() -> "typer.Typer":
         estimator: Annotated[str, typer.Option(help="Of the bound's gradient: iwae, dreg or stl.")] = "iwae",
         seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
         out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.")] = Path("bounds"),
-        quick: Annotated[bool, typer.Option(help="Small models that stop early, judged by 500 samples.")] = False,
+        quick: Annotated[
+            bool, typer.Option(help="Small models, a tenth of the epochs, judged by 500 samples.")
+        ] = False,
         threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     ) -> None:
         """Train VAEs on importance-weighted bounds, and compare their held-out bounds (five minutes; --quick: one)."""

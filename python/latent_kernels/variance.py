@@ -161,8 +161,8 @@ def profile_variance(
       there is none. Rounding of q's dtype counts as noise; parameters whose rare value is expected fewer than 20 times
       in all are left out.
     - signal_to_noise: |E g| / \sqrt{variance}, |\bar g|^2 less its own variance for |E g|^2; 0 where nothing is left.
-      signal_to_noise_low, signal_to_noise_high: its 95% interval, by the jackknife of its square. It covers 91% to 100%
-      of the time, and more where there is no signal; about 80% for a weak signal of a single parameter.
+      signal_to_noise_low, signal_to_noise_high: its 95% interval, by the jackknife of its square. It covers 91% to 99%
+      of the time, nearly always where there is no signal; about 80% for a weak signal of a single parameter.
     - seconds: the median time of one gradient on this machine, with sampling and log_joint, estimators in random turns.
     - variance_time: variance x seconds, what counts where a budget of time is spent on averaging; its interval
       combines those of the variance and of the median.

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ def compare(size: Size, images: torch.Tensor, *, seed: int, objective: Objective
     """The whole step and the ops alone, at one size, whose number of samples is the objective's."""
     rows = images[torch.arange(size.batch) % len(images)]
     step = [training_step(size, rows, ops, seed, objective) for ops in (FUSED, PLAIN)]
-    make = _weighted_ops_alone if objective.weighted else _ops_alone
+    make = partial(_weighted_ops_alone, bound=objective.bound) if objective.weighted else _ops_alone
     alone = [make(size, rows, ops, seed) for ops in (FUSED, PLAIN)]
     return [_row(size, "step", rows, *step), _row(size, "ops", rows, *alone)]
 
@@ -131,8 +132,7 @@ def _ops_alone(size: Size, images: torch.Tensor, ops: Ops, seed: int) -> Stepper
     return Stepper(run, given)
 
 
-def _weighted_ops_alone(size: Size, images: torch.Tensor, ops: Ops, seed: int) -> Stepper:
-    """Of the bound with the total gradient."""
+def _weighted_ops_alone(size: Size, images: torch.Tensor, ops: Ops, seed: int, bound: str) -> Stepper:
     torch.manual_seed(seed)
     samples, weighted = size.num_samples or 1, WEIGHTED_OPS[ops.name]
     mean, logvar = (torch.randn(size.batch, size.latent, requires_grad=True) for _ in range(2))
@@ -144,10 +144,10 @@ def _weighted_ops_alone(size: Size, images: torch.Tensor, ops: Ops, seed: int) -
     def run() -> None:
         for x in given:
             x.grad = None
-        z, log_q = weighted.rsample_log_prob(mean, logvar, samples)
+        z, log_q = weighted.rsample_log_prob(mean, logvar, samples, path_derivative=bound != "iwae")
         log_w = ops.log_prob(images, decoded, pixel_logvar) + weighted.log_prior(z) - log_q
-        bound = weighted.importance_bound(log_w, estimator="iwae", z=None)
-        torch.autograd.backward((z, bound), (gradient_z, torch.ones_like(bound)))
+        value = weighted.importance_bound(log_w, estimator=bound, z=z if bound == "dreg" else None)
+        torch.autograd.backward((z, value), (gradient_z, torch.ones_like(value)))
 
     return Stepper(run, given)
 

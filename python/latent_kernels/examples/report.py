@@ -118,8 +118,8 @@ class Comparison:
             f"A VAE with Gaussian likelihood and learned variance on scikit-learn's digits (8x8), on the CPU with "
             f"{self.threads} thread{'s' if self.threads > 1 else ''}.{trained} "
             f"{'Bounds' if self.objective.weighted else 'ELBOs'} are of latent size D = {self.latent}. "
-            "Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = randn_like(std)`, the textbook KL and "
-            "log-density."
+            "Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = randn_like(std)`, the textbook KL, or "
+            "log q(z) and logsumexp for weighted bounds, and log-density."
         )
 
     def as_json(self) -> str:

@@ -60,9 +60,10 @@ class Request:
 def parse_objective(text: str) -> str:
     """As on the command line, importance-bound, to as in the library, importance_bound."""
     names = {name.replace("_", "-"): name for name in OBJECTIVES}
-    if text not in names:
+    name = names.get(text.replace("_", "-"))
+    if name is None:
         raise BadOption("--objective", f"must be one of {', '.join(names)}; got {text!r}")
-    return names[text]
+    return name
 
 
 def parse_estimators(text: str | None) -> tuple[str, ...] | None:
