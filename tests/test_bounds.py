@@ -291,7 +291,7 @@ def test_dreg_weighs_a_sample_once() -> None:
     with pytest.raises(ValueError, match="z already carries the weights"):
         lk.importance_bound(log_w, estimator="dreg", z=z)
     leaf = z.detach().requires_grad_()
-    with pytest.raises(ValueError, match="z must be computed .* got a leaf"):
+    with pytest.raises(ValueError, match=r"z must be computed .* got a leaf"):
         lk.importance_bound((leaf**2).sum(-1), estimator="dreg", z=leaf)
 
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from latent_kernels import _backends, cli
 from latent_kernels.examples import bounds_command as command
+from latent_kernels.examples import bounds_pictures, digits, objectives, vae
 from latent_kernels.examples import bounds_study as study
-from latent_kernels.examples import digits, objectives, vae
 
 DIGITS = digits.load()
 SMALL = study.Recipe(latent=3, hidden=8, epochs=3, batch=480, samples=60, curve_samples=10, points=2)
@@ -100,9 +100,11 @@ def test_bounds_by_samples():
     for s in (1, 2, 7, 60):
         groups = [log_w[i * s : (i + 1) * s].exp().mean(0).log() for i in range(60 // s)]
         assert study.mean_bound(log_w, s) == pytest.approx(float(torch.stack(groups).mean()), rel=1e-12)
-    assert study.sample_sizes(60) == [1, 2, 5, 10, 20, 50, 60]
-    assert study.sample_sizes(5000) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
-    assert study.sample_sizes(1) == [1]
+    assert study.sample_sizes(60, 1) == [1, 2, 5, 10, 20, 50, 60]
+    assert study.sample_sizes(60, 3) == [1, 2, 3, 5, 10, 20, 50, 60]
+    assert study.sample_sizes(60, 60) == study.sample_sizes(60, 61) == study.sample_sizes(60, 1)
+    assert study.sample_sizes(5000, 50) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+    assert study.sample_sizes(1, 1) == [1]
 
 
 def test_active_units_are_those_whose_posterior_mean_varies():
@@ -133,6 +135,58 @@ def test_a_fit_is_what_its_weights_say(monkeypatch):
     assert one.held_out[3] > one.held_out[1]
     assert len(one.trained) == 3
     assert one.seconds > 0
+
+
+def test_the_bound_is_judged_at_the_k_trained_with():
+    assert list(fitted(k=7).by_samples) == [1, 2, 5, 7, 10, 20, 50, 60]
+    assert list(fitted(k=70).by_samples) == [1, 2, 5, 10, 20, 50, 60]
+
+
+def test_the_learning_rate_falls_step_by_step(monkeypatch):
+    rates = []
+    original = torch.optim.Adam.step
+
+    def step(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    recipe = dataclasses.replace(SMALL, learning_rate=4e-3, fall=1.2)
+    fitted(recipe=recipe)
+    # Two minibatches in each of three epochs; the fall is complete after the last.
+    assert rates == pytest.approx([4e-3 * 10 ** (-1.2 * done / 6) for done in range(6)], rel=1e-9)
+
+
+def test_the_decoder_starts_at_the_mean_image(monkeypatch):
+    biases = []
+    original = objectives.Objective.loss_and_terms
+
+    def spy(self, model, x, ops):
+        biases.append(model.decoder[-1].bias.detach().clone())
+        return original(self, model, x, ops)
+
+    monkeypatch.setattr(objectives.Objective, "loss_and_terms", spy)
+    fitted()
+    mean = DIGITS.train[:960].mean(0)
+    assert (mean == 0).any()  # a pixel of the border, whose logit is not finite
+    expected = torch.logit(mean.clamp(1e-3, 1 - 1e-3))
+    torch.testing.assert_close(biases[0], expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(biases[1], biases[0])
+
+
+def test_the_training_curve_takes_its_own_number_of_samples(monkeypatch):
+    asked = []
+    original = study.held_out_bound
+
+    def spy(model, x, num_samples, seed):
+        found = original(model, x, num_samples, seed)
+        asked.append((num_samples, float(found.mean())))
+        return found
+
+    monkeypatch.setattr(study, "held_out_bound", spy)
+    one = fitted(recipe=dataclasses.replace(SMALL, curve_samples=11))
+    assert [samples for samples, _ in asked] == [11, 11, 11]
+    assert list(one.held_out.values()) == [bound for _, bound in asked]
 
 
 @pytest.mark.parametrize("estimator", objectives.ESTIMATORS)
@@ -184,11 +238,54 @@ def test_gains_are_paired_by_image_and_their_error_is_of_means_over_seeds():
     assert second.gain.mean == pytest.approx(float(gains.mean()), abs=1e-6)
     assert second.gain.error == pytest.approx(float(gains.mean(0).std()) / math.sqrt(3), abs=1e-6)
     assert second.gain.spread == pytest.approx(float(gains.mean(1).std()), abs=1e-6)
-    assert second.gain.z == second.gain.mean / second.gain.error
+    error = math.sqrt(float(gains.mean(0).var()) / 3 + float(gains.mean(1).var()) / 2)
+    assert second.gain.z == pytest.approx(float(gains.mean()) / error, rel=1e-5)
     assert second.bound.mean == pytest.approx(-5.2667, abs=1e-4)
     assert second.tail == pytest.approx(0.2)
     assert second.heavy == pytest.approx(1 / 3)
     assert (second.active, second.effective, second.elbo, second.seconds) == (2, 3, -9, 1)
+
+
+def test_z_is_over_images_and_over_seeds_where_there_are_several():
+    values = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 5.0], [2.0, 2.5, 3.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
+    found = command.Estimate.of(values)
+    assert found.seeds == 4
+    assert found.error == pytest.approx(float(values.mean(0).std()) / math.sqrt(3))
+    over_seeds = float(values.mean(1).std()) / math.sqrt(4)
+    assert found.z == pytest.approx(float(values.mean()) / math.sqrt(found.error**2 + over_seeds**2))
+    one = command.Estimate.of(values[:1])
+    assert (one.seeds, one.spread) == (1, None)
+    assert one.z == pytest.approx(one.mean / one.error)
+    constant = torch.ones(1, 3)
+    assert [command.Estimate.of(x).z for x in (constant, -constant, 0 * constant)] == [math.inf, -math.inf, 0.0]
+    alike = command.Estimate.of(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))  # images agree, seeds do not
+    assert alike.z == pytest.approx(1.5 / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [(1, "in standard errors over images, for these models"), (2, "in standard errors over images and seeds")],
+)
+def test_what_z_is_in_is_said(seeds, text):
+    fits = [fit_with(k, s, [-8.0 + k + s, -6.0 + 2 * k]) for s in range(seeds) for k in (1, 2)]
+    found = command.Study(SMALL, "iwae", fits)
+    assert f"z: {text}; sd" in command.bounds_table(found, found.rows()).caption
+    (line,) = command.summary(found, found.rows())
+    assert f"{text})." in line
+
+
+@pytest.mark.parametrize(("samples", "share", "shown"), [(500, 2 / 4, "0.63"), (5000, 1 / 4, "0.7")])
+def test_the_share_of_heavy_tails_is_above_what_so_many_samples_can_bear(samples, share, shown):
+    recipe = dataclasses.replace(SMALL, samples=samples)
+    found = command.Study(recipe, "iwae", [fit_with(1, 0, [-8.0, -6.0, -4.0, -5.0], (0.1, 0.62, 0.64, 0.71))])
+    (row,) = found.rows()
+    assert row.heavy == share
+    table = command.proposals_table(found, [row])
+    assert f"> {shown}" in [column.header for column in table.columns]
+    assert f"share of images above {shown}, beyond which {samples} samples" in table.caption
+    content = command.as_json(found, [row])
+    assert content["pareto_k_threshold"] == pytest.approx(min(1 - 1 / math.log10(samples), 0.7))
+    assert content["rows"][0]["pareto_k_above_threshold"] == share
 
 
 def test_rows_have_the_seeds_that_every_k_has():
@@ -249,7 +346,12 @@ def test_the_command_trains_prints_and_writes(tmp_path):
     assert [float(gain), float(error), float(spread)] == pytest.approx(
         [found["mean"], found["error"], found["spread"]], abs=0.0051
     )
-    assert float(z) == pytest.approx(found["mean"] / found["error"], abs=0.051)
+    assert float(z) == pytest.approx(found["z"], abs=0.051)
+    assert found["z"] == pytest.approx(found["mean"] / math.hypot(found["error"], found["spread"] / math.sqrt(2)))
+    assert [list(map(int, one["by_samples"])) for one in content["fits"][:2]] == [
+        [1, 2, 5, 10, 20, 50, 60],
+        [1, 2, 4, 5, 10, 20, 50, 60],
+    ]
     proposals = PROPOSAL.findall(result.output)
     for row, found in zip(proposals, content["rows"], strict=True):
         assert [float(x) for x in row[1:4]] == pytest.approx(
@@ -281,6 +383,7 @@ def test_options_reach_the_models(tmp_path, monkeypatch):
         ("--samples", "many", "got 'many'"),
         ("--samples", "0,5", "got '0,5'"),
         ("--samples", "1,1001", "at most 1000; got 1001"),
+        ("--samples", "1,2,3,4,5,6,7", "at most six numbers, a colour for each; got 7"),
         ("--estimator", "vimco", "must be one of iwae, stl, dreg; got 'vimco'"),
         ("--seeds", 0, ""),
         ("--epochs", 0, ""),
@@ -310,6 +413,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         assert result.output.startswith(f"latent-kernels: cannot write to {named}")
         assert result.output.count("\n") == 1
     assert occupied.read_text() == "kept"
+    assert call("--quick", "--out", occupied).output.endswith("is not a folder\n")
 
 
 def test_an_unknown_backend_is_one_clear_line(tmp_path, monkeypatch):
@@ -345,3 +449,56 @@ def test_ctrl_c(complete, rows, message, tmp_path, monkeypatch):
     assert "Traceback" not in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == (sorted(command.FILES) if complete else [])
     assert [int(row[0]) for row in ONE_K.findall(result.output)] == rows
+
+
+def test_ctrl_c_while_drawing_keeps_the_numbers(tmp_path, monkeypatch):
+    def draw(found, rows, path):
+        assert json.loads((tmp_path / "bounds.json").read_text(encoding="utf-8"))["rows"][0]["k"] == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bounds_pictures, "draw", draw)
+    result = call("--quick", "--samples", "1", "--seeds", 1, "--out", tmp_path)
+    assert result.exit_code == 130
+    assert f"Stopped while drawing; the numbers are in {tmp_path / 'bounds.json'}." in result.output
+    assert [int(row[0]) for row in ONE_K.findall(result.output)] == [1]
+    assert [p.name for p in tmp_path.iterdir()] == ["bounds.json"]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    found = command.Study(SMALL, "iwae", [fit_with(1, 0, [-8.0, -6.0]), fit_with(2, 0, [math.nan, -math.inf])])
+    command._write(command.as_json(found, found.rows()), tmp_path / "bounds.json")
+    rows = json.loads((tmp_path / "bounds.json").read_text(), parse_constant=pytest.fail)["rows"]
+    assert rows[0]["bound"]["mean"] == -7.0
+    assert rows[1]["bound"]["mean"] is None
+
+
+def test_numbers_that_cannot_be_written_leave_those_of_before(tmp_path, monkeypatch):
+    path = tmp_path / "bounds.json"
+    path.write_text("before")
+
+    def replace(source, target):
+        assert json.loads(source.read_text()) == {"k": 1}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        command._write({"k": 1}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["bounds.json"]
+    assert path.read_text() == "before"
+
+
+def test_the_picture_has_a_colour_and_a_ring_for_each_of_six(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(bounds_pictures, "save_figure", lambda figure, path: figures.append(figure))
+    fits = [fit_with(k, 0, [-8.0 + k, -6.0]) for k in range(1, 7)]
+    fits = [dataclasses.replace(one, by_samples={1: -9.0, one.k: -8.0, 60: -7.0}) for one in fits]
+    found = command.Study(SMALL, "iwae", fits)
+    bounds_pictures.draw(found, found.rows(), tmp_path / "p.png")
+    (figure,) = figures
+    left = figure.axes[0]
+    assert len({line.get_color() for line in left.get_lines()}) == 6
+    rings = [line for line in left.get_lines() if line.get_markerfacecolor() == "none"]
+    assert [float(line.get_xdata()[0]) for line in rings] == [1, 2, 3, 4, 5, 6]
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 6
+    assert legend._ncols == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,7 +13,7 @@ import torch
 
 import latent_kernels as lk
 from latent_kernels import _statistics, variance
-from latent_kernels.examples import problems, signal_verdict
+from latent_kernels.examples import problems, signal_pictures, signal_verdict
 from linear_gaussian import Parameters, hermite
 from score_laws import CLASS_LOGITS, LOGITS, f, family
 
@@ -288,3 +289,35 @@ def test_bad_input(options, error, message):
     given = {"q": GAUSSIAN, "log_joint": lambda z: z.sum(-1), "repeats": 8} | BOUND | options
     with pytest.raises(error, match=message):
         lk.profile_variance(**given)
+
+
+def profile_of(*estimators, num_samples=(1, 4, 16, 64)):
+    """Of a Gaussian's location; every signal is clear."""
+    q = lk.DiagonalGaussian(torch.zeros(2), torch.zeros(2))
+    return lk.profile_variance(
+        q, lambda z: -((z - 2.0) ** 2).sum(-1), estimators=estimators, num_samples=num_samples, repeats=64, **BOUND
+    )
+
+
+def test_that_no_unbiased_estimator_was_profiled_is_said():
+    found = signal_verdict.verdict(profile_of("stl", num_samples=(2, 4)))
+    assert found == "At S = 4 no unbiased estimator was profiled. STL is biased for S > 1, and not compared."
+    assert "STL reaches" in signal_verdict.verdict(profile_of("stl", num_samples=(1,)))
+    assert "no unbiased estimator was profiled" not in signal_verdict.verdict(profile_of("stl", "dreg"))
+
+
+def test_a_lost_signal_interrupts_the_line_and_its_band(tmp_path, monkeypatch):
+    found = profile_of("iwae")
+    assert len(signal_verdict.clear(found.table)) == 4
+    table = found.table.copy()
+    table["signal_to_noise"][1] = table["signal_to_noise_low"][1] = 0.0
+    figures = []
+    monkeypatch.setattr(signal_pictures, "save_figure", lambda figure, path: figures.append(figure))
+    signal_pictures.draw(dataclasses.replace(found, table=table), "lost", tmp_path / "s.png")
+    left = figures[0].axes[0]
+    line = np.asarray(left.get_lines()[0].get_ydata())
+    assert np.isnan(line).tolist() == [False, True, False, False]
+    assert (line[2:] == table["signal_to_noise"][2:]).all()
+    corners = np.concatenate([path.vertices[:, 0] for path in left.collections[0].get_paths()])
+    assert set(corners.tolist()) == {1.0, 16.0, 64.0}
+    assert len(left.collections[0].get_paths()) == 2

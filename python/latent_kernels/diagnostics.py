@@ -68,8 +68,9 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     Moments of the weights of order 1/k and above do not exist. Below 0.5 their variance is finite; up to
     min(1 - 1 / \log_{10} S, 0.7) estimates with these weights are still dependable in practice; above it they are not,
-    and q is too narrow or in the wrong place. The tail is what the M = min(S / 5, 3 \sqrt S) largest weights (rounded up) have beyond the next one; k
-    comes from Zhang and Stephens' estimator, drawn towards 0.5 with the weight of ten observations, in float64.
+    and q is too narrow or in the wrong place. The tail is what the M = min(S / 5, 3 \sqrt S) largest weights (rounded
+    up) have beyond the next one; k comes from Zhang and Stephens' estimator, drawn towards 0.5 with the weight of ten
+    observations, in float64.
 
     Args:
         log_w: log-weights [S, ...], S >= 21, float32, float64, bfloat16 or float16.

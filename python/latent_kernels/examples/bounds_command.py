@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from latent_kernels._statistics import nulls
 from latent_kernels.examples import bounds_pictures
 from latent_kernels.examples.bounds_study import HELD_OUT_SEED, Fit, Recipe, binarized, fit
 from latent_kernels.examples.digits import load
@@ -29,7 +32,6 @@ FILES = ("bounds.png", "bounds.json")
 RECIPE = Recipe()
 QUICK = Recipe(latent=10, hidden=64, epochs=30, samples=500, points=10)
 MOST = 1000  # samples of a bound to train on
-_USABLE = 0.7  # Pareto k, above which importance sampling is not dependable
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,12 @@ class Request:
             raise BadOption("--estimator", f"must be one of {', '.join(ESTIMATORS)}; got {self.estimator!r}")
         if max(self.samples) > MOST:
             raise BadOption("--samples", f"must be numbers of at most {MOST}; got {max(self.samples)}")
+        if len(self.samples) > len(bounds_pictures.STYLES):
+            raise BadOption("--samples", f"must be at most six numbers, a colour for each; got {len(self.samples)}")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, "is not a folder", str(self.out)) from None
         except OSError as error:
             error.filename = str(self.out)
             raise
@@ -77,8 +83,16 @@ class Study:
         found: list[Row] = []
         for k in sorted({one.k for one in self.fits}):
             fits = [one for one in self.fits if one.k == k and one.seed in self.seeds()]
-            found.append(Row(k, fits, found[-1].fits if found else None))
+            found.append(Row(k, fits, found[-1].fits if found else None, self.usable))
         return found
+
+    @property
+    def usable(self) -> float:
+        """Pareto k, above which so many samples are not dependable.
+
+        Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024).
+        """
+        return min(1 - 1 / math.log10(self.recipe.samples), 0.7)
 
     def seeds(self) -> set[int]:
         """Those that every k has: seeds come one after another, and the last may not be complete."""
@@ -92,6 +106,7 @@ class Estimate:
     mean: float
     error: float  # standard error over images, of means over seeds
     spread: float | None  # standard deviation of the seeds' means; None for one seed
+    seeds: int
 
     @classmethod
     def of(cls, values: torch.Tensor) -> Estimate:
@@ -100,18 +115,19 @@ class Estimate:
         over_seeds = values.mean(0)
         error = float(over_seeds.std()) / math.sqrt(len(over_seeds))
         spread = float(values.mean(1).std()) if len(values) > 1 else None
-        return cls(float(over_seeds.mean()), error, spread)
+        return cls(float(over_seeds.mean()), error, spread, len(values))
 
     @property
     def z(self) -> float:
-        """The mean in standard errors."""
-        return self.mean / self.error if self.error else math.inf * self.mean if self.mean else 0.0
+        """The mean in standard errors over images and seeds; for one seed over images, which says nothing of others."""
+        error = math.hypot(self.error, (self.spread or 0.0) / math.sqrt(self.seeds))
+        return self.mean / error if error else math.inf * self.mean if self.mean else 0.0
 
 
 class Row:
     """What the models of one k come to."""
 
-    def __init__(self, k: int, fits: Sequence[Fit], before: Sequence[Fit] | None) -> None:
+    def __init__(self, k: int, fits: Sequence[Fit], before: Sequence[Fit] | None, usable: float) -> None:
         self.k, self.fits = k, fits
         bounds = torch.stack([one.bounds for one in fits])
         self.bound = Estimate.of(bounds)
@@ -120,7 +136,7 @@ class Row:
         self.active = statistics.mean(one.active for one in fits)
         self.effective = float(torch.stack([one.effective for one in fits]).mean())
         tails = torch.stack([one.tails for one in fits])
-        self.tail, self.heavy = float(tails.median()), float((tails > _USABLE).double().mean())
+        self.tail, self.heavy = float(tails.median()), float((tails > usable).double().mean())
         self.seconds = statistics.mean(one.seconds for one in fits)
 
 
@@ -128,7 +144,7 @@ class Row:
 
 
 def run(request: Request, console: Console) -> bool:
-    """Trains, draws and prints; returns whether it was interrupted after the first model."""
+    """Trains, writes, prints and draws; returns whether it was interrupted after the first model."""
     request.check()
     study, interrupted = Study(request.recipe(), request.estimator), False
     console.print(about(study, request), highlight=False, soft_wrap=True)
@@ -142,13 +158,28 @@ def run(request: Request, console: Console) -> bool:
         interrupted = True
     picture, numbers = (request.out / name for name in FILES)
     rows = study.rows()
-    bounds_pictures.draw(study, rows, picture)
-    numbers.write_text(json.dumps(as_json(study, rows), indent=2) + "\n", encoding="utf-8")
+    _write(as_json(study, rows), numbers)
     for table in (bounds_table(study, rows), proposals_table(study, rows)):
         console.print(table)
-    for line in (*summary(study, rows), f"In {picture}, {numbers}."):
+    for line in summary(study, rows):
         console.print(line, highlight=False, soft_wrap=True)
+    try:
+        bounds_pictures.draw(study, rows, picture)
+        files = f"In {picture}, {numbers}."
+    except KeyboardInterrupt:
+        interrupted, files = True, f"Stopped while drawing; the numbers are in {numbers}."
+    console.print(files, highlight=False, soft_wrap=True)
     return interrupted
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    """Under its name only when complete: an interruption leaves the numbers of before, or these."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(nulls(content), allow_nan=False, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def fits(request: Request, recipe: Recipe, report: Report) -> Iterator[Fit]:
@@ -189,7 +220,10 @@ def about(study: Study, request: Request) -> str:
 
 def bounds_table(study: Study, rows: Sequence[Row]) -> Table:
     """The held-out bounds."""
-    caption = "gain: over the row above, on the same images; ±: standard error over images; sd: of the seeds' means"
+    caption = (
+        "gain: over the row above, on the same images; ±: standard error over images; "
+        f"z: {_unit(len(study.seeds()))}; sd: of the seeds' means"
+    )
     table = Table(title="Held-out bounds by k, the samples trained with", caption=caption, box=SIMPLE)
     _columns(table, "k", "ELBO", f"L_{study.recipe.samples}", "sd", "gain", "z", "sd")
     for row in rows:
@@ -201,9 +235,13 @@ def bounds_table(study: Study, rows: Sequence[Row]) -> Table:
 def proposals_table(study: Study, rows: Sequence[Row]) -> Table:
     """What q is good for."""
     r = study.recipe
-    caption = "means over images and seeds; Pareto k: the median, and the share of images above 0.7"
+    caption = (
+        f"means over images and seeds; Pareto k: the median, and the share of images above {study.usable:.2g}, "
+        f"beyond which {r.samples} samples are not dependable"
+    )
     table = Table(title="q as a proposal, and the latent units in use", caption=caption, box=SIMPLE)
-    _columns(table, "k", f"active of {r.latent}", f"ESS of {r.samples}", "Pareto k", "> 0.7", "training")
+    tails = ("Pareto k", f"> {study.usable:.2g}")
+    _columns(table, "k", f"active of {r.latent}", f"ESS of {r.samples}", *tails, "training")
     for row in rows:
         tail = (f"{row.tail:.2f}", f"{row.heavy:.0%}")
         table.add_row(str(row.k), f"{row.active:.1f}", f"{row.effective:.0f}", *tail, f"{row.seconds:.1f} s")
@@ -217,6 +255,11 @@ def _columns(table: Table, *names: str) -> None:
 
 def _estimate(found: Estimate, sign: str = "-") -> str:
     return f"{found.mean:{sign}.2f} ± {found.error:.2f}"
+
+
+def _unit(seeds: int) -> str:
+    """Of z."""
+    return f"in standard errors over images{' and seeds' if seeds > 1 else ', for these models'}"
 
 
 def _sd(found: Estimate) -> str:
@@ -235,7 +278,7 @@ def summary(study: Study, rows: Sequence[Row]) -> list[str]:
     noise = "" if whole.spread is None else f" Seeds move this difference by {whole.spread:.2f} (sd)."
     return [
         f"The held-out bound {order}: with k = {last.k} it is {_estimate(whole, '+')} nats beside k = {first.k} "
-        f"(z = {whole.z:.1f}).{noise}"
+        f"(z = {whole.z:.1f}, {_unit(whole.seeds)}).{noise}"
     ]
 
 
@@ -244,6 +287,7 @@ def as_json(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "recipe": asdict(study.recipe),
         "estimator": study.estimator,
+        "pareto_k_threshold": study.usable,
         "rows": [
             {
                 "k": row.k,
@@ -253,7 +297,7 @@ def as_json(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
                 "active_units": row.active,
                 "effective_sample_size": row.effective,
                 "pareto_k": row.tail,
-                "pareto_k_above_0.7": row.heavy,
+                "pareto_k_above_threshold": row.heavy,
                 "seconds": row.seconds,
             }
             for row in rows

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from latent_kernels.examples.bounds_command import Row, Study
 
 # Okabe and Ito's colours, told apart by people of every colour vision, and a marker each for those who print grey.
-_STYLES = (
+STYLES = (
     ("#D55E00", "o"),
     ("#0072B2", "s"),
     ("#009E73", "^"),
@@ -33,13 +33,12 @@ def draw(study: Study, rows: Sequence[Row], path: Path) -> None:
     title = f"VAEs on handwritten digits, trained on the bound of k samples ({study.estimator}){shaded}"
     figure.suptitle(title, fontsize=12)
     left, right = figure.subplots(1, 2)
-    for i, row in enumerate(rows):
-        colour, marker = _STYLES[i % len(_STYLES)]
+    for row, (colour, marker) in zip(rows, STYLES, strict=False):
         _draw_tightening(left, row, colour, marker)
         _draw_training(right, row, colour)
     _finish(study, rows, left, right)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
     save_figure(figure, path)
 
 

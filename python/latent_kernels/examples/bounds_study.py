@@ -114,7 +114,7 @@ def fit(recipe: Recipe, k: int, estimator: str, seed: int, images: Tensor, held_
         seconds,
         trained,
         curve,
-        by_samples={s: mean_bound(log_w, s) for s in sample_sizes(recipe.samples)},
+        by_samples={s: mean_bound(log_w, s) for s in sample_sizes(recipe.samples, k)},
         bounds=lk.importance_bound(log_w),
         effective=lk.effective_sample_size(log_w),
         tails=lk.pareto_k(log_w),
@@ -152,10 +152,10 @@ def _log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     return model.log_likelihood(x, z) + fused_log_prior(z)
 
 
-def sample_sizes(largest: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50, ... up to the largest, which is one of them."""
+def sample_sizes(largest: int, k: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, ... up to the largest, which is one of them, and so is k where it is not beyond."""
     found = [first * 10**power for power in range(len(str(largest))) for first in (1, 2, 5)]
-    return [s for s in found if s < largest] + [largest]
+    return sorted({s for s in (*found, k, largest) if s <= largest})
 
 
 def mean_bound(log_w: Tensor, samples: int) -> float:

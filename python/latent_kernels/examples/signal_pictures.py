@@ -63,11 +63,16 @@ def _style(name: str) -> dict[str, Any]:
 
 
 def _draw_signal(ax: Axes, name: str, rows: npt.NDArray[np.void]) -> bool:
-    """Draws what is certain as a line, and for the rest an open marker; returns whether there was such a rest."""
-    style, certain = _style(name), clear(rows)
-    limits = certain["signal_to_noise_low"], certain["signal_to_noise_high"]
-    ax.fill_between(certain["num_samples"], *limits, color=style["color"], alpha=0.2, linewidth=0)
-    ax.plot(certain["num_samples"], certain["signal_to_noise"], **style)
+    """Draws what is certain as a line, and for the rest an open marker; returns whether there was such a rest.
+
+    A lost signal interrupts the line; where an estimator is undefined, there is nothing to interrupt.
+    """
+    style, rows = _style(name), rows[rows["repeats"] > 0]
+    certain = np.isin(rows["num_samples"], clear(rows)["num_samples"])
+    columns = ("signal_to_noise_low", "signal_to_noise_high", "signal_to_noise")
+    low, high, ratio = (np.where(certain, rows[column], np.nan) for column in columns)
+    ax.fill_between(rows["num_samples"], low, high, color=style["color"], alpha=0.2, linewidth=0)
+    ax.plot(rows["num_samples"], ratio, **style)
     with np.errstate(invalid="ignore"):
         rest = rows[(rows["signal_to_noise_low"] == 0) & (rows["signal_to_noise_high"] > 0)]
         rest = rest[np.isfinite(rest["signal_to_noise_high"])]

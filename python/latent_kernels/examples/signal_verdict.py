@@ -79,6 +79,9 @@ def _highest(profile: VarianceProfile) -> str:
     rows = table[table["num_samples"] == samples]
     biased = (rows["estimator"] == BIASED) & (samples > 1)
     note = f" {NAMES[BIASED]} is biased for S > 1, and not compared." if biased.any() else ""
+    profiled = profile.table[(profile.table["num_samples"] == samples) & (profile.table["repeats"] > 0)]
+    if samples > 1 and (profiled["estimator"] == BIASED).all():
+        return f"At S = {samples} no unbiased estimator was profiled.{note}"
     rows = rows[~biased]
     rows = rows[np.argsort(-rows["signal_to_noise"])]
     certain = clear(rows)
