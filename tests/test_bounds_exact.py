@@ -55,6 +55,9 @@ def drawn(estimator: str, derivative: str, samples: int, *, repeats: int = REPEA
     if derivative == "score":
         z = p.q.sample(samples, seed=seed)
         log_q = p.q.log_prob(z)
+    elif (estimator, derivative) == ("dreg", "total"):
+        z = p.q.rsample(samples, seed=seed)  # the total derivative of rsample_log_prob does not pass through z
+        log_q = p.q.log_prob(z)
     else:
         z, log_q = p.q.rsample_log_prob(samples, seed=seed, path_derivative=derivative == "path")
     bound = bound_of(estimator, p, LINE_X, z, log_q)
