@@ -1,4 +1,4 @@
-"""`lk.rsample_kl`, `lk.gaussian_kl`, `lk.gaussian_log_prob` against plain torch, torch.compile and distributions.
+"""`lk.rsample_kl`, `lk.rsample_log_prob` and `lk.gaussian_kl` against plain torch, torch.compile and distributions.
 
 Forward rows run without gradients being recorded; the others call torch.autograd.grad with given gradients of the
 outputs, the same for every contender, so that nothing accumulates. Every contender draws fresh noise at every call.
@@ -24,12 +24,13 @@ Tensor = torch.Tensor
 Function = Callable[[], Any]
 
 FORWARD, BOTH = "forward", "forward+backward"
+PATH = "forward+backward, path derivative"
 
 # (S, B, D); S = 0 stands for num_samples=None
 SHAPES = ((0, 64, 20), (16, 64, 20), (0, 3277, 20), (0, 1024, 64), (0, 4096, 256), (0, 32768, 256))
 GPU_SHAPES = ((0, 1024, 64), (0, 2**16, 256), (0, 2**18, 256))
 KL_SHAPES = ((0, 64, 20), (0, 1024, 64))
-LOG_PROB_SHAPES = ((0, 64, 20), (0, 1024, 64), (50, 64, 784))
+RSAMPLE_LOG_PROB_SHAPES = ((50, 64, 20), (16, 1024, 64))
 
 # Operations of an element: noise as bench_noise.py counts it, exp and expm1 as one each.
 NOISE = 55
@@ -44,13 +45,11 @@ def _threads(elements: int) -> tuple[int, ...]:
     return (1, 2) if elements >= 2**16 else (1,)
 
 
-def _inputs(count: int, shape: tuple[int, int, int], device: str, grad: bool) -> list[Tensor]:
-    """Parameters [B, D]: means near 0, log-variances near -1/2, as of a network that trains; z [S, B, D] first of 3."""
+def _inputs(shape: tuple[int, int, int], device: str, grad: bool) -> list[Tensor]:
+    """Parameters [B, D]: means near 0, log-variances near -1/2, as of a network that trains."""
     generator = torch.Generator().manual_seed(7)
     parameters = [torch.randn(shape[1:], generator=generator) for _ in range(2)]
     parameters[1] = parameters[1] * 0.5 - 0.5
-    if count == 3:
-        parameters.insert(0, torch.randn(_size(shape), generator=generator))
     return [x.to(device).requires_grad_(grad) for x in parameters]
 
 
@@ -88,7 +87,7 @@ def _contest(
 
 def _prepare_rsample_kl(passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str) -> Contest:
     samples = shape[0] or None
-    inputs = mean, logvar = _inputs(2, shape, device, grad=passes == BOTH)
+    inputs = mean, logvar = _inputs(shape, device, grad=passes == BOTH)
     plain = peers.rsample_kl if samples is None else functools.partial(peers.rsample_kl_many, samples=samples)
     prior = peers.standard_normal(device)
     compiled = torch.compile(plain)
@@ -130,7 +129,7 @@ def _prepare_rsample_kl(passes: str, shape: tuple[int, int, int], contenders: tu
 
 
 def _prepare_kl(passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str) -> Contest:
-    inputs = mean, logvar = _inputs(2, shape, device, grad=passes == BOTH)
+    inputs = mean, logvar = _inputs(shape, device, grad=passes == BOTH)
     prior, compiled = peers.standard_normal(device), torch.compile(peers.gaussian_kl)
     functions: dict[str, Function] = {
         "ours": lambda: lk.gaussian_kl(mean, logvar),
@@ -154,32 +153,41 @@ def _prepare_kl(passes: str, shape: tuple[int, int, int], contenders: tuple[str,
     return _contest({c: functions[c] for c in contenders}, inputs, passes, check_outputs, check_gradients, like)
 
 
-def _prepare_log_prob(passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str) -> Contest:
-    inputs = z, mean, logvar = _inputs(3, shape, device, grad=passes == BOTH)
-    compiled = torch.compile(peers.gaussian_log_prob)
+def _prepare_rsample_log_prob(
+    passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str
+) -> Contest:
+    inputs = mean, logvar = _inputs(2, shape, device, grad=True)
+    samples, path = shape[0], passes == PATH
+    plain = functools.partial(peers.rsample_log_prob, samples=samples, path=path)
+    compiled = torch.compile(plain)
     functions: dict[str, Function] = {
-        "ours": lambda: lk.gaussian_log_prob(z, mean, logvar),
-        "eager": lambda: peers.gaussian_log_prob(z, mean, logvar),
-        "compile": lambda: compiled(z, mean, logvar),
-        "distributions": lambda: peers.distributions_log_prob(z, mean, logvar),
+        "ours": lambda: lk.rsample_log_prob(mean, logvar, samples, path_derivative=path),
+        "eager": lambda: plain(mean, logvar),
+        "compile": lambda: compiled(mean, logvar),
     }
-    x, m, v = (t.detach().double() for t in inputs)
-    scaled = (x - m) * torch.exp(-v)
-    square = scaled * (x - m)
+    m, v = mean.detach().double(), logvar.detach().double()
+    sigma = torch.exp(0.5 * v)
 
-    def check_outputs(contender: str, out: Tensor) -> None:
-        close(out.detach(), -0.5 * (math.log(2 * math.pi) + v + square).sum(-1), 1e-5, "the log-density")
+    def check_outputs(contender: str, out: tuple[Tensor, Tensor]) -> None:
+        z, log_q = out
+        eps = (z.detach().double() - m) / sigma  # off by a rounding of z over sigma
+        harness.moments(eps, 0, 1, 3, "eps")
+        close(log_q.detach(), -0.5 * (math.log(2 * math.pi) + v + eps * eps).sum(-1), 2e-6, "log q")
 
     def check_gradients(contender: str, out: Any, upstream: Any, gradients: Any) -> None:
-        g = upstream[0].double()[..., None]
-        expected = [-g * scaled, g * scaled, 0.5 * g * (square - 1)]
-        for name, got, value in zip(("z", "mean", "logvar"), gradients, expected, strict=True):
-            close(got, value if value.shape == got.shape else value.sum(0), 2e-5, f"{name}'s gradient")
+        gz, gq = (g.double() for g in upstream)
+        moved = out[0].detach().double() - m  # sigma eps
+        if path:
+            gz = gz - gq[..., None] * moved / sigma**2
+        by_logvar = 0.5 * (gz * moved).sum(0)
+        if not path:
+            by_logvar = by_logvar - 0.5 * gq.sum(0)[:, None]
+        close(gradients[0], gz.sum(0), 2e-5, "mean's gradient")
+        close(gradients[1], by_logvar, 2e-5, "logvar's gradient")
 
-    def like() -> tuple[Tensor, ...]:
-        return (lk.gaussian_log_prob(z, mean, logvar),)
-
-    return _contest({c: functions[c] for c in contenders}, inputs, passes, check_outputs, check_gradients, like)
+    return _contest(
+        {c: functions[c] for c in contenders}, inputs, passes, check_outputs, check_gradients, functions["ours"]
+    )
 
 
 def _rsample_kl(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> Group:
@@ -200,6 +208,23 @@ def _rsample_kl(passes: str, shape: tuple[int, int, int], threads: int, device: 
     )
 
 
+def _rsample_log_prob(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> Group:
+    s, b, d = shape
+    contenders = ("ours", "eager", "compile")
+    # forward: mean and logvar read, z and log q written; backward: their gradients and logvar read, two written. The
+    # path derivative writes and reads a gradient of z on its own.
+    count = 4 * (2 * b * d + s * b * d + s * b) + 4 * (s * b * d + s * b + 3 * b * d)
+    # forward: noise, 2 for z and 3 for its density a sample, exp; backward: noise and 3 a sample, exp
+    operations = s * b * d * (NOISE + 5) + s * b * d * (NOISE + 3) + b * d * 2
+    if passes == PATH:  # noise, 2 and a sum, exp
+        count += 4 * (3 * s * b * d + b * d)
+        operations += s * b * d * (NOISE + 3) + b * d
+    prepare = functools.partial(_prepare_rsample_log_prob, passes, shape, contenders, device)
+    return Group(
+        f"rsample_log_prob {passes}", shape, threads, device, contenders, s * b * d, count, operations, prepare
+    )
+
+
 def _kl(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> Group:
     _, b, d = shape
     contenders = ("ours", "eager", "compile", "distributions")
@@ -208,19 +233,6 @@ def _kl(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> 
     operations = b * d * (6 + 4)
     prepare = functools.partial(_prepare_kl, passes, shape, contenders, device)
     return Group(f"gaussian_kl {passes}", _size(shape), threads, device, contenders, b * d, count, operations, prepare)
-
-
-def _log_prob(passes: str, shape: tuple[int, int, int], threads: int, device: str) -> Group:
-    s, b, d = max(shape[0], 1), shape[1], shape[2]
-    contenders = ("ours", "eager", "compile", "distributions")
-    # forward: z, mean and logvar read, the density written; backward: it and the three read, three gradients written
-    count = 4 * (s * b * d + 2 * b * d + s * b) + 4 * (s * b + 2 * (s * b * d + 2 * b * d))
-    # forward: 6 a sample and exp; backward: 8 a sample and exp
-    operations = s * b * d * (6 + 8) + 2 * b * d
-    prepare = functools.partial(_prepare_log_prob, passes, shape, contenders, device)
-    return Group(
-        f"gaussian_log_prob {passes}", _size(shape), threads, device, contenders, s * b * d, count, operations, prepare
-    )
 
 
 def _groups(make: Callable[..., Group], passes: tuple[str, ...], shapes: Any, gpu_shapes: Any) -> list[Group]:
@@ -239,13 +251,15 @@ def test_rsample_kl(benchmark: Any, group: Group, contender: str) -> None:
     harness.run(benchmark, group, contender)
 
 
-@pytest.mark.parametrize(("group", "contender"), rows(_groups(_kl, (BOTH,), KL_SHAPES, GPU_SHAPES[1:])))
-def test_gaussian_kl(benchmark: Any, group: Group, contender: str) -> None:
-    """The KL alone."""
+@pytest.mark.parametrize(
+    ("group", "contender"), rows(_groups(_rsample_log_prob, (BOTH, PATH), RSAMPLE_LOG_PROB_SHAPES, ()))
+)
+def test_rsample_log_prob(benchmark: Any, group: Group, contender: str) -> None:
+    """Samples and their log-densities, with either derivative."""
     harness.run(benchmark, group, contender)
 
 
-@pytest.mark.parametrize(("group", "contender"), rows(_groups(_log_prob, (BOTH,), LOG_PROB_SHAPES, GPU_SHAPES[1:])))
-def test_gaussian_log_prob(benchmark: Any, group: Group, contender: str) -> None:
-    """The log-density alone."""
+@pytest.mark.parametrize(("group", "contender"), rows(_groups(_kl, (BOTH,), KL_SHAPES, GPU_SHAPES[1:])))
+def test_gaussian_kl(benchmark: Any, group: Group, contender: str) -> None:
+    """The KL alone."""
     harness.run(benchmark, group, contender)

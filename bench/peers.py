@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 Tensor = torch.Tensor
 Parameters = tuple[Tensor, ...]  # of a family: mean and logvar [B, D]; logits [B, D] or [B, D, K]
@@ -29,6 +30,16 @@ def rsample_kl_many(mean: Tensor, logvar: Tensor, samples: int) -> tuple[Tensor,
     return z, kl
 
 
+def rsample_log_prob(mean: Tensor, logvar: Tensor, samples: int, *, path: bool) -> tuple[Tensor, Tensor]:
+    """Samples and their log-densities in plain torch; the path derivative by way of parameters without gradient."""
+    std = torch.exp(0.5 * logvar)
+    eps = torch.randn(samples, *std.shape, device=std.device)
+    z = mean + std * eps
+    if path:
+        return z, gaussian_log_prob(z, mean.detach(), logvar.detach())
+    return z, -0.5 * (math.log(2 * math.pi) + logvar + eps * eps).sum(-1)
+
+
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL to N(0, 1), in plain torch."""
     return -0.5 * torch.sum(1 + logvar - mean**2 - logvar.exp(), -1)
@@ -37,6 +48,28 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
 def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     """The log-density log N(z; mean, e^logvar), in plain torch."""
     return -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
+
+
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """The importance-weighted bound, in plain torch."""
+    return torch.logsumexp(log_w, 0) - math.log(log_w.size(0))
+
+
+def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
+    """The same with VIMCO's gradient for log_q, as one writes it: all S x S log-weights of the baselines at once."""
+    samples = log_w.size(0)
+    bound = log_mean_exp(log_w)
+    values = log_w.detach()
+    mean = (values.sum(0) - values) / (samples - 1)
+    replaced = values.unsqueeze(0) + torch.diag_embed((mean - values).movedim(0, -1)).movedim((-2, -1), (0, 1))
+    signal = bound.detach() - log_mean_exp(replaced.movedim(1, 0))
+    surrogate = (signal * log_q).sum(0)
+    return bound + surrogate - surrogate.detach()
+
+
+def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+    """The log-probability of x in [0, 1], in plain torch."""
+    return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
 
 def distributions_rsample_kl(mean: Tensor, logvar: Tensor, samples: int | None, prior: Normal) -> tuple[Tensor, Tensor]:
@@ -54,6 +87,11 @@ def distributions_kl(mean: Tensor, logvar: Tensor, prior: Normal) -> Tensor:
 def distributions_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     """`gaussian_log_prob` through torch.distributions."""
     return Normal(mean, torch.exp(0.5 * logvar)).log_prob(z).sum(-1)
+
+
+def distributions_bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+    """`bernoulli_log_prob` through torch.distributions, which would refuse grey values."""
+    return Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)
 
 
 def standard_normal(device: str) -> Normal:

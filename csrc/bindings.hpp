@@ -14,13 +14,16 @@ namespace lk {
 
 void bind_noise(pybind11::module_& m);
 void bind_gaussian(pybind11::module_& m);
+void bind_densities(pybind11::module_& m);
 void bind_families(pybind11::module_& m);
 void bind_score(pybind11::module_& m);
 void bind_lista(pybind11::module_& m);
 void bind_lasso(pybind11::module_& m);
+void bind_bounds(pybind11::module_& m);
 
 // Elements that one task should at least handle: some ten microseconds, well above the cost of handing it out.
 constexpr int64_t kTaskElements = 1 << 14;
+static_assert(kTaskElements / kTile <= kLongRowSamples, "the sums of long rows have their places");
 // Elements for which another thread is worth waking, which takes some 25 to 50 microseconds.
 constexpr int64_t kThreadElements = 1 << 16;
 inline int worthwhile_threads(int threads, int64_t elements) {

@@ -1,4 +1,4 @@
-// The Gaussian kernels: z = mean + sigma eps with KL to the prior, and the log-density, forward and backward.
+// The Gaussian kernels: z = mean + sigma eps with KL to the prior and log q(z), forward and backward.
 // eps is made anew from the seed in both directions, a tile at a time, and never reaches memory.
 #pragma once
 
@@ -55,7 +55,10 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
   const int64_t plane = p.rows * p.cols;
   const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
   const bool with_kl = out.kl.out != nullptr || out.kl.partial != nullptr;
+  const bool with_log_q = out.log_q.out != nullptr || out.log_q.partial != nullptr;
   RowSumWriter<C> kl{out.kl};
+  Scratch<C> terms;
+  double log_q_row[kLongRowSamples];  // of each sample's row in progress, where a row is longer than a tile
 
   each_tile(part, [&](const Tile& tile) {
     const int n = tile.size();
@@ -63,13 +66,14 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
     const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
     const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
 
-    if (out.z != nullptr && part.sample0 < part.sample1) {
+    if ((out.z != nullptr || with_log_q) && part.sample0 < part.sample1) {  // z of no columns has no address
       const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
       const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
       const C* means = repeat(mean, n, copies, mean_room.at);
       const C* sigmas = repeat(sigma, n, copies, sigma_room.at);
+      const C* logvars = with_log_q ? repeat(spread, n, copies, spread_room.at) : nullptr;
       for (int64_t s = part.sample0; s < part.sample1; s += copies) {
-        const int m = n * static_cast<int>(smaller(copies, part.sample1 - s));
+        const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
         const int64_t e = s * plane + begin;
         const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
         T* to = static_cast<T*>(out.z) + part.group * p.samples * plane + e;
@@ -78,6 +82,18 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
           store(z + i, load(means + i, k) + load(sigmas + i, k) * load_noise<C>(eps + i, k), k);
         });
         finish_tile(work.at, m, to);
+        if (with_log_q) {
+          each<C>(m, [&](int64_t i, auto k) {
+            const auto v = load_noise<C>(eps + i, k);
+            store(terms + i, v * v + (load(logvars + i, k) + C(kLogTwoPi)), k);
+          });
+          const bool whole = tile.first && tile.last;
+          double& row = log_q_row[whole ? 0 : s - part.sample0];
+          RowSumWriter<C> log_q{out.log_q, tile.first ? 0 : row};
+          const Tile side_by_side{0, 0, tile.rows * count, tile.cols, tile.first, tile.last};
+          log_q.add(terms, side_by_side, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
+          row = log_q.row;
+        }
       }
     }
 
@@ -97,7 +113,7 @@ template <class T>
 void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part& part) {
   using C = Compute<T>;
   Scratch<C> mean_room, spread_room, prior_mean_room, prior_logvar_room, sigma_room, sum_g, sum_g_eps, row_gradient;
-  Scratch<C> outputs[4];
+  Scratch<C> outputs[4], sum_log_q;
   alignas(64) float noise[noise_room(kTile)];
   const int64_t plane = p.rows * p.cols;
   const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
@@ -175,76 +191,57 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
       if (at[2] != nullptr) store(at[2] + i, -toward_prior, k);
       if (at[3] != nullptr) store(at[3] + i, d_prior_logvar, k);
     });
+    if (g.log_q != nullptr && at[1] != nullptr && n > 0) {  // log q has the spread through -1/2 sum_d logvar alone
+      const C* gradients = static_cast<const C*>(g.log_q) + part.group * p.samples * p.rows + tile.row0;
+      const int together = samples_at_once(p.rows, p.cols, tile, p.samples);
+      std::memset(sum_log_q.at, 0, sizeof(C) * static_cast<size_t>(tile.rows * together));
+      for (int64_t s = 0; s < p.samples; s += together) {
+        const int64_t values = tile.rows * smaller(together, p.samples - s);
+        each<C>(values, [&](int64_t i, auto k) {
+          store(sum_log_q + i, load(sum_log_q + i, k) + load(gradients + s * p.rows + i, k), k);
+        });
+      }
+      for (int c = 1; c < together; ++c)
+        for (int r = 0; r < tile.rows; ++r) sum_log_q[r] += sum_log_q[c * tile.rows + r];
+      spread_rows(sum_log_q.at, tile, row_gradient.at);
+      each<C>(n,
+              [&](int64_t i, auto k) { store(at[1] + i, load(at[1] + i, k) - load(row_gradient + i, k) * C(0.5), k); });
+    }
     for (int j = 0; j < 4; ++j)
       if (to[j] != nullptr) finish_tile(outputs[j].at, n, to[j]);
   });
 }
 
-// --- log-density ----------------------------------------------------------------------------------------------
-
-constexpr double kLog2Pi = 1.8378770664093454835606594728112;
-
+// The gradient of z where log q depends on z alone: -g eps / sigma.
 template <class T>
-void log_prob_forward(const LogProb& p, const RowSums& out, const Part& part) {
+void gaussian_path_backward(const Gaussian& p, const void* log_q_gradient, void* z_gradient, const Part& part) {
   using C = Compute<T>;
-  Scratch<C> z_room, mean_room, logvar_room, work;
-  RowSumWriter<C> sums{out};
-  for (int64_t s = part.sample0; s < part.sample1; ++s) {
-    each_tile(part, [&](const Tile& tile) {
-      const C* z = load_tile<T>(p.z, part.group, s, tile, z_room);
-      const C* mean = load_tile<T>(p.mean, part.group, s, tile, mean_room);
-      const C* logvar = load_tile<T>(p.logvar, part.group, s, tile, logvar_room);
-      each<C>(tile.size(), [&](int64_t i, auto k) {
-        const auto l = load(logvar + i, k), t = (load(z + i, k) - load(mean + i, k)) * exp(l * C(-0.5));
-        store(work + i, t * t + (l + C(kLog2Pi)), k);
-      });
-      sums.add(work, tile, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
-    });
-  }
-}
-
-// With t = (z - mean) / sigma: dz = -g t / sigma, dmean = g t / sigma, dlogvar = g (t^2 - 1) / 2.
-template <class T>
-void log_prob_backward(const LogProb& p, const LogProbGradients& g, const Part& part) {
-  using C = Compute<T>;
-  Scratch<C> rooms[3], row_gradient, sums[3], outputs[3];
+  Scratch<C> spread_room, inverse_room, row_gradient, work;
+  alignas(64) float noise[noise_room(kTile)];
   const int64_t plane = p.rows * p.cols;
-  const Input inputs[3] = {p.z, p.mean, p.logvar};
-  void* const targets[3] = {g.z, g.mean, g.logvar};
+  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
 
   each_tile(part, [&](const Tile& tile) {
     const int n = tile.size();
     const int64_t begin = tile.row0 * p.cols + tile.col0;
-    for (int j = 0; j < 3 && p.samples == 0; ++j) {  // a sum over no samples
-      if (targets[j] == nullptr || inputs[j].sample != 0) continue;
-      std::memset(static_cast<T*>(targets[j]) + part.group * plane + begin, 0, sizeof(T) * static_cast<size_t>(n));
-    }
-    for (int64_t s = 0; s < p.samples; ++s) {
-      const C* in[3];
-      for (int j = 0; j < 3; ++j) in[j] = load_tile<T>(inputs[j], part.group, s, tile, rooms[j]);
-      spread_rows(static_cast<const C*>(g.log_prob) + (part.group * p.samples + s) * p.rows + tile.row0, tile,
-                  row_gradient.at);
-      each<C>(n, [&](int64_t i, auto k) {
-        const auto gs = load(row_gradient + i, k), inverse = exp(load(in[2] + i, k) * C(-0.5));
-        const auto t = (load(in[0] + i, k) - load(in[1] + i, k)) * inverse, toward_z = gs * (t * inverse);
-        const decltype(t * t) value[3] = {-toward_z, toward_z, (gs * C(0.5)) * (t * t - C(1))};
-        for (int j = 0; j < 3; ++j) {
-          const bool add = inputs[j].sample == 0 && s > 0;
-          store(sums[j] + i, add ? load(sums[j] + i, k) + value[j] : value[j], k);
-        }
+    const C* logvar = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+    each<C>(n, [&](int64_t i, auto k) { store(inverse_room + i, exp(load(logvar + i, k) * C(-0.5)), k); });
+    const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
+    const C* inverses = repeat<C>(inverse_room, n, copies, inverse_room);
+    for (int64_t s = part.sample0; s < part.sample1; s += copies) {
+      const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
+      const int64_t e = s * plane + begin, first_row = (part.group * p.samples + s) * p.rows + tile.row0;
+      const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
+      const Tile side_by_side{0, 0, tile.rows * count, tile.cols, true, true};
+      spread_rows(static_cast<const C*>(log_q_gradient) + first_row, side_by_side, row_gradient.at);
+      T* to = static_cast<T*>(z_gradient) + part.group * p.samples * plane + e;
+      C* at = output_tile(to, work.at);
+      each<C>(m, [&](int64_t i, auto k) {
+        store(at + i, -(load(row_gradient + i, k) * (load_noise<C>(eps + i, k) * load(inverses + i, k))), k);
       });
-      for (int j = 0; j < 3; ++j) {
-        const bool summed = inputs[j].sample == 0;
-        if (targets[j] == nullptr || (summed && s + 1 < p.samples)) continue;
-        const int64_t plane_index = summed ? part.group : part.group * p.samples + s;
-        T* to = static_cast<T*>(targets[j]) + plane_index * plane + begin;
-        C* at = output_tile(to, outputs[j].at);
-        std::memcpy(at, sums[j].at, sizeof(C) * static_cast<size_t>(n));
-        finish_tile(outputs[j].at, n, to);
-      }
+      finish_tile(work.at, m, to);
     }
   });
 }
-
 }  // namespace LK_ISA
 }  // namespace lk

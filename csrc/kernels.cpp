@@ -1,6 +1,8 @@
 // One build of every kernel, for the instruction set that LK_ISA names (see CMakeLists.txt).
 #include "kernels.hpp"
 
+#include "bounds.hpp"
+#include "densities.hpp"
 #include "gaussian.hpp"
 #include "lasso.hpp"
 #include "lista_backward.hpp"
@@ -46,6 +48,7 @@ void elementary(int function, int64_t n, const void* argument, void* out) {
     }
     if (function == 3) y = exp(x);
     if (function == 4) psi_expm1(x, y, unused);
+    if (function == 5) y = log1p(x);
     store(to + i, y, k);
   });
 }
@@ -71,13 +74,20 @@ const Kernels kernels = {
     LK_TYPES(uniform),
     LK_TYPES(gaussian_forward),
     LK_TYPES(gaussian_backward),
-    LK_TYPES(log_prob_forward),
-    LK_TYPES(log_prob_backward),
+    LK_TYPES(gaussian_path_backward),
+    LK_TYPES(density_ready),
+    LK_TYPES(density_forward),
+    LK_TYPES(density_backward),
+    LK_TYPES(density_total),
     LK_TYPES(bernoulli_sample),
     LK_TYPES(categorical_sample),
     LK_TYPES(score_gradient),
     LK_TYPES(score_merge),
     LK_FLOATS(row_means),
+    LK_TYPES(bound_sums),
+    LK_FLOATS(bound_merge),
+    LK_TYPES(bound_weights),
+    LK_TYPES(bound_signal),
     LK_FLOATS(lista_begin),
     LK_FLOATS(lista_layer),
     LK_FLOATS(lista_shrink),

@@ -35,7 +35,7 @@ struct Part {
 struct Gaussian {
   int64_t groups, samples, rows, cols;
   Input mean, spread, prior_mean, prior_logvar;
-  bool spread_is_scale;  // spread holds sigma instead of log sigma^2; then there is no KL
+  bool spread_is_scale;  // spread holds sigma instead of log sigma^2; then there is no KL and no log q
   const int64_t* seeds;  // [groups], or one with seed_stride 0
   int64_t seed_stride;
   uint64_t offset;
@@ -49,31 +49,51 @@ struct RowSums {
   int64_t partial_stride;  // partial[row * partial_stride]
 };
 
+// Rows longer than a tile come in parts of at most as many samples, whose sums are in progress together.
+constexpr int kLongRowSamples = 16;
+
 struct GaussianOutputs {
-  void* z;     // [groups, samples, rows, cols]
-  RowSums kl;  // [groups, rows], or both null
+  void* z;        // [groups, samples, rows, cols]
+  RowSums kl;     // [groups, rows], or both null
+  RowSums log_q;  // [groups, samples, rows], or both null
 };
 
 struct GaussianGradients {
-  const void* z;   // gradient of z, [groups, samples, rows, cols], or null
-  const void* kl;  // gradient of kl, [groups, rows] in the compute type, or null
-  void* mean;      // the four outputs, [groups, rows, cols], each may be null
+  const void* z;      // gradient of z, [groups, samples, rows, cols], or null
+  const void* kl;     // gradient of kl, [groups, rows] in the compute type, or null
+  const void* log_q;  // gradient of log q, [groups, samples, rows] in the compute type, or null
+  void* mean;         // the four outputs, [groups, rows, cols], each may be null
   void* spread;
   void* prior_mean;
   void* prior_logvar;
 };
 
-// log N(z; mean, exp(logvar)), summed over cols.
-struct LogProb {
-  int64_t groups, samples, rows, cols;
-  Input z, mean, logvar;
-};
+enum Density : int { kGaussianDensity, kBernoulliDensity };
+constexpr int kMostOperands = 4;
 
-struct LogProbGradients {
-  const void* log_prob;  // [groups, samples, rows] in the compute type
-  void* z;               // each may be null; [groups, samples, rows, cols], or [groups, rows, cols] summed over
-  void* mean;            // samples where the input's sample stride is 0
-  void* logvar;
+// log N(z; mean, exp(logvar)), or the log-probability of x under logits, summed over cols. A tile of the kernels has
+// these operands: z or x; mean or logits; and one or two that elementary functions make of the last input.
+struct LogDensity {
+  Density density;
+  int64_t groups, samples, rows, cols;
+  Input inputs[3];                   // z, mean, logvar; or x, logits
+  bool tile_by_tile;                 // all samples of a tile before the next tile, else one sample after the other
+  const void* ready[kMostOperands];  // operands of an input that is one row for all: [groups, width_of_ready]; or null
+};
+static inline bool one_row(const LogDensity& p, int j) { return p.inputs[j].row == 0 && p.rows != 1; }
+
+// One row, repeated so often that it lies under a tile of whole rows; in elements of the compute type.
+static inline int64_t width_of_ready(const LogDensity& p) {
+  if (p.cols == 0 || p.cols > kTile) return p.cols;
+  const int64_t rows = rows_of_tile(p.cols);
+  return (rows < p.rows ? rows : p.rows) * p.cols;
+}
+
+struct LogDensityGradients {
+  const void* log_density;  // [groups, samples, rows] in the compute type
+  void* inputs[3];          // each may be null: [groups, samples, rows, cols], or summed over samples where the input's
+                            // sample stride is 0
+  double* row_sums[3];      // instead, of an input that is one row for all: sums of the part's columns, to be added to
 };
 
 // Samples of Bernoulli or Categorical variables over a plane of `cols` elements.
@@ -227,6 +247,31 @@ struct Lasso {
 };
 constexpr int kLassoRows = 4;  // rows whose correlations are computed together
 
+// Importance-weighted bounds of log_w [groups, samples, rows]: sums over samples, for each row. Few rows are `fold`ed:
+// consecutive samples lie side by side as lines of `width` = fold * rows values, the last line shorter where samples
+// are not a multiple of fold.
+struct Bounds {
+  int64_t groups, samples, rows, fold;
+  const void* log_w;
+  int64_t width() const { return fold * rows; }
+  int64_t lines() const { return (samples + fold - 1) / fold; }
+};
+constexpr int64_t kBoundColumns = 512;  // of a line, that one call works on at most
+
+// For each place of a line the largest log-weight and the sum of e^(log_w - largest), [groups, width] in the compute
+// type; -kLargest and 0 where there is none above.
+struct BoundSums {
+  void* top;
+  void* total;
+};
+
+// out = gradient e^(log_w - top) / total.
+struct BoundWeights {
+  const void* sums;      // top and total, [groups, 2, rows] in the compute type
+  const void* gradient;  // [groups, rows] in the compute type, or null for 1
+  void* out;             // of log_w's type and shape
+};
+
 struct Kernels {
   const char* name;
   int lanes;  // float32 values in a register
@@ -234,8 +279,12 @@ struct Kernels {
   void (*uniform[kTypes])(uint64_t seed, uint64_t offset, int64_t n, void* out);
   void (*gaussian_forward[kTypes])(const Gaussian&, const GaussianOutputs&, const Part&);
   void (*gaussian_backward[kTypes])(const Gaussian&, const GaussianGradients&, const Part&);
-  void (*log_prob_forward[kTypes])(const LogProb&, const RowSums&, const Part&);
-  void (*log_prob_backward[kTypes])(const LogProb&, const LogProbGradients&, const Part&);
+  void (*gaussian_path_backward[kTypes])(const Gaussian&, const void* log_q_gradient, void* z_gradient, const Part&);
+  // What one row for all gives of input j in a group, as `ready`; a part; and the total of blocks of row_sums.
+  void (*density_ready[kTypes])(const LogDensity&, int j, int64_t group, bool backward, void* const* operands);
+  void (*density_forward[kTypes])(const LogDensity&, const RowSums&, const Part&);
+  void (*density_backward[kTypes])(const LogDensity&, const LogDensityGradients&, const Part&);
+  void (*density_total[kTypes])(const double* sums, int64_t blocks, int64_t stride, int64_t n, void* out);
   void (*bernoulli_sample[kTypes])(const Discrete&, void* out, const Part&);
   void (*categorical_sample[kTypes])(const Discrete&, void* out, const Part&, float* table);
   // False where z has values outside the family's support. With `partial`, [chunk, fold, sum, groups * rows * cols *
@@ -243,6 +292,12 @@ struct Kernels {
   bool (*score_gradient[kTypes])(const Score&, const Part&, void* room, void* partial);
   void (*score_merge[kTypes])(const Score&, const Part&, void* room, const void* partial, int64_t chunks);
   void (*row_means[2])(const void* values, int64_t samples, int64_t rows, int64_t row0, int64_t row1, double* out);
+  // Parts have lines for samples: [sample0, sample1) of columns [col0, col1), at most kBoundColumns.
+  void (*bound_sums[kTypes])(const Bounds&, const BoundSums&, const Part&);
+  void (*bound_merge[2])(int64_t chunks, int64_t stride, int64_t n, void* tops, void* totals);
+  void (*bound_weights[kTypes])(const Bounds&, const BoundWeights&, const Part&);
+  // VIMCO's signal, times gradient [groups, rows] in the compute type, into out; fold is 1, parts have all samples.
+  void (*bound_signal[kTypes])(const Bounds&, const void* gradient, void* out, const Part&);
   // For float and double. A tile begins with x W + b and z_0; a layer is a product and then soft-thresholding, from
   // which the `select` largest entries of a row are exempt; at the end the codes become dense.
   void (*lista_begin[2])(const Lista&, ListaTile&);
@@ -252,7 +307,7 @@ struct Kernels {
   void (*lista_backward[2])(const Lista&, const ListaBackward&);
   void (*lista_outer[2])(const Outer&);
   void (*lista_dense_outer[2])(const DenseOuter&);
-  // ln, sin(pi t), cos(pi t), exp, psi: for the tests of their errors
+  // ln, sin(pi t), cos(pi t), exp, psi, ln(1 + e): for the tests of their errors
   void (*elementary[2])(int function, int64_t n, const void* x, void* out);
   // Codes of rows [row0, row1); rows of the Gram matrix into `gram`. `room` has room_of_lasso bytes.
   void (*lasso_encode[2])(const Lasso&, int64_t row0, int64_t row1, void* room);

@@ -1,5 +1,5 @@
 // Elementary functions, written out so that every backend rounds alike. Each is a fixed sequence of IEEE
-// operations, compiled without contraction; kernels/noise and kernels/gaussian hold the same sequences for
+// operations, compiled without contraction; kernels/noise and kernels/triton_math.py hold the same sequences for
 // Triton. `ln` and `sin_cos_pi` are part of noise stream v1 and frozen; errors are stated in kernels/*/README.md.
 #pragma once
 
@@ -7,6 +7,8 @@
 
 namespace lk {
 namespace LK_ISA {
+
+constexpr double kLogTwoPi = 1.8378770664093454835606594728112;
 
 // c[0] + x (c[1] + x (c[2] + ...)), for a register or a Pack of them.
 template <class V, class T, size_t N>
@@ -162,6 +164,28 @@ LK_INLINE void psi_expm1(V d, V& psi, V& expm1) {
   const auto near = [](auto x, auto if_near, auto if_far) { return ((x < T(2)) & (x > T(-2))) ? if_near : if_far; };
   psi = map(near, d, small, large - d);
   expm1 = map(near, d, small + d, large);
+}
+
+// --- ln(1 + x) for -1/2 <= x <= 1 --------------------------------------------------------------------------------
+
+template <class T>
+struct Log1pConstants;
+template <>
+struct Log1pConstants<float> {
+  static constexpr float Q[] = {0.6666641235351562f, 0.4002170264720917f, 0.2799908220767975f, 0.2802472710609436f};
+};
+template <>
+struct Log1pConstants<double> {
+  // Taylor: 2 / (2 k + 3)
+  static constexpr double Q[] = {2. / 3,  2. / 5,  2. / 7,  2. / 9,  2. / 11, 2. / 13, 2. / 15, 2. / 17, 2. / 19,
+                                 2. / 21, 2. / 23, 2. / 25, 2. / 27, 2. / 29, 2. / 31, 2. / 33, 2. / 35};
+};
+
+// ln(1 + x) = 2 artanh(s), s = x / (2 + x), is x - s (x - R), R = s^2 Q(s^2): the larger part of it is x itself, exact.
+template <class V>
+LK_INLINE V log1p(V e) {
+  const V s = map([](auto x) { return x / (x + Scalar<decltype(x)>(2)); }, e), y = s * s;
+  return e - s * (e - y * horner(Log1pConstants<Scalar<V>>::Q, y));
 }
 
 }  // namespace LK_ISA

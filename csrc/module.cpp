@@ -14,8 +14,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("select_simd_build", [](const std::string& name) { return lk::select_build(name.c_str()); });
   lk::bind_noise(m);
   lk::bind_gaussian(m);
+  lk::bind_densities(m);
   lk::bind_families(m);
   lk::bind_score(m);
   lk::bind_lista(m);
   lk::bind_lasso(m);
+  lk::bind_bounds(m);
 }

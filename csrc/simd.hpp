@@ -214,9 +214,8 @@ LK_INLINE Pack<Vec<T>, N> load_noise(const float* p, Registers<N>) {
 
 // Calls f(i, part) for i = 0, ... so that the parts cover [0, n): several registers at a time, then one, then the
 // rest of one. Written once, f works on whichever `load(p + i, part)` returns.
-template <class T, class Body>
+template <class T, int N = 2, class Body>
 LK_INLINE void each(int64_t n, Body f) {
-  constexpr int N = 2;
   int64_t i = 0;
   for (; i + N * lanes<T> <= n; i += N * lanes<T>) f(i, Registers<N>{});
   for (; i + lanes<T> <= n; i += lanes<T>) f(i, Whole{});
@@ -294,6 +293,9 @@ LK_INLINE D clamp(D x, double low, double high) {
   x = x < low ? splat<double>(low) : x;
   return x > high ? splat<double>(high) : x;
 }
+
+LK_INLINE F absolute(F x) { return bit_cast<F>(bit_cast<I>(x) & 0x7FFFFFFF); }
+LK_INLINE D absolute(D x) { return bit_cast<D>(bit_cast<L>(x) & 0x7FFFFFFFFFFFFFFF); }
 
 LK_INLINE F sqrt(F x) {
 #if defined(__AVX512F__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG_TWO_PI = tl.constexpr(1.8378770664093454835606594728112)
+
 
 @triton.jit
 def exp(x):
@@ -71,3 +73,34 @@ def psi_expm1(d):
     large = exp(d) - 1.0
     near = (d < 2.0) & (d > -2.0)
     return tl.where(near, small, large - d), tl.where(near, small + d, large)
+
+
+@triton.jit
+def log1p(e):
+    """ln(1 + e) for 0 <= e <= 1: e - s (e - R), s = e / (2 + e), R = s^2 Q(s^2)."""
+    if e.dtype == tl.float64:
+        s = e / (e + 2.0)
+        y = s * s
+        q = y * 0.05714285714285714 + 0.06060606060606061  # 2 / (2 k + 3)
+        q = q * y + 0.06451612903225806
+        q = q * y + 0.06896551724137931
+        q = q * y + 0.07407407407407407
+        q = q * y + 0.08
+        q = q * y + 0.08695652173913043
+        q = q * y + 0.09523809523809523
+        q = q * y + 0.10526315789473684
+        q = q * y + 0.11764705882352941
+        q = q * y + 0.13333333333333333
+        q = q * y + 0.15384615384615385
+        q = q * y + 0.18181818181818182
+        q = q * y + 0.2222222222222222
+        q = q * y + 0.2857142857142857
+        q = q * y + 0.4
+        q = q * y + 0.6666666666666666
+    else:
+        s = tl.div_rn(e, e + 2.0)
+        y = s * s
+        q = y * 0.2802472710609436 + 0.2799908220767975
+        q = q * y + 0.4002170264720917
+        q = q * y + 0.6666641235351562
+    return e - s * (e - y * q)

@@ -6,6 +6,7 @@ reference's noise; the yardstick is the same formula in plain torch at the probl
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import torch
@@ -74,8 +75,7 @@ class Problem:
         self.seeds = torch.arange(groups) * 2**33 + 5
         self.gz = draw(*sizes)
         self.gkl = draw(groups, rows, as_dtype=row_dtype(dtype))
-        self.glp = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
-        self.z = draw(*sizes)
+        self.gq = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
 
     @property
     def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -96,18 +96,15 @@ class Problem:
         seeds = self.seeds.to(device)
         z = room(*self.sizes)
         kl = None if self.scale else room(groups, rows, dtype=of_rows)
-        kernels.forward(self.sizes, *parameters, self.scale, seeds, self.offset, z, kl)
+        log_q = None if self.scale else room(groups, samples, rows, dtype=of_rows)
+        kernels.forward(self.sizes, *parameters, self.scale, seeds, self.offset, z, kl, log_q)
         gradients = tuple(None if x is None else room(*x.shape) for x in parameters)
-        gkl = None if self.scale else there(self.gkl)
-        kernels.backward(self.sizes, *parameters, self.scale, seeds, self.offset, there(self.gz), gkl, gradients)
-        found = {"z": z, "kl": kl, **dict(zip(NAMES, gradients, strict=True))}
+        upstream = [there(self.gz), *(None if self.scale else there(x) for x in (self.gkl, self.gq))]
+        kernels.backward(self.sizes, *parameters, self.scale, seeds, self.offset, *upstream, gradients)
+        found = {"z": z, "kl": kl, "log_q": log_q, **dict(zip(NAMES, gradients, strict=True))}
         if not self.scale:
-            inputs = [x.to(device) for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
-            log_prob = room(groups, samples, rows, dtype=of_rows)
-            kernels.log_prob_forward(self.sizes, *inputs, log_prob)
-            outputs = tuple(room(*x.shape) for x in inputs)
-            kernels.log_prob_backward(self.sizes, *inputs, there(self.glp), outputs)
-            found |= {"log_prob": log_prob, **dict(zip(LOG_PROB_NAMES, outputs, strict=True))}
+            found["path"] = room(*self.sizes)
+            kernels.path_backward(self.sizes, parameters[1], seeds, self.offset, upstream[2], found["path"])
         return {name: x.cpu() for name, x in found.items() if x is not None}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -127,24 +124,20 @@ class Problem:
         found = {"z": z}
         if not self.scale:
             found["kl"] = reference.gaussian_kl(mean, spread, prior_mean, prior_logvar)
-            outputs.append(found["kl"])
-            upstream.append(self.gkl.to(dtype))
+            found["log_q"] = -0.5 * (eps * eps + spread.unsqueeze(1) + math.log(2 * math.pi)).sum(-1)
+            outputs += [found["kl"], found["log_q"]]
+            upstream += [self.gkl.to(dtype), self.gq.to(dtype)]
+            found["path"] = -self.gq.to(dtype).unsqueeze(-1) * eps / sigma.unsqueeze(1)
         wanted = [x for x in leaves if x is not None]
         gradients = iter(torch.autograd.grad(outputs, wanted, upstream, allow_unused=True))
         for name, x in zip(NAMES, leaves, strict=True):
             if x is not None:
                 g = next(gradients)
                 found[name] = torch.zeros_like(x) if g is None else g
-        if not self.scale:
-            inputs = [x.to(dtype).requires_grad_() for x in (self.z, self.mean.unsqueeze(1), self.spread.unsqueeze(1))]
-            log_prob = reference.gaussian_log_prob(*inputs)
-            found["log_prob"] = log_prob
-            found |= dict(zip(LOG_PROB_NAMES, torch.autograd.grad(log_prob, inputs, self.glp.to(dtype)), strict=True))
         return {name: x.detach() for name, x in found.items()}
 
 
 NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
-LOG_PROB_NAMES = ("lp_d_z", "lp_d_mean", "lp_d_logvar")
 
 
 def check(kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundings: int = 1) -> None:
@@ -169,6 +162,50 @@ def check(kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundin
         error = float((got.double() - want).abs().max())
         theirs = float((torchs[name].double() - want).abs().max())
         assert error <= max(2 * theirs, floor), f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+
+
+class LogQProblem(Problem):
+    """log q with z but no KL, and its gradients with those of z or alone: what `rsample_log_prob` asks for."""
+
+    def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
+        """As the other problems' `run`."""
+        mean, logvar, gz, gq, seeds = (x.to(device) for x in (self.mean, self.spread, self.gz, self.gq, self.seeds))
+        z, log_q = torch.full_like(gz, torch.nan), torch.full_like(gq, torch.nan)
+        given = (self.sizes, mean, logvar, None, None, False, seeds, self.offset)
+        kernels.forward(*given, z, None, log_q)
+        found = {"z": z, "log_q": log_q}
+        for name, upstream in (("", (gz, None, gq)), ("alone_", (None, None, gq))):
+            gradients = [torch.full_like(mean, torch.nan) for _ in range(2)]
+            kernels.backward(*given, *upstream, (*gradients, None, None))
+            found |= {f"{name}d_mean": gradients[0], f"{name}d_logvar": gradients[1]}
+        return {name: x.cpu() for name, x in found.items()}
+
+    def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """As the other problems' `formula`, by autograd through z."""
+        mean, logvar = (x.to(dtype).requires_grad_() for x in (self.mean, self.spread))
+        eps = reference.noise_like(self.mean.float(), self.sizes, self.seeds, self.offset).to(dtype)
+        z, log_q = log_q_formula(mean.unsqueeze(1), logvar.unsqueeze(1), eps, path=False)
+        gz, gq = self.gz.to(dtype), self.gq.to(dtype)
+        found = {"z": z, "log_q": log_q}
+        found["d_mean"], found["d_logvar"] = torch.autograd.grad((z, log_q), (mean, logvar), (gz, gq))
+        found["alone_d_mean"] = torch.zeros_like(mean)  # exactly, where autograd's two parts cancel to rounding
+        found["alone_d_logvar"] = (-0.5 * gq.sum(1)).unsqueeze(-1).expand(mean.shape)
+        return {name: x.detach() for name, x in found.items()}
+
+
+def log_q_formula(mean: Tensor, logvar: Tensor, eps: Tensor, *, path: bool) -> tuple[Tensor, Tensor]:
+    """The formula in plain torch: z, and its log-density with the parameters held fixed or not."""
+    z = mean + torch.exp(0.5 * logvar) * eps
+    if path:
+        mean, logvar = mean.detach(), logvar.detach()
+    return z, -0.5 * (math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2).sum(-1)
+
+
+def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Mean and logvar, drawn from a seed."""
+    g = torch.Generator().manual_seed(sum(shape))
+    mean, logvar = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
+    return mean.to(dtype).requires_grad_(), logvar.to(dtype).requires_grad_()
 
 
 def bits_equal(a: Tensor, b: Tensor) -> bool:

@@ -19,5 +19,6 @@ sys.path.insert(0, sys.argv.pop(1)); import latent_kernels._core as core; print(
 import pytest; sys.exit(pytest.main(sys.argv[1:]))'
 compiler=${CXX:-g++}
 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)" \
-  "$python" -c "$run" "$build/package" tests/test_gaussian.py tests/test_noise.py \
-  tests/test_score.py tests/test_family_samples.py tests/test_lasso.py tests/test_lista.py -q -x -p no:cacheprovider
+  "$python" -c "$run" "$build/package" tests/test_gaussian.py tests/test_rsample_log_prob.py tests/test_densities.py \
+  tests/test_noise.py tests/test_score.py tests/test_family_samples.py tests/test_bounds.py tests/test_lasso.py \
+  tests/test_lista.py -q -x -p no:cacheprovider

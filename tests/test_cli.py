@@ -158,6 +158,7 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     assert losses(other) != losses(outcomes[0])
 
     found = json.loads((tmp_path / "second" / "comparison.json").read_text())
+    assert list(found) == ["threads", "latent", "held_out_samples", "costs", "held_out_elbo"]
     assert found["held_out_elbo"]["ours"].keys() == found["held_out_elbo"]["plain"].keys() == {"5", "6"}
     assert [(c["what"], c["size"]["name"]) for c in found["costs"]] == [
         ("step", "demo"),
@@ -175,6 +176,35 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     assert "comparison.md" in result.output
     assert "Held-out ELBO: latent-kernels" in result.output
     assert "for a gradient, reparameterized wins" in " ".join(result.output.split())
+
+
+SHORT = dataclasses.replace(TINY, latents=(2,), compared_latent=2, compared_seeds=1, profiled_samples=(1, 2))
+
+
+@pytest.mark.parametrize(("bound", "name"), [("elbo", "ELBO"), ("dreg", "L_3")])
+def test_demo_trains_on_the_bound_that_is_asked_for(bound, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "SETTINGS", SHORT)
+    outcomes, original = [], demo.run
+    monkeypatch.setattr(demo, "run", lambda *a: outcomes.append(original(*a)) or outcomes[-1])
+    result = call("demo", "--bound", bound, "--samples", 3, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*PICTURES, *TABLES, *LAST, *SPARSE])
+    check_picture(tmp_path / "training_curves.png")
+    (outcome,) = outcomes
+    finals = (outcome.comparison.ours[0], outcome.comparison.plain[0])
+    epochs = [epoch for run in outcome.runs for epoch in run.history]
+    for terms in (*finals, *(epoch.held_out for epoch in epochs), *(epoch.train for epoch in epochs)):
+        assert (terms.bound is None) == (bound == "elbo")
+    assert f"Held-out {name}: latent-kernels {finals[0].maximized:.2f} nats" in result.output
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["objective"] == {"bound": bound, "samples": 3}
+    key = "held_out_elbo" if bound == "elbo" else "held_out_bound"
+    assert found[key] == {"ours": {"0": finals[0].maximized}, "plain": {"0": finals[1].maximized}}
+    assert [cost["size"]["num_samples"] for cost in found["costs"]] == [3] * 4
+    page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert f"Trained with --bound {bound} --samples 3." in page
+    assert f"## Held-out {name}\n" in page
+    assert f"from {4 if bound == 'elbo' else 3} samples of z" in page
 
 
 @pytest.mark.parametrize(
@@ -255,7 +285,18 @@ def test_ctrl_c_while_drawing(tmp_path, monkeypatch):
     assert "stopped while writing" in result.output
 
 
-@pytest.mark.parametrize(("option", "value"), [("--epochs", 0), ("--epochs", "many"), ("--seed", -1), ("--threads", 0)])
+BAD_OPTIONS = [
+    ("--epochs", 0),
+    ("--epochs", "many"),
+    ("--seed", -1),
+    ("--threads", 0),
+    ("--bound", "vimco"),
+    ("--samples", 0),
+    ("--samples", 1001),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), BAD_OPTIONS)
 def test_bad_options(option, value, tmp_path):
     result = call("demo", "--out", tmp_path / "out", option, value)
     assert result.exit_code == 2
@@ -308,18 +349,43 @@ def test_variance_knows_every_problem(problem, tmp_path):
     assert "With 1 s for a gradient, leave-one-out wins" in result.output
 
 
+@pytest.mark.parametrize("problem", ["linear-gaussian", "categorical"])
+def test_variance_of_the_importance_bound(problem, tmp_path):
+    """How signals go, and which is the highest; with a file of each kind. One sample's exact gradient is known."""
+    files = {name: tmp_path / f"v.{name}" for name in ("png", "csv", "json")}
+    options = ("--problem", problem, "--objective", "importance-bound", "--samples", "1:8", "--repeats", 64)
+    result = call("variance", *options, "--out", files["png"], "--csv", files["csv"], "--json", files["json"])
+    assert result.exit_code == 0, result.output
+    check_picture(files["png"])
+    content = json.loads(files["json"].read_text(encoding="utf-8"))
+    assert content["objective"] == "importance_bound"
+    assert files["csv"].read_text(encoding="utf-8").count("\n") == 1 + len(content["rows"])
+    one = {row["estimator"]: row["bias_p"] is not None for row in content["rows"] if row["num_samples"] == 1}
+    assert all(row["bias_p"] is None for row in content["rows"] if row["num_samples"] > 1)
+    sentence = result.output.splitlines()[-1]
+    assert "At S = 8" in sentence
+    if problem == "categorical":
+        assert one == {"vimco": False}
+        return
+    assert one == {"iwae": True, "stl": True, "dreg": True, "vimco": False}
+    assert sentence.startswith("Signal to noise of q's gradient: IWAE goes like S^(-0.")
+    assert "At S = 8, DReG wins with 1." in sentence
+
+
 def test_variance_help_names_problems_and_estimators():
     """Written by hand, so that the help needs no torch."""
     text = " ".join(call("variance", "--help").output.replace("│", " ").split())
-    for name in problems.PROBLEMS:
+    for name in (*problems.PROBLEMS, "elbo", "importance-bound"):
         assert name in text
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--problem", "rosenbrock", "must be one of quadratic, logistic-regression"),
-        ("--estimators", "none,vimco", "got 'vimco'"),
+        ("--problem", "rosenbrock", "must be one of quadratic, linear-gaussian"),
+        ("--objective", "importance", "must be one of elbo, importance-bound; got 'importance'"),
+        ("--estimators", "none,rebar", "got 'rebar'"),
+        ("--estimators", "none,vimco", "'vimco', which does not apply: it is for the objective 'importance_bound'"),
         ("--estimators", "disarm", "does not apply: it is for a Bernoulli"),
         ("--estimators", "", "got ''"),
         ("--samples", "8:1", "got '8:1'"),
@@ -342,6 +408,16 @@ def test_variance_refuses_bad_options(option, value, message, tmp_path, monkeypa
     assert option in text
     assert message in text
     assert "Traceback" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_is_not_for_the_importance_bound(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call(*QUICK, "--objective", "importance-bound", "--budget", 5)
+    assert result.exit_code == 2
+    text = " ".join(result.output.replace("│", " ").split())
+    assert "--budget" in text
+    assert "is for the objective elbo" in text
     assert list(tmp_path.iterdir()) == []
 
 

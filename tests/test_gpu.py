@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+import bounds_checks
 import latent_kernels as lk
-from checks import DTYPES, SIZES, Problem, Sizes, bits_equal, check
+from checks import DTYPES, SIZES, LogQProblem, Problem, Sizes, bits_equal, check
+from densities_checks import USUAL, DensityProblem, Sharing, check_density, every_sharing
 from score_checks import CONTROLS, FAMILIES, SCORE_SIZES, ScoreProblem, check_score
 from score_checks import Sizes as ScoreSizes
 
@@ -33,6 +35,15 @@ def test_gaussian(sizes: Sizes, dtype: torch.dtype) -> None:
     check(triton_gpu, Problem(sizes, dtype, prior=False, scale=True), "cuda")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_log_q(sizes: Sizes, dtype: torch.dtype) -> None:
+    from latent_kernels.kernels.gaussian import triton_gpu
+
+    check(triton_gpu, LogQProblem(sizes, dtype), "cuda")
+    check(triton_gpu, LogQProblem(sizes, dtype, offset=3), "cuda")
+
+
 @pytest.mark.parametrize("shape", [(64, 20), (63, 17), (5, 1500), (1000, 256)])
 @pytest.mark.parametrize("num_samples", [None, 3])
 def test_samples_have_the_cpus_bits(shape: tuple[int, ...], num_samples: int | None) -> None:
@@ -40,6 +51,15 @@ def test_samples_have_the_cpus_bits(shape: tuple[int, ...], num_samples: int | N
     here = lk.rsample(mean, logvar, num_samples, seed=5)
     there = lk.rsample(mean.cuda(), logvar.cuda(), num_samples, seed=5)
     assert bits_equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", bounds_checks.SIZES, ids=str)
+def test_bounds(sizes: bounds_checks.Sizes, dtype: torch.dtype) -> None:
+    from latent_kernels.kernels.bounds import triton_gpu
+
+    bounds_checks.check(triton_gpu, *bounds_checks.problem(sizes, dtype), "cuda")
+    bounds_checks.check(triton_gpu, *bounds_checks.problem(sizes, dtype, spread=80.0, mean=-700.0), "cuda")
 
 
 def test_two_runs_give_the_same_bits() -> None:
@@ -333,3 +353,60 @@ def test_score_of_more_than_2_to_the_31_elements() -> None:
         lk.Bernoulli(logits[-1:].clone()), values[:, -1:].contiguous(), z[:, -1:].contiguous()
     )
     assert torch.equal(whole[-1:], last)
+
+
+# --- log-densities ----------------------------------------------------------------------------------------------
+
+DENSITIES = ["gaussian", "bernoulli"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("sizes", [*SIZES, (1, 3, 1500, 33), (1, 50, 64, 784)], ids=str)
+def test_densities(sizes: Sizes, density: str, dtype: torch.dtype) -> None:
+    from latent_kernels.kernels.densities import triton_gpu
+
+    for sharing in USUAL[density]:
+        check_density(triton_gpu, DensityProblem(density, sizes, dtype, sharing), "cuda")
+
+
+@pytest.mark.parametrize(("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str)
+def test_every_sharing_of_densities(density: str, sharing: Sharing) -> None:
+    from latent_kernels.kernels.densities import triton_gpu
+
+    problem = DensityProblem(density, (2, 3, 70, 17), torch.float32, sharing)
+    check_density(triton_gpu, problem, "cuda")
+    check_density(triton_gpu, problem, "cuda", wanted=(False,) * (len(sharing) - 1) + (True,))
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_elements_of_densities_have_the_cpus_bits(density: str) -> None:
+    from latent_kernels.kernels.densities import cpp_cpu, triton_gpu
+
+    for sizes in ((1, 500, 40, 1), (2, 3, 50, 784)):
+        problem = DensityProblem(density, sizes, torch.float32, USUAL[density][-1])
+        there, here = problem.run(triton_gpu, "cuda"), problem.run(cpp_cpu)
+        for name, x in there.items():
+            if name != "log_prob" or sizes[3] == 1:
+                assert bits_equal(x, here[name]), (sizes, name)
+
+
+def test_two_runs_of_densities_give_the_same_bits() -> None:
+    x, logits = torch.rand(64, 784, device="cuda"), torch.randn(50, 64, 784, device="cuda", requires_grad=True)
+    logvar = torch.randn(784, device="cuda", requires_grad=True)
+    found = []
+    for _ in range(2):
+        outputs = lk.gaussian_log_prob(x, logits, logvar), lk.bernoulli_log_prob(x, logits)
+        found.append([*outputs, *torch.autograd.grad([out.sum() for out in outputs], (logits, logvar))])
+    assert all(bits_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_density_of_more_than_2_to_the_31_elements() -> None:
+    """64-bit indexing: the last rows have the densities of the rows alone."""
+    rows, cols = (1 << 25) + 1, 64
+    if torch.cuda.mem_get_info()[0] < 2 * rows * cols * 2 + (1 << 30):
+        pytest.skip("needs 10 GB of GPU memory")
+    logits = torch.zeros(rows, cols, device="cuda", dtype=torch.bfloat16)
+    logits[-5:] = torch.randn(5, cols, device="cuda").bfloat16()
+    x = torch.rand(cols, device="cuda").bfloat16()
+    assert bits_equal(lk.bernoulli_log_prob(x, logits)[-5:].cpu(), lk.bernoulli_log_prob(x, logits[-5:]).cpu())

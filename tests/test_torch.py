@@ -31,25 +31,35 @@ def data(*shape: int) -> Tensor:
 
 SEEDS = torch.tensor([3, 2**40])
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
-    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True)),
-    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), leaf(2, 5, 4), leaf(2, 5, 4), SEEDS[:1], 7, 1, False, True)),
-    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True)),
-    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 2, True, False)),
+    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True, True)),
+    ("gaussian", lambda: (*(leaf(2, 5, 4) for _ in range(4)), SEEDS[:1], 7, 1, False, True, False)),
+    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True, False)),
+    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 2, True, False, False)),
     (
         "gaussian_backward",
-        lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS, 0, 3, False)
+        lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS)
+        + (0, 3, False)
         + ([True, True, False, False],),
     ),
     (
         "gaussian_backward",
-        lambda: (None, data(2, 5), data(2, 5, 4), data(2, 5, 4), data(2, 5, 4), None, SEEDS, 0, 0, False)
+        lambda: (None, data(2, 5), None, data(2, 5, 4), data(2, 5, 4), data(2, 5, 4), None, SEEDS, 0, 0, False)
         + ([False, True, True, False],),
     ),
-    ("gaussian_log_prob", lambda: (leaf(2, 3, 5, 4), leaf(2, 1, 5, 4), leaf(2, 1, 5, 4))),
+    (
+        "gaussian_backward",
+        lambda: (None, None, data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS, 0, 3, False)
+        + ([True, True, False, False],),
+    ),
+    ("gaussian_path", lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1)),
+    ("gaussian_path_backward", lambda: (data(2, 3, 5), data(2, 3, 5, 4), data(2, 5, 4), SEEDS[:1], 1)),
+    ("gaussian_log_prob", lambda: (leaf(2, 3, 5, 4), leaf(2, 1, 5, 4), leaf(2, 1, 1, 4))),
     (
         "gaussian_log_prob_backward",
-        lambda: (data(2, 3, 5, 4), data(2, 1, 5, 4), data(2, 1, 5, 4), data(2, 3, 5), [True, False, True]),
+        lambda: (data(2, 3, 5), data(2, 3, 5, 4), data(2, 1, 5, 4), data(2, 1, 1, 4), [True, False, True]),
     ),
+    ("bernoulli_log_prob", lambda: (leaf(2, 1, 5, 4), leaf(2, 3, 5, 4))),
+    ("bernoulli_log_prob_backward", lambda: (data(2, 3, 5), data(2, 1, 1, 4), data(2, 3, 5, 4), [True, True])),
     ("noise", lambda: ("normal", [3, 4], SEEDS, 1, torch.float32, torch.device("cpu"))),
     ("noise", lambda: ("uniform", [], SEEDS, 1, torch.bfloat16, torch.device("cpu"))),
 ]  # fmt: skip
@@ -71,6 +81,9 @@ def test_gradcheck(num_samples: int | None) -> None:
     assert torch.autograd.gradcheck(lambda m, l: lk.rsample(m, l, num_samples, seed=1), inputs[:2], nondet_tol=0)
     assert torch.autograd.gradcheck(lk.gaussian_kl, inputs[:2], nondet_tol=0)
     assert torch.autograd.gradcheck(lk.gaussian_log_prob, (leaf(2, 3, 4), *inputs[:2]), nondet_tol=0)
+    assert torch.autograd.gradcheck(lk.gaussian_log_prob, (inputs[0], leaf(2, 3, 4), leaf(4)), nondet_tol=0)
+    for x in (leaf(2, 3, 4), leaf(4), leaf(1)):
+        assert torch.autograd.gradcheck(lk.bernoulli_log_prob, (x, inputs[0]), nondet_tol=0)
 
 
 # --- torch.compile ----------------------------------------------------------------------------------------------
@@ -86,9 +99,9 @@ def _fresh_compiler() -> None:
 def test_compile(backend: str) -> None:
     """One graph; an explicit seed gives eager's bits, forward and backward."""
 
-    def step(m: Tensor, l: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(m: Tensor, l: Tensor) -> tuple[Tensor, ...]:
         z, kl = lk.rsample_kl(m, l, 3, seed=11)
-        return z, kl, lk.gaussian_log_prob(z, m, l)
+        return z, kl, lk.gaussian_log_prob(z, m, l), lk.gaussian_log_prob(z, m, l[0]), lk.bernoulli_log_prob(m, z)
 
     compiled = torch.compile(step, fullgraph=True, backend=backend)
     results = []
@@ -144,7 +157,7 @@ def test_fake_tensors() -> None:
         assert lk.normal((5, 2), seed=1, dtype=torch.float64).shape == (5, 2)
     meta = torch.zeros(3, 4, device="meta")
     assert torch.ops.latent_kernels.gaussian(
-        meta.unsqueeze(0), meta.unsqueeze(0), None, None, torch.tensor([1]), 0, 2, False, True
+        meta.unsqueeze(0), meta.unsqueeze(0), None, None, torch.tensor([1]), 0, 2, False, True, False
     )[0].shape == (1, 2, 3, 4)
 
 
@@ -153,7 +166,8 @@ def test_fake_tensors() -> None:
 
 def loss(m: Tensor, l: Tensor, seed: int | Tensor = 9) -> Tensor:
     z, kl = lk.rsample_kl(m, l, 3, seed=seed)
-    return (z**2).sum() + kl.sum() + lk.gaussian_log_prob(z, m, l).sum()
+    densities = lk.gaussian_log_prob(z, m, l), lk.gaussian_log_prob(z, m[0], l[0]), lk.bernoulli_log_prob(m, z)
+    return (z**2).sum() + kl.sum() + sum(x.sum() for x in densities)
 
 
 def test_grad_equals_backward() -> None:
@@ -243,6 +257,31 @@ def test_no_samples_under_a_transformation() -> None:
     zero = torch.zeros(7, 3)
     gradient = grad(lambda m: lk.gaussian_log_prob(torch.zeros(0, 7, 3), m, m).sum())(zero)
     assert torch.equal(gradient, zero)
+    gradient = grad(lambda l: lk.bernoulli_log_prob(torch.zeros(0, 7, 3), l).sum())(zero[0])
+    assert torch.equal(gradient, zero[0])
+
+
+def test_vmap_of_densities() -> None:
+    """A batch joins the groups, whichever of the inputs has it; in a group one row may serve all."""
+    z, m, l = torch.randn(4, 3, 7, 5), torch.randn(4, 7, 5), torch.randn(4, 5)
+    for in_dims in ((0, 0, 0), (0, None, 0), (None, 0, 0), (0, 0, None), (None, None, 0)):
+        args = [x if d == 0 else x[0] for x, d in zip((z, m, l), in_dims, strict=True)]
+        density, mass = (
+            vmap(f, in_dims=in_dims[-n:])(*args[-n:])
+            for f, n in ((lk.gaussian_log_prob, 3), (lk.bernoulli_log_prob, 2))
+        )
+        for i in range(4):
+            slices = [x if d is None else x[i] for x, d in zip(args, in_dims, strict=True)]
+            assert torch.equal(density[i], lk.gaussian_log_prob(*slices))
+            assert torch.equal(mass[i], lk.bernoulli_log_prob(*slices[1:]))
+
+
+def test_densities_refuse_second_derivatives() -> None:
+    x = leaf(3, 4)
+    for out in (lk.gaussian_log_prob(x, x, x), lk.bernoulli_log_prob(x, x)):
+        (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives of this op are not implemented"):
+            gradient.sum().backward()
 
 
 def test_forward_mode_is_refused() -> None:

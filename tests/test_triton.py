@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from checks import SMALL_SIZES, Problem, Sizes, bits_equal, check
+from checks import SMALL_SIZES, LogQProblem, Problem, Sizes, bits_equal, check
 from latent_kernels import _backends
 from latent_kernels.kernels.gaussian import cpp_cpu
 from latent_kernels.kernels.noise import reference
@@ -78,6 +78,14 @@ def test_gaussian(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None
 
 
 @triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
+def test_log_q(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
+    check(kernels, LogQProblem(sizes, dtype))
+    check(kernels, LogQProblem(sizes, dtype, offset=3))
+
+
+@triton
 def test_gaussian_bfloat16(kernels: ModuleType) -> None:
     """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
     for sizes in ((1, 1, 64, 20), (2, 3, 5, 7)):
@@ -109,6 +117,8 @@ def test_dealing_samples_to_programs_changes_no_bit_of_z(
         found.append(problem.run(kernels))
     assert bits_equal(found[0]["z"], found[1]["z"])
     assert bits_equal(found[0]["kl"], found[1]["kl"])
+    assert bits_equal(found[0]["log_q"], found[1]["log_q"])
+    assert bits_equal(found[0]["path"], found[1]["path"])
     assert torch.allclose(found[0]["d_spread"], found[1]["d_spread"], rtol=1e-4, atol=1e-5)
 
 
@@ -122,7 +132,7 @@ def test_extreme_values(kernels: ModuleType) -> None:
     for backend in (kernels, cpp_cpu):
         z = torch.empty(1, 1, 1, len(values))
         with np.errstate(over="ignore", invalid="ignore"):
-            backend.forward(sizes, mean, logvar, None, None, False, 5, 0, z, None)
+            backend.forward(sizes, mean, logvar, None, None, False, 5, 0, z, None, None)
         outputs.append(z)
     assert bits_equal(*outputs)
 
@@ -131,11 +141,11 @@ def test_extreme_values(kernels: ModuleType) -> None:
 def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forced by the environment variable, the whole path runs: validation, autograd, kernels."""
     x = torch.randn(6, 10, requires_grad=True)
-    expected = [*lk.rsample_kl(x, x, 3, seed=4), lk.gaussian_log_prob(x, x, x), lk.normal(5, seed=1)]
+    expected = [*lk.rsample_kl(x, x, 3, seed=4), lk.normal(5, seed=1)]
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "gaussian=triton,noise=triton")
     _backends.forget()
     assert _backends.backend_name("gaussian", torch.device("cpu")) == "triton"
-    got = [*lk.rsample_kl(x, x, 3, seed=4), lk.gaussian_log_prob(x, x, x), lk.normal(5, seed=1)]
+    got = [*lk.rsample_kl(x, x, 3, seed=4), lk.normal(5, seed=1)]
     assert torch.equal(got[0], expected[0])
     for a, b in zip(got, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -143,3 +153,18 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(lk.rsample(x, x, 3, seed=seed), expected[0])
     (got[0].sum() + got[1].sum()).backward()
     assert x.grad is not None
+
+
+@triton
+@pytest.mark.parametrize("path", [False, True])
+def test_rsample_log_prob(monkeypatch: pytest.MonkeyPatch, path: bool) -> None:
+    """The public function, forced to either backend."""
+    x = torch.randn(6, 10, requires_grad=True)
+    found = []
+    for backend in ("cpp", "triton"):
+        monkeypatch.setenv("LATENT_KERNELS_BACKEND", f"gaussian={backend}")
+        _backends.forget()
+        z, log_q = lk.rsample_log_prob(x, x, 3, seed=4, path_derivative=path)
+        found.append([z, log_q, *torch.autograd.grad(z.sum() + (log_q**2).sum(), x)])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)

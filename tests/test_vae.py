@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +13,8 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels.examples import digits, vae
+from latent_kernels.examples import digits, measure, measure_bounds, objectives, vae
+from latent_kernels.examples.objectives import Objective
 
 DIGITS = digits.load()
 
@@ -123,3 +127,167 @@ def test_importing_the_library_loads_nothing_of_the_extras():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert found.stdout.strip() == "[]"
+
+
+# --- importance-weighted bounds ---------------------------------------------------------------------------------
+
+
+def elbo_training_as_it_was(model, images, held_out, epochs):
+    """The loop before there were other objectives, to hold the default to."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
+    history = []
+    for _ in range(epochs):
+        sums = torch.zeros(2)
+        for rows in torch.split(torch.randperm(len(images)), 64):
+            reconstruction, kl = model.elbo(images[rows])
+            loss = (kl - reconstruction).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            sums += torch.stack((reconstruction.sum(), kl.sum())).detach()
+        with torch.no_grad():
+            reconstruction, kl = model.elbo(held_out, 8)
+        found = vae.Terms(float(reconstruction.mean()), float(kl.mean()))
+        history.append(vae.Epoch(vae.Terms(*(sums / len(images)).tolist()), found))
+    return history
+
+
+@pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
+def test_the_elbo_of_one_sample_trains_as_before_bit_for_bit(likelihood):
+    model = small_model(likelihood, 7)
+    before = elbo_training_as_it_was(model, DIGITS.train[:200], DIGITS.held_out, 2)
+    weights = [p.clone() for p in model.parameters()]
+    for objective in (objectives.ELBO, Objective("elbo", 1)):
+        model = small_model(likelihood, 7)
+        assert list(vae.train(model, DIGITS.train[:200], DIGITS.held_out, epochs=2, objective=objective)) == before
+        assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+    assert before[0].train.bound is None
+    assert before[0].train.maximized == before[0].train.elbo
+
+
+def test_the_elbo_of_many_samples_is_their_mean():
+    model, x = small_model("bernoulli"), DIGITS.train[:20]
+    torch.manual_seed(3)
+    loss, terms = Objective("elbo", 5).loss_and_terms(model, x, vae.FUSED)
+    torch.manual_seed(3)
+    reconstruction, kl = model.elbo(x, 5)
+    assert reconstruction.shape == (5, 20)
+    torch.testing.assert_close(loss, (kl - reconstruction.mean(0)).mean())
+    torch.testing.assert_close(terms, torch.stack((reconstruction.mean(0).sum(), kl.sum())))
+
+
+def with_noise(monkeypatch, seed, shape):
+    """Both versions draw the same: that of this seed."""
+    eps = lk.normal(shape, seed=seed)
+    for name, sample, option in (
+        (vae.FUSED.name, lk.rsample_log_prob, {"seed": seed}),
+        (vae.PLAIN.name, objectives.plain_rsample_log_prob, {"noise": lambda like: eps}),
+    ):
+        ops = objectives.WEIGHTED_OPS[name]
+        changed = ops._replace(rsample_log_prob=functools.partial(sample, **option))
+        monkeypatch.setitem(objectives.WEIGHTED_OPS, name, changed)
+    return eps
+
+
+def gradient_by_hand(model, x, eps, estimator):
+    """In float64 and without the bound's own backward: weights times the gradients of single log-weights."""
+    model, x, eps = copy.deepcopy(model).double(), x.double(), eps.double()
+    mean, logvar = model.encode(x)
+    z = mean + torch.exp(0.5 * logvar) * eps
+
+    def log_w(z, mean, logvar):
+        q = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
+        prior = torch.distributions.Normal(0, 1).log_prob(z).sum(-1)
+        return model.log_likelihood(x, z, vae.PLAIN) + prior - q.log_prob(z).sum(-1)
+
+    inner = z.detach().requires_grad_()
+    fixed = log_w(inner, mean.detach(), logvar.detach())
+    (along,) = torch.autograd.grad(fixed.sum(), inner, retain_graph=True)
+    weights = torch.softmax(fixed.detach(), 0)
+    of_model = (weights * fixed).sum()
+    of_path = ((weights**2 if estimator == "dreg" else weights).unsqueeze(-1) * along * z).sum()
+    of_density = (weights * log_w(z.detach(), mean, logvar)).sum()  # the part that "stl" and "dreg" are without
+    encoder, decoder = list(model.encoder.parameters()), [p for n, p in model.named_parameters() if "encoder" not in n]
+    whole = of_path + of_density if estimator == "iwae" else of_path
+    bound = torch.logsumexp(fixed, 0) - math.log(len(eps))
+    of_decoder = torch.autograd.grad(of_model, decoder, retain_graph=True)
+    gradients = dict(zip(map(id, encoder), torch.autograd.grad(whole, encoder), strict=True))
+    gradients.update(zip(map(id, decoder), of_decoder, strict=True))
+    return bound.detach(), {name: gradients[id(p)] for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
+@pytest.mark.parametrize("estimator", objectives.ESTIMATORS)
+@pytest.mark.parametrize("samples", [1, 6])
+def test_gradients_of_weighted_bounds_are_those_by_hand(likelihood, estimator, samples, monkeypatch):
+    model, x = small_model(likelihood), DIGITS.train[:33]
+    eps = with_noise(monkeypatch, 11, (samples, 33, 4))
+    bound, exact = gradient_by_hand(model, x, eps, estimator)
+    for ops in (vae.FUSED, vae.PLAIN):
+        model.zero_grad()
+        loss, terms = Objective(estimator, samples).loss_and_terms(model, x, ops)
+        loss.backward()
+        torch.testing.assert_close(loss.double(), -bound.mean(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(terms[2].double(), bound.sum(), rtol=1e-5, atol=0)
+        for name, p in model.named_parameters():
+            # of a sum of some thousand terms in float32, each with the error of a log-weight's rounding
+            atol = 1e-5 * float(exact[name].abs().max()) / 33
+            torch.testing.assert_close(p.grad.double(), -exact[name] / 33, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize("ops", [vae.FUSED, vae.PLAIN], ids=lambda ops: ops.name)
+def test_the_weighted_bound_of_one_sample_is_an_elbo(ops):
+    loss, terms = Objective("iwae", 1).loss_and_terms(small_model("gaussian"), DIGITS.train[:50], ops)
+    torch.testing.assert_close(terms[0] - terms[1], terms[2])
+    torch.testing.assert_close(loss, -terms[2] / 50)
+
+
+@pytest.mark.parametrize("bound", objectives.BOUNDS)
+def test_training_raises_every_objective(bound):
+    model, objective = small_model("bernoulli"), Objective(bound, 4)
+    before = vae.evaluate(model, DIGITS.held_out, objective=objective)
+    history = list(vae.train(model, DIGITS.train, DIGITS.held_out, epochs=6, objective=objective))
+    after = history[-1].held_out
+    assert after.maximized > before.maximized + 8
+    assert abs(after.maximized - history[-1].train.maximized) < 5
+    if objective.weighted:
+        assert after.maximized == after.bound > after.elbo
+        assert objective.name == "L_4"
+    else:
+        assert after.bound is None
+        assert objective.name == "ELBO"
+
+
+def test_evaluation_takes_whole_bounds(monkeypatch):
+    calls = []
+    original = Objective.loss_and_terms
+    monkeypatch.setattr(Objective, "loss_and_terms", lambda *a: calls.append(a) or original(*a))
+    for draws, expected in ((1, 1), (9, 1), (10, 2), (24, 4)):
+        calls.clear()
+        vae.evaluate(small_model("bernoulli"), DIGITS.held_out, num_samples=draws, objective=Objective("stl", 5))
+        assert len(calls) == expected
+
+
+@pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
+def test_measuring_a_weighted_step_checks_its_answers(likelihood, monkeypatch):
+    size = measure.Size("tiny", 8, 4, 3, 16, 1)
+    (found,) = measure_bounds.compare(size, likelihood, DIGITS.train)
+    assert (found.likelihood, found.rival) == (likelihood, "plain torch")
+    assert min(found[2:]) > 0
+    ops = objectives.WEIGHTED_OPS[vae.FUSED.name]
+    wrong = ops._replace(log_prior=lambda z: 1.001 * objectives.fused_log_prior(z))
+    monkeypatch.setitem(objectives.WEIGHTED_OPS, vae.FUSED.name, wrong)
+    with pytest.raises(AssertionError, match=f"latent-kernels, {likelihood}: the gradient of"):
+        measure_bounds.compare(size, likelihood, DIGITS.train)
+
+
+def test_weighted_ops_are_measured_on_their_own():
+    objective = Objective("iwae", 4)
+    size = measure.Size("large", 32, 2, 3, 16, 1).with_samples(objective)
+    assert size[:4] == ("large", 16, 4, 3)  # as many samples in all
+    assert measure.Size("demo", 32, None, 3, 16, 1).with_samples(objective)[:4] == ("demo", 32, 4, 3)
+    assert size.with_samples(objectives.ELBO) == size
+    step, alone = measure.compare(size, DIGITS.train, seed=0, objective=objective)
+    assert (step.what, alone.what) == ("step", "ops")
+    assert alone.ours.saved_bytes < alone.plain.saved_bytes
+    assert min(*step.ours, *step.plain, *alone.plain) > 0

@@ -357,7 +357,7 @@ G, B = lk.DiagonalGaussian(torch.zeros(3), torch.zeros(3)), lk.Bernoulli(torch.z
 BAD = [
     ({"q": torch.zeros(3)}, TypeError, r"q must be a DiagonalGaussian, Bernoulli or Categorical; got Tensor"),
     ({"q": lk.Bernoulli(torch.zeros(2, 0))}, ValueError, r"q must have at least one element.*\(2, 0\)"),
-    ({"estimators": ["vimco"]}, ValueError, rf"estimators must be among {', '.join(ESTIMATORS)}; got 'vimco'"),
+    ({"estimators": ["elbo"]}, ValueError, rf"estimators must be among {', '.join(ESTIMATORS)}; got 'elbo'"),
     ({"estimators": "none"}, ValueError, r"estimators must be a sequence of names or None; got 'none'"),
     ({"estimators": []}, ValueError, r"estimators must be a sequence of names or None; got \[\]"),
     ({"estimators": ["disarm"]}, ValueError, r"'disarm', which does not apply: it is for a Bernoulli; q is a Diag"),

@@ -1,1 +1,1 @@
-"""Reparameterized Gaussian samples with KL, and the Gaussian log-density."""
+"""Reparameterized Gaussian samples with KL."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latent_kernels._backends import backend
-from latent_kernels._eager import as_seeds, row_dtype
+from latent_kernels._eager import as_seeds, in_memory, row_dtype
 from latent_kernels._ops import call
 
 Tensor = torch.Tensor
@@ -36,9 +36,9 @@ def _empty(x: Tensor, wanted: bool) -> Tensor | None:
 
 
 class Gaussian(torch.autograd.Function):
-    """(mean, spread, prior_mean, prior_logvar) of one shape [..., D] -> (z, kl), or the one that is wanted.
+    """(mean, spread, prior_mean, prior_logvar) of one shape [..., D] -> (z, kl, log_q), None for what is not wanted.
 
-    The last argument is (seed, offset, num_samples, spread_is_scale, with_z, with_kl).
+    The last argument is (seed, offset, num_samples, spread_is_scale, with_z, with_kl, with_log_q).
     """
 
     @staticmethod
@@ -48,40 +48,42 @@ class Gaussian(torch.autograd.Function):
         spread: Tensor,
         prior_mean: Tensor | None,
         prior_logvar: Tensor | None,
-        call_options: tuple[int | Tensor, int, int | None, bool, bool, bool],
-    ) -> Any:
-        """z, kl or both."""
-        seed, offset, num_samples, spread_is_scale, with_z, with_kl = call_options
+        call_options: tuple[int | Tensor, int, int | None, bool, bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """z, kl, log q(z)."""
+        seed, offset, num_samples, spread_is_scale, with_z, with_kl, with_log_q = call_options
         shape = mean.shape
         samples = (1 if num_samples is None else num_samples) if with_z else 0
         sizes = (1, samples, math.prod(shape[:-1]), shape[-1])
-        mean, spread = _rows_of(mean), _rows_of(spread)  # type: ignore[assignment]
-        prior_mean, prior_logvar = _rows_of(prior_mean), _rows_of(prior_logvar)
-        z = kl = None
+        z = kl = log_q = None
         if with_z:
             z = _empty(mean, True) if num_samples is None else mean.new_empty((num_samples, *shape))
         if with_kl:
             kl = mean.new_empty(shape[:-1], dtype=row_dtype(mean.dtype))
         kernels = backend("gaussian", mean.device)
-        kernels.forward(sizes, mean, spread, prior_mean, prior_logvar, spread_is_scale, seed, offset, z, kl)
+        if with_log_q:
+            log_q = mean.new_empty(
+                (*(() if num_samples is None else (num_samples,)), *shape[:-1]), dtype=row_dtype(mean.dtype)
+            )
+        parameters = (_rows_of(mean), _rows_of(spread), _rows_of(prior_mean), _rows_of(prior_logvar))
+        kernels.forward(sizes, *parameters, spread_is_scale, seed, offset, z, kl, log_q)
         ctx.set_materialize_grads(False)
+        # Not what _rows_of may have copied, which second derivatives could not be refused for.
         if isinstance(seed, Tensor):
             ctx.save_for_backward(mean, spread, prior_mean, prior_logvar, seed)
         else:
             ctx.save_for_backward(mean, spread, prior_mean, prior_logvar)
-        ctx.problem = (sizes, spread_is_scale, None if isinstance(seed, Tensor) else seed, offset, with_z, with_kl)
-        return (z, kl) if with_z and with_kl else z if with_z else kl
+        ctx.problem = (sizes, spread_is_scale, None if isinstance(seed, Tensor) else seed, offset)
+        return z, kl, log_q
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+    def backward(ctx: Any, gz: Tensor | None, gkl: Tensor | None, gq: Tensor | None) -> Any:
         """Gradients of the four inputs."""
-        sizes, spread_is_scale, seed, offset, with_z, with_kl = ctx.problem
+        sizes, spread_is_scale, seed, offset = ctx.problem
         mean, spread, prior_mean, prior_logvar, *saved_seed = ctx.saved_tensors
         seed = saved_seed[0] if saved_seed else seed
-        gz = gradients[0] if with_z else None
-        gkl = gradients[-1] if with_kl else None
         needs = ctx.needs_input_grad[:4]
-        if gz is None and gkl is None:
+        if gz is None and gkl is None and gq is None:
             return None, None, None, None, None
         if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
             shape, canonical = mean.shape, (1, *sizes[2:])
@@ -89,6 +91,7 @@ class Gaussian(torch.autograd.Function):
                 "gaussian_backward",
                 None if gz is None else gz.reshape(sizes),
                 None if gkl is None else gkl.reshape(canonical[:2]),
+                None if gq is None else gq.reshape(sizes[:3]),
                 *(None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar)),
                 as_seeds(seed, mean.device),
                 offset,
@@ -105,63 +108,58 @@ class Gaussian(torch.autograd.Function):
         )
         backend("gaussian", mean.device).backward(
             sizes,
-            mean,
-            spread,
-            prior_mean,
-            prior_logvar,
+            _rows_of(mean),
+            _rows_of(spread),
+            _rows_of(prior_mean),
+            _rows_of(prior_logvar),
             spread_is_scale,
             seed,
             offset,
-            None if gz is None else gz.contiguous(),
-            None if gkl is None else gkl.contiguous(),
+            None if gz is None else in_memory(gz),
+            None if gkl is None else in_memory(gkl),
+            None if gq is None else in_memory(gq),
             outputs,
         )
         return (*outputs, None)
 
 
-class GaussianLogProb(torch.autograd.Function):
-    """z, mean, logvar -> the log-density of `shape`. Each input has `samples` of its own or is shared by all."""
+class GaussianPath(torch.autograd.Function):
+    """Z of shape [S, ..., D] or [..., D] -> log_q, computed with z, as a function of z alone.
+
+    The last argument is (log_q, logvar, seed, offset), logvar of shape [..., D] and neither with a gradient.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, mean: Tensor, logvar: Tensor, sizes: tuple[int, int, int, int], shape: tuple[int, ...]
-    ) -> Tensor:
-        """The sum over columns."""
-        z, mean, logvar = _rows_of(z), _rows_of(mean), _rows_of(logvar)  # type: ignore[assignment]
-        out = z.new_empty(shape, dtype=row_dtype(z.dtype))
-        inputs = [_sampled(x, sizes) for x in (z, mean, logvar)]
-        backend("gaussian", z.device).log_prob_forward(sizes, *inputs, out)
-        ctx.save_for_backward(z, mean, logvar)
-        ctx.sizes = sizes
-        return out
+    def forward(ctx: Any, z: Tensor, call_options: tuple[Tensor, Tensor, int | Tensor, int]) -> Tensor:
+        """log_q itself."""
+        log_q, logvar, seed, offset = call_options
+        logvar = _rows_of(logvar)  # type: ignore[assignment]
+        shape = logvar.shape
+        samples = z.size(0) if z.dim() > logvar.dim() else 1
+        ctx.problem = (
+            (1, samples, math.prod(shape[:-1]), shape[-1]),
+            None if isinstance(seed, Tensor) else seed,
+            offset,
+        )
+        # eps comes from the seed: z is kept for the graph, which must know what a second derivative depends on.
+        ctx.save_for_backward(z, logvar, *((seed,) if isinstance(seed, Tensor) else ()))
+        return log_q
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        """Gradients of the three inputs."""
-        sizes, saved = ctx.sizes, ctx.saved_tensors
-        inputs = [_sampled(x, sizes) for x in saved]
-        needs = ctx.needs_input_grad[:3]
+    def backward(ctx: Any, gq: Tensor) -> tuple[Tensor, None]:
+        """The gradient of z."""
+        sizes, seed, offset = ctx.problem
+        z, logvar, *saved_seed = ctx.saved_tensors
+        seed = saved_seed[0] if saved_seed else seed
         if torch.is_grad_enabled():
-            results = call("gaussian_log_prob_backward", *inputs, gradient.reshape(sizes[:3]), needs)
-            found = (g.reshape(x.shape) if n else None for g, x, n in zip(results, saved, needs, strict=True))
-            return (*found, None, None)
-        outputs = tuple(_empty(x, need) for x, need in zip(saved, needs, strict=True))
-        backend("gaussian", gradient.device).log_prob_backward(sizes, *inputs, gradient.contiguous(), outputs)
-        return (*outputs, None, None)
-
-
-def _sampled(x: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
-    """x as [1, samples or 1, rows, cols], strides kept."""
-    _, samples, rows, cols = sizes
-    if x.is_contiguous():
-        return x.view(1, samples if x.numel() == rows * cols * samples else 1, rows, cols)
-    if x.dim() == 2 and x.size(0) == rows:
-        return x[None, None]
-    if samples != 1 and x.numel() == rows * cols * samples:  # one row repeated over samples that are its own
-        return x.contiguous().view(1, samples, rows, cols)
-    return x.as_strided((1, 1, rows, cols), (0, 0, x.stride(-2), 1))
+            tensors = (gq.reshape(sizes[:3]), z.reshape(sizes), logvar.reshape(1, *sizes[2:]))
+            gz: Tensor = call("gaussian_path_backward", *tensors, as_seeds(seed, z.device), offset)
+            return gz.reshape(z.shape), None
+        gz = torch.empty_like(z, memory_format=torch.contiguous_format)
+        backend("gaussian", z.device).path_backward(sizes, logvar, seed, offset, in_memory(gq), gz)
+        return gz, None
 
 
 # The Functions' own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
 apply_gaussian: Any = super(torch.autograd.Function, Gaussian).apply
-apply_log_prob: Any = super(torch.autograd.Function, GaussianLogProb).apply
+apply_path: Any = super(torch.autograd.Function, GaussianPath).apply

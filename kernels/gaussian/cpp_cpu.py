@@ -31,8 +31,9 @@ def forward(
     offset: int,
     z: Tensor | None,
     kl: Tensor | None,
+    log_q: Tensor | None,
 ) -> None:
-    """z = mean + sigma eps into `z`, KL into `kl`; see kernels/gaussian/reference.py for the formulas."""
+    """z = mean + sigma eps into `z`, KL into `kl`, log q(z) into `log_q`; reference.py has the formulas."""
     rows, cols = sizes[2:]
     _core.gaussian_forward(
         TYPE_CODES[mean.dtype],
@@ -47,6 +48,7 @@ def forward(
         offset,
         0 if z is None else z.data_ptr(),
         0 if kl is None else kl.data_ptr(),
+        0 if log_q is None else log_q.data_ptr(),
     )
 
 
@@ -61,6 +63,7 @@ def backward(
     offset: int,
     z_gradient: Tensor | None,
     kl_gradient: Tensor | None,
+    log_q_gradient: Tensor | None,
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
 ) -> None:
     """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place for it."""
@@ -78,48 +81,27 @@ def backward(
         offset,
         0 if z_gradient is None else z_gradient.data_ptr(),
         0 if kl_gradient is None else kl_gradient.data_ptr(),
+        0 if log_q_gradient is None else log_q_gradient.data_ptr(),
         *(0 if x is None else x.data_ptr() for x in outputs),
     )
 
 
-def _sampled_rows(x: Tensor, sizes: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Address and strides over groups, samples and rows of a [groups, samples or 1, rows, cols] input."""
-    _, samples, rows, cols = sizes
-    sample = 0 if x.size(1) == 1 and samples != 1 else rows * cols
-    if x.is_contiguous():
-        return x.data_ptr(), x.size(1) * rows * cols, sample, cols
-    return x.data_ptr(), x.stride(0), x.stride(1) if sample else 0, x.stride(2)
-
-
-def log_prob_forward(sizes: tuple[int, int, int, int], z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
-    """log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
-    _core.log_prob_forward(
-        TYPE_CODES[z.dtype],
-        torch.get_num_threads(),
-        *sizes,
-        *_sampled_rows(z, sizes),
-        *_sampled_rows(mean, sizes),
-        *_sampled_rows(logvar, sizes),
-        out.data_ptr(),
-    )
-
-
-def log_prob_backward(
+def path_backward(
     sizes: tuple[int, int, int, int],
-    z: Tensor,
-    mean: Tensor,
     logvar: Tensor,
-    gradient: Tensor,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
+    seed: int | Tensor,
+    offset: int,
+    log_q_gradient: Tensor,
+    z_gradient: Tensor,
 ) -> None:
-    """The gradients of z, mean and logvar, each in its input's shape, where `outputs` has a place for it."""
-    _core.log_prob_backward(
-        TYPE_CODES[z.dtype],
+    """The gradient of z where log q depends on z alone, -eps / sigma of log q's, into `z_gradient`."""
+    _core.gaussian_path_backward(
+        TYPE_CODES[logvar.dtype],
         torch.get_num_threads(),
         *sizes,
-        *_sampled_rows(z, sizes),
-        *_sampled_rows(mean, sizes),
-        *_sampled_rows(logvar, sizes),
-        gradient.data_ptr(),
-        *(0 if x is None else x.data_ptr() for x in outputs),
+        *_rows(logvar, sizes[2], sizes[3]),
+        *seed_arguments(seed),
+        offset,
+        log_q_gradient.data_ptr(),
+        z_gradient.data_ptr(),
     )

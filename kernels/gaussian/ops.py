@@ -27,21 +27,25 @@ def _gaussian(
     samples: int,
     spread_is_scale: bool,
     with_kl: bool,
-) -> tuple[Tensor, Tensor]:
-    """[G, N, D] inputs, seeds [G] or [1] -> z [G, S, N, D] and kl [G, N], or [G, 0] where not wanted."""
-    groups, rows, cols = mean.shape
-    z = mean.new_empty((groups, samples, rows, cols))
-    kl = mean.new_empty((groups, rows if with_kl else 0), dtype=row_dtype(mean.dtype))
+    with_log_q: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[G, N, D] inputs, seeds [G] or [1] -> z [G, S, N, D], kl [G, N], log q [G, S, N]; the last two without rows
+    where not wanted.
+    """
+    z, kl, log_q = _gaussian_fake(
+        mean, spread, prior_mean, prior_logvar, seeds, offset, samples, spread_is_scale, with_kl, with_log_q
+    )
     backend("gaussian", mean.device).forward(
-        (groups, samples, rows, cols),
+        tuple(z.shape),
         *(None if x is None else x.contiguous() for x in (mean, spread, prior_mean, prior_logvar)),
         spread_is_scale,
         checked_seeds(seeds, mean.device),
         offset,
         z if samples else None,
         kl if with_kl else None,
+        log_q if with_log_q and samples else None,
     )
-    return z, kl
+    return z, kl, log_q
 
 
 def _gaussian_fake(
@@ -54,15 +58,19 @@ def _gaussian_fake(
     samples: int,
     spread_is_scale: bool,
     with_kl: bool,
-) -> tuple[Tensor, Tensor]:
+    with_log_q: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     groups, rows, cols = mean.shape
+    of_rows = row_dtype(mean.dtype)
     z = mean.new_empty((groups, samples, rows, cols))
-    return z, mean.new_empty((groups, rows if with_kl else 0), dtype=row_dtype(mean.dtype))
+    kl = mean.new_empty((groups, rows if with_kl else 0), dtype=of_rows)
+    return z, kl, mean.new_empty((groups, samples, rows if with_log_q else 0), dtype=of_rows)
 
 
 def _gaussian_backward(
     gz: Tensor | None,
     gkl: Tensor | None,
+    gq: Tensor | None,
     mean: Tensor,
     spread: Tensor,
     prior_mean: Tensor | None,
@@ -75,10 +83,10 @@ def _gaussian_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients [G, N, D] of the four inputs; empty where `needs` says no."""
     outputs = _gaussian_backward_fake(
-        gz, gkl, mean, spread, prior_mean, prior_logvar, seeds, offset, samples, spread_is_scale, needs
+        gz, gkl, gq, mean, spread, prior_mean, prior_logvar, seeds, offset, samples, spread_is_scale, needs
     )
     wanted = tuple(x if need else None for x, need in zip(outputs, needs, strict=True))
-    if gz is None and gkl is None:
+    if gz is None and gkl is None and gq is None:
         for x in outputs:
             x.zero_()
         return outputs
@@ -90,6 +98,7 @@ def _gaussian_backward(
         offset,
         None if gz is None else gz.contiguous(),
         None if gkl is None else gkl.contiguous(),
+        None if gq is None else gq.contiguous(),
         wanted,
     )
     return outputs
@@ -98,6 +107,7 @@ def _gaussian_backward(
 def _gaussian_backward_fake(
     gz: Tensor | None,
     gkl: Tensor | None,
+    gq: Tensor | None,
     mean: Tensor,
     spread: Tensor,
     prior_mean: Tensor | None,
@@ -111,22 +121,25 @@ def _gaussian_backward_fake(
     return tuple(mean.new_empty(mean.shape if need else (0,)) for need in needs)
 
 
-def _gaussian_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _gaussian_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:5])
     ctx.rest = inputs[5:]
 
 
-def _gaussian_gradients(ctx: Any, gz: Tensor | None, gkl: Tensor | None) -> tuple[Tensor | None, ...]:
-    offset, samples, spread_is_scale, with_kl = ctx.rest
+def _gaussian_gradients(
+    ctx: Any, gz: Tensor | None, gkl: Tensor | None, gq: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    offset, samples, spread_is_scale, with_kl, with_log_q = ctx.rest
     mean, spread, prior_mean, prior_logvar, seeds = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
-    if gz is None and gkl is None:
-        return (None,) * 9
+    if gz is None and gkl is None and gq is None:
+        return (None,) * 10
     results = call(
         "gaussian_backward",
         gz if samples else None,
         gkl if with_kl else None,
+        gq if with_log_q else None,
         mean,
         spread,
         prior_mean,
@@ -137,52 +150,34 @@ def _gaussian_gradients(ctx: Any, gz: Tensor | None, gkl: Tensor | None) -> tupl
         spread_is_scale,
         needs,
     )
-    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None, None)
+    return (*(g if need else None for g, need in zip(results, needs, strict=True)), *[None] * 6)
 
 
-def _log_prob_sizes(z: Tensor, mean: Tensor, logvar: Tensor) -> tuple[int, int, int, int]:
-    own = [x.size(1) for x in (z, mean, logvar) if x.size(1) != 1]
-    return (z.size(0), own[0] if own else 1, z.size(2), z.size(3))
+def _path(z: Tensor, log_q: Tensor, logvar: Tensor, seeds: Tensor, offset: int) -> Tensor:
+    """log q [G, S, N], given and returned, as a function of z [G, S, N, D] alone."""
+    return log_q.clone()
 
 
-def _log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """[G, S or 1, N, D] each -> [G, S, N]."""
-    out = _log_prob_fake(z, mean, logvar)
-    inputs = (x.contiguous() for x in (z, mean, logvar))
-    backend("gaussian", z.device).log_prob_forward(_log_prob_sizes(z, mean, logvar), *inputs, out)
+def _path_backward(gradient: Tensor, z: Tensor, logvar: Tensor, seeds: Tensor, offset: int) -> Tensor:
+    """The gradient of z; of z itself only the shape is read, as eps comes from the seed."""
+    out = _path_backward_fake(gradient, z, logvar, seeds, offset)
+    backend("gaussian", z.device).path_backward(
+        tuple(z.shape), logvar.contiguous(), checked_seeds(seeds, z.device), offset, gradient.contiguous(), out
+    )
     return out
 
 
-def _log_prob_fake(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    return z.new_empty(_log_prob_sizes(z, mean, logvar)[:3], dtype=row_dtype(z.dtype))
+def _path_backward_fake(gradient: Tensor, z: Tensor, logvar: Tensor, seeds: Tensor, offset: int) -> Tensor:
+    return z.new_empty(z.shape)
 
 
-def _log_prob_backward(
-    z: Tensor, mean: Tensor, logvar: Tensor, gradient: Tensor, needs: list[bool]
-) -> tuple[Tensor, ...]:
-    outputs = _log_prob_backward_fake(z, mean, logvar, gradient, needs)
-    backend("gaussian", z.device).log_prob_backward(
-        _log_prob_sizes(z, mean, logvar),
-        *(x.contiguous() for x in (z, mean, logvar, gradient)),
-        tuple(x if need else None for x, need in zip(outputs, needs, strict=True)),
-    )
-    return outputs
+def _path_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, _, logvar, seeds, ctx.offset = inputs
+    ctx.save_for_backward(z, logvar, seeds)
 
 
-def _log_prob_backward_fake(
-    z: Tensor, mean: Tensor, logvar: Tensor, gradient: Tensor, needs: list[bool]
-) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip((z, mean, logvar), needs, strict=True))
-
-
-def _log_prob_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _log_prob_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needs = list(ctx.needs_input_grad)
-    results = call("gaussian_log_prob_backward", *ctx.saved_tensors, gradient, needs)
-    return tuple(g if need else None for g, need in zip(results, needs, strict=True))
+def _path_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return call("gaussian_path_backward", gradient, *ctx.saved_tensors, ctx.offset), None, None, None, None
 
 
 # --- vmap: the batch joins the groups ---------------------------------------------------------------------------
@@ -193,36 +188,38 @@ def _gaussian_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any
     groups = groups_of(args[0], in_dims[0])
     tensors = [fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
     seeds = fold_seeds(args[4], in_dims[4], batch, groups)
-    z, kl = call("gaussian", *tensors, seeds, *args[5:])
-    return (unfold(z, batch), unfold(kl, batch)), (0, 0)
+    results = call("gaussian", *tensors, seeds, *args[5:])
+    return tuple(unfold(x, batch) for x in results), (0, 0, 0)
 
 
 def _gaussian_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    batch, needs = info.batch_size, args[10]
-    groups = groups_of(args[2], in_dims[2])
-    tensors = [fold(x, dim, batch) for x, dim in zip(args[:6], in_dims[:6], strict=True)]
-    seeds = fold_seeds(args[6], in_dims[6], batch, groups)
-    results = call("gaussian_backward", *tensors, seeds, *args[7:])
+    batch, needs = info.batch_size, args[11]
+    groups = groups_of(args[3], in_dims[3])
+    tensors = [fold(x, dim, batch) for x, dim in zip(args[:7], in_dims[:7], strict=True)]
+    seeds = fold_seeds(args[7], in_dims[7], batch, groups)
+    results = call("gaussian_backward", *tensors, seeds, *args[8:])
     unfolded = tuple(unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
     return unfolded, tuple(0 if need else None for need in needs)
 
 
-def _log_prob_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    folded = [fold(x, dim, info.batch_size) for x, dim in zip(args, in_dims, strict=True)]
-    return unfold(call("gaussian_log_prob", *folded), info.batch_size), 0
+def _path_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _sampled_vmap("gaussian_path", info.batch_size, in_dims, args), 0
 
 
-def _log_prob_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    batch, needs = info.batch_size, args[4]
-    folded = [fold(x, dim, batch) for x, dim in zip(args[:4], in_dims[:4], strict=True)]
-    results = call("gaussian_log_prob_backward", *folded, needs)
-    unfolded = tuple(unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
-    return unfolded, tuple(0 if need else None for need in needs)
+def _path_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    return _sampled_vmap("gaussian_path_backward", info.batch_size, in_dims, args), 0
+
+
+def _sampled_vmap(name: str, batch: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Tensor:
+    """An op of three tensors, seeds and offset."""
+    groups = groups_of(args[0], in_dims[0])
+    tensors = [fold(x, dim, batch) for x, dim in zip(args[:3], in_dims[:3], strict=True)]
+    return unfold(call(name, *tensors, fold_seeds(args[3], in_dims[3], batch, groups), args[4]), batch)
 
 
 define(
     "gaussian(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar, Tensor seeds, SymInt offset,"
-    " SymInt samples, bool spread_is_scale, bool with_kl) -> (Tensor z, Tensor kl)",
+    " SymInt samples, bool spread_is_scale, bool with_kl, bool with_log_q) -> (Tensor z, Tensor kl, Tensor log_q)",
     _gaussian,
     fake=_gaussian_fake,
     vmap=_gaussian_vmap,
@@ -230,8 +227,8 @@ define(
     gradients=_gaussian_gradients,
 )
 define(
-    "gaussian_backward(Tensor? gz, Tensor? gkl, Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar,"
-    " Tensor seeds, SymInt offset, SymInt samples, bool spread_is_scale, bool[] needs)"
+    "gaussian_backward(Tensor? gz, Tensor? gkl, Tensor? gq, Tensor mean, Tensor spread, Tensor? prior_mean,"
+    " Tensor? prior_logvar, Tensor seeds, SymInt offset, SymInt samples, bool spread_is_scale, bool[] needs)"
     " -> (Tensor mean, Tensor spread, Tensor prior_mean, Tensor prior_logvar)",
     _gaussian_backward,
     fake=_gaussian_backward_fake,
@@ -239,18 +236,17 @@ define(
     gradients=no_second_derivative,
 )
 define(
-    "gaussian_log_prob(Tensor z, Tensor mean, Tensor logvar) -> Tensor",
-    _log_prob,
-    fake=_log_prob_fake,
-    vmap=_log_prob_vmap,
-    setup=_log_prob_setup,
-    gradients=_log_prob_gradients,
+    "gaussian_path(Tensor z, Tensor log_q, Tensor logvar, Tensor seeds, SymInt offset) -> Tensor",
+    _path,
+    fake=_path,
+    vmap=_path_vmap,
+    setup=_path_setup,
+    gradients=_path_gradients,
 )
 define(
-    "gaussian_log_prob_backward(Tensor z, Tensor mean, Tensor logvar, Tensor gradient, bool[] needs)"
-    " -> (Tensor z, Tensor mean, Tensor logvar)",
-    _log_prob_backward,
-    fake=_log_prob_backward_fake,
-    vmap=_log_prob_backward_vmap,
+    "gaussian_path_backward(Tensor gradient, Tensor z, Tensor logvar, Tensor seeds, SymInt offset) -> Tensor",
+    _path_backward,
+    fake=_path_backward_fake,
+    vmap=_path_backward_vmap,
     gradients=no_second_derivative,
 )

@@ -4,7 +4,7 @@ q = N(mean, sigma^2), sigma^2 = e^logvar, prior N(m0, e^l0), all diagonal:
 
     z_s = mean + sigma eps_s                                           (Kingma & Welling 2014, eq. 4)
     KL  = 1/2 sum_d [ (mean - m0)^2 e^-l0 + psi(d) ],  d = logvar - l0,  psi(d) = e^d - 1 - d
-    log N(z; mean, sigma^2) = -1/2 sum_d [ ln 2 pi + logvar + (z - mean)^2 e^-logvar ]
+    log q(z_s) = -1/2 sum_d [ ln 2 pi + logvar + eps_s^2 ]
 
 psi is computed by its series near 0, where e^d - 1 - d loses every digit. Tests hold the compiled kernels against
 these functions; devices without a compiled kernel run them.
@@ -50,11 +50,6 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_l
     return 0.5 * ((delta * torch.exp(-0.5 * prior_logvar)) ** 2 + psi(logvar - prior_logvar)).sum(-1)
 
 
-def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, e^logvar), summed over the last dimension."""
-    return -0.5 * (math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2).sum(-1)
-
-
 def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:
     """Eps [groups, samples, rows, cols], float32 values in the dtype that mean is computed in."""
     return torch.from_numpy(noise.of_groups("normal", sizes, seed, offset)).to(mean.device, mean.dtype)
@@ -76,16 +71,21 @@ def _outputs(
     offset: int,
     with_z: bool,
     with_kl: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+    with_log_q: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     groups, _, rows, cols = sizes
     shape = (groups, 1, rows, cols)
-    z = kl = None
+    z = kl = log_q = None
+    if with_z or with_log_q:
+        eps = noise_like(mean, sizes, seed, offset)
     if with_z:
         sigma = spread if spread_is_scale else torch.exp(0.5 * spread)
-        z = mean.reshape(shape) + sigma.reshape(shape) * noise_like(mean, sizes, seed, offset)
+        z = mean.reshape(shape) + sigma.reshape(shape) * eps
     if with_kl:
         kl = gaussian_kl(mean, spread, prior_mean, prior_logvar)
-    return z, kl
+    if with_log_q:
+        log_q = -0.5 * (eps * eps + (spread.reshape(shape) + math.log(2 * math.pi))).sum(-1)
+    return z, kl, log_q
 
 
 def forward(
@@ -99,9 +99,10 @@ def forward(
     offset: int,
     z: Tensor | None,
     kl: Tensor | None,
+    log_q: Tensor | None,
 ) -> None:
     """The interface of the compiled kernels, over the formulas above."""
-    got_z, got_kl = _outputs(
+    results = _outputs(
         sizes,
         _compute(mean),
         _compute(spread),
@@ -112,11 +113,11 @@ def forward(
         offset,
         z is not None,
         kl is not None,
+        log_q is not None,
     )
-    if z is not None and got_z is not None:
-        z.copy_(got_z.reshape(z.shape))
-    if kl is not None and got_kl is not None:
-        kl.copy_(got_kl.reshape(kl.shape))
+    for out, got in zip((z, kl, log_q), results, strict=True):
+        if out is not None and got is not None:
+            out.copy_(got.reshape(out.shape))
 
 
 def backward(
@@ -130,13 +131,14 @@ def backward(
     offset: int,
     z_gradient: Tensor | None,
     kl_gradient: Tensor | None,
+    log_q_gradient: Tensor | None,
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
 ) -> None:
     """Gradients by autograd through the formulas above."""
     inputs = (mean, spread, prior_mean, prior_logvar)
     leaves = [None if x is None else _compute(x).detach().requires_grad_() for x in inputs]
     with torch.enable_grad():
-        z, kl = _outputs(
+        results = _outputs(
             sizes,
             leaves[0],  # type: ignore[arg-type]
             leaves[1],  # type: ignore[arg-type]
@@ -147,8 +149,10 @@ def backward(
             offset,
             z_gradient is not None,
             kl_gradient is not None,
+            log_q_gradient is not None,
         )
-    pairs = [(y, g) for y, g in ((z, z_gradient), (kl, kl_gradient)) if y is not None and g is not None]
+    upstream = (z_gradient, kl_gradient, log_q_gradient)
+    pairs = [(y, g) for y, g in zip(results, upstream, strict=True) if y is not None and g is not None]
     wanted = [x for x, out in zip(leaves, outputs, strict=True) if x is not None and out is not None]
     given = [y for y, _ in pairs]
     gradients = [g.reshape(y.shape).to(y.dtype) for y, g in pairs]
@@ -160,25 +164,12 @@ def backward(
         out.zero_() if gradient is None else out.copy_(gradient.reshape(out.shape))
 
 
-def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
-    """The interface of the compiled kernels, over the formula above."""
-    value = gaussian_log_prob(*(_compute(x) for x in (z, mean, logvar)))
-    out.copy_(value.expand(sizes[:3]).reshape(out.shape))
-
-
-def log_prob_backward(
-    sizes: Sizes,
-    z: Tensor,
-    mean: Tensor,
-    logvar: Tensor,
-    gradient: Tensor,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
+def path_backward(
+    sizes: Sizes, logvar: Tensor, seed: int | Tensor, offset: int, log_q_gradient: Tensor, z_gradient: Tensor
 ) -> None:
-    """Gradients by autograd through the formula above."""
-    leaves = [_compute(x).detach().requires_grad_() for x in (z, mean, logvar)]
-    with torch.enable_grad():
-        value = gaussian_log_prob(*leaves)
-    found = torch.autograd.grad(value.expand(sizes[:3]), leaves, gradient.reshape(sizes[:3]).to(value.dtype))
-    for out, got in zip(outputs, found, strict=True):
-        if out is not None:
-            out.copy_(got.reshape(out.shape))
+    """The gradient of z where log q depends on z alone, d log q / dz = -eps / sigma, into `z_gradient`."""
+    groups, samples, rows, cols = sizes
+    logvar = _compute(logvar).reshape(groups, 1, rows, cols)
+    slope = noise_like(logvar, sizes, seed, offset) * torch.exp(-0.5 * logvar)
+    upstream = log_q_gradient.reshape(groups, samples, rows, 1).to(slope.dtype)
+    z_gradient.copy_((-upstream * slope).reshape(z_gradient.shape))

@@ -1,4 +1,4 @@
-"""The Gaussian kernels in Triton: forward, backward, log-density, then their launchers.
+"""The Gaussian kernels in Triton: forward, backward, path derivative, then their launchers.
 
 A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns and a chunk of the samples. eps is made from the seed
 where it is used. A row longer than a tile leaves partial sums, and samples dealt to several programs leave partial
@@ -13,7 +13,7 @@ import triton.language as tl
 
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
-from latent_kernels.kernels.triton_math import exp, psi_expm1
+from latent_kernels.kernels.triton_math import LOG_TWO_PI, exp, psi_expm1
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
@@ -22,8 +22,6 @@ Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
 ALIGNED = tl.constexpr(0)  # every row begins a group
 SHIFTED = tl.constexpr(1)  # rows begin anywhere, alike in every sample: the tile begins up to three columns early
 SCATTERED = tl.constexpr(2)  # where a row begins differs from sample to sample: one Philox for each element
-
-LOG_2_PI = tl.constexpr(1.8378770664093454835606594728112)
 
 
 @triton.jit
@@ -100,15 +98,16 @@ def eps_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
 # Sizes that may be 1 are not specialized: Triton would make constants of them, without a `.to`.
 @triton.jit(do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"])
 def forward_kernel(
-    z_ptr, kl_ptr, mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
+    z_ptr, kl_ptr, log_q_ptr, mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
     S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks,
     mean_group, mean_row, spread_group, spread_row,
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
-    with_z: tl.constexpr, with_kl: tl.constexpr, has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
+    with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
+    has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
     spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Samples z [G, S, N, D]; kl [G, N, col_blocks], the sums over this tile's columns."""
+    """Samples z [G, S, N, D]; kl [G, N, col_blocks] and log q [G, S, N, col_blocks], sums over this tile's columns."""
     tile, chunk, group = program(tiles, chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
@@ -124,6 +123,10 @@ def forward_kernel(
             z = mean + sigma * eps
             at = z_ptr + (group * S + s) * plane + rows * D + cols
             tl.store(at, z.to(z_ptr.dtype.element_ty), mask=mask)
+            if with_log_q:
+                terms = tl.where(mask, eps * eps + (spread + LOG_TWO_PI), 0.0)
+                at = log_q_ptr + ((group * S + s) * N + rows) * col_blocks + tile % col_blocks
+                tl.store(at, (tl.sum(terms, axis=1) * -0.5)[:, None], mask=rows < N)
 
     if with_kl:
         if chunk == 0:
@@ -145,12 +148,13 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"])
 def backward_kernel(
-    d_mean_ptr, d_spread_ptr, d_prior_mean_ptr, d_prior_logvar_ptr, gz_ptr, gkl_ptr,
+    d_mean_ptr, d_spread_ptr, d_prior_mean_ptr, d_prior_logvar_ptr, gz_ptr, gkl_ptr, gq_ptr,
     mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
     S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks, chunk_stride,
     mean_group, mean_row, spread_group, spread_row,
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
-    with_z: tl.constexpr, with_kl: tl.constexpr, has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
+    with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
+    has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
     need_mean: tl.constexpr, need_spread: tl.constexpr,
     need_prior_mean: tl.constexpr, need_prior_logvar: tl.constexpr,
     spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
@@ -176,6 +180,14 @@ def backward_kernel(
             if not spread_is_scale:
                 spread = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
                 d_spread *= exp(spread * 0.5) * 0.5
+
+    if with_log_q:  # which has the spread through -1/2 sum_d logvar alone
+        if need_spread:
+            sum_q = tl.zeros((BLOCK_N, 1), compute)
+            first = chunk * samples_per_program
+            for s in range(first, tl.minimum(first + samples_per_program, S)):
+                sum_q += tl.load(gq_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
+            d_spread -= sum_q * 0.5
 
     if with_kl:
         if chunk == 0:
@@ -207,75 +219,25 @@ def backward_kernel(
         tl.store(d_spread_ptr + at, d_spread.to(d_spread_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["S", "N", "tiles"])
-def log_prob_forward_kernel(
-    out_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, tiles, col_blocks,
-    z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
-    compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+@triton.jit(do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"])
+def path_backward_kernel(
+    gz_ptr, gq_ptr, logvar_ptr,
+    S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks, logvar_group, logvar_row,
+    seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Out [G, S, N, col_blocks] = -1/2 sum of ln 2 pi + logvar + (z - mean)^2 e^-logvar over the tile's columns."""
-    tile, s, group = program(tiles, S)
-    rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    mask = (rows < N) & (cols < D)
-    z = load(z_ptr + s * z_sample, group, z_group, z_row, rows, cols, mask, compute)
-    mean = load(mean_ptr + s * mean_sample, group, mean_group, mean_row, rows, cols, mask, compute)
-    logvar = load(logvar_ptr + s * logvar_sample, group, logvar_group, logvar_row, rows, cols, mask, compute)
-    t = (z - mean) * exp(logvar * -0.5)
-    terms = tl.where(mask, t * t + (logvar + LOG_2_PI), 0.0)
-    at = out_ptr + ((group * S + s) * N + rows) * col_blocks + tile % col_blocks
-    tl.store(at, (tl.sum(terms, axis=1) * -0.5)[:, None], mask=rows < N)
-
-
-@triton.jit(do_not_specialize=["S", "N", "tiles"])
-def log_prob_backward_kernel(
-    d_z_ptr, d_mean_ptr, d_logvar_ptr, g_ptr, z_ptr, mean_ptr, logvar_ptr, S, N, D, tiles, col_blocks,
-    z_group, z_sample, z_row, mean_group, mean_sample, mean_row, logvar_group, logvar_sample, logvar_row,
-    need_z: tl.constexpr, need_mean: tl.constexpr, need_logvar: tl.constexpr,
-    sum_z: tl.constexpr, sum_mean: tl.constexpr, sum_logvar: tl.constexpr,
-    compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """With t = (z - mean) / sigma: dz = -g t / sigma, dmean = g t / sigma, dlogvar = g (t^2 - 1) / 2; an input without
-    samples of its own gets the sum over them, in their order.
-    """
-    tile, first, group = program(tiles, 1)
-    rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    mask = (rows < N) & (cols < D)
+    """The gradient of z [G, S, N, D] where log q depends on z alone: -g eps / sigma."""
+    tile, chunk, group = program(tiles, chunks)
+    rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
+    inverse = exp(load(logvar_ptr, group, logvar_group, logvar_row, rows, cols, mask, compute) * -0.5)
+    key = load_seed(seed, seed_stride, group, seed_is_pointer)
     plane = N.to(tl.int64) * D
-    in_plane = rows * D + cols
-    d_z = tl.zeros((BLOCK_N, BLOCK_D), compute)
-    d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
-    d_logvar = tl.zeros((BLOCK_N, BLOCK_D), compute)
-    for s in range(first, first + S):  # first is 0, and of 64 bits
-        g = tl.load(g_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
-        z = load(z_ptr + s * z_sample, group, z_group, z_row, rows, cols, mask, compute)
-        mean = load(mean_ptr + s * mean_sample, group, mean_group, mean_row, rows, cols, mask, compute)
-        logvar = load(logvar_ptr + s * logvar_sample, group, logvar_group, logvar_row, rows, cols, mask, compute)
-        inverse = exp(logvar * -0.5)
-        t = (z - mean) * inverse
-        toward_z = g * (t * inverse)
-        spread = (g * 0.5) * (t * t - 1.0)
-        at = (group * S + s) * plane + in_plane
-        if sum_z:
-            d_z -= toward_z
-        elif need_z:
-            tl.store(d_z_ptr + at, (0.0 - toward_z).to(d_z_ptr.dtype.element_ty), mask=mask)
-        if sum_mean:
-            d_mean += toward_z
-        elif need_mean:
-            tl.store(d_mean_ptr + at, toward_z.to(d_mean_ptr.dtype.element_ty), mask=mask)
-        if sum_logvar:
-            d_logvar += spread
-        elif need_logvar:
-            tl.store(d_logvar_ptr + at, spread.to(d_logvar_ptr.dtype.element_ty), mask=mask)
-    once = group * plane + in_plane
-    if need_z and sum_z:
-        tl.store(d_z_ptr + once, d_z.to(d_z_ptr.dtype.element_ty), mask=mask)
-    if need_mean and sum_mean:
-        tl.store(d_mean_ptr + once, d_mean.to(d_mean_ptr.dtype.element_ty), mask=mask)
-    if need_logvar and sum_logvar:
-        tl.store(d_logvar_ptr + once, d_logvar.to(d_logvar_ptr.dtype.element_ty), mask=mask)
+    first = chunk * samples_per_program
+    for s in range(first, tl.minimum(first + samples_per_program, S)):
+        eps = eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
+        g = tl.load(gq_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
+        at = gz_ptr + (group * S + s) * plane + rows * D + cols
+        tl.store(at, (0.0 - g * (eps * inverse)).to(gz_ptr.dtype.element_ty), mask=mask)
 
 
 # --- launchers --------------------------------------------------------------------------------------------------
@@ -330,27 +292,30 @@ def forward(
     offset: int,
     z: Tensor | None,
     kl: Tensor | None,
+    log_q: Tensor | None,
 ) -> None:
-    """z = mean + sigma eps into `z`, KL into `kl`."""
+    """z = mean + sigma eps into `z`, KL into `kl`, log q(z) into `log_q`."""
     if 0 in (sizes[0], sizes[2]):
         return
     groups, samples, rows, cols = sizes
     layout = _layout(sizes, offset)
     tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS)
-    partial = kl if kl is None or col_blocks == 1 else kl.new_empty((groups, rows, col_blocks))
+    sums = (kl, log_q)
+    partial = [x if x is None or col_blocks == 1 else x.new_empty((*x.shape, col_blocks)) for x in sums]
     with on_device_of(mean):
         forward_kernel[(tiles * chunks * groups,)](
-            z, partial, mean, spread, prior_mean, prior_logvar,
+            z, *partial, mean, spread, prior_mean, prior_logvar,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
             *_strides(mean, sizes), *_strides(spread, sizes),
             *_strides(prior_mean, sizes), *_strides(prior_logvar, sizes),
-            with_z=z is not None, with_kl=kl is not None,
+            with_z=z is not None, with_kl=kl is not None, with_log_q=log_q is not None,
             has_prior_mean=prior_mean is not None, has_prior_logvar=prior_logvar is not None,
             spread_is_scale=spread_is_scale, seed_is_pointer=isinstance(seed, Tensor),
             compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
-    if kl is not None and partial is not None and partial is not kl:
-        kl.copy_(partial.sum(-1).reshape(kl.shape))
+    for out, of_blocks in zip(sums, partial, strict=True):
+        if out is not None and of_blocks is not None and of_blocks is not out:
+            out.copy_(of_blocks.sum(-1))
 
 
 def backward(
@@ -364,6 +329,7 @@ def backward(
     offset: int,
     z_gradient: Tensor | None,
     kl_gradient: Tensor | None,
+    log_q_gradient: Tensor | None,
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
 ) -> None:
     """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place for it."""
@@ -381,11 +347,12 @@ def backward(
                 targets[j] = mean.new_empty((chunks, groups, rows, cols), dtype=compute)
     with on_device_of(mean):
         backward_kernel[(tiles * chunks * groups,)](
-            *targets, z_gradient, kl_gradient, mean, spread, prior_mean, prior_logvar,
+            *targets, z_gradient, kl_gradient, log_q_gradient, mean, spread, prior_mean, prior_logvar,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks, groups * rows * cols,
             *_strides(mean, sizes), *_strides(spread, sizes),
             *_strides(prior_mean, sizes), *_strides(prior_logvar, sizes),
             with_z=z_gradient is not None and samples > 0, with_kl=kl_gradient is not None,
+            with_log_q=log_q_gradient is not None,
             has_prior_mean=prior_mean is not None, has_prior_logvar=prior_logvar is not None,
             need_mean=outputs[0] is not None, need_spread=outputs[1] is not None,
             need_prior_mean=outputs[2] is not None, need_prior_logvar=outputs[3] is not None,
@@ -401,60 +368,19 @@ def backward(
                 out.zero_()
 
 
-def _sampled_strides(x: Tensor, sizes: Sizes) -> tuple[int, int, int]:
-    """Strides over groups, samples and rows of a [groups, samples or 1, rows, cols] input."""
-    _, samples, rows, cols = sizes
-    sample = 0 if x.size(1) == 1 and samples != 1 else rows * cols
-    if x.is_contiguous():
-        return x.size(1) * rows * cols, sample, cols
-    return x.stride(0), x.stride(1) if sample else 0, x.stride(2)
-
-
-def log_prob_forward(sizes: Sizes, z: Tensor, mean: Tensor, logvar: Tensor, out: Tensor) -> None:
-    """log N(z; mean, e^logvar) summed over columns, into `out` [groups, samples, rows]."""
-    groups, samples, rows, cols = sizes
-    if 0 in (groups, samples, rows):
-        return
-    block_n, block_d = tile_shape(rows, cols, z.dtype)
-    col_blocks = max(triton.cdiv(cols, block_d), 1)
-    tiles = triton.cdiv(rows, block_n) * col_blocks
-    partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
-    with on_device_of(z):
-        log_prob_forward_kernel[(tiles * samples * groups,)](
-            partial, z, mean, logvar, samples, rows, cols, tiles, col_blocks,
-            *_sampled_strides(z, sizes), *_sampled_strides(mean, sizes), *_sampled_strides(logvar, sizes),
-            compute=_compute(z.dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
-        )  # fmt: skip
-    if partial is not out:
-        out.copy_(partial.sum(-1).reshape(out.shape))
-
-
-def log_prob_backward(
-    sizes: Sizes,
-    z: Tensor,
-    mean: Tensor,
-    logvar: Tensor,
-    gradient: Tensor,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None],
+def path_backward(
+    sizes: Sizes, logvar: Tensor, seed: int | Tensor, offset: int, log_q_gradient: Tensor, z_gradient: Tensor
 ) -> None:
-    """The gradients of z, mean and logvar, each in its input's shape, where `outputs` has a place for it."""
-    groups, samples, rows, cols = sizes
-    if 0 in (groups, samples, rows, cols):
-        for out in outputs:
-            if out is not None:
-                out.zero_()
+    """The gradient of z where log q depends on z alone, -eps / sigma of log q's, into `z_gradient`."""
+    if 0 in sizes:
         return
-    block_n, block_d = tile_shape(rows, cols, z.dtype)
-    col_blocks = triton.cdiv(cols, block_d)
-    tiles = triton.cdiv(rows, block_n) * col_blocks
-    strides = [_sampled_strides(x, sizes) for x in (z, mean, logvar)]
-    needed = [out is not None for out in outputs]
-    summed = [stride[1] == 0 for stride in strides]
-    with on_device_of(z):
-        log_prob_backward_kernel[(tiles * groups,)](
-            *outputs, gradient, z, mean, logvar, samples, rows, cols, tiles, col_blocks,
-            *strides[0], *strides[1], *strides[2],
-            need_z=needed[0], need_mean=needed[1], need_logvar=needed[2],
-            sum_z=summed[0], sum_mean=summed[1], sum_logvar=summed[2],
-            compute=_compute(z.dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+    groups, samples, rows, cols = sizes
+    layout = _layout(sizes, offset)
+    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(sizes, layout, logvar.dtype, WANTED_PROGRAMS)
+    with on_device_of(logvar):
+        path_backward_kernel[(tiles * chunks * groups,)](
+            z_gradient, log_q_gradient, logvar,
+            samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks, *_strides(logvar, sizes),
+            seed_is_pointer=isinstance(seed, Tensor),
+            compute=_compute(logvar.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip

@@ -1,9 +1,12 @@
 """Compiled kernels for latent-variable models, under a thin API: ``import latent_kernels as lk``.
 
 Noise             `normal`, `uniform`
-Gaussian          `rsample_kl`, `rsample`, `gaussian_kl`, `gaussian_log_prob`
+Gaussian          `rsample_kl`, `rsample_log_prob`, `rsample`, `gaussian_kl`
+Log-densities     `gaussian_log_prob`, `bernoulli_log_prob`
 Families          `DiagonalGaussian`, `Bernoulli`, `Categorical`
 Score function    `score_function_expectation`, `score_function_gradient`, `disarm`, `disarm_gradient`
+Bounds            `importance_bound`, `streamed_bound`, `elbo`
+Weights           `normalized_weights`, `effective_sample_size`, `pareto_k`
 Variance          `profile_variance`
 Sparse codes      `sparse_encode`, `SparseCoder`, `DictionaryLearning`
 Sparse encoders   `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`, `coupled_lista_encode`
@@ -18,15 +21,19 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
+from latent_kernels.bounds import elbo, importance_bound
+from latent_kernels.densities import bernoulli_log_prob, gaussian_log_prob
+from latent_kernels.diagnostics import effective_sample_size, normalized_weights, pareto_k
 from latent_kernels.distributions import FusedNormal
 from latent_kernels.encoders import LISTA, LCoD, PSDEncoder, train_encoder
 from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
-from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl
+from latent_kernels.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
 from latent_kernels.lasso import sparse_encode
 from latent_kernels.lista import coupled_lista_encode, lista_encode
 from latent_kernels.mixture import exponential_family_e_step, gaussian_e_step
 from latent_kernels.noise import normal, uniform
 from latent_kernels.score import disarm, disarm_gradient, score_function_expectation, score_function_gradient
+from latent_kernels.streaming import streamed_bound
 from latent_kernels.sufficient_statistics import SufficientStatistics
 from latent_kernels.variance import profile_variance
 
@@ -72,21 +79,29 @@ __all__ = [
     "PSDEncoder",
     "SparseCoder",
     "SufficientStatistics",
+    "bernoulli_log_prob",
     "coupled_lista_encode",
     "disarm",
     "disarm_gradient",
+    "effective_sample_size",
+    "elbo",
     "exponential_family_e_step",
     "gaussian_e_step",
     "gaussian_kl",
     "gaussian_log_prob",
+    "importance_bound",
     "lista_encode",
     "normal",
+    "normalized_weights",
+    "pareto_k",
     "profile_variance",
     "rsample",
     "rsample_kl",
+    "rsample_log_prob",
     "score_function_expectation",
     "score_function_gradient",
     "sparse_encode",
+    "streamed_bound",
     "train_encoder",
     "uniform",
 ]

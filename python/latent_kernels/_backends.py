@@ -16,7 +16,7 @@ import torch
 
 VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("noise", "gaussian", "families", "score"), ("cpp", "triton", "reference")),
+    **dict.fromkeys(("noise", "gaussian", "densities", "families", "score", "bounds"), ("cpp", "triton", "reference")),
     "lista": ("cpp", "reference"),
     "mixture": ("numba", "reference"),
     "lasso": ("cpp", "reference"),

@@ -21,16 +21,30 @@ def float_dtype(name: str, dtype: object) -> torch.dtype:
     return dtype
 
 
-def float_tensor(name: str, x: object) -> None:
-    """A strided tensor of a floating dtype with at least one dimension."""
+def floating(name: str, x: object) -> None:
+    """A strided tensor of a floating dtype."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16; got {x.dtype}")
-    if x.dim() == 0:
-        raise ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor; got layout {x.layout}")
+
+
+def float_tensor(name: str, x: object) -> None:
+    """The same with at least one dimension."""
+    floating(name, x)
+    assert isinstance(x, Tensor)
+    if x.dim() == 0:
+        raise ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
+
+
+def log_weights(x: object, name: str = "log_w") -> None:
+    """Values of at least one sample, [S, ...]."""
+    floating(name, x)
+    assert isinstance(x, Tensor)
+    if x.dim() == 0 or x.size(0) < 1:
+        raise ValueError(f"{name} must have shape [S, ...] with S >= 1 samples; got {tuple(x.shape)}")
 
 
 _known: dict[int, tuple[object, ...]] = {}  # by id: a weak reference, and the state that passed

@@ -69,3 +69,21 @@ def as_seeds(seed: int | Tensor, device: torch.device) -> Tensor:
     """
     seeds = seed.reshape(1) if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device="cpu")
     return seeds.to(device) if device.type == "cuda" else seeds
+
+
+def unbatched(x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """x under all levels of vmap, and `other` with the batches of x where x has them: [B, *x] and [B or 1, *other].
+
+    A tensor that is batched does not say whether what it wraps requires grad.
+    """
+    if torch.compiler.is_compiling():
+        return x, other
+    functorch = torch._C._functorch
+    while functorch.is_batchedtensor(x):
+        level, at = functorch.maybe_get_level(x), functorch.maybe_get_bdim(x)
+        if functorch.is_batchedtensor(other) and functorch.maybe_get_level(other) == level:
+            other = functorch.get_unwrapped(other).movedim(functorch.maybe_get_bdim(other), at)
+        else:
+            other = other.unsqueeze(at)
+        x = functorch.get_unwrapped(x)
+    return x, other

@@ -19,6 +19,8 @@ COLUMNS = (
     "bias_z",
     "bias_p",
     "signal_to_noise",
+    "signal_to_noise_low",
+    "signal_to_noise_high",
     "seconds",
     "variance_time",
     "variance_time_low",
@@ -46,9 +48,9 @@ class Summary:
         trace = float(deviations.mean())
         low, high = interval(deviations)
         fast, median, slow = median_interval(seconds)
-        signal = max(float(mean @ mean) - trace / repeats, 0.0) if math.isfinite(trace) else math.nan
         found = {"variance": trace, "variance_low": low, "variance_high": high, "seconds": median}
-        found["signal_to_noise"] = math.sqrt(signal / trace) if trace else math.inf if signal else 0.0
+        ratio = signal_to_noise(gradients, mean, deviations)
+        found["signal_to_noise"], found["signal_to_noise_low"], found["signal_to_noise_high"] = ratio
         found["bias_z"], found["bias_p"] = bias(gradients, truth, eps)
         found["variance_time"] = trace * median
         found["variance_time_low"] = trace * median / _joined(trace, low, median, fast)
@@ -75,6 +77,31 @@ def interval(deviations: Floats) -> tuple[float, float]:
     below, above = np.quantile(np.concatenate(pivots), (0.025, 0.975))
     low, high = max(float(above), _CRITICAL), min(float(below), -_CRITICAL)
     return mean * math.exp(-low * error), mean * math.exp(min(-high * error, 700.0))
+
+
+def signal_to_noise(gradients: Floats, mean: Floats, deviations: Floats) -> tuple[float, float, float]:
+    """|E g| / sqrt(variance) with its 95% interval, from gradients [R, P], their mean and squared deviations.
+
+    The square of it, without the part of |mean|^2 that is noise, has the jackknife's standard error: all those of R - 1
+    gradients follow from `deviations` and from products with the mean.
+    """
+    repeats, trace, square = len(gradients), float(deviations.mean()), float(mean @ mean)
+    if not math.isfinite(trace):
+        return math.nan, math.nan, math.nan
+    if not trace:
+        found = math.inf if square else 0.0
+        return found, found, found
+    ratio = (square - trace / repeats) / trace
+    distances = deviations * ((repeats - 1) / repeats)
+    traces = (distances.sum() - deviations) / (repeats - 2)
+    squares = square - 2 * (gradients @ mean - square) / (repeats - 1) + distances / (repeats - 1) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):  # where all but one gradient are the same
+        ratios = squares / traces - 1 / (repeats - 1)
+        error = math.sqrt((repeats - 1) / repeats * float(((ratios - ratios.mean()) ** 2).sum()))
+    if not math.isfinite(error):
+        return math.sqrt(max(ratio, 0.0)), 0.0, math.inf
+    low, high = ratio - _CRITICAL * error, ratio + _CRITICAL * error
+    return math.sqrt(max(ratio, 0.0)), math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0))
 
 
 def bias(gradients: Floats, truth: Floats | None, eps: float) -> tuple[float, float]:

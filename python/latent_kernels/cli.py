@@ -1,4 +1,4 @@
-"""The command line, `latent-kernels`: `info`, `demo`, `variance`, `mixture` and `sparse`.
+"""The command line, `latent-kernels`: `info`, `demo`, `variance`, `mixture`, `sparse` and `bounds`.
 
 typer, rich and matplotlib are an extra, so this module imports none of them before `main` has looked for them.
 """
@@ -53,20 +53,31 @@ def application() -> "typer.Typer":
         seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
         out: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("demo"),
         epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
+        bound: Annotated[str, typer.Option(help="What training maximizes: elbo, iwae, stl or dreg.")] = "elbo",
+        samples: Annotated[
+            int, typer.Option(min=1, max=1000, help="Samples for each image; 50 take nine minutes.")
+        ] = 1,
         threads: Annotated[int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")] = 1,
     ) -> None:
         """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two minutes)."""
         _check_backends()
-        demo(seed, out, epochs, threads)
+        demo(seed, out, epochs, threads, bound, samples)
 
     @app.command("variance")
     def variance_command(
         problem: Annotated[
-            str, typer.Option(help="quadratic, logistic-regression, bernoulli-vae or categorical.")
+            str,
+            typer.Option(help="quadratic, linear-gaussian, logistic-regression, bernoulli-vae or categorical."),
         ] = "logistic-regression",
+        objective: Annotated[
+            str, typer.Option(help="Whose gradient: elbo, or importance-bound, the bound of S samples.")
+        ] = "elbo",
         estimators: Annotated[
             str | None,
-            typer.Option(help="Such as none,leave_one_out,optimal,disarm,reparameterized; else all that apply."),
+            typer.Option(
+                help="Such as none,leave_one_out,optimal,disarm,reparameterized, and for importance-bound "
+                "iwae,stl,dreg,vimco; else all that apply."
+            ),
         ] = None,
         samples: Annotated[
             str, typer.Option(help="Samples per gradient: 1:1024 doubles from 1 to 1024; or 1,4,16.")
@@ -84,7 +95,8 @@ def application() -> "typer.Typer":
         """Profile the variance of gradient estimators on a problem, draw it, and say which wins (seconds)."""
         _check_backends()
         files = {"out": out, "csv": csv, "json": json}
-        variance(threads, problem, estimators, samples, repeats=repeats, seed=seed, budget=budget, **files)
+        options = {"repeats": repeats, "seed": seed, "budget": budget, **files}
+        variance(threads, problem, objective, estimators, samples, **options)
 
     @app.command("mixture")
     def mixture_command(
@@ -116,6 +128,23 @@ def application() -> "typer.Typer":
         """Train sparse encoders, and draw them by layer beside ISTA and FISTA (four minutes; --quick: two)."""
         _check_backends()
         sparse(threads, layers, features, components, samples, seed, out, quick)
+
+    @app.command("bounds")
+    def bounds_command(
+        samples: Annotated[str, typer.Option(help="The k to train with, such as 1,5,50.")] = "1,5,50",
+        seeds: Annotated[int, typer.Option(min=1, max=100, help="Models of each k.")] = 3,
+        epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
+        estimator: Annotated[str, typer.Option(help="Of the bound's gradient: iwae, dreg or stl.")] = "iwae",
+        seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
+        out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.")] = Path("bounds"),
+        quick: Annotated[
+            bool, typer.Option(help="Small models, a tenth of the epochs, judged by 500 samples.")
+        ] = False,
+        threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    ) -> None:
+        """Train VAEs on importance-weighted bounds, and compare their held-out bounds (five minutes; --quick: one)."""
+        _check_backends()
+        bounds(threads, samples, seeds, epochs, estimator, seed, out, quick)
 
     return app
 
@@ -153,22 +182,26 @@ def _check_cpu_backends() -> None:
 # --- demo -------------------------------------------------------------------------------------------------------
 
 
-def demo(seed: int, out: Path, epochs: int | None, threads: int) -> None:
+def demo(seed: int, out: Path, epochs: int | None, threads: int, bound: str, samples: int) -> None:
     """Runs the demo and says where everything is."""
     import dataclasses
 
     import torch
+    import typer
     from rich.console import Console
 
     from latent_kernels.examples import demo as example
+    from latent_kernels.examples.objectives import BOUNDS, Objective
 
     _check_cpu_backends()
+    if bound not in BOUNDS:
+        raise typer.BadParameter(f"must be one of {', '.join(BOUNDS)}; got {bound!r}", param_hint="--bound")
     try:
         _make_writable(out)
     except OSError as error:
         raise _fail(f"cannot write to {out}: {error.strerror or error}") from None
     torch.set_num_threads(threads)
-    settings = dataclasses.replace(example.SETTINGS, seed=seed)
+    settings = dataclasses.replace(example.SETTINGS, seed=seed, objective=Objective(bound, samples))
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
     console = Console()
@@ -196,7 +229,7 @@ def _make_writable(folder: Path) -> None:
 # --- variance ---------------------------------------------------------------------------------------------------
 
 
-def variance(threads: int, problem: str, estimators: str | None, samples: str, **options: Any) -> None:
+def variance(threads: int, problem: str, objective: str, estimators: str | None, samples: str, **options: Any) -> None:
     """Profiles, draws, and prints who wins; the options are those of `variance_command.Request`."""
     import torch
     import typer
@@ -208,7 +241,8 @@ def variance(threads: int, problem: str, estimators: str | None, samples: str, *
     torch.set_num_threads(threads)
     try:
         names, sizes = command.parse_estimators(estimators), command.parse_samples(samples)
-        interrupted = command.run(command.Request(problem, names, sizes, **options), Console())
+        request = command.Request(problem, names, sizes, objective=command.parse_objective(objective), **options)
+        interrupted = command.run(request, Console())
     except command.BadOption as error:
         raise typer.BadParameter(str(error), param_hint=error.option) from None
     except KeyboardInterrupt:
@@ -268,6 +302,32 @@ def sparse(threads: int, *options: Any) -> None:
         raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
     if interrupted:
         raise _fail(f"stopped; {command.FIGURES[0]} is complete", 130)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------
+
+
+def bounds(threads: int, samples: str, *options: Any) -> None:
+    """Trains, compares and draws; the options are those of `bounds_command.Request`."""
+    import torch
+    import typer
+    from rich.console import Console
+
+    from latent_kernels.examples import bounds_command as command
+    from latent_kernels.examples.variance_command import BadOption, parse_samples
+
+    _check_cpu_backends()
+    torch.set_num_threads(threads)
+    try:
+        interrupted = command.run(command.Request(parse_samples(samples), *options), Console())
+    except BadOption as error:
+        raise typer.BadParameter(str(error), param_hint=error.option) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped before there was anything to draw", 130) from None
+    except OSError as error:
+        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
+    if interrupted:
+        raise _fail("stopped; the models that were complete are in the files", 130)
 
 
 # --- info -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels._eager import as_seeds, draw_seed, plain, row_dtype
 from latent_kernels._ops import call
-from latent_kernels.gaussian import gaussian_kl, gaussian_log_prob, rsample, rsample_kl
+from latent_kernels.densities import gaussian_log_prob
+from latent_kernels.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
 from latent_kernels.kernels.families import ops
 from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi
 from latent_kernels.kernels.score import reference
@@ -162,6 +163,16 @@ class DiagonalGaussian(Family):
             given = prior.parameters  # type: ignore[assignment]
         return rsample_kl(
             self.mean, self.logvar, num_samples, prior_mean=given[0], prior_logvar=given[1], seed=seed, offset=offset
+        )
+
+    def rsample_log_prob(
+        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0, path_derivative: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Samples, and log q of them, in one pass; see `latent_kernels.rsample_log_prob`. For log q as a function of
+        any z there is `log_prob`.
+        """
+        return rsample_log_prob(
+            self.mean, self.logvar, num_samples, seed=seed, offset=offset, path_derivative=path_derivative
         )
 
     def sample(self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0) -> Tensor:

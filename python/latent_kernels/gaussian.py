@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: reparameterized samples, their KL divergence to a prior, and log-densities.
+"""Diagonal Gaussians: reparameterized samples and their KL divergence to a prior.
 
 Every function works on the last dimension D; leading dimensions are a batch. Each is one pass over memory forward
 and one backward; the noise is made from the seed in both and never stored.
@@ -62,7 +62,7 @@ def rsample_kl(
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
-    z, kl = _gaussian(mean, logvar, prior_mean, prior_logvar, draw_seed(seed, mean.device), offset, num_samples)
+    z, kl, _ = _gaussian(mean, logvar, prior_mean, prior_logvar, draw_seed(seed, mean.device), offset, num_samples)
     return z, kl
 
 
@@ -89,8 +89,57 @@ def rsample(
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
-    z, _ = _gaussian(mean, logvar, None, None, draw_seed(seed, mean.device), offset, num_samples, with_kl=False)
-    return z
+    return _gaussian(mean, logvar, None, None, draw_seed(seed, mean.device), offset, num_samples, with_kl=False)[0]
+
+
+def rsample_log_prob(
+    mean: Tensor,
+    logvar: Tensor,
+    num_samples: int | None = None,
+    *,
+    seed: Seed = None,
+    offset: int = 0,
+    path_derivative: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""Samples of q = N(mean, e^logvar) by reparameterization, and their log-densities log q(z), in one pass.
+
+    .. math::
+        z_s = \mu + e^{l/2} \epsilon_s, \qquad
+        \log q(z_s) = -\tfrac12 \sum_d \ln 2\pi + l + \epsilon_s^2
+
+    log q comes from eps, not from z: nothing is divided by sigma, and half precision of z costs it no digit. It is
+    the first step of an importance-weighted bound, whose weights are p(x, z) / q(z).
+
+    Args:
+        mean: [..., D], float32, float64, bfloat16 or float16.
+        logvar: log sigma^2, broadcast with mean.
+        num_samples: S >= 1, or None for one sample without a sample dimension.
+        seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean, or None to draw one.
+        offset: the first element's place in the noise stream.
+        path_derivative: which gradient log q has. False: the total derivative by the parameters, of log q(z_s) as the
+            function -1/2 sum_d logvar + constant that it is once z_s moves with them; differentiating it by z gives
+            nothing, for which there is `gaussian_log_prob`. True: the derivative by z alone, the parameters of the
+            density held fixed: -eps / sigma reaches z, beside whatever else does, and through z the parameters. A
+            hook on z sees the sum. The gradient of log p(z) - log q(z) then has no variance where q = p.
+
+    Returns:
+        z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype; log_q of shape [S, ...] or
+        [...] in nats, float32 for half-precision inputs. Both have the same bits with either derivative.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Roeder, Wu and Duvenaud, "Sticking the landing" (2017), for the path derivative; Tucker, Lawson, Gu and
+    Maddison, "Doubly reparameterized gradient estimators" (2019), for what else is built on it.
+
+    """
+    if not isinstance(path_derivative, bool):
+        raise TypeError(f"path_derivative must be True or False; got {path_derivative!r}")
+    mean, logvar, _, _ = _parameters(mean, logvar, None, None)
+    _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
+    seed = draw_seed(seed, mean.device)
+    z, _, log_q = _gaussian(mean, logvar, None, None, seed, offset, num_samples, with_kl=False, with_log_q=True)
+    return z, _path(z, log_q.detach(), logvar.detach(), seed, offset) if path_derivative else log_q
 
 
 def rsample_scale(
@@ -100,8 +149,7 @@ def rsample_scale(
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
     seed = draw_seed(seed, mean.device)
-    z, _ = _gaussian(mean, scale, None, None, seed, offset, num_samples, with_kl=False, spread_is_scale=True)
-    return z
+    return _gaussian(mean, scale, None, None, seed, offset, num_samples, with_kl=False, spread_is_scale=True)[0]
 
 
 def gaussian_kl(
@@ -128,60 +176,7 @@ def gaussian_kl(
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
-    _, kl = _gaussian(mean, logvar, prior_mean, prior_logvar, 0, 0, None, with_z=False)
-    return kl
-
-
-def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, e^logvar), summed over the last dimension.
-
-    -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one lacks the leading
-    dimensions of the others (parameters [..., D] under samples [S, ..., D]) it is read where it lies and its
-    gradient is summed in the kernel.
-
-    Args:
-        z: [S, ..., D] or [..., D], float32, float64, bfloat16 or float16.
-        mean: broadcast with z.
-        logvar: log sigma^2, broadcast with z.
-
-    Returns:
-        The log-density in nats, of the broadcast shape without D; float32 for half-precision inputs.
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-
-    """
-    (z, mean, logvar), _ = _checks.together(z=z, mean=mean, logvar=logvar)  # type: ignore[assignment]
-    inputs = [z, mean, logvar]
-    if z.shape == mean.shape == logvar.shape:
-        full = tail = tuple(z.shape)
-    else:
-        full = _checks.broadcast(z=z, mean=mean, logvar=logvar)
-        tail = _shared_tail((z, mean, logvar), full)
-        inputs = [_to_tail_or_full(x, tail, full) for x in inputs]
-    rows, cols = math.prod(tail[:-1]), full[-1]
-    samples = math.prod(full[: len(full) - len(tail)])
-    if plain(z, mean, logvar):
-        out: Tensor = autograd.apply_log_prob(*inputs, (1, samples, rows, cols), full[:-1])
-        return out
-    shaped = [x.reshape(1, samples if x.dim() == len(full) else 1, rows, cols) for x in inputs]
-    out = call("gaussian_log_prob", *shaped)
-    return out.reshape(full[:-1])
-
-
-def _shared_tail(tensors: tuple[Tensor, ...], full: tuple[int, ...]) -> tuple[int, ...]:
-    """The trailing shape that parameters have and samples repeat: of the shortest input with a batch dimension."""
-    shapes = [tuple(x.shape) for x in tensors]
-    tails = [s for s in shapes if 2 <= len(s) < len(full) and s == full[len(full) - len(s) :]]
-    return min(tails, key=len) if tails else full
-
-
-def _to_tail_or_full(x: Tensor, tail: tuple[int, ...], full: tuple[int, ...]) -> Tensor:
-    shape = tuple(x.shape)
-    if shape in (tail, full):
-        return x
-    fits_tail = len(shape) <= len(tail) and all(a in (1, b) for a, b in zip(shape[::-1], tail[::-1], strict=False))
-    return x.expand(tail if fits_tail else full)
+    return _gaussian(mean, logvar, prior_mean, prior_logvar, 0, 0, None, with_z=False)[1]
 
 
 def _parameters(
@@ -211,18 +206,37 @@ def _gaussian(
     *,
     with_z: bool = True,
     with_kl: bool = True,
+    with_log_q: bool = False,
     spread_is_scale: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(z, kl); the one that is not wanted is not computed, and not to be used."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, kl, log_q); what is not wanted is not computed, and not to be used."""
     if plain(mean, spread, prior_mean, prior_logvar, seed if isinstance(seed, Tensor) else None):
-        options = (as_int(seed, mean.device), offset, num_samples, spread_is_scale, with_z, with_kl)
-        out = autograd.apply_gaussian(mean, spread, prior_mean, prior_logvar, options)
-        return out if with_z and with_kl else (out, out)
+        options = (as_int(seed, mean.device), offset, num_samples, spread_is_scale, with_z, with_kl, with_log_q)
+        results: tuple[Tensor, Tensor, Tensor] = autograd.apply_gaussian(
+            mean, spread, prior_mean, prior_logvar, options
+        )
+        return results
     shape = mean.shape
     canonical = (1, math.prod(shape[:-1]), shape[-1])
     samples = (1 if num_samples is None else num_samples) if with_z else 0
     inputs = (None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar))
-    z, kl = call("gaussian", *inputs, as_seeds(seed, mean.device), offset, samples, spread_is_scale, with_kl)
+    seeds = as_seeds(seed, mean.device)
+    z, kl, log_q = call("gaussian", *inputs, seeds, offset, samples, spread_is_scale, with_kl, with_log_q)
+    leading = () if num_samples is None else (num_samples,)
     if with_z:
-        z = z.reshape(shape if num_samples is None else (num_samples, *shape))
-    return z, kl.reshape(shape[:-1]) if with_kl else kl
+        z = z.reshape(*leading, *shape)
+    if with_kl:
+        kl = kl.reshape(shape[:-1])
+    return z, kl, log_q.reshape((*leading, *shape[:-1])) if with_log_q else log_q
+
+
+def _path(z: Tensor, log_q: Tensor, logvar: Tensor, seed: int | Tensor, offset: int) -> Tensor:
+    """log_q, of which autograd knew nothing, as a function of the samples z alone."""
+    if plain(z, log_q, logvar, seed if isinstance(seed, Tensor) else None):
+        out: Tensor = autograd.apply_path(z, (log_q, logvar, as_int(seed, z.device), offset))
+        return out
+    rows, cols = math.prod(logvar.shape[:-1]), logvar.shape[-1]
+    sampled = z.reshape(1, z.size(0) if z.dim() > logvar.dim() else 1, rows, cols)
+    flat = log_q.reshape(sampled.shape[:-1])
+    out = call("gaussian_path", sampled, flat, logvar.reshape(1, rows, cols), as_seeds(seed, z.device), offset)
+    return out.reshape(log_q.shape)

@@ -1,7 +1,8 @@
-"""How noisy gradient estimators of the ELBO are: variance against the number of samples, and against time.
+"""How noisy gradient estimators are: variance, bias and signal against the number of samples, and against time.
 
-The objective is ELBO = E_q[log_joint(z)] + H(q). Each estimator gives its gradient by q's parameters from S samples;
-`profile_variance` runs each many times at each S, from seeds of its own, and tabulates what came out.
+The objective is the ELBO, E_q[log_joint(z)] + H(q), or the importance-weighted bound E[L_S]. Each estimator gives its
+gradient by q's parameters from S samples; `profile_variance` runs each many times at each S, from seeds of its own, and
+tabulates what came out.
 """
 
 from __future__ import annotations
@@ -18,19 +19,27 @@ import numpy.typing as npt
 import torch
 
 from latent_kernels._statistics import COLUMNS, Floats, Summary, nulls, unflatten
-from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
-from latent_kernels.score import CONTROL_VARIATES, disarm_gradient, score_function_gradient
+from latent_kernels.families import DiagonalGaussian
+from latent_kernels.gradient_estimators import (
+    OBJECTIVES,
+    Family,
+    Gradient,
+    LogJoint,
+    defined,
+    enumerated_bound,
+    enumerated_elbo,
+    estimate,
+    evaluate,
+    obstacle,
+)
 
 Tensor = torch.Tensor
-Family = DiagonalGaussian | Bernoulli | Categorical
-LogJoint = Callable[[Tensor], Tensor]
-Gradient = tuple[Tensor, ...]
+Exact = dict[int, tuple[Floats, ...] | None]  # by the number of samples
 
-ESTIMATORS = (*CONTROL_VARIATES, "disarm", "reparameterized")
+ESTIMATORS = tuple(name for names in OBJECTIVES.values() for name in names)
 POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # Fewer say next to nothing about a variance.
 _FEWEST_REPEATS = 8
-_MOST_STATES = 2**14
 _FEWEST_VISITS = 20
 _DTYPE = np.dtype([("estimator", "U16"), ("num_samples", "i8"), ("repeats", "i8"), *((c, "f8") for c in COLUMNS)])
 
@@ -52,8 +61,10 @@ class VarianceProfile:
             estimator is not defined.
         parameter_mean: the mean gradient over the repeats, an array [rows, ...] for each of q's parameters.
         parameter_variance: the variance of a gradient, likewise.
-        exact_gradient: the exact gradient, an array for each of q's parameters, or None where it is not known.
+        exact_gradient: the exact gradient, an array for each of q's parameters, or None where it is not known. That of
+            "importance_bound" depends on S: arrays [rows, ...], NaN for an S at which it is not known.
         seed: what the profile was made from.
+        objective: "elbo" or "importance_bound".
 
     """
 
@@ -62,6 +73,7 @@ class VarianceProfile:
     parameter_variance: tuple[Floats, ...]
     exact_gradient: tuple[Floats, ...] | None
     seed: int
+    objective: str = "elbo"
 
     @property
     def estimators(self) -> tuple[str, ...]:
@@ -87,6 +99,7 @@ class VarianceProfile:
         exact = self.exact_gradient
         content = {
             "seed": int(self.seed),
+            "objective": self.objective,
             "confidence": 0.95,
             "rows": [dict(zip(self.table.dtype.names or (), row, strict=True)) for row in self.table.tolist()],
             "parameter_mean": [x.tolist() for x in self.parameter_mean],
@@ -100,14 +113,17 @@ def profile_variance(
     q: Family,
     log_joint: LogJoint,
     *,
+    objective: str = "elbo",
     estimators: Sequence[str] | None = None,
     num_samples: Sequence[int] = POWERS_OF_TWO,
     repeats: int = 256,
     seed: int = 0,
-    exact_gradient: Sequence[Tensor] | None = None,
+    exact_gradient: Sequence[Tensor] | Callable[[int], Sequence[Tensor] | None] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> VarianceProfile:
-    r"""The variance of gradient estimators of E_q[log_joint(z)] + H(q), for each number of samples.
+    r"""The variance of gradient estimators of an objective by q's parameters, for each number of samples.
+
+    Objective "elbo", E_q[log_joint(z)] + H(q):
 
     ================== ========================================================= =======================
     estimator          the gradient from S evaluations of log_joint              needs
@@ -122,6 +138,16 @@ def profile_variance(
                                                                                  differentiable
     ================== ========================================================= =======================
 
+    Objective "importance_bound", E[L_S] with L_S = \log \frac1S \sum_s e^{log_joint(z_s) - \log q(z_s)}: another
+    one for each S, and for S = 1 the ELBO. `importance_bound` says more about its estimators:
+
+    ================== ========================================================= =======================
+    "iwae"             the total derivative, along z(noise) and in log q         as "reparameterized"
+    "stl"              that along z(noise) alone; biased for S > 1               as "reparameterized"
+    "dreg"             the same with squares of the normalised weights           as "reparameterized"
+    "vimco"            score function, each sample beside the others             S >= 2
+    ================== ========================================================= =======================
+
     Columns of the table, over the R repeats g_1 ... g_R of a gradient with P parameters, all those of a batch counted:
 
     - variance: the trace, \sum_r |g_r - \bar g|^2 / (R - 1), with its 95% interval variance_low, variance_high: a
@@ -131,9 +157,12 @@ def profile_variance(
     - bias_z: the largest |mean - exact| / (sd / \sqrt R) among the parameters, as a normal variable, and bias_p, its
       p-value \min(1, P\, P(|N(0, 1)| > bias_z)): for an unbiased estimator P(bias_p < p) <= p once R is large enough
       for the mean to be normal, however the parameters correlate. The exact gradient is `exact_gradient`, or found by
-      enumeration for Bernoulli and Categorical up to 2^14 states; NaN where there is none. Rounding of q's
-      dtype counts as noise; parameters whose rare value is expected fewer than 20 times in all are left out.
+      enumeration for Bernoulli and Categorical up to 2^14 states ("importance_bound": S-tuples of states); NaN where
+      there is none. Rounding of q's dtype counts as noise; parameters whose rare value is expected fewer than 20 times
+      in all are left out.
     - signal_to_noise: |E g| / \sqrt{variance}, |\bar g|^2 less its own variance for |E g|^2; 0 where nothing is left.
+      signal_to_noise_low, signal_to_noise_high: its 95% interval, by the jackknife of its square. It covers 91% to 99%
+      of the time, nearly always where there is no signal; about 80% for a weak signal of a single parameter.
     - seconds: the median time of one gradient on this machine, with sampling and log_joint, estimators in random turns.
     - variance_time: variance x seconds, what counts where a budget of time is spent on averaging; its interval
       combines those of the variance and of the median.
@@ -144,12 +173,14 @@ def profile_variance(
     Args:
         q: the family at whose parameters the gradient is taken.
         log_joint: z [S, ..., D] -> [S, ...], S first and then q's batch shape; deterministic, each sample by itself.
-            Called without autograd except by "reparameterized".
-        estimators: names from the table above; None for all that apply.
+            Called without autograd except by "reparameterized", "iwae", "stl" and "dreg".
+        objective: "elbo" or "importance_bound".
+        estimators: names from the table above, of that objective; None for all that apply.
         num_samples: the S to profile.
         repeats: R >= 8 gradients for each row.
         seed: an int in [0, 2^63).
-        exact_gradient: the exact gradient by each of q's parameters, where it is known.
+        exact_gradient: the exact gradient by each of q's parameters, where it is known. For "importance_bound" a
+            function of S that returns it, or None for an S at which it is not known.
         progress: called as progress(done, total) after each gradient.
 
     Returns:
@@ -160,24 +191,29 @@ def profile_variance(
         ProfileInterrupted: a KeyboardInterrupt that holds what was complete.
 
     Source: Mohamed, Rosca, Figurnov and Mnih, "Monte Carlo gradient estimation in machine learning" (2020), section
-    3; for the interval Efron and Tibshirani, "An introduction to the bootstrap" (1993), section 12.5.
+    3; for the signal Rainforth et al., "Tighter variational bounds are not necessarily better" (2018), section 3; for
+    the intervals Efron and Tibshirani, "An introduction to the bootstrap" (1993), sections 11 and 12.5.
 
     """
     sizes = _checked(q, num_samples, repeats, seed)
     q = type(q)(*(x.detach() for x in q.parameters))
-    chosen = _applicable(q, log_joint, estimators)
-    exact = _exact(q, log_joint, exact_gradient)
-    total = repeats * sum(_defined(name, s) for name in chosen for s in sizes)
+    chosen = _applicable(q, log_joint, objective, estimators)
+    exact = _exact(q, log_joint, objective, exact_gradient, sizes)
+    total = repeats * sum(defined(name, s) for name in chosen for s in sizes)
     rows: dict[tuple[str, int], Summary] = {}
     done, order = 0, np.random.default_rng(seed)
+
+    def tabulate(complete: list[int]) -> VarianceProfile:
+        return _tabulate(q, objective, [(name, s) for name in chosen for s in complete], rows, exact, seed, repeats)
+
     try:
         for s in sizes:
-            names = [name for name in chosen if _defined(name, s)]
+            names = [name for name in chosen if defined(name, s)]
             gradients = {name: np.empty((repeats, sum(x.numel() for x in q.parameters))) for name in names}
             seconds = {name: np.empty(repeats) for name in names}
             seeds = {name: _seeds(seed, name, s, repeats) for name in names}
             for name in names:  # the first call is slow, and not what a gradient takes
-                _estimate(name, q, log_joint, s, seeds[name][0])
+                estimate(name, q, log_joint, s, seeds[name][0])
             for r in range(repeats):
                 for name in order.permutation(names).tolist():  # so that noise of the machine is shared
                     found, seconds[name][r] = _timed(name, q, log_joint, s, seeds[name][r])
@@ -187,13 +223,12 @@ def profile_variance(
                         progress(done, total)
             eps = torch.finfo(q.dtype).eps
             for name in names:
-                rows[name, s] = Summary.of(gradients[name], seconds[name], _compared(q, exact, s * repeats), eps)
+                rows[name, s] = Summary.of(gradients[name], seconds[name], _compared(q, exact[s], s * repeats), eps)
     except KeyboardInterrupt:
         # Rows come S by S; an S at which nothing is defined is as complete as can be.
-        complete = [s for s in sizes if all((n, s) in rows for n in chosen if _defined(n, s))] if rows else []
-        partial = _tabulate(q, chosen, complete, rows, exact, seed, repeats) if complete else None
-        raise ProfileInterrupted(partial) from None
-    return _tabulate(q, chosen, sizes, rows, exact, seed, repeats)
+        complete = [s for s in sizes if all((n, s) in rows for n in chosen if defined(n, s))] if rows else []
+        raise ProfileInterrupted(tabulate(complete) if complete else None) from None
+    return tabulate(sizes)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------
@@ -219,49 +254,51 @@ def _is_int(x: object) -> bool:
     return isinstance(x, int | np.integer) and not isinstance(x, bool)
 
 
-def _applicable(q: Family, log_joint: LogJoint, estimators: Sequence[str] | None) -> list[str]:
+def _applicable(q: Family, log_joint: LogJoint, objective: str, estimators: Sequence[str] | None) -> list[str]:
     """The estimators asked for, or all that apply; refuses those that do not."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}")
     if isinstance(estimators, str) or (estimators is not None and not estimators):
         raise ValueError(f"estimators must be a sequence of names or None; got {estimators!r}")
     for name in estimators or ():
         if name not in ESTIMATORS:
             raise ValueError(f"estimators must be among {', '.join(ESTIMATORS)}; got {name!r}")
     with torch.no_grad():
-        _evaluate(q, log_joint, q.sample(2, seed=0), 2)
+        evaluate(q, log_joint, q.sample(2, seed=0), 2)
     chosen = []
-    for name in dict.fromkeys(estimators or ESTIMATORS):
-        obstacle = _obstacle(name, q, log_joint)
-        if obstacle is None:
+    for name in dict.fromkeys(estimators or OBJECTIVES[objective]):
+        reason = obstacle(name, objective, q, log_joint)
+        if reason is None:
             chosen.append(name)
         elif estimators is not None:
-            raise ValueError(f"estimators has {name!r}, which does not apply: {obstacle}")
+            raise ValueError(f"estimators has {name!r}, which does not apply: {reason}")
     return chosen
 
 
-def _obstacle(name: str, q: Family, log_joint: LogJoint) -> str | None:
-    """Why an estimator cannot be used, or None."""
-    if name == "disarm" and not isinstance(q, Bernoulli):
-        return f"it is for a Bernoulli; q is a {type(q).__name__}"
-    if name != "reparameterized":
-        return None
-    if not isinstance(q, DiagonalGaussian):
-        return f"it is for a DiagonalGaussian; q is a {type(q).__name__}"
-    with torch.enable_grad():
-        z = q.sample(2, seed=0).requires_grad_()
-        try:
-            values = log_joint(z)
-        except Exception as error:  # whatever log_joint is made of: without autograd it has just worked
-            return f"log_joint cannot be differentiated ({type(error).__name__}: {error})"
-        if not values.requires_grad or torch.autograd.grad(values.sum(), z, allow_unused=True)[0] is None:
-            return "log_joint cannot be differentiated: its result does not depend on z through autograd"
-    return None
+def _exact(q: Family, log_joint: LogJoint, objective: str, given: object, sizes: list[int]) -> Exact:
+    """The exact gradient for each number of samples: the one given, or by enumeration, or None."""
+    if objective == "elbo":
+        found = enumerated_elbo(q, log_joint) if given is None else _given(q, given)
+        gradient = None if found is None else tuple(_numpy(x) for x in found)
+        return dict.fromkeys(sizes, gradient)
+    if given is not None and not callable(given):
+        raise TypeError(
+            f"exact_gradient must be a function of S for objective {objective!r}; got {type(given).__name__}"
+        )
+    exact: Exact = {}
+    for s in sizes:
+        at_s = enumerated_bound(q, log_joint, s) if given is None else given(s)
+        at_s = at_s if given is None or at_s is None else _given(q, at_s)
+        exact[s] = None if at_s is None else tuple(_numpy(x) for x in at_s)
+    return exact
 
 
-def _exact(q: Family, log_joint: LogJoint, given: Sequence[Tensor] | None) -> tuple[Floats, ...] | None:
-    if given is None:
-        return _enumerated(q, log_joint)
-    if isinstance(given, Tensor) or len(given) != len(q.parameters):
-        raise ValueError(f"exact_gradient must hold {len(q.parameters)} tensors, as q has parameters")
+def _given(q: Family, given: object) -> Sequence[Tensor]:
+    """An exact gradient from outside, checked."""
+    if not isinstance(given, Sequence) or len(given) != len(q.parameters):
+        raise ValueError(
+            f"exact_gradient must hold {len(q.parameters)} tensors, as q has parameters; got {type(given).__name__}"
+        )
     for x, parameter in zip(given, q.parameters, strict=True):
         if not isinstance(x, Tensor):
             raise TypeError(f"exact_gradient must hold tensors; got {type(x).__name__}")
@@ -269,16 +306,10 @@ def _exact(q: Family, log_joint: LogJoint, given: Sequence[Tensor] | None) -> tu
             raise ValueError(
                 f"exact_gradient must have the shapes of q's parameters: {tuple(parameter.shape)}; got {tuple(x.shape)}"
             )
-    return tuple(_numpy(x) for x in given)
+    return given
 
 
-# --- estimators -------------------------------------------------------------------------------------------------
-
-
-def _defined(name: str, samples: int) -> bool:
-    if name == "disarm":
-        return samples % 2 == 0
-    return samples >= 2 or name in ("none", "reparameterized")
+# --- gradients --------------------------------------------------------------------------------------------------
 
 
 def _seeds(seed: int, name: str, samples: int, repeats: int) -> list[int]:
@@ -292,69 +323,10 @@ def _timed(name: str, q: Family, log_joint: LogJoint, samples: int, seed: int) -
     if q.device.type == "cuda":
         torch.cuda.synchronize(q.device)
     start = time.perf_counter()
-    found = _estimate(name, q, log_joint, samples, seed)
+    found = estimate(name, q, log_joint, samples, seed)
     if q.device.type == "cuda":
         torch.cuda.synchronize(q.device)
     return found, time.perf_counter() - start
-
-
-def _estimate(name: str, q: Family, log_joint: LogJoint, samples: int, seed: int) -> Gradient:
-    """One gradient of the ELBO by q's parameters, from `samples` evaluations of log_joint."""
-    if name == "reparameterized":
-        return _reparameterized(q, log_joint, samples, seed)
-    with torch.no_grad():
-        if name == "disarm":
-            assert isinstance(q, Bernoulli)
-            z = q.sample_antithetic(samples // 2, seed=seed)
-            values = _elbo_values(q, log_joint, z.flatten(0, 1), samples)
-            return disarm_gradient(q, values.reshape(z.shape[:-1]), z)
-        z = q.sample(samples, seed=seed)
-        return score_function_gradient(q, _elbo_values(q, log_joint, z, samples), z, control_variate=name)
-
-
-def _reparameterized(q: Family, log_joint: LogJoint, samples: int, seed: int) -> Gradient:
-    leaves = tuple(x.detach().requires_grad_() for x in q.parameters)
-    with torch.enable_grad():
-        tracked = DiagonalGaussian(*leaves)
-        values = _evaluate(tracked, log_joint, tracked.rsample(samples, seed=seed), samples)
-        objective = values.mean(0).sum() + tracked.entropy().sum()
-        return torch.autograd.grad(objective, leaves, allow_unused=True, materialize_grads=True)
-
-
-def _elbo_values(q: Family, log_joint: LogJoint, z: Tensor, samples: int) -> Tensor:
-    return _evaluate(q, log_joint, z, samples) - q.log_prob(z)
-
-
-def _evaluate(q: Family, log_joint: LogJoint, z: Tensor, samples: int) -> Tensor:
-    values = log_joint(z)
-    shape = (samples, *q.batch_shape)
-    if not isinstance(values, Tensor):
-        raise TypeError(f"log_joint must return a torch.Tensor; got {type(values).__name__}")
-    if not values.is_floating_point() or tuple(values.shape) != shape:
-        raise ValueError(
-            f"log_joint must return floating values of shape {shape} for z of shape {tuple(z.shape)}; got "
-            f"{values.dtype}, {tuple(values.shape)}"
-        )
-    return values
-
-
-def _enumerated(q: Family, log_joint: LogJoint) -> tuple[Floats, ...] | None:
-    """The gradient of sum_z q(z) log_joint(z) + H(q) in float64 over all z; None where they are too many."""
-    classes = q.classes or 2
-    if isinstance(q, DiagonalGaussian) or classes**q.cols > _MOST_STATES:
-        return None
-    places = classes ** torch.arange(q.cols, device=q.device)
-    states = (torch.arange(classes**q.cols, device=q.device)[:, None] // places) % classes
-    z = states.reshape(-1, *(1 for _ in q.batch_shape), q.cols).expand(-1, *q.batch_shape, -1)
-    z = z if q.classes else z.to(q.dtype)
-    with torch.no_grad():
-        found = torch.cat([_evaluate(q, log_joint, part, len(part)) for part in z.split(1024)]).double()
-    with torch.enable_grad():
-        logits = q.parameters[0].detach().double().requires_grad_()
-        exact = type(q)(logits)
-        p = torch.exp(exact.log_prob(z))
-        objective = (p * found.masked_fill(p == 0, 0)).sum() + exact.entropy().sum()
-        return (_numpy(torch.autograd.grad(objective, logits)[0]),)
 
 
 def _compared(q: Family, exact: tuple[Floats, ...] | None, draws: int) -> Floats | None:
@@ -377,22 +349,28 @@ def _numpy(x: Tensor) -> Floats:
 
 def _tabulate(
     q: Family,
-    chosen: list[str],
-    sizes: list[int],
+    objective: str,
+    keys: list[tuple[str, int]],
     rows: dict[tuple[str, int], Summary],
-    exact: tuple[Floats, ...] | None,
+    exact: Exact,
     seed: int,
     repeats: int,
 ) -> VarianceProfile:
-    keys = [(name, s) for name in chosen for s in sizes]
     table = np.zeros(len(keys), dtype=_DTYPE)
+    shapes = [tuple(x.shape) for x in q.parameters]
     nothing = np.full(sum(x.numel() for x in q.parameters), np.nan)
     for line, key in zip(table, keys, strict=True):
         row = rows.get(key)
         line["estimator"], line["num_samples"], line["repeats"] = *key, repeats if row else 0
         for column in COLUMNS:
             line[column] = row.columns[column] if row else np.nan
-    shapes = [tuple(x.shape) for x in q.parameters]
     means = unflatten([rows[key].mean if key in rows else nothing for key in keys], shapes)
     variances = unflatten([rows[key].variance if key in rows else nothing for key in keys], shapes)
-    return VarianceProfile(table, means, variances, exact, seed)
+    truth = exact[keys[0][1]]
+    if objective == "importance_bound":
+        known = {
+            s: nothing if x is None else np.concatenate([part.reshape(-1) for part in x]) for s, x in exact.items()
+        }
+        given = any(x is not None for x in exact.values())
+        truth = unflatten([known[s] for _, s in keys], shapes) if given else None
+    return VarianceProfile(table, means, variances, truth, seed, objective)

@@ -26,6 +26,7 @@ from latent_kernels.examples import (
 )
 from latent_kernels.examples.digits import Digits, load
 from latent_kernels.examples.measure import Size
+from latent_kernels.examples.objectives import ELBO, Objective
 from latent_kernels.examples.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Epoch, Ops, Terms, evaluate, train
 from latent_kernels.examples.variance_verdict import verdict
 from latent_kernels.variance import ProfileInterrupted, VarianceProfile
@@ -42,6 +43,7 @@ class Settings:
     compared_latent: int = 10
     compared_seeds: int = 3
     held_out_samples: int = 64
+    objective: Objective = ELBO
     profiled_samples: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     profiled_repeats: int = 64
     photographs: sparse_command.Photographs = sparse_command.DEMO
@@ -82,7 +84,9 @@ def run(settings: Settings, out: Path, console: Console) -> Outcome:
     """
     start = time.perf_counter()
     digits = load()
-    comparison = report.Comparison(torch.get_num_threads(), settings.compared_latent, settings.held_out_samples)
+    comparison = report.Comparison(
+        torch.get_num_threads(), settings.compared_latent, settings.held_out_samples, objective=settings.objective
+    )
     runs: list[Run] = []
     profile: VarianceProfile | None = None
     patches: sparse_command.Patches | None = None
@@ -91,7 +95,10 @@ def run(settings: Settings, out: Path, console: Console) -> Outcome:
         _train_all(settings, digits, runs, comparison, console)
         with console.status("Measuring steps against plain torch"):
             for size in settings.sizes:
-                comparison.costs += measure.compare(size, digits.train, seed=settings.seed)
+                fitted = size.with_samples(settings.objective)
+                comparison.costs += measure.compare(
+                    fitted, digits.train, seed=settings.seed, objective=settings.objective
+                )
         with console.status("Profiling the variance of gradient estimators"):
             profile = _profile(settings)
         with console.status("Training a sparse encoder on photographs"):
@@ -119,7 +126,7 @@ def _plan(settings: Settings) -> list[tuple[str, int, int, Ops]]:
 def _train_all(
     settings: Settings, digits: Digits, runs: list[Run], comparison: report.Comparison, console: Console
 ) -> None:
-    plan = _plan(settings)
+    plan, objective = _plan(settings), settings.objective
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -136,14 +143,18 @@ def _train_all(
             torch.manual_seed(seed)
             current = Run(VAE(latent, likelihood, settings.hidden), ops, seed)
             runs.append(current)
-            for epoch in train(current.model, digits.train, digits.held_out, epochs=settings.epochs, ops=ops):
+            fitting = train(
+                current.model, digits.train, digits.held_out, epochs=settings.epochs, ops=ops, objective=objective
+            )
+            for epoch in fitting:
                 current.history.append(epoch)
-                progress.update(task, advance=1, terms=_terms(epoch.held_out))
+                progress.update(task, advance=1, terms=_terms(epoch.held_out, objective))
             torch.manual_seed(seed)
-            final = evaluate(current.model, digits.held_out, num_samples=settings.held_out_samples, ops=ops)
+            draws = settings.held_out_samples
+            final = evaluate(current.model, digits.held_out, num_samples=draws, ops=ops, objective=objective)
             progress.remove_task(task)
             label = f"{likelihood} D={latent} seed {seed} {ops.name}"
-            progress.console.print(f"{label:<37} {_terms(final)} nats", highlight=False)
+            progress.console.print(f"{label:<37} {_terms(final, objective)} nats", highlight=False)
             progress.advance(models)
             if (likelihood, latent) == ("gaussian", settings.compared_latent):
                 (comparison.ours if ops is FUSED else comparison.plain)[seed] = final
@@ -161,8 +172,9 @@ def _profile(settings: Settings) -> VarianceProfile:
     )
 
 
-def _terms(terms: Terms) -> str:
-    return f"ELBO {terms.elbo:6.2f} = {terms.reconstruction:6.2f} - KL {terms.kl:5.2f}"
+def _terms(terms: Terms, objective: Objective) -> str:
+    elbo = f"ELBO {terms.elbo:6.2f} = {terms.reconstruction:6.2f} - KL {terms.kl:5.2f}"
+    return elbo if terms.bound is None else f"{objective.name} {terms.bound:6.2f}, {elbo}"
 
 
 def _write(
@@ -179,11 +191,12 @@ def _write(
     shown = [r for r in started if r.seed == settings.seed]
     ours = [r.model for r in shown if r.ops is FUSED]
     curves = [pictures.Curve(r.model.likelihood, r.model.latent, r.ops is PLAIN, r.history) for r in shown]
+    bound = f"${settings.objective.name.replace('_', '_{')}}}$" if settings.objective.weighted else "ELBO"
     planar = [model for model in ours if model.latent == 2]
     jobs: list[tuple[str, bool, Callable[[Path], object]]] = [
         ("manifold.png", bool(planar), lambda path: pictures.manifold(planar, digits, path)),
         ("prior_samples.png", bool(ours), lambda path: pictures.prior_samples(ours, path, seed=settings.seed)),
-        ("training_curves.png", bool(curves), lambda path: pictures.training_curves(curves, path)),
+        ("training_curves.png", bool(curves), lambda path: pictures.training_curves(curves, path, bound=bound)),
     ]
     measured = bool(comparison.costs or comparison.seeds())
     jobs += [
@@ -214,8 +227,8 @@ def _show(comparison: report.Comparison, profile: VarianceProfile | None, consol
             table.add_row(*row)
         console.print(table)
     if comparison.seeds():
-        table = Table(*report.ELBO_HEADER, title="The trained model", caption=comparison.verdict(), box=SIMPLE)
-        for row in comparison.elbo_rows():
+        table = Table(*comparison.bound_header(), title="The trained model", caption=comparison.verdict(), box=SIMPLE)
+        for row in comparison.bound_rows():
             table.add_row(*row)
         console.print(table)
     if profile is not None:

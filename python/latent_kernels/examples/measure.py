@@ -1,7 +1,8 @@
 """One training step with the fused ops against the same step in plain torch: time, peak memory, bytes kept.
 
-"step" is the whole of it: forward, backward, Adam. "ops" is the sampling, the KL and the Gaussian log-likelihood
-alone, forward and backward on given tensors, which is the part that the kernels replace.
+"step" is the whole of it: forward, backward, Adam. "ops" is the part that the kernels replace alone, forward and
+backward on given tensors: the sampling, the KL and the Gaussian log-likelihood; for an importance-weighted bound the
+sampling with log q, the prior, the likelihood and the bound.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from latent_kernels.examples.objectives import ELBO, WEIGHTED_OPS, Objective, weighted_bound
 from latent_kernels.examples.vae import FUSED, PIXELS, PLAIN, VAE, Ops
 
 Step = Callable[[], None]
@@ -32,6 +35,13 @@ class Size(NamedTuple):
     latent: int
     hidden: int
     rounds: int
+
+    def with_samples(self, objective: Objective) -> Size:
+        """The same for the objective's number of samples: of as many samples in all, where it has many for an image."""
+        if objective == ELBO:
+            return self
+        batch = max(self.batch * (self.num_samples or objective.samples) // objective.samples, 1)
+        return self._replace(batch=batch, num_samples=objective.samples)
 
 
 class Cost(NamedTuple):
@@ -56,10 +66,12 @@ class Row(NamedTuple):
         return self.plain.milliseconds / self.ours.milliseconds
 
 
-def compare(size: Size, images: torch.Tensor, *, seed: int) -> list[Row]:
-    """The whole step and the ops alone, at one size."""
+def compare(size: Size, images: torch.Tensor, *, seed: int, objective: Objective = ELBO) -> list[Row]:
+    """The whole step and the ops alone, at one size, whose number of samples is the objective's."""
     rows = images[torch.arange(size.batch) % len(images)]
-    step, alone = ([make(size, rows, ops, seed) for ops in (FUSED, PLAIN)] for make in (_training_step, _ops_alone))
+    step = [training_step(size, rows, ops, seed, objective) for ops in (FUSED, PLAIN)]
+    make = partial(_weighted_ops_alone, bound=objective.bound) if objective.weighted else _ops_alone
+    alone = [make(size, rows, ops, seed) for ops in (FUSED, PLAIN)]
     return [_row(size, "step", rows, *step), _row(size, "ops", rows, *alone)]
 
 
@@ -79,14 +91,20 @@ class Stepper(NamedTuple):
     given: list[torch.Tensor]
 
 
-def _training_step(size: Size, images: torch.Tensor, ops: Ops, seed: int) -> Stepper:
+def training_step(
+    size: Size, images: torch.Tensor, ops: Ops, seed: int, objective: Objective = ELBO, likelihood: str = "gaussian"
+) -> Stepper:
+    """Forward, backward and Adam on the same images again and again."""
     torch.manual_seed(seed)
-    model = VAE(size.latent, "gaussian", size.hidden)
+    model = VAE(size.latent, likelihood, size.hidden)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
 
     def run() -> None:
-        reconstruction, kl = model.elbo(images, size.num_samples, ops)
-        loss = (kl - reconstruction).mean()
+        if objective.weighted:
+            loss = -weighted_bound(model, images, objective, ops)[0].mean()
+        else:
+            reconstruction, kl = model.elbo(images, size.num_samples, ops)
+            loss = (kl - reconstruction).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -110,6 +128,26 @@ def _ops_alone(size: Size, images: torch.Tensor, ops: Ops, seed: int) -> Stepper
         z, kl = ops.rsample_kl(mean, logvar, size.num_samples)
         log_prob = ops.log_prob(images, decoded, pixel_logvar)
         torch.autograd.backward((z, kl, log_prob), (gradient_z, gradient_kl, gradient_log_prob))
+
+    return Stepper(run, given)
+
+
+def _weighted_ops_alone(size: Size, images: torch.Tensor, ops: Ops, seed: int, bound: str) -> Stepper:
+    torch.manual_seed(seed)
+    samples, weighted = size.num_samples or 1, WEIGHTED_OPS[ops.name]
+    mean, logvar = (torch.randn(size.batch, size.latent, requires_grad=True) for _ in range(2))
+    decoded = torch.rand(samples, size.batch, PIXELS, requires_grad=True)
+    pixel_logvar = torch.full((PIXELS,), -3.0, requires_grad=True)
+    given = [mean, logvar, decoded, pixel_logvar]
+    gradient_z = torch.randn(samples, size.batch, size.latent)
+
+    def run() -> None:
+        for x in given:
+            x.grad = None
+        z, log_q = weighted.rsample_log_prob(mean, logvar, samples, path_derivative=bound != "iwae")
+        log_w = ops.log_prob(images, decoded, pixel_logvar) + weighted.log_prior(z) - log_q
+        value = weighted.importance_bound(log_w, estimator=bound, z=z if bound == "dreg" else None)
+        torch.autograd.backward((z, value), (gradient_z, torch.ones_like(value)))
 
     return Stepper(run, given)
 

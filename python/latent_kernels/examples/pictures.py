@@ -97,8 +97,8 @@ def prior_samples(models: Sequence[VAE], path: Path, *, seed: int) -> None:
     save_figure(figure, path)
 
 
-def training_curves(curves: Sequence[Curve], path: Path) -> None:
-    """ELBO, reconstruction and KL over the epochs; held-out as full lines, training dotted."""
+def training_curves(curves: Sequence[Curve], path: Path, *, bound: str = "ELBO") -> None:
+    """What was maximized, reconstruction and KL over the epochs; held-out as full lines, training dotted."""
     from matplotlib.lines import Line2D
 
     likelihoods = [name for name in LIKELIHOODS if any(c.likelihood == name for c in curves)]
@@ -108,14 +108,13 @@ def training_curves(curves: Sequence[Curve], path: Path) -> None:
     latents = sorted({c.latent for c in curves})
     for line, likelihood in zip(axes, likelihoods, strict=True):
         chosen = [c for c in curves if c.likelihood == likelihood]
-        for ax, term in zip(line, ("elbo", "reconstruction", "kl"), strict=True):
+        for ax, term in zip(line, ("maximized", "reconstruction", "kl"), strict=True):
             shown = [_draw_curve(ax, c, term, f"C{latents.index(c.latent)}") for c in chosen]
             low, high = min(s[0] for s in shown), max(s[1] for s in shown)
             margin = 0.05 * (high - low) or 1.0
             ax.set(ylim=(low - margin, high + margin), xlabel="epoch", ylabel="nats per image")
-            name = {"elbo": "ELBO", "reconstruction": "reconstruction, $\\log p(x|z)$", "kl": "KL$(q \\,\\|\\, p)$"}[
-                term
-            ]
+            names = {"reconstruction": "reconstruction, $\\log p(x|z)$", "kl": "KL$(q \\,\\|\\, p)$"}
+            name = names.get(term, bound)
             ax.set_title(f"{likelihood.capitalize()}: {name}", fontsize=11)
             ax.grid(alpha=0.3)
     keys = [Line2D([], [], color=f"C{i}", label=f"D = {latent}") for i, latent in enumerate(latents)]

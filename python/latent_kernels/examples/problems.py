@@ -43,6 +43,27 @@ def quadratic(dims: int = 10, log_evidence: float = -30.0) -> Problem:
     return Problem(lk.DiagonalGaussian(mean, logvar), log_joint, exact, text)
 
 
+def linear_gaussian(points: int = 64, dims: int = 4) -> Problem:
+    """Points x ~ N(z, I), z ~ N(0, I), whose posteriors are N(x / 2, I / 2).
+
+    q = N(x / 2 + 0.2 eps, 2 I / 3) is close to them. Gradient of the ELBO: x - 2 mean by the mean, 1/2 - sigma^2 by
+    log sigma^2. Model and variance of q are those of Rainforth et al., "Tighter variational bounds are not necessarily
+    better" (2018), sections 4 and 5.1; the means are further off than theirs, so that a few hundred gradients show the
+    signal.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = math.sqrt(2) * torch.randn(points, dims, generator=generator)
+    mean = 0.5 * x + 0.2 * torch.randn(points, dims, generator=generator)
+    logvar = torch.full((points, dims), math.log(2 / 3))
+
+    def log_joint(z: Tensor) -> Tensor:
+        return -0.5 * ((x - z) ** 2 + z * z).sum(-1) - dims * math.log(2 * math.pi)
+
+    exact = (x - 2 * mean, 0.5 - logvar.exp())
+    text = f"linear-Gaussian model, {points} points of {dims} dimensions, q close to its optimum"
+    return Problem(lk.DiagonalGaussian(mean, logvar), log_joint, exact, text)
+
+
 def logistic() -> Problem:
     """Bayesian logistic regression on the breast-cancer data, where `logistic_regression.fit` starts."""
     model = logistic_regression.load()
@@ -131,6 +152,7 @@ def categorical(flowers: int = 6, classes: int = 3) -> Problem:
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "quadratic": quadratic,
+    "linear-gaussian": linear_gaussian,
     "logistic-regression": logistic,
     "bernoulli-vae": bernoulli_vae,
     "categorical": categorical,

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latent_kernels.examples.measure import Row, Size
+from latent_kernels.examples.objectives import ELBO, Objective
 from latent_kernels.examples.vae import Terms
 
 # Student's t, 97.5%, for two samples of three seeds: 4 degrees of freedom. Keyed by seeds per side.
 _T_975 = {2: 4.303, 3: 2.776, 4: 2.447, 5: 2.306}
 
 COST_HEADER = ("plain torch → ours", "time", "speed", "peak memory", "kept for backward")
-ELBO_HEADER = ("", "held-out ELBO, mean ± sd", "seeds")
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Comparison:
     costs: list[Row] = field(default_factory=list)
     ours: dict[int, Terms] = field(default_factory=dict)  # by seed
     plain: dict[int, Terms] = field(default_factory=dict)
+    objective: Objective = ELBO
 
     def cost_rows(self) -> list[tuple[str, ...]]:
         """Time and memory, a line for each size and thing measured."""
@@ -60,18 +61,22 @@ class Comparison:
         """The seeds that both versions were trained with."""
         return [seed for seed in self.ours if seed in self.plain]
 
-    def elbo_rows(self) -> list[tuple[str, ...]]:
-        """Held-out ELBO of both versions, over the seeds both have."""
+    def bound_header(self) -> tuple[str, ...]:
+        """Of `bound_rows`."""
+        return ("", f"held-out {self.objective.name}, mean ± sd", "seeds")
+
+    def bound_rows(self) -> list[tuple[str, ...]]:
+        """The held-out bound of both versions, over the seeds both have."""
         seeds = self.seeds()
         both = (("latent-kernels", self.ours), ("plain torch", self.plain))
-        return [(name, _mean_sd([found[s].elbo for s in seeds]), _joined(seeds)) for name, found in both if seeds]
+        return [(name, _mean_sd([found[s].maximized for s in seeds]), _joined(seeds)) for name, found in both if seeds]
 
     def verdict(self) -> str:
-        """Whether the two versions' ELBOs differ by more than the seeds make them differ."""
+        """Whether the two versions' bounds differ by more than the seeds make them differ."""
         seeds = self.seeds()
         if not seeds:
-            return "The held-out ELBO was not compared."
-        ours, plain = ([found[s].elbo for s in seeds] for found in (self.ours, self.plain))
+            return f"The held-out {self.objective.name} was not compared."
+        ours, plain = ([found[s].maximized for s in seeds] for found in (self.ours, self.plain))
         difference = statistics.mean(ours) - statistics.mean(plain)
         if len(seeds) < 2:
             return f"Difference {difference:+.2f} nats; one seed says nothing about the noise."
@@ -86,7 +91,8 @@ class Comparison:
             f"{r.speedup:.2f}x at {r.size.name} size" + (" (ops alone)" if r.what == "ops" else "") for r in self.costs
         )
         lines = [
-            f"Held-out ELBO: {', '.join(f'{name} {elbo}' for name, elbo, _ in self.elbo_rows())}. {self.verdict()}"
+            f"Held-out {self.objective.name}: {', '.join(f'{name} {x}' for name, x, _ in self.bound_rows())}. "
+            f"{self.verdict()}"
         ]
         return lines + ([f"Speed against plain torch: {speeds}."] if speeds else [])
 
@@ -95,18 +101,25 @@ class Comparison:
         parts = ["# One model, two ways: latent-kernels and plain torch", self._setting()]
         if self.costs:
             parts += ["## Time and memory of a step", _markdown_table(COST_HEADER, self.cost_rows()), self.caption()]
-            parts.append(_NOTES)
+            parts.append(_NOTES.format(ops=_WEIGHTED_OPS if self.objective.weighted else _OPS))
         if self.seeds():
-            parts += ["## Held-out ELBO", _markdown_table(ELBO_HEADER, self.elbo_rows()), self.verdict()]
-            parts.append(f"In nats per image, from {self.held_out_samples} samples of z for each held-out image.")
+            table = _markdown_table(self.bound_header(), self.bound_rows())
+            parts += [f"## Held-out {self.objective.name}", table, self.verdict()]
+            samples = self.held_out_samples
+            if self.objective.weighted:
+                samples = self.objective.rounds(samples) * self.objective.samples
+            parts.append(f"In nats per image, from {samples} samples of z for each held-out image.")
         return "\n\n".join(parts) + "\n"
 
     def _setting(self) -> str:
+        bound, samples = self.objective
+        trained = "" if self.objective == ELBO else f" Trained with --bound {bound} --samples {samples}."
         return (
             f"A VAE with Gaussian likelihood and learned variance on scikit-learn's digits (8x8), on the CPU with "
-            f"{self.threads} thread{'s' if self.threads > 1 else ''}. ELBOs are of latent size D = {self.latent}. "
-            "Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = randn_like(std)`, the textbook KL and "
-            "log-density."
+            f"{self.threads} thread{'s' if self.threads > 1 else ''}.{trained} "
+            f"{'Bounds' if self.objective.weighted else 'ELBOs'} are of latent size D = {self.latent}. "
+            "Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = randn_like(std)`, the textbook KL, or "
+            "log q(z) and logsumexp for weighted bounds, and log-density."
         )
 
     def as_json(self) -> str:
@@ -119,11 +132,13 @@ class Comparison:
                 {"what": r.what, "size": r.size._asdict(), "ours": r.ours._asdict(), "plain": r.plain._asdict()}
                 for r in self.costs
             ],
-            "held_out_elbo": {
-                name: {str(seed): terms.elbo for seed, terms in found.items()}
+            f"held_out_{'bound' if self.objective.weighted else 'elbo'}": {
+                name: {str(seed): terms.maximized for seed, terms in found.items()}
                 for name, found in (("ours", self.ours), ("plain", self.plain))
             },
         }
+        if self.objective != ELBO:
+            content["objective"] = self.objective._asdict()
         return json.dumps(content, indent=2) + "\n"
 
 
@@ -131,9 +146,11 @@ _WHAT = {"step": "step", "ops": "ops"}
 _NOTES = (
     "Times are medians of steps taken in turns. Peak memory is the most that torch's allocator held during one step "
     "beyond what it held before (torch.profiler); kept for backward is what autograd saves, parameters and images "
-    "not counted. A step is forward, backward and Adam; the ops are sampling, KL and Gaussian "
-    "log-likelihood on their own, forward and backward, in a loop and so with warmer caches than inside a step."
+    "not counted. A step is forward, backward and Adam; the ops are {ops} "
+    "on their own, forward and backward, in a loop and so with warmer caches than inside a step."
 )
+_OPS = "sampling, KL and Gaussian log-likelihood"
+_WEIGHTED_OPS = "sampling with log q, the prior, Gaussian log-likelihood and the weighted bound"
 
 
 def describe(size: Size) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import latent_kernels as lk
+from latent_kernels.examples.objectives import ELBO, Objective
 
 Tensor = torch.Tensor
 
@@ -28,11 +29,12 @@ _LOGVAR_FLOOR = -2 * math.log(16 * math.sqrt(12))
 
 
 class Ops(NamedTuple):
-    """Where the model takes its two Gaussian ops from."""
+    """Where the model takes its arithmetic from."""
 
     name: str
     rsample_kl: Callable[..., tuple[Tensor, Tensor]]
     log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]
+    bernoulli_log_prob: Callable[[Tensor, Tensor], Tensor]
 
 
 def plain_rsample_kl(mean: Tensor, logvar: Tensor, num_samples: int | None = None) -> tuple[Tensor, Tensor]:
@@ -48,8 +50,13 @@ def plain_log_prob(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return -0.5 * (math.log(2 * math.pi) + logvar + (x - mean) ** 2 * torch.exp(-logvar)).sum(-1)
 
 
-FUSED = Ops("latent-kernels", lk.rsample_kl, lk.gaussian_log_prob)
-PLAIN = Ops("plain torch", plain_rsample_kl, plain_log_prob)
+def plain_bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+    """`lk.bernoulli_log_prob` as one writes it in plain torch."""
+    return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+
+FUSED = Ops("latent-kernels", lk.rsample_kl, lk.gaussian_log_prob, lk.bernoulli_log_prob)
+PLAIN = Ops("plain torch", plain_rsample_kl, plain_log_prob, plain_bernoulli_log_prob)
 
 
 class VAE(nn.Module):
@@ -89,7 +96,7 @@ class VAE(nn.Module):
         out = self.decoder(z)
         if self.likelihood == "gaussian":
             return ops.log_prob(x, out, self.logvar())
-        return -binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(-1)
+        return ops.bernoulli_log_prob(x, out)
 
     def logvar(self) -> Tensor:
         """Log-variance of each pixel under the Gaussian likelihood, [pixels]."""
@@ -103,15 +110,21 @@ class VAE(nn.Module):
 
 
 class Terms(NamedTuple):
-    """The terms of the ELBO, in nats per image."""
+    """The terms of the ELBO, in nats per image, and the importance-weighted bound where one is maximized."""
 
     reconstruction: float
     kl: float
+    bound: float | None = None
 
     @property
     def elbo(self) -> float:
         """The bound itself, reconstruction - kl."""
         return self.reconstruction - self.kl
+
+    @property
+    def maximized(self) -> float:
+        """The bound that training maximizes."""
+        return self.elbo if self.bound is None else self.bound
 
 
 class Epoch(NamedTuple):
@@ -122,27 +135,41 @@ class Epoch(NamedTuple):
 
 
 def train(
-    model: VAE, images: Tensor, held_out: Tensor, *, epochs: int, ops: Ops = FUSED, batch: int = 64, lr: float = 3e-3
+    model: VAE,
+    images: Tensor,
+    held_out: Tensor,
+    *,
+    epochs: int,
+    ops: Ops = FUSED,
+    objective: Objective = ELBO,
+    batch: int = 64,
+    lr: float = 3e-3,
 ) -> Iterator[Epoch]:
-    """Maximizes the ELBO with Adam; yields after every epoch.
+    """Maximizes the objective with Adam; yields after every epoch.
 
     ``torch.manual_seed`` before the model is made fixes every number: weights, minibatches and noise.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     for _ in range(epochs):
-        sums = torch.zeros(2)
+        sums = torch.zeros(3 if objective.weighted else 2)
         for rows in torch.split(torch.randperm(len(images)), batch):
-            reconstruction, kl = model.elbo(images[rows], ops=ops)
-            loss = (kl - reconstruction).mean()
+            loss, terms = objective.loss_and_terms(model, images[rows], ops)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            sums += torch.stack((reconstruction.sum(), kl.sum())).detach()
-        yield Epoch(Terms(*(sums / len(images)).tolist()), evaluate(model, held_out, ops=ops))
+            sums += terms.detach()
+        found = evaluate(model, held_out, ops=ops, objective=objective)
+        yield Epoch(Terms(*(sums / len(images)).tolist()), found)
 
 
 @torch.no_grad()
-def evaluate(model: VAE, images: Tensor, *, num_samples: int = 8, ops: Ops = FUSED) -> Terms:
-    """The ELBO's terms, averaged over images and `num_samples` draws of z for each."""
+def evaluate(
+    model: VAE, images: Tensor, *, num_samples: int = 8, ops: Ops = FUSED, objective: Objective = ELBO
+) -> Terms:
+    """The terms averaged over images and `num_samples` draws of z for each; at least as many as the bound has."""
+    if objective.weighted:
+        rounds = objective.rounds(num_samples)
+        sums = torch.stack([objective.loss_and_terms(model, images, ops)[1] for _ in range(rounds)]).sum(0)
+        return Terms(*(sums / (rounds * len(images))).tolist())
     reconstruction, kl = model.elbo(images, num_samples, ops)
     return Terms(float(reconstruction.mean()), float(kl.mean()))

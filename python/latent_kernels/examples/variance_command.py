@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 import latent_kernels as lk
-from latent_kernels.examples import variance_pictures
+from latent_kernels.examples import signal_pictures, signal_verdict, variance_pictures, variance_verdict
 from latent_kernels.examples.problems import PROBLEMS, Problem
-from latent_kernels.examples.variance_verdict import verdict
+from latent_kernels.gradient_estimators import OBJECTIVES
 from latent_kernels.variance import ESTIMATORS, ProfileInterrupted, VarianceProfile
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -39,16 +40,30 @@ class Request:
     csv: Path | None = None
     json: Path | None = None
     budget: float | None = None  # milliseconds
+    objective: str = "elbo"
 
     def check(self) -> None:
         """Raises BadOption, or OSError for a file that could not be written, before there is any work to lose."""
         if self.problem not in PROBLEMS:
             raise BadOption("--problem", f"must be one of {', '.join(PROBLEMS)}; got {self.problem!r}")
+        if self.budget is not None and self.objective != "elbo":
+            raise BadOption(
+                "--budget", "is for the objective elbo: another S is another bound, and not a better average"
+            )
         if self.out.suffix.lower() not in FORMATS:
             raise BadOption("--out", f"must end in {', '.join(FORMATS)}; got {str(self.out)!r}")
         for path in (self.out, self.csv, self.json):
             if path is not None:
                 check_writable(path)
+
+
+def parse_objective(text: str) -> str:
+    """As on the command line, importance-bound, to as in the library, importance_bound."""
+    names = {name.replace("_", "-"): name for name in OBJECTIVES}
+    name = names.get(text.replace("_", "-"))
+    if name is None:
+        raise BadOption("--objective", f"must be one of {', '.join(names)}; got {text!r}")
+    return name
 
 
 def parse_estimators(text: str | None) -> tuple[str, ...] | None:
@@ -104,7 +119,7 @@ def run(request: Request, console: Console) -> bool:
     budget = None if request.budget is None else request.budget / 1e3
     files = _write(request, profile, problem.description, budget)
     console.print(f"In {', '.join(str(path) for path in files)}.", highlight=False, soft_wrap=True)
-    console.print(verdict(profile, budget), highlight=False, soft_wrap=True)
+    console.print(_verdict(profile, budget), highlight=False, soft_wrap=True)
     return interrupted
 
 
@@ -116,11 +131,12 @@ def _profile(request: Request, problem: Problem, console: Console) -> VariancePr
             return lk.profile_variance(
                 problem.q,
                 problem.log_joint,
+                objective=request.objective,
                 estimators=request.estimators,
                 num_samples=request.num_samples,
                 repeats=request.repeats,
                 seed=request.seed,
-                exact_gradient=problem.exact_gradient,
+                exact_gradient=_exact_gradient(request.objective, problem),
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
         except ValueError as error:
@@ -129,8 +145,25 @@ def _profile(request: Request, problem: Problem, console: Console) -> VariancePr
             raise BadOption("--estimators", str(error)) from None
 
 
+def _exact_gradient(objective: str, problem: Problem) -> Any:
+    """What is known of it beyond enumeration: for S = 1 the bound is the ELBO."""
+    known = problem.exact_gradient
+    if objective == "elbo" or known is None:
+        return known
+    return lambda samples: known if samples == 1 else None
+
+
+def _verdict(profile: VarianceProfile, budget: float | None) -> str:
+    if profile.objective == "elbo":
+        return variance_verdict.verdict(profile, budget)
+    return signal_verdict.verdict(profile)
+
+
 def _write(request: Request, profile: VarianceProfile, title: str, budget: float | None) -> list[Path]:
-    variance_pictures.draw(profile, title, request.out, budget=budget)
+    if profile.objective == "elbo":
+        variance_pictures.draw(profile, title, request.out, budget=budget)
+    else:
+        signal_pictures.draw(profile, title, request.out)
     if request.csv is not None:
         profile.to_csv(request.csv)
     if request.json is not None:

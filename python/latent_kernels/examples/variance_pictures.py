@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart by people of every colour vision, and a marker each for those who print grey.
-_STYLES = {
+STYLES = {
     "none": ("#D55E00", "o"),
     "leave_one_out": ("#0072B2", "s"),
     "optimal": ("#009E73", "^"),
     "disarm": ("#CC79A7", "D"),
     "reparameterized": ("#000000", "v"),
+    "iwae": ("#D55E00", "o"),
+    "stl": ("#009E73", "^"),
+    "dreg": ("#0072B2", "s"),
+    "vimco": ("#CC79A7", "D"),
 }
-_GUIDE: dict[str, Any] = {"color": "0.72", "linewidth": 0.8, "linestyle": (0, (4, 4)), "zorder": 0}
+GUIDE: dict[str, Any] = {"color": "0.72", "linewidth": 0.8, "linestyle": (0, (4, 4)), "zorder": 0}
 
 
 def draw(profile: VarianceProfile, title: str, path: Path, *, budget: float | None = None) -> None:
@@ -63,7 +67,7 @@ def draw(profile: VarianceProfile, title: str, path: Path, *, budget: float | No
 
 
 def _draw_estimator(left: Axes, right: Axes, name: str, rows: npt.NDArray[np.void]) -> None:
-    colour, marker = _STYLES[name]
+    colour, marker = STYLES[name]
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6}
     samples, variance = rows["num_samples"], rows["variance"]
     left.fill_between(samples, rows["variance_low"], rows["variance_high"], color=colour, alpha=0.25, linewidth=0)
@@ -94,7 +98,7 @@ def _guides(ax: Axes, label: str) -> None:
     ax.set(xlim=(left, right), ylim=(bottom, top))
     first, last = math.floor(math.log10(bottom * left)), math.ceil(math.log10(top * right))
     for power in range(first, last + 1):
-        ax.plot((left, right), (10.0**power / left, 10.0**power / right), **_GUIDE)
+        ax.plot((left, right), (10.0**power / left, 10.0**power / right), **GUIDE)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     ax.text(0.015, 0.02, f"- - -  {label}", transform=ax.transAxes, fontsize=9, color="0.4", bbox=box)
 

@@ -19,6 +19,10 @@ NAMES = {
     "optimal": "optimal coefficient",
     "disarm": "DisARM",
     "reparameterized": "reparameterized",
+    "iwae": "IWAE",
+    "stl": "STL",
+    "dreg": "DReG",
+    "vimco": "VIMCO",
 }
 
 
@@ -67,19 +71,17 @@ def verdict(profile: VarianceProfile, budget: float | None = None) -> str:
         return f"{within} no estimator finishes: the fastest takes {_time(float(np.nanmin(times)))}."
     best, others = found[0], found[1:]
     if not others:
-        return (
-            f"{within}, {_name(best)} reaches variance {_digits(best.variance)} nats² {_detail(best)}, without rival."
-        )
+        return f"{within}, {_name(best)} reaches variance {digits(best.variance)} nats² {_detail(best)}, without rival."
     tied = [x for x in others if x.low <= best.high]
     beaten = [x for x in others if x.low > best.high]
     if tied:
         group = [best, *tied]
-        names = _list([f"{_name(x)} ({_digits(x.variance)} nats² {_spent(x)})" for x in group])
+        names = enumeration([f"{_name(x)} ({digits(x.variance)} nats² {_spent(x)})" for x in group])
         sentence = f"{within}, {names} tie for the least variance: their 95% intervals overlap"
     else:
-        sentence = f"{within}, {_name(best)} wins: variance {_digits(best.variance)} nats² {_detail(best)}"
+        sentence = f"{within}, {_name(best)} wins: variance {digits(best.variance)} nats² {_detail(best)}"
     if beaten:
-        behind = _list([f"{_name(x)} {_times(x.variance, best.variance)}" for x in beaten])
+        behind = enumeration([f"{_name(x)} {_times(x.variance, best.variance)}" for x in beaten])
         sentence += f"; {behind} as much"
     return sentence + "."
 
@@ -89,7 +91,7 @@ def _name(x: Reached) -> str:
 
 
 def _detail(x: Reached) -> str:
-    return f"(95%: {_digits(x.low)} to {_digits(x.high)}) {_spent(x)}"
+    return f"(95%: {digits(x.low)} to {digits(x.high)}) {_spent(x)}"
 
 
 def _spent(x: Reached) -> str:
@@ -97,7 +99,8 @@ def _spent(x: Reached) -> str:
     return f"at S = {x.num_samples}{times}"
 
 
-def _digits(x: float) -> str:
+def digits(x: float) -> str:
+    """Three of them."""
     if x == 0 or 1e-3 <= x < 1e5:
         return f"{x:,.3g}" if x < 1000 else f"{x:,.0f}"
     return f"{x:.1e}"
@@ -114,5 +117,6 @@ def _time(seconds: float) -> str:
     return f"{1e3 * seconds:.2g} ms" if seconds < 0.0995 else f"{seconds:.2g} s"
 
 
-def _list(parts: list[str]) -> str:
+def enumeration(parts: list[str]) -> str:
+    """With commas, and "and" before the last."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

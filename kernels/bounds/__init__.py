@@ -1,0 +1,1 @@
+"""Importance-weighted bounds from log-weights [S, ...], with the gradients of every estimator."""

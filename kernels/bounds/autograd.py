@@ -1,0 +1,66 @@
+"""Bounds for plain calls: an autograd.Function straight over the kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from latent_kernels._backends import backend
+from latent_kernels._eager import in_memory, row_dtype
+from latent_kernels._ops import call
+
+Tensor = torch.Tensor
+
+
+def run_bound(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """The bound [...] of log-weights [S, ...], and the sums [2, ...] that backward needs beside them."""
+    shape, dtype = log_w.shape[1:], row_dtype(log_w.dtype)
+    value, sums = log_w.new_empty(shape, dtype=dtype), log_w.new_empty((2, *shape), dtype=dtype)
+    sizes = (1, log_w.size(0), math.prod(shape))
+    backend("bounds", log_w.device).forward(sizes, in_memory(log_w), value, sums)
+    return value, sums
+
+
+def run_weights(log_w: Tensor, sums: Tensor, gradient: Tensor | None) -> Tensor:
+    """The normalised weights [S, ...], times `gradient` [...] where it is given."""
+    out = torch.empty_like(log_w, memory_format=torch.contiguous_format)
+    sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))
+    given = None if gradient is None else in_memory(gradient)
+    backend("bounds", log_w.device).weights(sizes, in_memory(log_w), sums, given, out)
+    return out
+
+
+class Bound(torch.autograd.Function):
+    """(log_w, log_q or None) [S, ...] -> the bound [...]; log_q has VIMCO's gradient and is not read."""
+
+    @staticmethod
+    def forward(ctx: Any, log_w: Tensor, log_q: Tensor | None) -> Tensor:
+        """The bound."""
+        value, sums = run_bound(log_w)
+        ctx.save_for_backward(log_w, sums)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """The weights into log_w, the learning signal into log_q."""
+        log_w, sums = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad)
+        of_w = of_q = None
+        if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
+            sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))
+            rows = (sums.reshape(1, 2, sizes[2]), gradient.reshape(1, sizes[2]))
+            found = call("bound_backward", log_w.reshape(sizes), *rows, needs)
+            return tuple(x.reshape(log_w.shape) if need else None for x, need in zip(found, needs, strict=True))
+        if needs[0]:
+            of_w = run_weights(log_w, sums, gradient)
+        if needs[1]:
+            of_q = torch.empty_like(log_w, memory_format=torch.contiguous_format)
+            sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))
+            backend("bounds", log_w.device).signal(sizes, in_memory(log_w), in_memory(gradient), of_q)
+        return of_w, of_q
+
+
+# Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
+apply_bound: Any = super(torch.autograd.Function, Bound).apply

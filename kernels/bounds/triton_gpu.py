@@ -1,0 +1,239 @@
+"""Bounds in Triton: sums over chunks of samples, their merger, weights, and VIMCO's signal; then the launchers.
+
+A program handles a block of rows and a chunk of samples, in tiles [BLOCK_S, BLOCK_N]. Chunks leave partial sums that
+`merge_kernel` adds up in their order: there are no atomics, so two runs give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from latent_kernels.kernels.launch import OPTIONS, TILE, WANTED_PROGRAMS, next_power_of_two, on_device_of
+from latent_kernels.kernels.triton_math import exp, log1p
+
+Tensor = torch.Tensor
+Sizes = tuple[int, int, int]  # groups, samples, rows
+
+LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
+LARGEST_DOUBLE = tl.constexpr(1.7976931348623157e308)
+
+
+@triton.jit
+def nothing_yet(like, compute: tl.constexpr):
+    """Below every finite log-weight."""
+    return tl.zeros_like(like) - (LARGEST_DOUBLE if compute == tl.float64 else LARGEST_FLOAT)
+
+
+@triton.jit
+def relative(x, top):
+    """e^(x - top), which is 1 where they are equal, infinite ones too."""
+    return tl.where(x == top, 1.0, exp(x - top))
+
+
+@triton.jit
+def block_of(tiles, chunks):
+    """Block of rows, chunk of samples and group of this program. One axis for all: other axes end at 65,535."""
+    pid = tl.program_id(0).to(tl.int64)
+    return pid % tiles, pid // tiles % chunks, pid // tiles // chunks
+
+
+@triton.jit
+def load_samples(ptr, group, first, last, rows, S, N, compute: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Log-weights [BLOCK_S, BLOCK_N] from sample `first` on, -inf beyond `last` and N; their places, mask."""
+    samples = first + tl.arange(0, BLOCK_S)[:, None].to(tl.int64)
+    mask = (samples < last) & (rows < N)[None, :]
+    at = (group * S + samples) * N + rows[None, :]
+    return tl.load(ptr + at, mask=mask, other=-float("inf")).to(compute), at, mask
+
+
+@triton.jit(do_not_specialize=["S", "N", "per_chunk", "tiles", "chunks"])
+def sums_kernel(
+    log_w_ptr, top_ptr, total_ptr, S, N, per_chunk, tiles, chunks,
+    compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Largest log-weight and sum of e^(log_w - largest) of each chunk: [G, chunks, N]."""
+    tile, chunk, group = block_of(tiles, chunks)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    top = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
+    total = tl.zeros([BLOCK_N], compute)
+    first = chunk * per_chunk
+    last = tl.minimum(first + per_chunk, S)
+    for begin in range(first, last, BLOCK_S):
+        x, _at, _mask = load_samples(log_w_ptr, group, begin, last, rows, S, N, compute, BLOCK_S)
+        most = tl.maximum(top, tl.max(x, 0))
+        total = total * relative(top, most) + tl.sum(relative(x, most[None, :]), 0)
+        top = most
+    at = (group * chunks + chunk) * N + rows
+    tl.store(top_ptr + at, top, mask=rows < N)
+    tl.store(total_ptr + at, total, mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["S", "N", "tiles", "chunks"])
+def merge_kernel(
+    tops_ptr, totals_ptr, out_ptr, sums_ptr, S, N, tiles, chunks,
+    compute: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The bound [G, N], and the sums of all chunks [G, 2, N]."""
+    tile, _only, group = block_of(tiles, 1)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = rows < N
+    at = group * chunks * N + rows
+    top = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
+    for chunk in range(chunks):
+        top = tl.maximum(top, tl.load(tops_ptr + at + chunk * N.to(tl.int64), mask=mask, other=0.0))
+    total = tl.zeros([BLOCK_N], compute)
+    for chunk in range(chunks):
+        place = at + chunk * N.to(tl.int64)
+        part = tl.load(tops_ptr + place, mask=mask, other=0.0)
+        total += tl.load(totals_ptr + place, mask=mask, other=0.0) * relative(part, top)
+    mean = tl.log(total.to(tl.float64)) - tl.log(S.to(tl.float64))
+    tl.store(out_ptr + group * N + rows, (top.to(tl.float64) + mean).to(compute), mask=mask)
+    to = sums_ptr + 2 * group * N + rows
+    tl.store(to, top, mask=mask)
+    # Beside an infinite weight none is defined.
+    tl.store(to + N, tl.where(top == float("inf"), float("nan"), total), mask=mask)
+
+
+@triton.jit(do_not_specialize=["S", "N", "per_chunk", "tiles", "chunks"])
+def weights_kernel(
+    log_w_ptr, sums_ptr, gradient_ptr, out_ptr, S, N, per_chunk, tiles, chunks,
+    has_gradient: tl.constexpr, compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The normalised weights [G, S, N], times the gradient."""
+    tile, chunk, group = block_of(tiles, chunks)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    sums = sums_ptr + 2 * group * N + rows
+    top = tl.load(sums, mask=rows < N, other=0.0)
+    total = tl.load(sums + N, mask=rows < N, other=1.0)
+    factor = tl.full([BLOCK_N], 1.0, compute)
+    if has_gradient:
+        factor = tl.load(gradient_ptr + group * N + rows, mask=rows < N, other=0.0)
+    factor = tl.div_rn(factor, total) if compute == tl.float32 else factor / total
+    first = chunk * per_chunk
+    last = tl.minimum(first + per_chunk, S)
+    for begin in range(first, last, BLOCK_S):
+        x, at, mask = load_samples(log_w_ptr, group, begin, last, rows, S, N, compute, BLOCK_S)
+        found = exp(x - top[None, :]) * factor[None, :]
+        tl.store(out_ptr + at, found.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["S", "N", "tiles"])
+def signal_kernel(
+    log_w_ptr, gradient_ptr, out_ptr, S, N, tiles,
+    compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """VIMCO's signal [G, S, N], times the gradient; see csrc/bounds.hpp for what the sums are."""
+    tile, _only, group = block_of(tiles, 1)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    lowest = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
+    top, second = lowest, lowest
+    for begin in range(0, S, BLOCK_S):
+        x, _at, _mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+        top = tl.maximum(top, tl.max(x, 0))
+    ties = tl.zeros([BLOCK_N], compute)
+    distance = tl.zeros([BLOCK_N], compute)
+    zeros = tl.zeros([BLOCK_N], compute)
+    for begin in range(0, S, BLOCK_S):
+        x, _at, mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+        is_top, is_zero = x == top[None, :], x < lowest[None, :]
+        ties += tl.sum(is_top.to(compute), 0)
+        zeros += tl.sum((is_zero & mask).to(compute), 0)
+        distance += tl.sum(tl.where(is_zero, 0.0, x - top[None, :]), 0)
+        second = tl.maximum(second, tl.max(tl.where(is_top, -float("inf"), x), 0))
+    second = tl.where(ties > 1.5, top, second)
+    rest = ties - 1.0
+    for begin in range(0, S, BLOCK_S):
+        x, _at, _mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+        rest += tl.sum(tl.where(x == top[None, :], 0.0, exp(x - second[None, :])), 0)
+
+    wide, gap = rest.to(tl.float64), top.to(tl.float64) - second.to(tl.float64)
+    left = wide * tl.exp(0.0 - gap)
+    others = S.to(tl.float64) - 1.0
+    mean = tl.where(zeros > 0.5, -float("inf"), distance.to(tl.float64) / others)
+    of_top = gap + tl.log(1.0 + left) - tl.log(wide + tl.exp(mean + gap))
+    none = zeros.to(tl.float64) > others + 0.5
+    of_top = tl.where(none, float("nan"), of_top).to(compute)
+    inverse = tl.where(none, float("nan"), 1.0 / (1.0 + left)).to(compute)
+    share = (1.0 / others).to(compute)
+    gradient = tl.load(gradient_ptr + group * N + rows, mask=rows < N, other=0.0)
+    for begin in range(0, S, BLOCK_S):
+        x, at, mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+        d, is_zero = x - top[None, :], x < lowest[None, :]
+        left_out = tl.where(is_zero, distance[None, :], distance[None, :] - d)
+        some_zero = zeros[None, :] - is_zero.to(compute) > 0.5
+        mean_left = tl.where(some_zero, lowest[None, :], left_out * share)
+        change = (exp(mean_left) - exp(d)) * inverse[None, :]
+        found = tl.where(x == top[None, :], of_top[None, :], 0.0 - log1p(change)) * gradient[None, :]
+        tl.store(out_ptr + at, found.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+# --- launchers --------------------------------------------------------------------------------------------------
+
+
+def _compute(dtype: torch.dtype) -> tl.constexpr:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _blocks(sizes: Sizes, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Blocks of rows, and the samples and rows of a tile."""
+    _, samples, rows = sizes
+    tile = TILE // 2 if dtype == torch.float64 else TILE
+    block_n = min(128, next_power_of_two(rows))
+    return triton.cdiv(rows, block_n), min(tile // block_n, next_power_of_two(samples)), block_n
+
+
+def _chunks(sizes: Sizes, tiles: int, block_s: int) -> tuple[int, int]:
+    """Chunks of samples and the samples of each, by shape alone."""
+    groups, samples, _ = sizes
+    wanted = max(1, min(triton.cdiv(samples, block_s), WANTED_PROGRAMS // max(tiles * groups, 1)))
+    per_chunk = triton.cdiv(triton.cdiv(samples, wanted), block_s) * block_s
+    return triton.cdiv(samples, per_chunk), per_chunk
+
+
+def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
+    """The bound of each row and the sums behind it."""
+    groups, samples, rows = sizes
+    if groups * rows == 0:
+        return
+    tiles, block_s, block_n = _blocks(sizes, log_w.dtype)
+    chunks, per_chunk = _chunks(sizes, tiles, block_s)
+    tops, totals = out.new_empty((2, groups, chunks, rows))
+    compute = _compute(log_w.dtype)
+    with on_device_of(log_w):
+        sums_kernel[(tiles * chunks * groups,)](
+            log_w, tops, totals, samples, rows, per_chunk, tiles, chunks,
+            compute=compute, BLOCK_S=block_s, BLOCK_N=block_n, **OPTIONS,
+        )  # fmt: skip
+        merge_kernel[(tiles * groups,)](
+            tops, totals, out, sums, samples, rows, tiles, chunks, compute=compute, BLOCK_N=block_n, **OPTIONS
+        )
+
+
+def weights(sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor) -> None:
+    """The normalised weights, times `gradient` [groups, rows] where it is given."""
+    groups, samples, rows = sizes
+    if groups * rows == 0:
+        return
+    tiles, block_s, block_n = _blocks(sizes, log_w.dtype)
+    chunks, per_chunk = _chunks(sizes, tiles, block_s)
+    with on_device_of(log_w):
+        weights_kernel[(tiles * chunks * groups,)](
+            log_w, sums, gradient, out, samples, rows, per_chunk, tiles, chunks,
+            has_gradient=gradient is not None, compute=_compute(log_w.dtype), BLOCK_S=block_s, BLOCK_N=block_n,
+            **OPTIONS,
+        )  # fmt: skip
+
+
+def signal(sizes: Sizes, log_w: Tensor, gradient: Tensor, out: Tensor) -> None:
+    """VIMCO's learning signal for each sample, times `gradient` [groups, rows]."""
+    groups, samples, rows = sizes
+    if groups * rows == 0:
+        return
+    tiles, block_s, block_n = _blocks(sizes, log_w.dtype)
+    with on_device_of(log_w):
+        signal_kernel[(tiles * groups,)](
+            log_w, gradient, out, samples, rows, tiles,
+            compute=_compute(log_w.dtype), BLOCK_S=block_s, BLOCK_N=block_n, **OPTIONS,
+        )  # fmt: skip

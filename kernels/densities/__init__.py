@@ -1,0 +1,1 @@
+"""Log-densities summed over the last dimension: the diagonal Gaussian, and Bernoulli variables."""

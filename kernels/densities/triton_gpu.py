@@ -1,0 +1,228 @@
+"""The log-densities in Triton: forward, backward, then their launchers.
+
+A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, of one sample forward, of a chunk of them backward. A
+row longer than a tile leaves partial sums; so do the gradients of what samples or rows share, one for each chunk of
+samples and each block of rows. torch adds them up in a fixed order. There are no atomics: two runs give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
+from latent_kernels.kernels.triton_math import LOG_TWO_PI, exp, log1p
+
+Tensor = torch.Tensor
+Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
+
+
+# What becomes of the gradient of an input:
+UNWANTED = tl.constexpr(0)
+WRITTEN = tl.constexpr(1)  # it has an element for each row of each sample
+OVER_SAMPLES = tl.constexpr(2)  # it is summed over samples
+OVER_ROWS = tl.constexpr(3)  # over rows and samples
+
+
+@triton.jit
+def load(ptr, group, sample, group_stride, sample_stride, row_stride, rows, cols, mask, compute: tl.constexpr):
+    """A tile of an input, in the type it is computed in."""
+    at = ptr + group * group_stride + sample * sample_stride + rows * row_stride + cols
+    return tl.load(at, mask=mask, other=0.0).to(compute)
+
+
+@triton.jit
+def place(tiles, chunks, col_blocks, N, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Group, chunk, block of rows, rows [BLOCK_N, 1], columns [1, BLOCK_D] and mask of this program. One axis for all:
+    the others of a grid end at 65,535.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    tile = pid % tiles
+    block = tile // col_blocks
+    rows = block * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    return pid // tiles // chunks, pid // tiles % chunks, block, rows, cols, (rows < N) & (cols < D)
+
+
+@triton.jit
+def quotient(x, y):
+    """x / y, correctly rounded."""
+    return tl.div_rn(x, y) if y.dtype == tl.float32 else x / y
+
+
+@triton.jit
+def store(ptr, at, value, mask):
+    """The value in the output's type."""
+    tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+# Sizes that may be 1 are not specialized: Triton would make constants of them, without a `.to`.
+@triton.jit(do_not_specialize=["S", "N", "tiles"])
+def forward_kernel(
+    out_ptr, a_ptr, b_ptr, c_ptr, S, N, D, tiles, col_blocks,
+    a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
+    is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Out [G, S, N, col_blocks], the sums over the tile's columns, of inputs a, b, c: z, mean, logvar; or x, logits."""
+    group, s, _, rows, cols, mask = place(tiles, S, col_blocks, N, D, BLOCK_N, BLOCK_D)
+    a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute)
+    b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute)
+    if is_gaussian:
+        logvar = load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute)
+        t = (a - b) * exp(logvar * -0.5)
+        terms = t * t + (logvar + LOG_TWO_PI)
+        factor = -0.5
+    else:
+        size = tl.abs(b)
+        weight = tl.where(b > 0, 1.0 - a, a)
+        terms = tl.where(weight == 0, weight, weight * size) + log1p(exp(0.0 - size))
+        factor = -1.0
+    total = tl.sum(tl.where(mask, terms, 0.0), axis=1) * factor
+    first = (tl.program_id(0).to(tl.int64) % tiles) % col_blocks
+    tl.store(out_ptr + ((group * S + s) * N + rows) * col_blocks + first, total[:, None], mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["S", "N", "tiles", "chunks", "samples_per_program", "blocks", "groups"])
+def backward_kernel(
+    d_a_ptr, d_b_ptr, d_c_ptr, g_ptr, a_ptr, b_ptr, c_ptr,
+    S, N, D, tiles, chunks, samples_per_program, blocks, col_blocks, groups,
+    a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
+    fate_a: tl.constexpr, fate_b: tl.constexpr, fate_c: tl.constexpr,
+    is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradients [G, S, N, D]; of what samples share [chunks, G, N, D]; of a single row [chunks, blocks, G, D]."""
+    group, chunk, block, rows, cols, mask = place(tiles, chunks, col_blocks, N, D, BLOCK_N, BLOCK_D)
+    plane = N.to(tl.int64) * D
+    sum_a = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    sum_b = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    sum_c = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    first = chunk * samples_per_program
+    for s in range(first, tl.minimum(first + samples_per_program, S)):
+        g = tl.load(g_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
+        a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute)
+        b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute)
+        at = (group * S + s) * plane + rows * D + cols
+        if is_gaussian:
+            inverse = exp(load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute) * -0.5)
+            t = (a - b) * inverse
+            d_b = g * (t * inverse)
+            d_a = 0.0 - d_b
+            d_c = (g * 0.5) * (t * t - 1.0)
+        else:
+            e = exp(0.0 - tl.abs(b))
+            tail = quotient(e, e + 1.0)
+            d_a = g * b
+            d_b = g * tl.where(b > 0, tail - (1.0 - a), a - tail)
+            d_c = d_b  # there is no third input
+        if fate_a == WRITTEN:
+            store(d_a_ptr, at, d_a, mask)
+        elif fate_a != UNWANTED:
+            sum_a += d_a
+        if fate_b == WRITTEN:
+            store(d_b_ptr, at, d_b, mask)
+        elif fate_b != UNWANTED:
+            sum_b += d_b
+        if fate_c == WRITTEN:
+            store(d_c_ptr, at, d_c, mask)
+        elif fate_c != UNWANTED:
+            sum_c += d_c
+    finish(d_a_ptr, sum_a, fate_a, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
+    finish(d_b_ptr, sum_b, fate_b, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
+    finish(d_c_ptr, sum_c, fate_c, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
+
+
+@triton.jit
+def finish(ptr, total, fate: tl.constexpr, chunk, block, blocks, groups, group, N, D, rows, cols, mask):
+    """Stores this program's part of a sum."""
+    if fate == OVER_SAMPLES:
+        store(ptr, ((chunk * groups + group) * N + rows) * D + cols, total, mask)
+    elif fate == OVER_ROWS:
+        over_rows = tl.sum(total, axis=0)[None, :]  # rows beyond the last have gradients of 0, as g is there
+        store(ptr, ((chunk * blocks + block) * groups + group) * D + cols, over_rows, cols < D)
+
+
+# --- launchers --------------------------------------------------------------------------------------------------
+
+
+def _places(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor | None], list[int]]:
+    """Three inputs, and the strides of each over groups, samples and rows: 0 along what is shared."""
+    strides: list[int] = []
+    for x in inputs:
+        group, sample, row, _ = x.stride()
+        strides += [group, sample if x.size(1) != 1 else 0, row if x.size(2) != 1 else 0]
+    missing = 3 - len(inputs)
+    return [*inputs, *([None] * missing)], strides + [0, 0, 0] * missing
+
+
+def _compute(dtype: torch.dtype) -> tl.constexpr:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _fate(x: Tensor, out: Tensor | None, sizes: Sizes) -> int:
+    fate = WRITTEN if x.size(1) == sizes[1] else OVER_SAMPLES
+    if out is None:
+        fate = UNWANTED
+    elif x.size(2) != sizes[2]:
+        fate = OVER_ROWS
+    return int(fate.value)
+
+
+def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    """The log-density into `out`; see kernels/densities/reference.py."""
+    groups, samples, rows, cols = sizes
+    if 0 in (groups, samples, rows):
+        return
+    dtype = inputs[0].dtype
+    block_n, block_d = tile_shape(rows, cols, dtype)
+    col_blocks = max(triton.cdiv(cols, block_d), 1)
+    tiles = triton.cdiv(rows, block_n) * col_blocks
+    partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
+    places, strides = _places(inputs)
+    with on_device_of(out):
+        forward_kernel[(tiles * samples * groups,)](
+            partial, *places, samples, rows, cols, tiles, col_blocks, *strides,
+            is_gaussian=density == "gaussian", compute=_compute(dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+    if partial is not out:
+        out.copy_(partial.sum(-1).reshape(out.shape))
+
+
+def backward(
+    density: str, sizes: Sizes, inputs: tuple[Tensor, ...], gradient: Tensor, outputs: tuple[Tensor | None, ...]
+) -> None:
+    """The gradient of each input where `outputs` has a place for it."""
+    groups, samples, rows, cols = sizes
+    if 0 in sizes:
+        for out in outputs:
+            if out is not None:
+                out.zero_()
+        return
+    dtype = inputs[0].dtype
+    block_n, block_d = tile_shape(rows, cols, dtype)
+    col_blocks, blocks = triton.cdiv(cols, block_d), triton.cdiv(rows, block_n)
+    tiles = blocks * col_blocks
+    # A quarter of the programs wanted where partial sums cost memory.
+    fates = [_fate(x, out, sizes) for x, out in zip(inputs, outputs, strict=True)]
+    wanted = max(WANTED_PROGRAMS // (4 if max(fates) > WRITTEN.value else 1), 1)
+    per_program = triton.cdiv(samples, min(samples, triton.cdiv(wanted, tiles * groups)))
+    chunks = triton.cdiv(samples, per_program)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    targets = list(outputs)
+    for j, fate in enumerate(fates):
+        if fate == OVER_ROWS.value and chunks * blocks > 1:
+            targets[j] = gradient.new_empty((chunks * blocks, groups, cols), dtype=compute)
+        elif fate == OVER_SAMPLES.value and chunks > 1:
+            targets[j] = gradient.new_empty((chunks, groups, rows, cols), dtype=compute)
+    missing = [None] * (3 - len(inputs))
+    places, strides = _places(inputs)
+    with on_device_of(gradient):
+        backward_kernel[(tiles * chunks * groups,)](
+            *targets, *missing, gradient, *places,
+            samples, rows, cols, tiles, chunks, per_program, blocks, col_blocks, groups, *strides,
+            **dict(zip(("fate_a", "fate_b", "fate_c"), [*fates, *([UNWANTED.value] * len(missing))], strict=True)),
+            is_gaussian=density == "gaussian", compute=_compute(dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+    for out, target in zip(outputs, targets, strict=True):
+        if out is not None and target is not None and target is not out:
+            out.copy_(target.sum(0).reshape(out.shape))
