@@ -104,8 +104,12 @@ def test_hard_columns(
         at = rows // 2
         log_w[0, :, at] = torch.tensor(column)
         found = run(kernels, log_w, gradient)  # type: ignore[arg-type]
-        assert torch.allclose(found["bound"][0, at], torch.tensor(bound), rtol=1e-6, atol=1e-7, equal_nan=True)
-        assert torch.allclose(found["weights"][0, :, at], torch.tensor(weights), rtol=1e-6, atol=0, equal_nan=True)
+        assert torch.allclose(
+            found["bound"][0, at], torch.tensor(bound), rtol=1e-6, atol=1e-7, equal_nan=True
+        )
+        assert torch.allclose(
+            found["weights"][0, :, at], torch.tensor(weights), rtol=1e-6, atol=0, equal_nan=True
+        )
         if not all(math.isfinite(x) for x in weights):
             assert found["signal"][0, :, at].isnan().any()
         for name, x in found.items():
@@ -115,7 +119,9 @@ def test_hard_columns(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("gap", [0.0, 1e-6, 1.0, 20.0, 90.0, 700.0, 5000.0])
-def test_signal_where_one_weight_is_all_there_is(simd_build: str, gap: float, dtype: torch.dtype) -> None:
+def test_signal_where_one_weight_is_all_there_is(
+    simd_build: str, gap: float, dtype: torch.dtype
+) -> None:
     """Without the largest weight the bound falls by `gap`, however far that is below what exp can hold."""
     log_w = torch.tensor([[[0.0], [-gap], [-gap - 1], [-gap - 2.5]]], dtype=dtype)
     check(cpp_cpu, log_w, torch.ones(1, 1, dtype=dtype))
@@ -124,7 +130,9 @@ def test_signal_where_one_weight_is_all_there_is(simd_build: str, gap: float, dt
 
 def test_signal_with_weights_of_zero(simd_build: str) -> None:
     """The geometric mean of weights among which one is 0 is 0; that of the others may not be."""
-    log_w = torch.tensor([[[0.5, -INF, 0.0], [1.0, 1.0, -INF], [-INF, 0.0, -INF], [0.2, 0.1, -INF]]])
+    log_w = torch.tensor(
+        [[[0.5, -INF, 0.0], [1.0, 1.0, -INF], [-INF, 0.0, -INF], [0.2, 0.1, -INF]]]
+    )
     ours, exact = run(cpp_cpu, log_w, torch.ones(1, 3)), run(reference, log_w, torch.ones(1, 3))
     assert torch.allclose(ours["signal"], exact["signal"], rtol=1e-5, atol=1e-6)
     assert ours["signal"][0, 0, 2] == INF  # all that there is
@@ -144,12 +152,18 @@ def test_shift(simd_build: str, estimator: str) -> None:
     found = []
     for shift in (0.0, -1024.0, 4096.0):
         w, q = (log_w + shift).requires_grad_(), torch.zeros(11, 40, requires_grad=True)
-        bound = lk.importance_bound(w, estimator=estimator, log_q=q if estimator == "vimco" else None)
-        found.append([*torch.autograd.grad(bound.sum(), [w, q], allow_unused=True), bound.detach() - shift])
+        bound = lk.importance_bound(
+            w, estimator=estimator, log_q=q if estimator == "vimco" else None
+        )
+        found.append(
+            [*torch.autograd.grad(bound.sum(), [w, q], allow_unused=True), bound.detach() - shift]
+        )
     for other in found[1:]:
         for a, b in zip(found[0][:2], other[:2], strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
-        assert torch.allclose(found[0][2], other[2], rtol=0, atol=4096 * torch.finfo(torch.float32).eps)
+        assert torch.allclose(
+            found[0][2], other[2], rtol=0, atol=4096 * torch.finfo(torch.float32).eps
+        )
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------
@@ -203,8 +217,12 @@ def log_weights(z: Tensor, mean: Tensor, logvar: Tensor, theta: Tensor) -> Tenso
 def test_gradient_of_reparameterized_estimators(estimator: str, samples: int) -> None:
     """Against the papers' formulas, sample by sample in float64: paths along z and along q's parameters kept apart."""
     g = torch.Generator().manual_seed(1)
-    mean, logvar, theta = (torch.randn(4, 3, generator=g, dtype=torch.float64).requires_grad_() for _ in range(3))
-    z, log_q = lk.DiagonalGaussian(mean, logvar).rsample_log_prob(samples, seed=5, path_derivative=estimator != "iwae")
+    mean, logvar, theta = (
+        torch.randn(4, 3, generator=g, dtype=torch.float64).requires_grad_() for _ in range(3)
+    )
+    z, log_q = lk.DiagonalGaussian(mean, logvar).rsample_log_prob(
+        samples, seed=5, path_derivative=estimator != "iwae"
+    )
     log_w = -0.5 * ((z - theta) ** 2).sum(-1) - 0.25 * (z**4).sum(-1) - log_q
     bound = lk.importance_bound(log_w, estimator=estimator, z=z if estimator == "dreg" else None)
     upstream = torch.randn(4, generator=g, dtype=torch.float64)
@@ -214,10 +232,15 @@ def test_gradient_of_reparameterized_estimators(estimator: str, samples: int) ->
     leaf = (mean.detach() + torch.exp(0.5 * logvar.detach()) * eps).requires_grad_()
     values = log_weights(leaf, mean, logvar, theta)
     weights = torch.softmax(values.detach(), 0) * upstream
-    along_z, along_mean, along_logvar, along_theta = torch.autograd.grad(values, [leaf, mean, logvar, theta], weights)
+    along_z, along_mean, along_logvar, along_theta = torch.autograd.grad(
+        values, [leaf, mean, logvar, theta], weights
+    )
     if estimator == "dreg":
         along_z = along_z * torch.softmax(values.detach(), 0).unsqueeze(-1)
-    of_mean, of_logvar = along_z.sum(0), (along_z * 0.5 * torch.exp(0.5 * logvar.detach()) * eps).sum(0)
+    of_mean, of_logvar = (
+        along_z.sum(0),
+        (along_z * 0.5 * torch.exp(0.5 * logvar.detach()) * eps).sum(0),
+    )
     if estimator == "iwae":
         of_mean, of_logvar = of_mean + along_mean, of_logvar + along_logvar
     for got, want in zip(ours, (of_mean, of_logvar, along_theta), strict=True):
@@ -251,7 +274,10 @@ def test_vimco_gradient() -> None:
 
 def test_dreg_does_not_touch_z_without_gradient() -> None:
     z = torch.randn(3, 4, 2)
-    assert torch.equal(lk.importance_bound((z**2).sum(-1), estimator="dreg", z=z), lk.importance_bound((z**2).sum(-1)))
+    assert torch.equal(
+        lk.importance_bound((z**2).sum(-1), estimator="dreg", z=z),
+        lk.importance_bound((z**2).sum(-1)),
+    )
     leaf = z.requires_grad_()
     with torch.no_grad():
         lk.importance_bound((leaf**2).sum(-1), estimator="dreg", z=leaf)
@@ -264,7 +290,9 @@ def toy_bound(estimator: str, logvar: Tensor, mean: Tensor) -> Tensor:
     """The bound of a toy model under q, from one seed."""
     z, log_q = lk.rsample_log_prob(mean, logvar, 5, seed=3, path_derivative=estimator != "iwae")
     log_w = -0.5 * (z**2).sum(-1) - 0.1 * (z**4).sum(-1) - log_q
-    return lk.importance_bound(log_w, estimator=estimator, z=z if estimator == "dreg" else None).sum()
+    return lk.importance_bound(
+        log_w, estimator=estimator, z=z if estimator == "dreg" else None
+    ).sum()
 
 
 @pytest.mark.parametrize("estimator", ["iwae", "stl", "dreg"])
@@ -274,7 +302,9 @@ def test_vmap_of_reparameterized_estimators(estimator: str) -> None:
     each = functools.partial(toy_bound, estimator, logvar)
     (expected,) = torch.autograd.grad(sum(each(m) for m in means), means)
     assert torch.equal(torch.autograd.grad(torch.func.vmap(each)(means).sum(), means)[0], expected)
-    assert torch.equal(torch.func.grad(lambda m: torch.func.vmap(each)(m).sum())(means.detach()), expected)
+    assert torch.equal(
+        torch.func.grad(lambda m: torch.func.vmap(each)(m).sum())(means.detach()), expected
+    )
     assert torch.equal(torch.func.vmap(torch.func.grad(each))(means.detach()), expected)
     sideways = means.movedim(0, 1)
     (found,) = torch.autograd.grad(torch.func.vmap(each, 1)(sideways).sum(), means)
@@ -315,7 +345,9 @@ def test_elbo(form: str, dtype: torch.dtype) -> None:
     sign = 1 if form == "entropy" else -1
     assert torch.allclose(of_p.double(), torch.full((6, 4), 1 / 6, dtype=torch.float64), rtol=0.01)
     assert torch.allclose(
-        of_term.double(), torch.full_like(of_term, sign / 6 if form == "log_q" else sign).double(), rtol=0.01
+        of_term.double(),
+        torch.full_like(of_term, sign / 6 if form == "log_q" else sign).double(),
+        rtol=0.01,
     )
 
 
@@ -358,7 +390,9 @@ def test_opcheck(needs: list[bool]) -> None:
     opcheck(torch.ops.latent_kernels.bound.default, given_)
     opcheck(torch.ops.latent_kernels.bound.default, (given_[0], None))
     value, sums = torch.ops.latent_kernels.bound(given_[0].detach(), None)
-    opcheck(torch.ops.latent_kernels.bound_backward.default, (given_[0].detach(), sums, value, needs))
+    opcheck(
+        torch.ops.latent_kernels.bound_backward.default, (given_[0].detach(), sums, value, needs)
+    )
 
 
 @pytest.mark.parametrize("estimator", ["iwae", "vimco"])
@@ -366,11 +400,15 @@ def test_vmap_and_functional_gradients(estimator: str) -> None:
     log_w, log_q = torch.randn(2, 4, 5, 3)
 
     def bound(w: Tensor, q: Tensor) -> Tensor:
-        return lk.importance_bound(w, estimator=estimator, log_q=q if estimator == "vimco" else None)
+        return lk.importance_bound(
+            w, estimator=estimator, log_q=q if estimator == "vimco" else None
+        )
 
     expected = torch.stack([bound(w, q) for w, q in zip(log_w, log_q, strict=True)])
     assert torch.equal(torch.func.vmap(bound)(log_w, log_q), expected)
-    assert torch.equal(torch.func.vmap(bound, (1, 1), 0)(log_w.movedim(0, 1), log_q.movedim(0, 1)), expected)
+    assert torch.equal(
+        torch.func.vmap(bound, (1, 1), 0)(log_w.movedim(0, 1), log_q.movedim(0, 1)), expected
+    )
     gradient = torch.func.grad(lambda w, q: bound(w, q).cos().sum(), (0, 1))
     stacked = torch.func.vmap(gradient)(log_w, log_q)
     for i in range(4):
@@ -394,7 +432,9 @@ def test_weights_and_effective_sample_size(dtype: torch.dtype) -> None:
     log_w = (torch.randn(40, 6) * 2).to(dtype)
     weights = torch.softmax(log_w.double(), 0)
     assert lk.normalized_weights(log_w).dtype == dtype
-    assert torch.allclose(lk.normalized_weights(log_w).double(), weights, rtol=8 * torch.finfo(dtype).eps, atol=1e-7)
+    assert torch.allclose(
+        lk.normalized_weights(log_w).double(), weights, rtol=8 * torch.finfo(dtype).eps, atol=1e-7
+    )
     ess = lk.effective_sample_size(log_w)
     assert ess.dtype == (torch.float32 if is_half(dtype) else dtype)
     assert torch.allclose(ess.double(), 1 / (weights**2).sum(0), rtol=1e-4)
@@ -412,29 +452,55 @@ W = torch.zeros(3, 4)
         (TypeError, "log_w must have dtype", lambda: lk.importance_bound(W.long())),
         (ValueError, "log_w must have shape \\[S", lambda: lk.importance_bound(torch.tensor(1.0))),
         (ValueError, "log_w must have shape .* got \\(0, 4\\)", lambda: lk.importance_bound(W[:0])),
-        (ValueError, "estimator must be one of .* got 'rws'", lambda: lk.importance_bound(W, estimator="rws")),
+        (
+            ValueError,
+            "estimator must be one of .* got 'rws'",
+            lambda: lk.importance_bound(W, estimator="rws"),
+        ),
         (ValueError, "'dreg' needs z", lambda: lk.importance_bound(W, estimator="dreg")),
         (ValueError, "'vimco' needs log_q", lambda: lk.importance_bound(W, estimator="vimco")),
         (ValueError, "z is for estimator 'dreg'", lambda: lk.importance_bound(W, z=W)),
-        (ValueError, "log_q is for .* got it with 'stl'", lambda: lk.importance_bound(W, estimator="stl", log_q=W)),
-        (ValueError, "log_q must have the shape", lambda: lk.importance_bound(W, estimator="vimco", log_q=W[:2])),
-        (TypeError, "log_q must be", lambda: lk.importance_bound(W, estimator="vimco", log_q=1)),  # type: ignore
+        (
+            ValueError,
+            "log_q is for .* got it with 'stl'",
+            lambda: lk.importance_bound(W, estimator="stl", log_q=W),
+        ),
+        (
+            ValueError,
+            "log_q must have the shape",
+            lambda: lk.importance_bound(W, estimator="vimco", log_q=W[:2]),
+        ),
+        (TypeError, "log_q must be", lambda: lk.importance_bound(W, estimator="vimco", log_q=1)),  # type: ignore[arg-type]
         (ValueError, "S >= 2", lambda: lk.importance_bound(W[:1], estimator="vimco", log_q=W[:1])),
         (ValueError, "z must have shape", lambda: lk.importance_bound(W, estimator="dreg", z=W)),
-        (TypeError, "z must be a torch.Tensor", lambda: lk.importance_bound(W, estimator="dreg", z=1)),  # type: ignore
+        (
+            TypeError,
+            "z must be a torch.Tensor",
+            lambda: lk.importance_bound(W, estimator="dreg", z=1),
+        ),  # type: ignore[arg-type]
         (ValueError, "got none", lambda: lk.elbo(W)),
         (ValueError, "got kl and log_q", lambda: lk.elbo(W, kl=W[0], log_q=W)),
         (ValueError, "kl must have shape", lambda: lk.elbo(W, kl=W)),
         (ValueError, "log_q must have shape", lambda: lk.elbo(W, log_q=W[0])),
         (TypeError, "entropy must be a torch.Tensor", lambda: lk.elbo(W, entropy=0.5)),  # type: ignore[arg-type]
         (TypeError, "kl must have dtype", lambda: lk.elbo(W, kl=W[0].to(torch.complex64))),
-        (TypeError, "z must have dtype", lambda: lk.importance_bound(W, estimator="dreg", z=W[..., None].int())),
-        (ValueError, "z must be on", lambda: lk.importance_bound(W, estimator="dreg", z=W[..., None].to("meta"))),
+        (
+            TypeError,
+            "z must have dtype",
+            lambda: lk.importance_bound(W, estimator="dreg", z=W[..., None].int()),
+        ),
+        (
+            ValueError,
+            "z must be on",
+            lambda: lk.importance_bound(W, estimator="dreg", z=W[..., None].to("meta")),
+        ),
         (TypeError, "log_p must have dtype", lambda: lk.elbo(W.int(), kl=W[0])),
         (ValueError, "S >= 21", lambda: lk.pareto_k(torch.zeros(20, 4))),
         (ValueError, "log_w must have shape", lambda: lk.normalized_weights(W[:0])),
     ],
 )
-def test_errors_name_the_argument(error: type[Exception], match: str, call: Callable[[], object]) -> None:
+def test_errors_name_the_argument(
+    error: type[Exception], match: str, call: Callable[[], object]
+) -> None:
     with pytest.raises(error, match=match):
         call()

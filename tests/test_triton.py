@@ -5,9 +5,6 @@ TRITON_INTERPRET is read when Triton is imported, so `test_in_the_interpreter` s
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from types import ModuleType
 
 import numpy as np
@@ -16,22 +13,16 @@ import torch
 
 import latent_kernels as lk
 from checks import SMALL_SIZES, LogQProblem, Problem, Sizes, bits_equal, check
+from interpreter import interpreted, outside, run_in_the_interpreter
 from latent_kernels import _backends
 from latent_kernels.kernels.gaussian import cpp_cpu
 from latent_kernels.kernels.noise import reference
 
-INTERPRETING = _backends.interpreting()
-triton = pytest.mark.skipif(not INTERPRETING, reason="run by test_in_the_interpreter, in a process of its own")
 
-
-@pytest.mark.skipif(INTERPRETING, reason="this is that process")
+@outside
 def test_in_the_interpreter() -> None:
     """Runs the tests below with TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "--no-header"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def kernels() -> ModuleType:
     return triton_gpu
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("kind", ["normal", "uniform"])
 @pytest.mark.parametrize("offset", [0, 1, 2, 3, 4 * 2**32 - 9, 12345678901, 2**63 - 4096])
 def test_noise_equals_reference(kind: str, offset: int) -> None:
@@ -55,7 +46,7 @@ def test_noise_equals_reference(kind: str, offset: int) -> None:
             assert np.array_equal(out.numpy().view(np.int32), expected.view(np.int32))
 
 
-@triton
+@interpreted
 def test_elementary_edges_through_the_stream() -> None:
     """Block sizes do not matter: the same elements, written from programs that begin elsewhere."""
     from latent_kernels.kernels.noise import triton_gpu
@@ -69,7 +60,7 @@ def test_elementary_edges_through_the_stream() -> None:
 
 
 # The interpreter truncates float32 to bfloat16 where a GPU rounds, so half results are compared one unit wider.
-@triton
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
 def test_gaussian(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
@@ -77,7 +68,7 @@ def test_gaussian(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None
     check(kernels, Problem(sizes, dtype, prior=False, scale=True, offset=3))
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
 def test_log_q(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
@@ -85,7 +76,7 @@ def test_log_q(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
     check(kernels, LogQProblem(sizes, dtype, offset=3))
 
 
-@triton
+@interpreted
 def test_gaussian_bfloat16(kernels: ModuleType) -> None:
     """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
     for sizes in ((1, 1, 64, 20), (2, 3, 5, 7)):
@@ -96,7 +87,7 @@ def test_gaussian_bfloat16(kernels: ModuleType) -> None:
             assert ((x.double() - theirs[name].double()).abs() <= unit + 1e-6).all(), name
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
 @pytest.mark.parametrize("offset", [0, 3])
 def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: int) -> None:
@@ -105,7 +96,7 @@ def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: i
     assert bits_equal(problem.run(kernels)["z"], problem.run(cpp_cpu)["z"])
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("rows", [64, 1])
 def test_dealing_samples_to_programs_changes_no_bit_of_z(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, rows: int
@@ -122,9 +113,22 @@ def test_dealing_samples_to_programs_changes_no_bit_of_z(
     assert torch.allclose(found[0]["d_spread"], found[1]["d_spread"], rtol=1e-4, atol=1e-5)
 
 
-@triton
+@interpreted
 def test_extreme_values(kernels: ModuleType) -> None:
-    values = [-200.0, -104.0, -95.0, -87.5, 0.0, 80.0, 87.9, 88.8, 100.0, float("inf"), float("-inf"), float("nan")]
+    values = [
+        -200.0,
+        -104.0,
+        -95.0,
+        -87.5,
+        0.0,
+        80.0,
+        87.9,
+        88.8,
+        100.0,
+        float("inf"),
+        float("-inf"),
+        float("nan"),
+    ]
     logvar = torch.tensor([values])
     mean = torch.zeros_like(logvar)
     sizes = (1, 1, 1, len(values))
@@ -137,7 +141,7 @@ def test_extreme_values(kernels: ModuleType) -> None:
     assert bits_equal(*outputs)
 
 
-@triton
+@interpreted
 def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forced by the environment variable, the whole path runs: validation, autograd, kernels."""
     x = torch.randn(6, 10, requires_grad=True)
@@ -155,7 +159,7 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert x.grad is not None
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("path", [False, True])
 def test_rsample_log_prob(monkeypatch: pytest.MonkeyPatch, path: bool) -> None:
     """The public function, forced to either backend."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,22 +14,17 @@ import torch
 
 import latent_kernels as lk
 from bounds_checks import SMALL_SIZES, Sizes, check, problem, run
+from interpreter import INTERPRETING, interpreted, outside, run_in_the_interpreter
 from latent_kernels import _backends
 from latent_kernels.kernels.bounds import cpp_cpu
 
-INTERPRETING = _backends.interpreting()
-interpreted = pytest.mark.skipif(not INTERPRETING, reason="run by test_in_the_interpreter, in a process of its own")
 INF, NAN = math.inf, math.nan
 
 
-@pytest.mark.skipif(INTERPRETING, reason="this is that process")
+@outside
 def test_in_the_interpreter() -> None:
     """Runs the tests below with TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "--no-header"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture
@@ -63,7 +55,9 @@ def test_bfloat16(kernels: ModuleType) -> None:
 
 @interpreted
 @pytest.mark.parametrize("programs", [1, 7, 2048])
-def test_chunks_of_samples(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
+def test_chunks_of_samples(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, programs: int
+) -> None:
     monkeypatch.setattr(kernels, "WANTED_PROGRAMS", programs)
     check(kernels, *problem((2, 700, 5), torch.float32))
 
@@ -92,7 +86,11 @@ def test_hard_columns(kernels: ModuleType) -> None:
         assert torch.allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-7, equal_nan=True), name
     settled = ~theirs["bound"][0].isnan() & theirs["bound"][0].isfinite()
     assert torch.allclose(
-        ours["signal"][0, :, settled], theirs["signal"][0, :, settled], rtol=1e-5, atol=1e-6, equal_nan=True
+        ours["signal"][0, :, settled],
+        theirs["signal"][0, :, settled],
+        rtol=1e-5,
+        atol=1e-6,
+        equal_nan=True,
     )
     assert ours["signal"][0, :, ~settled].isnan().any(0).all()
 
@@ -108,7 +106,9 @@ def test_public_functions(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     _backends.forget()
     bound = lk.importance_bound(log_w, estimator="vimco", log_q=log_q)
     for a, b in zip(
-        found, [bound, *torch.autograd.grad(bound.sum(), [log_w, log_q]), lk.normalized_weights(log_w)], strict=True
+        found,
+        [bound, *torch.autograd.grad(bound.sum(), [log_w, log_q]), lk.normalized_weights(log_w)],
+        strict=True,
     ):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -130,21 +130,27 @@ def compiled(name: str, dtype: torch.dtype, target: Any, *, ones: bool = False) 
 
     kernel = getattr(triton_gpu, name)
     double = dtype == torch.float64
-    types = {arg: "*fp64" if double else "*fp32" for arg in kernel.arg_names if arg.endswith("_ptr")}
+    types = {
+        arg: "*fp64" if double else "*fp32" for arg in kernel.arg_names if arg.endswith("_ptr")
+    }
     types["log_w_ptr"] = POINTERS[dtype]
     if name != "merge_kernel":
         types["out_ptr"] = POINTERS[dtype]
     types |= dict.fromkeys(("S", "N", "per_chunk", "tiles", "chunks"), "i32")
     _, block_s, block_n = triton_gpu._blocks((1, 5000, 256), dtype)
     constants = {"has_gradient": True, "compute": tl.float64 if double else tl.float32}
-    return ready(kernel, types, constants | {"BLOCK_S": block_s, "BLOCK_N": block_n}, target, ones=ones)
+    return ready(
+        kernel, types, constants | {"BLOCK_S": block_s, "BLOCK_N": block_n}, target, ones=ones
+    )
 
 
 @pytest.mark.skipif(INTERPRETING, reason="the interpreter has no compiler")
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", KERNELS)
-def test_compiles_without_spills(name: str, dtype: torch.dtype, target: Any, tmp_path: Path) -> None:
+def test_compiles_without_spills(
+    name: str, dtype: torch.dtype, target: Any, tmp_path: Path
+) -> None:
     kernel = compiled(name, dtype, target)
     assert spills(kernel, tmp_path) == 0
     assert "fma.rn.f32" not in instructions(kernel)

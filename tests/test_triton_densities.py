@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from types import ModuleType
 
 import numpy as np
@@ -14,22 +11,17 @@ import torch
 import latent_kernels as lk
 from checks import SMALL_SIZES, Sizes, bits_equal
 from densities_checks import USUAL, DensityProblem, Sharing, check_density, every_sharing
+from interpreter import interpreted, outside, run_in_the_interpreter
 from latent_kernels import _backends
 from latent_kernels.kernels.densities import cpp_cpu
 
-INTERPRETING = _backends.interpreting()
-triton = pytest.mark.skipif(not INTERPRETING, reason="run by test_in_the_interpreter, in a process of its own")
 DENSITIES = ["gaussian", "bernoulli"]
 
 
-@pytest.mark.skipif(INTERPRETING, reason="this is that process")
+@outside
 def test_in_the_interpreter() -> None:
     """Runs the tests below with TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "--no-header"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture
@@ -39,7 +31,7 @@ def kernels() -> ModuleType:
     return triton_gpu
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
@@ -48,8 +40,10 @@ def test_densities(kernels: ModuleType, sizes: Sizes, density: str, dtype: torch
         check_density(kernels, DensityProblem(density, sizes, dtype, sharing))
 
 
-@triton
-@pytest.mark.parametrize(("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str)
+@interpreted
+@pytest.mark.parametrize(
+    ("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str
+)
 def test_every_sharing(kernels: ModuleType, density: str, sharing: Sharing) -> None:
     problem = DensityProblem(density, (2, 3, 70, 17), torch.float32, sharing)
     check_density(kernels, problem)
@@ -57,18 +51,20 @@ def test_every_sharing(kernels: ModuleType, density: str, sharing: Sharing) -> N
         check_density(kernels, problem, wanted=tuple(j == k for k in range(len(sharing))))
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("density", DENSITIES)
 def test_bfloat16(kernels: ModuleType, density: str) -> None:
     """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
-    problem = DensityProblem(density, (2, 3, 5, 7), torch.bfloat16, ("full",) * (3 if density == "gaussian" else 2))
+    problem = DensityProblem(
+        density, (2, 3, 5, 7), torch.bfloat16, ("full",) * (3 if density == "gaussian" else 2)
+    )
     ours, theirs = problem.run(kernels), problem.run(cpp_cpu)
     for name, x in ours.items():
         unit = 2.0**-7 * theirs[name].abs().double()
         assert ((x.double() - theirs[name].double()).abs() <= unit + 1e-6).all(), name
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("density", DENSITIES)
 def test_elements_have_the_cpus_bits(kernels: ModuleType, density: str) -> None:
     """One sequence of operations: terms agree where a row is one element, and gradients that are no sums."""
@@ -80,24 +76,43 @@ def test_elements_have_the_cpus_bits(kernels: ModuleType, density: str) -> None:
                 assert bits_equal(x, theirs[name]), (sizes, name)
 
 
-@triton
+@interpreted
 def test_extreme_logits(kernels: ModuleType) -> None:
-    values = [0.0, -0.0, 1e-30, 17.0, -17.0, 87.5, -103.9, 1e4, -1e4, float("inf"), float("-inf"), float("nan")]
+    values = [
+        0.0,
+        -0.0,
+        1e-30,
+        17.0,
+        -17.0,
+        87.5,
+        -103.9,
+        1e4,
+        -1e4,
+        float("inf"),
+        float("-inf"),
+        float("nan"),
+    ]
     logits = torch.tensor(values).reshape(1, 1, -1, 1)
     for x in (0.0, 1.0, 0.3):
         inputs = (torch.full_like(logits, x), logits)
         found = []
         for backend in (kernels, cpp_cpu):
-            out, d_x, d_logits = torch.empty(logits.shape[:3]), torch.empty_like(logits), torch.empty_like(logits)
+            out, d_x, d_logits = (
+                torch.empty(logits.shape[:3]),
+                torch.empty_like(logits),
+                torch.empty_like(logits),
+            )
             with np.errstate(over="ignore", invalid="ignore"):
                 backend.forward("bernoulli", tuple(logits.shape), inputs, out)
-                backend.backward("bernoulli", tuple(logits.shape), inputs, torch.ones_like(out), (d_x, d_logits))
+                backend.backward(
+                    "bernoulli", tuple(logits.shape), inputs, torch.ones_like(out), (d_x, d_logits)
+                )
             found.append((out + 0.0, d_x, d_logits + 0.0))
         for a, b in zip(*found, strict=True):
             assert bits_equal(a, b)
 
 
-@triton
+@interpreted
 def test_dealing_samples_to_programs_changes_no_bit_of_an_element(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +126,7 @@ def test_dealing_samples_to_programs_changes_no_bit_of_an_element(
         assert torch.allclose(found[0][name], found[1][name], rtol=1e-4, atol=1e-4)
 
 
-@triton
+@interpreted
 def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forced by the environment variable, the whole path runs: validation, autograd, kernels."""
     x, logvar = torch.rand(6, 10, requires_grad=True), torch.randn(10, requires_grad=True)

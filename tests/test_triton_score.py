@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -15,25 +12,20 @@ import torch
 
 import latent_kernels as lk
 from checks import bits_equal
+from interpreter import interpreted, outside, run_in_the_interpreter
 from latent_kernels import _backends
 from latent_kernels.kernels.families import reference as families
 from latent_kernels.kernels.score import reference
 from score_checks import CONTROLS, FAMILIES, SMALL_SCORE_SIZES, ScoreProblem, Sizes, check_score
 
-INTERPRETING = _backends.interpreting()
-triton = pytest.mark.skipif(not INTERPRETING, reason="run by test_in_the_interpreter, in a process of its own")
 ODD: Sizes = (2, 5, 5, 7, 4)
 MANY: Sizes = (1, 77, 1, 5, 3)  # enough samples for several chunks
 
 
-@pytest.mark.skipif(INTERPRETING, reason="this is that process")
+@outside
 def test_in_the_interpreter() -> None:
     """Runs the tests below with TRITON_INTERPRET=1."""
-    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "--no-header"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture
@@ -49,14 +41,23 @@ def kernels() -> ModuleType:
 def logits_of(sizes: Sizes, dtype: torch.dtype) -> torch.Tensor:
     """Logits with a NaN, infinities and certain ones among them."""
     groups, _, rows, cols, classes = sizes
-    logits = 3 * torch.randn(groups, rows, cols, *([classes] if classes else []), dtype=torch.float64)
-    edges = torch.tensor([float("nan"), float("-inf"), float("inf"), 90.0, -90.0])[: logits.numel() - 1]
+    logits = 3 * torch.randn(
+        groups, rows, cols, *([classes] if classes else []), dtype=torch.float64
+    )
+    edges = torch.tensor([float("nan"), float("-inf"), float("inf"), 90.0, -90.0])[
+        : logits.numel() - 1
+    ]
     logits.view(-1)[1 : 1 + len(edges)] = edges
     return logits.to(dtype)
 
 
 def samples_agree(
-    sizes: Sizes, dtype: torch.dtype, *, seed: int | torch.Tensor, offset: int, antithetic: bool = False
+    sizes: Sizes,
+    dtype: torch.dtype,
+    *,
+    seed: int | torch.Tensor,
+    offset: int,
+    antithetic: bool = False,
 ) -> None:
     from latent_kernels.kernels.families import triton_gpu
 
@@ -72,19 +73,27 @@ def samples_agree(
     assert bits_equal(*found)
 
 
-@triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("sizes", [(1, 3, 5, 7, 0), (2, 2, 1, 1030, 0), (1, 1200, 1, 1, 0), (1, 0, 3, 4, 0)], ids=str)
+@interpreted
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
+@pytest.mark.parametrize(
+    "sizes", [(1, 3, 5, 7, 0), (2, 2, 1, 1030, 0), (1, 1200, 1, 1, 0), (1, 0, 3, 4, 0)], ids=str
+)
 def test_bernoulli_samples(sizes: Sizes, dtype: torch.dtype) -> None:
     samples_agree(sizes, dtype, seed=5, offset=0)
     samples_agree(sizes, dtype, seed=torch.tensor([2**33 + 1]), offset=3)
-    samples_agree(sizes, dtype, seed=torch.arange(sizes[0]) * 2**40, offset=2**34 - 5, antithetic=True)
+    samples_agree(
+        sizes, dtype, seed=torch.arange(sizes[0]) * 2**40, offset=2**34 - 5, antithetic=True
+    )
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
-    "sizes", [(1, 3, 5, 7, 3), (2, 3, 4, 5, 1), (1, 2, 2, 530, 2), (1, 600, 1, 2, 33), (1, 1, 1, 3, 257)], ids=str
+    "sizes",
+    [(1, 3, 5, 7, 3), (2, 3, 4, 5, 1), (1, 2, 2, 530, 2), (1, 600, 1, 2, 33), (1, 1, 1, 3, 257)],
+    ids=str,
 )
 def test_categorical_samples(sizes: Sizes, dtype: torch.dtype) -> None:
     samples_agree(sizes, dtype, seed=5, offset=0)
@@ -94,7 +103,7 @@ def test_categorical_samples(sizes: Sizes, dtype: torch.dtype) -> None:
 # --- gradients --------------------------------------------------------------------------------------------------
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("per_element", [False, True])
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,7 +111,7 @@ def test_every_control(kernels: ModuleType, family: str, control: str, per_eleme
     check_score(kernels, ScoreProblem(family, ODD, torch.float32, control, per_element=per_element))
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("control", ["leave_one_out", "optimal"])
 @pytest.mark.parametrize("sizes", SMALL_SCORE_SIZES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,7 +119,7 @@ def test_every_size(kernels: ModuleType, family: str, sizes: Sizes, control: str
     check_score(kernels, ScoreProblem(family, sizes, torch.float32, control))
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_types(kernels: ModuleType, family: str, control: str) -> None:
@@ -120,29 +129,38 @@ def test_other_types(kernels: ModuleType, family: str, control: str) -> None:
     check_score(kernels, rows)
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("offset", [0, 3])
 @pytest.mark.parametrize("sizes", [(1, 6, 2, 10, 3), ODD], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_drawn_again(kernels: ModuleType, family: str, sizes: Sizes, offset: int) -> None:
     """Every layout of the stream: aligned, shifted, scattered."""
     for control in ("none", "optimal"):
-        check_score(kernels, ScoreProblem(family, sizes, torch.float32, control, from_seed=True, offset=offset))
+        check_score(
+            kernels,
+            ScoreProblem(family, sizes, torch.float32, control, from_seed=True, offset=offset),
+        )
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_dealt_to_several_programs(kernels: ModuleType, family: str) -> None:
-    for control, per_element in itertools.product(("none", "leave_one_out", "optimal"), (False, True)):
-        problem = ScoreProblem(family, MANY, torch.float32, control, per_element=per_element, folds=2)
+    for control, per_element in itertools.product(
+        ("none", "leave_one_out", "optimal"), (False, True)
+    ):
+        problem = ScoreProblem(
+            family, MANY, torch.float32, control, per_element=per_element, folds=2
+        )
         assert kernels.plan(problem.problem, 0, False, True, torch.float32).chunks > 1
         check_score(kernels, problem)
     check_score(kernels, ScoreProblem(family, MANY, torch.float32, "optimal", folds=5))
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("family", ["bernoulli", "categorical", "gaussian"])
-def test_many_chunks_of_few_samples(kernels: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_chunks_of_few_samples(
+    kernels: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "LEAST_CHUNK", 1)
     for control in ("leave_one_out", "optimal"):
         check_score(kernels, ScoreProblem(family, ODD, torch.float64, control, per_element=True))
@@ -154,7 +172,7 @@ def run(kernels: ModuleType, problem: ScoreProblem) -> dict[str, torch.Tensor]:
         return problem.run(kernels)
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
 @pytest.mark.parametrize("family", ["bernoulli", "antithetic", "categorical"])
 def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> None:
@@ -164,16 +182,20 @@ def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> 
     bad: Any = (-1, 4, 2**62) if family == "categorical" else (0.5, 2.0, float("nan"))
     where = [(0, 0, 1, 3), (1, 4, 0, 6), (1, 2, 4, 2)]
     for (group, sample, row, col), value in zip(where, bad, strict=True):
-        problem.z[(group, 1, sample, row, col) if family == "antithetic" else (group, sample, row, col)] = value
+        problem.z[
+            (group, 1, sample, row, col) if family == "antithetic" else (group, sample, row, col)
+        ] = value
     expected = torch.zeros(2, 5, 7, dtype=torch.bool)
     for group, _, row, col in where:
         expected[group, row, col] = True
     for name, found in run(kernels, problem).items():
         nan = found.isnan()
-        assert torch.equal(nan, expected.unsqueeze(-1).expand(nan.shape) if family == "categorical" else expected), name
+        assert torch.equal(
+            nan, expected.unsqueeze(-1).expand(nan.shape) if family == "categorical" else expected
+        ), name
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nan_stays_in_its_row(kernels: ModuleType, family: str) -> None:
     for control in ("none", "leave_one_out", "optimal"):
@@ -184,37 +206,47 @@ def test_nan_stays_in_its_row(kernels: ModuleType, family: str) -> None:
             assert found.isnan().sum() == found[1, 2].numel()
 
 
-@triton
+@interpreted
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_single_sample_has_no_variance(kernels: ModuleType, family: str) -> None:
     problem = ScoreProblem(family, (1, 1, 3, 5, 3), torch.float32, "none")
     found, expected = run(kernels, problem), problem.run(reference)
     for name, x in found.items():
-        assert x.isnan().all() if name.startswith("variance") else torch.allclose(x, expected[name], rtol=1e-5)
+        assert (
+            x.isnan().all()
+            if name.startswith("variance")
+            else torch.allclose(x, expected[name], rtol=1e-5)
+        )
 
 
-@triton
+@interpreted
 def test_extreme_logits(kernels: ModuleType) -> None:
     """Where sigmoid and softmax round to 0 or 1, the score keeps its digits."""
     values = [-120.0, -80.0, -30.0, 0.0, 30.0, 80.0, 120.0]
     for family, cols in (("bernoulli", 7), ("antithetic", 7), ("categorical", 2)):
         for control in ("none", "leave_one_out", "optimal"):
             problem = ScoreProblem(family, (1, 6, 1, cols, 7), torch.float32, control)
-            problem.parameters = (torch.tensor(values).expand(problem.parameters[0].shape).contiguous(),)
+            problem.parameters = (
+                torch.tensor(values).expand(problem.parameters[0].shape).contiguous(),
+            )
             truth, _ = problem.formula(torch.float64)
             for name, x in run(kernels, problem).items():
                 want = truth[name]
                 small = 2.0**-126 if name.startswith("gradient") else 2.0**-60  # squares underflow
-                assert ((x.double() - want).abs() <= 1e-4 * want.abs() + small + 1e-6 * want.abs().max()).all(), name
+                assert (
+                    (x.double() - want).abs() <= 1e-4 * want.abs() + small + 1e-6 * want.abs().max()
+                ).all(), name
 
 
-@triton
+@interpreted
 def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forced by the environment variable, the whole path runs: samples, values, gradients."""
     logits = torch.randn(4, 6, 3)
     found = []
     for backend in ("reference", "triton"):
-        monkeypatch.setenv("LATENT_KERNELS_BACKEND", f"families={backend},score={backend},gaussian=triton")
+        monkeypatch.setenv(
+            "LATENT_KERNELS_BACKEND", f"families={backend},score={backend},gaussian=triton"
+        )
         _backends.forget()
         leaf = logits.clone().requires_grad_()
         q = lk.Categorical(leaf)

@@ -8,27 +8,30 @@ from typing import Any
 import torch
 
 from latent_kernels._backends import backend
-from latent_kernels._eager import in_memory, row_dtype
+from latent_kernels._eager import in_memory, plain, row_dtype
 from latent_kernels._ops import call
 
 Tensor = torch.Tensor
+
+
+def canonical(log_w: Tensor) -> tuple[int, int, int]:
+    """Log-weights [S, ...] as groups, samples and rows."""
+    return 1, log_w.size(0), math.prod(log_w.shape[1:])
 
 
 def run_bound(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """The bound [...] of log-weights [S, ...], and the sums [2, ...] that backward needs beside them."""
     shape, dtype = log_w.shape[1:], row_dtype(log_w.dtype)
     value, sums = log_w.new_empty(shape, dtype=dtype), log_w.new_empty((2, *shape), dtype=dtype)
-    sizes = (1, log_w.size(0), math.prod(shape))
-    backend("bounds", log_w.device).forward(sizes, in_memory(log_w), value, sums)
+    backend("bounds", log_w.device).forward(canonical(log_w), in_memory(log_w), value, sums)
     return value, sums
 
 
 def run_weights(log_w: Tensor, sums: Tensor, gradient: Tensor | None) -> Tensor:
     """The normalised weights [S, ...], times `gradient` [...] where it is given."""
     out = torch.empty_like(log_w, memory_format=torch.contiguous_format)
-    sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))
     given = None if gradient is None else in_memory(gradient)
-    backend("bounds", log_w.device).weights(sizes, in_memory(log_w), sums, given, out)
+    backend("bounds", log_w.device).weights(canonical(log_w), in_memory(log_w), sums, given, out)
     return out
 
 
@@ -48,19 +51,48 @@ class Bound(torch.autograd.Function):
         log_w, sums = ctx.saved_tensors
         needs = list(ctx.needs_input_grad)
         of_w = of_q = None
-        if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
-            sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))
-            rows = (sums.reshape(1, 2, sizes[2]), gradient.reshape(1, sizes[2]))
-            found = call("bound_backward", log_w.reshape(sizes), *rows, needs)
-            return tuple(x.reshape(log_w.shape) if need else None for x, need in zip(found, needs, strict=True))
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: the op knows how to refuse second derivatives
+            rows = (sums.reshape(1, 2, -1), gradient.reshape(1, -1))
+            found = call("bound_backward", log_w.reshape(canonical(log_w)), *rows, needs)
+            return tuple(
+                x.reshape(log_w.shape) if need else None
+                for x, need in zip(found, needs, strict=True)
+            )
         if needs[0]:
             of_w = run_weights(log_w, sums, gradient)
         if needs[1]:
             of_q = torch.empty_like(log_w, memory_format=torch.contiguous_format)
-            sizes = (1, log_w.size(0), math.prod(log_w.shape[1:]))
-            backend("bounds", log_w.device).signal(sizes, in_memory(log_w), in_memory(gradient), of_q)
+            backend("bounds", log_w.device).signal(
+                canonical(log_w), in_memory(log_w), in_memory(gradient), of_q
+            )
         return of_w, of_q
 
 
 # Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
 apply_bound: Any = super(torch.autograd.Function, Bound).apply
+
+
+# --- without gradients, by either way to the kernels ------------------------------------------------------------
+
+
+def bound_and_sums(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """As `run_bound`, also under torch's transformations."""
+    log_w = log_w.detach()
+    if plain(log_w):
+        return run_bound(log_w)
+    shape = log_w.shape[1:]
+    value, sums = call("bound", log_w.reshape(canonical(log_w)), None)
+    return value.reshape(shape), sums.reshape(2, *shape)
+
+
+def weights(log_w: Tensor, sums: Tensor, gradient: Tensor | None = None) -> Tensor:
+    """As `run_weights`, also under torch's transformations."""
+    log_w = log_w.detach()
+    if plain(log_w):
+        return run_weights(log_w, sums, gradient)
+    rows = torch.ones_like(sums[0]) if gradient is None else gradient
+    given = (sums.reshape(1, 2, -1), rows.reshape(1, -1), [True, False])
+    found: Tensor = call("bound_backward", log_w.reshape(canonical(log_w)), *given)[0]
+    return found.reshape(log_w.shape)

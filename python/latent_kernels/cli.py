@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,14 +52,22 @@ def application() -> "typer.Typer":
 
     @app.command("demo")
     def demo_command(
-        seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
+        seed: Annotated[
+            int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")
+        ] = 0,
         out: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("demo"),
-        epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
-        bound: Annotated[str, typer.Option(help="What training maximizes: elbo, iwae, stl or dreg.")] = "elbo",
+        epochs: Annotated[
+            int | None, typer.Option(min=1, help="Passes over the images per model.")
+        ] = None,
+        bound: Annotated[
+            str, typer.Option(help="What training maximizes: elbo, iwae, stl or dreg.")
+        ] = "elbo",
         samples: Annotated[
             int, typer.Option(min=1, max=1000, help="Samples for each image; 50 take nine minutes.")
         ] = 1,
-        threads: Annotated[int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")] = 1,
+        threads: Annotated[
+            int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")
+        ] = 1,
     ) -> None:
         """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two minutes)."""
         _check_backends()
@@ -67,10 +77,13 @@ def application() -> "typer.Typer":
     def variance_command(
         problem: Annotated[
             str,
-            typer.Option(help="quadratic, linear-gaussian, logistic-regression, bernoulli-vae or categorical."),
+            typer.Option(
+                help="quadratic, linear-gaussian, logistic-regression, bernoulli-vae or categorical."
+            ),
         ] = "logistic-regression",
         objective: Annotated[
-            str, typer.Option(help="Whose gradient: elbo, or importance-bound, the bound of S samples.")
+            str,
+            typer.Option(help="Whose gradient: elbo, or importance-bound, the bound of S samples."),
         ] = "elbo",
         estimators: Annotated[
             str | None,
@@ -80,13 +93,20 @@ def application() -> "typer.Typer":
             ),
         ] = None,
         samples: Annotated[
-            str, typer.Option(help="Samples per gradient: 1:1024 doubles from 1 to 1024; or 1,4,16.")
+            str,
+            typer.Option(help="Samples per gradient: 1:1024 doubles from 1 to 1024; or 1,4,16."),
         ] = "1:1024",
         repeats: Annotated[int, typer.Option(min=8, help="Gradients for each variance.")] = 256,
-        seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
-        out: Annotated[Path, typer.Option(help="The picture, .png, .pdf or .svg.")] = Path("variance.png"),
+        seed: Annotated[
+            int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")
+        ] = 0,
+        out: Annotated[Path, typer.Option(help="The picture, .png, .pdf or .svg.")] = Path(
+            "variance.png"
+        ),
         csv: Annotated[Path | None, typer.Option(help="The table as CSV.")] = None,
-        json: Annotated[Path | None, typer.Option(help="The table and single parameters as JSON.")] = None,
+        json: Annotated[
+            Path | None, typer.Option(help="The table and single parameters as JSON.")
+        ] = None,
         budget: Annotated[
             float | None, typer.Option(min=1e-6, help="Milliseconds for a gradient, to compare at.")
         ] = None,
@@ -100,14 +120,25 @@ def application() -> "typer.Typer":
 
     @app.command("mixture")
     def mixture_command(
-        data: Annotated[str, typer.Option(help="iris, digits or wine, two dimensions of it.")] = "iris",
+        data: Annotated[
+            str, typer.Option(help="iris, digits or wine, two dimensions of it.")
+        ] = "iris",
         components: Annotated[
-            int | None, typer.Option(min=1, max=50, help="Components; else as many as the data have classes.")
+            int | None,
+            typer.Option(min=1, max=50, help="Components; else as many as the data have classes."),
         ] = None,
-        covariance_type: Annotated[str, typer.Option(help="full, tied, diag or spherical.")] = "full",
-        seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Fixes every number but times.")] = 0,
-        out: Annotated[Path, typer.Option(help="The picture, .png, .pdf or .svg.")] = Path("mixture.png"),
-        compare: Annotated[bool, typer.Option(help="Measure an iteration against scikit-learn.")] = True,
+        covariance_type: Annotated[
+            str, typer.Option(help="full, tied, diag or spherical.")
+        ] = "full",
+        seed: Annotated[
+            int, typer.Option(min=0, max=2**32 - 1, help="Fixes every number but times.")
+        ] = 0,
+        out: Annotated[Path, typer.Option(help="The picture, .png, .pdf or .svg.")] = Path(
+            "mixture.png"
+        ),
+        compare: Annotated[
+            bool, typer.Option(help="Measure an iteration against scikit-learn.")
+        ] = True,
         threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     ) -> None:
         """Fit a Gaussian mixture to real data by EM, draw how it goes, and compare its speed (seconds)."""
@@ -117,12 +148,20 @@ def application() -> "typer.Typer":
     @app.command("sparse")
     def sparse_command(
         layers: Annotated[int, typer.Option(min=1, max=64, help="Layers of the encoders.")] = 16,
-        features: Annotated[int, typer.Option(min=8, max=4096, help="Numbers that drawn codes are seen by.")] = 250,
-        components: Annotated[int, typer.Option(min=16, max=4096, help="Numbers of a drawn code.")] = 500,
+        features: Annotated[
+            int, typer.Option(min=8, max=4096, help="Numbers that drawn codes are seen by.")
+        ] = 250,
+        components: Annotated[
+            int, typer.Option(min=16, max=4096, help="Numbers of a drawn code.")
+        ] = 500,
         samples: Annotated[int, typer.Option(min=32, help="Held-out drawn codes.")] = 500,
-        seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Fixes every number but times.")] = 0,
+        seed: Annotated[
+            int, typer.Option(min=0, max=2**32 - 1, help="Fixes every number but times.")
+        ] = 0,
         out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("sparse"),
-        quick: Annotated[bool, typer.Option(help="A quarter of the training, and smaller photographs.")] = False,
+        quick: Annotated[
+            bool, typer.Option(help="A quarter of the training, and smaller photographs.")
+        ] = False,
         threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     ) -> None:
         """Train sparse encoders, and draw them by layer beside ISTA and FISTA (four minutes; --quick: two)."""
@@ -131,12 +170,22 @@ def application() -> "typer.Typer":
 
     @app.command("bounds")
     def bounds_command(
-        samples: Annotated[str, typer.Option(help="The k to train with, such as 1,5,50.")] = "1,5,50",
+        samples: Annotated[
+            str, typer.Option(help="The k to train with, such as 1,5,50.")
+        ] = "1,5,50",
         seeds: Annotated[int, typer.Option(min=1, max=100, help="Models of each k.")] = 3,
-        epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images per model.")] = None,
-        estimator: Annotated[str, typer.Option(help="Of the bound's gradient: iwae, dreg or stl.")] = "iwae",
-        seed: Annotated[int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")] = 0,
-        out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.")] = Path("bounds"),
+        epochs: Annotated[
+            int | None, typer.Option(min=1, help="Passes over the images per model.")
+        ] = None,
+        estimator: Annotated[
+            str, typer.Option(help="Of the bound's gradient: iwae, dreg or stl.")
+        ] = "iwae",
+        seed: Annotated[
+            int, typer.Option(min=0, max=2**32, help="Fixes every number but times.")
+        ] = 0,
+        out: Annotated[Path, typer.Option(help="Folder for the picture and the numbers.")] = Path(
+            "bounds"
+        ),
         quick: Annotated[
             bool, typer.Option(help="Small models, a tenth of the epochs, judged by 500 samples.")
         ] = False,
@@ -154,6 +203,23 @@ def _fail(message: str, code: int = 1) -> "typer.Exit":
 
     typer.echo(f"latent-kernels: {message}", err=True)
     return typer.Exit(code)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Ends the command with a line for a bad option, Ctrl-C with nothing to keep, or a file that cannot be written."""
+    import typer
+
+    from latent_kernels.examples.variance_command import BadOption
+
+    try:
+        yield
+    except BadOption as error:
+        raise typer.BadParameter(str(error), param_hint=error.option) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped before there was anything to draw", 130) from None
+    except OSError as error:
+        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
 
 
 def _check_backends() -> None:
@@ -195,7 +261,9 @@ def demo(seed: int, out: Path, epochs: int | None, threads: int, bound: str, sam
 
     _check_cpu_backends()
     if bound not in BOUNDS:
-        raise typer.BadParameter(f"must be one of {', '.join(BOUNDS)}; got {bound!r}", param_hint="--bound")
+        raise typer.BadParameter(
+            f"must be one of {', '.join(BOUNDS)}; got {bound!r}", param_hint="--bound"
+        )
     try:
         _make_writable(out)
     except OSError as error:
@@ -213,8 +281,13 @@ def demo(seed: int, out: Path, epochs: int | None, threads: int, bound: str, sam
         raise _fail(f"stopped: {error}") from None
     names = ", ".join(path.name for path in outcome.files)
     if outcome.interrupted:
-        raise _fail(f"stopped; in {out}: {names}" if names else "stopped before there was anything to draw", 130)
-    console.print(f"[bold]Done in {outcome.seconds:.0f} s.[/bold] In {out}: {names}.", highlight=False)
+        raise _fail(
+            f"stopped; in {out}: {names}" if names else "stopped before there was anything to draw",
+            130,
+        )
+    console.print(
+        f"[bold]Done in {outcome.seconds:.0f} s.[/bold] In {out}: {names}.", highlight=False
+    )
     for line in outcome.comparison.summary():
         console.print(line, highlight=False)
 
@@ -229,26 +302,23 @@ def _make_writable(folder: Path) -> None:
 # --- variance ---------------------------------------------------------------------------------------------------
 
 
-def variance(threads: int, problem: str, objective: str, estimators: str | None, samples: str, **options: Any) -> None:
+def variance(
+    threads: int, problem: str, objective: str, estimators: str | None, samples: str, **options: Any
+) -> None:
     """Profiles, draws, and prints who wins; the options are those of `variance_command.Request`."""
     import torch
-    import typer
     from rich.console import Console
 
     from latent_kernels.examples import variance_command as command
 
     _check_cpu_backends()
     torch.set_num_threads(threads)
-    try:
+    with _told():
         names, sizes = command.parse_estimators(estimators), command.parse_samples(samples)
-        request = command.Request(problem, names, sizes, objective=command.parse_objective(objective), **options)
+        request = command.Request(
+            problem, names, sizes, objective=command.parse_objective(objective), **options
+        )
         interrupted = command.run(request, Console())
-    except command.BadOption as error:
-        raise typer.BadParameter(str(error), param_hint=error.option) from None
-    except KeyboardInterrupt:
-        raise _fail("stopped before there was anything to draw", 130) from None
-    except OSError as error:
-        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
     if interrupted:
         raise _fail("stopped; the numbers of samples that were complete are in the files", 130)
 
@@ -259,22 +329,14 @@ def variance(threads: int, problem: str, objective: str, estimators: str | None,
 def mixture(threads: int, *options: Any) -> None:
     """Fits, draws and compares; the options are those of `mixture_command.Request`."""
     import torch
-    import typer
     from rich.console import Console
 
     from latent_kernels.examples import mixture_command as command
-    from latent_kernels.examples.variance_command import BadOption
 
     _check_cpu_backends()
     torch.set_num_threads(threads)
-    try:
+    with _told():
         interrupted = command.run(command.Request(*options), Console())
-    except BadOption as error:
-        raise typer.BadParameter(str(error), param_hint=error.option) from None
-    except KeyboardInterrupt:
-        raise _fail("stopped before there was anything to draw", 130) from None
-    except OSError as error:
-        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
     if interrupted:
         raise _fail("stopped; the picture is complete", 130)
 
@@ -293,13 +355,10 @@ def sparse(threads: int, *options: Any) -> None:
     _check_cpu_backends()
     torch.set_num_threads(threads)
     try:
-        interrupted = command.run(command.Request(*options), Console())
-    except KeyboardInterrupt:
-        raise _fail("stopped before there was anything to draw", 130) from None
+        with _told():
+            interrupted = command.run(command.Request(*options), Console())
     except TrainingDiverged as error:
         raise _fail(str(error)) from None
-    except OSError as error:
-        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
     if interrupted:
         raise _fail(f"stopped; {command.FIGURES[0]} is complete", 130)
 
@@ -310,22 +369,15 @@ def sparse(threads: int, *options: Any) -> None:
 def bounds(threads: int, samples: str, *options: Any) -> None:
     """Trains, compares and draws; the options are those of `bounds_command.Request`."""
     import torch
-    import typer
     from rich.console import Console
 
     from latent_kernels.examples import bounds_command as command
-    from latent_kernels.examples.variance_command import BadOption, parse_samples
+    from latent_kernels.examples.variance_command import parse_samples
 
     _check_cpu_backends()
     torch.set_num_threads(threads)
-    try:
+    with _told():
         interrupted = command.run(command.Request(parse_samples(samples), *options), Console())
-    except BadOption as error:
-        raise typer.BadParameter(str(error), param_hint=error.option) from None
-    except KeyboardInterrupt:
-        raise _fail("stopped before there was anything to draw", 130) from None
-    except OSError as error:
-        raise _fail(f"cannot write to {error.filename}: {error.strerror or error}") from None
     if interrupted:
         raise _fail("stopped; the models that were complete are in the files", 130)
 
@@ -398,7 +450,9 @@ def _driver() -> str:
         return "of unknown version"
     query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.split()
+        found = subprocess.run(
+            query, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return "of unknown version"
     return found[0] if found else "of unknown version"

@@ -7,10 +7,9 @@ import math
 import torch
 
 from latent_kernels import _checks
-from latent_kernels._eager import plain, row_dtype
-from latent_kernels._ops import call
+from latent_kernels._eager import row_dtype
 from latent_kernels.kernels.bounds import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.bounds.autograd import run_bound, run_weights
+from latent_kernels.kernels.bounds.autograd import bound_and_sums, weights
 
 Tensor = torch.Tensor
 
@@ -31,14 +30,7 @@ def normalized_weights(log_w: Tensor) -> Tensor:
 
     """
     _checks.log_weights(log_w)
-    log_w = log_w.detach()
-    if plain(log_w):
-        with torch.no_grad():
-            return run_weights(log_w, run_bound(log_w)[1], None)
-    canonical = log_w.reshape(1, log_w.size(0), math.prod(log_w.shape[1:]))
-    value, sums = call("bound", canonical, None)
-    weights: Tensor = call("bound_backward", canonical, sums, torch.ones_like(value), [True, False])[0]
-    return weights.reshape(log_w.shape)
+    return weights(log_w, bound_and_sums(log_w)[1])
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
@@ -59,8 +51,8 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
 
     """
     _checks.log_weights(log_w)
-    weights = normalized_weights(log_w.to(row_dtype(log_w.dtype)))
-    return 1 / (weights * weights).sum(0)
+    normalized = normalized_weights(log_w.to(row_dtype(log_w.dtype)))
+    return 1 / (normalized * normalized).sum(0)
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
@@ -91,12 +83,14 @@ def pareto_k(log_w: Tensor) -> Tensor:
     samples = log_w.size(0)
     tail = math.ceil(min(0.2 * samples, 3 * math.sqrt(samples)))
     if tail < _FEWEST_IN_TAIL:
-        raise ValueError(f"log_w must have S >= 21 samples for {_FEWEST_IN_TAIL} in the tail; got S = {samples}")
+        raise ValueError(
+            f"log_w must have S >= 21 samples for {_FEWEST_IN_TAIL} in the tail; got S = {samples}"
+        )
     flat = log_w.detach().double().reshape(samples, -1)
     largest = torch.topk(flat, tail + 1, dim=0).values.T.flip(1)  # [rows, M + 1], ascending
-    weights = torch.exp(largest - largest[:, -1:])
+    relative = torch.exp(largest - largest[:, -1:])
     undefined = flat.isnan().any(0) | (largest[:, -1] == math.inf)
-    k = _fit_generalized_pareto(weights[:, 1:] - weights[:, :1])
+    k = _fit_generalized_pareto(relative[:, 1:] - relative[:, :1])
     return torch.where(undefined, math.nan, k).to(row_dtype(log_w.dtype)).reshape(log_w.shape[1:])
 
 
@@ -107,7 +101,9 @@ def _fit_generalized_pareto(x: Tensor) -> Tensor:
     """
     n = x.size(1)
     points = 30 + math.isqrt(n)
-    grid = 1 - torch.sqrt(points / (torch.arange(1, points + 1, dtype=x.dtype, device=x.device) - 0.5))
+    grid = 1 - torch.sqrt(
+        points / (torch.arange(1, points + 1, dtype=x.dtype, device=x.device) - 0.5)
+    )
     quartile, largest = x[:, math.floor(n / 4 + 0.5) - 1, None], x[:, -1:]
     b = grid / (3 * quartile) + 1 / largest
 

@@ -15,12 +15,12 @@ import torch
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
-from latent_kernels._eager import as_int, draw_seed, plain, row_dtype
-from latent_kernels._ops import call, no_second_derivative
+from latent_kernels._eager import as_int, draw_seed, row_dtype
+from latent_kernels._ops import no_second_derivative
 from latent_kernels._replay import Sources, Surroundings
 from latent_kernels.families import DiagonalGaussian
 from latent_kernels.kernels.bounds import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.bounds.autograd import run_bound, run_weights
+from latent_kernels.kernels.bounds.autograd import bound_and_sums, weights
 
 Tensor = torch.Tensor
 
@@ -94,8 +94,15 @@ def streamed_bound(
     "Training deep nets with sublinear memory cost" (2016), for evaluating again in place of keeping.
 
     """
-    if torch.compiler.is_compiling():  # not a decorator, which would import the compiler with this module
-        options: dict[str, Any] = {"chunk": chunk, "params": params, "estimator": estimator, "seed": seed}
+    if (
+        torch.compiler.is_compiling()
+    ):  # not a decorator, which would import the compiler with this module
+        options: dict[str, Any] = {
+            "chunk": chunk,
+            "params": params,
+            "estimator": estimator,
+            "seed": seed,
+        }
         eager: Tensor = torch._dynamo.disable(streamed_bound)(q, log_joint, num_samples, **options)
         return eager
     if not isinstance(q, DiagonalGaussian):
@@ -109,19 +116,25 @@ def streamed_bound(
             raise ValueError(f"{name} must be an int >= 1; got {count}")
     if estimator not in STREAMED_ESTIMATORS:
         if estimator == "vimco":
-            raise ValueError("estimator 'vimco' compares all samples and cannot be streamed: use importance_bound")
+            raise ValueError(
+                "estimator 'vimco' compares all samples and cannot be streamed: use importance_bound"
+            )
         known = ", ".join(repr(name) for name in STREAMED_ESTIMATORS)
         raise ValueError(f"estimator must be one of {known}; got {estimator!r}")
     tensors = (q.mean, q.logvar, *_listed(params))
     _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device)
     if torch._C._are_functorch_transforms_active():
-        raise RuntimeError("streamed_bound does not work under torch.func (vmap, grad, ...): use importance_bound")
+        raise RuntimeError(
+            "streamed_bound does not work under torch.func (vmap, grad, ...): use importance_bound"
+        )
     seed = as_int(draw_seed(seed, q.device), q.device)
     if isinstance(seed, Tensor):
         seed = seed.clone()  # the caller may advance it before backward
     sources = Sources("log_joint", tensors, "params") if torch.is_grad_enabled() else None
     apply: Any = _StreamedBound.apply
-    bound: Tensor = apply(_Stream(log_joint, num_samples, chunk, estimator, seed, sources), *tensors)
+    bound: Tensor = apply(
+        _Stream(log_joint, num_samples, chunk, estimator, seed, sources), *tensors
+    )
     return bound
 
 
@@ -159,10 +172,14 @@ class _Stream:
         if not isinstance(log_p, Tensor):
             raise TypeError(f"log_joint must return a torch.Tensor; got {type(log_p).__name__}")
         if log_p.dtype not in _checks.FLOATS:
-            raise TypeError(f"log_joint must return float32, float64, bfloat16 or float16; got {log_p.dtype}")
+            raise TypeError(
+                f"log_joint must return float32, float64, bfloat16 or float16; got {log_p.dtype}"
+            )
         if log_p.shape != log_q.shape:
             wanted, given = tuple(log_q.shape), tuple(z.shape)
-            raise ValueError(f"log_joint must return shape {wanted} for z {given}; got {tuple(log_p.shape)}")
+            raise ValueError(
+                f"log_joint must return shape {wanted} for z {given}; got {tuple(log_p.shape)}"
+            )
         _checks.device_of("what log_joint returns", log_p, "z", z)
         return z, log_p - log_q
 
@@ -198,7 +215,9 @@ class _StreamedBound(torch.autograd.Function):
                 for place, g in _chunk_gradients(ctx, tensors, start, sums, gradient):
                     so_far = held[place]
                     # A copy: several gradients may be one tensor. Wide, since a sum of many halves is no half's.
-                    held[place] = g.to(row_dtype(g.dtype), copy=True) if so_far is None else so_far.add_(g)
+                    held[place] = (
+                        g.to(row_dtype(g.dtype), copy=True) if so_far is None else so_far.add_(g)
+                    )
         found = [None if g is None else g.to(x.dtype) for x, g in zip(tensors, held, strict=True)]
         if torch.is_grad_enabled():  # create_graph=True
             once: Any = _Once.apply
@@ -223,12 +242,12 @@ def _chunk_sums(stream: _Stream, mean: Tensor, logvar: Tensor, start: int) -> tu
     """One chunk's bound and the sums behind it; the first with a graph, to see where that ends."""
     if start or stream.sources is None:
         _, log_w = stream.log_weights(DiagonalGaussian(mean, logvar), start)
-        return _sums(log_w)
+        return bound_and_sums(log_w)
     with torch.enable_grad():
         own = [x.detach().requires_grad_(x.requires_grad) for x in (mean, logvar)]
         _, log_w = stream.log_weights(DiagonalGaussian(*own), start)
         stream.sources.reached(log_w, own)
-    return _sums(log_w.detach())
+    return bound_and_sums(log_w)
 
 
 def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -249,38 +268,13 @@ def _chunk_gradients(
         z, log_w = stream.log_weights(DiagonalGaussian(*own), start)
     places = stream.sources.reached(log_w, own)
     if stream.estimator == "dreg" and z.requires_grad:
-        weights = _weights(log_w, sums, None).unsqueeze(-1)
-        z.register_hook(lambda g: g * weights.to(g.dtype))
+        scale = weights(log_w, sums).unsqueeze(-1)
+        z.register_hook(lambda g: g * scale.to(g.dtype))
     inputs = [(place, x) for place, x in enumerate(own) if needs[place]]
     inputs += [(place, stream.sources.tensors[place]) for place in places]
     if not inputs:
         return []
-    found = torch.autograd.grad(log_w, [x for _, x in inputs], _weights(log_w, sums, gradient), allow_unused=True)
+    found = torch.autograd.grad(
+        log_w, [x for _, x in inputs], weights(log_w, sums, gradient), allow_unused=True
+    )
     return [(place, g) for (place, _), g in zip(inputs, found, strict=True) if g is not None]
-
-
-# --- the two ways to the kernels --------------------------------------------------------------------------------
-
-
-def _sums(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """The bound [...] of log-weights [c, ...]; their largest and the sum of e^(log w - largest), [2, ...]."""
-    if plain(log_w):
-        return run_bound(log_w)
-    shape = log_w.shape[1:]
-    value, sums = call("bound", log_w.reshape(_canonical(log_w)), None)
-    return value.reshape(shape), sums.reshape(2, *shape)
-
-
-def _weights(log_w: Tensor, sums: Tensor, gradient: Tensor | None) -> Tensor:
-    """The normalised weights [c, ...], times `gradient` [...] where it is given."""
-    log_w = log_w.detach()
-    if plain(log_w):
-        return run_weights(log_w, sums, gradient)
-    canonical = log_w.reshape(_canonical(log_w))
-    given = sums.reshape(1, 2, -1), (torch.ones_like(sums[0]) if gradient is None else gradient).reshape(1, -1)
-    found: Tensor = call("bound_backward", canonical, *given, [True, False])[0]
-    return found.reshape(log_w.shape)
-
-
-def _canonical(log_w: Tensor) -> Sequence[int]:
-    return 1, log_w.size(0), math.prod(log_w.shape[1:])
