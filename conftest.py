@@ -1,4 +1,6 @@
-"""The suite's flags: `pytest` runs the tests, with `--slow` the long ones too; `pytest --benchmark` times bench/."""
+"""The suite's flags: `pytest` runs the tests, with `--slow` the long ones too; `pytest --benchmark`
+times bench/.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ BENCH = Path(__file__).parent / "bench"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The two flags."""
     group = parser.getgroup("latent-kernels")
-    group.addoption("--benchmark", action="store_true", help="run the timings in bench/ and no tests")
+    group.addoption(
+        "--benchmark", action="store_true", help="run the timings in bench/ and no tests"
+    )
     group.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
@@ -48,7 +52,9 @@ def _has_gpu() -> bool:
 
 # In this file because --benchmark-compare asks for it before bench/conftest.py is read.
 @pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
     """What the figures depend on, and nothing that names the machine."""
     if config.getoption("--benchmark"):
         sys.path.insert(0, str(BENCH))

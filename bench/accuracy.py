@@ -1,4 +1,5 @@
-"""Prints the table of kernels/gaussian/README.md: the error of the KL against mpmath, ours and the textbook's.
+"""Prints the table of kernels/gaussian/README.md: the error of the KL against mpmath, ours and the
+textbook's.
 
 One dimension, mean 0, standard normal prior, float32: `python bench/accuracy.py`.
 """
@@ -11,7 +12,26 @@ import torch
 
 import latent_kernels as lk
 
-LOGVARS = (1e-8, 1e-6, 1e-4, -1e-4, 1e-3, 1e-2, -1e-2, 0.1, 0.5, 1.0, -1.0, 1.9, 2.5, -2.5, 10.0, -10.0, 80.0, -80.0)
+LOGVARS = (
+    1e-8,
+    1e-6,
+    1e-4,
+    -1e-4,
+    1e-3,
+    1e-2,
+    -1e-2,
+    0.1,
+    0.5,
+    1.0,
+    -1.0,
+    1.9,
+    2.5,
+    -2.5,
+    10.0,
+    -10.0,
+    80.0,
+    -80.0,
+)
 
 
 def main() -> None:
@@ -29,7 +49,9 @@ def main() -> None:
             textbook = -0.5 * (1 + logvar - zero**2 - logvar.exp()).sum().item()
             expm1 = 0.5 * (torch.expm1(logvar) - logvar).sum().item()
             errors = [float(abs(mpmath.mpf(x) - exact) / exact) for x in (textbook, expm1)]
-            print(f"| {value:g} | {float(exact):.4g} | {float(ours):.2f} | {errors[0]:.1e} | {errors[1]:.1e} |")
+            print(
+                f"| {value:g} | {float(exact):.4g} | {float(ours):.2f} | {errors[0]:.1e} | {errors[1]:.1e} |"
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""`lk.importance_bound` forward and backward against torch eager and torch.compile: log-mean-exp, and VIMCO's signals.
+"""`lk.importance_bound` forward and backward against torch eager and torch.compile: log-mean-exp,
+and VIMCO's signals.
 
-Gradients come from torch.autograd.grad with a given gradient of the bound, the same for every contender, so that
-nothing accumulates.
+Gradients come from torch.autograd.grad with a given gradient of the bound, the same for every
+contender, so that nothing accumulates.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ Tensor = torch.Tensor
 Shape = tuple[int, int]
 
 CONTENDERS = ("ours", "eager", "compile")
-# (S, B): a training step's, many images, an evaluation's, one image's, and more than the caches hold.
+# (S, B): a training step's, many images, an evaluation's, one image's, and more than the caches
+# hold.
 SHAPES: tuple[Shape, ...] = ((50, 64), (50, 4096), (5000, 256), (5000, 1), (256, 65536))
 VIMCO_SHAPES: tuple[Shape, ...] = ((50, 64), (50, 4096))
 GPU_SHAPES: tuple[Shape, ...] = ((50, 4096), (5000, 256), (256, 65536))
 
 
 def _contest(
-    functions: dict[str, Callable[[], Tensor]], inputs: list[Tensor], expected: tuple[Tensor, ...], upstream: Tensor
+    functions: dict[str, Callable[[], Tensor]],
+    inputs: list[Tensor],
+    expected: tuple[Tensor, ...],
+    upstream: Tensor,
 ) -> Contest:
     """Calls of functions with their gradients, checked against float64."""
 
@@ -41,7 +46,9 @@ def _contest(
         return call
 
     def check(contender: str, found: tuple[Tensor, ...]) -> None:
-        for name, got, value in zip(("bound", "log_w's gradient", "log_q's gradient"), found, expected, strict=False):
+        for name, got, value in zip(
+            ("bound", "log_w's gradient", "log_q's gradient"), found, expected, strict=False
+        ):
             close(got.detach(), value, 2e-5, name)
 
     return Contest({name: with_gradients(function) for name, function in functions.items()}, check)
@@ -50,7 +57,10 @@ def _contest(
 def _log_weights(shape: Shape, device: str, count: int) -> list[Tensor]:
     """As of a model that has learned something: a spread of a few nats."""
     generator = torch.Generator().manual_seed(9)
-    return [(3 * torch.randn(shape, generator=generator)).to(device).requires_grad_() for _ in range(count)]
+    return [
+        (3 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+        for _ in range(count)
+    ]
 
 
 def _upstream(shape: Shape, device: str) -> Tensor:
@@ -89,10 +99,13 @@ def _prepare_vimco(shape: Shape, device: str) -> Contest:
 def _bound(shape: Shape, threads: int, device: str) -> Group:
     samples, batch = shape
     size = samples * batch
-    # log_w read twice, its gradient written; exp as one operation, of which each pass has one and two more
+    # log_w read twice, its gradient written; exp as one operation, of which each pass has one and
+    # two more
     count, operations = 4 * (3 * size + 6 * batch), 6 * size
     prepare = functools.partial(_prepare, shape, device)
-    return Group("importance_bound", shape, threads, device, CONTENDERS, size, count, operations, prepare)
+    return Group(
+        "importance_bound", shape, threads, device, CONTENDERS, size, count, operations, prepare
+    )
 
 
 def _vimco(shape: Shape, threads: int, device: str) -> Group:
@@ -101,12 +114,26 @@ def _vimco(shape: Shape, threads: int, device: str) -> Group:
     # log_w read three times, two gradients written; 3 exps and log1p among some 25 operations
     count, operations = 4 * (5 * size + 6 * batch), 25 * size
     prepare = functools.partial(_prepare_vimco, shape, device)
-    return Group("importance_bound vimco", shape, threads, device, CONTENDERS, size, count, operations, prepare)
+    return Group(
+        "importance_bound vimco",
+        shape,
+        threads,
+        device,
+        CONTENDERS,
+        size,
+        count,
+        operations,
+        prepare,
+    )
 
 
 def _groups(make: Callable[..., Group], shapes: tuple[Shape, ...]) -> list[Group]:
     """Below 64k elements neither side uses a second thread."""
-    found = [make(s, *place) for s in shapes for place in places((1, 2) if s[0] * s[1] >= 2**16 else (1,))]
+    found = [
+        make(s, *place)
+        for s in shapes
+        for place in places((1, 2) if s[0] * s[1] >= 2**16 else (1,))
+    ]
     return found + [make(s, 1, "cuda") for s in GPU_SHAPES]
 
 

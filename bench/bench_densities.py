@@ -1,8 +1,10 @@
-"""`lk.gaussian_log_prob` and `lk.bernoulli_log_prob` against plain torch, torch.compile and torch.distributions.
+"""`lk.gaussian_log_prob` and `lk.bernoulli_log_prob` against plain torch, torch.compile and
+torch.distributions.
 
-Rows are forward+backward by torch.autograd.grad with a given gradient of the output, one for all contenders. Kinds
-of Gaussian: images x [B, D] under a decoder's means [S, B, D], with a learned variance of each pixel [D] (`pixels`) or
-one that the decoder gives (`decoder`); samples z [S, B, D] under the posterior [B, D] they come from (`posterior`).
+Rows are forward+backward by torch.autograd.grad with a given gradient of the output, one for all
+contenders. Kinds of Gaussian: images x [B, D] under a decoder's means [S, B, D], with a learned
+variance of each pixel [D] (`pixels`) or one that the decoder gives (`decoder`); samples z [S, B, D]
+under the posterior [B, D] they come from (`posterior`).
 """
 
 from __future__ import annotations
@@ -80,7 +82,11 @@ def _prepare(kind: str, shape: Shape, device: str) -> Contest:
     inputs, leaves = _inputs(kind, shape, device)
     density = "bernoulli" if kind == "bernoulli" else "gaussian"
     plain = getattr(peers, f"{density}_log_prob")
-    through = peers.distributions_bernoulli_log_prob if kind == "bernoulli" else peers.distributions_log_prob
+    through = (
+        peers.distributions_bernoulli_log_prob
+        if kind == "bernoulli"
+        else peers.distributions_log_prob
+    )
     functions = {
         "ours": getattr(lk, f"{density}_log_prob"),
         "eager": plain,
@@ -96,7 +102,8 @@ def _prepare(kind: str, shape: Shape, device: str) -> Contest:
         return value, torch.autograd.grad(value, leaves, upstream)
 
     def check(contender: str, result: tuple[Tensor, tuple[Tensor, ...]]) -> None:
-        # relative to 1 + |value|; a gradient over all rows is a sum of thousands of terms that cancel
+        # relative to 1 + |value|; a gradient over all rows is a sum of thousands of terms that
+        # cancel
         close(result[0].detach(), out, 1e-5, "the log-density")
         for got, value in zip(result[1], expected, strict=True):
             terms = out.numel() * shape[2] / value.numel()
@@ -117,12 +124,14 @@ def _group(kind: str, shape: Shape, threads: int, device: str) -> Group:
     # forward: inputs read, the density written; backward: both read, the gradients written
     written = sum(sizes) if kind == "posterior" else sum(sizes[1:])
     count = 4 * (2 * sum(sizes) + written + 2 * s * b)
-    # Gaussian: 6 and an exp forward, 8 backward where the variance is an element's own; Bernoulli: 7 and exp and log1p,
-    # 5 and exp and a division
+    # Gaussian: 6 and an exp forward, 8 backward where the variance is an element's own; Bernoulli:
+    # 7 and exp and log1p, 5 and exp and a division
     operations = full * 15 if kind == "bernoulli" else full * 14 + 2 * sizes[2]
     name = "bernoulli_log_prob" if kind == "bernoulli" else f"gaussian_log_prob {kind}"
     prepare = functools.partial(_prepare, kind, shape, device)
-    return Group(f"{name} f.+b.", _full(shape), threads, device, CONTENDERS, full, count, operations, prepare)
+    return Group(
+        f"{name} f.+b.", _full(shape), threads, device, CONTENDERS, full, count, operations, prepare
+    )
 
 
 def _groups() -> list[Group]:

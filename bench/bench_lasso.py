@@ -1,10 +1,11 @@
 """`lk.sparse_encode` against SPAMS and scikit-learn, to the same objective.
 
-"unsolved" in the name of a row says that its objective is not the same: our ISTA ends where its iterations do, and
-scikit-learn's descent where its own tolerance says.
+"unsolved" in the name of a row says that its objective is not the same: our ISTA ends where its
+iterations do, and scikit-learn's descent where its own tolerance says.
 
-`pip install spams-bin` brings SPAMS, the fastest rival we know; the rows run without it. Both rivals take paths: LARS
-ends at the exact optimum, coordinate descent at the tolerance that is given.
+`pip install spams-bin` brings SPAMS, the fastest rival we know; the rows run without it. Both
+rivals take paths: LARS ends at the exact optimum, coordinate descent at the tolerance that is
+given.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import latent_kernels as lk
 from harness import Call, Contest, Group, places, rows
 
 Tensor = torch.Tensor
-Case = tuple[str, int, int, int, float, float]  # atoms, rows, features, components, density of the codes, alpha
+Case = tuple[
+    str, int, int, int, float, float
+]  # atoms, rows, features, components, density of the codes, alpha
 
 # Random atoms and smooth ones, as patches of images have; the optimum's codes are 4 to 17% dense.
 CASES: tuple[Case, ...] = (
@@ -37,7 +40,10 @@ CASES: tuple[Case, ...] = (
 )
 SPAMS = importlib.util.find_spec("spams") is not None
 OURS = {"cd": "cd", "fista": "fista", "ista unsolved": "ista"}  # by contender
-UNSOLVED = {"ista unsolved": 1.0, "sklearn cd unsolved": 1e-3}  # what they may be above the minimum, as shares of it
+UNSOLVED = {
+    "ista unsolved": 1.0,
+    "sklearn cd unsolved": 1e-3,
+}  # what they may be above the minimum, as shares of it
 FEW = 50  # rows that scikit-learn is given: it takes 20 to 600 times as long
 
 
@@ -52,7 +58,9 @@ def _problem(case: Case) -> tuple[Tensor, Tensor]:
             d = d + np.roll(d, 1, axis) + 0.5 * np.roll(d, 2, axis)
         d = d.reshape(components, features)
     d /= np.linalg.norm(d, axis=1, keepdims=True)
-    codes = generator.standard_normal((count, components)) * (generator.random((count, components)) < density)
+    codes = generator.standard_normal((count, components)) * (
+        generator.random((count, components)) < density
+    )
     x = codes @ d + 0.05 * generator.standard_normal((count, features))
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(d.astype(np.float32))
 
@@ -65,7 +73,9 @@ def _objective(x: Tensor, d: Tensor, z: Any, alpha: float) -> Tensor:
 def _sklearn(x: Tensor, d: Tensor, alpha: float, algorithm: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return sparse_encode(x.numpy(), d.numpy(), algorithm=algorithm, alpha=alpha, max_iter=10_000)
+        return sparse_encode(
+            x.numpy(), d.numpy(), algorithm=algorithm, alpha=alpha, max_iter=10_000
+        )
 
 
 def _prepare(case: Case, threads: int, few: bool) -> Contest:
@@ -80,11 +90,15 @@ def _prepare(case: Case, threads: int, few: bool) -> Contest:
         import spams
 
         columns, atoms = np.asfortranarray(x.numpy().T), np.asfortranarray(d.numpy().T)
-        calls["spams"] = lambda: spams.lasso(columns, D=atoms, lambda1=alpha, mode=2, numThreads=threads)
+        calls["spams"] = lambda: spams.lasso(
+            columns, D=atoms, lambda1=alpha, mode=2, numThreads=threads
+        )
     for name, algorithm in OURS.items():
         calls[name] = functools.partial(lk.sparse_encode, x, d, algorithm=algorithm, alpha=alpha)
 
-    best, gap = lk.sparse_encode(x.double(), d.double(), algorithm="cd", alpha=alpha, tol=1e-12, return_gap=True)
+    best, gap = lk.sparse_encode(
+        x.double(), d.double(), algorithm="cd", alpha=alpha, tol=1e-12, return_gap=True
+    )
     least = _objective(x, d, best, alpha)
     assert bool((gap <= 1e-11 * least).all())
 
@@ -105,8 +119,12 @@ def _group(case: Case, threads: int, device: str, few: bool) -> Group:
         device,
         (*OURS, "sklearn lars", "sklearn cd unsolved") if few else (*OURS, "spams"),
         count * components,
-        4 * (count * (features + components) + features * components),  # x and D read, codes written
-        2 * count * features * components,  # of the correlations alone; what follows depends on the codes
+        4
+        * (count * (features + components) + features * components),  # x and D read, codes written
+        2
+        * count
+        * features
+        * components,  # of the correlations alone; what follows depends on the codes
         functools.partial(_prepare, case, threads, few),
         ours=tuple(OURS),
     )

@@ -1,7 +1,8 @@
-"""`lista_encode` and `coupled_lista_encode` against plain torch: codes, and training steps; memory of a training step.
+"""`lista_encode` and `coupled_lista_encode` against plain torch: codes, and training steps; memory
+of a training step.
 
-Shapes are m x n x batch x layers. What one layer costs depends on how many codes are not 0, so the density, a mean over
-layers and rows, stands in the op's name, and an op is a form at one density.
+Shapes are m x n x batch x layers. What one layer costs depends on how many codes are not 0, so the
+density, a mean over layers and rows, stands in the op's name, and an op is a form at one density.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ REMEMBERED: tuple[Case, ...] = (((250, 500, 1024, 16), 0.05), *ONE)
 
 
 def _operations(form: str, train: bool, shape: Shape, density: float) -> int:
-    """Of the least algorithm, a product and a sum counted as two; k = density * n non-zeros a row in every layer.
+    """Of the least algorithm, a product and a sum counted as two; k = density * n non-zeros a row
+    in every layer.
 
-    Forward, a row: x W, and for each layer but the last k rows of S; coupled: k rows of D and the residual's product
-    with W_t. Backward, only where codes are not 0: the gradient by z_{t-1} and that by S are k products with k entries
-    each; that by W has x times the columns of all supports together, counted as if they had none in common but at
-    most n; where neither W nor S is learned, only that by z. Coupled: a layer's gradient by its residual, by W_t and,
-    through D, by z_{t-1}. Soft-thresholding and the sums for thresholds and steps are nothing beside these.
+    Forward, a row: x W, and for each layer but the last k rows of S; coupled: k rows of D and the
+    residual's product with W_t. Backward, only where codes are not 0: the gradient by z_{t-1} and
+    that by S are k products with k entries each; that by W has x times the columns of all supports
+    together, counted as if they had none in common but at most n; where neither W nor S is learned,
+    only that by z. Coupled: a layer's gradient by its residual, by W_t and, through D, by z_{t-1}.
+    Soft-thresholding and the sums for thresholds and steps are nothing beside these.
     """
     m, n, batch, count = shape
     k = density * n
@@ -57,7 +60,9 @@ def _operations(form: str, train: bool, shape: Shape, density: float) -> int:
 
 
 def _bytes(form: str, train: bool, shape: Shape) -> int:
-    """Parameters and x read once, codes written; to train also the upstream gradient read, and gradients written."""
+    """Parameters and x read once, codes written; to train also the upstream gradient read, and
+    gradients written.
+    """
     m, n, batch, count = shape
     sizes = {
         "weight": m * n * (count if form == "coupled" else 1),
@@ -74,14 +79,20 @@ def _prepare(form: str, train: bool, shape: Shape, density: float) -> Contest:
     expected = peers.truth(form, shape, density, train)
     functions = {name: peers.contender(name, form, train) for name in ("ours", "eager", "compile")}
     if not train:
-        calls: dict[str, Call] = {name: functools.partial(peers.codes, f, given) for name, f in functions.items()}
+        calls: dict[str, Call] = {
+            name: functools.partial(peers.codes, f, given) for name, f in functions.items()
+        }
         return Contest(calls, lambda _, out: peers.check_codes(out, expected))
     leaves = given.leaves()
-    steps: dict[str, Call] = {name: functools.partial(peers.gradients, f, leaves) for name, f in functions.items()}
+    steps: dict[str, Call] = {
+        name: functools.partial(peers.gradients, f, leaves) for name, f in functions.items()
+    }
     return Contest(steps, lambda _, out: peers.check_gradients(out, expected, peers.LEARNED[form]))
 
 
-def _groups(form: str, train: bool, cases: tuple[Case, ...], threads: tuple[int, ...] = (1, 2)) -> list[Group]:
+def _groups(
+    form: str, train: bool, cases: tuple[Case, ...], threads: tuple[int, ...] = (1, 2)
+) -> list[Group]:
     return [
         Group(
             f"lista {'training' if train else 'forward'}{'' if form == 'tied' else f' {form}'} {100 * density:g}%",

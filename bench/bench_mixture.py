@@ -1,7 +1,9 @@
-"""An iteration of EM, E-step and M-step from given parameters, against scikit-learn, oneDAL and torch.
+"""An iteration of EM, E-step and M-step from given parameters, against scikit-learn, oneDAL and
+torch.
 
-Shapes are N x D x K. The contenders get the same data, parameters and number of threads; what they have of the last
-iteration's M-step (scikit-learn: Cholesky factors of the precisions) is theirs before the clock starts.
+Shapes are N x D x K. The contenders get the same data, parameters and number of threads; what they
+have of the last iteration's M-step (scikit-learn: Cholesky factors of the precisions) is theirs
+before the clock starts.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ ONE: tuple[Shape, ...] = ((200_000, 16, 32),)
 MIXED: tuple[Shape, ...] = ((200_000, len(peers.FAMILIES), 32),)
 GROWING: tuple[Shape, ...] = tuple((10**power, 8, 8) for power in (4, 5, 6, 7))
 
-# Relative to 1 + |value|. Float32: log-densities of size 100 are good to 1e-5; E x^2 - (E x)^2, as all peers but oneDAL
-# have the variance, of 200 000 terms, was up to 5e-4 off. Ours sums in float64 about the previous means.
+# Relative to 1 + |value|. Float32: log-densities of size 100 are good to 1e-5; E x^2 - (E x)^2, as
+# all peers but oneDAL have the variance, of 200 000 terms, was up to 5e-4 off. Ours sums in float64
+# about the previous means.
 TOLERANCE = {"float32": 2e-3, "float64": 1e-9}
 TOLERANCE_OURS = {"float32": 2e-5, "float64": 1e-9}
 
@@ -39,20 +42,25 @@ LIBRARIES = {"scikit-learn": ("diag", "full", "tied", "spherical"), "daal4py": (
 
 
 def _operations(kind: str, shape: Shape) -> int:
-    """Of the least algorithm, a product and a sum counted as two; softmax, K exponentials a row, is not counted.
+    """Of the least algorithm, a product and a sum counted as two; softmax, K exponentials a row, is
+    not counted.
 
-    For each row and component:
-        diag, and with missing values as if they were there: ((x - m) / s)^2 and the sums of r x and r x^2 take four
+    For each row and component: diag, and with missing values as if they were there: ((x - m) / s)^2
+        and the sums of r x and r x^2 take four
             products with sums for each column;
         spherical: the same but for r |x - m|^2, which is one for all columns;
-        mixed: a Bernoulli column takes two products with sums, a categorical one two sums at its class;
-        full: D (D + 1) / 2 products with sums for U^T (x - m) and as many for r x x^T; squares and r x D each;
+        mixed: a Bernoulli column takes two products with sums, a categorical one two sums at its
+            class;
+        full: D (D + 1) / 2 products with sums for U^T (x - m) and as many for r x x^T; squares and
+            r x D each;
     tied: U^T x and x x^T once a row; x . U U^T m and r x D each.
     """
     n, d, k = shape
     each = {
         "spherical": 6 * d + 2,
-        "mixed": 8 * peers.COLUMNS["gaussian"] + 4 * peers.COLUMNS["bernoulli"] + 2 * peers.COLUMNS["categorical"],
+        "mixed": 8 * peers.COLUMNS["gaussian"]
+        + 4 * peers.COLUMNS["bernoulli"]
+        + 2 * peers.COLUMNS["categorical"],
         "full": 2 * d * (d + 1) + 4 * d,
         "tied": 4 * d,
     }.get(kind, 8 * d)
@@ -103,7 +111,9 @@ def _prepare(kind: str, shape: Shape, dtype: str, contenders: tuple[str, ...]) -
     }
     if kind == "full":  # a whole array of N x K x D would not fit
         compiled = torch.compile(peers.triangular_sums)
-        ways["eager"] = lambda: peers.torch_call(given, peers.triangular_sums, chunk, features=False)
+        ways["eager"] = lambda: peers.torch_call(
+            given, peers.triangular_sums, chunk, features=False
+        )
         ways["compile"] = lambda: peers.torch_call(given, compiled, chunk, features=False)
 
     def check(contender: str, out: Any) -> None:
@@ -117,7 +127,9 @@ def _prepare(kind: str, shape: Shape, dtype: str, contenders: tuple[str, ...]) -
     return Contest({name: ways[name]() for name in contenders}, check)
 
 
-def _group(kind: str, shape: Shape, dtype: str, contenders: tuple[str, ...], threads: int, device: str) -> Group:
+def _group(
+    kind: str, shape: Shape, dtype: str, contenders: tuple[str, ...], threads: int, device: str
+) -> Group:
     names = tuple(name for name in contenders if kind in LIBRARIES.get(name, (kind,)))
     if peers.daal_missing() is not None:
         names = tuple(name for name in names if name != "daal4py")
@@ -128,7 +140,8 @@ def _group(kind: str, shape: Shape, dtype: str, contenders: tuple[str, ...], thr
         device,
         names,
         shape[0] * shape[1],
-        math.prod(shape[:2]) * np.dtype(dtype).itemsize,  # X read once; parameters and sums are nothing beside it
+        math.prod(shape[:2])
+        * np.dtype(dtype).itemsize,  # X read once; parameters and sums are nothing beside it
         _operations(kind, shape),
         functools.partial(_prepare, kind, shape, dtype, names),
         dtype=dtype,
@@ -139,9 +152,17 @@ ALL = ("ours", "scikit-learn", "daal4py", "eager", "chunks", "compile")
 
 
 def _groups(
-    kind: str, shapes: tuple[Shape, ...], dtype: str, threads: tuple[int, ...], contenders: tuple[str, ...] = ALL
+    kind: str,
+    shapes: tuple[Shape, ...],
+    dtype: str,
+    threads: tuple[int, ...],
+    contenders: tuple[str, ...] = ALL,
 ) -> list[Group]:
-    return [_group(kind, shape, dtype, contenders, *place) for shape in shapes for place in places(threads)]
+    return [
+        _group(kind, shape, dtype, contenders, *place)
+        for shape in shapes
+        for place in places(threads)
+    ]
 
 
 def _rows(groups: list[Group]) -> list[Any]:
@@ -150,21 +171,31 @@ def _rows(groups: list[Group]) -> list[Any]:
     missing = peers.daal_missing()
     if missing is not None:
         kinds = LIBRARIES["daal4py"]
-        skipped = [group for group in groups if "scikit-learn" in group.contenders and group.op.split()[1] in kinds]
-        params += [pytest.param(group, "daal4py", marks=pytest.mark.skip(reason=missing)) for group in skipped]
+        skipped = [
+            group
+            for group in groups
+            if "scikit-learn" in group.contenders and group.op.split()[1] in kinds
+        ]
+        params += [
+            pytest.param(group, "daal4py", marks=pytest.mark.skip(reason=missing))
+            for group in skipped
+        ]
     return params
 
 
 ITERATIONS = _groups("diag", DIAGONAL, "float32", (1, 2)) + _groups("full", FULL, "float64", (1, 2))
 # Ten seconds a round: of torch the faster way alone.
-LONG = _groups("full", LARGEST_FULL, "float64", (1, 2), ("ours", "scikit-learn", "daal4py", "chunks"))
+LONG = _groups(
+    "full", LARGEST_FULL, "float64", (1, 2), ("ours", "scikit-learn", "daal4py", "chunks")
+)
 OTHERS = [
     *_groups("spherical", ONE, "float32", (1,)),
     *_groups("tied", ONE, "float32", (1,)),
     *_groups("missing", ONE, "float32", (1,)),
     *_groups("mixed", MIXED, "float32", (1,)),
 ]
-# The time of a row must not grow with their number; whole arrays in torch would be gigabytes in the last two.
+# The time of a row must not grow with their number; whole arrays in torch would be gigabytes in the
+# last two.
 ROWS = [
     *_groups("diag", GROWING[:2], "float32", (1,), ("ours", "eager", "chunks", "compile")),
     *_groups("diag", GROWING[2:], "float32", (1,), ("ours", "chunks")),

@@ -1,4 +1,6 @@
-"""`lk.normal` and `lk.uniform` against torch.randn and torch.rand: fresh noise at every call, for all of them."""
+"""`lk.normal` and `lk.uniform` against torch.randn and torch.rand: fresh noise at every call, for
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,21 @@ from latent_kernels.kernels.noise import reference
 
 OURS = {"normal": lk.normal, "uniform": lk.uniform}
 TORCH = {"normal": torch.randn, "uniform": torch.rand}
-MOMENTS = {"normal": (0.0, 1.0, 3.0), "uniform": (1 / 2, 1 / 12, 1 / 80)}  # mean, variance, fourth central
+MOMENTS = {
+    "normal": (0.0, 1.0, 3.0),
+    "uniform": (1 / 2, 1 / 12, 1 / 80),
+}  # mean, variance, fourth central
 
 SIZES = (2**10, 2**14, 2**17, 2**20, 2**23)
 GPU_SIZES = (2**20, 2**24, 2**26)
-# A compiled generator is a loop over single elements: two sizes show it, and each takes seconds to compile.
+# A compiled generator is a loop over single elements: two sizes show it, and each takes seconds to
+# compile.
 COMPILED = {(2**14, 1), (2**20, 1), (2**20, 2)}
 
-# Operations of one element, transcendental functions spelled out: Philox, ten rounds of 2 wide products (4 words),
-# 4 xor and 2 key sums for four words, 80 / 4 = 20; uniform: convert, product, sum, min; normal, by pairs: two
-# conversions to floats 5, ln 27, root 2, sine and cosine 33, products 2 = 69 / 2, about 35.
+# Operations of one element, transcendental functions spelled out: Philox, ten rounds of 2 wide
+# products (4 words), 4 xor and 2 key sums for four words, 80 / 4 = 20; uniform: convert, product,
+# sum, min; normal, by pairs: two conversions to floats 5, ln 27, root 2, sine and cosine 33,
+# products 2 = 69 / 2, about 35.
 OPERATIONS = {"normal": 20 + 35, "uniform": 20 + 4}
 
 
@@ -43,7 +50,9 @@ def _check_bits(kind: str, size: int, device: str) -> None:
     torch.manual_seed(0)
     got = OURS[kind](size, seed=None, device=device)[: 2**16].cpu()
     expected = torch.from_numpy(getattr(reference, kind)(got.numel(), seed).copy())
-    assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), "bits differ from the reference"
+    assert torch.equal(got.view(torch.int32), expected.view(torch.int32)), (
+        "bits differ from the reference"
+    )
 
 
 def _prepare(kind: str, size: int, contenders: tuple[str, ...], device: str) -> Contest:
@@ -105,7 +114,9 @@ def _prepare_builds(kind: str, size: int, builds: tuple[str, ...]) -> Contest:
 
     def check(contender: str, out: torch.Tensor) -> None:
         _check(kind, size, contender, out)
-        assert contender == "eager" or torch.equal(out.view(torch.int32), expected), "bits differ from the reference"
+        assert contender == "eager" or torch.equal(out.view(torch.int32), expected), (
+            "bits differ from the reference"
+        )
 
     return Contest(calls, check)
 

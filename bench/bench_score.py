@@ -1,6 +1,8 @@
-"""`lk.score_function_gradient` and samples of the families against surrogate losses, formulas and torch.compile.
+"""`lk.score_function_gradient` and samples of the families against surrogate losses, formulas and
+torch.compile.
 
-Values and z are given, but for the rows that sample: there every contender draws its own. f itself is not timed.
+Values and z are given, but for the rows that sample: there every contender draws its own. f itself
+is not timed.
 """
 
 from __future__ import annotations
@@ -22,31 +24,46 @@ Tensor = torch.Tensor
 Shape = tuple[int, int, int]  # S, B, D
 Call = Callable[[], Any]
 
-FAMILIES = {"gaussian": lk.DiagonalGaussian, "bernoulli": lk.Bernoulli, "categorical": lk.Categorical}
+FAMILIES = {
+    "gaussian": lk.DiagonalGaussian,
+    "bernoulli": lk.Bernoulli,
+    "categorical": lk.Categorical,
+}
 CLASSES = 10
 SMALL, LARGE = (16, 64, 20), (64, 256, 256)
 SHAPES: tuple[Shape, ...] = (SMALL, (16, 256, 128), LARGE, (1024, 1, 30), (16, 1024, 64))
 BOTH_SHAPES: tuple[Shape, ...] = (SMALL, (16, 256, 128))
 SAMPLED: tuple[Shape, ...] = (SMALL, (16, 1024, 64))
 
-# Operations of an element. Weighted sums: bernoulli a product and a sum; gaussian z - mean, its scale, its square and
-# two of each; categorical one sum. Samples: a uniform as bench_noise.py counts it; two logarithms of 17, a difference
-# and a comparison; or a product and log2 K comparisons.
+# Operations of an element. Weighted sums: bernoulli a product and a sum; gaussian z - mean, its
+# scale, its square and two of each; categorical one sum. Samples: a uniform as bench_noise.py
+# counts it; two logarithms of 17, a difference and a comparison; or a product and log2 K
+# comparisons.
 SUMS = {"gaussian": 7, "bernoulli": 2, "categorical": 1}
 DRAW = {"bernoulli": 24 + 36, "categorical": 24 + 1 + math.ceil(math.log2(CLASSES))}
 TOLERANCE = 2e-5  # float32 sums of up to 1024 terms of size 1
 
 
 def _threads(op: Any, shape: Shape) -> tuple[int, ...]:
-    """A second thread where it can show most: every row compiles its rival anew, and seconds add up."""
-    return (1, 2) if (op is _gradient and shape == LARGE) or (op is _samples and shape == SAMPLED[-1]) else (1,)
+    """A second thread where it can show most: every row compiles its rival anew, and seconds add
+    up.
+    """
+    return (
+        (1, 2)
+        if (op is _gradient and shape == LARGE) or (op is _samples and shape == SAMPLED[-1])
+        else (1,)
+    )
 
 
 def _parameters(family: str, shape: Shape) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(7)
     tail = (CLASSES,) if family == "categorical" else ()
     first = torch.randn(*shape[1:], *tail, generator=generator)
-    return (first, torch.randn(shape[1:], generator=generator) * 0.5 - 0.5) if family == "gaussian" else (first,)
+    return (
+        (first, torch.randn(shape[1:], generator=generator) * 0.5 - 0.5)
+        if family == "gaussian"
+        else (first,)
+    )
 
 
 def _values(shape: Shape) -> Tensor:
@@ -63,16 +80,20 @@ def _close(got: Any, expected: Any, what: str) -> None:
         close(x.detach(), y, TOLERANCE, f"{what} {j}")
 
 
-# --- gradients from given samples -------------------------------------------------------------------------------
+# --- gradients from given samples -----------------------------------------------------------------
 
 
 def _prepare_gradient(family: str, shape: Shape, backward: bool) -> Contest:
-    """The gradient by itself; or, `backward`, the mean of values and the gradient under an upstream one."""
+    """The gradient by itself; or, `backward`, the mean of values and the gradient under an upstream
+    one.
+    """
     make = FAMILIES[family]
     plain = _parameters(family, shape)
     leaves = tuple(x.clone().requires_grad_() for x in plain)
     z, values = make(*plain).sample(shape[0], seed=1), _values(shape)
-    upstream = torch.randn(shape[1], generator=torch.Generator().manual_seed(9)) if backward else None
+    upstream = (
+        torch.randn(shape[1], generator=torch.Generator().manual_seed(9)) if backward else None
+    )
     compiled = torch.compile(functools.partial(peers.formula, family))
 
     def ours() -> Any:
@@ -117,7 +138,9 @@ def _counts(family: str, shape: Shape) -> tuple[int, int]:
 def _gradient(family: str, backward: bool, shape: Shape, threads: int, device: str) -> Group:
     count, operations = _counts(family, shape)
     if backward:
-        count += 4 * (shape[0] * shape[1] + 2 * shape[1])  # values again, their mean and the upstream gradient
+        count += 4 * (
+            shape[0] * shape[1] + 2 * shape[1]
+        )  # values again, their mean and the upstream gradient
     return Group(
         f"score {family} {'forward+backward' if backward else 'gradient'}",
         shape,
@@ -131,7 +154,7 @@ def _gradient(family: str, backward: bool, shape: Shape, threads: int, device: s
     )
 
 
-# --- samples and gradient ---------------------------------------------------------------------------------------
+# --- samples and gradient -------------------------------------------------------------------------
 
 
 def _prepare_both(family: str, shape: Shape) -> Contest:
@@ -165,7 +188,9 @@ def _prepare_both(family: str, shape: Shape) -> Contest:
 
     def check(contender: str, out: Any) -> None:
         z, gradients = out
-        expected = peers.formula(family, values.double(), _wide(z), tuple(x.double() for x in plain), None)
+        expected = peers.formula(
+            family, values.double(), _wide(z), tuple(x.double() for x in plain), None
+        )
         _close(gradients, expected, f"{contender}'s gradient")
         if family == "gaussian":
             harness.moments((z - plain[0]) * torch.exp(-0.5 * plain[1]), 0, 1, 3, "eps")
@@ -193,14 +218,16 @@ def _sample_and_gradient(family: str, shape: Shape, threads: int, device: str) -
     )
 
 
-# --- the optimal coefficient, and variances ---------------------------------------------------------------------
+# --- the optimal coefficient, and variances -------------------------------------------------------
 
 
 def _prepare_variant(family: str, shape: Shape, variant: str) -> Contest:
     plain = _parameters(family, shape)
     q = FAMILIES[family](*plain)
     z, values = q.sample(shape[0], seed=1), _values(shape)
-    function = functools.partial(peers.formula_optimal if variant == "optimal" else peers.formula_with_variance, family)
+    function = functools.partial(
+        peers.formula_optimal if variant == "optimal" else peers.formula_with_variance, family
+    )
     compiled = torch.compile(function)
 
     def ours() -> Any:
@@ -235,7 +262,7 @@ def _variant(family: str, variant: str, shape: Shape, threads: int, device: str)
     )
 
 
-# --- samples ----------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
 
 
 def _check_samples(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> None:
@@ -249,7 +276,9 @@ def _check_samples(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> No
         chances, found = torch.softmax(logits, -1), z
     for k in range(chances.size(-1)):
         p = chances[..., k]
-        off = (float((found == k).sum()) - len(z) * float(p.sum())) / (len(z) * float((p * (1 - p)).sum())) ** 0.5
+        off = (float((found == k).sum()) - len(z) * float(p.sum())) / (
+            len(z) * float((p * (1 - p)).sum())
+        ) ** 0.5
         assert abs(off) < 6, f"class {k} is {off:.1f} standard errors off"
 
 
@@ -274,7 +303,9 @@ def _prepare_samples(family: str, shape: Shape) -> Contest:
 def _samples(family: str, shape: Shape, threads: int, device: str) -> Group:
     classes = CLASSES if family == "categorical" else 1
     # parameters read, z written
-    count = 4 * shape[1] * shape[2] * classes + math.prod(shape) * (8 if family == "categorical" else 4)
+    count = 4 * shape[1] * shape[2] * classes + math.prod(shape) * (
+        8 if family == "categorical" else 4
+    )
     return Group(
         f"sample {family}",
         shape,
@@ -288,7 +319,9 @@ def _samples(family: str, shape: Shape, threads: int, device: str) -> Group:
     )
 
 
-def _groups(make: Callable[..., Group], families: Any, shapes: tuple[Shape, ...], *options: Any) -> list[Group]:
+def _groups(
+    make: Callable[..., Group], families: Any, shapes: tuple[Shape, ...], *options: Any
+) -> list[Group]:
     return [
         make(family, *options, shape, *place)
         for family in families
@@ -300,7 +333,9 @@ def _groups(make: Callable[..., Group], families: Any, shapes: tuple[Shape, ...]
 GRADIENTS = _groups(_gradient, FAMILIES, SHAPES, False)
 BACKWARD = _groups(_gradient, FAMILIES, BOTH_SHAPES, True)
 SAMPLES_AND_GRADIENTS = _groups(_sample_and_gradient, FAMILIES, SAMPLED)
-VARIANTS = [group for v in ("optimal", "variance") for group in _groups(_variant, FAMILIES, (LARGE,), v)]
+VARIANTS = [
+    group for v in ("optimal", "variance") for group in _groups(_variant, FAMILIES, (LARGE,), v)
+]
 SAMPLES = _groups(_samples, ("bernoulli", "categorical"), SAMPLED)
 
 

@@ -1,4 +1,6 @@
-"""What the timings need of pytest: the helpers beside them, a small JSON file, and the closing table."""
+"""What the timings need of pytest: the helpers beside them, a small JSON file, and the closing
+table.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,25 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helpers, as they also are for `python bench/plots.py`
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # the helpers, as they also are for `python bench/plots.py`
 
 import report
 
 # what pytest-benchmark's tables show
-STATISTICS = ["min", "max", "mean", "stddev", "rounds", "median", "iqr", "outliers", "ops", "iterations"]
+STATISTICS = [
+    "min",
+    "max",
+    "mean",
+    "stddev",
+    "rounds",
+    "median",
+    "iqr",
+    "outliers",
+    "ops",
+    "iterations",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,9 +58,13 @@ def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """Keeps the statistics and drops the rounds themselves, which are a hundred times larger."""
     for row in output_json["benchmarks"]:
-        row["params"] = row["param"] = row["options"] = None  # what they would say stands in extra_info
+        row["params"] = row["param"] = row["options"] = (
+            None  # what they would say stands in extra_info
+        )
         stats = {key: x for key, x in row["stats"].items() if key in STATISTICS}
-        row["stats"] = {key: float(f"{x:.5g}") if isinstance(x, float) else x for key, x in stats.items()}
+        row["stats"] = {
+            key: float(f"{x:.5g}") if isinstance(x, float) else x for key, x in stats.items()
+        }
 
 
 @pytest.hookimpl(trylast=True)

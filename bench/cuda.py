@@ -1,4 +1,6 @@
-"""Timing on a CUDA device: events, and graphs that replay a call's kernels without their launch costs."""
+"""Timing on a CUDA device: events, and graphs that replay a call's kernels without their launch
+costs.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """One pass over everything that needs a GPU: `python bench/gpu.py OUT_DIR` writes OUT_DIR/gpu.json.
 
-In order: noise and samples on the GPU against the CPU, bit for bit; copy bandwidth; rsample_kl at S = 1 beside plain
-torch, torch.compile and CUDA-graph replays of each; memory; score-function gradients beside a surrogate loss, the
-formula by hand, torch.compile and CUDA-graph replays. The file is written after each part, so that a run cut
-short leaves what it has. Exit status: 0; 1 where an answer is wrong; 2 where there is no GPU.
+In order: noise and samples on the GPU against the CPU, bit for bit; copy bandwidth; rsample_kl at S
+= 1 beside plain torch, torch.compile and CUDA-graph replays of each; memory; score-function
+gradients beside a surrogate loss, the formula by hand, torch.compile and CUDA-graph replays. The
+file is written after each part, so that a run cut short leaves what it has. Exit status: 0; 1 where
+an answer is wrong; 2 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ OFFSETS = (0, 3, 2**34 - 5, 2**40 + 1)
 ELEMENTS = (2**24, 2**26)
 COLUMNS = 256
 ROUNDS = 25
-FAMILIES = {"gaussian": lk.DiagonalGaussian, "bernoulli": lk.Bernoulli, "categorical": lk.Categorical}
+FAMILIES = {
+    "gaussian": lk.DiagonalGaussian,
+    "bernoulli": lk.Bernoulli,
+    "categorical": lk.Categorical,
+}
 CLASSES = 10
 SAMPLES = (16, 64)  # of SCORE_ROWS x COLUMNS
 SCORE_ROWS = 4096
@@ -57,9 +62,19 @@ def compare_noise() -> list[dict[str, Any]]:
             for offset in OFFSETS:
                 on_cpu = function(BITS_COUNT, seed=seed, offset=offset)
                 on_gpu = function(BITS_COUNT, seed=seed, offset=offset, device="cuda")
-                by_tensor = function(BITS_COUNT, seed=torch.tensor(seed, device="cuda"), offset=offset, device="cuda")
+                by_tensor = function(
+                    BITS_COUNT, seed=torch.tensor(seed, device="cuda"), offset=offset, device="cuda"
+                )
                 different = bits_differ(on_cpu, on_gpu) + bits_differ(on_cpu, by_tensor)
-                found.append({"op": name, "seed": seed, "offset": offset, "n": BITS_COUNT, "different": different})
+                found.append(
+                    {
+                        "op": name,
+                        "seed": seed,
+                        "offset": offset,
+                        "n": BITS_COUNT,
+                        "different": different,
+                    }
+                )
     return found
 
 
@@ -71,7 +86,9 @@ def compare_samples() -> list[dict[str, Any]]:
         mean, logvar = (torch.randn(shape, generator=generator) for _ in range(2))
         on_cpu = lk.rsample(mean, logvar, samples, seed=11)
         on_gpu = lk.rsample(mean.cuda(), logvar.cuda(), samples, seed=11).cpu()
-        same_sign = on_cpu.signbit() == on_gpu.signbit()  # between signs, bits do not count distance
+        same_sign = (
+            on_cpu.signbit() == on_gpu.signbit()
+        )  # between signs, bits do not count distance
         ulps = (on_cpu.view(torch.int32).long() - on_gpu.view(torch.int32).long()).abs()[same_sign]
         found.append(
             {
@@ -98,12 +115,18 @@ def bytes_moved(passes: str, rows: int) -> int:
     """What the least algorithm moves at S = 1, float32."""
     n = rows * COLUMNS
     forward = 4 * (2 * n + n + rows)  # mean and logvar read, z and kl written
-    backward = 4 * (2 * n + n + rows + 2 * n)  # mean, logvar, gz and gkl read, two gradients written
-    return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[passes]
+    backward = 4 * (
+        2 * n + n + rows + 2 * n
+    )  # mean, logvar, gz and gkl read, two gradients written
+    return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[
+        passes
+    ]
 
 
 def check(call: Call, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]) -> float:
-    """The largest error of kl and the gradients against float64, relative to 1 + |value|; z gives the noise."""
+    """The largest error of kl and the gradients against float64, relative to 1 + |value|; z gives
+    the noise.
+    """
     (z, kl), gradients = call()
     m, v = mean.detach().double(), logvar.detach().double()
     gz, gkl = upstream[0].double(), upstream[1].double()[:, None]
@@ -115,7 +138,9 @@ def check(call: Call, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tens
     return max(((x.detach().double() - y).abs() / (1 + y.abs())).max().item() for x, y in expected)
 
 
-def contenders(passes: str, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]) -> dict[str, Call]:
+def contenders(
+    passes: str, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]
+) -> dict[str, Call]:
     """Calls to time. Backward alone keeps its graph, which torch.compile's backward does not allow."""
     torch._dynamo.reset()
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
@@ -133,13 +158,22 @@ def contenders(passes: str, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor
     }
     if passes == "backward":
         held = {name: functions[name]() for name in ("ours", "eager", "distributions")}
-        return {name: functools.partial(_backward, out, mean, logvar, upstream) for name, out in held.items()}
-    graphs = {"ours graph": ours_from_tensor, "eager graph": functions["eager"], "compile graph": functions["compile"]}
+        return {
+            name: functools.partial(_backward, out, mean, logvar, upstream)
+            for name, out in held.items()
+        }
+    graphs = {
+        "ours graph": ours_from_tensor,
+        "eager graph": functions["eager"],
+        "compile graph": functions["compile"],
+    }
     if passes == "forward+backward":
         functions = {name: _both(f, mean, logvar, upstream) for name, f in functions.items()}
         graphs = {name: _both(f, mean, logvar, upstream) for name, f in graphs.items()}
     # capturing may fail for a rival; `times` does it where that is caught
-    return functions | {name: functools.partial(cuda.graphed, call) for name, call in graphs.items()}
+    return functions | {
+        name: functools.partial(cuda.graphed, call) for name, call in graphs.items()
+    }
 
 
 def _backward(out: Any, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]) -> Any:
@@ -166,7 +200,9 @@ def times(calls: dict[str, Call], moved: int, copy: float) -> dict[str, Any]:
             ready.pop(name, None)
             found[name] = {"error": type(error).__name__}
             print(f"    {name}: {error}", file=sys.stderr)
-    count = {name: max(1, round(5e-3 / (cuda.seconds(call, 3) / 3))) for name, call in ready.items()}
+    count = {
+        name: max(1, round(5e-3 / (cuda.seconds(call, 3) / 3))) for name, call in ready.items()
+    }
     rounds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(ROUNDS):
         for name, call in ready.items():
@@ -183,8 +219,12 @@ def times(calls: dict[str, Call], moved: int, copy: float) -> dict[str, Any]:
     return found
 
 
-def memory(function: Call, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]) -> dict[str, int]:
-    """Bytes at the peak of forward+backward above what was there, and bytes that autograd keeps beside the inputs."""
+def memory(
+    function: Call, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]
+) -> dict[str, int]:
+    """Bytes at the peak of forward+backward above what was there, and bytes that autograd keeps
+    beside the inputs.
+    """
     kept: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -211,7 +251,11 @@ def driver() -> str | None:
     """The driver's version, where nvidia-smi tells."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            .stdout.splitlines()[0]
+            .strip()
+        )
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None
 
@@ -220,18 +264,25 @@ def measure(elements: int, copy: float) -> dict[str, Any]:
     """Times and memory of rsample_kl at one size, after its answers were checked."""
     rows = elements // COLUMNS
     generator = torch.Generator(device="cuda").manual_seed(7)
-    mean, logvar, gz = (torch.randn(rows, COLUMNS, device="cuda", generator=generator) for _ in range(3))
+    mean, logvar, gz = (
+        torch.randn(rows, COLUMNS, device="cuda", generator=generator) for _ in range(3)
+    )
     logvar.mul_(0.5).sub_(0.5)
     upstream = gz, torch.randn(rows, device="cuda", generator=generator)
     found: dict[str, Any] = {"elements": elements, "shape": [rows, COLUMNS]}
     leaves = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
-    found["error"] = check(_both(lambda: lk.rsample_kl(*leaves), *leaves, upstream), *leaves, upstream)
+    found["error"] = check(
+        _both(lambda: lk.rsample_kl(*leaves), *leaves, upstream), *leaves, upstream
+    )
     if not found["error"] < TOLERANCES["rsample_kl"]:
         return found  # no time of a wrong answer
     for passes in PASSES:
         inputs = (mean, logvar) if passes == "forward" else leaves
         moved = bytes_moved(passes, rows)
-        found[passes] = {"bytes": moved, **times(contenders(passes, *inputs, upstream), moved, copy)}
+        found[passes] = {
+            "bytes": moved,
+            **times(contenders(passes, *inputs, upstream), moved, copy),
+        }
         torch.cuda.empty_cache()
     found["memory"] = {
         "ours": memory(lambda: lk.rsample_kl(*leaves), *leaves, upstream),
@@ -250,12 +301,16 @@ def score_bytes(family: str, samples: int) -> int:
 def score_contenders(
     family: str, parameters: tuple[Tensor, ...], values: Tensor, z: Tensor, seed: int
 ) -> dict[str, Call]:
-    """Calls to time. `ours seed` draws z again and reads none, so that its share of the copy may pass 100%."""
+    """Calls to time. `ours seed` draws z again and reads none, so that its share of the copy may
+    pass 100%.
+    """
     torch._dynamo.reset()
     q = FAMILIES[family](*parameters)
     leaves = tuple(x.clone().requires_grad_() for x in parameters)
     formula = functools.partial(peers.formula, family, values, z, parameters, None)
-    compiled = functools.partial(torch.compile(functools.partial(peers.formula, family)), values, z, parameters, None)
+    compiled = functools.partial(
+        torch.compile(functools.partial(peers.formula, family)), values, z, parameters, None
+    )
     functions: dict[str, Call] = {
         "ours": lambda: lk.score_function_gradient(q, values, z),
         "ours seed": lambda: lk.score_function_gradient(q, values, seed=seed),
@@ -267,22 +322,29 @@ def score_contenders(
         "compile": compiled,
     }
     graphs = ("ours", "surrogate", "formula", "sums", "compile")
-    return functions | {f"{name} graph": functools.partial(cuda.graphed, functions[name]) for name in graphs}
+    return functions | {
+        f"{name} graph": functools.partial(cuda.graphed, functions[name]) for name in graphs
+    }
 
 
 def measure_score(family: str, samples: int, copy: float) -> dict[str, Any]:
-    """Times of the leave-one-out gradient of a family at one size, after the answer was checked both ways."""
+    """Times of the leave-one-out gradient of a family at one size, after the answer was checked
+    both ways.
+    """
     generator = torch.Generator(device="cuda").manual_seed(7)
     tail = (CLASSES,) if family == "categorical" else ()
     count = 2 if family == "gaussian" else 1
     parameters = tuple(
-        torch.randn(SCORE_ROWS, COLUMNS, *tail, device="cuda", generator=generator) for _ in range(count)
+        torch.randn(SCORE_ROWS, COLUMNS, *tail, device="cuda", generator=generator)
+        for _ in range(count)
     )
     values = 3 + torch.randn(samples, SCORE_ROWS, device="cuda", generator=generator)
     q, seed = FAMILIES[family](*parameters), 11
     z = q.sample(samples, seed=seed)
     wide = z.double() if z.is_floating_point() else z
-    expected = peers.sums(family, values.double(), wide, tuple(x.double() for x in parameters), None)
+    expected = peers.sums(
+        family, values.double(), wide, tuple(x.double() for x in parameters), None
+    )
     del wide
     found: dict[str, Any] = {"family": family, "shape": [samples, SCORE_ROWS, COLUMNS]}
     found["error"] = max(
@@ -293,21 +355,27 @@ def measure_score(family: str, samples: int, copy: float) -> dict[str, Any]:
     if not found["error"] < TOLERANCES["score"]:
         return found  # no time of a wrong answer
     moved = score_bytes(family, samples)
-    found["gradient"] = {"bytes": moved} | times(score_contenders(family, parameters, values, z, seed), moved, copy)
+    found["gradient"] = {"bytes": moved} | times(
+        score_contenders(family, parameters, values, z, seed), moved, copy
+    )
     torch.cuda.empty_cache()
     return found
 
 
 def main() -> int:
     """Runs it all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out_dir", type=Path)
     out_dir = parser.parse_args().out_dir
     if not torch.cuda.is_available():
         print("bench/gpu.py: torch finds no CUDA GPU; nothing was measured", file=sys.stderr)
         return 2
     out_dir.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"machine": describe() | {"driver": driver(), "cuda": torch.version.cuda}}
+    found: dict[str, Any] = {
+        "machine": describe() | {"driver": driver(), "cuda": torch.version.cuda}
+    }
 
     def save(part: str, value: Any) -> None:
         found[part] = value
@@ -326,7 +394,9 @@ def main() -> int:
             scores.append(f"score_{family}_{samples}")
             save(scores[-1], measure_score(family, samples, copy))
     wrong = [row for row in found["noise_bits"] if row["different"]]
-    wrong += [n for n in ELEMENTS if not found[f"rsample_kl_{n}"]["error"] < TOLERANCES["rsample_kl"]]
+    wrong += [
+        n for n in ELEMENTS if not found[f"rsample_kl_{n}"]["error"] < TOLERANCES["rsample_kl"]
+    ]
     wrong += [name for name in scores if not found[name]["error"] < TOLERANCES["score"]]
     print(f"wrong answers: {wrong}" if wrong else "every answer right")
     return 1 if wrong else 0

@@ -1,8 +1,10 @@
-"""How a row is made: the answer is checked, rivals are timed in turns, then pytest-benchmark times the row by itself.
+"""How a row is made: the answer is checked, rivals are timed in turns, then pytest-benchmark times
+the row by itself.
 
-pytest-benchmark finishes one row before it begins the next, and a shared machine changes its speed in between. So
-the first row of a group also times all of the group's contenders in rounds A B C A B C ..., and every ratio comes
-from the medians of those rounds; pytest-benchmark's own statistics stand beside them, for --benchmark-compare.
+pytest-benchmark finishes one row before it begins the next, and a shared machine changes its speed
+in between. So the first row of a group also times all of the group's contenders in rounds A B C A B
+C ..., and every ratio comes from the medians of those rounds; pytest-benchmark's own statistics
+stand beside them, for --benchmark-compare.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Group:
     device: str
     contenders: tuple[str, ...]
     elements: int
-    bytes: int  # that the least algorithm reads and writes; the count stands where the group is made
+    bytes: (
+        int  # that the least algorithm reads and writes; the count stands where the group is made
+    )
     operations: int
     prepare: Callable[[], Contest] = field(repr=False, compare=False)
     ours: tuple[str, ...] = ("ours",)
@@ -62,7 +66,11 @@ class Group:
     @property
     def place(self) -> str:
         """Where it runs, as text."""
-        return self.device if self.device != "cpu" else f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return (
+            self.device
+            if self.device != "cpu"
+            else f"{self.threads} thread{'s' * (self.threads > 1)}"
+        )
 
 
 @dataclass
@@ -89,7 +97,9 @@ class Result:
         return min(self.fastest[peer] for peer in self._peers()) / self.fastest[name]
 
     def disturbed(self, name: str) -> bool:
-        """Whether other work took the cores in half of the rounds, as medians far above the fastest show."""
+        """Whether other work took the cores in half of the rounds, as medians far above the fastest
+        show.
+        """
         return any(self.seconds[n] > 1.5 * self.fastest[n] for n in (name, self.best_peer()))
 
     def _peers(self) -> list[str]:
@@ -97,7 +107,9 @@ class Result:
 
 
 results: dict[Group, Result] = {}
-_open: dict[Group, Contest] = {}  # at most one: a contest holds its tensors and its compiled functions
+_open: dict[
+    Group, Contest
+] = {}  # at most one: a contest holds its tensors and its compiled functions
 
 
 def rows(groups: Iterable[Group]) -> list[Any]:
@@ -139,7 +151,9 @@ def _contest(group: Group) -> Contest:
 
 
 def _synchronized(call: Call, group: Group) -> Call:
-    """pytest-benchmark's clock is the host's: on a GPU it must wait. The interleaved times use device events."""
+    """pytest-benchmark's clock is the host's: on a GPU it must wait. The interleaved times use
+    device events.
+    """
     if group.device != "cuda":
         return call
 
@@ -157,7 +171,9 @@ def _measure(group: Group, contest: Contest) -> Result:
         for name, call in contest.calls.items():
             contest.check(name, call())
     except AssertionError as error:
-        result.failure = AssertionError(f"{group.op} {group.size}, {group.place}: wrong answer of {name}: {error}")
+        result.failure = AssertionError(
+            f"{group.op} {group.size}, {group.place}: wrong answer of {name}: {error}"
+        )
         return result
     times, result.inner = interleave(contest.calls, group.device)
     result.seconds = {name: statistics.median(t) for name, t in times.items()}
@@ -166,8 +182,12 @@ def _measure(group: Group, contest: Contest) -> Result:
     return result
 
 
-def interleave(calls: dict[str, Call], device: str) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of one call in each round, and calls in one measurement; a round measures each contender once."""
+def interleave(
+    calls: dict[str, Call], device: str
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of one call in each round, and calls in one measurement; a round measures each
+    contender once.
+    """
     measure = cuda.seconds if device == "cuda" else _seconds
     inner, once = {}, {}
     for name, call in calls.items():

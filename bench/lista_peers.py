@@ -1,7 +1,9 @@
-"""Sparse encoders in plain torch, as an expert writes them; the problems, the answers in float64, a step's memory.
+"""Sparse encoders in plain torch, as an expert writes them; the problems, the answers in float64, a
+step's memory.
 
-`python bench/lista_peers.py CONTENDER FORM m n batch layers density` prints the bytes that a training step takes: the
-benchmark runs it as a process of its own, because the high-water mark of memory is one of a process.
+`python bench/lista_peers.py CONTENDER FORM m n batch layers density` prints the bytes that a
+training step takes: the benchmark runs it as a process of its own, because the high-water mark of
+memory is one of a process.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ SAMPLED_ROWS = 128  # that thresholds are found by
 
 
 class Problem(NamedTuple):
-    """What all contenders are given. `inner` stands between the layers: S, or the coupled form's dictionary."""
+    """What all contenders are given. `inner` stands between the layers: S, or the coupled form's
+    dictionary.
+    """
 
     form: str
     x: Tensor  # [N, m]
@@ -56,7 +60,9 @@ class Problem(NamedTuple):
 
     def leaves(self) -> Problem:
         """The same with what is learned asking for gradients."""
-        return self._replace(**{name: getattr(self, name).clone().requires_grad_() for name in LEARNED[self.form]})
+        return self._replace(
+            **{name: getattr(self, name).clone().requires_grad_() for name in LEARNED[self.form]}
+        )
 
     def rows(self, which: Any) -> Problem:
         """Some of the rows."""
@@ -64,14 +70,18 @@ class Problem(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The values in another dtype."""
-        cast = {name: getattr(self, name).to(dtype) for name in FIELDS if getattr(self, name) is not None}
+        cast = {
+            name: getattr(self, name).to(dtype)
+            for name in FIELDS
+            if getattr(self, name) is not None
+        }
         return self._replace(**cast)
 
 
-# --- the contenders -----------------------------------------------------------------------------------------------
+# --- the contenders -------------------------------------------------------------------------------
 
-# Six ways to write soft-thresholding were timed, forward and trained, eager and compiled, at the shapes of the rows.
-# A threshold for each component rules out torch.nn.functional.softshrink.
+# Six ways to write soft-thresholding were timed, forward and trained, eager and compiled, at the
+# shapes of the rows. A threshold for each component rules out torch.nn.functional.softshrink.
 
 
 def by_clamp(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -80,12 +90,16 @@ def by_clamp(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def by_relu(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The fastest to train in eager mode: clamp's gradients by its bounds cost more than a second relu."""
+    """The fastest to train in eager mode: clamp's gradients by its bounds cost more than a second
+    relu.
+    """
     return torch.relu(u - high) - torch.relu(low - u)
 
 
 def by_sign(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The fastest to train once compiled: 0.7 of the time of `by_relu`, which in eager mode it is 4% behind."""
+    """The fastest to train once compiled: 0.7 of the time of `by_relu`, which in eager mode it is
+    4% behind.
+    """
     return torch.sign(u) * torch.relu(u.abs() - high)
 
 
@@ -98,7 +112,13 @@ SHRINK = {  # contender, whether it is trained
 
 
 def encode(
-    form: str, shrink: Shrink, x: Tensor, weight: Tensor, inner: Tensor, threshold: Tensor, step: Tensor | None
+    form: str,
+    shrink: Shrink,
+    x: Tensor,
+    weight: Tensor,
+    inner: Tensor,
+    threshold: Tensor,
+    step: Tensor | None,
 ) -> Tensor:
     """The codes: for each layer a product that also adds, and soft-thresholding."""
     highs, lows = threshold.unbind(0), (-threshold).unbind(0)
@@ -117,7 +137,9 @@ def encode(
     return z
 
 
-def ours(form: str, x: Tensor, weight: Tensor, inner: Tensor, threshold: Tensor, step: Tensor | None) -> Tensor:
+def ours(
+    form: str, x: Tensor, weight: Tensor, inner: Tensor, threshold: Tensor, step: Tensor | None
+) -> Tensor:
     """The codes by this library."""
     if form == "coupled":
         return coupled_lista_encode(x, inner, weight, threshold, n_layers=len(threshold))
@@ -144,7 +166,7 @@ def gradients(function: Callable[..., Tensor], given: Problem) -> tuple[Tensor, 
     return torch.autograd.grad(z, given.learned(), given.upstream)
 
 
-# --- the problem --------------------------------------------------------------------------------------------------
+# --- the problem ----------------------------------------------------------------------------------
 
 
 class Layer(NamedTuple):
@@ -164,7 +186,11 @@ def layers(given: Problem) -> Iterator[Layer]:
         s = inner[t] if form == "untied" else inner
         with torch.no_grad():
             size = z.abs() @ s.abs()
-            size = z.abs() + (x.abs() + size) @ w.abs() if form == "coupled" else x.abs() @ w.abs() + size
+            size = (
+                z.abs() + (x.abs() + size) @ w.abs()
+                if form == "coupled"
+                else x.abs() @ w.abs() + size
+            )
         u = z + (x - z @ s) @ w if form == "coupled" else x @ w + z @ s
         if step is not None:
             with torch.no_grad():
@@ -176,16 +202,19 @@ def layers(given: Problem) -> Iterator[Layer]:
 
 @functools.cache
 def problem(form: str, shape: Shape, density: float) -> Problem:
-    """ISTA's weights for a unit-norm Gaussian dictionary, sparse signals with noise of -40 dB, and thresholds by which
-    the codes, as a mean over layers and rows, are as dense as asked: within 10%, or AssertionError.
+    """ISTA's weights for a unit-norm Gaussian dictionary, sparse signals with noise of -40 dB, and
+    thresholds by which the codes, as a mean over layers and rows, are as dense as asked: within
+    10%, or AssertionError.
 
-    Weights begin at ISTA's, so that density falls from layer to layer as in an encoder that is being trained. What
-    differs between layers (steps, or W_t, S_t made of them) is in 0.9 to 1 of 1 / L: no layer expands an error.
+    Weights begin at ISTA's, so that density falls from layer to layer as in an encoder that is
+    being trained. What differs between layers (steps, or W_t, S_t made of them) is in 0.9 to 1 of 1
+    / L: no layer expands an error.
 
-    No |u| lies within `MARGIN` of its threshold: rows with such an entry are drawn again (1 to 3% of them, at 60%
-    density 18%). Rounding may leave such an entry 0 or not; its code moves by no more than the rounding error, but the
-    gradients have a step there, and two right answers would differ by a whole term. Without such entries every
-    contender's support is that of float64, and gradients can be held to rounding errors alone.
+    No |u| lies within `MARGIN` of its threshold: rows with such an entry are drawn again (1 to 3%
+    of them, at 60% density 18%). Rounding may leave such an entry 0 or not; its code moves by no
+    more than the rounding error, but the gradients have a step there, and two right answers would
+    differ by a whole term. Without such entries every contender's support is that of float64, and
+    gradients can be held to rounding errors alone.
     """
     m, n, batch, count = shape
     generator = torch.Generator().manual_seed(m + n + batch + count)
@@ -196,7 +225,11 @@ def problem(form: str, shape: Shape, density: float) -> Problem:
     eye = torch.eye(n, dtype=torch.float64)
     ways: dict[str, Callable[[], tuple[Tensor, Tensor, Tensor | None]]] = {
         "tied": lambda: (d.t() / lipschitz, eye - d @ d.t() / lipschitz, None),
-        "untied": lambda: (d.t() / lipschitz, torch.stack([eye - s * d @ d.t() for s in steps]), None),
+        "untied": lambda: (
+            d.t() / lipschitz,
+            torch.stack([eye - s * d @ d.t() for s in steps]),
+            None,
+        ),
         "step": lambda: (d.t(), -d @ d.t(), steps),
         "coupled": lambda: (torch.stack([s * d.t() for s in steps]), d, None),
     }
@@ -209,28 +242,38 @@ def problem(form: str, shape: Shape, density: float) -> Problem:
 
     shape_of_threshold = 0.9 + 0.2 * torch.rand(count, n, **wide)
     upstream = torch.randn(batch, n, **wide)
-    given = Problem(form, draw(batch), weight.contiguous(), inner, shape_of_threshold, step, upstream).to(torch.float32)
+    given = Problem(
+        form, draw(batch), weight.contiguous(), inner, shape_of_threshold, step, upstream
+    ).to(torch.float32)
     if density == 1:
         return given._replace(threshold=torch.zeros(count, n))
 
     def scaled() -> Problem:
-        return given._replace(threshold=given.threshold * _scale(given.rows(slice(SAMPLED_ROWS)), density))
+        return given._replace(
+            threshold=given.threshold * _scale(given.rows(slice(SAMPLED_ROWS)), density)
+        )
 
     found, todo = scaled(), torch.arange(batch)
     densities = torch.zeros(batch, dtype=torch.float64)
     while len(todo):
         near = torch.zeros(len(todo), dtype=torch.bool)
         densities[todo] = 0
-        for layer, threshold in zip(layers(found.rows(todo).to(torch.float64)), found.threshold, strict=True):
+        for layer, threshold in zip(
+            layers(found.rows(todo).to(torch.float64)), found.threshold, strict=True
+        ):
             gap = (layer.u.abs() - threshold.double()).abs()
             near |= (gap < MARGIN * layer.magnitude).any(1)
             densities[todo] += (layer.z != 0).double().mean(1) / count
         todo = todo[near]
         given.x[todo] = draw(len(todo))
-        if batch <= SAMPLED_ROWS and len(todo):  # few rows: their density may have changed with one of them
+        if batch <= SAMPLED_ROWS and len(
+            todo
+        ):  # few rows: their density may have changed with one of them
             found, todo = scaled(), torch.arange(batch)
     measured = densities.mean().item()
-    assert abs(measured - density) <= 0.1 * density, f"the codes are {measured:.2%} dense, not {density:.2%}"
+    assert abs(measured - density) <= 0.1 * density, (
+        f"the codes are {measured:.2%} dense, not {density:.2%}"
+    )
     return found
 
 
@@ -245,7 +288,7 @@ def _scale(given: Problem, density: float) -> float:
     return (low + high) / 2
 
 
-# --- the answer ---------------------------------------------------------------------------------------------------
+# --- the answer -----------------------------------------------------------------------------------
 
 
 class Truth(NamedTuple):
@@ -259,18 +302,21 @@ class Truth(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def truth(form: str, shape: Shape, density: float, train: bool) -> Truth:
-    """The codes and, to train, gradients of `problem(form, shape, density)` in plain torch and float64; tolerances.
+    """The codes and, to train, gradients of `problem(form, shape, density)` in plain torch and
+    float64; tolerances.
 
-    Codes: a u that adds k terms is off by about sqrt(k) units of its magnitude (at most k of them; Higham and Mary,
-    "A new approach to probabilistic rounding error analysis", 2019). Neither soft-thresholding nor the layers' matrices
-    (eigenvalues of I - gamma D D^T: 0 to 1) lengthen a row of errors, and errors of different layers are independent:
-    the sum of their squares bounds the square of the whole. Supports do not enter, since the codes are continuous.
+    Codes: a u that adds k terms is off by about sqrt(k) units of its magnitude (at most k of them;
+    Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019). Neither
+    soft-thresholding nor the layers' matrices (eigenvalues of I - gamma D D^T: 0 to 1) lengthen a
+    row of errors, and errors of different layers are independent: the sum of their squares bounds
+    the square of the whole. Supports do not enter, since the codes are continuous.
 
-    Gradients: supports are those of float64, see `problem`. Then a gradient is a sum of products of a code and a
-    gradient of u, each with an error, relative to the code, of what has just been said. Errors of random sign add up in
-    squares as the terms themselves do, so that the whole gradient is off, relative to its norm, by as much as a term:
-    sqrt(K) units times magnitude / code, with K the roundings of all layers, and of the sum over rows. A single term
-    left out, of a million, is about 1e-3 of the norm: tolerances are below 1e-4.
+    Gradients: supports are those of float64, see `problem`. Then a gradient is a sum of products of
+    a code and a gradient of u, each with an error, relative to the code, of what has just been
+    said. Errors of random sign add up in squares as the terms themselves do, so that the whole
+    gradient is off, relative to its norm, by as much as a term: sqrt(K) units times magnitude /
+    code, with K the roundings of all layers, and of the sum over rows. A single term left out, of a
+    million, is about 1e-3 of the norm: tolerances are below 1e-4.
     """
     given = problem(form, shape, density).to(torch.float64)
     if train:
@@ -306,7 +352,7 @@ def check_gradients(got: tuple[Tensor, ...], expected: Truth, names: tuple[str, 
         )
 
 
-# --- memory -------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 class Memory(NamedTuple):
@@ -319,7 +365,8 @@ class Memory(NamedTuple):
 def memory_of(name: str, form: str, shape: Shape, density: float) -> Memory:
     """Of a step on one thread, measured in a new process."""
     command = [sys.executable, str(Path(__file__)), name, form, *map(str, shape), str(density)]
-    # Every large tensor is mapped by itself and given back when freed: no hole in the heap hides a later tensor.
+    # Every large tensor is mapped by itself and given back when freed: no hole in the heap hides a
+    # later tensor.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -330,7 +377,9 @@ def _measure_memory(name: str, form: str, shape: Shape, density: float) -> Memor
     torch.set_num_threads(1)
     given = problem(form, shape, density).leaves()
     function = contender(name, form, True)
-    gradients(function, given.rows(slice(64)))  # libraries and their buffers are in memory after this
+    gradients(
+        function, given.rows(slice(64))
+    )  # libraries and their buffers are in memory after this
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
@@ -365,4 +414,10 @@ def _status(key: str) -> int:
 if __name__ == "__main__":
     given_name, given_form, *sizes, given_density = sys.argv[1:]
     m, n, batch, count = map(int, sizes)
-    print(json.dumps(_measure_memory(given_name, given_form, (m, n, batch, count), float(given_density))._asdict()))
+    print(
+        json.dumps(
+            _measure_memory(
+                given_name, given_form, (m, n, batch, count), float(given_density)
+            )._asdict()
+        )
+    )

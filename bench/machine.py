@@ -1,4 +1,5 @@
-"""The machine: its description, and the ceilings that a row is held against, measured in the same run.
+"""The machine: its description, and the ceilings that a row is held against, measured in the same
+run.
 
 `python bench/machine.py` prints a name for a results file: the date, the time and the processor.
 """
@@ -80,7 +81,9 @@ def _synchronize(device: str) -> None:
 
 @functools.cache
 def copy_bandwidth(threads: int, device: str) -> float:
-    """Bytes a second, read and written, of the fastest of a few `copy_` of arrays beyond the caches."""
+    """Bytes a second, read and written, of the fastest of a few `copy_` of arrays beyond the
+    caches.
+    """
     torch.set_num_threads(threads)
     count = COPY_ELEMENTS * (8 if device == "cuda" else 1)
     source, target = torch.ones(count, device=device), torch.zeros(count, device=device)
@@ -89,11 +92,17 @@ def copy_bandwidth(threads: int, device: str) -> float:
 
 @functools.cache
 def gemm_rate(threads: int, device: str, dtype: str) -> float:
-    """Operations a second of a large matrix product: the ceiling of rows that compute more than they move."""
+    """Operations a second of a large matrix product: the ceiling of rows that compute more than
+    they move.
+    """
     torch.set_num_threads(threads)
     side = GEMM_SIDE * (4 if device == "cuda" else 1)
     kind = {"device": device, "dtype": getattr(torch, dtype)}
-    a, b, out = torch.randn(side, side, **kind), torch.randn(side, side, **kind), torch.empty(side, side, **kind)
+    a, b, out = (
+        torch.randn(side, side, **kind),
+        torch.randn(side, side, **kind),
+        torch.empty(side, side, **kind),
+    )
     return 2 * side**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device, 4)
 
 

@@ -1,7 +1,9 @@
-"""One iteration of EM as it runs without us: scikit-learn, oneDAL, torch; the data, and the answer in float64.
+"""One iteration of EM as it runs without us: scikit-learn, oneDAL, torch; the data, and the answer
+in float64.
 
-The torch peers are matrix products: log p(x | k) is linear in blocks of features of x, [x, x^2] of a diagonal Gaussian
-or [x, x x^T] of a full one, so that both the densities and the sums of the M-step are products with these blocks.
+The torch peers are matrix products: log p(x | k) is linear in blocks of features of x, [x, x^2] of
+a diagonal Gaussian or [x, x x^T] of a full one, so that both the densities and the sums of the
+M-step are products with these blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ COLUMNS = {"gaussian": 8, "bernoulli": 8, "categorical": 4}  # of mixed data, in
 CLASSES = 5
 FAMILIES = [family for family, count in COLUMNS.items() for _ in range(count)]
 MISSING = 0.01
-CHUNK, FULL_CHUNK = 8000, 500  # rows that were fastest on one thread of the machine of the saved runs
+CHUNK, FULL_CHUNK = (
+    8000,
+    500,
+)  # rows that were fastest on one thread of the machine of the saved runs
 
 
 class Problem(NamedTuple):
@@ -49,10 +54,12 @@ class Answer(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def problem(kind: str, rows: int, size: int, components: int, dtype: str) -> Problem:
-    """Components a few standard deviations apart, and parameters a little off those that the data come from.
+    """Components a few standard deviations apart, and parameters a little off those that the data
+    come from.
 
-    Centres are N(0, 4) in each of up to four columns and in proportion closer in more, so that they overlap at any D:
-    far apart, responsibilities would be 0 and 1, and a kernel could skip most of the work.
+    Centres are N(0, 4) in each of up to four columns and in proportion closer in more, so that they
+    overlap at any D: far apart, responsibilities would be 0 and 1, and a kernel could skip most of
+    the work.
     """
     rng = np.random.default_rng(size * components)
     gaussians = COLUMNS["gaussian"] if kind == "mixed" else size
@@ -81,7 +88,9 @@ def _covariances(kind: str, components: int, size: int, rng: np.random.Generator
         noise = rng.standard_normal((components, size, 2 * size)) / math.sqrt(2 * size)
         result = 0.6 * np.eye(size) + 0.5 * noise @ noise.transpose(0, 2, 1)
         return result if kind == "full" else result[0]
-    return np.exp(0.2 * rng.standard_normal(components if kind == "spherical" else (components, size)))
+    return np.exp(
+        0.2 * rng.standard_normal(components if kind == "spherical" else (components, size))
+    )
 
 
 def _parts(rows: int, of: int = 20_000) -> Iterator[slice]:
@@ -89,12 +98,14 @@ def _parts(rows: int, of: int = 20_000) -> Iterator[slice]:
         yield slice(start, min(start + of, rows))
 
 
-# --- the answer -------------------------------------------------------------------------------------------------
+# --- the answer -----------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
 def truth(*key: Any) -> Answer:
-    """The iteration of `problem(*key)` as the formulas have it, in NumPy and float64, one component after the other."""
+    """The iteration of `problem(*key)` as the formulas have it, in NumPy and float64, one component
+    after the other.
+    """
     given = problem(*key)
     kind, (components, size) = given.kind, given.means.shape
     total, counts = 0.0, np.zeros(components)
@@ -105,7 +116,9 @@ def truth(*key: Any) -> Answer:
     for part in _parts(len(given.X)):
         x = given.X[part].astype(np.float64)
         hot = encoded(x)[:, size:] if kind == "mixed" else x[:, :0]
-        joint = np.stack([_log_joint(given, k, roots[k], x[:, :size], hot) for k in range(components)], axis=1)
+        joint = np.stack(
+            [_log_joint(given, k, roots[k], x[:, :size], hot) for k in range(components)], axis=1
+        )
         top = joint.max(axis=1, keepdims=True)
         r = np.exp(joint - top)
         sums = r.sum(axis=1, keepdims=True)
@@ -121,7 +134,9 @@ def truth(*key: Any) -> Answer:
     delta = first / there
     covariances = _maximum(kind, counts, there, delta, second)
     chances = chances / counts[:, None]
-    return Answer(total / len(given.X), counts / counts.sum(), given.means + delta, covariances, chances)
+    return Answer(
+        total / len(given.X), counts / counts.sum(), given.means + delta, covariances, chances
+    )
 
 
 def _root(given: Problem, k: int) -> Array:
@@ -158,11 +173,13 @@ def _maximum(kind: str, counts: Array, there: Array, delta: Array, second: Array
     return each + REG_COVAR * np.eye(delta.shape[1])
 
 
-# --- libraries --------------------------------------------------------------------------------------------------
+# --- libraries ------------------------------------------------------------------------------------
 
 
 def scikit_learn(given: Problem, threads: int) -> Callable[[], Answer]:
-    """GaussianMixture's own E-step and M-step, in the data's dtype; its BLAS gets the threads, NumPy has one."""
+    """GaussianMixture's own E-step and M-step, in the data's dtype; its BLAS gets the threads,
+    NumPy has one.
+    """
     from sklearn.mixture import GaussianMixture
     from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
     from threadpoolctl import ThreadpoolController
@@ -170,8 +187,12 @@ def scikit_learn(given: Problem, threads: int) -> Callable[[], Answer]:
     dtype = given.X.dtype
     model = GaussianMixture(len(given.weights), covariance_type=given.kind, reg_covar=REG_COVAR)
     controller = ThreadpoolController()
-    weights, means, covariances = (x.astype(dtype) for x in (given.weights, given.means, given.covariances))
-    roots = _compute_precision_cholesky(covariances, given.kind)  # which an M-step leaves for the next E-step
+    weights, means, covariances = (
+        x.astype(dtype) for x in (given.weights, given.means, given.covariances)
+    )
+    roots = _compute_precision_cholesky(
+        covariances, given.kind
+    )  # which an M-step leaves for the next E-step
 
     def call() -> Answer:
         with controller.limit(limits=threads, user_api="blas"):
@@ -193,9 +214,9 @@ def daal_missing() -> str | None:
 def daal(given: Problem, threads: int) -> Callable[[], Answer]:
     """oneDAL's em_gmm, one iteration.
 
-    Its loop makes one pass of 512-row blocks for the E-step and the M-step together, and the goal function that it
-    returns is that of the parameters given, as ours: no E-step follows the last M-step. It regularizes only what is
-    singular, so that REG_COVAR is added here.
+    Its loop makes one pass of 512-row blocks for the E-step and the M-step together, and the goal
+    function that it returns is that of the parameters given, as ours: no E-step follows the last
+    M-step. It regularizes only what is singular, so that REG_COVAR is added here.
     """
     import daal4py
 
@@ -214,12 +235,14 @@ def daal(given: Problem, threads: int) -> Callable[[], Answer]:
     def call() -> Answer:
         result = model.compute(given.X, weights, means, covariances)
         found = np.stack(result.covariances).reshape(given.covariances.shape) + extra
-        return Answer(result.goalFunction[0, 0] / len(given.X), result.weights[0], result.means, found)
+        return Answer(
+            result.goalFunction[0, 0] / len(given.X), result.weights[0], result.means, found
+        )
 
     return call
 
 
-# --- torch ------------------------------------------------------------------------------------------------------
+# --- torch ----------------------------------------------------------------------------------------
 
 Sums = tuple[Tensor, ...]  # sum of log p(x), counts [K], and a block's sums each [K, F]
 
@@ -232,7 +255,9 @@ def encoded(x: Array) -> Array:
 
 
 def canonical(chances: Tensor) -> tuple[Tensor, Tensor]:
-    """Natural parameters of Bernoulli columns and classes [..., F], and the rest of the log-density [...]."""
+    """Natural parameters of Bernoulli columns and classes [..., F], and the rest of the log-density
+    [...].
+    """
     count = COLUMNS["bernoulli"]
     p, q = chances[..., :count], chances[..., count:]
     return torch.cat([torch.logit(p), torch.log(q)], -1), torch.log1p(-p).sum(-1)
@@ -255,7 +280,9 @@ def blocks(kind: str, x: Tensor) -> tuple[Tensor, ...]:
     return x, x * x
 
 
-def coefficients(kind: str, weights: Tensor, means: Tensor, covariances: Tensor, chances: Tensor) -> tuple[Tensor, ...]:
+def coefficients(
+    kind: str, weights: Tensor, means: Tensor, covariances: Tensor, chances: Tensor
+) -> tuple[Tensor, ...]:
     """A constant [K] and a matrix [F, K] for each block."""
     size = means.size(1)
     if kind == "full":
@@ -263,7 +290,9 @@ def coefficients(kind: str, weights: Tensor, means: Tensor, covariances: Tensor,
         linear = torch.einsum("kij,kj->ki", precision, means)
         i, j = torch.triu_indices(size, size)
         quadratic = -0.5 * precision[:, i, j] * torch.where(i == j, 1, 2)
-        constant = -0.5 * ((linear * means).sum(1) + torch.logdet(covariances) + size * math.log(2 * math.pi))
+        constant = -0.5 * (
+            (linear * means).sum(1) + torch.logdet(covariances) + size * math.log(2 * math.pi)
+        )
         return constant + weights.log(), linear.t(), quadratic.t()
     variances = covariances[:, None] if kind == "spherical" else covariances
     constants = -0.5 * (means**2 / variances + torch.log(2 * math.pi * variances))
@@ -298,7 +327,9 @@ def tied_sums(x: Tensor, root: Tensor, constant: Tensor, linear: Tensor) -> Sums
 
 
 def triangular_sums(x: Tensor, roots: Tensor, shift: Tensor, constant: Tensor) -> Sums:
-    """y = U_k^T (x - m_k) of all components in one product, and r_k x x^T likewise; torch has no triangular product."""
+    """y = U_k^T (x - m_k) of all components in one product, and r_k x x^T likewise; torch has no
+    triangular product.
+    """
     components, size, _ = roots.shape
     y = x @ roots.transpose(0, 1).reshape(size, -1) - shift.reshape(-1)
     joint = constant - 0.5 * (y * y).view(-1, components, size).sum(2)
@@ -308,7 +339,9 @@ def triangular_sums(x: Tensor, roots: Tensor, shift: Tensor, constant: Tensor) -
     return log_density.sum(), r.sum(0), r.t() @ x, (weighted.t() @ x).view(components, size, size)
 
 
-def torch_call(given: Problem, function: Any, chunk: int | None = None, features: bool = True) -> Callable[[], Answer]:
+def torch_call(
+    given: Problem, function: Any, chunk: int | None = None, features: bool = True
+) -> Callable[[], Answer]:
     """The iteration with `function`, one of the sums above: of all rows, or of chunks of them."""
     kind = given.kind
     X = torch.from_numpy(encoded(given.X) if kind == "mixed" else given.X)
@@ -326,7 +359,9 @@ def torch_call(given: Problem, function: Any, chunk: int | None = None, features
     return call
 
 
-def _arguments(kind: str, features: bool, weights: Tensor, means: Tensor, covariances: Tensor, chances: Tensor) -> Any:
+def _arguments(
+    kind: str, features: bool, weights: Tensor, means: Tensor, covariances: Tensor, chances: Tensor
+) -> Any:
     if kind != "tied" and (features or kind != "full"):
         return coefficients(kind, weights, means, covariances, chances)
     root = torch.linalg.inv(torch.linalg.cholesky(covariances)).mT
@@ -339,16 +374,24 @@ def _arguments(kind: str, features: bool, weights: Tensor, means: Tensor, covari
 
 
 def _m_step(kind: str, rows: int, found: list[Tensor]) -> Answer:
-    """The new parameters by E x^2 - (E x)^2, which loses digits where the mean is large beside the deviation."""
+    """The new parameters by E x^2 - (E x)^2, which loses digits where the mean is large beside the
+    deviation.
+    """
     total, counts, *moments = found
-    chances = moments.pop() / counts[:, None] if kind == "mixed" else counts.new_zeros(len(counts), 0)
+    chances = (
+        moments.pop() / counts[:, None] if kind == "mixed" else counts.new_zeros(len(counts), 0)
+    )
     there = moments.pop(0) if kind == "missing" else counts[:, None]
     means = moments[0] / there
     size = means.size(1)
     if kind == "spherical":
-        covariances = (moments[1] / there - (means**2).sum(1, keepdim=True))[:, 0] / size + REG_COVAR
+        covariances = (moments[1] / there - (means**2).sum(1, keepdim=True))[
+            :, 0
+        ] / size + REG_COVAR
     elif kind == "tied":
-        covariances = (moments[1] - (means * counts[:, None]).t() @ means) / rows + REG_COVAR * torch.eye(size)
+        covariances = (
+            moments[1] - (means * counts[:, None]).t() @ means
+        ) / rows + REG_COVAR * torch.eye(size)
     elif kind == "full":
         second = moments[1]
         if second.dim() == 2:  # of i <= j

@@ -30,8 +30,12 @@ def rsample_kl_many(mean: Tensor, logvar: Tensor, samples: int) -> tuple[Tensor,
     return z, kl
 
 
-def rsample_log_prob(mean: Tensor, logvar: Tensor, samples: int, *, path: bool) -> tuple[Tensor, Tensor]:
-    """Samples and their log-densities in plain torch; the path derivative by way of parameters without gradient."""
+def rsample_log_prob(
+    mean: Tensor, logvar: Tensor, samples: int, *, path: bool
+) -> tuple[Tensor, Tensor]:
+    """Samples and their log-densities in plain torch; the path derivative by way of parameters
+    without gradient.
+    """
     std = torch.exp(0.5 * logvar)
     eps = torch.randn(samples, *std.shape, device=std.device)
     z = mean + std * eps
@@ -56,12 +60,16 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 
 def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
-    """The same with VIMCO's gradient for log_q, as one writes it: all S x S log-weights of the baselines at once."""
+    """The same with VIMCO's gradient for log_q, as one writes it: all S x S log-weights of the
+    baselines at once.
+    """
     samples = log_w.size(0)
     bound = log_mean_exp(log_w)
     values = log_w.detach()
     mean = (values.sum(0) - values) / (samples - 1)
-    replaced = values.unsqueeze(0) + torch.diag_embed((mean - values).movedim(0, -1)).movedim((-2, -1), (0, 1))
+    replaced = values.unsqueeze(0) + torch.diag_embed((mean - values).movedim(0, -1)).movedim(
+        (-2, -1), (0, 1)
+    )
     signal = bound.detach() - log_mean_exp(replaced.movedim(1, 0))
     surrogate = (signal * log_q).sum(0)
     return bound + surrogate - surrogate.detach()
@@ -72,7 +80,9 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
 
-def distributions_rsample_kl(mean: Tensor, logvar: Tensor, samples: int | None, prior: Normal) -> tuple[Tensor, Tensor]:
+def distributions_rsample_kl(
+    mean: Tensor, logvar: Tensor, samples: int | None, prior: Normal
+) -> tuple[Tensor, Tensor]:
     """`rsample_kl` through torch.distributions."""
     q = Normal(mean, torch.exp(0.5 * logvar))
     z = q.rsample() if samples is None else q.rsample((samples,))
@@ -99,22 +109,32 @@ def standard_normal(device: str) -> Normal:
     return Normal(torch.zeros((), device=device), torch.ones((), device=device))
 
 
-# --- score-function gradients: values f [S, B], z [S, B, D], leave-one-out ------------------------------------------
+# --- score-function gradients: values f [S, B], z [S, B, D], leave-one-out ------------------------
 
 
-def surrogate(family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None) -> Parameters:
-    """What people write: the gradient of the mean of (f - the mean of the other f) log q(z), by autograd."""
+def surrogate(
+    family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None
+) -> Parameters:
+    """What people write: the gradient of the mean of (f - the mean of the other f) log q(z), by
+    autograd.
+    """
     others = (values.sum(0) - values) / (len(values) - 1)
     log_prob = distribution(family, parameters).log_prob(z).sum(-1)
     loss = ((values - others) * log_prob).mean(0)
-    return torch.autograd.grad(loss.sum() if upstream is None else (loss * upstream).sum(), parameters)
+    return torch.autograd.grad(
+        loss.sum() if upstream is None else (loss * upstream).sum(), parameters
+    )
 
 
 def distribution(family: str, parameters: Parameters) -> Distribution:
     """The family from torch.distributions."""
     if family == "gaussian":
         return Normal(parameters[0], torch.exp(0.5 * parameters[1]))
-    return Bernoulli(logits=parameters[0]) if family == "bernoulli" else Categorical(logits=parameters[0])
+    return (
+        Bernoulli(logits=parameters[0])
+        if family == "bernoulli"
+        else Categorical(logits=parameters[0])
+    )
 
 
 def scores(family: str, z: Tensor, parameters: Parameters) -> Parameters:
@@ -131,16 +151,24 @@ def scores(family: str, z: Tensor, parameters: Parameters) -> Parameters:
     return (hot.to(logits.dtype) - torch.softmax(logits, -1),)
 
 
-def formula(family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None) -> Parameters:
-    """The mean of (f - b) times the score, derived by hand: S / (S - 1) (f - mean f) is f minus the others' mean."""
+def formula(
+    family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None
+) -> Parameters:
+    """The mean of (f - b) times the score, derived by hand: S / (S - 1) (f - mean f) is f minus the
+    others' mean.
+    """
     weight = (values - values.mean(0)) / (len(values) - 1)
     if upstream is not None:
         weight = weight * upstream
     return tuple((_like(weight, s) * s).sum(0) for s in scores(family, z, parameters))
 
 
-def sums(family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None) -> Parameters:
-    """The same as weighted sums of sufficient statistics, by torch.einsum: the weights sum to 0, and E phi drops."""
+def sums(
+    family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None
+) -> Parameters:
+    """The same as weighted sums of sufficient statistics, by torch.einsum: the weights sum to 0,
+    and E phi drops.
+    """
     weight = (values - values.mean(0)) / (len(values) - 1)
     if upstream is not None:
         weight = weight * upstream
@@ -156,11 +184,17 @@ def sums(family: str, values: Tensor, z: Tensor, parameters: Parameters, upstrea
 
 
 class Estimator(torch.autograd.Function):
-    """The mean of values, with a formula's gradient: what a derivation by hand is wrapped in to be trained with."""
+    """The mean of values, with a formula's gradient: what a derivation by hand is wrapped in to be
+    trained with.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, function: Callable[..., Parameters], values: Tensor, z: Tensor, *parameters: Tensor
+        ctx: Any,
+        function: Callable[..., Parameters],
+        values: Tensor,
+        z: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
         """The mean over samples."""
         ctx.function = function
@@ -185,18 +219,25 @@ def formula_optimal(family: str, values: Tensor, z: Tensor, parameters: Paramete
         parts, a = (slice(0, half), slice(half, samples)), []
         for part in parts:
             a.append((w[part] * square[part]).sum(0) / square[part].sum(0))
-        each = [((w[part] - other) * s[part]).sum(0) for part, other in zip(parts, a[::-1], strict=True)]
+        each = [
+            ((w[part] - other) * s[part]).sum(0) for part, other in zip(parts, a[::-1], strict=True)
+        ]
         gradients.append((each[0] + each[1]) / samples)
     return tuple(gradients)
 
 
-def formula_with_variance(family: str, values: Tensor, z: Tensor, parameters: Parameters) -> Parameters:
+def formula_with_variance(
+    family: str, values: Tensor, z: Tensor, parameters: Parameters
+) -> Parameters:
     """Leave-one-out gradients, then the variance of each as a mean of S terms."""
     samples = len(values)
     weight = (values - values.mean(0)) * (samples / (samples - 1))
     terms = [_like(weight, s) * s for s in scores(family, z, parameters)]
     gradients = [t.mean(0) for t in terms]
-    variances = [((t - g) ** 2).sum(0) / (samples * (samples - 1)) for t, g in zip(terms, gradients, strict=True)]
+    variances = [
+        ((t - g) ** 2).sum(0) / (samples * (samples - 1))
+        for t, g in zip(terms, gradients, strict=True)
+    ]
     return (*gradients, *variances)
 
 
@@ -204,26 +245,34 @@ def _like(weight: Tensor, s: Tensor) -> Tensor:
     return weight.reshape(*weight.shape, *[1] * (s.dim() - weight.dim()))
 
 
-# --- samples of the families: z [S, B, D] ---------------------------------------------------------------------------
+# --- samples of the families: z [S, B, D] ---------------------------------------------------------
 
 
 def sample(family: str, parameters: Parameters, samples: int) -> Tensor:
     """As plain torch has it: randn, torch.bernoulli, torch.multinomial."""
     if family == "gaussian":
         mean, logvar = parameters
-        return mean + torch.exp(0.5 * logvar) * torch.randn(samples, *mean.shape, device=mean.device)
+        return mean + torch.exp(0.5 * logvar) * torch.randn(
+            samples, *mean.shape, device=mean.device
+        )
     (logits,) = parameters
     if family == "bernoulli":
         return torch.bernoulli(torch.sigmoid(logits).expand(samples, *logits.shape))
     flat = torch.softmax(logits, -1).reshape(-1, logits.size(-1))
-    return torch.multinomial(flat, samples, replacement=True).t().reshape(samples, *logits.shape[:-1])
+    return (
+        torch.multinomial(flat, samples, replacement=True).t().reshape(samples, *logits.shape[:-1])
+    )
 
 
 def sample_by_noise(family: str, parameters: Parameters, samples: int) -> Tensor:
-    """From uniforms: a comparison, or the inverse of the distribution; a compiler makes one loop of it."""
+    """From uniforms: a comparison, or the inverse of the distribution; a compiler makes one loop of
+    it.
+    """
     (logits,) = parameters
     if family == "bernoulli":
-        return (torch.rand(samples, *logits.shape, device=logits.device) < torch.sigmoid(logits)).to(logits.dtype)
+        return (
+            torch.rand(samples, *logits.shape, device=logits.device) < torch.sigmoid(logits)
+        ).to(logits.dtype)
     edges = torch.softmax(logits, -1).cumsum(-1)[..., :-1]
     u = torch.rand(samples, *logits.shape[:-1], 1, device=logits.device)
     return (u >= edges).sum(-1)

@@ -1,7 +1,7 @@
 """Pictures of saved runs: `python bench/plots.py` reads bench/results/*.json and draws beside them.
 
-throughput.png (and throughput-cuda.png, where the run has GPU rows): elements a second over sizes in the newest run.
-ratios.png: how many times as fast as the best peer, every row of the newest run.
+throughput.png (and throughput-cuda.png, where the run has GPU rows): elements a second over sizes
+in the newest run. ratios.png: how many times as fast as the best peer, every row of the newest run.
 trend.png: the ratio to the best peer over the runs made on the same processor, once there are two.
 All take the fastest of the interleaved rounds, which other work on the machine disturbs least.
 """
@@ -22,7 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 RESULTS = Path(__file__).parent / "results"
-# one colour and marker for a contender everywhere; colours that stay apart for the colour-blind (Okabe and Ito)
+# one colour and marker for a contender everywhere; colours that stay apart for the colour-blind
+# (Okabe and Ito)
 STYLES = {
     "ours": ("#D55E00", "o"),
     "eager": ("#0072B2", "s"),
@@ -30,7 +31,12 @@ STYLES = {
     "distributions": ("#CC79A7", "D"),
     "graph": ("#E69F00", "v"),
 }
-NAMES = {"ours": "latent-kernels", "eager": "torch eager", "compile": "torch.compile", "graph": "torch, CUDA graph"}
+NAMES = {
+    "ours": "latent-kernels",
+    "eager": "torch eager",
+    "compile": "torch.compile",
+    "graph": "torch, CUDA graph",
+}
 
 
 def load() -> list[dict[str, Any]]:
@@ -41,7 +47,11 @@ def load() -> list[dict[str, Any]]:
 
 def rows(run: dict[str, Any]) -> list[dict[str, Any]]:
     """What each row recorded."""
-    return [row["extra_info"] for row in run["benchmarks"] if "interleaved_median_us" in row["extra_info"]]
+    return [
+        row["extra_info"]
+        for row in run["benchmarks"]
+        if "interleaved_median_us" in row["extra_info"]
+    ]
 
 
 def _title(run: dict[str, Any], device: str) -> str:
@@ -58,26 +68,38 @@ def _plain_numbers(axis: Axes) -> None:
 
 
 def draw_throughput(run: dict[str, Any], device: str) -> Path | None:
-    """One panel per op of several sizes: elements a second, a line for each contender and number of threads."""
+    """One panel per op of several sizes: elements a second, a line for each contender and number of
+    threads.
+    """
     found = [row for row in rows(run) if row["device"] == device and row["contender"] in STYLES]
     sizes: dict[str, set[int]] = {}
     for row in found:
         sizes.setdefault(row["op"], set()).add(row["elements"])
     # Sizes of a mixture are of three kinds, so that no line over one of them says anything.
-    ops = [op for op, of in sizes.items() if len(of) > 2 and "SIMD" not in op and not op.startswith("mixture")]
+    ops = [
+        op
+        for op, of in sizes.items()
+        if len(of) > 2 and "SIMD" not in op and not op.startswith("mixture")
+    ]
     found = [row for row in found if row["op"] in ops]
     if not ops:
         return None
     most = max(row["threads"] for row in found)
     columns = min(3, len(ops))
     height = math.ceil(len(ops) / columns)
-    figure, axes = plt.subplots(height, columns, figsize=(4.6 * columns, 3.7 * height), squeeze=False)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(4.6 * columns, 3.7 * height), squeeze=False
+    )
     for axis in axes.flat[len(ops) :]:
         axis.set_visible(False)
     for axis, op in zip(axes.flat, ops, strict=False):
         for name, (color, marker) in STYLES.items():
             for threads in (1, most) if most > 1 else (1,):
-                mine = [r for r in found if (r["op"], r["contender"], r["threads"]) == (op, name, threads)]
+                mine = [
+                    r
+                    for r in found
+                    if (r["op"], r["contender"], r["threads"]) == (op, name, threads)
+                ]
                 mine.sort(key=lambda r: (r["elements"], r["shape"]))
                 axis.plot(
                     [r["elements"] for r in mine],
@@ -89,7 +111,13 @@ def draw_throughput(run: dict[str, Any], device: str) -> Path | None:
                     linestyle="-" if threads == 1 else "--",
                     markerfacecolor=color if threads == 1 else "white",
                 )
-        axis.set(xscale="log", yscale="log", title=op, xlabel="output elements", ylabel="million elements / s")
+        axis.set(
+            xscale="log",
+            yscale="log",
+            title=op,
+            xlabel="output elements",
+            ylabel="million elements / s",
+        )
         axis.xaxis.set_minor_formatter(NullFormatter())
         _plain_numbers(axis)
         axis.grid(True, which="major", color="0.85", linewidth=0.6)
@@ -104,7 +132,9 @@ def draw_throughput(run: dict[str, Any], device: str) -> Path | None:
     if most > 1:
         gray: dict[str, Any] = {"color": "0.3", "marker": "o"}
         handles.append(Line2D([], [], label="1 thread", **gray))
-        handles.append(Line2D([], [], linestyle="--", markerfacecolor="white", label=f"{most} threads", **gray))
+        handles.append(
+            Line2D([], [], linestyle="--", markerfacecolor="white", label=f"{most} threads", **gray)
+        )
     figure.suptitle(f"Throughput in the fastest rounds: {_title(run, device)}")
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 0.98))
@@ -135,7 +165,9 @@ def draw_ratios(run: dict[str, Any], device: str) -> Path | None:
                 alpha=0.8,
             )
     ratios = [row["ratio_of_fastest"] for row in found]
-    axis.set(xscale="log", xlim=(min(ratios) / 1.15, max(ratios) * 1.15), ylim=(-0.7, len(ops) - 0.3))
+    axis.set(
+        xscale="log", xlim=(min(ratios) / 1.15, max(ratios) * 1.15), ylim=(-0.7, len(ops) - 0.3)
+    )
     axis.set_yticks(range(len(ops)), reversed(ops), fontsize=8)
     axis.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
     axis.xaxis.set_minor_formatter(NullFormatter())
@@ -169,7 +201,9 @@ def draw_trend(runs: list[dict[str, Any]]) -> Path | None:
                 line[i] = row["ratio_of_fastest"]
     columns = min(3, len(lines))
     height = math.ceil(len(lines) / columns)
-    figure, axes = plt.subplots(height, columns, figsize=(5.2 * columns, 3.8 * height), squeeze=False)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(5.2 * columns, 3.8 * height), squeeze=False
+    )
     for axis in axes.flat[len(lines) :]:
         axis.set_visible(False)
     labels = [run["datetime"][5:16].replace("T", "\n") for run in runs]
@@ -177,7 +211,14 @@ def draw_trend(runs: list[dict[str, Any]]) -> Path | None:
         colors = plt.get_cmap("viridis")
         for k, (size, points) in enumerate(sizes.items()):
             color = colors(0.9 * k / max(len(sizes) - 1, 1))
-            axis.plot(list(points), list(points.values()), marker="o", markersize=4, color=color, label=size)
+            axis.plot(
+                list(points),
+                list(points.values()),
+                marker="o",
+                markersize=4,
+                color=color,
+                label=size,
+            )
         axis.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
         axis.set(title=op, yscale="log", ylabel="best peer / ours", xlim=(-0.2, len(runs) - 0.8))
         axis.set_xticks(range(len(runs)), labels, fontsize=7)
@@ -186,7 +227,9 @@ def draw_trend(runs: list[dict[str, Any]]) -> Path | None:
         _plain_numbers(axis)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(f"Ratio to the best peer in the fastest rounds, over runs on {cpu} (dotted: equal)")
+    figure.suptitle(
+        f"Ratio to the best peer in the fastest rounds, over runs on {cpu} (dotted: equal)"
+    )
     figure.tight_layout(rect=(0, 0, 1, 0.98))
     path = RESULTS / "trend.png"
     figure.savefig(path, dpi=120)
@@ -199,7 +242,11 @@ def main() -> None:
     runs = load()
     if not runs:
         raise SystemExit("bench/results has no saved run; make bench writes one")
-    drawn = [draw(runs[-1], device) for device in ("cpu", "cuda") for draw in (draw_throughput, draw_ratios)]
+    drawn = [
+        draw(runs[-1], device)
+        for device in ("cpu", "cuda")
+        for draw in (draw_throughput, draw_ratios)
+    ]
     drawn.append(draw_trend(runs))
     for path in drawn:
         if path is not None:

@@ -12,7 +12,9 @@ HEAD += f"{'best peer':>13} {'median':>10} {'ratio':>7} {'fastest':>8}"
 
 
 def closing_table() -> Iterator[str]:
-    """Per op, size and place: our median, the best peer's, and the ratio, of the interleaved rounds."""
+    """Per op, size and place: our median, the best peer's, and the ratio, of the interleaved
+    rounds.
+    """
     done = [r for r in harness.results.values() if r.failure is None]
     if not done:
         return
@@ -43,7 +45,9 @@ def closing_table() -> Iterator[str]:
 def _line(result: harness.Result, name: str) -> tuple[str, bool]:
     group, seconds = result.group, result.seconds[name]
     line = f"{group.size:>14}  {group.place:9}  {name:>9} {_time(seconds)} {seconds * 1e9 / group.elements:8.3f}"
-    line += f" {group.bytes / seconds * 1e-9:6.1f} {harness.percent_of_copy(group, seconds):6.0f}   "
+    line += (
+        f" {group.bytes / seconds * 1e-9:6.1f} {harness.percent_of_copy(group, seconds):6.0f}   "
+    )
     peer, ratio = result.best_peer(), result.ratio(name)
     line += f"{peer:>13} {_time(result.seconds[peer])} {ratio:6.2f}x {result.ratio_of_fastest(name):7.2f}x"
     return line + " ~" * result.disturbed(name) + "  LOSES" * (ratio < 1), ratio < 1

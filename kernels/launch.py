@@ -1,7 +1,7 @@
 """How Triton kernels are launched: options and tile sizes, in one place.
 
-The sizes are a safe default chosen by counting (8 to 16 elements a thread, 16-byte accesses), not yet tuned on a
-device. There is no autotuning: a first call compiles one kernel and nothing else.
+The sizes are a safe default chosen by counting (8 to 16 elements a thread, 16-byte accesses), not
+yet tuned on a device. There is no autotuning: a first call compiles one kernel and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 TILE = 1024  # elements of one program; half as many in float64, which needs twice the registers
-WANTED_PROGRAMS = 2048  # below this, samples are dealt to several programs; by shape alone, so bits do not change
+WANTED_PROGRAMS = (
+    2048  # below this, samples are dealt to several programs; by shape alone, so bits do not change
+)
 
 
 def next_power_of_two(n: int) -> int:
@@ -25,7 +27,9 @@ def next_power_of_two(n: int) -> int:
 
 
 def tile_shape(rows: int, cols: int, dtype: torch.dtype, *, small: bool = False) -> tuple[int, int]:
-    """Rows and columns of one program's tile; a `small` one for kernels that need many registers an element."""
+    """Rows and columns of one program's tile; a `small` one for kernels that need many registers an
+    element.
+    """
     tile = TILE // 2 if small or dtype == torch.float64 else TILE
     block_cols = min(tile, max(4, next_power_of_two(max(cols, 1))))
     return max(1, min(tile // block_cols, next_power_of_two(max(rows, 1)))), block_cols

@@ -16,7 +16,9 @@ def exp(x):
     else:
         x = tl.where(x < -104.0, -104.0, x)
         x = tl.where(x > 89.0, 89.0, x)
-        shifted = x * 1.4426950216293335 + 12582912.0  # 1.5 * 2^23: rounds to an integer, ties to even
+        shifted = (
+            x * 1.4426950216293335 + 12582912.0
+        )  # 1.5 * 2^23: rounds to an integer, ties to even
         n = shifted - 12582912.0
         r = (x - n * 0.693359375) - n * -2.12194440e-4
         q = r * 0.0013813144760206342 + 0.008369418792426586

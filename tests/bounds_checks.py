@@ -1,4 +1,6 @@
-"""One checker for every backend of the bounds: the same problems, bounds that follow from an analysis of errors."""
+"""One checker for every backend of the bounds: the same problems, bounds that follow from an
+analysis of errors.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from latent_kernels.kernels.bounds import reference
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int]  # groups, samples, rows
 
-# Few rows, which are folded, with samples that the fold does not divide; more than a part has; one sample; nothing.
+# Few rows, which are folded, with samples that the fold does not divide; more than a part has; one
+# sample; nothing.
 SIZES: list[Sizes] = [
     (1, 50, 64),
     (1, 5, 1),
@@ -31,7 +34,9 @@ SIZES: list[Sizes] = [
 SMALL_SIZES: list[Sizes] = [s for s in SIZES if s[0] * s[1] * s[2] <= 7000]
 
 
-def problem(sizes: Sizes, dtype: torch.dtype, spread: float = 3.0, mean: float = 0.0) -> tuple[Tensor, Tensor]:
+def problem(
+    sizes: Sizes, dtype: torch.dtype, spread: float = 3.0, mean: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Log-weights of `sizes` and a gradient [groups, rows], as the dtypes hold them."""
     g = torch.Generator().manual_seed(sum(sizes))
     log_w = torch.randn(sizes, generator=g, dtype=torch.float64) * spread + mean
@@ -39,11 +44,16 @@ def problem(sizes: Sizes, dtype: torch.dtype, spread: float = 3.0, mean: float =
     return log_w.to(dtype), gradient.to(row_dtype(dtype))
 
 
-def run(kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "cpu") -> dict[str, Tensor]:
+def run(
+    kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "cpu"
+) -> dict[str, Tensor]:
     """Everything a backend computes, through its own interface; the results on the CPU."""
     groups, samples, rows = sizes = (log_w.size(0), log_w.size(1), log_w.size(2))
     log_w, gradient = log_w.to(device), gradient.to(device)
-    bound, sums = torch.full_like(gradient, torch.nan), gradient.new_full((groups, 2, rows), torch.nan)
+    bound, sums = (
+        torch.full_like(gradient, torch.nan),
+        gradient.new_full((groups, 2, rows), torch.nan),
+    )
     kernels.forward(sizes, log_w, bound, sums)
     weights, scaled, signal = (torch.full_like(log_w, torch.nan) for _ in range(3))
     kernels.weights(sizes, log_w, sums, None, weights)
@@ -56,23 +66,28 @@ def run(kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "cpu
 
 
 def truth(log_w: Tensor, gradient: Tensor, seen: list[int]) -> dict[str, Tensor]:
-    """The same in float64 by torch, each of VIMCO's sums over its own terms, for the samples `seen`."""
+    """The same in float64 by torch, each of VIMCO's sums over its own terms, for the samples
+    `seen`.
+    """
     log_w, gradient = log_w.double(), gradient.double().unsqueeze(1)
     whole = torch.logsumexp(log_w, 1, keepdim=True)
     weights = torch.exp(log_w - whole)
     bound = whole.squeeze(1) - torch.log(torch.tensor(float(log_w.size(1)), dtype=torch.float64))
     found = {"bound": bound, "weights": weights, "scaled": weights * gradient}
     if log_w.size(1) > 1:
-        found["signal"] = gradient * torch.stack([whole[:, 0] - reference.log_without(log_w, s) for s in seen], 1)
+        found["signal"] = gradient * torch.stack(
+            [whole[:, 0] - reference.log_without(log_w, s) for s in seen], 1
+        )
     return found
 
 
 def check(kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "cpu") -> None:
     """Errors below what the arithmetic allows, u the unit in the last place of 1.
 
-    A difference log_w - top is rounded to half a unit of itself, which is the relative error of its exponential (as
-    log_w itself has, if it is the rounding of anything); exp adds one unit, and a sum of n positive terms at most n
-    units of its value, of which sqrt n are allowed here: errors are of either sign. Half results round once more.
+    A difference log_w - top is rounded to half a unit of itself, which is the relative error of its
+    exponential (as log_w itself has, if it is the rounding of anything); exp adds one unit, and a
+    sum of n positive terms at most n units of its value, of which sqrt n are allowed here: errors
+    are of either sign. Half results round once more.
     """
     samples = log_w.size(1)
     seen = list(range(0, samples, max(samples // 40, 1)))
@@ -82,7 +97,11 @@ def check(kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "c
         assert not ours["signal"].isnan().any()
         ours["signal"] = ours["signal"][:, seen]
     unit = torch.finfo(gradient.dtype).eps
-    span = float((log_w.double().amax(1, keepdim=True) - log_w.double()).max()) if log_w.numel() else 0.0
+    span = (
+        float((log_w.double().amax(1, keepdim=True) - log_w.double()).max())
+        if log_w.numel()
+        else 0.0
+    )
     relative = unit * (4 + span + 2 * samples**0.5)
     for name, got in ours.items():
         want = exact[name]
@@ -94,7 +113,15 @@ def check(kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "c
         if name == "bound":
             allowed = relative + unit * want.abs()
         if name == "signal":  # a logarithm of a ratio near 1 that is known to `relative`
-            allowed = (relative + unit * span * samples**0.5) * gradient.double().abs().unsqueeze(1) + 2 * allowed
-        allowed = allowed + torch.finfo(got.dtype).eps * want.abs() + torch.finfo(got.dtype).smallest_normal
+            allowed = (relative + unit * span * samples**0.5) * gradient.double().abs().unsqueeze(
+                1
+            ) + 2 * allowed
+        allowed = (
+            allowed
+            + torch.finfo(got.dtype).eps * want.abs()
+            + torch.finfo(got.dtype).smallest_normal
+        )
         error = (got.double() - want).abs()
-        assert (error <= allowed).all(), f"{name}: {float((error / allowed).max()):.3g} of what is allowed"
+        assert (error <= allowed).all(), (
+            f"{name}: {float((error / allowed).max()):.3g} of what is allowed"
+        )

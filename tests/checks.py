@@ -1,7 +1,8 @@
 """One checker for every backend of the Gaussian op: the same problems, the same bounds.
 
-A problem is [groups, samples, rows, cols] with a seed for each group. The truth is the formula in float64 over the
-reference's noise; the yardstick is the same formula in plain torch at the problem's own dtype.
+A problem is [groups, samples, rows, cols] with a seed for each group. The truth is the formula in
+float64 over the reference's noise; the yardstick is the same formula in plain torch at the
+problem's own dtype.
 """
 
 from __future__ import annotations
@@ -59,7 +60,15 @@ def is_half(dtype: torch.dtype) -> bool:
 class Problem:
     """Inputs and upstream gradients, drawn from a seed; values as the dtype holds them."""
 
-    def __init__(self, sizes: Sizes, dtype: torch.dtype, *, prior: bool = True, scale: bool = False, offset: int = 0):
+    def __init__(
+        self,
+        sizes: Sizes,
+        dtype: torch.dtype,
+        *,
+        prior: bool = True,
+        scale: bool = False,
+        offset: int = 0,
+    ):
         g = torch.Generator().manual_seed(sum(sizes) + offset)
 
         def draw(*shape: int, as_dtype: torch.dtype = dtype) -> Tensor:
@@ -99,12 +108,19 @@ class Problem:
         log_q = None if self.scale else room(groups, samples, rows, dtype=of_rows)
         kernels.forward(self.sizes, *parameters, self.scale, seeds, self.offset, z, kl, log_q)
         gradients = tuple(None if x is None else room(*x.shape) for x in parameters)
-        upstream = [there(self.gz), *(None if self.scale else there(x) for x in (self.gkl, self.gq))]
-        kernels.backward(self.sizes, *parameters, self.scale, seeds, self.offset, *upstream, gradients)
+        upstream = [
+            there(self.gz),
+            *(None if self.scale else there(x) for x in (self.gkl, self.gq)),
+        ]
+        kernels.backward(
+            self.sizes, *parameters, self.scale, seeds, self.offset, *upstream, gradients
+        )
         found = {"z": z, "kl": kl, "log_q": log_q, **dict(zip(NAMES, gradients, strict=True))}
         if not self.scale:
             found["path"] = room(*self.sizes)
-            kernels.path_backward(self.sizes, parameters[1], seeds, self.offset, upstream[2], found["path"])
+            kernels.path_backward(
+                self.sizes, parameters[1], seeds, self.offset, upstream[2], found["path"]
+            )
         return {name: x.cpu() for name, x in found.items() if x is not None}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -124,7 +140,9 @@ class Problem:
         found = {"z": z}
         if not self.scale:
             found["kl"] = reference.gaussian_kl(mean, spread, prior_mean, prior_logvar)
-            found["log_q"] = -0.5 * (eps * eps + spread.unsqueeze(1) + math.log(2 * math.pi)).sum(-1)
+            found["log_q"] = -0.5 * (eps * eps + spread.unsqueeze(1) + math.log(2 * math.pi)).sum(
+                -1
+            )
             outputs += [found["kl"], found["log_q"]]
             upstream += [self.gkl.to(dtype), self.gq.to(dtype)]
             found["path"] = -self.gq.to(dtype).unsqueeze(-1) * eps / sigma.unsqueeze(1)
@@ -140,15 +158,22 @@ class Problem:
 NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
 
 
-def check(kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundings: int = 1) -> None:
+def check(
+    kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundings: int = 1
+) -> None:
     """Error against float64 at most twice that of same-dtype torch.
 
-    Where torch happens to be exact (a handful of elements), twice its error is nothing; so the bound never falls
-    below `roundings` of the largest value, times the root of the number of terms summed: one, or four for problems so
-    small that torch's error is a matter of luck (no value here passes through more than four). Float64 results have no
-    better truth here than float64 itself, which may be off by as much again: eight such roundings.
+    Where torch happens to be exact (a handful of elements), twice its error is nothing; so the
+    bound never falls below `roundings` of the largest value, times the root of the number of terms
+    summed: one, or four for problems so small that torch's error is a matter of luck (no value here
+    passes through more than four). Float64 results have no better truth here than float64 itself,
+    which may be off by as much again: eight such roundings.
     """
-    ours, truth, torchs = problem.run(kernels, device), problem.formula(torch.float64), problem.formula(problem.dtype)
+    ours, truth, torchs = (
+        problem.run(kernels, device),
+        problem.formula(torch.float64),
+        problem.formula(problem.dtype),
+    )
     assert ours.keys() == truth.keys()
     for name, got in ours.items():
         want = truth[name]
@@ -161,15 +186,21 @@ def check(kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundin
         floor = unit * terms * (1 + float(want.abs().max()))
         error = float((got.double() - want).abs().max())
         theirs = float((torchs[name].double() - want).abs().max())
-        assert error <= max(2 * theirs, floor), f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+        assert error <= max(2 * theirs, floor), (
+            f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+        )
 
 
 class LogQProblem(Problem):
-    """log q with z but no KL, and its gradients with those of z or alone: what `rsample_log_prob` asks for."""
+    """log q with z but no KL, and its gradients with those of z or alone: what `rsample_log_prob`
+    asks for.
+    """
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
         """As the other problems' `run`."""
-        mean, logvar, gz, gq, seeds = (x.to(device) for x in (self.mean, self.spread, self.gz, self.gq, self.seeds))
+        mean, logvar, gz, gq, seeds = (
+            x.to(device) for x in (self.mean, self.spread, self.gz, self.gq, self.seeds)
+        )
         z, log_q = torch.full_like(gz, torch.nan), torch.full_like(gq, torch.nan)
         given = (self.sizes, mean, logvar, None, None, False, seeds, self.offset)
         kernels.forward(*given, z, None, log_q)
@@ -187,18 +218,26 @@ class LogQProblem(Problem):
         z, log_q = log_q_formula(mean.unsqueeze(1), logvar.unsqueeze(1), eps, path=False)
         gz, gq = self.gz.to(dtype), self.gq.to(dtype)
         found = {"z": z, "log_q": log_q}
-        found["d_mean"], found["d_logvar"] = torch.autograd.grad((z, log_q), (mean, logvar), (gz, gq))
-        found["alone_d_mean"] = torch.zeros_like(mean)  # exactly, where autograd's two parts cancel to rounding
+        found["d_mean"], found["d_logvar"] = torch.autograd.grad(
+            (z, log_q), (mean, logvar), (gz, gq)
+        )
+        found["alone_d_mean"] = torch.zeros_like(
+            mean
+        )  # exactly, where autograd's two parts cancel to rounding
         found["alone_d_logvar"] = (-0.5 * gq.sum(1)).unsqueeze(-1).expand(mean.shape)
         return {name: x.detach() for name, x in found.items()}
 
 
-def log_q_formula(mean: Tensor, logvar: Tensor, eps: Tensor, *, path: bool) -> tuple[Tensor, Tensor]:
+def log_q_formula(
+    mean: Tensor, logvar: Tensor, eps: Tensor, *, path: bool
+) -> tuple[Tensor, Tensor]:
     """The formula in plain torch: z, and its log-density with the parameters held fixed or not."""
     z = mean + torch.exp(0.5 * logvar) * eps
     if path:
         mean, logvar = mean.detach(), logvar.detach()
-    return z, -0.5 * (math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2).sum(-1)
+    return z, -0.5 * (
+        math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2
+    ).sum(-1)
 
 
 def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -211,5 +250,6 @@ def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
 def bits_equal(a: Tensor, b: Tensor) -> bool:
     """Equal bit for bit; NaN equals NaN."""
     return torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0)) and bool(
-        (a.isnan() == b.isnan()).all() and (torch.signbit(a) == torch.signbit(b)).logical_or(a.isnan()).all()
+        (a.isnan() == b.isnan()).all()
+        and (torch.signbit(a) == torch.signbit(b)).logical_or(a.isnan()).all()
     )

@@ -1,6 +1,7 @@
 """One checker for every backend of the log-densities; see checks.py for the idea.
 
-The truth is the plain formula in float64 with autograd's gradients, the yardstick the same at the problem's own dtype.
+The truth is the plain formula in float64 with autograd's gradients, the yardstick the same at the
+problem's own dtype.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from latent_kernels._eager import row_dtype
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]
-Sharing = tuple[str, ...]  # of each input: "full", "samples" (shared by them) or "row" (one row for all)
+Sharing = tuple[
+    str, ...
+]  # of each input: "full", "samples" (shared by them) or "row" (one row for all)
 
 INPUTS = {"gaussian": ("z", "mean", "logvar"), "bernoulli": ("x", "logits")}
-# As they come: a decoder's output with a learned variance, a posterior's samples, a prior, everything its own.
+# As they come: a decoder's output with a learned variance, a posterior's samples, a prior,
+# everything its own.
 USUAL: dict[str, list[Sharing]] = {
     "gaussian": [
         ("samples", "full", "row"),
@@ -51,19 +55,28 @@ PLAIN = {"gaussian": gaussian, "bernoulli": bernoulli}
 
 
 class DensityProblem:
-    """Inputs in canonical shapes and an upstream gradient, drawn from a seed; values as the dtype holds them."""
+    """Inputs in canonical shapes and an upstream gradient, drawn from a seed; values as the dtype
+    holds them.
+    """
 
     def __init__(self, density: str, sizes: Sizes, dtype: torch.dtype, sharing: Sharing):
         g = torch.Generator().manual_seed(sum(sizes) + len(sharing))
         groups, _, rows, cols = sizes
         shapes = {"full": sizes, "samples": (groups, 1, rows, cols), "row": (groups, 1, 1, cols)}
         self.density, self.sizes, self.dtype, self.sharing = density, sizes, dtype, sharing
-        self.inputs = tuple(torch.randn(shapes[s], generator=g, dtype=torch.float64).to(dtype) for s in sharing)
+        self.inputs = tuple(
+            torch.randn(shapes[s], generator=g, dtype=torch.float64).to(dtype) for s in sharing
+        )
         if density == "bernoulli":
             grey = torch.rand(self.inputs[0].shape, generator=g, dtype=torch.float64)
             black_or_white = torch.rand(grey.shape, generator=g) < 0.5
-            self.inputs = (torch.where(black_or_white, grey.round(), grey).to(dtype), 3 * self.inputs[1])
-        self.upstream = torch.randn(sizes[:3], generator=g, dtype=torch.float64).to(row_dtype(dtype))
+            self.inputs = (
+                torch.where(black_or_white, grey.round(), grey).to(dtype),
+                3 * self.inputs[1],
+            )
+        self.upstream = torch.randn(sizes[:3], generator=g, dtype=torch.float64).to(
+            row_dtype(dtype)
+        )
 
     def run(
         self, kernels: ModuleType, device: str = "cpu", wanted: tuple[bool, ...] | None = None
@@ -73,7 +86,10 @@ class DensityProblem:
         inputs = tuple(x.to(device) for x in self.inputs)
         out = torch.full(self.sizes[:3], torch.nan, dtype=row_dtype(self.dtype), device=device)
         kernels.forward(self.density, self.sizes, inputs, out)
-        outputs = tuple(torch.full_like(x, torch.nan) if want else None for x, want in zip(inputs, wanted, strict=True))
+        outputs = tuple(
+            torch.full_like(x, torch.nan) if want else None
+            for x, want in zip(inputs, wanted, strict=True)
+        )
         kernels.backward(self.density, self.sizes, inputs, self.upstream.to(device), outputs)
         found = {"log_prob": out, **dict(zip(INPUTS[self.density], outputs, strict=True))}
         return {name: x.cpu() for name, x in found.items() if x is not None}
@@ -90,18 +106,23 @@ class DensityProblem:
         _, samples, rows, cols = self.sizes
         if name == "log_prob":
             return cols
-        return {"full": 1, "samples": samples, "row": samples * rows}[self.sharing[INPUTS[self.density].index(name)]]
+        return {"full": 1, "samples": samples, "row": samples * rows}[
+            self.sharing[INPUTS[self.density].index(name)]
+        ]
 
 
 def check_density(
-    kernels: ModuleType, problem: DensityProblem, device: str = "cpu", wanted: tuple[bool, ...] | None = None
+    kernels: ModuleType,
+    problem: DensityProblem,
+    device: str = "cpu",
+    wanted: tuple[bool, ...] | None = None,
 ) -> None:
     """Error against float64 at most twice that of same-dtype torch, or what rounding may come to.
 
-    An element of the Gaussian's gradients, the longest, passes through four roundings (eps / 2 each) and has e^(-l/2)
-    (0.9 eps) twice in it: below 4 eps of the largest value, times the root of the number of terms summed. Halves are
-    computed in float32 and rounded once. Float64 results have no better truth here than float64 itself, which may be
-    off by as much again.
+    An element of the Gaussian's gradients, the longest, passes through four roundings (eps / 2
+    each) and has e^(-l/2) (0.9 eps) twice in it: below 4 eps of the largest value, times the root
+    of the number of terms summed. Halves are computed in float32 and rounded once. Float64 results
+    have no better truth here than float64 itself, which may be off by as much again.
     """
     ours = problem.run(kernels, device, wanted)
     truth, torchs = problem.formula(torch.float64), problem.formula(problem.dtype)
@@ -117,4 +138,6 @@ def check_density(
         floor = unit * max(problem.terms(name), 1) ** 0.5 * (1 + float(want.abs().max()))
         error = float((got.double() - want).abs().max())
         theirs = float((torchs[name].double() - want).abs().max())
-        assert error <= max(2 * theirs, floor), f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+        assert error <= max(2 * theirs, floor), (
+            f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+        )

@@ -1,4 +1,6 @@
-"""Tests in Triton's interpreter: TRITON_INTERPRET is read when Triton is imported, hence a process of their own."""
+"""Tests in Triton's interpreter: TRITON_INTERPRET is read when Triton is imported, hence a process
+of their own.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A linear-Gaussian model, in which everything about importance-weighted bounds is known or a short quadrature.
+"""A linear-Gaussian model, in which everything about importance-weighted bounds is known or a short
+quadrature.
 
-p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I), and q = N(mean, e^logvar) diagonal and wrong on purpose. Parameters may have
-batch dimensions, so that autograd gives a gradient for each of many repeats.
+p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I), and q = N(mean, e^logvar) diagonal and wrong on purpose.
+Parameters may have batch dimensions, so that autograd gives a gradient for each of many repeats.
 """
 
 from __future__ import annotations
@@ -40,16 +41,26 @@ class Parameters(NamedTuple):
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z) for z [S, ..., D]."""
         rest = x - self.bias - (self.weight @ z.unsqueeze(-1)).squeeze(-1)
-        likelihood = -0.5 * (rest**2 / torch.exp(self.log_noise)[..., None] + self.log_noise[..., None]).sum(-1)
-        return likelihood - 0.5 * (z * z).sum(-1) - 0.5 * (z.size(-1) + x.size(-1)) * math.log(2 * math.pi)
+        likelihood = -0.5 * (
+            rest**2 / torch.exp(self.log_noise)[..., None] + self.log_noise[..., None]
+        ).sum(-1)
+        return (
+            likelihood
+            - 0.5 * (z * z).sum(-1)
+            - 0.5 * (z.size(-1) + x.size(-1)) * math.log(2 * math.pi)
+        )
 
     def log_q(self, z: Tensor) -> Tensor:
         """By torch.distributions, for comparison with the library's."""
-        return torch.distributions.Normal(self.mean, torch.exp(0.5 * self.logvar)).log_prob(z).sum(-1)
+        return (
+            torch.distributions.Normal(self.mean, torch.exp(0.5 * self.logvar)).log_prob(z).sum(-1)
+        )
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log N(x; b, W W^T + s^2 I)."""
-        covariance = self.weight @ self.weight.mT + torch.exp(self.log_noise) * torch.eye(len(x), dtype=x.dtype)
+        covariance = self.weight @ self.weight.mT + torch.exp(self.log_noise) * torch.eye(
+            len(x), dtype=x.dtype
+        )
         return torch.distributions.MultivariateNormal(self.bias, covariance).log_prob(x)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +72,9 @@ class Parameters(NamedTuple):
     def elbo(self, x: Tensor) -> Tensor:
         """E_q log p(x|z) - KL(q || p), in closed form."""
         noise, variance = torch.exp(self.log_noise), torch.exp(self.logvar)
-        square = ((x - self.bias - self.weight @ self.mean) ** 2).sum() + (self.weight**2 * variance).sum()
+        square = ((x - self.bias - self.weight @ self.mean) ** 2).sum() + (
+            self.weight**2 * variance
+        ).sum()
         likelihood = -0.5 * (square / noise + len(x) * (self.log_noise + math.log(2 * math.pi)))
         return likelihood - 0.5 * (self.mean**2 + variance - 1 - self.logvar).sum()
 
@@ -72,14 +85,18 @@ class Parameters(NamedTuple):
         left = 2 * precision - torch.diag(own)  # of p^2 / q, which has to be positive definite
         shift = 2 * precision @ centre - own * self.mean
         exponent = (
-            shift @ torch.linalg.solve(left, shift) - 2 * centre @ precision @ centre + (own * self.mean**2).sum()
+            shift @ torch.linalg.solve(left, shift)
+            - 2 * centre @ precision @ centre
+            + (own * self.mean**2).sum()
         )
         logs = 2 * torch.logdet(precision) + self.logvar.sum() - torch.logdet(left)
         return torch.exp(0.5 * (logs + exponent)) - 1
 
 
 def hermite(nodes: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Every S-tuple of nodes of a Gauss-Hermite rule, eps [S, nodes^S, 1], with its weight under N(0, I)."""
+    """Every S-tuple of nodes of a Gauss-Hermite rule, eps [S, nodes^S, 1], with its weight under
+    N(0, I).
+    """
     at, weight = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(nodes))
     which = torch.cartesian_prod(*[torch.arange(nodes)] * samples).reshape(-1, samples)
     return at[which].T.unsqueeze(-1), (weight / weight.sum())[which].prod(1)
@@ -96,5 +113,7 @@ def z_scores(gradients: Tensor, truth: Tensor) -> Tensor:
 
 
 def critical(count: int, level: float = 1e-3) -> float:
-    """What none of `count` normal z-scores exceeds in absolute value but for a chance below `level` (Bonferroni)."""
+    """What none of `count` normal z-scores exceeds in absolute value but for a chance below `level`
+    (Bonferroni).
+    """
     return -float(torch.special.ndtri(torch.tensor(0.5 * level / count, dtype=torch.float64)))

@@ -1,8 +1,9 @@
 """One checker for every backend of the unrolled soft-thresholding; see checks.py for the idea.
 
-The truth is the plain formula (kernels/lista/reference.py) in float64 with autograd, the yardstick the same at the
-problem's dtype. Where an entry sits on its threshold to within rounding, either side is right and gradients jump
-between them: problems are drawn until no entry does (`clear_problem`).
+The truth is the plain formula (kernels/lista/reference.py) in float64 with autograd, the yardstick
+the same at the problem's dtype. Where an entry sits on its threshold to within rounding, either
+side is right and gradients jump between them: problems are drawn until no entry does
+(`clear_problem`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ Sizes = tuple[int, int, int, int]  # rows, features, components, layers
 FORMS = ["recurrent", "steps", "residual", "residual steps"]
 NAMES = Tensors._fields
 
-# One of each, no multiple of a register, registers exactly, more than a tile of rows, more than a chunk, no rows.
+# One of each, no multiple of a register, registers exactly, more than a tile of rows, more than a
+# chunk, no rows.
 LISTA_SIZES: list[Sizes] = [
     (1, 1, 1, 1),
     (1, 5, 7, 3),
@@ -40,7 +42,8 @@ LISTA_SIZES: list[Sizes] = [
     (600, 6, 10, 3),
     (0, 3, 4, 2),
 ]
-# Thresholds of every shape and from none to all of the codes beyond them, everything shared or of its layer.
+# Thresholds of every shape and from none to all of the codes beyond them, everything shared or of
+# its layer.
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"threshold": "components", "bias": True, "initial": True},
@@ -57,7 +60,8 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 class ListaProblem:
-    """The tensors of some layers and an upstream gradient, drawn from a seed; values as their dtype holds them.
+    """The tensors of some layers and an upstream gradient, drawn from a seed; values as their dtype
+    holds them.
 
     Sizes of the matrices keep the codes of all layers near one.
     """
@@ -98,7 +102,9 @@ class ListaProblem:
             weight=draw(*(of_layers if residual else ()), m, n, scale=max(m, 1) ** -0.5),
             threshold=around(theta, *shapes[threshold]),
             bias=draw(n, scale=0.3) if bias and not residual else None,
-            recurrent=None if residual or none else draw(*of_layers, n, n, scale=0.6 * max(n, 1) ** -0.5),
+            recurrent=None
+            if residual or none
+            else draw(*of_layers, n, n, scale=0.6 * max(n, 1) ** -0.5),
             dictionary=draw(n, m, scale=0.6 * max(n, 1) ** -0.5) if residual else None,
             step=around(0.6, *of_layers) if "steps" in form else None,
             initial=draw(rows, n, share=min(inputs, 0.6)) if initial else None,
@@ -129,16 +135,22 @@ class ListaProblem:
             for name, a, b, w in zip(NAMES, found, same, wanted, strict=True):
                 assert (a is not None) == w == (b is not None), name
                 assert a is None or bits_equal(a, b), f"{name}: the tape makes a difference"
-        return {"z": z} | {f"d_{name}": g for name, g in zip(NAMES, found, strict=True) if g is not None}
+        return {"z": z} | {
+            f"d_{name}": g for name, g in zip(NAMES, found, strict=True) if g is not None
+        }
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The same by the plain formula and autograd, computed in `dtype`."""
         if dtype in self._formula:
             return self._formula[dtype]
-        leaves = Tensors(*(None if t is None else t.to(dtype).requires_grad_() for t in self.tensors))  # type: ignore[arg-type]
+        leaves = Tensors(
+            *(None if t is None else t.to(dtype).requires_grad_() for t in self.tensors)
+        )  # type: ignore[arg-type]
         z = reference.encode(leaves, self.choices)
         given = {name: t for name, t in zip(NAMES, leaves, strict=True) if t is not None}
-        gradients = torch.autograd.grad(z, list(given.values()), self.upstream.to(dtype), allow_unused=True)
+        gradients = torch.autograd.grad(
+            z, list(given.values()), self.upstream.to(dtype), allow_unused=True
+        )
         found = {"z": z.detach()}
         for (name, t), g in zip(given.items(), gradients, strict=True):
             found[f"d_{name}"] = torch.zeros_like(t) if g is None else g
@@ -146,22 +158,30 @@ class ListaProblem:
         return self._formula[dtype]
 
     def is_clear(self) -> bool:
-        """Whether rounding leaves every entry on its side of its threshold, and of the selection's bound."""
+        """Whether rounding leaves every entry on its side of its threshold, and of the selection's
+        bound.
+        """
         if self._clear is None:
             self._clear = self.stands_clear()
         return self._clear
 
     def stands_clear(self, least: float = 0.0) -> bool:
-        """By four times the difference that the dtype makes to the entries before their thresholds, or by `least`."""
+        """By four times the difference that the dtype makes to the entries before their thresholds,
+        or by `least`.
+        """
         if self.tensors.x.numel() == 0:
             return True
         exact = by_hand(self.tensors, self.choices, torch.float64)
         rounded = by_hand(self.tensors, self.choices, self.dtype)
         for t, ((u, _), (v, _)) in enumerate(zip(exact, rounded, strict=True)):
             error = 4 * max(
-                float((u - v).abs().max()), torch.finfo(self.dtype).eps * (1 + float(u.abs().max())), least / 4
+                float((u - v).abs().max()),
+                torch.finfo(self.dtype).eps * (1 + float(u.abs().max())),
+                least / 4,
             )
-            theta = of_layer_and_component(self.tensors.threshold.double(), self.choices.layers, u.size(-1))[t]
+            theta = of_layer_and_component(
+                self.tensors.threshold.double(), self.choices.layers, u.size(-1)
+            )[t]
             size = u if self.choices.positive else u.abs()
             if bool((((size - theta).abs() <= error) & (u != 0)).any()):
                 return False
@@ -175,9 +195,16 @@ class ListaProblem:
 
 
 def clear_problem(
-    form: str, sizes: Sizes, dtype: torch.dtype = torch.float32, *, margin: float = 0.0, **options: Any
+    form: str,
+    sizes: Sizes,
+    dtype: torch.dtype = torch.float32,
+    *,
+    margin: float = 0.0,
+    **options: Any,
 ) -> ListaProblem:
-    """The first problem whose entries all stand clear of their thresholds, by rounding or by `margin`."""
+    """The first problem whose entries all stand clear of their thresholds, by rounding or by
+    `margin`.
+    """
     first = options.pop("seed", 0)
     for seed in range(first, first + 60):
         problem = ListaProblem(form, sizes, dtype, seed=seed, **options)
@@ -189,13 +216,28 @@ def clear_problem(
 def encode(tensors: Tensors, choices: Choices) -> Tensor:
     """Through the public functions."""
     t = tensors
-    options: dict[str, Any] = {"n_layers": choices.layers, "positive": choices.positive, "select": choices.select}
+    options: dict[str, Any] = {
+        "n_layers": choices.layers,
+        "positive": choices.positive,
+        "select": choices.select,
+    }
     if t.dictionary is not None:
-        return coupled_lista_encode(t.x, t.dictionary, t.weight, t.threshold, step=t.step, initial=t.initial, **options)
-    return lista_encode(t.x, t.weight, t.recurrent, t.threshold, bias=t.bias, step=t.step, initial=t.initial, **options)
+        return coupled_lista_encode(
+            t.x, t.dictionary, t.weight, t.threshold, step=t.step, initial=t.initial, **options
+        )
+    return lista_encode(
+        t.x,
+        t.weight,
+        t.recurrent,
+        t.threshold,
+        bias=t.bias,
+        step=t.step,
+        initial=t.initial,
+        **options,
+    )
 
 
-# --- the formula once more, written another way -------------------------------------------------------------------
+# --- the formula once more, written another way ---------------------------------------------------
 
 
 def of_layer_and_component(threshold: Tensor, layers: int, n: int) -> Tensor:
@@ -204,7 +246,8 @@ def of_layer_and_component(threshold: Tensor, layers: int, n: int) -> Tensor:
 
 
 def by_hand(tensors: Tensors, choices: Choices, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """For each layer its entries before the threshold and its codes: by columns, with every default written out.
+    """For each layer its entries before the threshold and its codes: by columns, with every default
+    written out.
 
     Column form as the papers have it: A = W^T, S^T and so on, one sample a column.
     """
@@ -224,7 +267,11 @@ def by_hand(tensors: Tensors, choices: Choices, dtype: torch.dtype) -> list[tupl
             w = weight.expand(layers, *weight.shape[-2:])[t]
             u = z - steps[t] * (w.T @ (dictionary.T @ z - x.T))
         else:
-            s = torch.zeros(n, n, dtype=dtype) if recurrent is None else recurrent.expand(layers, n, n)[t]
+            s = (
+                torch.zeros(n, n, dtype=dtype)
+                if recurrent is None
+                else recurrent.expand(layers, n, n)[t]
+            )
             u = weight.T @ x.T + s.T @ z
             if bias is not None:
                 u = u + bias[:, None]
@@ -243,7 +290,7 @@ def by_hand(tensors: Tensors, choices: Choices, dtype: torch.dtype) -> list[tupl
     return found
 
 
-# --- the checker --------------------------------------------------------------------------------------------------
+# --- the checker ----------------------------------------------------------------------------------
 
 
 def terms_of(name: str, sizes: Sizes) -> int:
@@ -254,14 +301,20 @@ def terms_of(name: str, sizes: Sizes) -> int:
 
 
 def check_lista(kernels: ModuleType, problem: ListaProblem, build: str = "") -> dict[str, Tensor]:
-    """Error against float64 at most twice that of same-dtype torch, as checks.check has it; returns the results.
+    """Error against float64 at most twice that of same-dtype torch, as checks.check has it; returns
+    the results.
 
-    Where torch happens to be more exact than its dtype promises, the bound does not fall below one rounding for each
-    layer, times the root of the number of terms that a sum has: of the largest value, or of one, which is the scale of
-    a term, since a sum may cancel. Terms of a step's or threshold's gradient are products of two such results, of two
-    factors each: four roundings. Gradients only where no entry stands on its threshold.
+    Where torch happens to be more exact than its dtype promises, the bound does not fall below one
+    rounding for each layer, times the root of the number of terms that a sum has: of the largest
+    value, or of one, which is the scale of a term, since a sum may cancel. Terms of a step's or
+    threshold's gradient are products of two such results, of two factors each: four roundings.
+    Gradients only where no entry stands on its threshold.
     """
-    ours, truth, torchs = problem.run(kernels), problem.formula(torch.float64), problem.formula(problem.dtype)
+    ours, truth, torchs = (
+        problem.run(kernels),
+        problem.formula(torch.float64),
+        problem.formula(problem.dtype),
+    )
     assert ours.keys() == truth.keys()
     clear = problem.is_clear()
     for name, got in ours.items():
@@ -271,22 +324,34 @@ def check_lista(kernels: ModuleType, problem: ListaProblem, build: str = "") -> 
         assert not got.isnan().any(), f"{name}: an element was not written"
         if got.numel() == 0 or (name != "z" and not clear):
             continue
-        unit = torch.finfo(got.dtype).eps * problem.choices.layers * (8 if problem.dtype == torch.float64 else 1)
-        roundings = (4 if name in ("d_step", "d_threshold") else 1) * terms_of(name, problem.sizes) ** 0.5
+        unit = (
+            torch.finfo(got.dtype).eps
+            * problem.choices.layers
+            * (8 if problem.dtype == torch.float64 else 1)
+        )
+        roundings = (4 if name in ("d_step", "d_threshold") else 1) * terms_of(
+            name, problem.sizes
+        ) ** 0.5
         floor = unit * roundings * (1 + float(want.abs().max()))
         error = float((got.double() - want).abs().max())
         theirs = float((torchs[name].double() - want).abs().max())
         bound = max(2 * theirs, floor)
-        assert error <= bound, f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g} {build}"
+        assert error <= bound, (
+            f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g} {build}"
+        )
     return ours
 
 
 def check_every_build(kernels: ModuleType, problem: ListaProblem) -> None:
-    """The same, with every build of the C++ kernels that this processor can run; their results bit for bit equal."""
+    """The same, with every build of the C++ kernels that this processor can run; their results bit
+    for bit equal.
+    """
     first: dict[str, Tensor] = {}
     for build in _core.simd_builds():
         assert _core.select_simd_build(build)
         found = check_lista(kernels, problem, build)
         first = first or found
         for name, x in found.items():
-            assert bits_equal(x, first[name]), f"{name}: {build} differs from {_core.simd_builds()[0]}"
+            assert bits_equal(x, first[name]), (
+                f"{name}: {build} differs from {_core.simd_builds()[0]}"
+            )

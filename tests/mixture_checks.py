@@ -1,9 +1,11 @@
-"""One checker for every backend of the mixtures' E-step: problems, an independent truth, and a bound on the errors.
+"""One checker for every backend of the mixtures' E-step: problems, an independent truth, and a
+bound on the errors.
 
-The truth goes row by row, with dense covariances whatever their type, in float64 and with math.fsum; densities of other
-families are scipy.stats's. The bound is that of data known to its dtype's precision: a backend may take x - m to
-`eps` of the range R of the data, and every term and every sum to a few `eps` of the terms' size. Errors of different
-columns are independent and add as squares; those of different rows may share their cause and add as they are.
+The truth goes row by row, with dense covariances whatever their type, in float64 and with
+math.fsum; densities of other families are scipy.stats's. The bound is that of data known to its
+dtype's precision: a backend may take x - m to `eps` of the range R of the data, and every term and
+every sum to a few `eps` of the terms' size. Errors of different columns are independent and add as
+squares; those of different rows may share their cause and add as they are.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from latent_kernels.kernels.mixture import model
 Floats = NDArray[np.float64]
 TYPES = ["full", "tied", "diag", "spherical"]
 DTYPES = [np.float32, np.float64]
-# (N, D, K): one of each, about a tile of rows, odd numbers, more columns and components than registers.
+# (N, D, K): one of each, about a tile of rows, odd numbers, more columns and components than
+# registers.
 SHAPES = [
     (1, 1, 1),
     (2, 1, 2),
@@ -41,7 +44,8 @@ SHAPES = [
     (256, 1, 9),
     (1000, 3, 3),
 ]
-# Roundings of one term (of four independent errors each a unit), and of a sum (of a tile's rows, then of all tiles).
+# Roundings of one term (of four independent errors each a unit), and of a sum (of a tile's rows,
+# then of all tiles).
 TERM, SUM = 4.0, 32.0
 
 
@@ -49,7 +53,9 @@ def use_backend(patch: pytest.MonkeyPatch, name: str) -> str:
     """Forces a backend of the op, which must be there."""
     patch.setenv(_backends.VARIABLE, f"mixture={name}")
     _backends.forget()
-    assert _backends.backend("mixture", torch.device("cpu")).__name__.endswith(_backends._MODULES[name])
+    assert _backends.backend("mixture", torch.device("cpu")).__name__.endswith(
+        _backends._MODULES[name]
+    )
     return name
 
 
@@ -75,7 +81,9 @@ class Problem:
     def parameters(self) -> model.Parameters:
         size = self.data.shape[1]
         if self.families is None:
-            return mixture.gaussian_parameters(self.weights, self.means, self.covariances, self.covariance_type, size)
+            return mixture.gaussian_parameters(
+                self.weights, self.means, self.covariances, self.covariance_type, size
+            )
         return mixture.mixed_parameters(self.weights, self.families, self.column_parameters, size)
 
     def dense(self) -> Floats:
@@ -94,10 +102,14 @@ class Problem:
         if self.families is None:
             given = (self.weights, self.means, self.covariances, self.covariance_type)
             return lk.gaussian_e_step(self.X, *given, **rest)
-        return lk.exponential_family_e_step(self.X, self.weights, self.families, self.column_parameters, **rest)
+        return lk.exponential_family_e_step(
+            self.X, self.weights, self.families, self.column_parameters, **rest
+        )
 
 
-def random_covariances(g: np.random.Generator, covariance_type: str, components: int, size: int) -> Floats:
+def random_covariances(
+    g: np.random.Generator, covariance_type: str, components: int, size: int
+) -> Floats:
     """Condition numbers below about fifty."""
     if covariance_type == "spherical":
         return g.uniform(0.3, 3, components)
@@ -127,7 +139,9 @@ def gaussian_problem(
     weights = g.dirichlet(np.full(k, 5.0))
     covariances = random_covariances(g, covariance_type, k, d)
     sample_weight = g.uniform(0, 3, n) * (g.uniform(size=n) < 0.8) if weighted else None
-    return Problem(X, weights, means, covariances, covariance_type, sample_weight=sample_weight, hard=hard)
+    return Problem(
+        X, weights, means, covariances, covariance_type, sample_weight=sample_weight, hard=hard
+    )
 
 
 def mixed_problem(
@@ -164,23 +178,32 @@ def mixed_problem(
     gaussian = [p for p, family in zip(given, families, strict=True) if family == "gaussian"]
     means = np.array([m for m, _ in gaussian]).reshape(-1, k).T
     variances = np.array([v for _, v in gaussian]).reshape(-1, k).T
-    return Problem(X, g.dirichlet(np.full(k, 5.0)), means, variances, "diag", tuple(families), given, **rest)
+    return Problem(
+        X, g.dirichlet(np.full(k, 5.0)), means, variances, "diag", tuple(families), given, **rest
+    )
 
 
-# --- the truth --------------------------------------------------------------------------------------------------
+# --- the truth ------------------------------------------------------------------------------------
 
 
 class Truth:
-    """Log densities, responsibilities and sums of a problem, each with the error that a backend may have."""
+    """Log densities, responsibilities and sums of a problem, each with the error that a backend may
+    have.
+    """
 
     def __init__(self, problem: Problem, dtype: Any = None) -> None:
         self.problem = problem
         X = problem.data
-        self.eps, self.tiny = float(np.finfo(dtype or X.dtype).eps), 4 * float(np.finfo(dtype or X.dtype).tiny)
+        self.eps, self.tiny = (
+            float(np.finfo(dtype or X.dtype).eps),
+            4 * float(np.finfo(dtype or X.dtype).tiny),
+        )
         self.X = X.astype(np.float64)
         families = problem.families or ["gaussian"] * X.shape[1]
         self.gaussian = [i for i, f in enumerate(families) if f == "gaussian"]
-        self.others = [(i, f, problem.column_parameters[i]) for i, f in enumerate(families) if f != "gaussian"]
+        self.others = [
+            (i, f, problem.column_parameters[i]) for i, f in enumerate(families) if f != "gaussian"
+        ]
         self.K, self.G = problem.means.shape
         self.whole = problem.covariance_type in ("full", "tied")
         self.sigma = problem.dense()
@@ -200,7 +223,9 @@ class Truth:
         return result
 
     def _factors(self, there: NDArray[np.bool_]) -> tuple[Any, ...]:
-        """Of the columns that are there: W with W Sigma W^T = 1, log det; the others' regressions and rests."""
+        """Of the columns that are there: W with W Sigma W^T = 1, log det; the others' regressions
+        and rests.
+        """
         key = there.tobytes()
         if key not in self.cached:
             o, m = np.flatnonzero(there), np.flatnonzero(~there)
@@ -218,7 +243,9 @@ class Truth:
         """log pi_k p(x_i | k), and its error."""
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.problem.weights)
-        size = np.abs(np.where(np.isfinite(log_weights), log_weights, 0))  # the sum of the terms' magnitudes
+        size = np.abs(
+            np.where(np.isfinite(log_weights), log_weights, 0)
+        )  # the sum of the terms' magnitudes
         self.joint, self.error = np.zeros((len(self.X), self.K)), np.zeros((len(self.X), self.K))
         for i, row in enumerate(self.X[:, self.gaussian]):
             o, _, W, half_log_det, _, _ = self._factors(~np.isnan(row))
@@ -228,7 +255,9 @@ class Truth:
             quadratic = 0.5 * (y * y).sum(axis=1)
             self.joint[i] = log_weights - quadratic - constant
             off = np.sqrt(np.einsum("kab,kb->ka", W**2, (np.abs(t) + self.range[o]) ** 2))
-            self.error[i] = np.sqrt(((y * off) ** 2).sum(axis=1)) + quadratic * math.sqrt(1 + len(o))
+            self.error[i] = np.sqrt(((y * off) ** 2).sum(axis=1)) + quadratic * math.sqrt(
+                1 + len(o)
+            )
             self.error[i] += size + np.abs(constant)
         for i, family, mean in self.others:
             value, there = self.X[:, i], ~np.isnan(self.X[:, i])
@@ -245,21 +274,30 @@ class Truth:
             total = p.sum(axis=1)
             self.r = p / total[:, None]
             self.log_density = self.top + np.log(total)
-            self.density_error = (self.r * self.error).sum(axis=1) + TERM * self.eps * (1 + np.abs(self.log_density))
-            self.r_error = self.r * (self.error + (self.r * self.error).sum(axis=1)[:, None] + TERM * self.eps)
+            self.density_error = (self.r * self.error).sum(axis=1) + TERM * self.eps * (
+                1 + np.abs(self.log_density)
+            )
+            self.r_error = self.r * (
+                self.error + (self.r * self.error).sum(axis=1)[:, None] + TERM * self.eps
+            )
         self.r_error += self.tiny
         self.labels = self.joint.argmax(axis=1)
         gap = self.top[:, None] - self.joint
         slack = self.error + self.error[np.arange(len(gap)), self.labels][:, None]
         gap[np.arange(len(gap)), self.labels] = np.inf
-        self.doubtful = (gap <= slack).any(axis=1)  # rows whose most probable component rounding may change
+        self.doubtful = (gap <= slack).any(
+            axis=1
+        )  # rows whose most probable component rounding may change
 
     def _sums(self) -> None:
         problem, n = self.problem, len(self.X)
         weight = np.ones(n) if problem.sample_weight is None else problem.sample_weight
         r, dr, log_density, dl = self.r, self.r_error, self.log_density, self.density_error
         if problem.hard:
-            r, dr = np.eye(self.K)[self.labels], np.where(self.doubtful, 1.0, 0.0)[:, None] * np.ones(self.K)
+            r, dr = (
+                np.eye(self.K)[self.labels],
+                np.where(self.doubtful, 1.0, 0.0)[:, None] * np.ones(self.K),
+            )
             log_density = self.top
             dl = self.error[np.arange(n), self.labels] + TERM * self.eps * (1 + np.abs(self.top))
         r, dr = weight[:, None] * r, weight[:, None] * dr + SUM * self.eps * weight[:, None] * r
@@ -293,11 +331,13 @@ class Truth:
                 "features_observed": _total(r[:, :, None] * phi_there[:, None, :]),
             }
             self.errors = {
-                "log_likelihood": math.fsum(weight * dl) + SUM * self.eps * math.fsum(np.abs(weight * log_density)),
+                "log_likelihood": math.fsum(weight * dl)
+                + SUM * self.eps * math.fsum(np.abs(weight * log_density)),
                 "counts": dr.sum(axis=0),
                 "observed": (dr[:, :, None] * seen).sum(axis=0),
                 "first": (dr[:, :, None] * np.abs(t) + r[:, :, None] * e).sum(axis=0),
-                "second": np.einsum("nk,nk...->k...", dr, np.abs(square)) + np.einsum("nk,nk...->k...", r, d_square),
+                "second": np.einsum("nk,nk...->k...", dr, np.abs(square))
+                + np.einsum("nk,nk...->k...", r, d_square),
                 "features": np.einsum("nk,nf->kf", dr, phi),
                 "features_observed": np.einsum("nk,nf->kf", dr, phi_there),
             }
@@ -323,18 +363,22 @@ def _total(x: Floats) -> Floats:
 
 def _log_mass(family: str, x: Floats, mean: Any) -> tuple[Floats, Floats]:
     """log p(x), and the magnitude of what an exponential family adds up for it."""
-    inside = np.maximum(mean, 1e-12)  # as documented: means on the boundary are taken as 1e-12 from it
+    inside = np.maximum(
+        mean, 1e-12
+    )  # as documented: means on the boundary are taken as 1e-12 from it
     if family == "poisson":
         size = x * abs(math.log(inside)) + inside + scipy.special.gammaln(x + 1)
         return scipy.stats.poisson.logpmf(x, inside), size
     if family == "bernoulli":
         p = min(float(inside), 1 - 1e-12)
-        return scipy.stats.bernoulli.logpmf(x, p), np.full(len(x), abs(math.log(p)) + 2 * abs(math.log1p(-p)))
+        return scipy.stats.bernoulli.logpmf(x, p), np.full(
+            len(x), abs(math.log(p)) + 2 * abs(math.log1p(-p))
+        )
     log_p = np.log(inside / inside.sum())[x.astype(int)]
     return log_p, np.abs(log_p)
 
 
-# --- the checks -------------------------------------------------------------------------------------------------
+# --- the checks -----------------------------------------------------------------------------------
 
 
 def close(name: str, got: Any, want: Any, error: Any) -> None:
@@ -344,7 +388,9 @@ def close(name: str, got: Any, want: Any, error: Any) -> None:
     off, error = np.atleast_1d(np.abs(got - want)), np.atleast_1d(error)
     if (off > error).any():
         at = np.unravel_index(int(np.argmax(off - error)), off.shape)
-        raise AssertionError(f"{name}{list(map(int, at))}: off by {off[at]:.3g}, allowed {error[at]:.3g}")
+        raise AssertionError(
+            f"{name}{list(map(int, at))}: off by {off[at]:.3g}, allowed {error[at]:.3g}"
+        )
 
 
 def check_statistics(problem: Problem, truth: Truth | None = None) -> lk.SufficientStatistics:
@@ -377,7 +423,9 @@ def check_posterior(problem: Problem, truth: Truth | None = None) -> None:
     close("responsibilities", r, truth.r, truth.r_error)
     assert labels.shape == truth.labels.shape
     wrong = labels != truth.labels
-    assert not (wrong & ~truth.doubtful).any(), f"labels of rows {np.flatnonzero(wrong & ~truth.doubtful)[:5]}"
+    assert not (wrong & ~truth.doubtful).any(), (
+        f"labels of rows {np.flatnonzero(wrong & ~truth.doubtful)[:5]}"
+    )
     for i, name in enumerate(names):
         alone = mixture.posterior(X, parameters, **{name: True})
         assert [x is None for x in alone] == [j != i for j in range(3)]

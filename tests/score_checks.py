@@ -1,6 +1,7 @@
 """One checker for every backend of the score-function op; see checks.py for the idea.
 
-The truth is the plain formula (kernels/score/reference.py) in float64, the yardstick the same at the problem's dtype.
+The truth is the plain formula (kernels/score/reference.py) in float64, the yardstick the same at
+the problem's dtype.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from latent_kernels.kernels.score import reference
 from latent_kernels.kernels.score.problem import Problem
 
 Tensor = torch.Tensor
-Sizes = tuple[int, int, int, int, int]  # groups, samples, rows, cols, classes of the categorical family
+Sizes = tuple[
+    int, int, int, int, int
+]  # groups, samples, rows, cols, classes of the categorical family
 
 FAMILIES = ["gaussian", "bernoulli", "antithetic", "categorical"]
 CONTROLS = ["none", "shared baseline", "sampled baseline", "leave_one_out", "optimal"]
@@ -47,7 +50,9 @@ SMALL_SCORE_SIZES: list[Sizes] = [
 
 
 class ScoreProblem:
-    """Parameters, samples, values and an upstream gradient, drawn from a seed; values as their dtype holds them."""
+    """Parameters, samples, values and an upstream gradient, drawn from a seed; values as their
+    dtype holds them.
+    """
 
     def __init__(
         self,
@@ -75,9 +80,21 @@ class ScoreProblem:
             return torch.randn(shape, generator=g, dtype=torch.float64).to(as_dtype)
 
         of_values = torch.float64 if double_values else compute
-        method = control if control in ("leave_one_out", "optimal") and family != "antithetic" else "none"
+        method = (
+            control
+            if control in ("leave_one_out", "optimal") and family != "antithetic"
+            else "none"
+        )
         self.problem = Problem(
-            family, groups, samples, rows, cols, classes, per_element, method, folds if method == "optimal" else 1
+            family,
+            groups,
+            samples,
+            rows,
+            cols,
+            classes,
+            per_element,
+            method,
+            folds if method == "optimal" else 1,
         )
         self.dtype, self.offset = dtype, offset
         count = 2 if family == "gaussian" else 1
@@ -100,13 +117,17 @@ class ScoreProblem:
         self.upstream = draw(groups, *row, as_dtype=compute) if upstream else None
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
-        """The gradients and variances of a backend, through its own interface; the results on the CPU."""
+        """The gradients and variances of a backend, through its own interface; the results on the
+        CPU.
+        """
 
         def there(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device)
 
         def room(dtype: torch.dtype) -> tuple[Tensor, ...]:
-            return tuple(torch.full(x.shape, torch.nan, dtype=dtype, device=device) for x in self.parameters)
+            return tuple(
+                torch.full(x.shape, torch.nan, dtype=dtype, device=device) for x in self.parameters
+            )
 
         found: dict[str, Tensor] = {}
         for with_variance in (False, True):
@@ -132,7 +153,9 @@ class ScoreProblem:
         return found
 
     def formula(self, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The same by the plain formula in `dtype`, and the size of the terms that each is a mean of."""
+        """The same by the plain formula in `dtype`, and the size of the terms that each is a mean
+        of.
+        """
         q = tuple(x.to(dtype) for x in self.parameters)
         z = (
             self.z
@@ -164,8 +187,9 @@ class ScoreProblem:
 def check_score(kernels: ModuleType, problem: ScoreProblem, device: str = "cpu") -> None:
     """Error against float64 at most twice that of same-dtype torch.
 
-    Or, where torch's is nothing by luck, what a sum of S rounded terms may lose: four roundings of their mean size,
-    times the root of S. Float64 results have no better truth than float64 itself: twice that.
+    Or, where torch's is nothing by luck, what a sum of S rounded terms may lose: four roundings of
+    their mean size, times the root of S. Float64 results have no better truth than float64 itself:
+    twice that.
     """
     ours = problem.run(kernels, device)
     truth, sizes = problem.formula(torch.float64)
@@ -181,4 +205,6 @@ def check_score(kernels: ModuleType, problem: ScoreProblem, device: str = "cpu")
         floor = unit * (problem.problem.samples**0.5 * sizes[name] + float(want.abs().max()))
         error = float((got.double() - want).abs().max())
         theirs = float((torchs[name].double() - want).abs().max())
-        assert error <= max(2 * theirs, floor), f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+        assert error <= max(2 * theirs, floor), (
+            f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+        )

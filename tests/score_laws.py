@@ -1,8 +1,9 @@
 """What the tests of the score function share: families whose expectations are finite sums.
 
-A law is a finite one, states and their probabilities: all 2^D or K^D values of a discrete family, or the nodes of a
-Gauss-Hermite rule that integrates every polynomial here exactly. Expectations over S samples of it are then sums over
-all S-tuples of states, exact to rounding; larger S is drawn, as many independent copies in one batch.
+A law is a finite one, states and their probabilities: all 2^D or K^D values of a discrete family,
+or the nodes of a Gauss-Hermite rule that integrates every polynomial here exactly. Expectations
+over S samples of it are then sums over all S-tuples of states, exact to rounding; larger S is
+drawn, as many independent copies in one batch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ elements = pytest.mark.parametrize("per_element", [False, True], ids=["rows", "e
 
 LOGITS = torch.tensor([-1.2, 0.4], dtype=torch.float64)
 CLASS_LOGITS = torch.tensor([[0.3, -1.0, 0.7], [0.0, 1.5, -0.5]], dtype=torch.float64)
-MEAN, LOGVAR = torch.tensor([0.4, -0.7], dtype=torch.float64), torch.tensor([0.2, -0.8], dtype=torch.float64)
+MEAN, LOGVAR = (
+    torch.tensor([0.4, -0.7], dtype=torch.float64),
+    torch.tensor([0.2, -0.8], dtype=torch.float64),
+)
 BASELINE = 1.7
 
 
@@ -61,19 +65,29 @@ def peer(name: str, parameters: tuple[Tensor, ...]) -> Any:
     """torch.distributions' own, elementwise."""
     if name == "gaussian":
         return td.Normal(parameters[0], torch.exp(0.5 * parameters[1]))
-    return td.Bernoulli(logits=parameters[0]) if name == "bernoulli" else td.Categorical(logits=parameters[0])
+    return (
+        td.Bernoulli(logits=parameters[0])
+        if name == "bernoulli"
+        else td.Categorical(logits=parameters[0])
+    )
 
 
 def scores(name: str, z: Tensor) -> Tensor:
-    """The gradient of log q(z_d) by each parameter of dimension d, by autograd: [M, 2, parameters of a dimension]."""
-    given = {"gaussian": (MEAN, LOGVAR), "bernoulli": (LOGITS,), "categorical": (CLASS_LOGITS,)}[name]
+    """The gradient of log q(z_d) by each parameter of dimension d, by autograd: [M, 2, parameters
+    of a dimension].
+    """
+    given = {"gaussian": (MEAN, LOGVAR), "bernoulli": (LOGITS,), "categorical": (CLASS_LOGITS,)}[
+        name
+    ]
     leaves = tuple(x.expand(len(z), *x.shape).clone().requires_grad_() for x in given)
     gradients = torch.autograd.grad(peer(name, leaves).log_prob(z).sum(), leaves)
     return torch.cat([g.reshape(len(z), 2, -1) for g in gradients], -1)
 
 
 def flat(gradients: tuple[Tensor, ...]) -> Tensor:
-    """Gradients of a batch [N] of q's, as `scores` lays them out: [N, 2, parameters of a dimension]."""
+    """Gradients of a batch [N] of q's, as `scores` lays them out: [N, 2, parameters of a
+    dimension].
+    """
     return torch.cat([g.reshape(*g.shape[:2], -1) for g in gradients], -1)
 
 
@@ -94,7 +108,8 @@ class Law:
         return self.mean(self.value * self.score)
 
     def variance(self, control: str, samples: int) -> Tensor:
-        """Of the estimator with S samples; of "optimal" that of the best coefficient, which it has for S to infinity.
+        """Of the estimator with S samples; of "optimal" that of the best coefficient, which it has
+        for S to infinity.
 
         Leave-one-out is a sample covariance of x = f - E f and y = s, whose variance is
         mu22 / S - (S - 2) mu11^2 / (S (S - 1)) + mu20 mu02 / (S (S - 1)), mu_jk = E x^j y^k.
@@ -104,7 +119,9 @@ class Law:
             x = value - self.mean(value)
             mu22, mu11 = self.mean(x**2 * s**2), self.mean(x * s)
             mu20, mu02 = self.mean(x**2), self.mean(s**2)
-            return mu22 / samples + (mu20 * mu02 - (samples - 2) * mu11**2) / (samples * (samples - 1))
+            return mu22 / samples + (mu20 * mu02 - (samples - 2) * mu11**2) / (
+                samples * (samples - 1)
+            )
         if control == "baseline":
             value = value - BASELINE
         elif control.startswith("optimal"):
@@ -146,7 +163,12 @@ def pairs_law() -> tuple[Tensor, Tensor]:
     """Every state of an antithetic pair, z [M, 2, 2] as (pair, dimension), and its probability."""
     p = torch.sigmoid(LOGITS)
     both = torch.stack(
-        [(1 - 2 * p).clamp(min=0), torch.minimum(p, 1 - p), torch.minimum(p, 1 - p), (2 * p - 1).clamp(0)]
+        [
+            (1 - 2 * p).clamp(min=0),
+            torch.minimum(p, 1 - p),
+            torch.minimum(p, 1 - p),
+            (2 * p - 1).clamp(0),
+        ]
     )
     kinds = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     which = list(itertools.product(range(4), repeat=2))

@@ -40,9 +40,13 @@ class Model:
         return self.mean, self.logvar, self.weight, self.bias
 
     def log_joint(self, z: Tensor) -> Tensor:
-        return -((self.x - torch.tanh(z @ self.weight + self.bias)) ** 2).sum(-1) - 0.5 * (z * z).sum(-1)
+        return -((self.x - torch.tanh(z @ self.weight + self.bias)) ** 2).sum(-1) - 0.5 * (
+            z * z
+        ).sum(-1)
 
-    def streamed(self, log_joint: Callable[[Tensor], Tensor] | None = None, **options: Any) -> Tensor:
+    def streamed(
+        self, log_joint: Callable[[Tensor], Tensor] | None = None, **options: Any
+    ) -> Tensor:
         options = {"params": self.params, "chunk": 7, "seed": 3} | options
         return lk.streamed_bound(self.q, log_joint or self.log_joint, S, **options)
 
@@ -55,7 +59,9 @@ def unchunked(
     seed: int = 3,
 ) -> Tensor:
     z, log_q = q.rsample_log_prob(samples, seed=seed, path_derivative=estimator != "iwae")
-    return lk.importance_bound(log_joint(z) - log_q, estimator=estimator, z=z if estimator == "dreg" else None)
+    return lk.importance_bound(
+        log_joint(z) - log_q, estimator=estimator, z=z if estimator == "dreg" else None
+    )
 
 
 def gradients(bound: Tensor, inputs: Sequence[Tensor], **options: Any) -> tuple[Any, ...]:

@@ -155,7 +155,9 @@ def test_second_derivatives_are_refused() -> None:
 
 
 def test_samples_outside_the_support_are_found_in_backward() -> None:
-    """Where z is read. Several Python integer types are classes; a NaN is data, and stays in its row."""
+    """Where z is read. Several Python integer types are classes; a NaN is data, and stays in its
+    row.
+    """
     for q, z in (
         (lk.Bernoulli(X.clone().requires_grad_()), Z + 0.5),
         (lk.Categorical(C.logits.requires_grad_()), CLASSES + 1),

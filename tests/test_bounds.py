@@ -1,4 +1,6 @@
-"""Importance-weighted bounds on the CPU: every build against float64, hard values, autograd, transformations."""
+"""Importance-weighted bounds on the CPU: every build against float64, hard values, autograd,
+transformations.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ Tensor = torch.Tensor
 INF, NAN = math.inf, math.nan
 
 
-# --- every build, every dtype, every size -----------------------------------------------------------------------
+# --- every build, every dtype, every size ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -41,7 +43,9 @@ def test_reference(sizes: Sizes, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_log_weights_of_images(simd_build: str, dtype: torch.dtype) -> None:
-    """Hundreds of nats, far apart: nothing overflows, weights add up to 1 whatever the rounding of the bound."""
+    """Hundreds of nats, far apart: nothing overflows, weights add up to 1 whatever the rounding of
+    the bound.
+    """
     log_w, gradient = problem((1, 50, 64), dtype, spread=80.0, mean=-700.0)
     check(cpp_cpu, log_w, gradient)
     weights = run(cpp_cpu, log_w, gradient)["weights"]
@@ -75,7 +79,7 @@ def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, dtype: torch.dtype
                 assert bits_equal(x, first[name]), (build, threads, name)
 
 
-# --- hard values ------------------------------------------------------------------------------------------------
+# --- hard values ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernels", [cpp_cpu, reference], ids=["cpp", "reference"])
@@ -122,7 +126,9 @@ def test_hard_columns(
 def test_signal_where_one_weight_is_all_there_is(
     simd_build: str, gap: float, dtype: torch.dtype
 ) -> None:
-    """Without the largest weight the bound falls by `gap`, however far that is below what exp can hold."""
+    """Without the largest weight the bound falls by `gap`, however far that is below what exp can
+    hold.
+    """
     log_w = torch.tensor([[[0.0], [-gap], [-gap - 1], [-gap - 2.5]]], dtype=dtype)
     check(cpp_cpu, log_w, torch.ones(1, 1, dtype=dtype))
     check(reference, log_w, torch.ones(1, 1, dtype=dtype))
@@ -166,7 +172,7 @@ def test_shift(simd_build: str, estimator: str) -> None:
         )
 
 
-# --- layouts ----------------------------------------------------------------------------------------------------
+# --- layouts --------------------------------------------------------------------------------------
 
 
 def strided(x: Tensor) -> list[Tensor]:
@@ -203,7 +209,7 @@ def test_batch_shapes(shape: tuple[int, ...]) -> None:
     assert lk.effective_sample_size(log_w).shape == shape[1:]
 
 
-# --- estimators -------------------------------------------------------------------------------------------------
+# --- estimators -----------------------------------------------------------------------------------
 
 
 def log_weights(z: Tensor, mean: Tensor, logvar: Tensor, theta: Tensor) -> Tensor:
@@ -215,7 +221,9 @@ def log_weights(z: Tensor, mean: Tensor, logvar: Tensor, theta: Tensor) -> Tenso
 @pytest.mark.parametrize("estimator", ["iwae", "stl", "dreg"])
 @pytest.mark.parametrize("samples", [1, 6])
 def test_gradient_of_reparameterized_estimators(estimator: str, samples: int) -> None:
-    """Against the papers' formulas, sample by sample in float64: paths along z and along q's parameters kept apart."""
+    """Against the papers' formulas, sample by sample in float64: paths along z and along q's
+    parameters kept apart.
+    """
     g = torch.Generator().manual_seed(1)
     mean, logvar, theta = (
         torch.randn(4, 3, generator=g, dtype=torch.float64).requires_grad_() for _ in range(3)
@@ -351,7 +359,7 @@ def test_elbo(form: str, dtype: torch.dtype) -> None:
     )
 
 
-# --- torch ------------------------------------------------------------------------------------------------------
+# --- torch ----------------------------------------------------------------------------------------
 
 
 def test_gradcheck(simd_build: str) -> None:
@@ -440,7 +448,7 @@ def test_weights_and_effective_sample_size(dtype: torch.dtype) -> None:
     assert torch.allclose(ess.double(), 1 / (weights**2).sum(0), rtol=1e-4)
 
 
-# --- bad input --------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 W = torch.zeros(3, 4)
 

@@ -18,7 +18,9 @@ from latent_kernels.examples import bounds_pictures, digits, objectives, vae
 from latent_kernels.examples import bounds_study as study
 
 DIGITS = digits.load()
-SMALL = study.Recipe(latent=3, hidden=8, epochs=3, batch=480, samples=60, curve_samples=10, points=2)
+SMALL = study.Recipe(
+    latent=3, hidden=8, epochs=3, batch=480, samples=60, curve_samples=10, points=2
+)
 ONE_K = re.compile(r"^ +(\d+) +(-\d+\.\d\d) +(-\d+\.\d\d) ± (\d+\.\d\d)(.*)$", re.M)
 PROPOSAL = re.compile(r"^ +(\d+) +(\d+\.\d) +(\d+) +(-?\d+\.\d\d) +(\d+)% +\d+\.\d s *$", re.M)
 
@@ -49,16 +51,26 @@ def small_model(seed=0):
 
 
 def fitted(k=2, seed=0, estimator="iwae", recipe=SMALL):
-    return study.fit(recipe, k, estimator, seed, DIGITS.train[:960], DIGITS.held_out[:40].round(), silent)
+    return study.fit(
+        recipe, k, estimator, seed, DIGITS.train[:960], DIGITS.held_out[:40].round(), silent
+    )
 
 
 def numbers(one):
     """Everything but the time."""
     tensors = (one.bounds, one.effective, one.tails)
-    return one.k, one.seed, one.trained, one.held_out, one.by_samples, one.active, *(x.tolist() for x in tensors)
+    return (
+        one.k,
+        one.seed,
+        one.trained,
+        one.held_out,
+        one.by_samples,
+        one.active,
+        *(x.tolist() for x in tensors),
+    )
 
 
-# --- the study --------------------------------------------------------------------------------------------------
+# --- the study ------------------------------------------------------------------------------------
 
 
 def test_binarized_images_have_the_grey_values_as_their_mean():
@@ -80,7 +92,9 @@ def test_log_weights_are_those_of_plain_torch():
         z = mean + torch.exp(0.5 * logvar) * torch.randn(4000, *mean.shape)
         q = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
         likelihood = torch.distributions.Bernoulli(logits=model.decoder(z)).log_prob(x).sum(-1)
-        by_hand = likelihood + (torch.distributions.Normal(0, 1).log_prob(z) - q.log_prob(z)).sum(-1)
+        by_hand = likelihood + (torch.distributions.Normal(0, 1).log_prob(z) - q.log_prob(z)).sum(
+            -1
+        )
     error = torch.sqrt((log_w.var(0) + by_hand.var(0)) / 4000)
     assert ((log_w.mean(0) - by_hand.mean(0)).abs() < 5 * error).all()
     assert ((log_w.exp().mean(0) / by_hand.exp().mean(0)).log().abs() < 0.1).all()
@@ -92,14 +106,18 @@ def test_the_held_out_bound_is_of_all_samples_whatever_the_chunks(chunk):
     log_w = study.log_weights(model, x, 60, 3).double()
     found = study.held_out_bound(model, x, 60, 3, chunk=chunk)
     assert not found.requires_grad
-    torch.testing.assert_close(found.double(), torch.logsumexp(log_w, 0) - math.log(60), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.double(), torch.logsumexp(log_w, 0) - math.log(60), rtol=1e-6, atol=0
+    )
 
 
 def test_bounds_by_samples():
     log_w = torch.randn(60, 4, dtype=torch.float64)
     for s in (1, 2, 7, 60):
         groups = [log_w[i * s : (i + 1) * s].exp().mean(0).log() for i in range(60 // s)]
-        assert study.mean_bound(log_w, s) == pytest.approx(float(torch.stack(groups).mean()), rel=1e-12)
+        assert study.mean_bound(log_w, s) == pytest.approx(
+            float(torch.stack(groups).mean()), rel=1e-12
+        )
     assert study.sample_sizes(60, 1) == [1, 2, 5, 10, 20, 50, 60]
     assert study.sample_sizes(60, 3) == [1, 2, 3, 5, 10, 20, 50, 60]
     assert study.sample_sizes(60, 60) == study.sample_sizes(60, 61) == study.sample_sizes(60, 1)
@@ -120,17 +138,25 @@ def test_active_units_are_those_whose_posterior_mean_varies():
 def test_a_fit_is_what_its_weights_say(monkeypatch):
     kept = []
     original = study.active_units
-    monkeypatch.setattr(study, "active_units", lambda model, x: kept.append(model) or original(model, x))
+    monkeypatch.setattr(
+        study, "active_units", lambda model, x: kept.append(model) or original(model, x)
+    )
     one = fitted()
     x = DIGITS.held_out[:40].round()
     log_w = study.log_weights(kept[0], x, 60, study._EVALUATION_SEED).double()
     weights = torch.softmax(log_w, 0)
-    torch.testing.assert_close(one.bounds.double(), torch.logsumexp(log_w, 0) - math.log(60), rtol=1e-6, atol=0)
-    torch.testing.assert_close(one.effective.double(), 1 / weights.square().sum(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        one.bounds.double(), torch.logsumexp(log_w, 0) - math.log(60), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        one.effective.double(), 1 / weights.square().sum(0), rtol=1e-5, atol=0
+    )
     assert one.tails.shape == (40,)
     assert one.elbo == pytest.approx(float(log_w.mean()), rel=1e-6)
     assert one.by_samples[60] == pytest.approx(one.log_likelihood, rel=1e-6)
-    assert one.by_samples[1] < one.by_samples[2] < one.by_samples[10] < one.by_samples[60]  # groups within groups
+    assert (
+        one.by_samples[1] < one.by_samples[2] < one.by_samples[10] < one.by_samples[60]
+    )  # groups within groups
     assert list(one.held_out) == [1, 2, 3]
     assert one.held_out[3] > one.held_out[1]
     assert len(one.trained) == 3
@@ -213,18 +239,29 @@ def test_every_k_sees_the_same_images_and_starts_from_the_same_weights(monkeypat
     assert all(torch.equal(a, b) for a, b in zip(start, other_start, strict=True))
     assert len(rest) == 5  # two minibatches in each of three epochs
     assert all(torch.equal(a, b) for a, b in zip([first, *rest], [other, *others], strict=True))
-    epochs = [torch.cat(pair) for pair in zip([first, *rest][::2], [first, *rest][1::2], strict=True)]
+    epochs = [
+        torch.cat(pair) for pair in zip([first, *rest][::2], [first, *rest][1::2], strict=True)
+    ]
     assert epochs[0].unique().tolist() == [0, 1]
     assert not torch.equal(epochs[0].sum(0), epochs[1].sum(0))  # the same images, binarized anew
 
 
-# --- tables -----------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def fit_with(k, seed, bounds, tails=(0.1, 0.2, 0.9)):
     x = torch.tensor(bounds)
     return study.Fit(
-        k, seed, 1.0, [0.0], {1: 0.0}, {1: -9.0, 60: float(x.mean())}, x, x * 0 + 3, torch.tensor(tails), 2
+        k,
+        seed,
+        1.0,
+        [0.0],
+        {1: 0.0},
+        {1: -9.0, 60: float(x.mean())},
+        x,
+        x * 0 + 3,
+        torch.tensor(tails),
+        2,
     )
 
 
@@ -247,24 +284,37 @@ def test_gains_are_paired_by_image_and_their_error_is_of_means_over_seeds():
 
 
 def test_z_is_over_images_and_over_seeds_where_there_are_several():
-    values = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 5.0], [2.0, 2.5, 3.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
+    values = torch.tensor(
+        [[1.0, 2.0, 4.0], [3.0, 3.0, 5.0], [2.0, 2.5, 3.0], [0.0, 1.0, 1.0]], dtype=torch.float64
+    )
     found = command.Estimate.of(values)
     assert found.seeds == 4
     assert found.error == pytest.approx(float(values.mean(0).std()) / math.sqrt(3))
     over_seeds = float(values.mean(1).std()) / math.sqrt(4)
-    assert found.z == pytest.approx(float(values.mean()) / math.sqrt(found.error**2 + over_seeds**2))
+    assert found.z == pytest.approx(
+        float(values.mean()) / math.sqrt(found.error**2 + over_seeds**2)
+    )
     one = command.Estimate.of(values[:1])
     assert (one.seeds, one.spread) == (1, None)
     assert one.z == pytest.approx(one.mean / one.error)
     constant = torch.ones(1, 3)
-    assert [command.Estimate.of(x).z for x in (constant, -constant, 0 * constant)] == [math.inf, -math.inf, 0.0]
-    alike = command.Estimate.of(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))  # images agree, seeds do not
+    assert [command.Estimate.of(x).z for x in (constant, -constant, 0 * constant)] == [
+        math.inf,
+        -math.inf,
+        0.0,
+    ]
+    alike = command.Estimate.of(
+        torch.tensor([[1.0, 1.0], [2.0, 2.0]])
+    )  # images agree, seeds do not
     assert alike.z == pytest.approx(1.5 / 0.5)
 
 
 @pytest.mark.parametrize(
     ("seeds", "text"),
-    [(1, "in standard errors over images, for these models"), (2, "in standard errors over images and seeds")],
+    [
+        (1, "in standard errors over images, for these models"),
+        (2, "in standard errors over images and seeds"),
+    ],
 )
 def test_what_z_is_in_is_said(seeds, text):
     fits = [fit_with(k, s, [-8.0 + k + s, -6.0 + 2 * k]) for s in range(seeds) for k in (1, 2)]
@@ -274,10 +324,14 @@ def test_what_z_is_in_is_said(seeds, text):
     assert f"{text})." in line
 
 
-@pytest.mark.parametrize(("samples", "share", "shown"), [(500, 2 / 4, "0.63"), (5000, 1 / 4, "0.7")])
+@pytest.mark.parametrize(
+    ("samples", "share", "shown"), [(500, 2 / 4, "0.63"), (5000, 1 / 4, "0.7")]
+)
 def test_the_share_of_heavy_tails_is_above_what_so_many_samples_can_bear(samples, share, shown):
     recipe = dataclasses.replace(SMALL, samples=samples)
-    found = command.Study(recipe, "iwae", [fit_with(1, 0, [-8.0, -6.0, -4.0, -5.0], (0.1, 0.62, 0.64, 0.71))])
+    found = command.Study(
+        recipe, "iwae", [fit_with(1, 0, [-8.0, -6.0, -4.0, -5.0], (0.1, 0.62, 0.64, 0.71))]
+    )
     (row,) = found.rows()
     assert row.heavy == share
     table = command.proposals_table(found, [row])
@@ -298,9 +352,18 @@ def test_rows_have_the_seeds_that_every_k_has():
 @pytest.mark.parametrize(
     ("bounds", "text"),
     [
-        ([[-8.0, -6.0], [-7.0, -5.5], [-6.0, -5.2]], "rises with k: with k = 50 it is +1.40 ± 0.60"),
-        ([[-8.0, -6.0], [-7.0, -5.5], [-7.2, -5.6]], "does not rise to k = 50: with k = 50 it is +0.60 ± 0.20"),
-        ([[-6.0, -6.0], [-7.0, -6.5], [-7.2, -6.6]], "does not rise to k = 5, 50: with k = 50 it is -0.90 ± 0.30"),
+        (
+            [[-8.0, -6.0], [-7.0, -5.5], [-6.0, -5.2]],
+            "rises with k: with k = 50 it is +1.40 ± 0.60",
+        ),
+        (
+            [[-8.0, -6.0], [-7.0, -5.5], [-7.2, -5.6]],
+            "does not rise to k = 50: with k = 50 it is +0.60 ± 0.20",
+        ),
+        (
+            [[-6.0, -6.0], [-7.0, -6.5], [-7.2, -6.6]],
+            "does not rise to k = 5, 50: with k = 50 it is -0.90 ± 0.30",
+        ),
     ],
 )
 def test_the_summary_says_what_the_order_is(bounds, text):
@@ -312,7 +375,7 @@ def test_the_summary_says_what_the_order_is(bounds, text):
     assert command.summary(found, found.rows()[:1]) == []
 
 
-# --- the command ------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_command_trains_prints_and_writes(tmp_path):
@@ -341,13 +404,17 @@ def test_the_command_trains_prints_and_writes(tmp_path):
     for row, found in zip(rows, content["rows"], strict=True):
         expected = (found["elbo"], found["bound"]["mean"], found["bound"]["error"])
         assert [float(x) for x in row[1:4]] == pytest.approx(expected, abs=0.0051)
-    gain, error, z, spread = re.fullmatch(r" +\S+ +([+-]\S+) ± (\S+) +(\S+) +(\S+) *", rows[1][4]).groups()
+    gain, error, z, spread = re.fullmatch(
+        r" +\S+ +([+-]\S+) ± (\S+) +(\S+) +(\S+) *", rows[1][4]
+    ).groups()
     found = content["rows"][1]["gain"]
     assert [float(gain), float(error), float(spread)] == pytest.approx(
         [found["mean"], found["error"], found["spread"]], abs=0.0051
     )
     assert float(z) == pytest.approx(found["z"], abs=0.051)
-    assert found["z"] == pytest.approx(found["mean"] / math.hypot(found["error"], found["spread"] / math.sqrt(2)))
+    assert found["z"] == pytest.approx(
+        found["mean"] / math.hypot(found["error"], found["spread"] / math.sqrt(2))
+    )
     assert [list(map(int, one["by_samples"])) for one in content["fits"][:2]] == [
         [1, 2, 5, 10, 20, 50, 60],
         [1, 2, 4, 5, 10, 20, 50, 60],
@@ -369,10 +436,23 @@ def test_options_reach_the_models(tmp_path, monkeypatch):
 
     monkeypatch.setattr(command, "fit", fit)
     result = call(
-        "--samples", "1,5", "--estimator", "dreg", "--epochs", 7, "--seed", 2, "--seeds", 1, "--out", tmp_path
+        "--samples",
+        "1,5",
+        "--estimator",
+        "dreg",
+        "--epochs",
+        7,
+        "--seed",
+        2,
+        "--seeds",
+        1,
+        "--out",
+        tmp_path,
     )
     assert result.exit_code == 0, result.output
-    assert [one[:5] for one in given] == [(dataclasses.replace(SMALL, epochs=7), k, "dreg", 2, 1437) for k in (1, 5)]
+    assert [one[:5] for one in given] == [
+        (dataclasses.replace(SMALL, epochs=7), k, "dreg", 2, 1437) for k in (1, 5)
+    ]
     assert torch.equal(given[0][5], study.binarized(DIGITS.held_out, study.HELD_OUT_SEED))
     assert "7 epochs by dreg, 1 seed each" in result.output
 
@@ -407,7 +487,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     occupied = tmp_path / "file"
     occupied.write_text("kept")
     (tmp_path / "out" / command.FILES[1]).mkdir(parents=True)
-    for out, named in ((occupied, occupied), (occupied / "below", occupied), (tmp_path / "out", tmp_path / "out")):
+    for out, named in (
+        (occupied, occupied),
+        (occupied / "below", occupied),
+        (tmp_path / "out", tmp_path / "out"),
+    ):
         result = call("--quick", "--out", out)
         assert result.exit_code == 1
         assert result.output.startswith(f"latent-kernels: cannot write to {named}")
@@ -453,7 +537,9 @@ def test_ctrl_c(complete, rows, message, tmp_path, monkeypatch):
 
 def test_ctrl_c_while_drawing_keeps_the_numbers(tmp_path, monkeypatch):
     def draw(found, rows, path):
-        assert json.loads((tmp_path / "bounds.json").read_text(encoding="utf-8"))["rows"][0]["k"] == 1
+        assert (
+            json.loads((tmp_path / "bounds.json").read_text(encoding="utf-8"))["rows"][0]["k"] == 1
+        )
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bounds_pictures, "draw", draw)
@@ -465,7 +551,9 @@ def test_ctrl_c_while_drawing_keeps_the_numbers(tmp_path, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
-    found = command.Study(SMALL, "iwae", [fit_with(1, 0, [-8.0, -6.0]), fit_with(2, 0, [math.nan, -math.inf])])
+    found = command.Study(
+        SMALL, "iwae", [fit_with(1, 0, [-8.0, -6.0]), fit_with(2, 0, [math.nan, -math.inf])]
+    )
     command._write(command.as_json(found, found.rows()), tmp_path / "bounds.json")
     rows = json.loads((tmp_path / "bounds.json").read_text(), parse_constant=pytest.fail)["rows"]
     assert rows[0]["bound"]["mean"] == -7.0

@@ -1,7 +1,9 @@
-"""Bounds and their gradients against exact expectations, on linear-Gaussian models and on finite ones.
+"""Bounds and their gradients against exact expectations, on linear-Gaussian models and on finite
+ones.
 
-Expectations over S samples are quadratures over S-tuples of Gauss-Hermite nodes, or sums over S-tuples of states; the
-estimators are held to them twice: in expectation, on the nodes themselves, and by z-scores over independent repeats.
+Expectations over S samples are quadratures over S-tuples of Gauss-Hermite nodes, or sums over
+S-tuples of states; the estimators are held to them twice: in expectation, on the nodes themselves,
+and by z-scores over independent repeats.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Tensor = torch.Tensor
 
 NODES = 48
 REPEATS = 60_000
-# How a sample and log q(z) depend on q's parameters: in every way, through z alone, or through log q alone.
+# How a sample and log q(z) depend on q's parameters: in every way, through z alone, or through log
+# q alone.
 DERIVATIVES = ("total", "path", "score")
 PAIRS = list(itertools.product(lk.bounds.BOUND_ESTIMATORS, DERIVATIVES))
 UNBIASED = {("iwae", "total"), ("stl", "total"), ("dreg", "path"), ("vimco", "score")}
@@ -31,9 +34,15 @@ def doubles(*x):
 
 LINE = Parameters(*doubles([0.9], [-0.3], [[0.8], [-0.5]], [0.3, -0.1], 0.2))
 LINE_X = doubles([0.4, -1.1])[0]
-PLANE = Parameters(*doubles([0.5, -0.2], [-0.6, -0.9], [[0.8, 0.3], [-0.5, 0.9], [0.2, 0.6]], [0.3, -0.1, 0.0], 0.1))
+PLANE = Parameters(
+    *doubles(
+        [0.5, -0.2], [-0.6, -0.9], [[0.8, 0.3], [-0.5, 0.9], [0.2, 0.6]], [0.3, -0.1, 0.0], 0.1
+    )
+)
 PLANE_X = doubles([0.4, -1.1, 0.7])[0]
-OF_Q = slice(0, 2)  # LINE's gradients by the mean and the log-variance; those by the model come after
+OF_Q = slice(
+    0, 2
+)  # LINE's gradients by the mean and the log-variance; those by the model come after
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +58,18 @@ def bound_of(estimator: str, p: Parameters, x: Tensor, z: Tensor, log_q: Tensor)
     return lk.importance_bound(p.log_joint(x, z) - log_q, estimator=estimator, **options)
 
 
-def drawn(estimator: str, derivative: str, samples: int, *, repeats: int = REPEATS, seed: int = 1) -> Tensor:
+def drawn(
+    estimator: str, derivative: str, samples: int, *, repeats: int = REPEATS, seed: int = 1
+) -> Tensor:
     """Gradients [R, P] of independent repeats."""
     p = LINE.repeated(repeats)
     if derivative == "score":
         z = p.q.sample(samples, seed=seed)
         log_q = p.q.log_prob(z)
     elif (estimator, derivative) == ("dreg", "total"):
-        z = p.q.rsample(samples, seed=seed)  # the total derivative of rsample_log_prob does not pass through z
+        z = p.q.rsample(
+            samples, seed=seed
+        )  # the total derivative of rsample_log_prob does not pass through z
         log_q = p.q.log_prob(z)
     else:
         z, log_q = p.q.rsample_log_prob(samples, seed=seed, path_derivative=derivative == "path")
@@ -88,11 +101,13 @@ def exact_gradient(samples: int, nodes: int = NODES) -> Tensor:
     return flat(torch.autograd.grad(exact_bound(p, LINE_X, samples, nodes), p))
 
 
-# --- values -----------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 def test_the_bound_tightens_up_to_the_evidence():
-    """Blocks of one pool of samples, so that differences are paired; at the end only the known bias V / 2S is left."""
+    """Blocks of one pool of samples, so that differences are paired; at the end only the known bias
+    V / 2S is left.
+    """
     sizes, pool, repeats = (1, 2, 5, 20, 100, 1000, 10_000), 10_000, 200
     q, log_p = PLANE.q, PLANE.log_evidence(PLANE_X)
     q = lk.DiagonalGaussian(*(x.expand(repeats, 2) for x in q.parameters))
@@ -107,7 +122,8 @@ def test_the_bound_tightens_up_to_the_evidence():
     for bound in bounds:
         assert z_scores(bound, log_p) < 3.3
     assert abs(z_scores(bounds[0], PLANE.elbo(PLANE_X))) < 3.3
-    # L_S = log p + d - d^2 / 2 + ..., d = mean w / p - 1, whose mean is 0 and whose square has the mean V / S.
+    # L_S = log p + d - d^2 / 2 + ..., d = mean w / p - 1, whose mean is 0 and whose square has the
+    # mean V / S.
     d = torch.exp(log_w - log_p).mean(0) - 1
     bias = -PLANE.weight_variance(PLANE_X) / (2 * pool)
     assert abs(z_scores(bounds[-1] - d, log_p + bias)) < 3.3
@@ -140,7 +156,9 @@ def test_the_forms_of_the_elbo_agree_with_the_closed_form():
     q = lk.DiagonalGaussian(*(x.expand(repeats, 2) for x in PLANE.q.parameters))
     z, log_q = q.rsample_log_prob(4, seed=3)
     joint, exact = PLANE.log_joint(PLANE_X, z), PLANE.elbo(PLANE_X)
-    prior = lk.DiagonalGaussian(torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    prior = lk.DiagonalGaussian(
+        torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    )
     forms = {
         "kl": lk.elbo(joint - prior.log_prob(z), kl=q.kl(prior)),
         "entropy": lk.elbo(joint, entropy=q.entropy()),
@@ -154,11 +172,13 @@ def test_the_forms_of_the_elbo_agree_with_the_closed_form():
     q = lk.DiagonalGaussian(centre, torch.log(covariance[0]))
     z, log_q = q.rsample_log_prob(64, seed=4)
     values = LINE.log_joint(LINE_X, z)
-    torch.testing.assert_close(lk.elbo(values, log_q=log_q), LINE.log_evidence(LINE_X), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        lk.elbo(values, log_q=log_q), LINE.log_evidence(LINE_X), rtol=1e-12, atol=1e-12
+    )
     assert (lk.elbo(values, entropy=q.entropy()) - LINE.log_evidence(LINE_X)).abs() > 1e-3
 
 
-# --- gradients --------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("samples", [2, 3])
@@ -171,7 +191,9 @@ def test_the_quadrature_has_converged(samples):
 @pytest.mark.parametrize("samples", [2, 3])
 @pytest.mark.parametrize(("estimator", "derivative"), PAIRS)
 def test_estimators_in_expectation(estimator, derivative, samples):
-    """Each is unbiased for q with the one derivative that belongs to it, and for the model whatever log q is."""
+    """Each is unbiased for q with the one derivative that belongs to it, and for the model whatever
+    log q is.
+    """
     error = expected(estimator, derivative, samples) - exact_gradient(samples)
     assert error[2:].abs().max() < 1e-9
     if (estimator, derivative) in UNBIASED:
@@ -183,7 +205,9 @@ def test_estimators_in_expectation(estimator, derivative, samples):
 @pytest.mark.parametrize("samples", [2, 3])
 @pytest.mark.parametrize(("estimator", "derivative"), PAIRS)
 def test_estimators_by_independent_repeats(estimator, derivative, samples):
-    """All parameters within what chance allows; and for q far outside of it where the derivative is a wrong one."""
+    """All parameters within what chance allows; and for q far outside of it where the derivative is
+    a wrong one.
+    """
     found, truth = drawn(estimator, derivative, samples), exact_gradient(samples)
     scores = z_scores(found, truth).abs()
     limit = critical(len(truth) * 2 * len(PAIRS))
@@ -206,7 +230,9 @@ def test_one_sample_gives_the_gradient_of_the_elbo(estimator, derivative):
 
 
 def test_sticking_the_landing_is_biased_towards_the_posterior():
-    """Its bias is E sum_s w~_s grad log q(z_s): for S to infinity the score's mean under p(z|x), as in wake-sleep."""
+    """Its bias is E sum_s w~_s grad log q(z_s): for S to infinity the score's mean under p(z|x), as
+    in wake-sleep.
+    """
     centre, covariance = LINE.posterior(LINE_X)
     off, variance = centre - LINE.mean, torch.exp(LINE.logvar)
     limit = torch.cat([off / variance, 0.5 * ((off**2 + covariance[0]) / variance - 1)])
@@ -215,18 +241,24 @@ def test_sticking_the_landing_is_biased_towards_the_posterior():
         bias = (expected("stl", "path", samples) - exact_gradient(samples))[OF_Q]
         shares.append(bias / limit)
     assert shares[0].abs().max() < 1e-12
-    # The mean lies above the posterior's, and its gradient is exaggerated; that of the log-variance first understated.
+    # The mean lies above the posterior's, and its gradient is exaggerated; that of the log-variance
+    # first understated.
     assert limit[0] < 0
     assert shares[0][0] + 0.4 < shares[1][0] < shares[2][0] - 0.1 < 0.9
     assert shares[1][1] < -0.1
-    many = drawn("stl", "path", 1000, repeats=2000)[:, OF_Q] - drawn("dreg", "path", 1000, repeats=2000)[:, OF_Q]
+    many = (
+        drawn("stl", "path", 1000, repeats=2000)[:, OF_Q]
+        - drawn("dreg", "path", 1000, repeats=2000)[:, OF_Q]
+    )
     torch.testing.assert_close(many.mean(0), limit, rtol=0.02, atol=0)
 
 
-# --- discrete latent variables ----------------------------------------------------------------------------------
+# --- discrete latent variables --------------------------------------------------------------------
 
 LOGITS = doubles([-0.6, 0.9])[0]
-TABLE = doubles([-1.0, 0.4, 1.3, -2.1])[0]  # log p(x, z) for z = 00, 01, 10, 11: the model's parameters
+TABLE = doubles([-1.0, 0.4, 1.3, -2.1])[
+    0
+]  # log p(x, z) for z = 00, 01, 10, 11: the model's parameters
 STATES = doubles([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])[0]
 
 
@@ -245,7 +277,9 @@ def discrete_bound(logits: Tensor, table: Tensor, z: Tensor, *, signal: bool = T
 
 
 def enumerated(samples: int) -> tuple[Tensor, Tensor]:
-    """Every S-tuple of states [S, 4^S, 2]; and the exact gradient of E[L_S] by the logits and the table."""
+    """Every S-tuple of states [S, 4^S, 2]; and the exact gradient of E[L_S] by the logits and the
+    table.
+    """
     which = torch.cartesian_prod(*[torch.arange(4)] * samples).reshape(-1, samples).T
     z = STATES[which]
     logits, table = LOGITS.clone().requires_grad_(), TABLE.clone().requires_grad_()
@@ -281,7 +315,7 @@ def test_vimco_by_independent_repeats(signal):
     assert scores[:2].max() < limit if signal else scores[:2].min() > 2 * limit
 
 
-# --- signal and noise -------------------------------------------------------------------------------------------
+# --- signal and noise -----------------------------------------------------------------------------
 
 SIZES = (1, 4, 16, 64, 256, 1024)
 GROUPS = 10
@@ -294,8 +328,12 @@ def close_to_the_optimum(groups: int, repeats: int) -> Parameters:
     return Parameters(mean, logvar, eye, zero.expand(2), zero).repeated(groups, repeats)
 
 
-def signal_and_noise(samples: int, estimator: str, repeats: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """For q's and the model's gradients, by group: the mean's square length, less its noise, and the trace."""
+def signal_and_noise(
+    samples: int, estimator: str, repeats: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """For q's and the model's gradients, by group: the mean's square length, less its noise, and
+    the trace.
+    """
     p = close_to_the_optimum(GROUPS, repeats)
     z, log_q = p.q.rsample_log_prob(samples, seed=samples, path_derivative=estimator == "dreg")
     bound = bound_of(estimator, p, doubles([0.0, -1.0])[0], z, log_q)
@@ -318,12 +356,18 @@ def slope(signal: list[Tensor], trace: list[Tensor]) -> tuple[float, float]:
 
 
 def test_more_samples_drown_the_signal_but_for_dreg():
-    """The slope of log SNR on log S: -1/2 for "iwae", +1/2 for "dreg", and +1/2 for the model's parameters.
+    """The slope of log SNR on log S: -1/2 for "iwae", +1/2 for "dreg", and +1/2 for the model's
+    parameters.
 
-    A gradient of q has a mean like 1 / S, and a standard deviation like S^-1/2, but for "dreg" like S^-3/2. Both have
-    one mean, and so its clear estimate from "dreg" serves for both. The smallest S are not quite on the line: 0.02.
+    A gradient of q has a mean like 1 / S, and a standard deviation like S^-1/2, but for "dreg" like
+    S^-3/2. Both have one mean, and so its clear estimate from "dreg" serves for both. The smallest
+    S are not quite on the line: 0.02.
     """
-    found = {(s, e): signal_and_noise(s, e, max(100, min(4000, 100_000 // s))) for s in SIZES for e in ("iwae", "dreg")}
+    found = {
+        (s, e): signal_and_noise(s, e, max(100, min(4000, 100_000 // s)))
+        for s in SIZES
+        for e in ("iwae", "dreg")
+    }
     signal = [found[s, "dreg"]["q"][0] for s in SIZES]
     slopes = {e: slope(signal, [found[s, e]["q"][1] for s in SIZES]) for e in ("iwae", "dreg")}
     slopes["model"] = slope(*([found[s, "iwae"]["model"][i] for s in SIZES] for i in (0, 1)))

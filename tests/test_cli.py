@@ -24,7 +24,9 @@ TINY = demo.Settings(
     held_out_samples=4,
     profiled_samples=(1, 2, 8),
     profiled_repeats=64,
-    photographs=sparse_command.Photographs(patches=600, held_out=64, components=20, passes=1, steps=3),
+    photographs=sparse_command.Photographs(
+        patches=600, held_out=64, components=20, passes=1, steps=3
+    ),
     encoder_layers=2,
     sizes=(measure.Size("demo", 16, None, 5, 16, 3), measure.Size("large", 32, 2, 8, 16, 3)),
 )
@@ -57,7 +59,7 @@ def check_picture(path):
     assert pixels[..., :3].std() > 0.02
 
 
-# --- info -------------------------------------------------------------------------------------------------------
+# --- info -----------------------------------------------------------------------------------------
 
 
 def test_info_names_what_is_active():
@@ -120,7 +122,10 @@ def test_a_missing_extra_is_one_clear_line(name, monkeypatch, capsys):
         cli.main()
     assert stop.value.code == 1
     message = capsys.readouterr().err
-    assert message == f"latent-kernels: the command line needs {name}: pip install latent-kernels[cli]\n"
+    assert (
+        message
+        == f"latent-kernels: the command line needs {name}: pip install latent-kernels[cli]\n"
+    )
 
 
 def test_main_runs_the_commands(monkeypatch, capsys):
@@ -131,7 +136,7 @@ def test_main_runs_the_commands(monkeypatch, capsys):
     assert "SIMD build in use" in capsys.readouterr().out
 
 
-# --- demo -------------------------------------------------------------------------------------------------------
+# --- demo -----------------------------------------------------------------------------------------
 
 
 def losses(outcome):
@@ -147,7 +152,9 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     for folder in ("first", "second"):
         result = call("demo", "--out", tmp_path / folder, "--seed", 5)
         assert result.exit_code == 0, result.output
-        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted([*PICTURES, *TABLES, *LAST, *SPARSE])
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted(
+            [*PICTURES, *TABLES, *LAST, *SPARSE]
+        )
     for name in (*PICTURES, *LAST, *SPARSE):
         check_picture(tmp_path / "first" / name)
 
@@ -159,7 +166,11 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
 
     found = json.loads((tmp_path / "second" / "comparison.json").read_text())
     assert list(found) == ["threads", "latent", "held_out_samples", "costs", "held_out_elbo"]
-    assert found["held_out_elbo"]["ours"].keys() == found["held_out_elbo"]["plain"].keys() == {"5", "6"}
+    assert (
+        found["held_out_elbo"]["ours"].keys()
+        == found["held_out_elbo"]["plain"].keys()
+        == {"5", "6"}
+    )
     assert [(c["what"], c["size"]["name"]) for c in found["costs"]] == [
         ("step", "demo"),
         ("ops", "demo"),
@@ -170,7 +181,9 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
         for side in ("ours", "plain"):
             assert all(value > 0 for key, value in cost[side].items() if key != "saved_bytes")
         assert cost["plain"]["saved_bytes"] > cost["ours"]["saved_bytes"]
-        assert cost["what"] == "step" or cost["ours"]["saved_bytes"] == 0, "the ops keep their inputs and nothing else"
+        assert cost["what"] == "step" or cost["ours"]["saved_bytes"] == 0, (
+            "the ops keep their inputs and nothing else"
+        )
     page = (tmp_path / "second" / "comparison.md").read_text(encoding="utf-8")
     assert outcomes[1].comparison.verdict() in page
     assert "comparison.md" in result.output
@@ -178,7 +191,9 @@ def test_demo_trains_draws_and_compares(tmp_path, monkeypatch):
     assert "for a gradient, reparameterized wins" in " ".join(result.output.split())
 
 
-SHORT = dataclasses.replace(TINY, latents=(2,), compared_latent=2, compared_seeds=1, profiled_samples=(1, 2))
+SHORT = dataclasses.replace(
+    TINY, latents=(2,), compared_latent=2, compared_seeds=1, profiled_samples=(1, 2)
+)
 
 
 @pytest.mark.parametrize(("bound", "name"), [("elbo", "ELBO"), ("dreg", "L_3")])
@@ -188,12 +203,18 @@ def test_demo_trains_on_the_bound_that_is_asked_for(bound, name, tmp_path, monke
     monkeypatch.setattr(demo, "run", lambda *a: outcomes.append(original(*a)) or outcomes[-1])
     result = call("demo", "--bound", bound, "--samples", 3, "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*PICTURES, *TABLES, *LAST, *SPARSE])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [*PICTURES, *TABLES, *LAST, *SPARSE]
+    )
     check_picture(tmp_path / "training_curves.png")
     (outcome,) = outcomes
     finals = (outcome.comparison.ours[0], outcome.comparison.plain[0])
     epochs = [epoch for run in outcome.runs for epoch in run.history]
-    for terms in (*finals, *(epoch.held_out for epoch in epochs), *(epoch.train for epoch in epochs)):
+    for terms in (
+        *finals,
+        *(epoch.held_out for epoch in epochs),
+        *(epoch.train for epoch in epochs),
+    ):
         assert (terms.bound is None) == (bound == "elbo")
     assert f"Held-out {name}: latent-kernels {finals[0].maximized:.2f} nats" in result.output
     found = json.loads((tmp_path / "comparison.json").read_text())
@@ -211,8 +232,14 @@ def test_demo_trains_on_the_bound_that_is_asked_for(bound, name, tmp_path, monke
     ("epochs_before", "files"),
     [
         (0, []),
-        (1, ["manifold.png", "prior_samples.png", "training_curves.png"]),  # half of the first model
-        (12, ["comparison.json", "comparison.md", *PICTURES]),  # six models: one seed of ours and of plain torch
+        (
+            1,
+            ["manifold.png", "prior_samples.png", "training_curves.png"],
+        ),  # half of the first model
+        (
+            12,
+            ["comparison.json", "comparison.md", *PICTURES],
+        ),  # six models: one seed of ours and of plain torch
     ],
 )
 def test_ctrl_c_leaves_what_there_is(tmp_path, monkeypatch, epochs_before, files):
@@ -240,7 +267,9 @@ def test_ctrl_c_leaves_what_there_is(tmp_path, monkeypatch, epochs_before, files
 
 @pytest.mark.parametrize(("samples_before", "drawn"), [((), False), ((1, 2), True)])
 def test_ctrl_c_while_profiling(tmp_path, monkeypatch, samples_before, drawn):
-    """Everything before it is written, and of the profile the numbers of samples that were complete."""
+    """Everything before it is written, and of the profile the numbers of samples that were
+    complete.
+    """
     stopped = stop_at(len(samples_before), problems.logistic())
     monkeypatch.setitem(problems.PROBLEMS, "logistic-regression", lambda: stopped)
     result = call("demo", "--out", tmp_path, "--epochs", 1)
@@ -316,14 +345,16 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert occupied.read_text() == "kept"
 
 
-# --- variance ---------------------------------------------------------------------------------------------------
+# --- variance -------------------------------------------------------------------------------------
 
 QUICK = ("variance", "--problem", "quadratic", "--samples", "1:8", "--repeats", 64)
 
 
 def test_variance_draws_writes_and_says_who_wins(tmp_path):
     files = {name: tmp_path / f"v.{name}" for name in ("png", "csv", "json")}
-    result = call(*QUICK, "--out", files["png"], "--csv", files["csv"], "--json", files["json"], "--seed", 4)
+    result = call(
+        *QUICK, "--out", files["png"], "--csv", files["csv"], "--json", files["json"], "--seed", 4
+    )
     assert result.exit_code == 0, result.output
     check_picture(files["png"])
     rows = files["csv"].read_text(encoding="utf-8").splitlines()
@@ -342,7 +373,16 @@ def test_variance_draws_writes_and_says_who_wins(tmp_path):
 
 @pytest.mark.parametrize("problem", problems.PROBLEMS)
 def test_variance_knows_every_problem(problem, tmp_path):
-    options = ("--problem", problem, "--samples", "2,6", "--repeats", 64, "--estimators", "none, leave_one_out")
+    options = (
+        "--problem",
+        problem,
+        "--samples",
+        "2,6",
+        "--repeats",
+        64,
+        "--estimators",
+        "none, leave_one_out",
+    )
     result = call("variance", *options, "--out", tmp_path / "v.SVG", "--budget", 1000)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "v.SVG").read_text(encoding="utf-8").startswith("<?xml")
@@ -351,16 +391,33 @@ def test_variance_knows_every_problem(problem, tmp_path):
 
 @pytest.mark.parametrize("problem", ["linear-gaussian", "categorical"])
 def test_variance_of_the_importance_bound(problem, tmp_path):
-    """How signals go, and which is the highest; with a file of each kind. One sample's exact gradient is known."""
+    """How signals go, and which is the highest; with a file of each kind. One sample's exact
+    gradient is known.
+    """
     files = {name: tmp_path / f"v.{name}" for name in ("png", "csv", "json")}
-    options = ("--problem", problem, "--objective", "importance-bound", "--samples", "1:8", "--repeats", 64)
-    result = call("variance", *options, "--out", files["png"], "--csv", files["csv"], "--json", files["json"])
+    options = (
+        "--problem",
+        problem,
+        "--objective",
+        "importance-bound",
+        "--samples",
+        "1:8",
+        "--repeats",
+        64,
+    )
+    result = call(
+        "variance", *options, "--out", files["png"], "--csv", files["csv"], "--json", files["json"]
+    )
     assert result.exit_code == 0, result.output
     check_picture(files["png"])
     content = json.loads(files["json"].read_text(encoding="utf-8"))
     assert content["objective"] == "importance_bound"
     assert files["csv"].read_text(encoding="utf-8").count("\n") == 1 + len(content["rows"])
-    one = {row["estimator"]: row["bias_p"] is not None for row in content["rows"] if row["num_samples"] == 1}
+    one = {
+        row["estimator"]: row["bias_p"] is not None
+        for row in content["rows"]
+        if row["num_samples"] == 1
+    }
     assert all(row["bias_p"] is None for row in content["rows"] if row["num_samples"] > 1)
     sentence = result.output.splitlines()[-1]
     assert "At S = 8" in sentence
@@ -385,7 +442,11 @@ def test_variance_help_names_problems_and_estimators():
         ("--problem", "rosenbrock", "must be one of quadratic, linear-gaussian"),
         ("--objective", "importance", "must be one of elbo, importance-bound; got 'importance'"),
         ("--estimators", "none,rebar", "got 'rebar'"),
-        ("--estimators", "none,vimco", "'vimco', which does not apply: it is for the objective 'importance_bound'"),
+        (
+            "--estimators",
+            "none,vimco",
+            "'vimco', which does not apply: it is for the objective 'importance_bound'",
+        ),
         ("--estimators", "disarm", "does not apply: it is for a Bernoulli"),
         ("--estimators", "", "got ''"),
         ("--samples", "8:1", "got '8:1'"),
@@ -434,11 +495,15 @@ def test_variance_files_that_cannot_be_written(option, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize(("complete", "code_line"), [(0, "stopped before there"), (2, "stopped; the numbers")])
+@pytest.mark.parametrize(
+    ("complete", "code_line"), [(0, "stopped before there"), (2, "stopped; the numbers")]
+)
 def test_ctrl_c_in_variance(complete, code_line, tmp_path, monkeypatch):
     stopped = stop_at(complete, problems.quadratic())
     monkeypatch.setitem(problems.PROBLEMS, "quadratic", lambda: stopped)
-    result = call(*QUICK, "--estimators", "none", "--out", tmp_path / "v.png", "--csv", tmp_path / "v.csv")
+    result = call(
+        *QUICK, "--estimators", "none", "--out", tmp_path / "v.png", "--csv", tmp_path / "v.csv"
+    )
     assert result.exit_code == 130
     assert code_line in result.output.splitlines()[-1]
     assert "Traceback" not in result.output
@@ -447,7 +512,7 @@ def test_ctrl_c_in_variance(complete, code_line, tmp_path, monkeypatch):
         assert (tmp_path / "v.csv").read_text(encoding="utf-8").count("\n") == 1 + complete
 
 
-# --- measurement ------------------------------------------------------------------------------------------------
+# --- measurement ----------------------------------------------------------------------------------
 
 
 def test_peak_memory_counts_what_is_held_at_once():
@@ -480,7 +545,9 @@ def test_interleaved_takes_turns():
 
 def test_verdict_tells_noise_from_a_difference():
     def verdict(ours, plain):
-        both = ({seed: vae.Terms(elbo, 0.0) for seed, elbo in enumerate(side)} for side in (ours, plain))
+        both = (
+            {seed: vae.Terms(elbo, 0.0) for seed, elbo in enumerate(side)} for side in (ours, plain)
+        )
         return report.Comparison(1, 5, 4, [], *both).verdict()
 
     assert "+0.10 nats, within the noise" in verdict([60.0, 61.0, 62.0], [59.9, 60.9, 61.9])

@@ -1,4 +1,6 @@
-"""The log-densities on the CPU: every build against float64, sharing, accuracy, extremes, layouts, bits."""
+"""The log-densities on the CPU: every build against float64, sharing, accuracy, extremes, layouts,
+bits.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from hypothesis import strategies as st
 
 import latent_kernels as lk
 from checks import DTYPES, SIZES, Sizes, bits_equal, is_half
-from densities_checks import INPUTS, PLAIN, USUAL, DensityProblem, Sharing, check_density, every_sharing
+from densities_checks import (
+    INPUTS,
+    PLAIN,
+    USUAL,
+    DensityProblem,
+    Sharing,
+    check_density,
+    every_sharing,
+)
 from latent_kernels import _backends, _core
 from latent_kernels.kernels.densities import cpp_cpu, reference
 
@@ -21,11 +31,12 @@ Tensor = torch.Tensor
 INF = math.inf
 DENSITIES = ["gaussian", "bernoulli"]
 PUBLIC = {"gaussian": lk.gaussian_log_prob, "bernoulli": lk.bernoulli_log_prob}
-# Besides: several blocks of rows and samples whose sums of a single row meet, and rows of several tiles in them.
+# Besides: several blocks of rows and samples whose sums of a single row meet, and rows of several
+# tiles in them.
 MANY_ROWS: list[Sizes] = [(1, 3, 1500, 33), (2, 70, 17, 64), (1, 2, 90, 1100)]
 
 
-# --- every build, every dtype, every size, every way to share ---------------------------------------------------
+# --- every build, every dtype, every size, every way to share -------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -44,11 +55,20 @@ def test_reference(sizes: Sizes, density: str, dtype: torch.dtype) -> None:
         check_density(reference, DensityProblem(density, sizes, dtype, sharing))
 
 
-SOME_SIZES: list[Sizes] = [(2, 3, 5, 7), (1, 4, 63, 17), (2, 2, 3, 1500), (1, 0, 3, 4), (1, 2, 0, 4), (3, 2, 1, 5)]
+SOME_SIZES: list[Sizes] = [
+    (2, 3, 5, 7),
+    (1, 4, 63, 17),
+    (2, 2, 3, 1500),
+    (1, 0, 3, 4),
+    (1, 2, 0, 4),
+    (3, 2, 1, 5),
+]
 
 
 @pytest.mark.parametrize("sizes", SOME_SIZES, ids=str)
-@pytest.mark.parametrize(("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str)
+@pytest.mark.parametrize(
+    ("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str
+)
 def test_every_sharing(simd_build: str, sizes: Sizes, density: str, sharing: Sharing) -> None:
     """All gradients, and each of them alone."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -65,8 +85,12 @@ def test_every_sharing(simd_build: str, sizes: Sizes, density: str, sharing: Sha
     data=st.data(),
 )
 @settings(max_examples=80, deadline=None)
-def test_cpp_on_any_shape(density: str, sizes: Sizes, dtype: torch.dtype, data: st.DataObject) -> None:
-    problem = DensityProblem(density, sizes, dtype, data.draw(st.sampled_from(every_sharing(density))))
+def test_cpp_on_any_shape(
+    density: str, sizes: Sizes, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    problem = DensityProblem(
+        density, sizes, dtype, data.draw(st.sampled_from(every_sharing(density)))
+    )
     for build in _core.simd_builds():
         _core.select_simd_build(build)
         check_density(cpp_cpu, problem)
@@ -75,7 +99,9 @@ def test_cpp_on_any_shape(density: str, sizes: Sizes, dtype: torch.dtype, data: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("sizes", SIZES + MANY_ROWS, ids=str)
-def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, density: str, dtype: torch.dtype) -> None:
+def test_bits_do_not_depend_on_build_or_threads(
+    sizes: Sizes, density: str, dtype: torch.dtype
+) -> None:
     for sharing in USUAL[density]:
         problem = DensityProblem(density, sizes, dtype, sharing)
         torch.set_num_threads(1)
@@ -90,24 +116,33 @@ def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, density: str, dtyp
 
 
 def test_a_shared_variance_has_the_bits_of_a_repeated_one(simd_build: str) -> None:
-    """Its elementary functions are taken once and not for each element: the same expression all the same."""
+    """Its elementary functions are taken once and not for each element: the same expression all the
+    same.
+    """
     for cols in (5, 784, 1500):
         z, mean, logvar = torch.randn(6, cols), torch.randn(4, 6, cols), torch.randn(cols)
         shared = lk.gaussian_log_prob(z, mean, logvar)
         assert bits_equal(shared, lk.gaussian_log_prob(z, mean, logvar.expand(4, 6, cols).clone()))
         assert bits_equal(shared, lk.gaussian_log_prob(z, mean, logvar.expand(6, cols).clone()))
-        assert bits_equal(lk.bernoulli_log_prob(mean, logvar), lk.bernoulli_log_prob(mean, logvar.expand(4, 6, cols)))
+        assert bits_equal(
+            lk.bernoulli_log_prob(mean, logvar),
+            lk.bernoulli_log_prob(mean, logvar.expand(4, 6, cols)),
+        )
 
 
-# --- accuracy ---------------------------------------------------------------------------------------------------
+# --- accuracy -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_log1p_in_ulp(simd_build: str, dtype: type) -> None:
-    """ln(1 + e) over [0, 1], relative to the result where e is tiny too; kernels/densities/README.md has the bound."""
+    """ln(1 + e) over [0, 1], relative to the result where e is tiny too;
+    kernels/densities/README.md has the bound.
+    """
     rng = np.random.default_rng(0)
     powers = 2.0 ** -np.arange(0, 120.0)
-    spread = np.concatenate([rng.uniform(0, 1, 4000), 10 ** rng.uniform(-38, 0, 4000), powers, powers * 0.999, [1e-45]])
+    spread = np.concatenate(
+        [rng.uniform(0, 1, 4000), 10 ** rng.uniform(-38, 0, 4000), powers, powers * 0.999, [1e-45]]
+    )
     e = spread.astype(dtype)
     e = np.concatenate([e[e > 0], [0]]).astype(dtype)
     found = np.empty_like(e)
@@ -140,13 +175,16 @@ def test_bernoulli_in_ulp(simd_build: str, x: float, dtype: torch.dtype) -> None
     eps, least = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
     v = mpmath.mpf(values[0, 0].item())
     with mpmath.workdps(60):
-        for l, got, slope in zip(logits.flatten().tolist(), out.tolist(), gradient.flatten().tolist(), strict=True):
+        for l, got, slope in zip(
+            logits.flatten().tolist(), out.tolist(), gradient.flatten().tolist(), strict=True
+        ):
             e, weight = mpmath.exp(-abs(mpmath.mpf(l))), v if l <= 0 else 1 - v
             exact = -(weight * abs(l) + mpmath.log1p(e))
             assert abs(mpmath.mpf(got) - exact) <= 3 * eps * abs(exact) + least, l
             tail = e / (1 + e)
             exact = weight - tail if l <= 0 else tail - weight
-            # of two terms that are subtracted each is right to a few roundings; where x is 0 or 1 the difference is
+            # of two terms that are subtracted each is right to a few roundings; where x is 0 or 1
+            # the difference is
             scale = abs(exact) if x in (0, 1) else tail + weight
             assert abs(mpmath.mpf(slope) - exact) <= 3 * eps * scale + least, l
 
@@ -159,7 +197,7 @@ def test_bernoulli_is_better_than_torchs_cross_entropy() -> None:
     assert (ours.double() - truth).abs().max() <= 2 * (-loss.sum(-1).double() - truth).abs().max()
 
 
-# --- extremes, NaN ----------------------------------------------------------------------------------------------
+# --- extremes, NaN --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [-170.0, -90.0, -80.0, 80.0, 88.0])
@@ -172,7 +210,9 @@ def test_extreme_variances(simd_build: str, value: float) -> None:
     assert torch.equal(gradient, torch.full((2, 5), -0.5))
 
 
-@pytest.mark.parametrize("module", [cpp_cpu, reference], ids=lambda m: m.__name__.rsplit(".", 1)[-1])
+@pytest.mark.parametrize(
+    "module", [cpp_cpu, reference], ids=lambda m: m.__name__.rsplit(".", 1)[-1]
+)
 def test_extreme_logits(module: object) -> None:
     """(x, logit, value, gradient): the limits, also where x l and ln(1 + e^l) are infinite alike."""
     table = [
@@ -182,10 +222,14 @@ def test_extreme_logits(module: object) -> None:
         (2.0, 1.0, 2 - math.log1p(math.e), 2 - 1 / (1 + 1 / math.e)),
     ]  # fmt: skip
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        x, logits, value, gradient = (torch.tensor(column, dtype=torch.float64) for column in zip(*table, strict=True))
+        x, logits, value, gradient = (
+            torch.tensor(column, dtype=torch.float64) for column in zip(*table, strict=True)
+        )
         shape = (1, 1, len(table), 1)
         inputs = (x.to(dtype).reshape(shape), logits.to(dtype).reshape(shape))
-        out = torch.empty(shape[:3], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        out = torch.empty(
+            shape[:3], dtype=torch.float64 if dtype == torch.float64 else torch.float32
+        )
         d_x, d_logits = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
         module.forward("bernoulli", shape, inputs, out)  # type: ignore[attr-defined]
         module.backward("bernoulli", shape, inputs, torch.ones_like(out), (d_x, d_logits))  # type: ignore[attr-defined]
@@ -213,14 +257,18 @@ def test_nan_of_a_shared_row_stays_in_its_column(simd_build: str, density: str) 
     full, row = torch.rand(5, 70, requires_grad=True), torch.rand(70)
     row[3] = math.nan
     row.requires_grad_()
-    out = PUBLIC[density](full, row) if density == "bernoulli" else lk.gaussian_log_prob(full, full.detach(), row)
+    out = (
+        PUBLIC[density](full, row)
+        if density == "bernoulli"
+        else lk.gaussian_log_prob(full, full.detach(), row)
+    )
     assert out.isnan().all()
     (of_full, of_row) = torch.autograd.grad(out.sum(), (full, row))
     assert of_row.isnan().nonzero().flatten().tolist() == [3]
     assert set(of_full.isnan().nonzero()[:, 1].tolist()) <= {3}
 
 
-# --- public functions: broadcasting, dtypes, layouts ------------------------------------------------------------
+# --- public functions: broadcasting, dtypes, layouts ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -250,9 +298,18 @@ def test_nan_of_a_shared_row_stays_in_its_column(simd_build: str, density: str) 
         ((4, 6, 1), (5,), (6, 5)),
     ],
 )
-def test_broadcasting(z_shape: tuple[int, ...], mean_shape: tuple[int, ...], logvar_shape: tuple[int, ...]) -> None:
-    leaves = [torch.rand(s, dtype=torch.float64, requires_grad=True) for s in (z_shape, mean_shape, logvar_shape)]
-    for density, inputs in (("gaussian", leaves), ("bernoulli", leaves[:2]), ("bernoulli", leaves[:0:-1])):
+def test_broadcasting(
+    z_shape: tuple[int, ...], mean_shape: tuple[int, ...], logvar_shape: tuple[int, ...]
+) -> None:
+    leaves = [
+        torch.rand(s, dtype=torch.float64, requires_grad=True)
+        for s in (z_shape, mean_shape, logvar_shape)
+    ]
+    for density, inputs in (
+        ("gaussian", leaves),
+        ("bernoulli", leaves[:2]),
+        ("bernoulli", leaves[:0:-1]),
+    ):
         ours, theirs = PUBLIC[density](*inputs), PLAIN[density](*inputs)
         assert ours.shape == theirs.shape
         assert torch.allclose(ours, theirs, rtol=1e-12)
@@ -278,7 +335,9 @@ def strided(x: Tensor, kind: str) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["transposed", "sliced", "padded", "negative"])
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("shapes", [((6, 5, 7), (5, 7), (7,)), ((5, 7), (6, 5, 7), (7,)), ((5, 7), (5, 7), (5, 7))])
+@pytest.mark.parametrize(
+    "shapes", [((6, 5, 7), (5, 7), (7,)), ((5, 7), (6, 5, 7), (7,)), ((5, 7), (5, 7), (5, 7))]
+)
 def test_strides(density: str, shapes: list[tuple[int, ...]], kind: str) -> None:
     inputs = [torch.rand(s) for s, _ in zip(shapes, INPUTS[density], strict=False)]
     upstream = torch.randn(PUBLIC[density](*inputs).shape)
@@ -289,7 +348,9 @@ def test_strides(density: str, shapes: list[tuple[int, ...]], kind: str) -> None
         return [out, *torch.autograd.grad(out, leaves, upstream)]
 
     plain = run(inputs, upstream)
-    for a, b in zip(plain, run([strided(x, kind) for x in inputs], strided(upstream, kind)), strict=True):
+    for a, b in zip(
+        plain, run([strided(x, kind) for x in inputs], strided(upstream, kind)), strict=True
+    ):
         assert bits_equal(a, b)
 
 
@@ -318,7 +379,9 @@ def test_dtypes() -> None:
         x = torch.zeros(3, 4, dtype=dtype)
         for out in (lk.gaussian_log_prob(x, x, x), lk.bernoulli_log_prob(x, x)):
             assert out.dtype == (torch.float32 if is_half(dtype) else dtype)
-        mixed = lk.bernoulli_log_prob(torch.zeros(3, 4, dtype=torch.float64, requires_grad=True), x.requires_grad_())
+        mixed = lk.bernoulli_log_prob(
+            torch.zeros(3, 4, dtype=torch.float64, requires_grad=True), x.requires_grad_()
+        )
         assert mixed.dtype == torch.float64
         assert torch.autograd.grad(mixed.sum(), x)[0].dtype == dtype
 
@@ -359,18 +422,28 @@ def test_saves_nothing_but_inputs() -> None:
 
 
 def test_against_torch_distributions() -> None:
-    z, mean, logvar = torch.randn(4, 6, 5).double(), torch.randn(6, 5).double(), torch.randn(6, 5).double()
+    z, mean, logvar = (
+        torch.randn(4, 6, 5).double(),
+        torch.randn(6, 5).double(),
+        torch.randn(6, 5).double(),
+    )
     normal = torch.distributions.Normal(mean, (0.5 * logvar).exp())
-    assert torch.allclose(lk.gaussian_log_prob(z, mean, logvar), normal.log_prob(z).sum(-1), rtol=1e-12)
+    assert torch.allclose(
+        lk.gaussian_log_prob(z, mean, logvar), normal.log_prob(z).sum(-1), rtol=1e-12
+    )
     bernoulli = torch.distributions.Bernoulli(logits=mean)
     x = bernoulli.sample((4,))
     assert torch.allclose(lk.bernoulli_log_prob(x, mean), bernoulli.log_prob(x).sum(-1), rtol=1e-12)
-    assert torch.allclose(lk.bernoulli_log_prob(x, mean), lk.Bernoulli(mean).log_prob(x), rtol=1e-12)
+    assert torch.allclose(
+        lk.bernoulli_log_prob(x, mean), lk.Bernoulli(mean).log_prob(x), rtol=1e-12
+    )
 
 
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements() -> None:
-    """64-bit indexing: the last rows of a tensor past 2^31 elements have the densities of the rows alone. 4 GB."""
+    """64-bit indexing: the last rows of a tensor past 2^31 elements have the densities of the rows
+    alone. 4 GB.
+    """
     rows, cols = (1 << 25) + 1, 64
     torch.use_deterministic_algorithms(False)  # no need to poison so much memory first
     logits = torch.zeros(rows, cols, dtype=torch.bfloat16)
@@ -379,7 +452,7 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert bits_equal(lk.bernoulli_log_prob(x, logits)[-5:], lk.bernoulli_log_prob(x, logits[-5:]))
 
 
-# --- what the public functions make of shapes, on every backend --------------------------------------------------
+# --- what the public functions make of shapes, on every backend -----------------------------------
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -401,7 +474,10 @@ def test_gradients_have_the_shapes_of_inputs(
 ) -> None:
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", f"densities={backend}")
     _backends.forget()
-    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (z_shape, mean_shape, logvar_shape)]
+    inputs = [
+        torch.randn(s, dtype=torch.float64, requires_grad=True)
+        for s in (z_shape, mean_shape, logvar_shape)
+    ]
     z, mean, logvar = inputs
     plain = -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
     value = lk.gaussian_log_prob(*inputs)
@@ -424,7 +500,11 @@ def test_a_single_leading_one_is_read_where_it_lies() -> None:
 @pytest.mark.parametrize("kind", ["transposed", "expanded", "negative"])
 def test_second_derivatives_are_refused_whatever_the_layout(kind: str) -> None:
     leaf = torch.randn(4, 4, requires_grad=True)
-    z = {"transposed": leaf.T, "expanded": leaf[:, :1].expand(4, 4), "negative": torch._neg_view(leaf)}[kind]
+    z = {
+        "transposed": leaf.T,
+        "expanded": leaf[:, :1].expand(4, 4),
+        "negative": torch._neg_view(leaf),
+    }[kind]
     for value in (
         lk.gaussian_log_prob(z, torch.zeros(4, 4), torch.zeros(4)),
         lk.bernoulli_log_prob(torch.ones(4, 4), z),
@@ -436,7 +516,10 @@ def test_second_derivatives_are_refused_whatever_the_layout(kind: str) -> None:
 
 def test_compiles_for_changing_shapes() -> None:
     function = torch.compile(
-        lambda z, m: lk.gaussian_log_prob(z, m, m), fullgraph=True, backend="aot_eager", dynamic=True
+        lambda z, m: lk.gaussian_log_prob(z, m, m),
+        fullgraph=True,
+        backend="aot_eager",
+        dynamic=True,
     )
     for batch in (4, 6, 9):
         z, m = torch.randn(5, batch, 3), torch.randn(batch, 3)

@@ -1,4 +1,6 @@
-"""DictionaryLearning: what it reaches beside scikit-learn, the laws of its steps, PSD, and scikit-learn's checks."""
+"""DictionaryLearning: what it reaches beside scikit-learn, the laws of its steps, PSD, and
+scikit-learn's checks.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from latent_kernels.estimators.sparse_codes import Lasso
 
 CHECKED = [
     DictionaryLearning(),
-    # transform_tol: the atoms that it learns from two columns, all about 100, are too much alike for 1e-6
+    # transform_tol: the atoms that it learns from two columns, all about 100, are too much alike
+    # for 1e-6
     DictionaryLearning(
         4,
         max_iter=3,
@@ -62,16 +65,20 @@ def objective(X: np.ndarray, D: np.ndarray, alpha: float) -> float:
     return float((0.5 * ((X - Z @ D) ** 2).sum(axis=1) + alpha * np.abs(Z).sum(axis=1)).mean())
 
 
-# --- what it reaches ----------------------------------------------------------------------------------------------
+# --- what it reaches ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
 def test_reaches_no_worse_than_scikit_learn(alpha: float, patches: np.ndarray) -> None:
     settings: dict[str, Any] = {"alpha": alpha, "max_iter": 3, "tol": 0.0, "random_state": 0}
     ours = DictionaryLearning(64, **settings).fit(patches)
-    online = sk.MiniBatchDictionaryLearning(64, fit_algorithm="cd", max_no_improvement=None, **settings).fit(patches)
+    online = sk.MiniBatchDictionaryLearning(
+        64, fit_algorithm="cd", max_no_improvement=None, **settings
+    ).fit(patches)
     assert ours.n_iter_ == online.n_iter_ == 3
-    assert objective(patches, ours.components_, alpha) < objective(patches, online.components_, alpha)
+    assert objective(patches, ours.components_, alpha) < objective(
+        patches, online.components_, alpha
+    )
 
 
 def test_reaches_no_worse_than_scikit_learns_batch_algorithm(patches: np.ndarray) -> None:
@@ -109,15 +116,22 @@ def test_stops_by_tol_or_warns(patches: np.ndarray) -> None:
     assert abs(before - last) <= 1e-2 * before
     assert last < model.objectives_[0]
     with pytest.warns(ConvergenceWarning, match="max_iter = 2 passes"):
-        assert not DictionaryLearning(16, alpha=2.0, max_iter=2, random_state=0).fit(patches).converged_
+        assert (
+            not DictionaryLearning(16, alpha=2.0, max_iter=2, random_state=0)
+            .fit(patches)
+            .converged_
+        )
 
 
-# --- steps --------------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 
 
 def test_atoms_are_updated_to_the_minimum_over_each() -> None:
     generator = np.random.RandomState(0)
-    Z, X = generator.standard_normal((50, 9)), generator.standard_normal((50, 1700))  # blocks of 4 atoms
+    Z, X = (
+        generator.standard_normal((50, 9)),
+        generator.standard_normal((50, 1700)),
+    )  # blocks of 4 atoms
     D = dictionary_steps.directions(generator.standard_normal((9, 1700)), False)
     statistics = Statistics(9, 1700)
     statistics.add(Z, X)
@@ -130,7 +144,9 @@ def test_atoms_are_updated_to_the_minimum_over_each() -> None:
 
 
 @pytest.mark.parametrize("positive", [False, True])
-def test_the_objective_of_all_rows_falls_with_every_step(positive: bool, patches: np.ndarray) -> None:
+def test_the_objective_of_all_rows_falls_with_every_step(
+    positive: bool, patches: np.ndarray
+) -> None:
     X, how = patches[:300], Lasso("cd", 1.0, 1000, 1e-10, positive)
     options, batches = Options(how, positive, 0.0, 0.0), np.split(X, 6)
     D = dictionary_steps.first_dictionary(X, 24, positive, np.random.RandomState(0))
@@ -141,13 +157,18 @@ def test_the_objective_of_all_rows_falls_with_every_step(positive: bool, patches
         learner, codes, _ = learner.step(batches[i], options, visits[i])
         visits[i] = Visit(dictionary_steps.csr_array(codes), 1.0, step + 1)
         D, codes_of = learner.dictionary, [v.alive(learner.statistics) for v in visits]
-        total = sum(dictionary_steps.row_losses(b, z, D, 1.0).sum() for b, z in zip(batches, codes_of, strict=True))
+        total = sum(
+            dictionary_steps.row_losses(b, z, D, 1.0).sum()
+            for b, z in zip(batches, codes_of, strict=True)
+        )
         assert total <= last * (1 + 1e-9)
         last = total
         np.testing.assert_allclose(np.linalg.norm(D, axis=1), 1, rtol=1e-12)
 
 
-def test_later_passes_replace_what_earlier_ones_added(patches: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_passes_replace_what_earlier_ones_added(
+    patches: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     solved = sparse_codes.solved
 
@@ -165,16 +186,27 @@ def test_later_passes_replace_what_earlier_ones_added(patches: np.ndarray, monke
 
 @pytest.mark.parametrize("encoder", [None, "psd"])
 def test_partial_fit_is_a_first_pass(encoder: str | None, patches: np.ndarray) -> None:
-    settings: dict[str, Any] = {"n_components": 16, "alpha": 1.0, "dict_init": patches[:16], "encoder": encoder}
-    whole = DictionaryLearning(max_iter=1, tol=0, batch_size=200, shuffle=False, **settings).fit(patches)
+    settings: dict[str, Any] = {
+        "n_components": 16,
+        "alpha": 1.0,
+        "dict_init": patches[:16],
+        "encoder": encoder,
+    }
+    whole = DictionaryLearning(max_iter=1, tol=0, batch_size=200, shuffle=False, **settings).fit(
+        patches
+    )
     parts = DictionaryLearning(**settings)
     for i in range(0, 1500, 200):
         parts.partial_fit(patches[i : i + 200])
     np.testing.assert_array_equal(parts.components_, whole.components_)
     assert (parts.n_steps_, parts.n_iter_) == (whole.n_steps_, whole.n_iter_) == (8, 1)
-    np.testing.assert_allclose(np.average(parts.objectives_, weights=[200] * 7 + [100]), whole.objectives_[0])
+    np.testing.assert_allclose(
+        np.average(parts.objectives_, weights=[200] * 7 + [100]), whole.objectives_[0]
+    )
     if encoder:
-        np.testing.assert_array_equal(parts.encoder_.weight.detach(), whole.encoder_.weight.detach())
+        np.testing.assert_array_equal(
+            parts.encoder_.weight.detach(), whole.encoder_.weight.detach()
+        )
     before = whole.components_
     whole.partial_fit(patches[:100].astype(np.float32))
     assert whole.components_.dtype == np.float64
@@ -186,7 +218,12 @@ def test_dead_atoms_are_replaced(positive: bool, patches: np.ndarray) -> None:
     X = np.hstack([np.abs(patches) if positive else patches, np.zeros((1500, 1))])
     start = X[:12].copy()
     start[[3, 7]] = np.eye(65)[64]
-    settings: dict[str, Any] = {"alpha": 2.0, "dict_init": start, "tol": 0.0, "positive_dict": positive}
+    settings: dict[str, Any] = {
+        "alpha": 2.0,
+        "dict_init": start,
+        "tol": 0.0,
+        "positive_dict": positive,
+    }
     model = DictionaryLearning(12, max_iter=4, random_state=0, batch_size=100, **settings).fit(X)
     np.testing.assert_array_equal(model.components_[:, 64], 0)
     assert model.transform(X).any(axis=0).all()
@@ -202,7 +239,7 @@ def test_more_atoms_than_rows_and_rows_of_zeros() -> None:
     assert not model.transform(X).any()
 
 
-# --- precision, signs, randomness, copies ---------------------------------------------------------------------------
+# --- precision, signs, randomness, copies ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoder", [None, "psd"])
@@ -213,7 +250,9 @@ def test_dtype_is_that_of_the_data(dtype: Any, encoder: str | None, patches: np.
     Z = model.transform(X)
     assert model.components_.dtype == Z.dtype == model.inverse_transform(Z).dtype == dtype
     assert model._statistics.A.dtype == model._statistics.B.dtype == np.float64
-    np.testing.assert_allclose(np.linalg.norm(model.components_, axis=1), 1, rtol=4 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        np.linalg.norm(model.components_, axis=1), 1, rtol=4 * np.finfo(dtype).eps
+    )
     if encoder:
         assert model.encoder_.weight.dtype == torch.tensor(X[:1]).dtype
         assert model.set_params(transform_algorithm="encoder").transform(X).dtype == dtype
@@ -239,7 +278,9 @@ def test_signs(patches: np.ndarray) -> None:
 @pytest.mark.parametrize("encoder", [None, "psd"])
 def test_the_same_random_state_gives_the_same(encoder: str | None, patches: np.ndarray) -> None:
     def fitted(seed: int) -> DictionaryLearning:
-        return DictionaryLearning(16, max_iter=2, tol=0, encoder=encoder, random_state=seed).fit(patches)
+        return DictionaryLearning(16, max_iter=2, tol=0, encoder=encoder, random_state=seed).fit(
+            patches
+        )
 
     first, second, other = fitted(0), fitted(0), fitted(1)
     np.testing.assert_array_equal(first.components_, second.components_)
@@ -247,7 +288,9 @@ def test_the_same_random_state_gives_the_same(encoder: str | None, patches: np.n
 
 
 def test_clone_and_pickle(patches: np.ndarray) -> None:
-    model = DictionaryLearning(16, max_iter=2, tol=0, encoder="psd", transform_algorithm="encoder", random_state=0)
+    model = DictionaryLearning(
+        16, max_iter=2, tol=0, encoder="psd", transform_algorithm="encoder", random_state=0
+    )
     assert clone(model).get_params() == model.get_params()
     model.fit(patches)
     assert list(model.get_feature_names_out())[:2] == ["dictionarylearning0", "dictionarylearning1"]
@@ -267,7 +310,7 @@ def test_verbose(patches: np.ndarray, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(err.splitlines()) == 2
 
 
-# --- encoders -----------------------------------------------------------------------------------------------------
+# --- encoders -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("positive", [False, True])
@@ -280,13 +323,20 @@ def test_joint_codes_are_those_of_a_direct_minimization(positive: bool) -> None:
     Z = np.zeros((7, 15))
     for _ in range(3000):  # a proximal gradient step on the sum as it stands
         U = Z - step * ((Z @ D - X) @ D.T + kappa * (Z - F))
-        Z = np.maximum(U - step * alpha, 0) if positive else np.sign(U) * np.maximum(np.abs(U) - step * alpha, 0)
+        Z = (
+            np.maximum(U - step * alpha, 0)
+            if positive
+            else np.sign(U) * np.maximum(np.abs(U) - step * alpha, 0)
+        )
     how = Lasso("cd", alpha, 1000, 1e-14, positive)
     codes = dictionary_steps.joint_codes(X, D, how, torch.tensor(F), kappa)
     np.testing.assert_allclose(codes, Z, atol=1e-6)
 
 
-ENCODERS = {"psd": ("psd", 0.5), "lista": (functools.partial(LISTA.from_dictionary, alpha=1.0, n_layers=3), 0.2)}
+ENCODERS = {
+    "psd": ("psd", 0.5),
+    "lista": (functools.partial(LISTA.from_dictionary, alpha=1.0, n_layers=3), 0.2),
+}
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -320,7 +370,7 @@ def test_an_encoder_that_is_given_is_copied(patches: np.ndarray) -> None:
     assert not torch.equal(model.encoder_.weight.float(), before)
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

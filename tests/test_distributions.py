@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch.distributions import Independent, MixtureSameFamily, Normal, TransformedDistribution, kl_divergence
+from torch.distributions import (
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    TransformedDistribution,
+    kl_divergence,
+)
 from torch.distributions.categorical import Categorical
 from torch.distributions.transforms import ExpTransform
 
@@ -62,7 +68,10 @@ def test_gradients_are_those_of_the_stream() -> None:
 
 
 def test_gradcheck() -> None:
-    loc, scale = torch.randn(3, 4).double().requires_grad_(), (torch.rand(3, 4) + 0.1).double().requires_grad_()
+    loc, scale = (
+        torch.randn(3, 4).double().requires_grad_(),
+        (torch.rand(3, 4) + 0.1).double().requires_grad_(),
+    )
 
     def run(a: Tensor, b: Tensor) -> Tensor:
         torch.manual_seed(1)
@@ -70,7 +79,9 @@ def test_gradcheck() -> None:
 
     assert torch.autograd.gradcheck(run, (loc, scale), nondet_tol=0)
     other = lk.FusedNormal(torch.zeros(4).double(), torch.ones(4).double())
-    assert torch.autograd.gradcheck(lambda a, b: kl_divergence(lk.FusedNormal(a, b), other), (loc, scale))
+    assert torch.autograd.gradcheck(
+        lambda a, b: kl_divergence(lk.FusedNormal(a, b), other), (loc, scale)
+    )
 
 
 @pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (-3.0, 0.1), (10.0, 25.0)])
@@ -116,9 +127,12 @@ def test_independent() -> None:
 
 @pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((3, 4), (4,)), ((), (3, 4)), ((), ())])
 @pytest.mark.parametrize(
-    "classes", [(lk.FusedNormal, lk.FusedNormal), (lk.FusedNormal, Normal), (Normal, lk.FusedNormal)]
+    "classes",
+    [(lk.FusedNormal, lk.FusedNormal), (lk.FusedNormal, Normal), (Normal, lk.FusedNormal)],
 )
-def test_kl(shapes: tuple[tuple[int, ...], ...], classes: tuple[type[Normal], type[Normal]]) -> None:
+def test_kl(
+    shapes: tuple[tuple[int, ...], ...], classes: tuple[type[Normal], type[Normal]]
+) -> None:
     parameters = [(torch.randn(s).double(), torch.rand(s).double() + 0.1) for s in shapes]
     ours = kl_divergence(classes[0](*parameters[0]), classes[1](*parameters[1]))
     theirs = kl_divergence(Normal(*parameters[0]), Normal(*parameters[1]))
@@ -129,7 +143,9 @@ def test_kl(shapes: tuple[tuple[int, ...], ...], classes: tuple[type[Normal], ty
 def test_kl_of_close_distributions() -> None:
     """Every digit where the scales differ in the last few bits; nothing negative."""
     scale = 1 + torch.arange(-40, 41) * 2.0**-23
-    kl = kl_divergence(lk.FusedNormal(torch.zeros(81), scale), lk.FusedNormal(torch.zeros(81), torch.ones(81)))
+    kl = kl_divergence(
+        lk.FusedNormal(torch.zeros(81), scale), lk.FusedNormal(torch.zeros(81), torch.ones(81))
+    )
     d = 2 * torch.log1p(scale.double() - 1)
     exact = 0.5 * d**2 * (0.5 + d / 6 + d**2 / 24)
     assert torch.allclose(kl.double(), exact, rtol=1e-6, atol=0)
@@ -147,7 +163,9 @@ def test_kl_of_scales_far_from_one(q_scale: float, ratio: float) -> None:
     assert torch.allclose(kl.detach().double(), exact, rtol=2e-6, atol=0)
     (gradient,) = torch.autograd.grad(kl.sum(), p)
     expected = (p.double() / q.double() ** 2 - 1 / p.double()).detach()
-    assert torch.allclose(gradient.double(), expected, rtol=1e-4 if abs(ratio - 1) < 0.1 else 1e-5, atol=0)
+    assert torch.allclose(
+        gradient.double(), expected, rtol=1e-4 if abs(ratio - 1) < 0.1 else 1e-5, atol=0
+    )
 
 
 def test_kl_of_tiny_scales() -> None:
@@ -170,9 +188,13 @@ def test_validation_is_normals() -> None:
 
 
 def test_works_inside_other_distributions() -> None:
-    log_normal = TransformedDistribution(lk.FusedNormal(torch.zeros(3), torch.ones(3)), [ExpTransform()])
+    log_normal = TransformedDistribution(
+        lk.FusedNormal(torch.zeros(3), torch.ones(3)), [ExpTransform()]
+    )
     assert (log_normal.rsample((5,)) > 0).all()
-    mixture = MixtureSameFamily(Categorical(torch.ones(2)), lk.FusedNormal(torch.tensor([-9.0, 9.0]), torch.ones(2)))
+    mixture = MixtureSameFamily(
+        Categorical(torch.ones(2)), lk.FusedNormal(torch.tensor([-9.0, 9.0]), torch.ones(2))
+    )
     assert mixture.sample((50,)).abs().min() > 2
 
 

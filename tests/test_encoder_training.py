@@ -68,7 +68,7 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-# --- what it reaches --------------------------------------------------------------------------------------------
+# --- what it reaches ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,13 @@ def test_learned_layers_beat_as_many_of_fista(variant: Any, options: Any, gain: 
     result = train(encoder, x, codes=z, **FULL)
     assert [stage.n_layers for stage in result.stages] == [1, 2, 3, 4]
     held_out, truth = problem(seed=2)
-    rival = min(decibels(fista(held_out, alpha, LAYERS), truth) for alpha in (0.02, 0.05, 0.1, 0.2, 0.3))
-    ista = min(codes_error(LISTA.from_dictionary(dictionary(), alpha, LAYERS)) for alpha in (0.02, 0.05, 0.1, 0.2, 0.3))
+    rival = min(
+        decibels(fista(held_out, alpha, LAYERS), truth) for alpha in (0.02, 0.05, 0.1, 0.2, 0.3)
+    )
+    ista = min(
+        codes_error(LISTA.from_dictionary(dictionary(), alpha, LAYERS))
+        for alpha in (0.02, 0.05, 0.1, 0.2, 0.3)
+    )
     assert codes_error(encoder) < min(rival, ista, start) - gain
     losses = [stage.loss for stage in result.stages]
     assert losses == sorted(losses, reverse=True)
@@ -97,11 +102,15 @@ def test_learned_layers_beat_as_many_of_fista(variant: Any, options: Any, gain: 
 
 
 def test_learned_layers_beat_as_many_of_fista_at_the_lasso() -> None:
-    """Without codes: within a quarter of FISTA's distance from the optimum, and nearer than with twice its layers."""
+    """Without codes: within a quarter of FISTA's distance from the optimum, and nearer than with
+    twice its layers.
+    """
     x, _ = problem()
     held_out, _ = problem(seed=2)
     optimum = lasso(held_out, fista(held_out, ALPHA, 2000))
-    rival, doubled = (lasso(held_out, fista(held_out, ALPHA, steps)) - optimum for steps in (LAYERS, 2 * LAYERS))
+    rival, doubled = (
+        lasso(held_out, fista(held_out, ALPHA, steps)) - optimum for steps in (LAYERS, 2 * LAYERS)
+    )
     for variant in ("lista", "alista"):
         encoder = LISTA.from_dictionary(dictionary(), ALPHA, LAYERS, variant=variant)  # type: ignore[arg-type]
         result = train(encoder, x, dictionary=dictionary(), **FULL)
@@ -111,7 +120,9 @@ def test_learned_layers_beat_as_many_of_fista_at_the_lasso() -> None:
         assert math.isclose(result.loss, lasso(held_out, z), rel_tol=0.1)
 
 
-@pytest.mark.parametrize("make", [lambda: LCoD.from_dictionary(dictionary(), ALPHA, 3), lambda: PSDEncoder(M, N)])
+@pytest.mark.parametrize(
+    "make", [lambda: LCoD.from_dictionary(dictionary(), ALPHA, 3), lambda: PSDEncoder(M, N)]
+)
 def test_encoders_without_layers(make: Any) -> None:
     torch.manual_seed(0)
     encoder = make()
@@ -123,10 +134,19 @@ def test_encoders_without_layers(make: Any) -> None:
 
 
 def test_scales_do_not_matter() -> None:
-    """Powers of two, where roundings are the same: data, codes and alpha scaled, and the dictionary's scale."""
+    """Powers of two, where roundings are the same: data, codes and alpha scaled, and the
+    dictionary's scale.
+    """
     x, z = problem(400)
     results = []
-    for data, atoms in ((1.0, 1.0), (256.0, 1.0), (1.0, 64.0), (2.0**40, 1.0), (2.0**-40, 1.0), (1.0, 2.0**-30)):
+    for data, atoms in (
+        (1.0, 1.0),
+        (256.0, 1.0),
+        (1.0, 64.0),
+        (2.0**40, 1.0),
+        (2.0**-40, 1.0),
+        (1.0, 2.0**-30),
+    ):
         encoder = LISTA.from_dictionary(atoms * dictionary(), ALPHA * data * atoms, 2)
         train(encoder, data * x, codes=data / atoms * z, **SHORT)
         with torch.no_grad():
@@ -135,7 +155,7 @@ def test_scales_do_not_matter() -> None:
         assert torch.allclose(results[0], result, rtol=1e-3, atol=1e-4)
 
 
-# --- how --------------------------------------------------------------------------------------------------------
+# --- how ------------------------------------------------------------------------------------------
 
 
 def test_a_new_layer_trains_before_the_others() -> None:
@@ -180,7 +200,9 @@ def test_best_weights_are_kept() -> None:
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 2)
     start = float((encoder(x) - z).square().sum(-1).mean().detach())
-    result = train(encoder, x, codes=z, validation=(x, z), learning_rate=1.0, layerwise=False, **SHORT)
+    result = train(
+        encoder, x, codes=z, validation=(x, z), learning_rate=1.0, layerwise=False, **SHORT
+    )
     with torch.no_grad():
         end = float((encoder(x) - z).square().sum(-1).mean())
     assert math.isclose(result.loss, end, rel_tol=1e-6)
@@ -193,14 +215,18 @@ def test_best_weights_are_kept() -> None:
 def test_patience_ends_a_phase() -> None:
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 1)
-    result = train(encoder, x, codes=z, learning_rate=0.0, max_steps=1000, check_every=2, patience=3, seed=1)
+    result = train(
+        encoder, x, codes=z, learning_rate=0.0, max_steps=1000, check_every=2, patience=3, seed=1
+    )
     assert result.stages[0].steps == 3 * 3 * 2
     assert equal(encoder, LISTA.from_dictionary(dictionary(), ALPHA, 1))
 
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_mode_and_feasibility(mode: bool) -> None:
-    """The module's mode comes back, with thresholds that evaluation can use; frozen parameters stay."""
+    """The module's mode comes back, with thresholds that evaluation can use; frozen parameters
+    stay.
+    """
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), 1e-3, 2).train(mode)
     encoder.weight.requires_grad_(False)
@@ -251,7 +277,9 @@ def test_an_iterables_first_batches_are_only_validated_with() -> None:
     data = training.batches.prepare(lambda: next(calls), None, 0.5, 1, generator)
     assert [int(next(data.training).x[0, 0]) for _ in range(3)] == [4, 5, 6]
     for few in (items[:1], items[:4]):
-        with pytest.raises(ValueError, match=f"x must give more than 4 batches .* got {len(few)}. Give validation"):
+        with pytest.raises(
+            ValueError, match=f"x must give more than 4 batches .* got {len(few)}. Give validation"
+        ):
             training.batches.prepare(few, None, 0.5, 1, generator)
 
 
@@ -277,12 +305,19 @@ def noisy() -> Noisy:
 
 @pytest.mark.parametrize("rate", [0.02, 5.0])
 def test_buffers_and_modes_come_back(rate: float) -> None:
-    """The best weights with their running statistics: the loss is that of the encoder as it is left."""
+    """The best weights with their running statistics: the loss is that of the encoder as it is
+    left.
+    """
     x, z = problem(300)
     encoder = noisy()
     frozen = copy.deepcopy(encoder.frozen.state_dict())
     result = train(encoder, x + 3, codes=z, validation=(x + 3, z), learning_rate=rate, **SHORT)
-    assert [encoder.training, encoder.norm.training, encoder.frozen.training, encoder.drop.training] == [1, 1, 0, 1]
+    assert [
+        encoder.training,
+        encoder.norm.training,
+        encoder.frozen.training,
+        encoder.drop.training,
+    ] == [1, 1, 0, 1]
     for name in ("running_mean", "running_var"):
         assert torch.equal(getattr(encoder.frozen, name), frozen[name])
     encoder.eval()
@@ -296,7 +331,9 @@ def test_buffers_and_modes_come_back(rate: float) -> None:
 
 @torch.no_grad()
 def test_the_best_weights_have_their_running_statistics() -> None:
-    """Those of the batches that came later, from elsewhere, are gone; those of a batch of NaN never came."""
+    """Those of the batches that came later, from elsewhere, are gone; those of a batch of NaN never
+    came.
+    """
     x, z = problem(300)
     count = 0
 
@@ -307,7 +344,9 @@ def test_the_best_weights_have_their_running_statistics() -> None:
 
     encoder = noisy()
     with torch.enable_grad():
-        result = train(encoder, stream, validation=(x, z), learning_rate=0.0, **SHORT | {"check_every": 4})
+        result = train(
+            encoder, stream, validation=(x, z), learning_rate=0.0, **SHORT | {"check_every": 4}
+        )
     encoder.eval()
     loss = float((encoder(x) - z).square().sum(-1).mean())
     losses = result.stages[0].losses
@@ -327,7 +366,11 @@ def test_validation_leaves_no_trace() -> None:
         trained[-1].linear.bias.requires_grad_(True)
         data = training.batches.prepare(x, z, 0.1, 64, torch.Generator().manual_seed(0))
         trainer = training._Trainer(
-            trained[-1], data, training._Objective(), training._Options(0.01, 4, every, 4), lambda done: None
+            trained[-1],
+            data,
+            training._Objective(),
+            training._Options(0.01, 4, every, 4),
+            lambda done: None,
         )
         torch.manual_seed(1)
         state = torch.get_rng_state()
@@ -362,7 +405,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     train(encoder, x, codes=z, progress=False, **SHORT)
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", ["lista", "cp", "alista", "step"])
@@ -372,7 +415,8 @@ def test_divergence_raises_and_leaves_good_weights(variant: Any) -> None:
     start = codes_error(encoder)
     for rate in (1e6, 1e12, 1e36):
         with pytest.raises(
-            TrainingDiverged, match=r"training diverged with \d layers: the loss came to .* learning_rate"
+            TrainingDiverged,
+            match=r"training diverged with \d layers: the loss came to .* learning_rate",
         ):
             train(encoder, x, codes=z, learning_rate=rate, **SHORT)
     assert codes_error(encoder) <= start + 0.1
@@ -383,14 +427,25 @@ def test_a_rate_that_is_too_high_heals() -> None:
     """Backing off finds a rate that works."""
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 3)
-    result = train(encoder, x, codes=z, learning_rate=24.0, layerwise=False, max_steps=300, check_every=10, seed=1)
+    result = train(
+        encoder,
+        x,
+        codes=z,
+        learning_rate=24.0,
+        layerwise=False,
+        max_steps=300,
+        check_every=10,
+        seed=1,
+    )
     losses = result.stages[0].losses
     assert max(losses) > 10 * losses[0]
     assert result.loss < losses[0]
 
 
 def test_a_batch_that_is_not_finite_is_skipped() -> None:
-    """It costs a step, and nothing else: every other one is NaN, and twice the steps give the same encoder."""
+    """It costs a step, and nothing else: every other one is NaN, and twice the steps give the same
+    encoder.
+    """
     x, z = problem(300)
     trained = []
     for bad in (1, 2, 4):  # one in so many batches is good
@@ -402,7 +457,9 @@ def test_a_batch_that_is_not_finite_is_skipped() -> None:
             return (x if count % bad == 0 else x * math.nan), z
 
         trained.append(LISTA.from_dictionary(dictionary(), ALPHA, 1))
-        train(trained[-1], stream, validation=(x, z), max_steps=20 * bad, check_every=10 * bad, seed=1)
+        train(
+            trained[-1], stream, validation=(x, z), max_steps=20 * bad, check_every=10 * bad, seed=1
+        )
     assert equal(trained[0], trained[1])
     assert equal(trained[0], trained[2])
     assert not equal(trained[0], LISTA.from_dictionary(dictionary(), ALPHA, 1))
@@ -442,22 +499,42 @@ def test_batches_that_are_not_finite_do_no_harm() -> None:
         ({"dictionary": None}, ValueError, "dictionary must be given where loss is 'lasso'"),
         ({"alpha": -1.0}, ValueError, "alpha must be a finite number >= 0"),
         ({"dictionary": torch.zeros(N, M)}, ValueError, "dictionary must not have rows of zeros"),
-        ({"dictionary": torch.ones(N, M + 1)}, ValueError, r"dictionary must have shape \(40, 20\)"),
-        ({"dictionary": torch.ones(N + 1, M)}, ValueError, r"dictionary must have shape \(40, 20\)"),
-        ({"codes": torch.zeros(50, N)}, ValueError, "dictionary must be None where loss is 'codes'"),
+        (
+            {"dictionary": torch.ones(N, M + 1)},
+            ValueError,
+            r"dictionary must have shape \(40, 20\)",
+        ),
+        (
+            {"dictionary": torch.ones(N + 1, M)},
+            ValueError,
+            r"dictionary must have shape \(40, 20\)",
+        ),
+        (
+            {"codes": torch.zeros(50, N)},
+            ValueError,
+            "dictionary must be None where loss is 'codes'",
+        ),
         (
             {"codes": torch.zeros(49, N), "dictionary": None},
             ValueError,
             "codes must have as many rows as x, 50; got 49",
         ),
-        ({"codes": torch.zeros(50, N - 1), "dictionary": None}, ValueError, "codes must have the encoder's shape"),
+        (
+            {"codes": torch.zeros(50, N - 1), "dictionary": None},
+            ValueError,
+            "codes must have the encoder's shape",
+        ),
         ({"x": torch.zeros(50)}, ValueError, "x must have two dimensions"),
         ({"x": torch.zeros(1, M)}, ValueError, "x must have at least 2 rows"),
         ({"x": torch.zeros(0, M)}, ValueError, "x must have rows"),
         ({"x": torch.full((50, M), math.inf)}, ValueError, "x must be finite"),
         ({"x": 3.0}, TypeError, "x must be a torch.Tensor, or a callable or iterable"),
         ({"x": [(1, 2, 3)]}, ValueError, r"x must give x or \(x, codes\); got 3 things"),
-        ({"validation": 5.0, "x": [torch.ones(9, M)] * 9}, ValueError, r"validation must be a share in \(0, 1\)"),
+        (
+            {"validation": 5.0, "x": [torch.ones(9, M)] * 9},
+            ValueError,
+            r"validation must be a share in \(0, 1\)",
+        ),
         ({"validation": 1}, ValueError, r"validation must be a share in \(0, 1\)"),
         ({"validation": 1.0}, ValueError, r"validation must be a share in \(0, 1\)"),
         ({"validation": torch.full((5, M), math.nan)}, ValueError, "validation must be finite"),
@@ -473,7 +550,9 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_refused(dtype: torch.dtype) -> None:
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 1, dtype=dtype)
-    with pytest.raises(TypeError, match=f"encoder must have float32 or float64 parameters .*; got {dtype}"):
+    with pytest.raises(
+        TypeError, match=f"encoder must have float32 or float64 parameters .*; got {dtype}"
+    ):
         train(encoder, torch.zeros(50, M), dictionary=dictionary())
 
 
@@ -485,6 +564,11 @@ def test_nothing_to_train() -> None:
 
 def test_data_of_zeros() -> None:
     """There is nothing to learn, and no loss to divide by."""
-    result = train(LISTA.from_dictionary(dictionary(), ALPHA, 1), torch.zeros(50, M), codes=torch.zeros(50, N), **SHORT)
+    result = train(
+        LISTA.from_dictionary(dictionary(), ALPHA, 1),
+        torch.zeros(50, M),
+        codes=torch.zeros(50, N),
+        **SHORT,
+    )
     assert isinstance(result, Training)
     assert result.loss == 0

@@ -1,4 +1,6 @@
-"""The encoders as modules: what they start from, what they compute, how they behave as torch modules."""
+"""The encoders as modules: what they start from, what they compute, how they behave as torch
+modules.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ def _one_thread() -> None:
 every_variant = pytest.mark.parametrize("variant", ["lista", "cp", "alista", "step"])
 OPTIONS: list[dict[str, Any]] = [{}, {"tied": False}, {"thresholds": "shared"}]
 STARTS = [("step", {}), *((variant, options) for variant in ("lista", "cp") for options in OPTIONS)]
-DICTIONARIES = ["gaussian", "scaled", "wide", "deficient", "one component", "one feature", "coherent"]
+DICTIONARIES = [
+    "gaussian",
+    "scaled",
+    "wide",
+    "deficient",
+    "one component",
+    "one feature",
+    "coherent",
+]
 
 
 def dictionary(kind: str = "gaussian", dtype: torch.dtype = torch.float64) -> Tensor:
@@ -43,7 +53,9 @@ def dictionary(kind: str = "gaussian", dtype: torch.dtype = torch.float64) -> Te
 
 
 def rows(m: int = M, dtype: torch.dtype = torch.float64, n: int = ROWS) -> Tensor:
-    return torch.randn(n, m, generator=torch.Generator().manual_seed(8), dtype=torch.float64).to(dtype)
+    return torch.randn(n, m, generator=torch.Generator().manual_seed(8), dtype=torch.float64).to(
+        dtype
+    )
 
 
 def soft(u: Tensor, threshold: Tensor | float, positive: bool = False) -> Tensor:
@@ -56,7 +68,9 @@ def norm2(d: Tensor) -> float:
     return float(torch.linalg.matrix_norm(d.double(), 2)) ** 2
 
 
-def ista(x: Tensor, d: Tensor, alpha: float, steps: int, z: Tensor | None = None, positive: bool = False) -> Tensor:
+def ista(
+    x: Tensor, d: Tensor, alpha: float, steps: int, z: Tensor | None = None, positive: bool = False
+) -> Tensor:
     """By hand, with the exact ||D||^2."""
     bound = norm2(d)
     z = x.new_zeros(len(x), len(d)) if z is None else z
@@ -82,14 +96,16 @@ def make(kind: str, dtype: torch.dtype = torch.float64, **options: Any) -> torch
 every_encoder = pytest.mark.parametrize("kind", ["lista", "cp", "alista", "step", "lcod", "psd"])
 
 
-# --- starts -----------------------------------------------------------------------------------------------------
+# --- starts ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("kind", DICTIONARIES)
 @pytest.mark.parametrize(("variant", "options"), STARTS, ids=str)
 def test_starts_at_ista(variant: Any, options: Any, kind: str, positive: bool) -> None:
-    """In float64 to rounding; in float32 to 2x the error of ISTA by hand in float32, and a few roundings."""
+    """In float64 to rounding; in float32 to 2x the error of ISTA by hand in float32, and a few
+    roundings.
+    """
     d = dictionary(kind)
     x = rows(d.size(1)) * norm2(d) ** 0.5
     alpha = ALPHA * norm2(d) ** 0.5
@@ -98,7 +114,9 @@ def test_starts_at_ista(variant: Any, options: Any, kind: str, positive: bool) -
     scale = float(truth.abs().max())
     assert float((truth != 0).double().mean()) > 0.02
     assert torch.allclose(encoder(x), truth, rtol=1e-12, atol=1e-13 * scale)
-    single = LISTA.from_dictionary(d.float(), alpha, LAYERS, variant=variant, positive=positive, **options)(x.float())
+    single = LISTA.from_dictionary(
+        d.float(), alpha, LAYERS, variant=variant, positive=positive, **options
+    )(x.float())
     by_hand = ista(x.float(), d.float(), alpha, LAYERS, positive=positive)
     assert single.dtype == torch.float32
     error = float((single.detach().double() - truth).abs().max())
@@ -107,7 +125,9 @@ def test_starts_at_ista(variant: Any, options: Any, kind: str, positive: bool) -
 
 @every_variant
 def test_steps_are_safe_at_the_start(variant: Any) -> None:
-    """From any initial code, ISTA's objective falls with each layer; ALISTA's layer is nonexpansive as in its proof."""
+    """From any initial code, ISTA's objective falls with each layer; ALISTA's layer is nonexpansive
+    as in its proof.
+    """
     for kind in DICTIONARIES:
         d = dictionary(kind)
         encoder = LISTA.from_dictionary(d, ALPHA, 1, variant=variant)
@@ -115,7 +135,9 @@ def test_steps_are_safe_at_the_start(variant: Any) -> None:
         if variant == "alista":
             assert encoder.step is not None
             weight = analytic_weight(d)
-            scales = (d @ weight).square().sum(0).sqrt()  # D W is a projection times the squares of these
+            scales = (
+                (d @ weight).square().sum(0).sqrt()
+            )  # D W is a projection times the squares of these
             layer = encoder.step.detach()[0] * (d @ weight) * scales[:, None] / scales
             assert torch.allclose(layer, layer.T, atol=1e-9)
             eigenvalues = torch.linalg.eigvalsh(layer)
@@ -161,7 +183,9 @@ def test_random_start() -> None:
     assert torch.equal(a.dictionary, b.dictionary)
     assert torch.allclose(a.dictionary.norm(dim=-1), torch.ones(N))
     assert torch.allclose(
-        a(rows(dtype=torch.float32)), ista(rows(dtype=torch.float32), a.dictionary, 0.2, LAYERS), atol=1e-6
+        a(rows(dtype=torch.float32)),
+        ista(rows(dtype=torch.float32), a.dictionary, 0.2, LAYERS),
+        atol=1e-6,
     )
     for encoder in (LISTA(M, N, LAYERS), LCoD(M, N, 4), PSDEncoder(M, N)):
         assert encoder(rows(dtype=torch.float32)).shape == (ROWS, N)
@@ -197,7 +221,7 @@ def test_arrays_and_dtypes() -> None:
     assert float(error.abs().max()) < 0.05  # matrices rounded to 2^-9, in each of 5 layers
 
 
-# --- layers, selection, options ---------------------------------------------------------------------------------
+# --- layers, selection, options -------------------------------------------------------------------
 
 
 def by_hand(encoder: LISTA, x: Tensor, layers: int, initial: Tensor | None = None) -> Tensor:
@@ -209,7 +233,9 @@ def by_hand(encoder: LISTA, x: Tensor, layers: int, initial: Tensor | None = Non
     z = initial
     for t in range(layers):
         gamma = 1 if encoder.step is None else encoder.step[t]
-        threshold = encoder.alpha * gamma if encoder.threshold is None else of(encoder.threshold, t, 1)
+        threshold = (
+            encoder.alpha * gamma if encoder.threshold is None else of(encoder.threshold, t, 1)
+        )
         if encoder.variant == "lista":
             u = x @ encoder.weight + (0 if encoder.bias is None else encoder.bias)
             if z is not None:
@@ -224,7 +250,9 @@ def by_hand(encoder: LISTA, x: Tensor, layers: int, initial: Tensor | None = Non
             share = min(encoder.select[0] * (t + 1), encoder.select[1])
             size = u if encoder.positive else u.abs()
             order = size.argsort(-1, descending=True)[:, : round(share * u.size(-1))]
-            passes = torch.zeros_like(u, dtype=torch.bool).scatter(-1, order, True) & (size > threshold)
+            passes = torch.zeros_like(u, dtype=torch.bool).scatter(-1, order, True) & (
+                size > threshold
+            )
             kept = torch.where(passes, u, kept)
         z = kept
     assert z is not None
@@ -244,13 +272,19 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("with_initial", [False, True])
 @pytest.mark.parametrize(("variant", "options"), CASES, ids=str)
-def test_equals_the_formula_with_its_gradients(variant: Any, options: Any, with_initial: bool) -> None:
+def test_equals_the_formula_with_its_gradients(
+    variant: Any, options: Any, with_initial: bool
+) -> None:
     """At parameters away from the start, for each number of layers; negative thresholds among them."""
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, LAYERS, variant=variant, **options)
     g = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter += 0.1 * parameter.abs().max() * torch.randn(parameter.shape, generator=g, dtype=torch.float64)
+            parameter += (
+                0.1
+                * parameter.abs().max()
+                * torch.randn(parameter.shape, generator=g, dtype=torch.float64)
+            )
         if encoder.bias is not None:
             encoder.bias += 0.1 * torch.randn(N, generator=g, dtype=torch.float64)
     initial = soft(rows(N), 1.0) if with_initial else None
@@ -263,8 +297,12 @@ def test_equals_the_formula_with_its_gradients(variant: Any, options: Any, with_
         got, expected = encoder(rows(), initial, layers), by_hand(plain, rows(), layers, initial)
         assert float((expected != 0).double().mean()) > 0.05
         assert torch.allclose(got, expected, rtol=1e-11, atol=1e-12)
-        ours = torch.autograd.grad((got * upstream).sum(), list(encoder.parameters()), allow_unused=True)
-        theirs = torch.autograd.grad((expected * upstream).sum(), list(plain.parameters()), allow_unused=True)
+        ours = torch.autograd.grad(
+            (got * upstream).sum(), list(encoder.parameters()), allow_unused=True
+        )
+        theirs = torch.autograd.grad(
+            (expected * upstream).sum(), list(plain.parameters()), allow_unused=True
+        )
         for (name, parameter), a, b in zip(encoder.named_parameters(), ours, theirs, strict=True):
             a = torch.zeros_like(parameter) if a is None else a
             b = torch.zeros_like(parameter) if b is None else b
@@ -285,7 +323,14 @@ def test_first_layers_are_those_of_fewer(variant: Any) -> None:
 
 def test_selection_grows_by_layer() -> None:
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 6, variant="cp", select=(0.1, 0.3))
-    assert encoder._select == (2, 5, 7, 7, 7, 7)  # round(0.1 * 23), round(0.2 * 23), round(0.3 * 23), ...
+    assert encoder._select == (
+        2,
+        5,
+        7,
+        7,
+        7,
+        7,
+    )  # round(0.1 * 23), round(0.2 * 23), round(0.3 * 23), ...
     x = rows()
     z = encoder(x, n_layers=1)
     u = x @ encoder.weight
@@ -297,7 +342,9 @@ def test_selection_grows_by_layer() -> None:
 @every_encoder
 def test_shapes(kind: str) -> None:
     encoder, x = make(kind), rows(n=12)
-    assert torch.allclose(encoder(x.reshape(2, 3, 2, M)), encoder(x).reshape(2, 3, 2, N), rtol=1e-12, atol=1e-14)
+    assert torch.allclose(
+        encoder(x.reshape(2, 3, 2, M)), encoder(x).reshape(2, 3, 2, N), rtol=1e-12, atol=1e-14
+    )
     assert torch.allclose(encoder(x[3]), encoder(x)[3], rtol=1e-12, atol=1e-14)
     assert encoder(x[:0]).shape == (0, N)
     strided = torch.stack([x, x], -1)[..., 0]
@@ -322,7 +369,7 @@ def test_nan_stays_in_its_row(kind: str) -> None:
     assert torch.equal(z[others], clean[others])
 
 
-# --- thresholds stay >= 0 ---------------------------------------------------------------------------------------
+# --- thresholds stay >= 0 -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["lista", "cp", "alista", "step", "lcod"])
@@ -345,7 +392,10 @@ def test_negative_thresholds(kind: str) -> None:
 @pytest.mark.parametrize("alpha", [ALPHA, 0.0])
 @pytest.mark.parametrize("kind", ["lista", "cp", "alista", "step", "lcod"])
 def test_negative_thresholds_in_evaluation_raise_until_projected(kind: str, alpha: float) -> None:
-    if kind not in ("step", "lcod") and _backends.backend_name("lista", torch.device("cpu")) == "reference":
+    if (
+        kind not in ("step", "lcod")
+        and _backends.backend_name("lista", torch.device("cpu")) == "reference"
+    ):
         pytest.skip("the reference trusts its caller")
     encoder: Any = make(kind).eval()
     encoder.alpha = alpha
@@ -384,7 +434,7 @@ def test_an_ordinary_training_loop_works() -> None:
     assert torch.equal(encoder.eval()(x), trained)
 
 
-# --- as modules of torch ----------------------------------------------------------------------------------------
+# --- as modules of torch --------------------------------------------------------------------------
 
 
 @every_encoder
@@ -419,7 +469,9 @@ def test_state_copies_and_casts(kind: str) -> None:
 
 @every_variant
 def test_alpha_is_stored(variant: Any) -> None:
-    """Exactly, and in half precision too: "step" would otherwise give other codes in a module with another alpha."""
+    """Exactly, and in half precision too: "step" would otherwise give other codes in a module with
+    another alpha.
+    """
     encoder, x = make(variant), rows()
     loaded = LISTA.from_dictionary(dictionary(), 3 * ALPHA, LAYERS, variant=variant)
     assert not torch.allclose(loaded(x), encoder(x))
@@ -433,14 +485,18 @@ def test_alpha_is_stored(variant: Any) -> None:
 
 
 @every_encoder
-@pytest.mark.parametrize(("one", "other"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize(
+    ("one", "other"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)]
+)
 def test_dtypes_promote(kind: str, one: torch.dtype, other: torch.dtype) -> None:
     """x and the parameters, either way round; gradients come in the parameters' dtype."""
     for x_dtype, dtype in ((one, other), (other, one)):
         encoder, x = make(kind, dtype), rows(dtype=x_dtype)
         z = encoder(x)
         assert z.dtype == other
-        close = {"rtol": 2**-8, "atol": 1e-3} if one is torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}  # alpha gamma
+        close = (
+            {"rtol": 2**-8, "atol": 1e-3} if one is torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}
+        )  # alpha gamma
         assert torch.allclose(z, copy.deepcopy(encoder).to(other)(x.to(other)), **close)
         z.sum().backward()
         assert all(p.grad is not None and p.grad.dtype == dtype for p in encoder.parameters())
@@ -451,7 +507,9 @@ def test_repr_tells_the_choices(kind: str) -> None:
     text = repr(make(kind))
     assert f"n_features={M}, n_components={N}" in text
     assert "select" not in text
-    assert "select=(0.01, 0.1)" in repr(LISTA(M, N, 2, variant="cp", select=(0.01, 0.1), positive=True))
+    assert "select=(0.01, 0.1)" in repr(
+        LISTA(M, N, 2, variant="cp", select=(0.01, 0.1), positive=True)
+    )
 
 
 @every_encoder
@@ -473,12 +531,16 @@ def test_compiles_as_one_graph(kind: str) -> None:
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-# --- analytic weights -------------------------------------------------------------------------------------------
+# --- analytic weights -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "scaled", "wide", "coherent", "one component", "one feature"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", "scaled", "wide", "coherent", "one component", "one feature"]
+)
 def test_analytic_weight_is_the_minimum(kind: str) -> None:
-    """Feasible, and stationary on the constraint: (D^T D) w_j is a multiple of d_j, for a convex objective."""
+    """Feasible, and stationary on the constraint: (D^T D) w_j is a multiple of d_j, for a convex
+    objective.
+    """
     d = dictionary(kind)
     w = analytic_weight(d)
     assert w.shape == (d.size(1), len(d))
@@ -490,7 +552,9 @@ def test_analytic_weight_is_the_minimum(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gaussian", "deficient", "coherent"])
 def test_analytic_weight_against_projected_gradient(kind: str) -> None:
-    """The paper's own way, from w_j = d_j / ||d_j||^2: gradient steps, each put back on d_j . w_j = 1."""
+    """The paper's own way, from w_j = d_j / ||d_j||^2: gradient steps, each put back on d_j . w_j =
+    1.
+    """
     d = dictionary(kind)
     lengths = d.square().sum(-1)
     w = d.T / lengths
@@ -530,11 +594,15 @@ def test_analytic_weight_lowers_the_coherence() -> None:
         generalized_coherence(d, d)
 
 
-# --- the other encoders -----------------------------------------------------------------------------------------
+# --- the other encoders ---------------------------------------------------------------------------
 
 
-def coordinate_descent(x: Tensor, d: Tensor, alpha: float, steps: int, positive: bool = False) -> Tensor:
-    """Greedy, one row at a time, from residuals: algorithm 2 of Gregor and LeCun for rows of any length."""
+def coordinate_descent(
+    x: Tensor, d: Tensor, alpha: float, steps: int, positive: bool = False
+) -> Tensor:
+    """Greedy, one row at a time, from residuals: algorithm 2 of Gregor and LeCun for rows of any
+    length.
+    """
     codes = []
     lengths = d.square().sum(-1)
     for row in x:
@@ -593,7 +661,7 @@ def test_psd_is_one_layer_of_tanh() -> None:
     assert bool((encoder(x).abs() <= encoder.gain.abs()).all())
 
 
-# --- bad input --------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def zero_row() -> Tensor:
@@ -611,7 +679,11 @@ def not_finite(value: float) -> Tensor:
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (zero_row(), ValueError, r"dictionary must not have rows of zeros; row 3 is one \(2 in all\)"),
+        (
+            zero_row(),
+            ValueError,
+            r"dictionary must not have rows of zeros; row 3 is one \(2 in all\)",
+        ),
         (not_finite(torch.nan), ValueError, "dictionary must be finite"),
         (not_finite(torch.inf), ValueError, "dictionary must be finite"),
         (dictionary()[0], ValueError, r"dictionary must have shape \[n_components, n_features\]"),
@@ -634,19 +706,32 @@ def test_bad_dictionaries(bad: Any, error: type[Exception], message: str) -> Non
 @pytest.mark.parametrize(
     ("scale", "dtype", "message"),
     [
-        (1e-8, torch.float16, r"dictionary must not have rows of zeros in torch.float16; row 0 is one \(3 in all\)"),
+        (
+            1e-8,
+            torch.float16,
+            r"dictionary must not have rows of zeros in torch.float16; row 0 is one \(3 in all\)",
+        ),
         (1e8, torch.float16, "dictionary must be finite in torch.float16"),
         (1e-50, torch.float32, "dictionary must not have rows of zeros in torch.float32"),
         (1e300, torch.float32, "dictionary must be finite in torch.float32"),
         (1e-200, torch.float64, "dictionary must have rows whose squared lengths float64 holds"),
         (1e200, torch.float64, "dictionary must have rows whose squared lengths float64 holds"),
-        (2e-7, torch.float16, "dictionary must be of a scale at which torch.float16 holds the weights"),
+        (
+            2e-7,
+            torch.float16,
+            "dictionary must be of a scale at which torch.float16 holds the weights",
+        ),
     ],
 )
-def test_dictionaries_that_a_dtype_does_not_hold(scale: float, dtype: torch.dtype, message: str) -> None:
+def test_dictionaries_that_a_dtype_does_not_hold(
+    scale: float, dtype: torch.dtype, message: str
+) -> None:
     d = scale * torch.eye(3, dtype=torch.float64)
     makers: list[Any] = [
-        *(lambda v=v: LISTA.from_dictionary(d, ALPHA, 2, variant=v, dtype=dtype) for v in ("lista", "cp", "step")),
+        *(
+            lambda v=v: LISTA.from_dictionary(d, ALPHA, 2, variant=v, dtype=dtype)
+            for v in ("lista", "cp", "step")
+        ),
         lambda: LISTA.from_dictionary(d, ALPHA, 2, variant="alista", dtype=dtype),
         lambda: LCoD.from_dictionary(d, ALPHA, 2, dtype=dtype),
         lambda: PSDEncoder.from_dictionary(d, dtype=dtype),
@@ -667,10 +752,26 @@ def test_dictionaries_that_a_dtype_does_not_hold(scale: float, dtype: torch.dtyp
         ({"alpha": -0.1}, ValueError, "alpha must be a finite number >= 0; got -0.1"),
         ({"alpha": float("nan")}, ValueError, "alpha must be a finite number >= 0"),
         ({"alpha": "1"}, TypeError, "alpha must be a number >= 0"),
-        ({"variant": "fista"}, ValueError, "variant must be one of 'lista', 'cp', 'alista', 'step'; got 'fista'"),
-        ({"thresholds": "row"}, ValueError, "thresholds must be 'component', 'layer', 'shared' or None"),
-        ({"thresholds": "layer", "variant": "step"}, ValueError, "thresholds must be None where variant is 'step'"),
-        ({"tied": False, "variant": "alista"}, ValueError, "tied must be True where variant is 'alista'"),
+        (
+            {"variant": "fista"},
+            ValueError,
+            "variant must be one of 'lista', 'cp', 'alista', 'step'; got 'fista'",
+        ),
+        (
+            {"thresholds": "row"},
+            ValueError,
+            "thresholds must be 'component', 'layer', 'shared' or None",
+        ),
+        (
+            {"thresholds": "layer", "variant": "step"},
+            ValueError,
+            "thresholds must be None where variant is 'step'",
+        ),
+        (
+            {"tied": False, "variant": "alista"},
+            ValueError,
+            "tied must be True where variant is 'alista'",
+        ),
         ({"bias": True, "variant": "cp"}, ValueError, "bias must be False where variant is 'cp'"),
         ({"select": 0.1}, TypeError, r"select must be a pair \(p, p_max\)"),
         ({"select": (0.1, 1.2)}, ValueError, r"select must hold shares"),
@@ -688,7 +789,10 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
 
 def test_bad_calls() -> None:
     encoder = make("lista")
-    with pytest.raises(ValueError, match=f"n_layers must be at most {LAYERS}, as many as there are; got {LAYERS + 1}"):
+    with pytest.raises(
+        ValueError,
+        match=f"n_layers must be at most {LAYERS}, as many as there are; got {LAYERS + 1}",
+    ):
         encoder(rows(), n_layers=LAYERS + 1)
     with pytest.raises(ValueError, match="n_layers must be an int >= 1"):
         encoder(rows(), n_layers=0)

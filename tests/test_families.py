@@ -32,7 +32,11 @@ def categorical(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> l
     return lk.Categorical(2 * torch.randn(*shape, K, dtype=dtype))
 
 
-MAKE: dict[str, Callable[..., Any]] = {"gaussian": gaussian, "bernoulli": bernoulli, "categorical": categorical}
+MAKE: dict[str, Callable[..., Any]] = {
+    "gaussian": gaussian,
+    "bernoulli": bernoulli,
+    "categorical": categorical,
+}
 every_family = pytest.mark.parametrize("name", MAKE)
 
 
@@ -40,7 +44,11 @@ def peer(q: Any) -> Any:
     """The same distribution from torch.distributions, elementwise over D."""
     if isinstance(q, lk.DiagonalGaussian):
         return td.Normal(q.mean, torch.exp(0.5 * q.logvar))
-    return td.Bernoulli(logits=q.logits) if isinstance(q, lk.Bernoulli) else td.Categorical(logits=q.logits)
+    return (
+        td.Bernoulli(logits=q.logits)
+        if isinstance(q, lk.Bernoulli)
+        else td.Categorical(logits=q.logits)
+    )
 
 
 def again(q: Any, *parameters: Tensor) -> Any:
@@ -58,7 +66,7 @@ def close(a: Tensor, b: Tensor, rtol: float = 1e-11, atol: float = 1e-12) -> Non
     assert torch.allclose(a, b, rtol=rtol, atol=atol), float((a - b).abs().max())
 
 
-# --- densities, entropies, divergences --------------------------------------------------------------------------
+# --- densities, entropies, divergences ------------------------------------------------------------
 
 
 @every_family
@@ -77,7 +85,9 @@ def test_equals_torch_distributions(name: str, shape: tuple[int, ...]) -> None:
 @every_family
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_exponential_family_identities(name: str, shape: tuple[int, ...]) -> None:
-    """log p = <eta, phi> - A, score = phi - E phi at natural parameters, grad A = E phi, KL = Bregman's of A."""
+    """log p = <eta, phi> - A, score = phi - E phi at natural parameters, grad A = E phi, KL =
+    Bregman's of A.
+    """
     q, other = MAKE[name](shape), MAKE[name](shape)
     z = q.sample(6, seed=1)
     eta = tuple(x.detach().requires_grad_() for x in q.natural_parameters())
@@ -87,7 +97,9 @@ def test_exponential_family_identities(name: str, shape: tuple[int, ...]) -> Non
     moments = torch.autograd.grad(from_eta.log_partition().sum(), eta)
     for got, expected in zip(moments, q.mean_parameters(), strict=True):
         close(got, expected)
-    step = tuple(b - a for a, b in zip(q.natural_parameters(), other.natural_parameters(), strict=True))
+    step = tuple(
+        b - a for a, b in zip(q.natural_parameters(), other.natural_parameters(), strict=True)
+    )
     bregman = other.log_partition() - q.log_partition() - inner(q, step, q.mean_parameters())
     close(q.kl(other), bregman, rtol=1e-9, atol=1e-9)
 
@@ -134,7 +146,10 @@ def test_by_enumeration(name: str) -> None:
 
 def test_a_gaussian_broadcasts_its_parameters() -> None:
     mean, logvar = torch.randn(4, 5, requires_grad=True), torch.randn(5, requires_grad=True)
-    q, full = lk.DiagonalGaussian(mean, logvar), lk.DiagonalGaussian(mean, logvar.expand(4, 5).clone())
+    q, full = (
+        lk.DiagonalGaussian(mean, logvar),
+        lk.DiagonalGaussian(mean, logvar.expand(4, 5).clone()),
+    )
     assert q.batch_shape == (4,)
     z = q.sample(3, seed=1)
     assert torch.equal(z, full.sample(3, seed=1))
@@ -158,7 +173,7 @@ def test_gaussian_samples_are_the_noise_stream() -> None:
     assert not moving.sample(seed=1).requires_grad
 
 
-# --- digits -----------------------------------------------------------------------------------------------------
+# --- digits ---------------------------------------------------------------------------------------
 
 LOGITS = [s * m for m in (1e-4, 0.3, 1, 3, 12, 20, 40, 80) for s in (-1, 1)] + [0.0]
 STEPS = [s * m for m in (1e-6, 1e-4, 1e-2, 0.3, 1, 7) for s in (-1, 1)]
@@ -196,10 +211,16 @@ def test_bernoulli_kl_keeps_its_digits(pairs: str, dtype: torch.dtype) -> None:
 def test_bernoulli_entropy_and_density_keep_their_digits(dtype: torch.dtype) -> None:
     q = lk.Bernoulli(torch.tensor(LOGITS, dtype=dtype).unsqueeze(1))
     unit = 8 * torch.finfo(dtype).eps
-    found = (q.entropy(), q.log_prob(torch.ones_like(q.logits)), q.score(torch.ones_like(q.logits))[0].flatten())
+    found = (
+        q.entropy(),
+        q.log_prob(torch.ones_like(q.logits)),
+        q.score(torch.ones_like(q.logits))[0].flatten(),
+    )
     found += (q.score(torch.zeros_like(q.logits))[0].flatten(),)
     with mpmath.workdps(60):
-        for l, entropy, one, up, down in zip(q.logits.flatten().tolist(), *(x.tolist() for x in found), strict=True):
+        for l, entropy, one, up, down in zip(
+            q.logits.flatten().tolist(), *(x.tolist() for x in found), strict=True
+        ):
             p, not_p = 1 / (1 + mpmath.exp(-mpmath.mpf(l))), 1 / (1 + mpmath.exp(mpmath.mpf(l)))
             assert relative_error(entropy, -p * mpmath.log(p) - not_p * mpmath.log(not_p)) < unit
             assert relative_error(-one, -mpmath.log(p)) < unit
@@ -209,7 +230,9 @@ def test_bernoulli_entropy_and_density_keep_their_digits(dtype: torch.dtype) -> 
 
 @every_family
 def test_kl_of_close_pairs_is_not_negative(name: str) -> None:
-    """And right but for what log-probabilities lose: an error e of theirs moves sum p (e^d - 1 - d) by e d."""
+    """And right but for what log-probabilities lose: an error e of theirs moves sum p (e^d - 1 - d)
+    by e d.
+    """
     q = MAKE[name]((500, 1), torch.float32)
     wide = again(q, *(x.double() for x in q.parameters))
     for step in (0.0, 1e-7, 1e-5, 1e-3):
@@ -217,7 +240,11 @@ def test_kl_of_close_pairs_is_not_negative(name: str) -> None:
         kl = q.kl(other)
         assert bool((kl >= 0).all()), float(kl.min())
         exact = wide.kl(again(q, *(x.double() for x in other.parameters))).clamp(min=0)
-        e = 4 * torch.finfo(torch.float32).eps * (1 + max(float(x.abs().max()) for x in q.parameters))
+        e = (
+            4
+            * torch.finfo(torch.float32).eps
+            * (1 + max(float(x.abs().max()) for x in q.parameters))
+        )
         assert bool(((kl - exact).abs() <= e * (2 * exact).sqrt() + e * e).all()), step
 
 
@@ -227,7 +254,9 @@ def test_gradients_of_certain_variables_are_finite() -> None:
     q, other = lk.Bernoulli(logits), lk.Bernoulli(others)
     gradients = torch.autograd.grad(q.kl(other).sum() + q.entropy().sum(), (logits, others))
     with mpmath.workdps(60):
-        for l, m, of_l, of_m in zip(*(x.flatten().tolist() for x in (logits, others, *gradients)), strict=True):
+        for l, m, of_l, of_m in zip(
+            *(x.flatten().tolist() for x in (logits, others, *gradients)), strict=True
+        ):
             p, r = (1 / (1 + mpmath.exp(-mpmath.mpf(x))) for x in (l, m))
             # d KL = p (1 - p) (l - l') dl + (p' - p) dl';  d H = -p (1 - p) l dl
             assert abs(of_l + p * (1 - p) * m) < 1e-5
@@ -275,7 +304,9 @@ def test_nan_stays_in_its_row(name: str) -> None:
 @every_family
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_sums_in_float32(name: str, dtype: torch.dtype) -> None:
-    """Densities, entropies and divergences of half parameters are float32, right to its rounding; scores are half's."""
+    """Densities, entropies and divergences of half parameters are float32, right to its rounding;
+    scores are half's.
+    """
     q, other = MAKE[name]((5, 40), dtype), MAKE[name]((5, 40), dtype)
     wide, wide_other = (again(x, *(y.double() for y in x.parameters)) for x in (q, other))
     z = q.sample(3, seed=1)
@@ -290,7 +321,9 @@ def test_half_precision_sums_in_float32(name: str, dtype: torch.dtype) -> None:
         assert got.dtype == torch.float32
         assert torch.allclose(got.double(), exact, rtol=2e-6, atol=1e-5)
     for score, exact in zip(q.score(z), wide.score(wide_z), strict=True):
-        assert torch.allclose(score.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+        assert torch.allclose(
+            score.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
+        )
 
 
 @every_family

@@ -1,4 +1,6 @@
-"""Samples of the discrete families: frozen values, the reference's bits, seeds and offsets, statistics, edges."""
+"""Samples of the discrete families: frozen values, the reference's bits, seeds and offsets,
+statistics, edges.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def discrete(name: str, shape: tuple[int, ...]) -> Any:
     return bernoulli(shape) if name == "bernoulli" else lk.Categorical(2 * torch.randn(*shape, 3))
 
 
-# --- samples ----------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
 
 # Seeds, and rows of 4 (6) samples from offset 3: part of noise stream v1.
 BERNOULLI_LOGITS = [-2.0, -0.5, 0.0, 0.5, 2.0, 80.0, -80.0]
@@ -37,9 +39,21 @@ CATEGORICAL_LOGITS = [
     [3, 2, 1, 0],
 ]
 GOLDEN = {
-    0: ("0001110 0010110 0100110 1110110", "0111110 0101110", "33320 32320 31320 23320 30301 11321"),
-    1: ("0100110 0110010 0001110 0111110", "0011110 0001110", "30320 32300 33300 33320 22320 03320"),
-    2**40 + 7: ("0011110 0101110 1001110 0001110", "0101110 0010110", "32320 30321 22300 32300 33320 10320"),
+    0: (
+        "0001110 0010110 0100110 1110110",
+        "0111110 0101110",
+        "33320 32320 31320 23320 30301 11321",
+    ),
+    1: (
+        "0100110 0110010 0001110 0111110",
+        "0011110 0001110",
+        "30320 32300 33300 33320 22320 03320",
+    ),
+    2**40 + 7: (
+        "0011110 0101110 1001110 0001110",
+        "0101110 0010110",
+        "32320 30321 22300 32300 33320 10320",
+    ),
 }
 
 
@@ -62,12 +76,22 @@ def test_golden_samples(simd_build: str, seed: int) -> None:
         assert rows(c.sample(6, seed=seed, offset=3)) == classes
 
 
-DRAWS = [(1, 1, 1, 1), (3, 5, 7, 4), (2, 1, 33, 2), (4, 3, 1, 300), (1, 2, 1500, 3), (77, 1, 5, 17), (2, 0, 4, 3)]
+DRAWS = [
+    (1, 1, 1, 1),
+    (3, 5, 7, 4),
+    (2, 1, 33, 2),
+    (4, 3, 1, 300),
+    (1, 2, 1500, 3),
+    (77, 1, 5, 17),
+    (2, 0, 4, 3),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", DRAWS, ids=str)
-def test_bits_equal_the_reference(simd_build: str, sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+def test_bits_equal_the_reference(
+    simd_build: str, sizes: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
     """[S, N, D, K] of every dtype, NaN and infinite logits among them."""
     samples, n, cols, classes = sizes
     logits = 3 * torch.randn(n, cols, classes, dtype=torch.float64)
@@ -96,7 +120,10 @@ def test_bits_do_not_depend_on_threads(simd_build: str, name: str) -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         found.append(
-            (q.sample(20, seed=3), q.sample_antithetic(20, seed=3) if name == "bernoulli" else q.sample(seed=3))
+            (
+                q.sample(20, seed=3),
+                q.sample_antithetic(20, seed=3) if name == "bernoulli" else q.sample(seed=3),
+            )
         )
     for a, b in found[1:]:
         assert torch.equal(a, found[0][0])
@@ -130,22 +157,33 @@ def test_seeds_and_offsets(name: str) -> None:
 def test_samples_carry_no_gradient_and_honour_strides() -> None:
     logits = torch.randn(5, 6, 4)
     for q, plain in (
-        (lk.Bernoulli(logits[..., 1].t().requires_grad_()), lk.Bernoulli(logits[..., 1].t().contiguous())),
-        (lk.Categorical(logits.transpose(0, 1).requires_grad_()), lk.Categorical(logits.transpose(0, 1).contiguous())),
+        (
+            lk.Bernoulli(logits[..., 1].t().requires_grad_()),
+            lk.Bernoulli(logits[..., 1].t().contiguous()),
+        ),
+        (
+            lk.Categorical(logits.transpose(0, 1).requires_grad_()),
+            lk.Categorical(logits.transpose(0, 1).contiguous()),
+        ),
     ):
         z = q.sample(3, seed=1)
         assert not z.requires_grad
         assert torch.equal(z, plain.sample(3, seed=1))
     row = torch.randn(6)
     assert torch.equal(
-        lk.Bernoulli(row.expand(5, 6)).sample(3, seed=1), lk.Bernoulli(row.repeat(5, 1)).sample(3, seed=1)
+        lk.Bernoulli(row.expand(5, 6)).sample(3, seed=1),
+        lk.Bernoulli(row.repeat(5, 1)).sample(3, seed=1),
     )
-    assert torch.equal(lk.Bernoulli(torch._neg_view(row)).sample(3, seed=1), lk.Bernoulli(-row).sample(3, seed=1))
+    assert torch.equal(
+        lk.Bernoulli(torch._neg_view(row)).sample(3, seed=1), lk.Bernoulli(-row).sample(3, seed=1)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_samples_are_the_inverse_of_the_distribution(dtype: torch.dtype) -> None:
-    """z from the stream's own uniforms by the distribution in float64, wherever u is not within rounding of an edge."""
+    """z from the stream's own uniforms by the distribution in float64, wherever u is not within
+    rounding of an edge.
+    """
     q, c = bernoulli((40, 7), dtype), lk.Categorical(2 * torch.randn(40, 7, 6, dtype=dtype))
     u = lk.uniform((300, 40, 7), seed=9, offset=5).double()
     edge = torch.logit(u) - q.logits.double()
@@ -169,13 +207,15 @@ def test_the_second_of_a_pair_is_the_mirrored_draw() -> None:
     assert torch.equal(pairs[1], 1 - lk.Bernoulli(-q.logits).sample(30, seed=2))
 
 
-# --- statistics -------------------------------------------------------------------------------------------------
+# --- statistics -----------------------------------------------------------------------------------
 
 DRAWN = 1 << 17
 
 
 def test_bernoulli_frequencies_and_antithetic_pairs() -> None:
-    """Both of a pair have the right marginal; E z z' = max(2 p - 1, 0), the least that the marginals allow."""
+    """Both of a pair have the right marginal; E z z' = max(2 p - 1, 0), the least that the
+    marginals allow.
+    """
     logits = torch.tensor([-6.0, -2.0, -0.3, 0.0, 0.7, 3.0])
     p = torch.sigmoid(logits.double())
     z, twin = lk.Bernoulli(logits).sample_antithetic(DRAWN, seed=21).double()
@@ -212,27 +252,41 @@ def test_elements_are_independent(name: str) -> None:
 
 
 def test_certain_variables() -> None:
-    z = lk.Bernoulli(torch.tensor([80.0, -80.0, INF, -INF, 23.0, -23.0])).sample_antithetic(DRAWN, seed=3)
+    z = lk.Bernoulli(torch.tensor([80.0, -80.0, INF, -INF, 23.0, -23.0])).sample_antithetic(
+        DRAWN, seed=3
+    )
     assert z.amin((0, 1)).tolist() == [1, 0, 1, 0, 1, 0]
     assert z.amax((0, 1)).tolist() == [1, 0, 1, 0, 1, 0]
-    logits = torch.tensor([[80.0, -80.0, 0.0], [-INF, 0.0, -INF], [-200.0, -INF, 3.0], [0.0, 0.0, -INF]])
+    logits = torch.tensor(
+        [[80.0, -80.0, 0.0], [-INF, 0.0, -INF], [-200.0, -INF, 3.0], [0.0, 0.0, -INF]]
+    )
     z = lk.Categorical(logits).sample(DRAWN, seed=3)
     assert z.unique(dim=0).tolist() == [[0, 1, 2, 0], [0, 1, 2, 1]]
 
 
-@pytest.mark.parametrize(("seed", "place", "u"), [(4, 440253, 1 - 2.0**-24), (6, 27527655, 2.0**-33)])
+@pytest.mark.parametrize(
+    ("seed", "place", "u"), [(4, 440253, 1 - 2.0**-24), (6, 27527655, 2.0**-33)]
+)
 def test_at_the_ends_of_the_stream(simd_build: str, seed: int, place: int, u: float) -> None:
-    """The least and greatest u there are: 1 - u rounds to 1, u c_K to below c_K; no impossible class is drawn."""
+    """The least and greatest u there are: 1 - u rounds to 1, u c_K to below c_K; no impossible
+    class is drawn.
+    """
     assert lk.uniform(1, seed=seed, offset=place).item() == u
     low = u < 0.5
     logits = torch.tensor([-22.88, -22.86, 16.63, 16.64])
     pairs = torch.stack(
-        [lk.Bernoulli(x.reshape(1)).sample_antithetic(1, seed=seed, offset=place).flatten() for x in logits]
+        [
+            lk.Bernoulli(x.reshape(1)).sample_antithetic(1, seed=seed, offset=place).flatten()
+            for x in logits
+        ]
     )
     assert pairs[:, 0].tolist() == ([0, 1, 1, 1] if low else [0, 0, 0, 1])
     logits = torch.tensor([-16.64, -16.63, 22.86, 22.88])
     pairs = torch.stack(
-        [lk.Bernoulli(x.reshape(1)).sample_antithetic(1, seed=seed, offset=place).flatten() for x in logits]
+        [
+            lk.Bernoulli(x.reshape(1)).sample_antithetic(1, seed=seed, offset=place).flatten()
+            for x in logits
+        ]
     )
     assert pairs[:, 1].tolist() == ([0, 0, 0, 1] if low else [0, 1, 1, 1])
     for possible in (1, 2, 3, 5, 7, 11, 100, 1000):

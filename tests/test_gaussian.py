@@ -18,7 +18,7 @@ from latent_kernels.kernels.noise import reference as noise
 Tensor = torch.Tensor
 
 
-# --- every build, every dtype, every size -----------------------------------------------------------------------
+# --- every build, every dtype, every size ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -79,10 +79,15 @@ def test_noise_is_the_stream(simd_build: str) -> None:
 def test_backward_noise_is_forward_noise(
     simd_build: str, shape: tuple[int, ...], num_samples: int | None, dtype: torch.dtype
 ) -> None:
-    """With scale 1, gradient 1 on one sample and 0 elsewhere, d scale is that sample's eps, bit for bit."""
+    """With scale 1, gradient 1 on one sample and 0 elsewhere, d scale is that sample's eps, bit for
+    bit.
+    """
     from latent_kernels.gaussian import rsample_scale
 
-    mean, scale = torch.zeros(shape, dtype=dtype), torch.ones(shape, dtype=dtype, requires_grad=True)
+    mean, scale = (
+        torch.zeros(shape, dtype=dtype),
+        torch.ones(shape, dtype=dtype, requires_grad=True),
+    )
     z = rsample_scale(mean, scale, num_samples, seed=3, offset=1)
     samples = [z] if num_samples is None else list(z)
     for s, sample in enumerate(samples):
@@ -92,9 +97,14 @@ def test_backward_noise_is_forward_noise(
         assert bits_equal(gradient + 0, sample.detach() + 0)
 
 
-# --- accuracy of the KL -----------------------------------------------------------------------------------------
+# --- accuracy of the KL ---------------------------------------------------------------------------
 
-LOGVARS = [s * m * 10.0**e for e in range(-8, 2) for m in (1, 2, 3.7, 8) for s in (-1, 1)] + [80.0, -80.0, 1.0, -1.0]
+LOGVARS = [s * m * 10.0**e for e in range(-8, 2) for m in (1, 2, 3.7, 8) for s in (-1, 1)] + [
+    80.0,
+    -80.0,
+    1.0,
+    -1.0,
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -123,11 +133,17 @@ def test_kl_is_never_negative(logvar: float, prior_logvar: float, mean: float) -
 def test_gradient_of_kl_near_the_prior(simd_build: str) -> None:
     """expm1(d) / 2 keeps its digits where e^d - 1 has none."""
     logvar = torch.tensor([[1e-7, -1e-7, 3e-5, 0.3, -0.999, 1.001, 20.0]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(lk.gaussian_kl(torch.zeros_like(logvar), logvar).sum(), logvar)
-    assert torch.allclose(gradient.double(), 0.5 * torch.expm1(logvar.detach().double()), rtol=4e-7, atol=0)
+    (gradient,) = torch.autograd.grad(
+        lk.gaussian_kl(torch.zeros_like(logvar), logvar).sum(), logvar
+    )
+    assert torch.allclose(
+        gradient.double(), 0.5 * torch.expm1(logvar.detach().double()), rtol=4e-7, atol=0
+    )
 
 
-@pytest.mark.parametrize("value", [-200.0, -104.0, -95.0, 87.9, 88.8, 100.0, float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "value", [-200.0, -104.0, -95.0, 87.9, 88.8, 100.0, float("inf"), float("-inf")]
+)
 def test_extreme_logvar_is_what_torch_gives(simd_build: str, value: float) -> None:
     """Subnormal, overflowing and infinite sigma, as the formula in float64 rounds."""
     logvar = torch.full((3, 17), value)
@@ -137,7 +153,7 @@ def test_extreme_logvar_is_what_torch_gives(simd_build: str, value: float) -> No
     assert torch.allclose(z, expected, rtol=1e-6, atol=0)
 
 
-# --- NaN, layouts, broadcasting ---------------------------------------------------------------------------------
+# --- NaN, layouts, broadcasting -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mean", "logvar", "prior_mean", "prior_logvar"])
@@ -146,7 +162,11 @@ def test_nan_stays_in_its_row(simd_build: str, name: str) -> None:
     inputs[name][4, 11] = float("nan")
     leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
     z, kl = lk.rsample_kl(
-        leaves["mean"], leaves["logvar"], prior_mean=leaves["prior_mean"], prior_logvar=leaves["prior_logvar"], seed=1
+        leaves["mean"],
+        leaves["logvar"],
+        prior_mean=leaves["prior_mean"],
+        prior_logvar=leaves["prior_logvar"],
+        seed=1,
     )
     assert kl.isnan().nonzero().flatten().tolist() == [4]
     assert z.isnan().nonzero().tolist() == ([[4, 11]] if not name.startswith("prior") else [])
@@ -186,7 +206,10 @@ def test_strides(kind: str) -> None:
     [((6, 5), (5,)), ((5,), (6, 5)), ((6, 5), (1,)), ((4, 1, 5), (6, 5)), ((6, 1), (6, 5))],
 )
 def test_broadcasting(mean_shape: tuple[int, ...], logvar_shape: tuple[int, ...]) -> None:
-    mean, logvar = torch.randn(mean_shape, requires_grad=True), torch.randn(logvar_shape, requires_grad=True)
+    mean, logvar = (
+        torch.randn(mean_shape, requires_grad=True),
+        torch.randn(logvar_shape, requires_grad=True),
+    )
     shape = torch.broadcast_shapes(mean_shape, logvar_shape)
     z, kl = lk.rsample_kl(mean, logvar, 2, seed=1)
     full = [x.expand(shape).clone() for x in (mean, logvar)]
@@ -202,7 +225,10 @@ def test_broadcasting(mean_shape: tuple[int, ...], logvar_shape: tuple[int, ...]
 
 def test_broadcast_prior_and_its_gradient() -> None:
     mean, logvar = torch.randn(6, 5).double(), torch.randn(6, 5).double()
-    prior_mean, prior_logvar = torch.randn(5).double().requires_grad_(), torch.randn(()).double().requires_grad_()
+    prior_mean, prior_logvar = (
+        torch.randn(5).double().requires_grad_(),
+        torch.randn(()).double().requires_grad_(),
+    )
     kl = lk.gaussian_kl(mean, logvar, prior_mean=prior_mean, prior_logvar=prior_logvar.reshape(1))
     expected = reference.gaussian_kl(mean, logvar, prior_mean, prior_logvar)
     assert torch.allclose(kl, expected, rtol=1e-12)
@@ -223,9 +249,13 @@ def test_extreme_variances_of_the_prior(simd_build: str, value: float) -> None:
 def test_kl_to_a_prior_in_ulp(simd_build: str, scale: float) -> None:
     """Against mpmath, over random pairs: what rounding logvar - prior_logvar loses is brought back."""
     logvar, prior = (scale * (2 * torch.rand(300, 1) - 1) for _ in range(2))
-    kl = lk.gaussian_kl(torch.zeros(300, 1), logvar, prior_mean=torch.zeros(300, 1), prior_logvar=prior)
+    kl = lk.gaussian_kl(
+        torch.zeros(300, 1), logvar, prior_mean=torch.zeros(300, 1), prior_logvar=prior
+    )
     with mpmath.workdps(50):
-        for value, l, l0 in zip(kl.tolist(), logvar.flatten().tolist(), prior.flatten().tolist(), strict=True):
+        for value, l, l0 in zip(
+            kl.tolist(), logvar.flatten().tolist(), prior.flatten().tolist(), strict=True
+        ):
             d = mpmath.mpf(l) - mpmath.mpf(l0)
             exact = (mpmath.exp(d) - 1 - d) / 2
             if exact > 3e38:
@@ -236,7 +266,9 @@ def test_kl_to_a_prior_in_ulp(simd_build: str, scale: float) -> None:
 def test_views_with_a_sign_bit() -> None:
     one = torch.ones(2, 3)
     zero = torch.zeros(2, 3)
-    assert torch.equal(lk.rsample(torch._neg_view(one), zero, seed=1), lk.rsample(-one, zero, seed=1))
+    assert torch.equal(
+        lk.rsample(torch._neg_view(one), zero, seed=1), lk.rsample(-one, zero, seed=1)
+    )
 
 
 def test_default_device_does_not_move_the_seed() -> None:
@@ -253,14 +285,18 @@ def test_meta_tensors_cost_nothing() -> None:
     z, kl = lk.rsample_kl(x, x, 100)
     assert z.shape == (100, 1 << 20, 1 << 20)
     assert kl.is_meta
-    assert lk.gaussian_log_prob(z, x, x).shape == lk.bernoulli_log_prob(x, z).shape == (100, 1 << 20)
+    assert (
+        lk.gaussian_log_prob(z, x, x).shape == lk.bernoulli_log_prob(x, z).shape == (100, 1 << 20)
+    )
     assert lk.normal((1 << 20, 1 << 20), seed=1, device="meta").is_meta
 
 
 def test_mixed_dtypes_promote_as_torch_does() -> None:
     z, kl = lk.rsample_kl(torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(3, 4), seed=1)
     assert z.dtype == kl.dtype == torch.float32
-    z, kl = lk.rsample_kl(torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(3, 4, dtype=torch.float16), seed=1)
+    z, kl = lk.rsample_kl(
+        torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(3, 4, dtype=torch.float16), seed=1
+    )
     assert z.dtype == torch.float32
     mean = torch.zeros(3, 4, requires_grad=True)
     z, kl = lk.rsample_kl(mean, torch.zeros(3, 4, dtype=torch.float64), seed=1)
@@ -287,7 +323,9 @@ def test_empty_batches_let_gradients_flow() -> None:
 
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements() -> None:
-    """64-bit indexing: the last rows of a tensor past 2^31 elements are those of the stream. Takes 5 GB."""
+    """64-bit indexing: the last rows of a tensor past 2^31 elements are those of the stream. Takes
+    5 GB.
+    """
     rows, cols = (1 << 25) + 1, 64
     zero = torch.zeros(1, cols, dtype=torch.bfloat16).expand(rows, cols)
     torch.use_deterministic_algorithms(False)  # no need to poison so much memory first
@@ -315,11 +353,17 @@ def test_one_output_unused(used: str) -> None:
     mean, logvar = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
     prior = torch.randn(4, 5, requires_grad=True)
     z, kl = lk.rsample_kl(mean, logvar, 2, prior_mean=prior, seed=3)
-    single = lk.rsample(mean, logvar, 2, seed=3) if used == "z" else lk.gaussian_kl(mean, logvar, prior_mean=prior)
+    single = (
+        lk.rsample(mean, logvar, 2, seed=3)
+        if used == "z"
+        else lk.gaussian_kl(mean, logvar, prior_mean=prior)
+    )
     both = z if used == "z" else kl
     assert torch.equal(single, both)
     for x, y in zip(
-        torch.autograd.grad(both.sum(), (mean, logvar)), torch.autograd.grad(single.sum(), (mean, logvar)), strict=True
+        torch.autograd.grad(both.sum(), (mean, logvar)),
+        torch.autograd.grad(single.sum(), (mean, logvar)),
+        strict=True,
     ):
         assert torch.equal(x, y)
 

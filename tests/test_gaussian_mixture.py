@@ -1,4 +1,6 @@
-"""GaussianMixture against scikit-learn's, against the laws of EM, and through scikit-learn's own checks."""
+"""GaussianMixture against scikit-learn's, against the laws of EM, and through scikit-learn's own
+checks.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ CHECKED = [
 @parametrize_with_checks(CHECKED)
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     if estimator.n_components > 1 and "sample_weight_equivalence" in str(check):
-        pytest.skip("random starts of repeated and of weighted rows differ; see a_weight_is_so_many_rows")
+        pytest.skip(
+            "random starts of repeated and of weighted rows differ; see a_weight_is_so_many_rows"
+        )
     check(estimator)
 
 
@@ -43,7 +47,9 @@ def blobs(seed: int = 0, n: int = 240, d: int = 3, k: int = 3, spread: float = 4
     centres = spread * generator.standard_normal((k, d))
     mixing = generator.standard_normal((k, d, d)) / np.sqrt(d) + np.eye(d)
     labels = generator.randint(k, size=n)
-    return centres[labels] + np.einsum("nd,nde->ne", generator.standard_normal((n, d)), mixing[labels])
+    return centres[labels] + np.einsum(
+        "nd,nde->ne", generator.standard_normal((n, d)), mixing[labels]
+    )
 
 
 def agree(a: Any, b: Any, rtol: float, names: list[str] = PARAMETERS) -> None:
@@ -64,12 +70,18 @@ def _start(X: np.ndarray, covariance_type: str, k: int = 3) -> dict[str, Any]:
         "diag": np.tile(1 / variance, (k, 1)),
         "spherical": np.full(k, 1 / variance.mean()),
     }
-    means = np.nanmean(X, axis=0) + np.linspace(-1, 1, k)[:, None] * (1 + np.arange(d) % 2) * np.sqrt(variance)
-    start = {"weights_init": np.full(k, 1 / k), "means_init": means, "precisions_init": precisions[covariance_type]}
+    means = np.nanmean(X, axis=0) + np.linspace(-1, 1, k)[:, None] * (
+        1 + np.arange(d) % 2
+    ) * np.sqrt(variance)
+    start = {
+        "weights_init": np.full(k, 1 / k),
+        "means_init": means,
+        "precisions_init": precisions[covariance_type],
+    }
     return {"n_components": k, "covariance_type": covariance_type, **start}
 
 
-# --- scikit-learn's estimator -----------------------------------------------------------------------------------
+# --- scikit-learn's estimator ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data", ["iris", "wine"])
@@ -83,14 +95,20 @@ def test_is_scikit_learns(covariance_type: str, init_params: str, data: str) -> 
         "init_params": init_params,
         "random_state": 3,
         "max_iter": 300,
-        # One row alone has scikit-learn's rounding errors as its variance, which only a greater reg_covar hides.
+        # One row alone has scikit-learn's rounding errors as its variance, which only a greater
+        # reg_covar hides.
         "reg_covar": 1e-6 if init_params in ("kmeans", "random") else 1e-2,
     }
     theirs, ours = sk.GaussianMixture(**settings), GaussianMixture(**settings)
     assert (ours.fit_predict(X) == theirs.fit_predict(X)).all()
     agree(ours, theirs, 1e-6)
-    assert (ours.n_iter_, ours.converged_, ours.n_features_in_) == (theirs.n_iter_, theirs.converged_, X.shape[1])
-    # The first bound is of weights that scikit-learn does not normalize where each component starts from one row.
+    assert (ours.n_iter_, ours.converged_, ours.n_features_in_) == (
+        theirs.n_iter_,
+        theirs.converged_,
+        X.shape[1],
+    )
+    # The first bound is of weights that scikit-learn does not normalize where each component starts
+    # from one row.
     np.testing.assert_allclose(ours.lower_bounds_[1:], theirs.lower_bounds_[1:], rtol=1e-7)
     assert ours.lower_bound_ == ours.lower_bounds_[-1]
     np.testing.assert_allclose(ours.score_samples(X), theirs.score_samples(X), rtol=1e-6, atol=1e-7)
@@ -132,7 +150,9 @@ def test_given_start_is_where_it_starts(covariance_type: str) -> None:
     agree(ours, theirs, 1e-8)
     nothing = GaussianMixture(**start, max_iter=0, random_state=np.random.RandomState(0)).fit(IRIS)
     np.testing.assert_array_equal(nothing.means_, start["means_init"])
-    np.testing.assert_allclose(nothing.precisions_, start["precisions_init"], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        nothing.precisions_, start["precisions_init"], rtol=1e-12, atol=1e-12
+    )
     assert (nothing.n_iter_, nothing.converged_, nothing.lower_bounds_) == (0, False, [])
     # The generator was not needed: it stands where it stood.
     assert nothing.random_state.randint(1 << 30) == np.random.RandomState(0).randint(1 << 30)
@@ -142,13 +162,26 @@ def test_given_start_is_where_it_starts(covariance_type: str) -> None:
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_part_of_a_start(covariance_type: str, given: str) -> None:
     start = _start(IRIS, covariance_type)
-    settings = {"n_components": 3, "covariance_type": covariance_type, "random_state": 0, given: start[given]}
+    settings = {
+        "n_components": 3,
+        "covariance_type": covariance_type,
+        "random_state": 0,
+        given: start[given],
+    }
     agree(GaussianMixture(**settings).fit(IRIS), sk.GaussianMixture(**settings).fit(IRIS), 1e-7)
 
 
 def test_warm_start_goes_on() -> None:
-    settings: dict[str, Any] = {"n_components": 3, "random_state": 0, "warm_start": True, "tol": 1e-6}
-    ours, theirs = GaussianMixture(max_iter=2, **settings), sk.GaussianMixture(max_iter=2, **settings)
+    settings: dict[str, Any] = {
+        "n_components": 3,
+        "random_state": 0,
+        "warm_start": True,
+        "tol": 1e-6,
+    }
+    ours, theirs = (
+        GaussianMixture(max_iter=2, **settings),
+        sk.GaussianMixture(max_iter=2, **settings),
+    )
     for _ in range(3):
         for model in (ours, theirs):
             with pytest.warns(ConvergenceWarning):
@@ -163,7 +196,7 @@ def test_warm_start_goes_on() -> None:
         ours.fit(IRIS)
 
 
-# --- laws of EM -------------------------------------------------------------------------------------------------
+# --- laws of EM -----------------------------------------------------------------------------------
 
 
 def _rises(bounds: list[float]) -> bool:
@@ -185,8 +218,12 @@ def test_likelihood_never_falls(covariance_type: str, missing: float) -> None:
     assert model.lower_bounds_[-1] > model.lower_bounds_[0] + 0.1
 
 
-def _em_with_missing_values(X: np.ndarray, start: dict[str, Any], iterations: int) -> tuple[np.ndarray, ...]:
-    """Ghahramani and Jordan (1994) for full covariances, row by row, without anything of the library."""
+def _em_with_missing_values(
+    X: np.ndarray, start: dict[str, Any], iterations: int
+) -> tuple[np.ndarray, ...]:
+    """Ghahramani and Jordan (1994) for full covariances, row by row, without anything of the
+    library.
+    """
     weights, means = start["weights_init"].copy(), start["means_init"].copy()
     covariances = np.linalg.inv(start["precisions_init"])
     n, d = X.shape
@@ -198,10 +235,16 @@ def _em_with_missing_values(X: np.ndarray, start: dict[str, Any], iterations: in
             m = ~o
             s = covariances[k][np.ix_(o, o)]
             t = X[i, o] - means[k, o]
-            r[i, k] = weights[k] * np.exp(-0.5 * t @ np.linalg.solve(s, t)) / np.sqrt(np.linalg.det(2 * np.pi * s))
+            r[i, k] = (
+                weights[k]
+                * np.exp(-0.5 * t @ np.linalg.solve(s, t))
+                / np.sqrt(np.linalg.det(2 * np.pi * s))
+            )
             gain = covariances[k][np.ix_(m, o)] @ np.linalg.inv(s)
             completed[i, k, o], completed[i, k, m] = X[i, o], means[k, m] + gain @ t
-            extra[i, k][np.ix_(m, m)] = covariances[k][np.ix_(m, m)] - gain @ covariances[k][np.ix_(o, m)]
+            extra[i, k][np.ix_(m, m)] = (
+                covariances[k][np.ix_(m, m)] - gain @ covariances[k][np.ix_(o, m)]
+            )
         r /= r.sum(axis=1, keepdims=True)
         counts = r.sum(axis=0)
         weights, means = counts / n, np.einsum("nk,nkd->kd", r, completed) / counts[:, None]
@@ -264,12 +307,17 @@ def test_a_weight_is_so_many_rows(covariance_type: str) -> None:
 def test_rows_without_weight_might_as_well_not_be_there(init_params: str) -> None:
     weight = np.ones(len(IRIS))
     weight[::3] = 0
-    settings: dict[str, Any] = {"n_components": 3, "init_params": init_params, "random_state": 0, "reg_covar": 1e-2}
+    settings: dict[str, Any] = {
+        "n_components": 3,
+        "init_params": init_params,
+        "random_state": 0,
+        "reg_covar": 1e-2,
+    }
     weighted = GaussianMixture(**settings).fit(IRIS, sample_weight=weight)
     agree(weighted, GaussianMixture(**settings).fit(IRIS[weight > 0]), 1e-9)
 
 
-# --- degenerate data --------------------------------------------------------------------------------------------
+# --- degenerate data ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -281,7 +329,9 @@ def test_a_component_without_weight_keeps_its_parameters(covariance_type: str) -
     assert model.weights_[1] == 0
     np.testing.assert_array_equal(model.means_[1], start["means_init"][1])
     if covariance_type != "tied":
-        np.testing.assert_allclose(model.precisions_[1], start["precisions_init"][1], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            model.precisions_[1], start["precisions_init"][1], rtol=1e-12, atol=1e-12
+        )
     assert all(np.isfinite(getattr(model, name)).all() for name in PARAMETERS)
     assert not (model.predict(IRIS) == 1).any()
     assert len(model.sample(20)[0]) == 20
@@ -327,9 +377,15 @@ def test_fewer_distinct_rows_than_components(covariance_type: str) -> None:
         ({"weights_init": [1.0], "n_components": 2}, "weights_init must"),
         ({"means_init": np.zeros((1, 3))}, r"means_init must be finite with shape \(1, 4\)"),
         ({"means_init": np.full((1, 4), np.nan)}, "means_init must be finite"),
-        ({"precisions_init": np.zeros((1, 4, 4))}, "precisions_init must be symmetric and positive definite"),
+        (
+            {"precisions_init": np.zeros((1, 4, 4))},
+            "precisions_init must be symmetric and positive definite",
+        ),
         ({"precisions_init": np.eye(4)}, r"precisions_init must be finite with shape \(1, 4, 4\)"),
-        ({"precisions_init": [[1, 1, 1, 0]], "covariance_type": "diag"}, "precisions_init must be > 0"),
+        (
+            {"precisions_init": [[1, 1, 1, 0]], "covariance_type": "diag"},
+            "precisions_init must be > 0",
+        ),
     ],
 )
 def test_wrong_arguments(settings: dict[str, Any], message: str) -> None:
@@ -352,7 +408,7 @@ def test_wrong_data() -> None:
         model.predict(IRIS)
 
 
-# --- precision, copies, progress ---------------------------------------------------------------------------------
+# --- precision, copies, progress ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)

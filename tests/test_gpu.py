@@ -1,4 +1,6 @@
-"""On a GPU: the noise and the samples against the CPU bit for bit, the kernels against float64, CUDA graphs."""
+"""On a GPU: the noise and the samples against the CPU bit for bit, the kernels against float64,
+CUDA graphs.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def test_bounds(sizes: bounds_checks.Sizes, dtype: torch.dtype) -> None:
     from latent_kernels.kernels.bounds import triton_gpu
 
     bounds_checks.check(triton_gpu, *bounds_checks.problem(sizes, dtype), "cuda")
-    bounds_checks.check(triton_gpu, *bounds_checks.problem(sizes, dtype, spread=80.0, mean=-700.0), "cuda")
+    bounds_checks.check(
+        triton_gpu, *bounds_checks.problem(sizes, dtype, spread=80.0, mean=-700.0), "cuda"
+    )
 
 
 def test_two_runs_give_the_same_bits() -> None:
@@ -100,7 +104,10 @@ def test_no_seed_under_capture_raises() -> None:
     x = torch.zeros(4, 8, device="cuda")
     lk.rsample(x, x)
     graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="seed must be a 0-d int64 CUDA tensor"), torch.cuda.graph(graph):
+    with (
+        pytest.raises(RuntimeError, match="seed must be a 0-d int64 CUDA tensor"),
+        torch.cuda.graph(graph),
+    ):
         lk.rsample(x, x)
 
 
@@ -113,8 +120,12 @@ def test_seed_on_another_device() -> None:
 
 
 def test_gradcheck() -> None:
-    mean, logvar = (torch.randn(3, 5, device="cuda", dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda m, l: lk.rsample_kl(m, l, 2, seed=1), (mean, logvar), nondet_tol=0)
+    mean, logvar = (
+        torch.randn(3, 5, device="cuda", dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
+    assert torch.autograd.gradcheck(
+        lambda m, l: lk.rsample_kl(m, l, 2, seed=1), (mean, logvar), nondet_tol=0
+    )
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
@@ -131,7 +142,9 @@ def test_compile(mode: str) -> None:
 
 def test_compiled_graphs_draw_fresh_noise() -> None:
     """mode="reduce-overhead" captures CUDA graphs; no seed may freeze in them."""
-    compiled = torch.compile(lambda x: lk.rsample(x, x) + 0.0, mode="reduce-overhead", fullgraph=True)
+    compiled = torch.compile(
+        lambda x: lk.rsample(x, x) + 0.0, mode="reduce-overhead", fullgraph=True
+    )
     x = torch.zeros(64, 20, device="cuda")
     draws = [compiled(x).clone() for _ in range(5)]
     assert not any(torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
@@ -182,10 +195,18 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert torch.equal(z[-5:].cpu(), expected)
 
 
-# --- score function and discrete samples ------------------------------------------------------------------------
+# --- score function and discrete samples ----------------------------------------------------------
 
-DISCRETE = [(1, 3, 5, 7, 0), (2, 3, 64, 20, 0), (1, 2, 3, 4096, 0), (3, 4000, 1, 1, 0), (1, 8, 512, 256, 0)]
-DISCRETE += [(*sizes[:4], classes) for sizes, classes in zip(DISCRETE, (3, 1, 17, 1000, 10), strict=True)]
+DISCRETE = [
+    (1, 3, 5, 7, 0),
+    (2, 3, 64, 20, 0),
+    (1, 2, 3, 4096, 0),
+    (3, 4000, 1, 1, 0),
+    (1, 8, 512, 256, 0),
+]
+DISCRETE += [
+    (*sizes[:4], classes) for sizes, classes in zip(DISCRETE, (3, 1, 17, 1000, 10), strict=True)
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -194,7 +215,9 @@ def test_discrete_samples_have_the_cpus_bits(sizes: ScoreSizes, dtype: torch.dty
     from latent_kernels.kernels.families import reference, triton_gpu
 
     groups, samples, rows, cols, classes = sizes
-    logits = (3 * torch.randn(groups, rows, cols, *([classes] if classes else []), dtype=torch.float64)).to(dtype)
+    logits = (
+        3 * torch.randn(groups, rows, cols, *([classes] if classes else []), dtype=torch.float64)
+    ).to(dtype)
     logits.view(-1)[:3] = torch.tensor([float("nan"), float("-inf"), 90.0])
     seeds = torch.arange(groups) * 2**33 + 5
     for antithetic in (False,) if classes else (False, True):
@@ -209,7 +232,8 @@ def test_discrete_samples_have_the_cpus_bits(sizes: ScoreSizes, dtype: torch.dty
             assert bits_equal(here.double(), there.cpu().double())
 
 
-# Each of these compiles kernels of its own: the sizes, controls and types are covered, not all their products.
+# Each of these compiles kernels of its own: the sizes, controls and types are covered, not all
+# their products.
 @pytest.mark.parametrize("control", ["leave_one_out", "optimal"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sizes", SCORE_SIZES, ids=str)
@@ -226,7 +250,9 @@ def test_score_of_every_control(family: str, control: str, per_element: bool) ->
     from latent_kernels.kernels.score import triton_gpu
 
     check_score(
-        triton_gpu, ScoreProblem(family, (2, 5, 5, 7, 4), torch.float32, control, per_element=per_element), "cuda"
+        triton_gpu,
+        ScoreProblem(family, (2, 5, 5, 7, 4), torch.float32, control, per_element=per_element),
+        "cuda",
     )
 
 
@@ -237,7 +263,9 @@ def test_score_of_every_type(family: str, dtype: torch.dtype) -> None:
 
     for control in ("leave_one_out", "optimal"):
         for double_values in (False, True):
-            problem = ScoreProblem(family, (1, 100, 64, 32, 3), dtype, control, double_values=double_values)
+            problem = ScoreProblem(
+                family, (1, 100, 64, 32, 3), dtype, control, double_values=double_values
+            )
             check_score(triton_gpu, problem, "cuda")
 
 
@@ -259,7 +287,12 @@ def test_score_with_folds(family: str) -> None:
     for folds in (3, 10):
         for per_element in (False, True):
             problem = ScoreProblem(
-                family, (2, 777, 3, 40, 5), torch.float32, "optimal", folds=folds, per_element=per_element
+                family,
+                (2, 777, 3, 40, 5),
+                torch.float32,
+                "optimal",
+                folds=folds,
+                per_element=per_element,
             )
             check_score(triton_gpu, problem, "cuda")
 
@@ -304,18 +337,27 @@ def test_public_score(shape: tuple[int, ...]) -> None:
         q = q_of(*there)
         z = q.sample(64, seed=7)
         here = q_of(*parameters)
-        assert bits_equal(here.sample(64, seed=7).double(), z.cpu().double()) or q_of is lk.DiagonalGaussian
+        assert (
+            bits_equal(here.sample(64, seed=7).double(), z.cpu().double())
+            or q_of is lk.DiagonalGaussian
+        )
         values = z.float().square().sum(-1)
         expected = lk.score_function_gradient(here, values.cpu(), z.cpu())
         lk.score_function_expectation(q, values, seed=7).sum().backward()
-        for leaf, by_samples, wanted in zip(there, lk.score_function_gradient(q, values, z), expected, strict=True):
+        for leaf, by_samples, wanted in zip(
+            there, lk.score_function_gradient(q, values, z), expected, strict=True
+        ):
             assert leaf.grad is not None
             for found in (leaf.grad, by_samples):
-                assert torch.allclose(found.cpu(), wanted, rtol=1e-4, atol=1e-4 * float(1 + wanted.abs().max()))
+                assert torch.allclose(
+                    found.cpu(), wanted, rtol=1e-4, atol=1e-4 * float(1 + wanted.abs().max())
+                )
 
 
 def test_cuda_graph_of_the_score() -> None:
-    """A captured step replays with the seed tensor's present value, and frees nothing that it reads."""
+    """A captured step replays with the seed tensor's present value, and frees nothing that it
+    reads.
+    """
     logits = torch.randn(64, 20, 5, device="cuda")
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
 
@@ -355,7 +397,7 @@ def test_score_of_more_than_2_to_the_31_elements() -> None:
     assert torch.equal(whole[-1:], last)
 
 
-# --- log-densities ----------------------------------------------------------------------------------------------
+# --- log-densities --------------------------------------------------------------------------------
 
 DENSITIES = ["gaussian", "bernoulli"]
 
@@ -370,7 +412,9 @@ def test_densities(sizes: Sizes, density: str, dtype: torch.dtype) -> None:
         check_density(triton_gpu, DensityProblem(density, sizes, dtype, sharing), "cuda")
 
 
-@pytest.mark.parametrize(("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str)
+@pytest.mark.parametrize(
+    ("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str
+)
 def test_every_sharing_of_densities(density: str, sharing: Sharing) -> None:
     from latent_kernels.kernels.densities import triton_gpu
 
@@ -392,12 +436,17 @@ def test_elements_of_densities_have_the_cpus_bits(density: str) -> None:
 
 
 def test_two_runs_of_densities_give_the_same_bits() -> None:
-    x, logits = torch.rand(64, 784, device="cuda"), torch.randn(50, 64, 784, device="cuda", requires_grad=True)
+    x, logits = (
+        torch.rand(64, 784, device="cuda"),
+        torch.randn(50, 64, 784, device="cuda", requires_grad=True),
+    )
     logvar = torch.randn(784, device="cuda", requires_grad=True)
     found = []
     for _ in range(2):
         outputs = lk.gaussian_log_prob(x, logits, logvar), lk.bernoulli_log_prob(x, logits)
-        found.append([*outputs, *torch.autograd.grad([out.sum() for out in outputs], (logits, logvar))])
+        found.append(
+            [*outputs, *torch.autograd.grad([out.sum() for out in outputs], (logits, logvar))]
+        )
     assert all(bits_equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -409,4 +458,6 @@ def test_density_of_more_than_2_to_the_31_elements() -> None:
     logits = torch.zeros(rows, cols, device="cuda", dtype=torch.bfloat16)
     logits[-5:] = torch.randn(5, cols, device="cuda").bfloat16()
     x = torch.rand(cols, device="cuda").bfloat16()
-    assert bits_equal(lk.bernoulli_log_prob(x, logits)[-5:].cpu(), lk.bernoulli_log_prob(x, logits[-5:]).cpu())
+    assert bits_equal(
+        lk.bernoulli_log_prob(x, logits)[-5:].cpu(), lk.bernoulli_log_prob(x, logits[-5:]).cpu()
+    )

@@ -1,4 +1,6 @@
-"""Sparse codes: every algorithm and backend to the optimum that scikit-learn finds, with gaps that are bounds."""
+"""Sparse codes: every algorithm and backend to the optimum that scikit-learn finds, with gaps that
+are bounds.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,29 @@ ALGORITHMS = ("cd", "fista", "ista")
 DTYPES = (torch.float32, torch.float64)
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# rows, features, components: odd ones, one of each, more than a register, fewer features than components
-SIZES = [(7, 20, 33), (1, 1, 1), (5, 1, 17), (3, 40, 1), (9, 30, 64), (4, 16, 100), (2, 70, 48), (6, 3, 5)]
+# rows, features, components: odd ones, one of each, more than a register, fewer features than
+# components
+SIZES = [
+    (7, 20, 33),
+    (1, 1, 1),
+    (5, 1, 17),
+    (3, 40, 1),
+    (9, 30, 64),
+    (4, 16, 100),
+    (2, 70, 48),
+    (6, 3, 5),
+]
 
 
-def problem(rows: int, features: int, components: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def problem(
+    rows: int, features: int, components: int, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Rows x and a dictionary whose atoms have norms between 1/2 and 2."""
     generator = torch.Generator().manual_seed(1000 * rows + 100 * features + components)
     d = torch.randn(components, features, generator=generator, dtype=torch.float64)
-    d *= (0.5 + 1.5 * torch.rand(components, 1, generator=generator, dtype=torch.float64)) / d.norm(dim=1, keepdim=True)
+    d *= (0.5 + 1.5 * torch.rand(components, 1, generator=generator, dtype=torch.float64)) / d.norm(
+        dim=1, keepdim=True
+    )
     codes = torch.randn(rows, components, generator=generator, dtype=torch.float64)
     codes *= torch.rand(rows, components, generator=generator) < 0.2
     x = codes @ d + 0.1 * torch.randn(rows, features, generator=generator, dtype=torch.float64)
@@ -47,11 +63,19 @@ def objective(x: Tensor, d: Tensor, z: Tensor, alpha: float | Tensor) -> Tensor:
     return 0.5 * (x - z @ d).square().sum(-1) + alpha * z.abs().sum(-1)
 
 
-def optimum(x: Tensor, d: Tensor, alpha: float, positive: bool = False, tol: float = 1e-14) -> Tensor:
-    """Objective values of scikit-learn's solution, whose loss is divided by the number of its samples."""
+def optimum(
+    x: Tensor, d: Tensor, alpha: float, positive: bool = False, tol: float = 1e-14
+) -> Tensor:
+    """Objective values of scikit-learn's solution, whose loss is divided by the number of its
+    samples.
+    """
     n = d.size(1)
-    model = Lasso(alpha=alpha / n, fit_intercept=False, tol=tol, max_iter=1_000_000, positive=positive)
-    z = torch.stack([torch.from_numpy(model.fit(d.double().T.numpy(), row.double().numpy()).coef_) for row in x])
+    model = Lasso(
+        alpha=alpha / n, fit_intercept=False, tol=tol, max_iter=1_000_000, positive=positive
+    )
+    z = torch.stack(
+        [torch.from_numpy(model.fit(d.double().T.numpy(), row.double().numpy()).coef_) for row in x]
+    )
     return objective(x, d, z, alpha)
 
 
@@ -64,18 +88,28 @@ def bits(*tensors: Tensor) -> bytes:
     return b"".join(t.contiguous().numpy().tobytes() for t in tensors)
 
 
-def check(x: Tensor, d: Tensor, alpha: float, codes: Tensor, gap: Tensor, best: Tensor, positive: bool = False) -> None:
+def check(
+    x: Tensor,
+    d: Tensor,
+    alpha: float,
+    codes: Tensor,
+    gap: Tensor,
+    best: Tensor,
+    positive: bool = False,
+) -> None:
     """As near the optimum as the tolerance asks, and the gap no less than what is left."""
     start = 0.5 * x.double().square().sum(-1)
     above = objective(x, d, codes, alpha) - best
-    assert bool((above <= 1e-6 * (best if x.dtype == torch.float64 else start) + 1e-13 * start).all()), above / best
+    assert bool(
+        (above <= 1e-6 * (best if x.dtype == torch.float64 else start) + 1e-13 * start).all()
+    ), above / best
     # the best known is itself only so good: rounding of the objective, and scikit-learn's own gap
     assert bool((gap.double() >= above - 1e-13 * start).all()), float((gap - above).min())
     if positive:
         assert bool((codes >= 0).all())
 
 
-# --- the optimum ------------------------------------------------------------------------------------------------
+# --- the optimum ----------------------------------------------------------------------------------
 
 
 @every_algorithm
@@ -83,11 +117,20 @@ def check(x: Tensor, d: Tensor, alpha: float, codes: Tensor, gap: Tensor, best: 
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.usefixtures("simd_build")
-def test_optimum(size: tuple[int, int, int], positive: bool, dtype: torch.dtype, algorithm: str) -> None:
+def test_optimum(
+    size: tuple[int, int, int], positive: bool, dtype: torch.dtype, algorithm: str
+) -> None:
     x, d = problem(*size, dtype)
     alpha, tol = 0.1, 1e-9 if dtype == torch.float64 else 1e-6
     z, gap = lk.sparse_encode(
-        x, d, algorithm=algorithm, alpha=alpha, positive=positive, tol=tol, max_iter=30_000, return_gap=True
+        x,
+        d,
+        algorithm=algorithm,
+        alpha=alpha,
+        positive=positive,
+        tol=tol,
+        max_iter=30_000,
+        return_gap=True,
     )
     assert z.dtype == gap.dtype == dtype
     reached = gap <= tol * 0.5 * x.double().square().sum(-1) * (1 + 1e-6)
@@ -104,7 +147,12 @@ def test_backends_agree(monkeypatch: pytest.MonkeyPatch, backend: str, algorithm
     """The minimum is unique here, and a gap bounds the distance to it: ||z D - z* D||^2 <= 2 gap."""
     forced(monkeypatch, backend)
     x, d = problem(6, 40, 24)
-    options: dict[str, Any] = {"algorithm": algorithm, "alpha": 0.2, "max_iter": 20_000, "return_gap": True}
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "alpha": 0.2,
+        "max_iter": 20_000,
+        "return_gap": True,
+    }
     for positive in (False, True):
         z, gap = lk.sparse_encode(x, d, tol=1e-12, positive=positive, **options)
         best = optimum(x, d, 0.2, positive)
@@ -124,12 +172,18 @@ def test_hard_problems(dtype: torch.dtype) -> None:
     d = torch.cat([d, d[:8], -d[:4]]).to(dtype)
     x = torch.randn(5, 60, generator=generator, dtype=torch.float64).to(dtype)
     for alpha in (1.0, 0.03):
-        z, gap = lk.sparse_encode(x, d, algorithm="cd", alpha=alpha, tol=tol, max_iter=100_000, return_gap=True)
+        z, gap = lk.sparse_encode(
+            x, d, algorithm="cd", alpha=alpha, tol=tol, max_iter=100_000, return_gap=True
+        )
         check(x, d, alpha, z, gap, optimum(x, d, alpha, tol=1e-10))
         # what float32 can tell of correlations whose Gram matrix has an eigenvalue in the thousands
-        assert bool((gap <= (tol if dtype == torch.float64 else 1e-4) * 0.5 * x.square().sum(-1)).all())
+        assert bool(
+            (gap <= (tol if dtype == torch.float64 else 1e-4) * 0.5 * x.square().sum(-1)).all()
+        )
     x, d = problem(2, 500, 400, dtype)
-    z, gap = lk.sparse_encode(x, d, algorithm="cd", alpha=1e-3, tol=tol, max_iter=100_000, return_gap=True)
+    z, gap = lk.sparse_encode(
+        x, d, algorithm="cd", alpha=1e-3, tol=tol, max_iter=100_000, return_gap=True
+    )
     assert bool(((z != 0).sum(-1) > 256).all())
     check(x, d, 1e-3, z, gap, optimum(x, d, 1e-3, tol=1e-10))
 
@@ -137,7 +191,9 @@ def test_hard_problems(dtype: torch.dtype) -> None:
 @every_dtype
 @pytest.mark.usefixtures("simd_build")
 def test_gap_of_any_codes(dtype: torch.dtype) -> None:
-    """max_iter=0 returns init with its gap, a bound wherever init lies; and close to tight at the optimum."""
+    """max_iter=0 returns init with its gap, a bound wherever init lies; and close to tight at the
+    optimum.
+    """
     x, d = problem(8, 20, 33, dtype)
     best = optimum(x, d, 0.1)
     near = lk.sparse_encode(x.double(), d.double(), algorithm="cd", alpha=0.1, tol=1e-15)
@@ -145,11 +201,15 @@ def test_gap_of_any_codes(dtype: torch.dtype) -> None:
         init = (near + scale * torch.randn_like(near)).to(dtype)
         for positive in (False, True):
             init = init.abs() if positive else init
-            z, gap = lk.sparse_encode(x, d, alpha=0.1, init=init, max_iter=0, positive=positive, return_gap=True)
+            z, gap = lk.sparse_encode(
+                x, d, alpha=0.1, init=init, max_iter=0, positive=positive, return_gap=True
+            )
             assert torch.equal(z, init)
             above = objective(x, d, z, 0.1) - (optimum(x, d, 0.1, True) if positive else best)
             assert bool((gap.double() >= above - 1e-13 * 0.5 * x.double().square().sum(-1)).all())
-            expected = reference.duality_gap(x, d, torch.full((8,), 0.1, dtype=torch.float64), init, positive)
+            expected = reference.duality_gap(
+                x, d, torch.full((8,), 0.1, dtype=torch.float64), init, positive
+            )
             assert torch.allclose(gap.double(), expected, rtol=1e-6, atol=1e-12)
 
 
@@ -171,18 +231,30 @@ def solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]
     return [row[n] for row in rows]
 
 
-def exact_objective(x: list[Fraction], d: list[list[Fraction]], z: list[Fraction], alpha: Fraction) -> Fraction:
+def exact_objective(
+    x: list[Fraction], d: list[list[Fraction]], z: list[Fraction], alpha: Fraction
+) -> Fraction:
     r = [v - sum(c * atom[f] for c, atom in zip(z, d, strict=True)) for f, v in enumerate(x)]
     return sum((v * v for v in r), Fraction()) / 2 + alpha * sum(abs(c) for c in z)
 
 
-def exact_minimum(x: list[Fraction], d: list[list[Fraction]], alpha: Fraction, positive: bool) -> Fraction:
-    """The least objective of the stationary points of every pattern of signs: the optimum is one of them."""
+def exact_minimum(
+    x: list[Fraction], d: list[list[Fraction]], alpha: Fraction, positive: bool
+) -> Fraction:
+    """The least objective of the stationary points of every pattern of signs: the optimum is one of
+    them.
+    """
     best = exact_objective(x, d, [Fraction()] * len(d), alpha)
     for signs in product((0, 1) if positive else (-1, 0, 1), repeat=len(d)):
         chosen = [k for k, sign in enumerate(signs) if sign]
-        gram = [[sum((a * b for a, b in zip(d[i], d[j], strict=True)), Fraction()) for j in chosen] for i in chosen]
-        right = [sum((a * b for a, b in zip(d[i], x, strict=True)), Fraction()) - alpha * signs[i] for i in chosen]
+        gram = [
+            [sum((a * b for a, b in zip(d[i], d[j], strict=True)), Fraction()) for j in chosen]
+            for i in chosen
+        ]
+        right = [
+            sum((a * b for a, b in zip(d[i], x, strict=True)), Fraction()) - alpha * signs[i]
+            for i in chosen
+        ]
         found = solve(gram, right)
         if found is None or any(c * signs[k] < 0 for k, c in zip(chosen, found, strict=True)):
             continue
@@ -199,7 +271,9 @@ def exact_minimum(x: list[Fraction], d: list[list[Fraction]], alpha: Fraction, p
 def test_gap_is_a_bound_without_tolerance(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], alpha: float, backend: str
 ) -> None:
-    """In exact arithmetic, near least squares: there r is little but rounding, and the dual's scale s many times 1."""
+    """In exact arithmetic, near least squares: there r is little but rounding, and the dual's scale
+    s many times 1.
+    """
     forced(monkeypatch, backend)
     rows, (features, components) = 24 if max(size) > 1 else 200, size
     x, d = problem(rows, features, components)
@@ -223,7 +297,9 @@ def test_gap_is_a_bound_without_tolerance(
             )
             for row, codes, bound in zip(exact(x), exact(z), exact(gap), strict=True):
                 a, atoms = Fraction(alpha), exact(d)
-                above = exact_objective(row, atoms, codes, a) - exact_minimum(row, atoms, a, positive)
+                above = exact_objective(row, atoms, codes, a) - exact_minimum(
+                    row, atoms, a, positive
+                )
                 assert 0 <= above <= bound, float(bound / above)
 
 
@@ -231,7 +307,9 @@ def test_gap_is_a_bound_without_tolerance(
 def test_max_iter_is_honoured(algorithm: str) -> None:
     x, d = problem(9, 30, 64)
     gaps = [
-        lk.sparse_encode(x, d, algorithm=algorithm, alpha=0.05, tol=0, max_iter=n, return_gap=True)[1].sum()
+        lk.sparse_encode(x, d, algorithm=algorithm, alpha=0.05, tol=0, max_iter=n, return_gap=True)[
+            1
+        ].sum()
         for n in (0, 1, 10, 100)
     ]
     assert gaps[0] > gaps[1] > gaps[2] > gaps[3]
@@ -240,7 +318,9 @@ def test_max_iter_is_honoured(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ["cd", "fista"])
 def test_tolerance_beyond_the_dtype_ends(algorithm: str) -> None:
     x, d = problem(9, 30, 64, torch.float32)
-    z, gap = lk.sparse_encode(x, d, algorithm=algorithm, alpha=0.1, tol=0, max_iter=3000, return_gap=True)
+    z, gap = lk.sparse_encode(
+        x, d, algorithm=algorithm, alpha=0.1, tol=0, max_iter=3000, return_gap=True
+    )
     assert bool((gap < 3e-6 * x.square().sum(-1)).all())
     assert bool(z.isfinite().all())
 
@@ -256,7 +336,10 @@ def test_warm_start(algorithm: str) -> None:
     assert torch.equal(same, gap)
     near = z + 1e-4 * torch.randn_like(z) * (z != 0)
     options |= {"max_iter": 3, "tol": 0.0}
-    assert lk.sparse_encode(x, d, init=near, **options)[1].sum() < lk.sparse_encode(x, d, **options)[1].sum()
+    assert (
+        lk.sparse_encode(x, d, init=near, **options)[1].sum()
+        < lk.sparse_encode(x, d, **options)[1].sum()
+    )
 
 
 @every_algorithm
@@ -269,7 +352,9 @@ def test_alpha_of_each_row(algorithm: str) -> None:
     assert bool((z[4:] == 0).all())
     assert bool((gap[4:] < 1e-12).all())
     columns = lk.sparse_encode(x.reshape(2, 3, 20), d, algorithm=algorithm, alpha=alpha[:2, None])
-    assert torch.equal(columns[0, 1], lk.sparse_encode(x[1], d, algorithm=algorithm, alpha=alpha[0]))
+    assert torch.equal(
+        columns[0, 1], lk.sparse_encode(x[1], d, algorithm=algorithm, alpha=alpha[0])
+    )
 
 
 def test_alpha_zero_is_least_squares() -> None:
@@ -290,13 +375,23 @@ def test_alpha_zero_is_least_squares() -> None:
     positive=st.booleans(),
 )
 def test_every_shape(
-    rows: int, features: int, components: int, algorithm: str, dtype: torch.dtype, alpha: float, positive: bool
+    rows: int,
+    features: int,
+    components: int,
+    algorithm: str,
+    dtype: torch.dtype,
+    alpha: float,
+    positive: bool,
 ) -> None:
-    """Float64 scarcely moves the minimum: the gap bounds how far any codes are from those of a tight solution."""
+    """Float64 scarcely moves the minimum: the gap bounds how far any codes are from those of a
+    tight solution.
+    """
     x, d = problem(rows, features, components, dtype)
     options: dict[str, Any] = {"alpha": alpha, "positive": positive, "return_gap": True}
     z, gap = lk.sparse_encode(x, d, algorithm=algorithm, max_iter=500, **options)
-    best, left = lk.sparse_encode(x.double(), d.double(), algorithm="cd", tol=1e-14, max_iter=20_000, **options)
+    best, left = lk.sparse_encode(
+        x.double(), d.double(), algorithm="cd", tol=1e-14, max_iter=20_000, **options
+    )
     start = 0.5 * x.double().square().sum(-1)
     above = objective(x, d, z, alpha) - objective(x, d, best, alpha)
     assert z.shape == (rows, components)
@@ -304,7 +399,7 @@ def test_every_shape(
     assert bool((above >= -left - 1e-14 * start).all())
 
 
-# --- what a row's result depends on -----------------------------------------------------------------------------
+# --- what a row's result depends on ---------------------------------------------------------------
 
 
 @every_algorithm
@@ -312,7 +407,12 @@ def test_every_shape(
 def test_bits_depend_on_the_row_alone(dtype: torch.dtype, algorithm: str) -> None:
     """Not on threads, the batch around it, strides or the SIMD build."""
     x, d = problem(203, 30, 65, dtype)
-    options: dict[str, Any] = {"algorithm": algorithm, "alpha": 0.1, "max_iter": 200, "return_gap": True}
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "alpha": 0.1,
+        "max_iter": 200,
+        "return_gap": True,
+    }
     torch.set_num_threads(1)
     expected = lk.sparse_encode(x, d, **options)
     for threads in (2, 3):
@@ -332,14 +432,25 @@ def test_bits_depend_on_the_row_alone(dtype: torch.dtype, algorithm: str) -> Non
 @every_algorithm
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_stays_in_its_row(monkeypatch: pytest.MonkeyPatch, bad: float, backend: str, algorithm: str) -> None:
+def test_nan_stays_in_its_row(
+    monkeypatch: pytest.MonkeyPatch, bad: float, backend: str, algorithm: str
+) -> None:
     forced(monkeypatch, backend)
     x, d = problem(9, 30, 64)
-    options: dict[str, Any] = {"algorithm": algorithm, "alpha": 0.1, "max_iter": 50, "return_gap": True}
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "alpha": 0.1,
+        "max_iter": 50,
+        "return_gap": True,
+    }
     expected = lk.sparse_encode(x, d, **options)
     x[4, 7] = bad
     z, gap = lk.sparse_encode(x, d, **options)
-    assert z.isnan().all(-1).nonzero().flatten().tolist() == gap.isnan().nonzero().flatten().tolist() == [4]
+    assert (
+        z.isnan().all(-1).nonzero().flatten().tolist()
+        == gap.isnan().nonzero().flatten().tolist()
+        == [4]
+    )
     others = torch.arange(9) != 4
     assert torch.allclose(z[others], expected[0][others], atol=1e-12)
     assert torch.allclose(gap[others], expected[1][others], atol=1e-12)
@@ -363,12 +474,16 @@ def test_rows_of_zeros_and_extreme_scales(algorithm: str) -> None:
 
 @every_algorithm
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_scales_beyond_float32(monkeypatch: pytest.MonkeyPatch, backend: str, algorithm: str) -> None:
+def test_scales_beyond_float32(
+    monkeypatch: pytest.MonkeyPatch, backend: str, algorithm: str
+) -> None:
     """NaN in both, or a gap that tells."""
     forced(monkeypatch, backend)
     x, d = problem(4, 30, 64, torch.float32)
     for scale in (1e25, 1e19, 1e-25):
-        z, gap = lk.sparse_encode(x * scale, d, algorithm=algorithm, alpha=0.1 * scale, max_iter=50, return_gap=True)
+        z, gap = lk.sparse_encode(
+            x * scale, d, algorithm=algorithm, alpha=0.1 * scale, max_iter=50, return_gap=True
+        )
         lost = gap.isnan()
         assert torch.equal(z.isnan().any(-1), lost)
         assert bool((gap.isfinite() | lost).all())
@@ -384,7 +499,9 @@ def test_small_atoms(dtype: torch.dtype, algorithm: str) -> None:
     x, d = problem(4, 30, 64, dtype)
     expected = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1)
     d[5] *= 1e-18 if dtype == torch.float32 else 1e-153
-    z, gap = lk.sparse_encode(x, d, algorithm=algorithm, alpha=0.1, max_iter=10_000, return_gap=True)
+    z, gap = lk.sparse_encode(
+        x, d, algorithm=algorithm, alpha=0.1, max_iter=10_000, return_gap=True
+    )
     assert bool((z[:, 5] == 0).all())
     assert bool((gap <= 2e-6 * 0.5 * x.square().sum(-1)).all()) or algorithm == "ista"
     others = (expected[:, 5] == 0) & (gap <= 1e-6 * 0.5 * x.square().sum(-1))
@@ -396,12 +513,16 @@ def test_shapes(algorithm: str) -> None:
     x, d = problem(6, 20, 33)
     z, gap = lk.sparse_encode(x, d, algorithm=algorithm, alpha=0.1, return_gap=True)
     for shape in ((2, 3), (6, 1), (1, 2, 3)):
-        again, same = lk.sparse_encode(x.reshape(*shape, 20), d, algorithm=algorithm, alpha=0.1, return_gap=True)
+        again, same = lk.sparse_encode(
+            x.reshape(*shape, 20), d, algorithm=algorithm, alpha=0.1, return_gap=True
+        )
         assert torch.equal(again, z.reshape(*shape, 33))
         assert torch.equal(same, gap.reshape(shape))
     assert lk.sparse_encode(x[0], d, alpha=0.1).shape == (33,)
     for empty in ((0,), (3, 0), (0, 2)):
-        again, same = lk.sparse_encode(x.new_zeros(*empty, 20), d, algorithm=algorithm, return_gap=True)
+        again, same = lk.sparse_encode(
+            x.new_zeros(*empty, 20), d, algorithm=algorithm, return_gap=True
+        )
         assert again.shape == (*empty, 33)
         assert same.shape == empty
 
@@ -412,7 +533,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
     x, d = (t.to(dtype) for t in problem(9, 30, 64))
     z, gap = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1, return_gap=True)
     assert (z.dtype, gap.dtype) == (dtype, torch.float32)
-    assert torch.equal(z, lk.sparse_encode(x.float(), d.float(), algorithm="cd", alpha=0.1).to(dtype))
+    assert torch.equal(
+        z, lk.sparse_encode(x.float(), d.float(), algorithm="cd", alpha=0.1).to(dtype)
+    )
     above = objective(x, d, z, 0.1) - optimum(x, d, 0.1)
     assert bool((gap >= above).all())
     assert bool((gap < 0.1 * x.float().square().sum(-1)).all())
@@ -420,7 +543,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert mixed.dtype == torch.float64
 
 
-# --- torch ------------------------------------------------------------------------------------------------------
+# --- torch ----------------------------------------------------------------------------------------
 
 
 def test_no_gradient_and_danskin() -> None:
@@ -435,7 +558,11 @@ def test_no_gradient_and_danskin() -> None:
     values = []
     for sign in (-1, 1):
         moved = (d + sign * 1e-5 * step).detach()
-        values.append(objective(x, moved, lk.sparse_encode(x, moved, algorithm="cd", alpha=0.1, tol=1e-14), 0.1).sum())
+        values.append(
+            objective(
+                x, moved, lk.sparse_encode(x, moved, algorithm="cd", alpha=0.1, tol=1e-14), 0.1
+            ).sum()
+        )
     assert torch.isclose((values[1] - values[0]) / 2e-5, (d.grad * step).sum(), rtol=1e-5)
 
 
@@ -459,22 +586,47 @@ def test_compile(algorithm: str) -> None:
 def test_functorch_fake_tensors_and_opcheck() -> None:
     x, d = problem(6, 20, 33)
     expected = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1)
-    assert torch.equal(torch.vmap(lambda r: lk.sparse_encode(r, d, algorithm="cd", alpha=0.1))(x), expected)
+    assert torch.equal(
+        torch.vmap(lambda r: lk.sparse_encode(r, d, algorithm="cd", alpha=0.1))(x), expected
+    )
     pair = torch.stack([d, 2 * d], -1)
-    found = torch.vmap(lambda e: lk.sparse_encode(x, e, algorithm="cd", alpha=0.1, init=expected), -1)(pair)
+    found = torch.vmap(
+        lambda e: lk.sparse_encode(x, e, algorithm="cd", alpha=0.1, init=expected), -1
+    )(pair)
     assert torch.allclose(found[0], expected, atol=1e-6)
-    assert torch.equal(found[1], lk.sparse_encode(x, 2 * d, algorithm="cd", alpha=0.1, init=expected))
-    value = torch.func.grad(lambda e: (lk.sparse_encode(x, e, algorithm="cd", alpha=0.1) @ e).sum())(d)
+    assert torch.equal(
+        found[1], lk.sparse_encode(x, 2 * d, algorithm="cd", alpha=0.1, init=expected)
+    )
+    value = torch.func.grad(
+        lambda e: (lk.sparse_encode(x, e, algorithm="cd", alpha=0.1) @ e).sum()
+    )(d)
     assert torch.allclose(value, expected.sum(0)[:, None].expand_as(d))
     with FakeTensorMode() as mode:
-        z, gap = lk.sparse_encode(mode.from_tensor(x).half(), mode.from_tensor(d).half(), return_gap=True)
-        assert (z.shape, z.dtype, gap.shape, gap.dtype) == ((6, 33), torch.float16, (6,), torch.float32)
+        z, gap = lk.sparse_encode(
+            mode.from_tensor(x).half(), mode.from_tensor(d).half(), return_gap=True
+        )
+        assert (z.shape, z.dtype, gap.shape, gap.dtype) == (
+            (6, 33),
+            torch.float16,
+            (6,),
+            torch.float32,
+        )
     assert lk.sparse_encode(x.to("meta"), d.to("meta")).shape == (6, 33)
-    arguments = (x, d, torch.full((6,), 0.1, dtype=torch.float64), None, "cd", 50, 1e-6, False, torch.float64)
+    arguments = (
+        x,
+        d,
+        torch.full((6,), 0.1, dtype=torch.float64),
+        None,
+        "cd",
+        50,
+        1e-6,
+        False,
+        torch.float64,
+    )
     assert set(opcheck(torch.ops.latent_kernels.sparse_encode, arguments).values()) == {"SUCCESS"}
 
 
-# --- processes --------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 @every_algorithm
@@ -498,12 +650,17 @@ assert draw() == expected
 """
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ)
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=dict(os.environ),
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-# --- bad input --------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 X, D = torch.ones(4, 5), torch.eye(3, 5)
 encode = lk.sparse_encode

@@ -1,4 +1,6 @@
-"""Unrolled soft-thresholding on the CPU: every build and form through one checker, bits, NaN, memory, bad input."""
+"""Unrolled soft-thresholding on the CPU: every build and form through one checker, bits, NaN,
+memory, bad input.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-# --- against the truth --------------------------------------------------------------------------------------------
+# --- against the truth ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -68,14 +70,18 @@ def test_cpp(sizes: Sizes, form: str) -> None:
     ),
 )
 @settings(max_examples=200, deadline=None)
-def test_any_shape(form: str, sizes: Sizes, more_rows: int, dtype: torch.dtype, options: dict[str, Any]) -> None:
+def test_any_shape(
+    form: str, sizes: Sizes, more_rows: int, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
     rows, *rest = sizes
     check_every_build(cpp_cpu, ListaProblem(form, (rows + more_rows, *rest), dtype, **options))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_reference(form: str) -> None:
-    """The formula as this library writes it, against the papers' column form with every default written out."""
+    """The formula as this library writes it, against the papers' column form with every default
+    written out.
+    """
     for sizes in LISTA_SIZES:
         for options in OPTIONS:
             problem = ListaProblem(form, sizes, torch.float64, **options)
@@ -102,7 +108,9 @@ def test_problems_are_of_every_density() -> None:
 
 @pytest.mark.parametrize("positive", [False, True])
 def test_selection_of_ties_and_of_more_than_there_are(positive: bool) -> None:
-    """As large as the k-th largest passes; below its threshold nothing does. Exact in small integers."""
+    """As large as the k-th largest passes; below its threshold nothing does. Exact in small
+    integers.
+    """
     x = torch.tensor([[3.0, -3.0, 2.0, 1.0, -5.0, 0.0, 3.0], [1.0, 1.0, 0.0, -1.0, 1.0, 1.0, -1.0]])
     tensors = Tensors(x, torch.eye(7), torch.tensor(1.5))
     for k in (0, 1, 2, 3, 7, 100):
@@ -122,7 +130,10 @@ def test_selection_of_ties_and_of_more_than_there_are(positive: bool) -> None:
 
 def test_at_its_threshold_an_entry_is_zero_and_so_is_its_gradient() -> None:
     tensors = Tensors(torch.tensor([[2.0, -2.0, 0.0, 3.0]]), torch.eye(4), torch.full((4,), 2.0))
-    for theta, codes, gradient in ((2.0, [0, 0, 0, 1], [0, 0, 0, 1]), (0.0, [2, -2, 0, 3], [1, 1, 0, 1])):
+    for theta, codes, gradient in (
+        (2.0, [0, 0, 0, 1], [0, 0, 0, 1]),
+        (0.0, [2, -2, 0, 3], [1, 1, 0, 1]),
+    ):
         tensors = tensors._replace(threshold=torch.full((4,), theta))
         z, tape = cpp_cpu.forward(tensors, Choices(1), True)
         assert z.tolist() == [codes]
@@ -130,7 +141,9 @@ def test_at_its_threshold_an_entry_is_zero_and_so_is_its_gradient() -> None:
         wanted = (True, False, True, False, False, False, False, False)
         found = cpp_cpu.backward(tensors, Choices(1), tape, torch.ones(1, 4), wanted)
         assert found[0].tolist() == [gradient]
-        assert found[2].tolist() == [-g * (1 if c >= 0 else -1) for g, c in zip(gradient, codes, strict=True)]
+        assert found[2].tolist() == [
+            -g * (1 if c >= 0 else -1) for g, c in zip(gradient, codes, strict=True)
+        ]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -148,9 +161,13 @@ def test_every_gradient_alone(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("sizes", [(0, 3, 4, 2), (3, 0, 4, 2), (3, 4, 0, 2), (9, 0, 0, 2), (0, 0, 0, 1)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(0, 3, 4, 2), (3, 0, 4, 2), (3, 4, 0, 2), (9, 0, 0, 2), (0, 0, 0, 1)], ids=str
+)
 def test_sizes_of_zero(sizes: Sizes, form: str) -> None:
-    """No rows, no features, no components: nothing is read, gradients of sums over nothing are zeros."""
+    """No rows, no features, no components: nothing is read, gradients of sums over nothing are
+    zeros.
+    """
     for options in (*OPTIONS[:6], {**OPTIONS[3], "select": 0}):
         problem = ListaProblem(form, sizes, **options)
         found = problem.run(cpp_cpu)
@@ -165,20 +182,30 @@ def test_sizes_of_zero(sizes: Sizes, form: str) -> None:
 def test_no_components_with_initial_codes() -> None:
     for x in (torch.ones(3, 4), torch.ones(2, 3, 4), torch.ones(4)):
         start = torch.ones(*x.shape[:-1], 0)
-        z = lista_encode(x, torch.ones(4, 0), torch.ones(0, 0), 0.1, n_layers=2, initial=start, select=1)
+        z = lista_encode(
+            x, torch.ones(4, 0), torch.ones(0, 0), 0.1, n_layers=2, initial=start, select=1
+        )
         assert z.shape == start.shape
 
 
-# --- bits ---------------------------------------------------------------------------------------------------------
+# --- bits -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("options", [OPTIONS[1], OPTIONS[3], OPTIONS[9]], ids=["shared", "layered", "sparse"])
+@pytest.mark.parametrize(
+    "options", [OPTIONS[1], OPTIONS[3], OPTIONS[9]], ids=["shared", "layered", "sparse"]
+)
 def test_bits_do_not_depend_on_threads(form: str, options: dict[str, Any]) -> None:
-    """Enough rows for several tiles, chunks and threads; 520 rows are dealt to seven threads in tiles of 40."""
+    """Enough rows for several tiles, chunks and threads; 520 rows are dealt to seven threads in
+    tiles of 40.
+    """
     dtype = torch.float64 if options is OPTIONS[3] else torch.float32
     problem = ListaProblem(form, (520, 400, 100, 3), dtype, **options)
-    tensors, choices, wanted = problem.tensors, problem.choices, tuple(t is not None for t in problem.tensors)
+    tensors, choices, wanted = (
+        problem.tensors,
+        problem.choices,
+        tuple(t is not None for t in problem.tensors),
+    )
 
     def both() -> list[Tensor | None]:
         z, tape = cpp_cpu.forward(tensors, choices, True)
@@ -194,7 +221,9 @@ def test_bits_do_not_depend_on_threads(form: str, options: dict[str, Any]) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_do_not_depend_on_their_batch(form: str, dtype: torch.dtype) -> None:
-    """A row alone is gathered; among others its tile may be a dense product. Codes and gradients of rows: same bits."""
+    """A row alone is gathered; among others its tile may be a dense product. Codes and gradients of
+    rows: same bits.
+    """
     for options in OPTIONS:
         problem = ListaProblem(form, (69, 19, 45, 3), dtype, **options)
         rows = ("z", "d_x", "d_initial")
@@ -202,7 +231,8 @@ def test_rows_do_not_depend_on_their_batch(form: str, dtype: torch.dtype) -> Non
         for part in ([0], [68], [5, 6, 7], [3, 60, 2, 9, 33], list(range(0, 69, 2))):
             tensors, upstream = problem.tensors, problem.upstream
             some = tensors._replace(
-                x=tensors.x[part], initial=None if tensors.initial is None else tensors.initial[part]
+                x=tensors.x[part],
+                initial=None if tensors.initial is None else tensors.initial[part],
             )
             problem.tensors, problem.upstream = some, upstream[part]
             found = problem.run(cpp_cpu)
@@ -213,7 +243,9 @@ def test_rows_do_not_depend_on_their_batch(form: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_dense_row_makes_no_difference_to_sparse_ones(form: str) -> None:
-    """One tile is as dense as its rows together: 3 of 4 rows full, the fourth nearly empty, and alone."""
+    """One tile is as dense as its rows together: 3 of 4 rows full, the fourth nearly empty, and
+    alone.
+    """
     problem = ListaProblem(form, (8, 30, 100, 4), theta=0.8)
     loud = problem.tensors.x * torch.tensor([50.0, 50, 50, 0.5, 50, 50, 50, 0.5])[:, None]
     problem.tensors = problem.tensors._replace(x=loud)
@@ -230,13 +262,15 @@ def test_a_dense_row_makes_no_difference_to_sparse_ones(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_bits_do_not_depend_on_build(form: str) -> None:
-    """At sizes where lists and dense tiles, pairs and transposed matrices all occur; float32 against the truth too."""
+    """At sizes where lists and dense tiles, pairs and transposed matrices all occur; float32
+    against the truth too.
+    """
     for options in (OPTIONS[1], OPTIONS[3], OPTIONS[6], OPTIONS[9]):
         for dtype in DTYPES:
             check_every_build(cpp_cpu, ListaProblem(form, (130, 50, 203, 4), dtype, **options))
 
 
-# --- NaN and infinities -------------------------------------------------------------------------------------------
+# --- NaN and infinities ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -267,7 +301,7 @@ def test_huge_thresholds_do_not_hide_nan() -> None:
         assert not z[[0, 2]].any()
 
 
-# --- iterative soft-thresholding ----------------------------------------------------------------------------------
+# --- iterative soft-thresholding ------------------------------------------------------------------
 
 
 def soft(u: Tensor, theta: float | Tensor) -> Tensor:
@@ -277,7 +311,9 @@ def soft(u: Tensor, theta: float | Tensor) -> Tensor:
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("layers", [1, 2, 30])
 def test_equals_iterative_soft_thresholding(layers: int, initial: bool) -> None:
-    """All forms, with the weights of `from_dictionary`, are ISTA for the Lasso with scikit-learn's layout."""
+    """All forms, with the weights of `from_dictionary`, are ISTA for the Lasso with scikit-learn's
+    layout.
+    """
     alpha, m, n = 0.2, 20, 35
     dictionary = torch.nn.functional.normalize(torch.randn(n, m, dtype=torch.float64))
     x = torch.randn(11, m, dtype=torch.float64)
@@ -292,20 +328,30 @@ def test_equals_iterative_soft_thresholding(layers: int, initial: bool) -> None:
     theta, step = alpha / lipschitz, 1 / lipschitz
     for build in _core.simd_builds():
         _core.select_simd_build(build)
-        for threshold in (theta, torch.full((n,), theta).double(), torch.full((layers, 1), theta).double()):
+        for threshold in (
+            theta,
+            torch.full((n,), theta).double(),
+            torch.full((layers, 1), theta).double(),
+        ):
             forms = [
-                lista_encode(x, dictionary.T / lipschitz, unit - gram / lipschitz, threshold, **options),
+                lista_encode(
+                    x, dictionary.T / lipschitz, unit - gram / lipschitz, threshold, **options
+                ),
                 lista_encode(x, dictionary.T, -gram, threshold, step=step, **options),
                 coupled_lista_encode(x, dictionary, dictionary.T, threshold, step=step, **options),
                 coupled_lista_encode(x, dictionary, dictionary.T / lipschitz, threshold, **options),
             ]
             for found in forms:
                 # A contraction: the roundings of each step do not grow.
-                assert torch.allclose(found, z, rtol=0, atol=1e-13 if threshold is theta else 1e-7 * layers)
+                assert torch.allclose(
+                    found, z, rtol=0, atol=1e-13 if threshold is theta else 1e-7 * layers
+                )
 
 
 def test_many_layers_reach_the_lasso() -> None:
-    """Its optimality conditions: |D (x - z D)| <= alpha, equal to alpha sign(z) where z is not zero."""
+    """Its optimality conditions: |D (x - z D)| <= alpha, equal to alpha sign(z) where z is not
+    zero.
+    """
     alpha, m, n = 0.3, 30, 20
     dictionary = torch.nn.functional.normalize(torch.randn(n, m, dtype=torch.float64))
     x = torch.randn(6, m, dtype=torch.float64)
@@ -316,7 +362,7 @@ def test_many_layers_reach_the_lasso() -> None:
     assert torch.allclose(slope[z != 0], alpha * torch.sign(z[z != 0]), atol=1e-9)
 
 
-# --- memory -------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def bytes_saved(run: Callable[[], Tensor], given: list[Tensor]) -> tuple[int, Tensor]:
@@ -339,7 +385,9 @@ def bytes_saved(run: Callable[[], Tensor], given: list[Tensor]) -> tuple[int, Te
 
 @pytest.mark.parametrize("form", ["recurrent", "steps", "residual"])
 def test_training_keeps_a_fifth_of_what_torch_keeps(form: str) -> None:
-    """At 5% density, against the leanest plain torch: softshrink keeps one tensor, the product with S another."""
+    """At 5% density, against the leanest plain torch: softshrink keeps one tensor, the product with
+    S another.
+    """
     rows, m, n, layers = 300, 40, 200, 6
     dictionary = torch.nn.functional.normalize(torch.randn(n, m))
     x = torch.randn(rows, m)
@@ -353,7 +401,9 @@ def test_training_keeps_a_fifth_of_what_torch_keeps(form: str) -> None:
     def ours(theta: float) -> Tensor:
         if form == "residual":
             return coupled_lista_encode(x, dictionary, weight, theta, step=step, n_layers=layers)
-        return lista_encode(x, weight, gram, theta, step=step if form == "steps" else None, n_layers=layers)
+        return lista_encode(
+            x, weight, gram, theta, step=step if form == "steps" else None, n_layers=layers
+        )
 
     def plain(theta: float) -> Tensor:
         z = None
@@ -382,7 +432,8 @@ def test_training_keeps_a_fifth_of_what_torch_keeps(form: str) -> None:
     assert len(nonzeros) == layers + 1
     assert nonzeros[0] == 0
     assert nonzeros[-1] == int((z != 0).sum())
-    # An index and a value each, with steps also the entry before the threshold; and where every row begins.
+    # An index and a value each, with steps also the entry before the threshold; and where every row
+    # begins.
     tape = sum(nonzeros) * (8 if form == "recurrent" else 12) + 4 * (rows + 64) * layers
     assert kept <= 64, "more than numbers is kept beside the inputs and the tape"
     assert 5 * (kept + tape) <= theirs, (kept, tape, theirs)
@@ -393,25 +444,37 @@ def test_the_tape_counts_codes_of_every_layer() -> None:
     _, tape = cpp_cpu.forward(problem.tensors, problem.choices, True)
     assert problem.tensors.initial is not None
     counts = [int((problem.tensors.initial != 0).sum())]
-    counts += [int((z != 0).sum()) for _, z in by_hand(problem.tensors, problem.choices, torch.float32)]
+    counts += [
+        int((z != 0).sum()) for _, z in by_hand(problem.tensors, problem.choices, torch.float32)
+    ]
     assert tape is not None
     assert tape.nonzeros == counts
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 X, W, S, D = torch.zeros(4, 5), torch.zeros(5, 3), torch.zeros(3, 3), torch.zeros(3, 5)
 NAN, INF = float("nan"), float("inf")
 
 
 def encode(
-    x: Any = X, weight: Any = W, recurrent: Any = S, threshold: Any = 0.1, n_layers: Any = 2, **options: Any
+    x: Any = X,
+    weight: Any = W,
+    recurrent: Any = S,
+    threshold: Any = 0.1,
+    n_layers: Any = 2,
+    **options: Any,
 ) -> Tensor:
     return lista_encode(x, weight, recurrent, threshold, n_layers=n_layers, **options)
 
 
 def coupled(
-    x: Any = X, dictionary: Any = D, weight: Any = W, threshold: Any = 0.1, n_layers: Any = 2, **options: Any
+    x: Any = X,
+    dictionary: Any = D,
+    weight: Any = W,
+    threshold: Any = 0.1,
+    n_layers: Any = 2,
+    **options: Any,
 ) -> Tensor:
     return coupled_lista_encode(x, dictionary, weight, threshold, n_layers=n_layers, **options)
 
@@ -514,7 +577,9 @@ BAD = [(call, *case) for call in (encode, coupled) for case in BOTH] + ONE
 
 
 @pytest.mark.parametrize(("call", "changed", "error", "message"), BAD)
-def test_bad_input(call: Any, changed: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    call: Any, changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
     assert call().shape == (4, 3)
     with pytest.raises(error, match=message):
         call(**changed)

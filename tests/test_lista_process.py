@@ -1,4 +1,5 @@
-"""Unrolled soft-thresholding among processes and threads: fork, DataLoader workers, several Python threads.
+"""Unrolled soft-thresholding among processes and threads: fork, DataLoader workers, several Python
+threads.
 
 Both passes, each test in a fresh interpreter that must end by itself.
 """
@@ -14,8 +15,9 @@ from latent_kernels.kernels.lista import cpp_cpu
 from lista_checks import FORMS, ListaProblem
 from test_threads import run
 
-# Enough rows for three threads. Results are compared as bytes and made by NumPy: torch's own threads do not survive
-# fork, and the sum by which weights are checked is torch's where a tensor is new.
+# Enough rows for three threads. Results are compared as bytes and made by NumPy: torch's own
+# threads do not survive fork, and the sum by which weights are checked is torch's where a tensor is
+# new.
 PRELUDE = """
 import os, sys, threading
 import numpy as np, torch
@@ -82,7 +84,9 @@ stop = True; t.join()
 
 
 def test_dataloader_workers() -> None:
-    """Encoded by workers, and trained there: leaves of a worker's own, its autograd in a process without the pool."""
+    """Encoded by workers, and trained there: leaves of a worker's own, its autograd in a process
+    without the pool.
+    """
     code = """
 import hashlib
 def digest(x): return hashlib.sha256(x).digest()

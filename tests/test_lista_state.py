@@ -25,11 +25,15 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
 def test_steps_that_turn_nan_behind_torchs_back_stay_inside_their_lists(
     problem: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """6 components leave lanes of a register over, and NaN there once looked like codes beyond the end."""
+    """6 components leave lanes of a register over, and NaN there once looked like codes beyond the
+    end.
+    """
     x, weight, recurrent = problem
     memory = np.array(0.5, np.float32)
     step = torch.from_numpy(memory)
-    assert bool(torch.isfinite(lista_encode(x, weight, recurrent, 0.01, n_layers=3, step=step)).all())
+    assert bool(
+        torch.isfinite(lista_encode(x, weight, recurrent, 0.01, n_layers=3, step=step)).all()
+    )
     memory[...] = np.nan
     for _ in range(50):
         z = lista_encode(x.repeat(40, 1), weight, recurrent, 0.01, n_layers=3, step=step)
@@ -37,7 +41,9 @@ def test_steps_that_turn_nan_behind_torchs_back_stay_inside_their_lists(
         assert bool(z.isnan().all())
 
 
-def test_second_derivatives_by_way_of_another_term_raise(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_second_derivatives_by_way_of_another_term_raise(
+    problem: tuple[Tensor, Tensor, Tensor],
+) -> None:
     """The upstream gradient of the codes needs no gradient here; x does."""
     x, weight, recurrent = problem
     x.requires_grad_()
@@ -59,7 +65,9 @@ def test_another_default_device_changes_nothing(problem: tuple[Tensor, Tensor, T
 @pytest.mark.filterwarnings("ignore")
 def test_a_trace_computes_anew(problem: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, recurrent = problem
-    traced = torch.jit.trace(lambda x: lista_encode(x, weight, recurrent, 0.01, n_layers=2), x, check_trace=False)
+    traced = torch.jit.trace(
+        lambda x: lista_encode(x, weight, recurrent, 0.01, n_layers=2), x, check_trace=False
+    )
     other = 2 * x + 1
     assert torch.equal(traced(other), lista_encode(other, weight, recurrent, 0.01, n_layers=2))
 
@@ -80,7 +88,9 @@ def test_numbers_are_told_apart(problem: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, recurrent = problem
     for _ in range(2):
         found = [
-            lista_encode(x, weight, recurrent, t, n_layers=3, step=s) for t in (0.01, 0.02) for s in (0.3, 0.2, None)
+            lista_encode(x, weight, recurrent, t, n_layers=3, step=s)
+            for t in (0.01, 0.02)
+            for s in (0.3, 0.2, None)
         ]
         assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
 
@@ -90,7 +100,9 @@ def test_few_rows_and_many_give_x_the_same_gradient(problem: tuple[Tensor, Tenso
     found = []
     for copies in (1, 300):
         rows = x.repeat(copies, 1).requires_grad_()
-        (g,) = torch.autograd.grad(lista_encode(rows, weight, recurrent, 0.01, n_layers=3).sum(), rows)
+        (g,) = torch.autograd.grad(
+            lista_encode(rows, weight, recurrent, 0.01, n_layers=3).sum(), rows
+        )
         found.append(g)
     assert torch.equal(found[1], found[0].repeat(300, 1))
 
@@ -114,7 +126,9 @@ for spare in (1, 5, 40, 44, 48):
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 print(failed, lk.lista_encode(x[:9], w, s, 0.01, n_layers=2).shape)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     failed, shape = result.stdout.split(" ", 1)
     assert int(failed) > 0

@@ -1,4 +1,6 @@
-"""Unrolled soft-thresholding under torch's own machinery: autograd, torch.compile, torch.func, dtypes, strides."""
+"""Unrolled soft-thresholding under torch's own machinery: autograd, torch.compile, torch.func,
+dtypes, strides.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,16 @@ def _one_thread() -> None:
 
 
 def problem_of(form: str, options: dict[str, Any] | None = None, **more: Any) -> ListaProblem:
-    """Small, in float64, its entries so far from their thresholds that finite differences do not cross them."""
+    """Small, in float64, its entries so far from their thresholds that finite differences do not
+    cross them.
+    """
     return clear_problem(
-        form, SIZES, torch.float64, margin=1e-3, **(OPTIONS[1] if options is None else options), **more
+        form,
+        SIZES,
+        torch.float64,
+        margin=1e-3,
+        **(OPTIONS[1] if options is None else options),
+        **more,
     )
 
 
@@ -55,7 +64,7 @@ def leaves_of(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(t.detach().clone().requires_grad_() for t in given)
 
 
-# --- autograd -----------------------------------------------------------------------------------------------------
+# --- autograd -------------------------------------------------------------------------------------
 
 
 @every_kind
@@ -186,7 +195,7 @@ def test_weights_changed_before_backward_are_noticed(form: str) -> None:
             z.sum().backward()
 
 
-# --- between calls: what was checked, and what has changed since --------------------------------------------------
+# --- between calls: what was checked, and what has changed since ----------------------------------
 
 
 def fresh(run: Callable[..., Tensor], given: list[Tensor]) -> Tensor:
@@ -248,7 +257,9 @@ def test_steps_of_an_optimizer(form: str) -> None:
     target = torch.randn_like(problem.upstream)
     results = []
     for function in (encode, reference.encode):
-        parameters = [None if t is None else torch.nn.Parameter(t.clone()) for t in problem.tensors[1:]]
+        parameters = [
+            None if t is None else torch.nn.Parameter(t.clone()) for t in problem.tensors[1:]
+        ]
         optimizer = torch.optim.SGD([p for p in parameters if p is not None], lr=0.05)
         for _ in range(5):
             optimizer.zero_grad()
@@ -319,7 +330,13 @@ def test_choices_are_checked_after_good_ones(
     form: str, changed: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """1 == True == 1.0, but a call that was fine with one is not with the other."""
-    x, w, d, s, theta = torch.randn(3, 4), torch.randn(4, 6), torch.randn(6, 4), torch.randn(6, 6), torch.rand(1, 6)
+    x, w, d, s, theta = (
+        torch.randn(3, 4),
+        torch.randn(4, 6),
+        torch.randn(6, 4),
+        torch.randn(6, 6),
+        torch.rand(1, 6),
+    )
 
     def run(**options: Any) -> Tensor:
         options = {"n_layers": 1, "select": 1, "positive": True, **options}
@@ -334,18 +351,24 @@ def test_choices_are_checked_after_good_ones(
 
 
 def test_many_encoders_in_turn() -> None:
-    """More of them than are remembered; tensors that die, and others that take their place in memory."""
+    """More of them than are remembered; tensors that die, and others that take their place in
+    memory.
+    """
     x = torch.randn(2, 5)
     for i in range(200):
         n = 3 + i % 4
         w, s, theta = torch.randn(5, n), torch.randn(n, n), torch.rand(n)
         for _ in range(2):
             z = lista_encode(x, w, s, theta, n_layers=2)
-            assert torch.allclose(z, reference.encode(Tensors(x, w, theta, None, s), Choices(2)), rtol=1e-4, atol=1e-4)
+            assert torch.allclose(
+                z, reference.encode(Tensors(x, w, theta, None, s), Choices(2)), rtol=1e-4, atol=1e-4
+            )
 
 
 def test_x_of_every_kind_after_a_plain_one() -> None:
-    """What a plain call has left behind does not answer for x of another dtype, shape, device, stride or need."""
+    """What a plain call has left behind does not answer for x of another dtype, shape, device,
+    stride or need.
+    """
     w, s, theta = torch.randn(5, 4), torch.randn(4, 4), torch.rand(4)
     x = torch.randn(3, 5)
 
@@ -381,9 +404,12 @@ def test_x_of_every_kind_after_a_plain_one() -> None:
         assert run(torch.empty(7, 5)).shape == (7, 4)
 
 
-# --- opcheck ------------------------------------------------------------------------------------------------------
+# --- opcheck --------------------------------------------------------------------------------------
 
-CHECKED = [(form, OPTIONS[1]) for form in FORMS] + [("recurrent", OPTIONS[0]), ("residual steps", OPTIONS[3])]
+CHECKED = [(form, OPTIONS[1]) for form in FORMS] + [
+    ("recurrent", OPTIONS[0]),
+    ("residual steps", OPTIONS[3]),
+]
 
 
 @pytest.mark.parametrize(("form", "options"), CHECKED)
@@ -414,7 +440,7 @@ def test_ops_equal_plain_calls(form: str) -> None:
         assert bits_equal(a, b)
 
 
-# --- torch.compile ------------------------------------------------------------------------------------------------
+# --- torch.compile --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -453,14 +479,19 @@ def test_compile_numbers_and_leading_shapes() -> None:
     w, d = torch.randn(4, 6), torch.randn(6, 4)
 
     def run(x: Tensor) -> Tensor:
-        return coupled_lista_encode(2 * x, d, w, 0.3, step=0.5, n_layers=3, positive=True, select=(0, 1, 2)) + 1
+        return (
+            coupled_lista_encode(
+                2 * x, d, w, 0.3, step=0.5, n_layers=3, positive=True, select=(0, 1, 2)
+            )
+            + 1
+        )
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     for x in (torch.randn(4), torch.randn(3, 4), torch.randn(2, 3, 4), torch.randn(0, 4)):
         assert torch.equal(compiled(x), run(x))
 
 
-# --- fake tensors, dispatch modes ---------------------------------------------------------------------------------
+# --- fake tensors, dispatch modes -----------------------------------------------------------------
 
 
 @every_kind
@@ -515,20 +546,26 @@ def test_the_reference_can_be_forced(form: str, monkeypatch: pytest.MonkeyPatch)
         assert a.shape == b.shape
 
 
-# --- torch.func ---------------------------------------------------------------------------------------------------
+# --- torch.func -----------------------------------------------------------------------------------
 
 
 @every_kind
 @every_form
 def test_vmap(form: str, options: dict[str, Any]) -> None:
-    """vmap(f)(x)[i] == f(x[i]): over each input alone, at the front and at the back, over rows, over everything."""
-    problems = [ListaProblem(form, SIZES, torch.float64, seed=2 * i + 1, **options) for i in range(3)]
+    """vmap(f)(x)[i] == f(x[i]): over each input alone, at the front and at the back, over rows,
+    over everything.
+    """
+    problems = [
+        ListaProblem(form, SIZES, torch.float64, seed=2 * i + 1, **options) for i in range(3)
+    ]
     columns = list(zip(*(given_of(p)[0] for p in problems), strict=True))
     _, run = given_of(problems[0])
     first = [c[0] for c in columns]
     names = [name for name, t in zip(NAMES, problems[0].tensors, strict=True) if t is not None]
     count = len(columns)
-    cases: list[tuple[tuple[int, ...], int]] = [((i,), dim) for i in range(count) for dim in (0, -1)]
+    cases: list[tuple[tuple[int, ...], int]] = [
+        ((i,), dim) for i in range(count) for dim in (0, -1)
+    ]
     cases += [(tuple(range(count)), 0), (tuple(range(count)), -1)]
     cases += [(tuple(i for i, name in enumerate(names) if name in ("x", "initial")), 0)]
     for batched, dim in cases:
@@ -545,7 +582,9 @@ def test_grad_equals_backward(form: str) -> None:
     given, run = given_of(problem)
     leaves = leaves_of(given)
     expected = torch.autograd.grad(run(*leaves), leaves, problem.upstream)
-    found = grad(lambda *x: (run(*x) * problem.upstream).sum(), argnums=tuple(range(len(given))))(*given)
+    found = grad(lambda *x: (run(*x) * problem.upstream).sum(), argnums=tuple(range(len(given))))(
+        *given
+    )
     assert all(bits_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -562,15 +601,22 @@ def test_vmap_of_grad_and_grad_of_vmap(form: str, options: dict[str, Any]) -> No
         return run(*given).square().sum()
 
     one_row = [t[:, None] if i in rows else t for i, t in enumerate(given)]
-    per_sample = vmap(grad(loss, argnums=which), in_dims=tuple(0 if i in rows else None for i in which))(*one_row)
+    per_sample = vmap(
+        grad(loss, argnums=which), in_dims=tuple(0 if i in rows else None for i in which)
+    )(*one_row)
     for k in range(3):
-        expected = grad(loss, argnums=which)(*(t[k] if i in rows else t for i, t in enumerate(one_row)))
+        expected = grad(loss, argnums=which)(
+            *(t[k] if i in rows else t for i, t in enumerate(one_row))
+        )
         assert all(bits_equal(a[k], b) for a, b in zip(per_sample, expected, strict=True))
     models = [torch.stack([t, 0.9 * t]) for t in given]
     through = grad(lambda *x: vmap(loss)(*x).sum(), argnums=which)(*models)
     for k in range(2):
         expected = grad(loss, argnums=which)(*(t[k] for t in models))
-        assert all(torch.allclose(a[k], b, rtol=1e-12, atol=1e-13) for a, b in zip(through, expected, strict=True))
+        assert all(
+            torch.allclose(a[k], b, rtol=1e-12, atol=1e-13)
+            for a, b in zip(through, expected, strict=True)
+        )
 
 
 @every_form
@@ -590,7 +636,7 @@ def test_jacrev(form: str) -> None:
     assert not blocks.any()
 
 
-# --- shapes, strides, dtypes --------------------------------------------------------------------------------------
+# --- shapes, strides, dtypes ----------------------------------------------------------------------
 
 
 @every_form
@@ -609,7 +655,9 @@ def test_leading_shapes(form: str) -> None:
     one = encode(t._replace(x=t.x[5], initial=t.initial[5]), problem.choices)
     assert bits_equal(one, z[5])
     for leading in ((0,), (0, 3), (3, 0)):
-        x, initial = (torch.zeros(*leading, k, dtype=torch.float64, requires_grad=True) for k in (4, 6))
+        x, initial = (
+            torch.zeros(*leading, k, dtype=torch.float64, requires_grad=True) for k in (4, 6)
+        )
         weight = t.weight.clone().requires_grad_()
         found = encode(t._replace(x=x, initial=initial, weight=weight), problem.choices)
         assert found.shape == (*leading, 6)
@@ -628,7 +676,9 @@ def strided(x: Tensor, kind: str) -> Tensor:
     if kind == "transposed" and x.dim() > 1:
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)
     if kind == "every second":
-        room = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype) if x.dim() else x
+        room = (
+            torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype) if x.dim() else x
+        )
         view = room[..., ::2] if x.dim() else x.clone()
         view.copy_(x)
         return view
@@ -645,7 +695,9 @@ def strided(x: Tensor, kind: str) -> Tensor:
 @pytest.mark.parametrize("kind", ["transposed", "every second", "offset", "negated"])
 @every_form
 def test_strides(form: str, kind: str) -> None:
-    problem = ListaProblem(form, (9, 4, 6, 3), torch.float64, threshold="both", layered=True, bias=True, initial=True)
+    problem = ListaProblem(
+        form, (9, 4, 6, 3), torch.float64, threshold="both", layered=True, bias=True, initial=True
+    )
     given, run = given_of(problem)
     leaves = leaves_of(given)
     expected = torch.autograd.grad(run(*leaves), leaves, problem.upstream)
@@ -661,7 +713,12 @@ def test_strides(form: str, kind: str) -> None:
 
 def test_expanded() -> None:
     """One row, one layer, one threshold in memory; gradients of what was expanded are summed."""
-    x, w, d, theta = torch.randn(1, 4).double(), torch.randn(4, 6).double() / 4, torch.randn(6, 4).double(), 0.1
+    x, w, d, theta = (
+        torch.randn(1, 4).double(),
+        torch.randn(4, 6).double() / 4,
+        torch.randn(6, 4).double(),
+        0.1,
+    )
     row, shared, one = (t.clone().requires_grad_() for t in (x, w, torch.tensor([theta]).double()))
     upstream = torch.randn(5, 6, dtype=torch.float64)
     z = coupled_lista_encode(row.expand(5, 4), d, shared.expand(3, 4, 6), one.expand(6), n_layers=3)
@@ -716,7 +773,9 @@ def test_numbers_beside_float64_weights_are_float64() -> None:
 
 @every_form
 def test_mixed_dtypes_promote(form: str) -> None:
-    problem = ListaProblem(form, (9, 4, 6, 3), torch.float32, threshold="components", bias=True, initial=True)
+    problem = ListaProblem(
+        form, (9, 4, 6, 3), torch.float32, threshold="components", bias=True, initial=True
+    )
     given, run = given_of(problem)
     wide = [t.double() for t in given]
     expected = run(*wide)
@@ -766,7 +825,9 @@ def test_no_grad_and_inference_mode() -> None:
             assert torch.equal(found, z)
         made = [t.clone() for t in given]
         assert torch.equal(run(*made), z)
-        made[1].fill_(torch.nan)  # tensors of inference mode have no version: they are read every time
+        made[1].fill_(
+            torch.nan
+        )  # tensors of inference mode have no version: they are read every time
         with pytest.raises(ValueError, match="weight must be finite"):
             run(*made)
         made[1].copy_(given[1])

@@ -1,4 +1,6 @@
-"""`latent-kernels mixture`: its numbers against scikit-learn's from the same start, its picture, and its errors."""
+"""`latent-kernels mixture`: its numbers against scikit-learn's from the same start, its picture,
+and its errors.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ def theirs(outcome):
         return model.fit(outcome.data.X)
 
 
-# --- the fit ----------------------------------------------------------------------------------------------------
+# --- the fit --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
@@ -69,7 +71,9 @@ def test_the_fit_is_scikit_learns_from_the_same_start(data, covariance_type):
     assert best.log_likelihood[-1] == pytest.approx(model.lower_bound_, abs=1e-9)
     for name, ours in zip(("weights_", "means_", "covariances_"), best.trace[-1], strict=True):
         np.testing.assert_allclose(ours, getattr(model, name), rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(outcome.responsibilities, model.predict_proba(outcome.data.X), atol=1e-7)
+    np.testing.assert_allclose(
+        outcome.responsibilities, model.predict_proba(outcome.data.X), atol=1e-7
+    )
     assert outcome.bic[3] == pytest.approx(model.bic(outcome.data.X), rel=1e-9)
 
 
@@ -82,12 +86,16 @@ def test_the_log_likelihood_never_falls(data):
 def test_the_best_start_is_the_estimators():
     """Of as many starts from the same seed, so that the BIC of every K is of fits made alike."""
     outcome = fit("wine", 4, "diag", seed=5)
-    model = command._model(outcome.data, 4, "diag", n_init=2, max_iter=command.MOST_ITERATIONS, random_state=5)
+    model = command._model(
+        outcome.data, 4, "diag", n_init=2, max_iter=command.MOST_ITERATIONS, random_state=5
+    )
     model.fit(outcome.data.X)
     assert isinstance(model, GaussianMixture)
     assert model.lower_bounds_ == pytest.approx(outcome.fits[0].log_likelihood, abs=1e-9)
     assert outcome.bic[4] == pytest.approx(model.bic(outcome.data.X))
-    assert [f.log_likelihood[-1] for f in outcome.fits] == sorted(f.log_likelihood[-1] for f in outcome.fits)[::-1]
+    assert [f.log_likelihood[-1] for f in outcome.fits] == sorted(
+        f.log_likelihood[-1] for f in outcome.fits
+    )[::-1]
 
 
 def test_it_says_how_far_it_is():
@@ -120,7 +128,7 @@ def test_principal_components(name):
         assert f"{share:.0%} of variance" in column
 
 
-# --- the picture ------------------------------------------------------------------------------------------------
+# --- the picture ----------------------------------------------------------------------------------
 
 
 def test_the_picture_depends_on_the_seed_alone(tmp_path):
@@ -134,14 +142,18 @@ def test_the_picture_depends_on_the_seed_alone(tmp_path):
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_every_covariance_type_can_be_drawn(covariance_type, tmp_path):
     components = 2 if covariance_type == "full" else 9  # more than there are colours
-    outcome = command.write_figure(tmp_path / "m.svg", components=components, covariance_type=covariance_type)
+    outcome = command.write_figure(
+        tmp_path / "m.svg", components=components, covariance_type=covariance_type
+    )
     assert (tmp_path / "m.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert outcome.responsibilities.shape == (150, components)
 
 
 def test_one_component(tmp_path):
     outcome = command.write_figure(tmp_path / "m.png", components=1)
-    assert len(outcome.fits[0].log_likelihood) == 3  # the start's, the solution's, and that it stays
+    assert (
+        len(outcome.fits[0].log_likelihood) == 3
+    )  # the start's, the solution's, and that it stays
     assert (tmp_path / "m.png").exists()
 
 
@@ -159,22 +171,28 @@ def test_matrices_of_every_type():
     assert (pictures.matrices(variances, "diag", 2) == full).all()
     assert (pictures.matrices(full, "full", 2) == full).all()
     assert (pictures.matrices(full[1], "tied", 2) == full[1]).all()
-    assert (pictures.matrices(np.array([1.0, 3.0]), "spherical", 2) == np.eye(2) * [[[1.0]], [[3.0]]]).all()
+    assert (
+        pictures.matrices(np.array([1.0, 3.0]), "spherical", 2) == np.eye(2) * [[[1.0]], [[3.0]]]
+    ).all()
 
 
-# --- the command ------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_command_prints_what_it_found(tmp_path):
     path = tmp_path / "m.png"
-    result = call("--data", "iris", "--components", 2, "--covariance-type", "diag", "--seed", 3, "--out", path)
+    result = call(
+        "--data", "iris", "--components", 2, "--covariance-type", "diag", "--seed", 3, "--out", path
+    )
     assert result.exit_code == 0, result.output
     pixels = imread(path)
     assert min(pixels.shape[:2]) > 200
     assert pixels[..., :3].std() > 0.02
     outcome = fit("iris", 2, "diag", 3)
     model = theirs(outcome)
-    numbers = re.search(r"Log-likelihood (\S+) nats per row after (\d+) iterations, the best of 2", result.output)
+    numbers = re.search(
+        r"Log-likelihood (\S+) nats per row after (\d+) iterations, the best of 2", result.output
+    )
     assert numbers is not None
     assert float(numbers[1]) == pytest.approx(model.lower_bound_, abs=1e-6)
     assert int(numbers[2]) == model.n_iter_
@@ -187,7 +205,9 @@ def test_the_command_prints_what_it_found(tmp_path):
     assert "An iteration of EM, 400 x 3, 2 components, 1 thread" in result.output
     for covariance_type in ("diag", "full"):
         (row,) = re.findall(
-            rf"^ *{covariance_type} +float\d\d +(\S+) ms +(\S+) ms +(\S+)x +(\S+) *$", result.output, re.M
+            rf"^ *{covariance_type} +float\d\d +(\S+) ms +(\S+) ms +(\S+)x +(\S+) *$",
+            result.output,
+            re.M,
         )
         assert all(float(x) > 0 for x in row[:3])
         assert float(row[3]) < 1e-3
@@ -206,7 +226,9 @@ def test_it_says_what_went_wrong(monkeypatch):
 
 
 def test_other_warnings_are_seen(monkeypatch):
-    monkeypatch.setattr(command, "fit_from", lambda *_: warnings.warn("another", RuntimeWarning, stacklevel=1))
+    monkeypatch.setattr(
+        command, "fit_from", lambda *_: warnings.warn("another", RuntimeWarning, stacklevel=1)
+    )
     with pytest.warns(RuntimeWarning, match="another"), pytest.raises(AttributeError):
         fit()
 
@@ -279,7 +301,10 @@ def test_an_unknown_backend_is_one_clear_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("where", "drawn", "message"),
-    [("fit_from", False, "stopped before there was anything to draw"), ("_compare", True, "the picture is complete")],
+    [
+        ("fit_from", False, "stopped before there was anything to draw"),
+        ("_compare", True, "the picture is complete"),
+    ],
 )
 def test_ctrl_c(where, drawn, message, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 PARAMETERS = ["weights_", "means_", "covariances_", "lower_bounds_"]
 
 
-# --- arrays of every kind ---------------------------------------------------------------------------------------
+# --- arrays of every kind -------------------------------------------------------------------------
 
 
 def test_arrays_of_every_kind(tmp_path: Path) -> None:
@@ -35,7 +35,15 @@ def test_arrays_of_every_kind(tmp_path: Path) -> None:
     frozen.flags.writeable = False
     wide = np.zeros((480, 6))
     wide[::2, ::2] = X
-    kinds = [mapped, frozen, np.asfortranarray(X), wide[::2, ::2], torch.from_numpy(X), X.astype(object), X.tolist()]
+    kinds = [
+        mapped,
+        frozen,
+        np.asfortranarray(X),
+        wide[::2, ::2],
+        torch.from_numpy(X),
+        X.astype(object),
+        X.tolist(),
+    ]
     for other in kinds:
         model = GaussianMixture(**settings).fit(other)
         agree(model, plain, 1e-12)
@@ -51,7 +59,10 @@ def test_data_are_not_copied(tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "X", dtype=np.float32, mode="r", shape=(240, 3))
     assert np.shares_memory(GaussianMixture()._checked_batch(mapped, None, reset=True)[0], mapped)
     tensor = torch.zeros(4, 3)
-    assert GaussianMixture()._checked_batch(tensor, None, reset=True)[0].ctypes.data == tensor.data_ptr()
+    assert (
+        GaussianMixture()._checked_batch(tensor, None, reset=True)[0].ctypes.data
+        == tensor.data_ptr()
+    )
 
 
 def test_tensors_elsewhere_are_refused() -> None:
@@ -61,7 +72,7 @@ def test_tensors_elsewhere_are_refused() -> None:
     assert model.predict(torch.zeros(3, 2, dtype=torch.bfloat16)).tolist() == [0, 0, 0]
 
 
-# --- data that do not fit in memory -----------------------------------------------------------------------------
+# --- data that do not fit in memory ---------------------------------------------------------------
 
 
 class _Again:
@@ -128,7 +139,16 @@ def test_batches_that_cannot_be_used() -> None:
     for array in (IRIS, torch.from_numpy(IRIS)):
         with pytest.raises(TypeError, match=r"wrap it in a list, \[X\]"):
             model.fit_batches(array)
-    for item in ([], (), IRIS[None], (IRIS, None, None), IRIS[0], 3, (IRIS[0], IRIS[0]), [[1.0], [1.0, 2.0]]):
+    for item in (
+        [],
+        (),
+        IRIS[None],
+        (IRIS, None, None),
+        IRIS[0],
+        3,
+        (IRIS[0], IRIS[0]),
+        [[1.0], [1.0, 2.0]],
+    ):
         with pytest.raises(ValueError, match=r"as a tuple or list; batch 1 is a"):
             model.fit_batches([IRIS, item])
     with pytest.raises(TypeError, match="iterable or a callable"):
@@ -156,14 +176,19 @@ def test_initialization_looks_at_a_sample() -> None:
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_online_em_approaches_the_fit(covariance_type: str) -> None:
     X = blobs(6, n=6000)
-    settings: dict[str, Any] = {"n_components": 3, "covariance_type": covariance_type, "random_state": 0}
+    settings: dict[str, Any] = {
+        "n_components": 3,
+        "covariance_type": covariance_type,
+        "random_state": 0,
+    }
     exact = GaussianMixture(**settings, tol=1e-6, max_iter=500).fit(X)
     online = GaussianMixture(**settings)
     for batch in np.split(X, 30):
         online.partial_fit(batch)
     first = GaussianMixture(**settings, max_iter=0).fit(X[:200])
     gap, before = exact.score(X) - online.score(X), exact.score(X) - first.score(X)
-    # The free parameters of a fit to n rows lose p / 2n each; the last steps average about 8 batches of 200.
+    # The free parameters of a fit to n rows lose p / 2n each; the last steps average about 8
+    # batches of 200.
     assert gap < 3 * exact._n_parameters() / (2 * 1600)
     assert gap < before
     assert online.n_iter_ == len(online.lower_bounds_) == 30

@@ -1,7 +1,8 @@
 """Mixtures fitted by the processes of a torch.distributed group.
 
-`python -m torch.distributed.run --nproc-per-node=2 tests/test_mixture_distributed.py FOLDER` is what the processes run;
-the test starts it once and compares what they wrote with fits of one process.
+`python -m torch.distributed.run --nproc-per-node=2 tests/test_mixture_distributed.py FOLDER` is
+what the processes run; the test starts it once and compares what they wrote with fits of one
+process.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ REPOSITORY = Path(__file__).parents[1]
 PARAMETERS = ["weights_", "means_", "covariances_", "lower_bounds_"]
 
 
-# --- processes --------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 CUT = 97  # rows of the first process
 FAMILIES = ["gaussian", "poisson", "categorical", "bernoulli"]
@@ -51,7 +52,9 @@ def _mixed_rows() -> np.ndarray:
     generator, labels = np.random.RandomState(1), np.arange(240) % 2
     category = np.where(np.arange(240) < 230, generator.randint(3, size=240), 5)
     X = [6 * labels + generator.standard_normal(240), generator.poisson(2 + 5 * labels), category]
-    return np.column_stack([*X, generator.uniform(size=240) < 0.2 + 0.6 * labels]).astype(np.float64)
+    return np.column_stack([*X, generator.uniform(size=240) < 0.2 + 0.6 * labels]).astype(
+        np.float64
+    )
 
 
 def _settings(covariance_type: str, init_params: str) -> dict[str, Any]:
@@ -76,14 +79,20 @@ def _cases(rank: int | None, group: Any) -> dict[str, Any]:
         model = GaussianMixture(**_settings(kind, init))
         fits[f"{kind} {init}"] = model.fit(X, sample_weight=weight, group=group)
     batches = [(X[:30], weight[:30]), (X[30:30], weight[:0]), (X[30:], weight[30:])]
-    fits["batches"] = GaussianMixture(**_settings("full", "kmeans")).fit_batches(batches, group=group)
+    fits["batches"] = GaussianMixture(**_settings("full", "kmeans")).fit_batches(
+        batches, group=group
+    )
     # All rows are with the second process: the first has no batch, or no row.
     own_iris = [] if rank == 0 else [IRIS]
     fits["no batch"] = GaussianMixture(3, random_state=0).fit_batches(own_iris, group=group)
-    fits["no row"] = GaussianMixture(3, random_state=0).fit(IRIS[: 0 if rank == 0 else None], group=group)
+    fits["no row"] = GaussianMixture(3, random_state=0).fit(
+        IRIS[: 0 if rank == 0 else None], group=group
+    )
     fits["mixed"] = MixtureModel(2, families=FAMILIES, random_state=0).fit(mixed, group=group)
     generator = np.random.RandomState(7)
-    fits["generator"] = GaussianMixture(3, init_params="random", random_state=generator).fit(X, group=group)
+    fits["generator"] = GaussianMixture(3, init_params="random", random_state=generator).fit(
+        X, group=group
+    )
     warm = GaussianMixture(3, random_state=0, warm_start=True, tol=0.5).fit(X, group=group)
     fits["warm"] = warm.set_params(tol=1e-3).fit(X, group=group)
     return fits
@@ -147,8 +156,12 @@ def _failures(rank: int, group: Any) -> dict[str, str]:
         "setting": lambda: GaussianMixture(3 - 3 * rank).fit(IRIS, group=group),
         "pass": lambda: GaussianMixture(3).fit_batches(_Breaks(rank), group=group),
         "start": lambda: GaussianMixture(2, reg_covar=0).fit(np.ones((5, 2)), group=group),
-        "weights_init": lambda: GaussianMixture(2, weights_init=[0.5, 0.5 - 0.1 * rank]).fit(IRIS, group=group),
-        "bad weights_init": lambda: GaussianMixture(1, weights_init=_Unlike(rank)).fit(IRIS, group=group),
+        "weights_init": lambda: GaussianMixture(2, weights_init=[0.5, 0.5 - 0.1 * rank]).fit(
+            IRIS, group=group
+        ),
+        "bad weights_init": lambda: GaussianMixture(1, weights_init=_Unlike(rank)).fit(
+            IRIS, group=group
+        ),
         "warm": lambda: _fitted_in_the_first(rank).fit(IRIS, group=group),
         "components": lambda: GaussianMixture(2 + rank).fit(IRIS, group=group),
         "tol": lambda: GaussianMixture(2, tol=10.0**-rank).fit(IRIS, group=group),
@@ -195,9 +208,18 @@ def _work(folder: str) -> None:
 
 
 def _run(*arguments: str, timeout: int = 300) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        *arguments,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -235,7 +257,9 @@ def test_two_processes_are_one(processes: list[dict[str, Any]]) -> None:
 
 
 def test_processes_have_the_same_bits(processes: list[dict[str, Any]]) -> None:
-    pairs = [(processes[0]["fits"][name], processes[1]["fits"][name]) for name in processes[0]["fits"]]
+    pairs = [
+        (processes[0]["fits"][name], processes[1]["fits"][name]) for name in processes[0]["fits"]
+    ]
     pairs.append((processes[0]["unseeded"], processes[1]["unseeded"]))
     for one, other in pairs:
         for a, b in zip(_arrays(one), _arrays(other), strict=True):
@@ -253,7 +277,9 @@ def test_an_error_in_one_process_is_raised_in_all(processes: list[dict[str, Any]
     first, second = processes[0]["failures"], processes[1]["failures"]
     for name in ("infinite", "infinite batch"):
         assert "ValueError: Input X contains infinity" in second[name]
-        assert first[name].startswith("RuntimeError: process 1 of the group failed: Input X contains infinity")
+        assert first[name].startswith(
+            "RuntimeError: process 1 of the group failed: Input X contains infinity"
+        )
     assert first["columns"] == second["columns"]
     assert "the same number of columns in every process; got [3, 4]" in first["columns"]
     assert "n_components must be an integer >= 1; got 0" in first["setting"]
@@ -263,7 +289,10 @@ def test_an_error_in_one_process_is_raised_in_all(processes: list[dict[str, Any]
     assert first["start"].startswith("ValueError")
     assert second["start"].startswith("RuntimeError: process 0 of the group failed")
     for name, message in (
-        ("weights_init", "weights_init must be the same in every process of the group; got [0.5, 0.5], [0.5, 0.4]"),
+        (
+            "weights_init",
+            "weights_init must be the same in every process of the group; got [0.5, 0.5], [0.5, 0.4]",
+        ),
         (
             "warm",
             "being fitted already, with warm_start, must be the same in every process of the group; got True, False",
@@ -272,7 +301,9 @@ def test_an_error_in_one_process_is_raised_in_all(processes: list[dict[str, Any]
         ("tol", "tol must be the same in every process of the group; got 1.0, 0.1"),
     ):
         assert first[name] == second[name] == f"ValueError: {message}"
-    assert first["bad weights_init"].startswith("RuntimeError: process 1 of the group failed: weights_init must have")
+    assert first["bad weights_init"].startswith(
+        "RuntimeError: process 1 of the group failed: weights_init must have"
+    )
     assert second["bad weights_init"].startswith("ValueError: weights_init must have")
     assert second["m-step"] == second["last m-step"] == "ArithmeticError: no third step"
     assert first["m-step"].startswith("RuntimeError: another process of the group failed")
@@ -286,7 +317,9 @@ def test_sums_go_through_a_device_that_the_group_has() -> None:
 
 def test_the_example_runs() -> None:
     out = _run("-m", "latent_kernels.examples.distributed_mixture")
-    apart = [float(line.split()[-1]) for line in out.splitlines() if "differ from one process's" in line]
+    apart = [
+        float(line.split()[-1]) for line in out.splitlines() if "differ from one process's" in line
+    ]
     assert len(apart) == 3
     assert max(apart) < 1e-12
 

@@ -27,13 +27,19 @@ def _mixed(n: int = 200) -> np.ndarray:
     generator, labels = np.random.RandomState(1), np.arange(n) % 2
     x = 4 * labels + generator.standard_normal(n)
     b = generator.uniform(size=n) < 0.2 + 0.6 * labels
-    return np.column_stack([x, b, generator.poisson(2 + 5 * labels), generator.randint(1 + labels, 4)])
+    return np.column_stack(
+        [x, b, generator.poisson(2 + 5 * labels), generator.randint(1 + labels, 4)]
+    )
 
 
 def _numbers(model: Any) -> np.ndarray:
     if isinstance(model, GaussianMixture):
-        return np.concatenate([np.ravel(x) for x in (model.weights_, model.means_, model.covariances_)])
-    parts = itertools.chain.from_iterable(p if isinstance(p, tuple) else (p,) for p in model.parameters_)
+        return np.concatenate(
+            [np.ravel(x) for x in (model.weights_, model.means_, model.covariances_)]
+        )
+    parts = itertools.chain.from_iterable(
+        p if isinstance(p, tuple) else (p,) for p in model.parameters_
+    )
     return np.concatenate([model.weights_, *(np.ravel(p) for p in parts)])
 
 
@@ -43,7 +49,7 @@ def _quiet(model: Any, *arguments: Any, **options: Any) -> Any:
         return model.fit(*arguments, **options)
 
 
-# --- weights ----------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
@@ -53,7 +59,9 @@ def test_the_unit_of_weights_does_not_matter(mixed: bool, init_params: str, scal
     X = _mixed() if mixed else blobs()
     weight = np.random.RandomState(0).uniform(0.2, 2, size=len(X))
     settings: dict[str, Any] = {"init_params": init_params, "random_state": 0, "reg_covar": 1e-2}
-    model: Any = MixtureModel(2, families=FAMILIES, **settings) if mixed else GaussianMixture(3, **settings)
+    model: Any = (
+        MixtureModel(2, families=FAMILIES, **settings) if mixed else GaussianMixture(3, **settings)
+    )
     for w in (weight, np.ones(len(X))):
         there = _numbers(model.fit(X, sample_weight=w)).copy()
         here = _numbers(model.fit(X, sample_weight=scale * w))
@@ -76,7 +84,9 @@ def test_rows_without_weight_have_no_category() -> None:
     X[7, 3], weight[7] = 40, 0
     with_it = MixtureModel(2, families=FAMILIES, random_state=0).fit(X, sample_weight=weight)
     without = MixtureModel(2, families=FAMILIES, random_state=0).fit(X[weight > 0])
-    batches = MixtureModel(2, families=FAMILIES, random_state=0).fit_batches([(X[:90], weight[:90]), X[90:]])
+    batches = MixtureModel(2, families=FAMILIES, random_state=0).fit_batches(
+        [(X[:90], weight[:90]), X[90:]]
+    )
     online = MixtureModel(2, families=FAMILIES, random_state=0).partial_fit(X, sample_weight=weight)
     for model in (with_it, batches, online):
         assert model.n_categories_.tolist() == [0, 0, 0, 4]
@@ -99,7 +109,7 @@ def test_the_fit_counts_as_so_many_batches() -> None:
     np.testing.assert_allclose(moved, (11 + 2) ** -0.6, rtol=1e-6)
 
 
-# --- missing values ---------------------------------------------------------------------------------------------
+# --- missing values -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "tied"])
@@ -110,13 +120,19 @@ def test_reg_covar_does_not_compound(covariance_type: str) -> None:
     X = np.column_stack([X, np.full(400, np.nan)])
     variances = []
     for reg_covar in (0.0, 0.1):
-        settings: dict[str, Any] = {"covariance_type": covariance_type, "reg_covar": reg_covar, "tol": 0}
+        settings: dict[str, Any] = {
+            "covariance_type": covariance_type,
+            "reg_covar": reg_covar,
+            "tol": 0,
+        }
         model = _quiet(GaussianMixture(max_iter=300, **settings), X)
         variances.append(np.diag(model.covariances_.reshape(4, 4)))
         online = GaussianMixture(**settings)
         for _ in range(100):
             online.partial_fit(X)
-        np.testing.assert_allclose(np.diag(online.covariances_.reshape(4, 4)), variances[-1], rtol=1e-3)
+        np.testing.assert_allclose(
+            np.diag(online.covariances_.reshape(4, 4)), variances[-1], rtol=1e-3
+        )
     np.testing.assert_allclose(variances[1] - variances[0], 0.1, rtol=0.1)
     np.testing.assert_allclose(variances[0][3], 1)
 
@@ -124,19 +140,26 @@ def test_reg_covar_does_not_compound(covariance_type: str) -> None:
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_a_column_without_any_value_starts_with_variance_1(covariance_type: str) -> None:
     X = np.hstack([blobs(0, n=60, d=2), np.full((60, 1), np.nan)])
-    settings: dict[str, Any] = {"covariance_type": covariance_type, "random_state": 0, "reg_covar": 0, "max_iter": 0}
+    settings: dict[str, Any] = {
+        "covariance_type": covariance_type,
+        "random_state": 0,
+        "reg_covar": 0,
+        "max_iter": 0,
+    }
     model = GaussianMixture(2, **settings).fit(X)
     without = GaussianMixture(2, **settings).fit(X[:, :2])
     if covariance_type == "spherical":
         np.testing.assert_allclose(model.covariances_, without.covariances_)
     else:
-        there = model.covariances_[..., 2, 2] if covariance_type != "diag" else model.covariances_[:, 2]
+        there = (
+            model.covariances_[..., 2, 2] if covariance_type != "diag" else model.covariances_[:, 2]
+        )
         np.testing.assert_allclose(there, 1)
     mixed = MixtureModel(2, reg_covar=0, random_state=0).fit(X)
     np.testing.assert_allclose(mixed.parameters_[2][1], 1)
 
 
-# --- the start --------------------------------------------------------------------------------------------------
+# --- the start ------------------------------------------------------------------------------------
 
 
 def test_too_many_categories() -> None:
@@ -144,7 +167,9 @@ def test_too_many_categories() -> None:
     model = MixtureModel(2, families=["gaussian", "categorical"], random_state=0)
     for greatest in (1000, 1e12, 1e30):
         X[0, 1] = greatest
-        with pytest.raises(ValueError, match=r"column 1 of X is 'categorical' with values up to .*recode"):
+        with pytest.raises(
+            ValueError, match=r"column 1 of X is 'categorical' with values up to .*recode"
+        ):
             model.fit(X)
     X[0, 1] = 999
     assert model.fit(X).n_categories_[1] == 1000
@@ -156,7 +181,9 @@ def test_a_large_number_of_categories_takes_no_room_for_each_row() -> None:
     x = np.random.RandomState(0).randint(10_000, size=(10_000, 1)).astype(np.float64)
     x[0] = 9_999
     for init_params, most in (("random", 20e6), ("kmeans", 400e6)):
-        model = MixtureModel(2, families="categorical", init_params=init_params, random_state=0, max_iter=0)
+        model = MixtureModel(
+            2, families="categorical", init_params=init_params, random_state=0, max_iter=0
+        )
         tracemalloc.start()
         model.fit(x)
         assert tracemalloc.get_traced_memory()[1] < most  # one-hot it would be 800 MB
@@ -175,12 +202,14 @@ def test_random_responsibilities_are_never_all_there() -> None:
     np.testing.assert_allclose(parts.counts, r.sum(axis=0))
     assert generator.uniform() == same.uniform()
     tracemalloc.start()
-    GaussianMixture(50, init_params="random", covariance_type="diag", max_iter=0, random_state=0).fit(X)
+    GaussianMixture(
+        50, init_params="random", covariance_type="diag", max_iter=0, random_state=0
+    ).fit(X)
     assert tracemalloc.get_traced_memory()[1] < 0.8 * r.nbytes
     tracemalloc.stop()
 
 
-# --- models -----------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -254,7 +283,11 @@ def test_warnings_are_at_the_callers_line() -> None:
     with pytest.raises(ConvergenceWarning):  # an error, as pyproject.toml has it
         model.fit(IRIS)
     assert model.n_iter_ == 1  # the fit is there all the same
-    start = {"weights_init": [0.5, 0.5], "means_init": [[0.0], [1e6]], "precisions_init": [1.0, 1.0]}
+    start = {
+        "weights_init": [0.5, 0.5],
+        "means_init": [[0.0], [1e6]],
+        "precisions_init": [1.0, 1.0],
+    }
     model = GaussianMixture(2, covariance_type="spherical", **start)
     with pytest.warns(ConvergenceWarning, match="without any weight: 1") as caught:
         model.partial_fit(IRIS[:, :1])

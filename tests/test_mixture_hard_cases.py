@@ -1,4 +1,6 @@
-"""E-steps that once went wrong, or could: one bad value among many parts, tight components, far means, forks."""
+"""E-steps that once went wrong, or could: one bad value among many parts, tight components, far
+means, forks.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,17 @@ def _two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def gaussian(kind: str, size: int = 2) -> tuple[Any, ...]:
-    covariances = {"full": np.stack([np.eye(size)] * 2), "tied": np.eye(size), "diag": np.ones((2, size))}
-    return [0.4, 0.6], np.stack([np.zeros(size), np.ones(size)]), covariances.get(kind, np.ones(2)), kind
+    covariances = {
+        "full": np.stack([np.eye(size)] * 2),
+        "tied": np.eye(size),
+        "diag": np.ones((2, size)),
+    }
+    return (
+        [0.4, 0.6],
+        np.stack([np.zeros(size), np.ones(size)]),
+        covariances.get(kind, np.ones(2)),
+        kind,
+    )
 
 
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
@@ -48,9 +59,13 @@ def test_one_missing_value_among_many_parts(kind: str, row: int) -> None:
         expected = complete + alone
         np.testing.assert_allclose(got.to_vector(), expected.to_vector(), rtol=1e-6, atol=1e-2)
         assert got.counts.sum() == pytest.approx(ROWS, rel=1e-6)
-        assert got.observed[:, 1].sum() == pytest.approx(ROWS - (kind in ("diag", "spherical")), abs=0.4)
+        assert got.observed[:, 1].sum() == pytest.approx(
+            ROWS - (kind in ("diag", "spherical")), abs=0.4
+        )
     parameters = mixture.gaussian_parameters(*gaussian(kind)[:3], kind, 2)
-    density, labels, r = mixture.posterior(X, parameters, log_density=True, labels=True, responsibilities=True)
+    density, labels, r = mixture.posterior(
+        X, parameters, log_density=True, labels=True, responsibilities=True
+    )
     assert density is not None
     assert labels is not None
     assert r is not None
@@ -75,9 +90,16 @@ def test_one_bad_value_among_many_parts(row: int) -> None:
 @pytest.mark.parametrize("kind", ["diag", "spherical", "tied", "full"])
 @pytest.mark.parametrize(
     ("dtype", "place", "spread"),
-    [(np.float32, 30.0, 1e-3), (np.float32, 30.0, 5e-3), (np.float64, 5e5, 1e-3), (np.float64, 1e3, 1e-4)],
+    [
+        (np.float32, 30.0, 1e-3),
+        (np.float32, 30.0, 5e-3),
+        (np.float64, 5e5, 1e-3),
+        (np.float64, 1e3, 1e-4),
+    ],
 )
-def test_components_much_tighter_than_their_previous_sigma(kind: str, dtype: type, place: float, spread: float) -> None:
+def test_components_much_tighter_than_their_previous_sigma(
+    kind: str, dtype: type, place: float, spread: float
+) -> None:
     """The digits of the new variance count, not those relative to the old one."""
     rng = np.random.default_rng(0)
     side = np.repeat([-place, place], 2000)[:, None]
@@ -93,7 +115,8 @@ def test_components_much_tighter_than_their_previous_sigma(kind: str, dtype: typ
         "diag": np.diagonal(true, axis1=1, axis2=2),
         "spherical": np.trace(true, axis1=1, axis2=2) / 2,
     }[kind]
-    # float32: data at 30 have steps of 2e-6, which the truth has too; their sums in tiles lose some 1e-5
+    # float32: data at 30 have steps of 2e-6, which the truth has too; their sums in tiles lose some
+    # 1e-5
     np.testing.assert_allclose(got.covariances, expected, rtol=1e-4, atol=1e-4 * spread**2)
 
 
@@ -122,7 +145,9 @@ def test_sample_weights_of_any_scale(scale: float) -> None:
     w = np.random.default_rng(1).uniform(0.5, 2, 1000)
     one = lk.gaussian_e_step(X, *gaussian("diag"), sample_weight=w)
     got = lk.gaussian_e_step(X, *gaussian("diag"), sample_weight=w * scale)
-    np.testing.assert_allclose(got.to_vector() / scale, one.to_vector(), rtol=1e-5, atol=1e-5 * one.total_weight)
+    np.testing.assert_allclose(
+        got.to_vector() / scale, one.to_vector(), rtol=1e-5, atol=1e-5 * one.total_weight
+    )
 
 
 def test_masked_arrays_do_not_lose_their_mask() -> None:
@@ -133,22 +158,30 @@ def test_masked_arrays_do_not_lose_their_mask() -> None:
 
 def test_rows_too_far_for_float32() -> None:
     parameters = mixture.gaussian_parameters(*gaussian("diag")[:3], "diag", 2)
-    with pytest.raises(ValueError, match=r"so far from every component that their squares overflow float32; row 1"):
+    with pytest.raises(
+        ValueError, match=r"so far from every component that their squares overflow float32; row 1"
+    ):
         mixture.posterior(np.array([[0, 0], [1e20, 0]], np.float32), parameters, labels=True)
-    mixture.posterior(np.array([[0, 0], [1e20, 0]]), parameters, labels=True)  # float64 holds its square
+    mixture.posterior(
+        np.array([[0, 0], [1e20, 0]]), parameters, labels=True
+    )  # float64 holds its square
 
 
 def test_hard_is_a_truth_value() -> None:
     X = np.random.default_rng(0).normal(size=(10, 2))
     one = lk.gaussian_e_step(X, *gaussian("diag"), hard=True)
-    np.testing.assert_array_equal(lk.gaussian_e_step(X, *gaussian("diag"), hard=1).counts, one.counts)
+    np.testing.assert_array_equal(
+        lk.gaussian_e_step(X, *gaussian("diag"), hard=1).counts, one.counts
+    )
 
 
-# --- threads and processes ----------------------------------------------------------------------------------------
+# --- threads and processes ------------------------------------------------------------------------
 
 
 def test_an_interrupt_at_any_moment_ends_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error between taking a part and working on it once left the other threads waiting for that part."""
+    """An error between taking a part and working on it once left the other threads waiting for that
+    part.
+    """
     original = parts._Run.take
     caller = threading.get_ident()
 
@@ -163,7 +196,9 @@ def test_an_interrupt_at_any_moment_ends_every_thread(monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         lk.gaussian_e_step(X, *gaussian("diag"))
     monkeypatch.setattr(parts._Run, "take", original)
-    assert lk.gaussian_e_step(X, *gaussian("diag")).counts.sum() == pytest.approx(ROWS)  # the pool is free again
+    assert lk.gaussian_e_step(X, *gaussian("diag")).counts.sum() == pytest.approx(
+        ROWS
+    )  # the pool is free again
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

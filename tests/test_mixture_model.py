@@ -19,7 +19,16 @@ from latent_kernels.estimators.gaussian_mixture import GaussianMixture
 from latent_kernels.estimators.mixture_model import MixtureModel
 
 INITS = ["kmeans", "k-means++", "random", "random_from_data"]
-FAMILIES = ("gaussian", "bernoulli", "poisson", "categorical", "bernoulli", "poisson", "categorical", "gaussian")
+FAMILIES = (
+    "gaussian",
+    "bernoulli",
+    "poisson",
+    "categorical",
+    "bernoulli",
+    "poisson",
+    "categorical",
+    "gaussian",
+)
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 TRUTH: list[Any] = [
     (np.array([0.0, 4, -4]), np.array([1.0, 2, 0.5])),
@@ -42,11 +51,15 @@ TRUTH: list[Any] = [
 )
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     if estimator.n_components > 1 and "sample_weight_equivalence" in str(check):
-        pytest.skip("random starts of repeated and of weighted rows differ; see a_weight_is_so_many_rows")
+        pytest.skip(
+            "random starts of repeated and of weighted rows differ; see a_weight_is_so_many_rows"
+        )
     check(estimator)
 
 
-def _known(n: int, seed: int = 0, missing: float = 0.0, families: tuple[str, ...] = FAMILIES) -> np.ndarray:
+def _known(
+    n: int, seed: int = 0, missing: float = 0.0, families: tuple[str, ...] = FAMILIES
+) -> np.ndarray:
     """Rows of the mixture of WEIGHTS and TRUTH, its columns of these families alone."""
     generator = np.random.RandomState(seed)
     labels = generator.choice(3, size=n, p=WEIGHTS)
@@ -66,7 +79,9 @@ def _known(n: int, seed: int = 0, missing: float = 0.0, families: tuple[str, ...
     return X[:, [f in families for f in FAMILIES]]
 
 
-def _log_density(x: np.ndarray, weights: np.ndarray, families: tuple[str, ...], parameters: list[Any]) -> np.ndarray:
+def _log_density(
+    x: np.ndarray, weights: np.ndarray, families: tuple[str, ...], parameters: list[Any]
+) -> np.ndarray:
     """log p(x) [N], with scipy's densities."""
     joint = np.tile(np.log(weights), (len(x), 1))
     for k, (i, family) in itertools.product(range(len(weights)), enumerate(families)):
@@ -86,7 +101,9 @@ def _log_density(x: np.ndarray, weights: np.ndarray, families: tuple[str, ...], 
 
 def _flat(model: MixtureModel) -> np.ndarray:
     """Every parameter in one vector."""
-    parts = itertools.chain.from_iterable(p if isinstance(p, tuple) else (p,) for p in model.parameters_)
+    parts = itertools.chain.from_iterable(
+        p if isinstance(p, tuple) else (p,) for p in model.parameters_
+    )
     return np.concatenate([model.weights_, *(np.ravel(p) for p in parts)])
 
 
@@ -94,7 +111,7 @@ def _near(a: MixtureModel, b: MixtureModel, tolerance: float) -> None:
     np.testing.assert_allclose(_flat(a), _flat(b), rtol=tolerance, atol=tolerance)
 
 
-# --- truths -----------------------------------------------------------------------------------------------------
+# --- truths ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
@@ -104,7 +121,8 @@ def test_the_truth_is_found(missing: float) -> None:
     model = MixtureModel(3, families=FAMILIES, random_state=0, tol=1e-6).fit(X)
     assert model.converged_
     order = np.argsort(model.weights_)[::-1]
-    # Six standard errors of the estimates from the rows of the least component, of which a part says nothing.
+    # Six standard errors of the estimates from the rows of the least component, of which a part
+    # says nothing.
     rows = 0.8 * WEIGHTS.min() * (1 - missing) * n
     np.testing.assert_allclose(model.weights_[order], WEIGHTS, atol=6 * np.sqrt(0.25 / n))
     for family, found, truth in zip(FAMILIES, model.parameters_, TRUTH, strict=True):
@@ -132,7 +150,9 @@ def test_latent_classes_are_found(family: str) -> None:
         first = generator.uniform(size=(2000, 10)) < p[labels]
         X, truth = np.where(first, 0, 1 + generator.randint(2, size=first.shape)).astype(float), p
         error = 6 * np.sqrt(p * (1 - p) / 700)
-    model = MixtureModel(2, families=family, random_state=0, n_init=3, tol=1e-6, max_iter=300).fit(X)
+    model = MixtureModel(2, families=family, random_state=0, n_init=3, tol=1e-6, max_iter=300).fit(
+        X
+    )
     order = np.argsort(model.weights_)[::-1]
     np.testing.assert_allclose(model.weights_[order], [0.6, 0.4], atol=0.05)
     for i, found in enumerate(model.parameters_):
@@ -147,12 +167,22 @@ def test_latent_classes_are_found(family: str) -> None:
 @pytest.mark.parametrize("missing", [0.0, 0.1])
 def test_gaussian_columns_alone_are_the_diagonal_mixture(missing: float) -> None:
     X = _known(400, missing=missing, families=("gaussian",))
-    settings: dict[str, Any] = {"n_components": 3, "init_params": "random", "random_state": 0, "max_iter": 500}
-    mixed, diagonal = MixtureModel(**settings).fit(X), GaussianMixture(covariance_type="diag", **settings).fit(X)
+    settings: dict[str, Any] = {
+        "n_components": 3,
+        "init_params": "random",
+        "random_state": 0,
+        "max_iter": 500,
+    }
+    mixed, diagonal = (
+        MixtureModel(**settings).fit(X),
+        GaussianMixture(covariance_type="diag", **settings).fit(X),
+    )
     np.testing.assert_allclose(mixed.lower_bounds_, diagonal.lower_bounds_, rtol=1e-10)
     np.testing.assert_allclose(mixed.weights_, diagonal.weights_, rtol=1e-8)
     for i in range(2):
-        np.testing.assert_allclose(mixed.parameters_[i][0], diagonal.means_[:, i], rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(
+            mixed.parameters_[i][0], diagonal.means_[:, i], rtol=1e-8, atol=1e-8
+        )
         np.testing.assert_allclose(mixed.parameters_[i][1], diagonal.covariances_[:, i], rtol=1e-8)
     assert mixed.families_ == ("gaussian", "gaussian")
     np.testing.assert_allclose(mixed.bic(X), diagonal.bic(X), rtol=1e-9)
@@ -175,7 +205,14 @@ def test_densities_are_scipys(missing: float) -> None:
 
 
 def test_samples_have_the_model_s_moments() -> None:
-    model = MixtureModel(3, families=FAMILIES, weights_init=WEIGHTS, parameters_init=TRUTH, max_iter=0, random_state=0)
+    model = MixtureModel(
+        3,
+        families=FAMILIES,
+        weights_init=WEIGHTS,
+        parameters_init=TRUTH,
+        max_iter=0,
+        random_state=0,
+    )
     model.fit(_known(100))
     np.testing.assert_array_equal(model.parameters_[1], TRUTH[1])
     n = 40_000
@@ -191,13 +228,20 @@ def test_samples_have_the_model_s_moments() -> None:
                 assert np.abs(found - truth[k]).max() < 5 * 0.5 / np.sqrt(len(x))
                 continue
             mean = truth[0][k] if family == "gaussian" else truth[k]
-            variance = mean * (1 - mean) if family == "bernoulli" else truth[1][k] if family == "gaussian" else mean
+            variance = (
+                mean * (1 - mean)
+                if family == "bernoulli"
+                else truth[1][k]
+                if family == "gaussian"
+                else mean
+            )
             assert abs(x.mean() - mean) < 5 * np.sqrt(variance / len(x))
-            # Of the fourth moments here the greatest is 12 squared variances (that of a Poisson of rate 0.5: 5).
+            # Of the fourth moments here the greatest is 12 squared variances (that of a Poisson of
+            # rate 0.5: 5).
             assert abs(x.var() - variance) < 5 * variance * np.sqrt(12 / len(x)) + 1e-3
 
 
-# --- laws of EM -------------------------------------------------------------------------------------------------
+# --- laws of EM -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
@@ -205,7 +249,9 @@ def test_samples_have_the_model_s_moments() -> None:
 def test_likelihood_never_falls(families: tuple[str, ...], missing: float) -> None:
     X = _known(500, missing=missing, families=families)
     names = [f for f in FAMILIES if f in families]
-    model = MixtureModel(3, families=names, reg_covar=0, tol=1e-9, max_iter=50, init_params="random", random_state=0)
+    model = MixtureModel(
+        3, families=names, reg_covar=0, tol=1e-9, max_iter=50, init_params="random", random_state=0
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(X)
@@ -218,7 +264,11 @@ def test_likelihood_never_falls(families: tuple[str, ...], missing: float) -> No
 
 def test_a_weight_is_so_many_rows() -> None:
     X, weight = _known(200), np.random.RandomState(0).randint(0, 4, size=200)
-    settings: dict[str, Any] = {"families": FAMILIES, "weights_init": WEIGHTS, "parameters_init": TRUTH}
+    settings: dict[str, Any] = {
+        "families": FAMILIES,
+        "weights_init": WEIGHTS,
+        "parameters_init": TRUTH,
+    }
     weighted = MixtureModel(3, **settings).fit(X, sample_weight=weight)
     _near(weighted, MixtureModel(3, **settings).fit(np.repeat(X, weight, axis=0)), 1e-10)
 
@@ -227,9 +277,16 @@ def test_a_weight_is_so_many_rows() -> None:
 def test_batches_are_the_whole(init_params: str) -> None:
     X, weight = _known(300, missing=0.1), np.random.RandomState(0).uniform(size=300)
     weight[::17] = 0
-    X[:, 3] = np.where(np.arange(300) < 299, np.minimum(X[:, 3], 1), 4)  # the greatest category comes last
+    X[:, 3] = np.where(
+        np.arange(300) < 299, np.minimum(X[:, 3], 1), 4
+    )  # the greatest category comes last
     weight[299] = 1
-    settings: dict[str, Any] = {"families": FAMILIES, "init_params": init_params, "random_state": 0, "init_size": 120}
+    settings: dict[str, Any] = {
+        "families": FAMILIES,
+        "init_params": init_params,
+        "random_state": 0,
+        "init_size": 120,
+    }
     settings["reg_covar"] = 0.1
     whole = MixtureModel(3, **settings).fit(X, sample_weight=weight)
     items = [(X[a:b], weight[a:b]) for a, b in itertools.pairwise([0, 100, 100, 217, 300])]
@@ -246,14 +303,18 @@ def test_online_em_approaches_the_fit() -> None:
         online.partial_fit(batch)
     gap = exact.score(X) - online.score(X)
     first = MixtureModel(3, families=FAMILIES, random_state=0, max_iter=0).fit(X[:200])
-    # The free parameters of a fit to n rows lose p / 2n each; the last steps average about 8 batches of 200.
+    # The free parameters of a fit to n rows lose p / 2n each; the last steps average about 8
+    # batches of 200.
     assert 0 < gap < min(3 * exact._n_parameters() / (2 * 1600), exact.score(X) - first.score(X))
 
 
 def test_warm_start_goes_on() -> None:
     X = _known(300)
     settings: dict[str, Any] = {"families": FAMILIES, "random_state": 0, "tol": 0}
-    model, whole = MixtureModel(3, max_iter=2, warm_start=True, **settings), MixtureModel(3, max_iter=4, **settings)
+    model, whole = (
+        MixtureModel(3, max_iter=2, warm_start=True, **settings),
+        MixtureModel(3, max_iter=4, **settings),
+    )
     with pytest.warns(ConvergenceWarning):
         model.fit(X)
     with pytest.warns(ConvergenceWarning):
@@ -266,7 +327,7 @@ def test_warm_start_goes_on() -> None:
         model.fit(X)
 
 
-# --- edges ------------------------------------------------------------------------------------------------------
+# --- edges ----------------------------------------------------------------------------------------
 
 
 def test_probabilities_stay_inside() -> None:
@@ -292,7 +353,9 @@ def test_a_component_without_weight_keeps_its_parameters() -> None:
     start = pickle.loads(pickle.dumps(TRUTH))
     start[0][0][1] = 1e6
     with pytest.warns(ConvergenceWarning, match="without any weight: 1"):
-        model = MixtureModel(3, families=FAMILIES, weights_init=WEIGHTS, parameters_init=start).fit(X)
+        model = MixtureModel(3, families=FAMILIES, weights_init=WEIGHTS, parameters_init=start).fit(
+            X
+        )
     assert model.weights_[1] == 0
     for family, found, given in zip(FAMILIES, model.parameters_, start, strict=True):
         for a, b in zip(found, given, strict=True) if family == "gaussian" else [(found, given)]:
@@ -301,7 +364,9 @@ def test_a_component_without_weight_keeps_its_parameters() -> None:
 
 def test_a_component_with_hardly_any_weight_keeps_its_parameters() -> None:
     x = np.random.RandomState(0).standard_normal((50, 1))
-    far = x.max() + 37.2  # the nearest row is with it by e^-690, less than whose digits a variance needs
+    far = (
+        x.max() + 37.2
+    )  # the nearest row is with it by e^-690, less than whose digits a variance needs
     start = {"weights_init": [0.5, 0.5], "parameters_init": [([0.0, far], [1.0, 1.0])]}
     with pytest.warns(ConvergenceWarning, match="without any weight: 1"):
         model = MixtureModel(2, reg_covar=0, **start).fit(x)
@@ -333,7 +398,10 @@ def test_the_start_is_of_weighted_rows_with_means_for_missing_values() -> None:
         ({"families": "bernoulli"}, "column 1 of X is 'bernoulli', with values 0 and 1; got 2.0"),
         ({"families": ["poisson", "gaussian"]}, r"column 0 of X is 'poisson', .*; got 0.5"),
         ({"families": ["gaussian", "poisson"]}, r"column 1 of X is 'poisson', .*; got -1.0"),
-        ({"families": ["gaussian", "categorical"]}, r"column 1 of X is 'categorical', .*; got -1.0"),
+        (
+            {"families": ["gaussian", "categorical"]},
+            r"column 1 of X is 'categorical', .*; got -1.0",
+        ),
         ({"parameters_init": [(0, 1)]}, "parameters_init does not go with"),
         ({"weights_init": [2.0]}, "weights_init must"),
         ({"init_params": "best"}, "init_params must be one of"),
@@ -349,12 +417,16 @@ def test_categories_that_fit_has_not_seen() -> None:
     model = MixtureModel(2, families="categorical", random_state=0).fit(X)
     X[3, 1] = 4
     for call in (model.predict, model.score, model.partial_fit):
-        with pytest.raises(ValueError, match=r"column 1 of X is 'categorical', with values 0, \.\.\., 3 .*got 4.0"):
+        with pytest.raises(
+            ValueError, match=r"column 1 of X is 'categorical', with values 0, \.\.\., 3 .*got 4.0"
+        ):
             call(X)
     model = MixtureModel(2, families="categorical", min_categories=[3, 6], random_state=0).fit(X)
     assert model.n_categories_.tolist() == [3, 6]
     for wrong in (2.5, [1, 2, 3], -1):
-        with pytest.raises(ValueError, match="min_categories must be None, an integer or one for each of the 2"):
+        with pytest.raises(
+            ValueError, match="min_categories must be None, an integer or one for each of the 2"
+        ):
             model.set_params(min_categories=wrong).fit(X)
     passes = iter([X, X, X + 3])
     model = MixtureModel(2, families="categorical", random_state=0)

@@ -1,4 +1,5 @@
-"""The E-step among threads and processes: same bits, fork, workers, memory, and the time of a first call.
+"""The E-step among threads and processes: same bits, fork, workers, memory, and the time of a first
+call.
 
 Of the default backend; nothing of this is particular to a computation in NumPy.
 """
@@ -24,7 +25,9 @@ MIXED = ("gaussian", "poisson", "categorical", "bernoulli", "gaussian")
 
 
 def run(code: str, **environment: str) -> str:
-    """Runs code in a fresh interpreter, which must end by itself within two minutes, well and without a word of it."""
+    """Runs code in a fresh interpreter, which must end by itself within two minutes, well and
+    without a word of it.
+    """
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
@@ -44,7 +47,10 @@ def problems(kind: str, dtype: Any) -> list[Problem]:
         made = [mixed_problem(MIXED, 6001, 5, dtype, missing=missing) for missing in (0.0, 0.1)]
         made.append(mixed_problem(("bernoulli",) * 12, 6001, 4, dtype))
     else:
-        made = [gaussian_problem((6001, 5, 6), kind, dtype, missing=m, weighted=bool(m)) for m in (0.0, 0.1)]
+        made = [
+            gaussian_problem((6001, 5, 6), kind, dtype, missing=m, weighted=bool(m))
+            for m in (0.0, 0.1)
+        ]
         made.append(gaussian_problem((3001, 1, 2), kind, dtype))
     return made + [replace(made[0], hard=True)]
 
@@ -52,7 +58,9 @@ def problems(kind: str, dtype: Any) -> list[Problem]:
 def bits(problem: Problem) -> bytes:
     """Everything that a backend computes, as bytes."""
     names = ("log_density", "labels", "responsibilities")
-    arrays = mixture.posterior(mixture.checked_data(problem.X), problem.parameters, **dict.fromkeys(names, True))
+    arrays = mixture.posterior(
+        mixture.checked_data(problem.X), problem.parameters, **dict.fromkeys(names, True)
+    )
     return b"".join(np.asarray(x).tobytes() for x in (problem.run().to_vector(), *arrays))
 
 
@@ -209,7 +217,9 @@ if __name__ == "__main__":
 
 
 def test_exit_while_a_thread_computes() -> None:
-    """The process ends although a daemon thread is inside the kernels (which may be told so, as any Python code)."""
+    """The process ends although a daemon thread is inside the kernels (which may be told so, as any
+    Python code).
+    """
     code = """
 draw()
 def busy():
@@ -235,7 +245,9 @@ atexit.register(lambda: os.write(1, b"same" if draw() == expected else b"other")
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("kind", [*TYPES, "mixed"])
 def test_memory(kind: str) -> None:
-    """A million rows and 64 components: 256 MB of responsibilities that are never stored, nor X in another form."""
+    """A million rows and 64 components: 256 MB of responsibilities that are never stored, nor X in
+    another form.
+    """
     code = """
 import sys, numpy as np, latent_kernels as lk
 kind, (n, d, k) = sys.argv[-1], (1_000_000, 8, 64)
@@ -252,8 +264,8 @@ for warm in (X[:5000], X[:5000].copy()): e_step(warm)
 def peak():
     with open("/proc/self/status") as file:
         return [int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM")][0]
-# The peak of imports and compilation is forgotten, in which that of the call would hide. (ru_maxrss cannot be, and
-# begins at that of the process that started this one.)
+# The peak of imports and compilation is forgotten, in which that of the call would hide. (ru_maxrss
+# cannot be, and begins at that of the process that started this one.)
 with open("/proc/self/clear_refs", "w") as file: file.write("5")
 before = peak()
 e_step(X)
@@ -263,8 +275,9 @@ print(peak() - before)
     assert float(run(code)) < 40
 
 
-# Processor time: compiling is sequential, and other processes of a busy machine are not its cost. What numba loads only
-# at a first call (its registries of NumPy functions) is in the call's time; what `import numba` takes, printed too.
+# Processor time: compiling is sequential, and other processes of a busy machine are not its cost.
+# What numba loads only at a first call (its registries of NumPy functions) is in the call's time;
+# what `import numba` takes, printed too.
 FIRST_CALL = """
 import time, numpy as np, scipy.special, torch
 def clock(f):
@@ -279,7 +292,9 @@ print(clock(lambda: lk.gaussian_e_step(X, w, m, c)), numba)
 
 
 def test_time_of_the_first_call(tmp_path: Path) -> None:
-    """Compiled within 5 s, once; from the cache on disk within 0.3 s and as long as it takes to import numba."""
+    """Compiled within 5 s, once; from the cache on disk within 0.3 s and as long as it takes to
+    import numba.
+    """
 
     def call() -> tuple[float, float]:
         first, numba = map(float, run(FIRST_CALL, NUMBA_CACHE_DIR=str(tmp_path)).split())

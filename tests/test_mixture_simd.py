@@ -1,4 +1,6 @@
-"""Registers as a numba type: arithmetic, exp and log against NumPy; and the E-step for every width of register."""
+"""Registers as a numba type: arithmetic, exp and log against NumPy; and the E-step for every width
+of register.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def apply(function: Callable[..., None], x: np.ndarray[Any, Any]) -> np.ndarray[
     return out[: len(x)]
 
 
-def ulps(got: np.ndarray[Any, Any], x: np.ndarray[Any, Any], function: Callable[[Any], Any]) -> float:
+def ulps(
+    got: np.ndarray[Any, Any], x: np.ndarray[Any, Any], function: Callable[[Any], Any]
+) -> float:
     """The greatest error in units in the last place of the true value, from long double."""
     true = function(x.astype(np.longdouble))
     return float((abs(got - true) / np.spacing(abs(true).astype(x.dtype))).max())
@@ -55,7 +59,9 @@ def ulps(got: np.ndarray[Any, Any], x: np.ndarray[Any, Any], function: Callable[
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_exp(dtype: type) -> None:
     least = -87 if dtype is np.float32 else -708
-    x = np.concatenate([np.linspace(least, 0, 100_001), -np.geomspace(1e-30, 1, 10_000)]).astype(dtype)
+    x = np.concatenate([np.linspace(least, 0, 100_001), -np.geomspace(1e-30, 1, 10_000)]).astype(
+        dtype
+    )
     assert ulps(apply(exps, x), x, np.exp) <= 2
     edges = np.array([0.0, -0.0, least - 0.01, -1e30, -np.inf, np.nan], dtype)
     np.testing.assert_array_equal(apply(exps, edges), np.array([1, 1, 0, 0, 0, np.nan], dtype))
@@ -64,10 +70,14 @@ def test_exp(dtype: type) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_log(dtype: type) -> None:
     near_one = 1 + np.concatenate([-np.geomspace(1e-7, 0.3, 1000), np.geomspace(1e-7, 0.5, 1000)])
-    x = np.concatenate([np.geomspace(1e-30, 1e30, 100_001), np.arange(1, 1000), near_one]).astype(dtype)
+    x = np.concatenate([np.geomspace(1e-30, 1e30, 100_001), np.arange(1, 1000), near_one]).astype(
+        dtype
+    )
     # half an ulp each for m + 1, the quotient, the series, two products: 2.5, and the series itself
     assert ulps(apply(logs, x), x, np.log) <= 3
-    np.testing.assert_array_equal(apply(logs, np.array([1, np.nan], dtype)), np.array([0, np.nan], dtype))
+    np.testing.assert_array_equal(
+        apply(logs, np.array([1, np.nan], dtype)), np.array([0, np.nan], dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -98,15 +108,32 @@ def test_sums_of_registers(dtype: type, count: int) -> None:
     @numba.njit
     def four(x, out):
         n = simd.lanes(x)
-        simd.store_sums(out, 1, (simd.load(x, 0), simd.load(x, n), simd.load(x, 2 * n), simd.load(x, 3 * n)))
+        simd.store_sums(
+            out, 1, (simd.load(x, 0), simd.load(x, n), simd.load(x, 2 * n), simd.load(x, 3 * n))
+        )
 
     @numba.njit
     def sixteen(x, out):
         n = simd.lanes(x)
         a, b, c, d = simd.load(x, 0), simd.load(x, n), simd.load(x, 2 * n), simd.load(x, 3 * n)
-        e, f, g, h = simd.load(x, 4 * n), simd.load(x, 5 * n), simd.load(x, 6 * n), simd.load(x, 7 * n)
-        i, j, k, o = simd.load(x, 8 * n), simd.load(x, 9 * n), simd.load(x, 10 * n), simd.load(x, 11 * n)
-        p, q, r, s = simd.load(x, 12 * n), simd.load(x, 13 * n), simd.load(x, 14 * n), simd.load(x, 15 * n)
+        e, f, g, h = (
+            simd.load(x, 4 * n),
+            simd.load(x, 5 * n),
+            simd.load(x, 6 * n),
+            simd.load(x, 7 * n),
+        )
+        i, j, k, o = (
+            simd.load(x, 8 * n),
+            simd.load(x, 9 * n),
+            simd.load(x, 10 * n),
+            simd.load(x, 11 * n),
+        )
+        p, q, r, s = (
+            simd.load(x, 12 * n),
+            simd.load(x, 13 * n),
+            simd.load(x, 14 * n),
+            simd.load(x, 15 * n),
+        )
         simd.store_sums(out, 1, (a, b, c, d, e, f, g, h, i, j, k, o, p, q, r, s))
 
     lanes = simd.LANES[np.dtype(dtype).itemsize]
@@ -135,7 +162,8 @@ for kind, dtype in (("diag", np.float32), ("full", np.float64), ("tied", np.floa
     p = mixture.gaussian_parameters(rng.dirichlet(np.ones(k)), rng.normal(size=(k, d)), covariances, kind, d)
     got = numba_cpu.statistics(X, p, None, False)
     expected = reference.statistics(X, p, None, False)
-    # float32: a row's log density is good to some 1e-6, a sum of 700 rows of random errors to better than that
+    # float32: a row's log density is good to some 1e-6, a sum of 700 rows of random errors to
+    # better than that
     tolerance = 3e-6 if dtype is np.float32 else 1e-13
     for name, x, y in zip(got._fields, got, expected):
         x, y = np.asarray(x), np.asarray(y)
@@ -145,7 +173,8 @@ for kind, dtype in (("diag", np.float32), ("full", np.float64), ("tied", np.floa
 
 
 @pytest.mark.parametrize(
-    ("cpu", "features", "width"), [("x86-64", "+sse2", 16), ("haswell", "+avx,+avx2,+fma,+sse4.2", 32)]
+    ("cpu", "features", "width"),
+    [("x86-64", "+sse2", 16), ("haswell", "+avx,+avx2,+fma,+sse4.2", 32)],
 )
 def test_narrower_registers(cpu: str, features: str, width: int) -> None:
     """As numba compiles for lesser machines; the other tests run this machine's width."""
@@ -153,7 +182,12 @@ def test_narrower_registers(cpu: str, features: str, width: int) -> None:
         pytest.skip("this machine has no AVX")
     environment = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
     result = subprocess.run(
-        [sys.executable, "-c", WIDTHS], capture_output=True, text=True, env=environment, timeout=300, check=False
+        [sys.executable, "-c", WIDTHS],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert int(result.stdout) == width

@@ -41,13 +41,24 @@ def same(a: lk.SufficientStatistics, b: lk.SufficientStatistics, tolerance: floa
     for name in SUMS:
         x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
         assert x.shape == y.shape, name
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max(initial=0), err_msg=name)
+        np.testing.assert_allclose(
+            x, y, rtol=0, atol=tolerance * np.abs(y).max(initial=0), err_msg=name
+        )
 
 
-SUMS = ["log_likelihood", "total_weight", "counts", "observed", "first", "second", "features", "features_observed"]
+SUMS = [
+    "log_likelihood",
+    "total_weight",
+    "counts",
+    "observed",
+    "first",
+    "second",
+    "features",
+    "features_observed",
+]
 
 
-# --- sums that add and move -------------------------------------------------------------------------------------
+# --- sums that add and move -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
@@ -70,7 +81,9 @@ def test_shards_add_to_the_whole(backend: str, kind: str, missing: float) -> Non
 
 
 def direct(problem: Problem, anchor: Any) -> tuple[Any, Any]:
-    """first and second about an anchor, from the responsibilities, where no value is missing from a Gaussian block."""
+    """first and second about an anchor, from the responsibilities, where no value is missing from a
+    Gaussian block.
+    """
     _, _, r = mixture.posterior(problem.X, problem.parameters, responsibilities=True)
     r = r if problem.sample_weight is None else r * problem.sample_weight[:, None]
     x = problem.X[:, problem.parameters.gaussian.columns]
@@ -86,10 +99,14 @@ def direct(problem: Problem, anchor: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_about_another_anchor(backend: str, kind: str, missing: float) -> None:
-    """There and back; and what direct sums about it give (the columns that are there, for diagonal covariances)."""
+    """There and back; and what direct sums about it give (the columns that are there, for diagonal
+    covariances).
+    """
     problem = problem_of(kind, missing)
     statistics = problem.run()
-    anchor = statistics.anchor + np.random.default_rng(1).standard_normal(statistics.anchor.shape) * 3
+    anchor = (
+        statistics.anchor + np.random.default_rng(1).standard_normal(statistics.anchor.shape) * 3
+    )
     moved = statistics.about(anchor)
     np.testing.assert_array_equal(moved.anchor, anchor)
     same(moved.about(statistics.anchor), statistics, 1e-11)
@@ -109,10 +126,14 @@ def test_shards_about_different_anchors() -> None:
     half = replace(problem, X=problem.X[:300], sample_weight=problem.sample_weight[:300]).run()
     rest = replace(problem, X=problem.X[300:], sample_weight=problem.sample_weight[300:]).run()
     moved = rest.about(rest.anchor + 1e-3)
-    with pytest.raises(ValueError, match=r"only about one anchor; move one of them: a\.about\(b\.anchor\) \+ b"):
+    with pytest.raises(
+        ValueError, match=r"only about one anchor; move one of them: a\.about\(b\.anchor\) \+ b"
+    ):
         half + moved
     same((half.about(moved.anchor) + moved).about(half.anchor), problem.run())
-    with pytest.raises(ValueError, match=r"anchor must be finite with shape \(3, 4\); got shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"anchor must be finite with shape \(3, 4\); got shape \(3,\)"
+    ):
         half.about(np.zeros(3))
     with pytest.raises(ValueError, match=r"anchor must be finite"):
         half.about(np.full((3, 4), np.nan))
@@ -147,7 +168,7 @@ def test_multiples_and_vectors(backend: str, kind: str) -> None:
     np.testing.assert_array_equal(statistics.from_vector(vector * 3).to_vector(), vector * 3)
 
 
-# --- M-steps ----------------------------------------------------------------------------------------------------
+# --- M-steps --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reg_covar", [0.0, 0.25])
@@ -159,7 +180,9 @@ def test_m_step(backend: str, covariance_type: str, reg_covar: float) -> None:
     r = r * problem.sample_weight[:, None]
     got = problem.run().m_step(reg_covar=reg_covar)
     np.testing.assert_allclose(got.weights, r.sum(axis=0) / r.sum(), rtol=1e-12)
-    np.testing.assert_allclose(got.means, [np.average(problem.X, axis=0, weights=w) for w in r.T], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        got.means, [np.average(problem.X, axis=0, weights=w) for w in r.T], rtol=0, atol=1e-12
+    )
     full = np.stack([np.cov(problem.X.T, aweights=w, ddof=0) for w in r.T])
     diagonal = np.einsum("kdd->kd", full)
     want = {
@@ -172,7 +195,9 @@ def test_m_step(backend: str, covariance_type: str, reg_covar: float) -> None:
 
 
 def test_m_step_of_columns_partly_missing() -> None:
-    """Each column by the rows in which it is there; one variance of all of them for spherical covariances."""
+    """Each column by the rows in which it is there; one variance of all of them for spherical
+    covariances.
+    """
     for covariance_type in ("diag", "spherical"):
         problem = problem_of(covariance_type, 0.4)
         _, _, r = mixture.posterior(problem.X, problem.parameters, responsibilities=True)
@@ -182,7 +207,9 @@ def test_m_step_of_columns_partly_missing() -> None:
         for k in range(3):
             for d in range(4):
                 w = np.where(np.isnan(problem.X[:, d]), 0, r[:, k])
-                assert got.means[k, d] == pytest.approx(np.ma.average(x[:, d], weights=w), abs=1e-12)
+                assert got.means[k, d] == pytest.approx(
+                    np.ma.average(x[:, d], weights=w), abs=1e-12
+                )
                 squares[k, d] = np.ma.average((x[:, d] - got.means[k, d]) ** 2, weights=w)
         if covariance_type == "spherical":
             seen = r.T @ (~np.isnan(problem.X)).astype(float)
@@ -192,14 +219,18 @@ def test_m_step_of_columns_partly_missing() -> None:
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_m_step_of_a_component_without_weight(backend: str, covariance_type: str) -> None:
-    """It keeps its mean and covariance where the previous ones are given; the others are as without it."""
+    """It keeps its mean and covariance where the previous ones are given; the others are as without
+    it.
+    """
     problem = replace(problem_of(covariance_type), weights=np.array([0.4, 0.0, 0.6]))
     statistics = problem.run()
     if covariance_type == "tied":  # needs nothing of each component
         given = statistics.m_step(covariances=np.eye(4))
         np.testing.assert_array_equal(statistics.m_step().covariances, given.covariances)
     else:
-        with pytest.raises(ValueError, match=r"component 1 has lost all its weight.*give the previous covariances"):
+        with pytest.raises(
+            ValueError, match=r"component 1 has lost all its weight.*give the previous covariances"
+        ):
             statistics.m_step()
     got = statistics.m_step(covariances=problem.covariances, reg_covar=1e-3)
     assert got.weights[1] == 0
@@ -207,7 +238,11 @@ def test_m_step_of_a_component_without_weight(backend: str, covariance_type: str
     keep = [0, 2]
     c = problem.covariances
     alive = replace(problem, weights=problem.weights[keep], means=problem.means[keep])
-    alive = replace(alive, covariances=c if covariance_type == "tied" else c[keep]).run().m_step(reg_covar=1e-3)
+    alive = (
+        replace(alive, covariances=c if covariance_type == "tied" else c[keep])
+        .run()
+        .m_step(reg_covar=1e-3)
+    )
     np.testing.assert_allclose(got.means[keep], alive.means, rtol=0, atol=1e-12)
     if covariance_type == "tied":
         np.testing.assert_allclose(got.covariances, alive.covariances, rtol=0, atol=1e-12)
@@ -228,7 +263,12 @@ def test_m_step_of_a_column_wholly_missing() -> None:
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_m_step_of_too_few_rows(backend: str, covariance_type: str) -> None:
     """One row has no covariance; reg_covar is then all of it."""
-    given = {"full": np.eye(2)[None], "tied": np.eye(2), "diag": np.ones((1, 2)), "spherical": np.ones(1)}
+    given = {
+        "full": np.eye(2)[None],
+        "tied": np.eye(2),
+        "diag": np.ones((1, 2)),
+        "spherical": np.ones(1),
+    }
     X, covariances = np.array([[1.0, 2.0]]), given[covariance_type]
     statistics = lk.gaussian_e_step(X, [1.0], [[1.0, 2.0]], covariances, covariance_type)
     with pytest.raises(
@@ -236,7 +276,9 @@ def test_m_step_of_too_few_rows(backend: str, covariance_type: str) -> None:
         match=r"covariance (of component 0|shared by all components) is not positive definite.*greater reg_covar",
     ):
         statistics.m_step()
-    np.testing.assert_allclose(statistics.m_step(reg_covar=0.5).covariances, 0.5 * covariances, rtol=1e-12)
+    np.testing.assert_allclose(
+        statistics.m_step(reg_covar=0.5).covariances, 0.5 * covariances, rtol=1e-12
+    )
 
 
 def test_errors_of_m_step() -> None:
@@ -277,10 +319,14 @@ def test_m_step_without_gaussian_columns(backend: str) -> None:
     assert means.shape == covariances.shape == (3, 0)
 
 
-# --- bad input --------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 ROWS = np.array([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0], [0.0, 2.0, 1.0], [1.0, 7.0, 2.0]])
-RATES, P, CLASSES = np.array([1.0, 2.0]), np.array([0.3, 0.6]), np.array([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]])
+RATES, P, CLASSES = (
+    np.array([1.0, 2.0]),
+    np.array([0.3, 0.6]),
+    np.array([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]]),
+)
 SKEW = np.array([[1.0, 0.5, 0], [0.1, 1, 0], [0, 0, 1]])
 INDEFINITE = np.array([[1.0, 2.0, 0], [2.0, 1, 0], [0, 0, 1]])
 
@@ -291,13 +337,25 @@ def at(row: int, column: int, value: float, dtype: Any = np.float64) -> Any:
     return X
 
 
-def gaussian(X: Any = ROWS, w: Any = (0.5, 0.5), m: Any = None, c: Any = None, kind: str = "diag", **rest: Any) -> Any:
+def gaussian(
+    X: Any = ROWS,
+    w: Any = (0.5, 0.5),
+    m: Any = None,
+    c: Any = None,
+    kind: str = "diag",
+    **rest: Any,
+) -> Any:
     m = np.zeros((2, 3)) if m is None else m
     c = np.ones((2, 3)) if c is None else c
     return lambda: lk.gaussian_e_step(X, w, m, c, kind, **rest)
 
 
-def family(X: Any = ROWS, w: Any = (0.5, 0.5), f: Any = ("bernoulli", "poisson", "categorical"), p: Any = None) -> Any:
+def family(
+    X: Any = ROWS,
+    w: Any = (0.5, 0.5),
+    f: Any = ("bernoulli", "poisson", "categorical"),
+    p: Any = None,
+) -> Any:
     p = [P, RATES, CLASSES] if p is None else p
     return lambda: lk.exponential_family_e_step(X, w, f, p)
 
@@ -396,5 +454,8 @@ def test_no_rows(backend: str, kind: str) -> None:
         whole = problem.run()
         same(got + whole, whole, 0)
     names = ("log_density", "labels", "responsibilities")
-    shapes = [x.shape for x in mixture.posterior(nothing.X, problem.parameters, **dict.fromkeys(names, True))]
+    shapes = [
+        x.shape
+        for x in mixture.posterior(nothing.X, problem.parameters, **dict.fromkeys(names, True))
+    ]
     assert shapes == [(0,), (0,), (0, 3)]

@@ -24,13 +24,25 @@ def bits(x: torch.Tensor | np.ndarray) -> np.ndarray:
     return np.asarray(x).view(np.int32)
 
 
-# --- the generator ----------------------------------------------------------------------------------------------
+# --- the generator --------------------------------------------------------------------------------
 
 # Random123 1.14, tests/kat_vectors: philox4x32-10, counter, key, result
 KNOWN_ANSWERS = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -42,7 +54,9 @@ def test_philox_known_answers(counter: str, key: str, result: str) -> None:
 
 
 def test_uniforms_are_the_known_words(simd_build: str) -> None:
-    """Seed 0, counter 0 of substream 0 is the first known answer; the compiled code holds the same generator."""
+    """Seed 0, counter 0 of substream 0 is the first known answer; the compiled code holds the same
+    generator.
+    """
     words = np.array([int(w, 16) for w in KNOWN_ANSWERS[0][2].split()], np.uint32)
     assert np.array_equal(reference.philox(0, np.zeros(1, np.uint64), 0)[0], words)
     even, odd = reference.box_muller(words[[0, 2]], words[[1, 3]])
@@ -50,7 +64,7 @@ def test_uniforms_are_the_known_words(simd_build: str) -> None:
     assert np.array_equal(bits(lk.normal(4, seed=0)), bits(expected))
 
 
-# --- the same bits everywhere -----------------------------------------------------------------------------------
+# --- the same bits everywhere ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +77,10 @@ def test_equals_reference(simd_build: str, kind: str, offset: int) -> None:
 
 
 @given(
-    seed=st.integers(0, END - 1), offset=st.integers(0, END - 5000), n=st.integers(0, 4200), cut=st.integers(0, 4200)
+    seed=st.integers(0, END - 1),
+    offset=st.integers(0, END - 5000),
+    n=st.integers(0, 4200),
+    cut=st.integers(0, 4200),
 )
 @settings(max_examples=60, deadline=None)
 def test_split_calls_join(seed: int, offset: int, n: int, cut: int) -> None:
@@ -73,7 +90,10 @@ def test_split_calls_join(seed: int, offset: int, n: int, cut: int) -> None:
         whole = bits(theirs(n, seed, offset))
         for build in _core.simd_builds():
             _core.select_simd_build(build)
-            parts = [ours(cut, seed=seed, offset=offset), ours(n - cut, seed=seed, offset=offset + cut)]
+            parts = [
+                ours(cut, seed=seed, offset=offset),
+                ours(n - cut, seed=seed, offset=offset + cut),
+            ]
             assert np.array_equal(bits(torch.cat(parts)), whole), (kind, build)
 
 
@@ -95,7 +115,9 @@ def test_shape_is_row_major() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_dtypes_are_the_float32_values(simd_build: str, kind: str, dtype: torch.dtype) -> None:
+def test_other_dtypes_are_the_float32_values(
+    simd_build: str, kind: str, dtype: torch.dtype
+) -> None:
     ours, _ = KINDS[kind]
     for n in (1, 63, 1000):
         expected = ours(n, seed=4, offset=5).to(dtype)
@@ -111,31 +133,69 @@ def test_seeds() -> None:
     assert torch.equal(lk.normal(8, seed=torch.tensor(42)), lk.normal(8, seed=42))
 
 
-# --- frozen: a change here is stream v2 -------------------------------------------------------------------------
+# --- frozen: a change here is stream v2 -----------------------------------------------------------
 
 GOLDEN = {
-    "normal": [0x3EF0DABE, 0x3F8B49C5, 0x3F9A8246, 0xBDB23797, 0xBF28FD1B, 0x3E929C68, 0x4035FC12, 0x3CBEBAE1],
-    "uniform": [0x3F5A1CAB, 0x3EA617A8, 0x3F3365AA, 0x3F6BE74F, 0x3F2DBAA7, 0x3F67CAE1, 0x3EDAE482, 0x3F1A6685],
+    "normal": [
+        0x3EF0DABE,
+        0x3F8B49C5,
+        0x3F9A8246,
+        0xBDB23797,
+        0xBF28FD1B,
+        0x3E929C68,
+        0x4035FC12,
+        0x3CBEBAE1,
+    ],
+    "uniform": [
+        0x3F5A1CAB,
+        0x3EA617A8,
+        0x3F3365AA,
+        0x3F6BE74F,
+        0x3F2DBAA7,
+        0x3F67CAE1,
+        0x3EDAE482,
+        0x3F1A6685,
+    ],
 }
 DIGESTS: dict[tuple[str, int, int], str] = {
     ("normal", 0, 0): "4f04bbddf9be99e99edc8d140849840093dbde38c1270043d88f23ff8a203867",
-    ("normal", 9223372036854775807, 3): "ed95fb4ce5163cc233cdf255a505325ac07e3bcb0f973b4ea646b40c283d6fe4",
-    ("normal", 123456789, 17179868184): "4dcec639484f5e3ca523c737c0323cab39a7f2a26b38f4a295498b704af8afac",
+    (
+        "normal",
+        9223372036854775807,
+        3,
+    ): "ed95fb4ce5163cc233cdf255a505325ac07e3bcb0f973b4ea646b40c283d6fe4",
+    (
+        "normal",
+        123456789,
+        17179868184,
+    ): "4dcec639484f5e3ca523c737c0323cab39a7f2a26b38f4a295498b704af8afac",
     ("uniform", 0, 0): "82c06edf17b244f28500e568d6d6dc6981528e71ab2a78b95ee7cee931c4f309",
-    ("uniform", 9223372036854775807, 3): "ef23ebaa917d7a118d4d037a3bf3f3b0429e03ba3dba4ac2467b8f65e1245f4c",
-    ("uniform", 123456789, 17179868184): "932931ba93a2efe026d132f4e7ae0b6363ac2633c15ad2ae2bdf96177f27c836",
+    (
+        "uniform",
+        9223372036854775807,
+        3,
+    ): "ef23ebaa917d7a118d4d037a3bf3f3b0429e03ba3dba4ac2467b8f65e1245f4c",
+    (
+        "uniform",
+        123456789,
+        17179868184,
+    ): "932931ba93a2efe026d132f4e7ae0b6363ac2633c15ad2ae2bdf96177f27c836",
 }
 
 
 def test_golden_values(simd_build: str) -> None:
     for kind, (ours, _) in KINDS.items():
-        assert [int(b) for b in bits(ours(len(GOLDEN[kind]), seed=20131220)).view(np.uint32)] == GOLDEN[kind], kind
+        assert [
+            int(b) for b in bits(ours(len(GOLDEN[kind]), seed=20131220)).view(np.uint32)
+        ] == GOLDEN[kind], kind
 
 
 @pytest.mark.parametrize(("kind", "seed", "offset"), DIGESTS)
 def test_golden_digests(simd_build: str, kind: str, seed: int, offset: int) -> None:
     x = KINDS[kind][0](1 << 16, seed=seed, offset=offset)
-    assert hashlib.sha256(x.numpy().astype("<f4").tobytes()).hexdigest() == DIGESTS[kind, seed, offset]
+    assert (
+        hashlib.sha256(x.numpy().astype("<f4").tobytes()).hexdigest() == DIGESTS[kind, seed, offset]
+    )
 
 
 # (radius word, angle word) -> bits of the even and the odd normal
@@ -216,17 +276,21 @@ EDGES: dict[tuple[int, int], tuple[int, int]] = {
 @pytest.mark.parametrize(("radius", "angle"), EDGES)
 def test_edge_words(radius: int, angle: int) -> None:
     even, odd = reference.box_muller(np.array([radius], np.uint32), np.array([angle], np.uint32))
-    assert (int(bits(even).view(np.uint32)[0]), int(bits(odd).view(np.uint32)[0])) == EDGES[radius, angle]
+    assert (int(bits(even).view(np.uint32)[0]), int(bits(odd).view(np.uint32)[0])) == EDGES[
+        radius, angle
+    ]
 
 
-# --- elementary functions ---------------------------------------------------------------------------------------
+# --- elementary functions -------------------------------------------------------------------------
 
 LN, SIN, COS = 0, 1, 2
 
 
 def elementary(function: int, x: np.ndarray) -> np.ndarray:
     out = np.empty_like(x)
-    _core.elementary(0 if x.dtype == np.float32 else 1, function, len(x), x.ctypes.data, out.ctypes.data)
+    _core.elementary(
+        0 if x.dtype == np.float32 else 1, function, len(x), x.ctypes.data, out.ctypes.data
+    )
     return out
 
 
@@ -235,10 +299,14 @@ def edge_unit() -> np.ndarray:
     rng = np.random.default_rng(0)
     near_one = np.float32(1) - np.arange(0, 3000, dtype=np.float32) * np.float32(2**-24)
     powers = np.float32(2.0) ** -np.arange(33, dtype=np.float32)
-    around = np.concatenate([powers * (np.float32(1) + k * np.float32(2**-22)) for k in range(-3, 4)])
+    around = np.concatenate(
+        [powers * (np.float32(1) + k * np.float32(2**-22)) for k in range(-3, 4)]
+    )
     root = np.float32(np.sqrt(0.5)) * powers
     spread = (10 ** rng.uniform(-9.9, 0, 8000)).astype(np.float32)
-    u = np.concatenate([near_one, around, root, np.nextafter(root, np.float32(0)), spread]).astype(np.float32)
+    u = np.concatenate([near_one, around, root, np.nextafter(root, np.float32(0)), spread]).astype(
+        np.float32
+    )
     return u[(u >= 2**-33) & (u <= 1)]
 
 
@@ -246,8 +314,12 @@ def edge_angle() -> np.ndarray:
     """T around every multiple of 1/4 in [-1, 1], and at random."""
     rng = np.random.default_rng(1)
     quarters = np.arange(-4, 5, dtype=np.float32) / np.float32(4)
-    near = np.concatenate([quarters + s * np.float32(2.0**-k) for k in range(2, 31) for s in (-1, 1)])
-    words = rng.integers(0, 2**32, 8000, dtype=np.uint32).view(np.int32).astype(np.float32) * np.float32(2**-31)
+    near = np.concatenate(
+        [quarters + s * np.float32(2.0**-k) for k in range(2, 31) for s in (-1, 1)]
+    )
+    words = rng.integers(0, 2**32, 8000, dtype=np.uint32).view(np.int32).astype(
+        np.float32
+    ) * np.float32(2**-31)
     t = np.concatenate([quarters, near, words]).astype(np.float32)
     return t[np.abs(t) <= 1]
 
@@ -297,7 +369,7 @@ def test_range() -> None:
     assert high == 1 - 2.0**-24
 
 
-# --- statistics -------------------------------------------------------------------------------------------------
+# --- statistics -----------------------------------------------------------------------------------
 
 
 def moments_are_normal(x: np.ndarray, sigmas: float) -> dict[str, float]:
@@ -313,7 +385,9 @@ def moments_are_normal(x: np.ndarray, sigmas: float) -> dict[str, float]:
     return {k: float(v) for k, v in z.items()}
 
 
-def tails_are_normal(x: np.ndarray, thresholds: tuple[float, ...], sigmas: float) -> dict[float, float]:
+def tails_are_normal(
+    x: np.ndarray, thresholds: tuple[float, ...], sigmas: float
+) -> dict[float, float]:
     """z-scores of how many |x| exceed each threshold."""
     scores = {}
     for threshold in thresholds:
@@ -329,7 +403,10 @@ def test_moments_tails_and_shape() -> None:
     moments_are_normal(x, 4)
     tails_are_normal(x, (1, 2, 3, 4), 4)
     assert stats.kstest(x, "norm").pvalue > 1e-3
-    assert stats.kstest(lk.uniform(1 << 20, seed=11).numpy().astype(np.float64), "uniform").pvalue > 1e-3
+    assert (
+        stats.kstest(lk.uniform(1 << 20, seed=11).numpy().astype(np.float64), "uniform").pvalue
+        > 1e-3
+    )
 
 
 def correlation_score(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -372,13 +449,16 @@ def test_statistics_of_2_to_the_28(capsys: pytest.CaptureFixture[str]) -> None:
     z = (sums / n - [0, 1, 0, 3]) * np.sqrt(n / np.array([1.0, 2.0, 15.0, 96.0]))
     p = 2 * stats.norm.sf(thresholds)
     tail = (counts - n * p) / np.sqrt(n * p * (1 - p))
-    # Kolmogorov-Smirnov on the 4096 bins' edges, a lower bound of the statistic and near it at this resolution
+    # Kolmogorov-Smirnov on the 4096 bins' edges, a lower bound of the statistic and near it at this
+    # resolution
     distance = float(np.abs(np.cumsum(histogram) / n - np.arange(1, 4097) / 4096).max())
     ks = stats.kstwobign.sf(distance * np.sqrt(n))
     chi2 = stats.chi2.sf(np.sum((histogram - n / 4096) ** 2) / (n / 4096), 4095)
     with capsys.disabled():
         print(f"\nmoments z {np.round(z, 2)}, tails beyond {thresholds} z {np.round(tail, 2)}")
-        print(f"Kolmogorov-Smirnov p {ks:.3f}, chi-square (4096 bins) p {chi2:.3f}, largest |x| {largest:.4f}")
+        print(
+            f"Kolmogorov-Smirnov p {ks:.3f}, chi-square (4096 bins) p {chi2:.3f}, largest |x| {largest:.4f}"
+        )
     assert np.abs(z).max() < 4.5
     assert np.abs(tail).max() < 4.5
     assert ks > 1e-4

@@ -1,4 +1,6 @@
-"""The package as a whole: what it imports, what it costs to import, how its parts depend on one another."""
+"""The package as a whole: what it imports, what it costs to import, how its parts depend on one
+another.
+"""
 
 from __future__ import annotations
 
@@ -135,11 +137,15 @@ def imports(path: Path) -> set[str]:
 
 def test_kernels_do_not_import_the_public_ops() -> None:
     """Imports point one way: public op -> kernels -> shared plumbing -> _core."""
-    public = {f"latent_kernels.{p.stem}" for p in (ROOT / "python/latent_kernels").glob("[a-z]*.py")}
+    public = {
+        f"latent_kernels.{p.stem}" for p in (ROOT / "python/latent_kernels").glob("[a-z]*.py")
+    }
     for path in (ROOT / "kernels").rglob("*.py"):
         assert not imports(path) & public, path
     for path in (ROOT / "python/latent_kernels").glob("_[a-z]*.py"):
-        assert not {i for i in imports(path) if i in public or i.startswith("latent_kernels.kernels")}, path
+        assert not {
+            i for i in imports(path) if i in public or i.startswith("latent_kernels.kernels")
+        }, path
 
 
 def test_every_op_has_its_backends() -> None:
@@ -148,7 +154,7 @@ def test_every_op_has_its_backends() -> None:
             assert (ROOT / "kernels" / op / f"{_backends._MODULES[name]}.py").exists()
 
 
-# --- choosing a backend -----------------------------------------------------------------------------------------
+# --- choosing a backend ---------------------------------------------------------------------------
 
 
 def test_forced_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,13 +169,18 @@ def test_forced_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(lk.uniform(9, seed=3, offset=2), noise)
     assert torch.allclose(z, z2, rtol=1e-6, atol=1e-7)
     assert torch.allclose(kl, kl2, rtol=1e-6)
-    assert torch.allclose(torch.autograd.grad(z2.sum() + kl2.sum(), x)[0], gradient, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        torch.autograd.grad(z2.sum() + kl2.sum(), x)[0], gradient, rtol=1e-5, atol=1e-6
+    )
     assert torch.equal(
-        lk.rsample(x.detach(), x.detach(), seed=torch.tensor(2)), lk.rsample(x.detach(), x.detach(), seed=2)
+        lk.rsample(x.detach(), x.detach(), seed=torch.tensor(2)),
+        lk.rsample(x.detach(), x.detach(), seed=2),
     )
 
 
-@pytest.mark.parametrize("value", ["fast", "gaussian", "gaussian=numba", "mixture=cpp", "gaussian=cpp;noise=cpp"])
+@pytest.mark.parametrize(
+    "value", ["fast", "gaussian", "gaussian=numba", "mixture=cpp", "gaussian=cpp;noise=cpp"]
+)
 def test_bad_choice(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", value)
     _backends.forget()
@@ -182,7 +193,9 @@ def test_forced_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "noise=triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     _backends.forget()
-    with pytest.raises(RuntimeError, match="forces noise=triton, which cannot run: torch finds no GPU"):
+    with pytest.raises(
+        RuntimeError, match="forces noise=triton, which cannot run: torch finds no GPU"
+    ):
         lk.normal(3, seed=1)
 
 

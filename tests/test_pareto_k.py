@@ -1,4 +1,6 @@
-"""What weights say about q: the Pareto shape against known tails and a plain implementation, and the sample size."""
+"""What weights say about q: the Pareto shape against known tails and a plain implementation, and
+the sample size.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,17 @@ Tensor = torch.Tensor
 
 
 def pareto_log_weights(k: float, samples: int, columns: int, seed: int = 0) -> Tensor:
-    """Logarithms of generalized Pareto variables; what they have beyond any threshold has the same shape."""
+    """Logarithms of generalized Pareto variables; what they have beyond any threshold has the same
+    shape.
+    """
     u = lk.uniform((samples, columns), seed=seed).double()
     return torch.log(-torch.log(u) if k == 0 else torch.expm1(-k * torch.log(u)) / k)
 
 
 def zhang_stephens(log_w: list[float]) -> float:
-    """One column, as sections 3 and 4 of the paper go, with theta and k = -shape; then Vehtari et al.'s prior."""
+    """One column, as sections 3 and 4 of the paper go, with theta and k = -shape; then Vehtari et
+    al.'s prior.
+    """
     ordered = sorted(log_w)
     m = math.ceil(min(len(ordered) / 5, 3 * math.sqrt(len(ordered))))
     top = ordered[-1]
@@ -33,7 +39,10 @@ def zhang_stephens(log_w: list[float]) -> float:
             total += math.log1p(-theta * value)
         return -total / m
 
-    grid = [1 / largest + (1 - math.sqrt(points / (j - 0.5))) / (3 * quartile) for j in range(1, points + 1)]
+    grid = [
+        1 / largest + (1 - math.sqrt(points / (j - 0.5))) / (3 * quartile)
+        for j in range(1, points + 1)
+    ]
     likelihood = [m * (math.log(theta / k_of(theta)) + k_of(theta) - 1) for theta in grid]
     estimate = 0.0
     for theta, own in zip(grid, likelihood, strict=True):
@@ -43,7 +52,9 @@ def zhang_stephens(log_w: list[float]) -> float:
 
 @pytest.mark.parametrize("k", [0.1, 0.3, 0.5, 0.7, 1.0, 1.5])
 def test_the_shape_of_exact_pareto_weights_is_found(k):
-    """Its spread is the maximum-likelihood (1 + k) / sqrt M, and its bias a few times (1 + k) / M at most."""
+    """Its spread is the maximum-likelihood (1 + k) / sqrt M, and its bias a few times (1 + k) / M
+    at most.
+    """
     samples, columns = 10_000, 400
     found, m = lk.pareto_k(pareto_log_weights(k, samples, columns)), 300
     plain = (found * (m + 10) - 5) / m  # before the prior
@@ -53,7 +64,9 @@ def test_the_shape_of_exact_pareto_weights_is_found(k):
 
 
 def test_a_light_tail_and_a_gaussian_proposal():
-    """Exponential tails have k = 0. For q = N(0, v), p = N(0, 1) and v < 1 P(w > t) goes like t^(-1 / k), k = 1 - v."""
+    """Exponential tails have k = 0. For q = N(0, v), p = N(0, 1) and v < 1 P(w > t) goes like t^(-1
+    / k), k = 1 - v.
+    """
     assert abs(lk.pareto_k(pareto_log_weights(0.0, 10_000, 400)).mean() - 5 / 310) < 0.02
     for v in (0.1, 0.5):
         z = math.sqrt(v) * lk.normal((100_000, 50), seed=1).double()
@@ -70,7 +83,9 @@ def test_a_plain_implementation_agrees(samples):
     log_w = torch.cat([log_w, 3 * lk.normal((samples, 2), seed=3).double()], 1)
     found = lk.pareto_k(log_w)
     expected = [zhang_stephens(column) for column in log_w.T.tolist()]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-10
+    )
 
 
 def test_neither_scale_nor_order_nor_neighbours_matter():
@@ -78,7 +93,9 @@ def test_neither_scale_nor_order_nor_neighbours_matter():
     found = lk.pareto_k(log_w)
     assert found.min() > 0.2
     for shift in (-900.0, 30.0, 1e5):
-        torch.testing.assert_close(lk.pareto_k(log_w + shift), found, rtol=0, atol=1e-7 if shift == 1e5 else 1e-9)
+        torch.testing.assert_close(
+            lk.pareto_k(log_w + shift), found, rtol=0, atol=1e-7 if shift == 1e5 else 1e-9
+        )
     assert torch.equal(lk.pareto_k(log_w.flip(0)), found)
     assert torch.equal(lk.pareto_k(log_w.reshape(500, 2, 2)).flatten(), found)
     torch.testing.assert_close(lk.pareto_k(log_w[:, 1:2]), found[1:2], rtol=1e-12, atol=0)
@@ -95,7 +112,9 @@ def test_columns_that_have_no_tail_or_no_value():
     spoilt = log_w.clone()
     spoilt[:, 0] = 1.7
     spoilt[3, 1], spoilt[4, 2] = math.nan, math.inf
-    spoilt[:60, 3] = spoilt[:60, 3].where(spoilt[:60, 3] > spoilt[:, 3].median(), -math.inf)  # weights of zero
+    spoilt[:60, 3] = spoilt[:60, 3].where(
+        spoilt[:60, 3] > spoilt[:, 3].median(), -math.inf
+    )  # weights of zero
     k = lk.pareto_k(spoilt)
     assert k[0] == -math.inf
     assert k[1:3].isnan().all()
@@ -105,7 +124,7 @@ def test_columns_that_have_no_tail_or_no_value():
         lk.pareto_k(log_w[:20])
 
 
-# --- effective sample size --------------------------------------------------------------------------------------
+# --- effective sample size ------------------------------------------------------------------------
 
 
 def test_a_few_weights_among_equal_ones_or_zeros():
@@ -121,13 +140,19 @@ def test_a_few_weights_among_equal_ones_or_zeros():
 
 def test_the_effective_sample_size():
     equal, shift = torch.full((50, 2), -3.0, dtype=torch.float64), torch.tensor([800.0, -5000.0])
-    torch.testing.assert_close(lk.effective_sample_size(equal), torch.full((2,), 50.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        lk.effective_sample_size(equal), torch.full((2,), 50.0, dtype=torch.float64)
+    )
     dominated = equal.clone()
     dominated[7] = 60.0
-    torch.testing.assert_close(lk.effective_sample_size(dominated), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(
+        lk.effective_sample_size(dominated), torch.ones(2, dtype=torch.float64)
+    )
     nothing = equal.clone()
     nothing[10:] = -math.inf
-    torch.testing.assert_close(lk.effective_sample_size(nothing), torch.full((2,), 10.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        lk.effective_sample_size(nothing), torch.full((2,), 10.0, dtype=torch.float64)
+    )
     log_w = lk.normal((200, 2), seed=1).double()
     w = torch.exp(log_w)
     expected = w.sum(0) ** 2 / (w**2).sum(0)
@@ -138,4 +163,6 @@ def test_the_effective_sample_size():
 def test_the_effective_sample_size_is_what_a_variance_says():
     """For S to infinity ESS / S is 1 / E[w^2] of weights with mean 1: for log w = s z, e^(-s^2)."""
     log_w = 0.7 * lk.normal((100_000, 8), seed=2).double()
-    assert lk.effective_sample_size(log_w).mean() / 100_000 == pytest.approx(math.exp(-0.49), rel=0.01)
+    assert lk.effective_sample_size(log_w).mean() / 100_000 == pytest.approx(
+        math.exp(-0.49), rel=0.01
+    )

@@ -1,7 +1,9 @@
-"""The problems that estimators are profiled on, what a profile is taken to say, and posteriors found without gradients.
+"""The problems that estimators are profiled on, what a profile is taken to say, and posteriors
+found without gradients.
 
-Black-box variational inference has to find the mean-field posterior of a logistic regression from values of the log
-joint alone. Quadrature knows that posterior; so does a long run on reparameterized gradients.
+Black-box variational inference has to find the mean-field posterior of a logistic regression from
+values of the log joint alone. Quadrature knows that posterior; so does a long run on
+reparameterized gradients.
 """
 
 from __future__ import annotations
@@ -36,24 +38,32 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-# --- problems ---------------------------------------------------------------------------------------------------
+# --- problems -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", problems.PROBLEMS)
 def test_every_estimator_is_unbiased_on_every_problem(name):
-    """And a control variate is worth an order of magnitude, a gradient of the log joint another two.
+    """And a control variate is worth an order of magnitude, a gradient of the log joint another
+    two.
 
-    But not close to the optimum: there log p(x, z) - log q(z) is almost constant, and leave-one-out with it quiet.
+    But not close to the optimum: there log p(x, z) - log q(z) is almost constant, and leave-one-out
+    with it quiet.
     """
     state = torch.get_rng_state()
     problem = problems.PROBLEMS[name]()
     assert torch.equal(torch.get_rng_state(), state)
     found = lk.profile_variance(
-        problem.q, problem.log_joint, exact_gradient=problem.exact_gradient, num_samples=(64,), repeats=256
+        problem.q,
+        problem.log_joint,
+        exact_gradient=problem.exact_gradient,
+        num_samples=(64,),
+        repeats=256,
     )
     assert found.exact_gradient is not None
     assert found.table["bias_p"].min() > 1e-3
-    variance = {estimator: float(found.rows(estimator)["variance"][0]) for estimator in found.estimators}
+    variance = {
+        estimator: float(found.rows(estimator)["variance"][0]) for estimator in found.estimators
+    }
     assert variance["none"] > 5 * variance["leave_one_out"]
     if name == "linear-gaussian":
         assert variance["leave_one_out"] < variance["reparameterized"]
@@ -63,7 +73,9 @@ def test_every_estimator_is_unbiased_on_every_problem(name):
 
 
 def test_the_mixture_is_what_enumerated_means_give():
-    """The integral over the components' means, one feature at a time on a grid, for a few assignments."""
+    """The integral over the components' means, one feature at a time on a grid, for a few
+    assignments.
+    """
     problem = problems.categorical()
     x = iris()
     grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
@@ -72,7 +84,9 @@ def test_the_mixture_is_what_enumerated_means_give():
         expected = -6 * math.log(3)
         for k, feature in itertools.product(range(3), range(4)):
             points = x[torch.tensor(z) == k, feature]
-            log_likelihood = -0.5 * ((points[:, None] - grid) ** 2 / 0.3 + math.log(2 * math.pi * 0.3)).sum(0)
+            log_likelihood = -0.5 * (
+                (points[:, None] - grid) ** 2 / 0.3 + math.log(2 * math.pi * 0.3)
+            ).sum(0)
             expected += float(torch.logsumexp(log_likelihood + log_prior, 0)) + math.log(16 / 4000)
         assert float(problem.log_joint(torch.tensor([z]))[0]) == pytest.approx(expected, rel=1e-4)
 
@@ -114,12 +128,14 @@ def test_the_linear_gaussian_model_is_close_to_its_optimum():
     log_w = problem.log_joint(z) - log_q
     torch.testing.assert_close(lk.importance_bound(log_w), evidence, rtol=0, atol=0.03)
     gap = evidence - lk.elbo(problem.log_joint(z), log_q=log_q)
-    exact = lk.gaussian_kl(mean, logvar, prior_mean=x / 2, prior_logvar=torch.full_like(x, -math.log(2)))
+    exact = lk.gaussian_kl(
+        mean, logvar, prior_mean=x / 2, prior_logvar=torch.full_like(x, -math.log(2))
+    )
     torch.testing.assert_close(gap, exact, rtol=0, atol=0.03)
     assert 0.05 < exact.mean() < 0.5
 
 
-# --- logistic regression ----------------------------------------------------------------------------------------
+# --- logistic regression --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +144,9 @@ def optimum():
 
 
 def test_the_quadrature_is_the_elbo():
-    """Against 2^14 samples, within four of their standard errors; for a wide q, against a fine grid."""
+    """Against 2^14 samples, within four of their standard errors; for a wide q, against a fine
+    grid.
+    """
     model = logistic_regression.load()
     mean, logvar = 0.1 * lk.normal(31, seed=1), lk.normal(31, seed=2)
     q = lk.DiagonalGaussian(mean, logvar - 8)
@@ -149,7 +167,10 @@ def test_the_optimum_is_one(optimum):
     model = logistic_regression.load()
     assert all(g.abs().max() < 1e-3 for g in model.elbo_gradient(optimum.q))
     for seed in range(5):
-        mean, logvar = (x + 0.02 * lk.normal(31, seed=seed + i).double() for i, x in enumerate(optimum.q.parameters))
+        mean, logvar = (
+            x + 0.02 * lk.normal(31, seed=seed + i).double()
+            for i, x in enumerate(optimum.q.parameters)
+        )
         assert float(model.elbo(mean, logvar)) < optimum.elbo
 
 
@@ -169,11 +190,19 @@ def test_black_box_inference_finds_the_posterior(optimum):
 
 
 def test_noise_costs_nats(optimum):
-    """With the same steps: fewer samples, or no control variate, end lower, several nats where both are lacking."""
+    """With the same steps: fewer samples, or no control variate, end lower, several nats where both
+    are lacking.
+    """
     steps = {"steps": 600}
     lost = {
         key: optimum.elbo - logistic_regression.fit(*key, **steps).elbo
-        for key in (("reparameterized", 4), ("leave_one_out", 64), ("leave_one_out", 4), ("none", 64), ("none", 4))
+        for key in (
+            ("reparameterized", 4),
+            ("leave_one_out", 64),
+            ("leave_one_out", 4),
+            ("none", 64),
+            ("none", 4),
+        )
     }
     assert all(x > 0 for x in lost.values())
     assert lost["reparameterized", 4] < 0.3
@@ -189,22 +218,37 @@ def test_a_fit_follows_from_its_seed():
     assert not torch.equal(fits[0].q.mean, fits[2].q.mean)
 
 
-# --- the sentence -----------------------------------------------------------------------------------------------
+# --- the sentence ---------------------------------------------------------------------------------
 
 
 def made(*rows):
     """A profile of rows (estimator, S, variance, its interval's factor, seconds)."""
-    profile = lk.profile_variance(lk.Bernoulli(torch.zeros(1)), lambda z: z[..., 0], num_samples=(1,), repeats=8)
+    profile = lk.profile_variance(
+        lk.Bernoulli(torch.zeros(1)), lambda z: z[..., 0], num_samples=(1,), repeats=8
+    )
     table = np.resize(profile.table, len(rows))
     for line, (name, samples, variance, factor, seconds) in zip(table, rows, strict=True):
-        line["estimator"], line["num_samples"], line["repeats"], line["seconds"] = name, samples, 8, seconds
+        line["estimator"], line["num_samples"], line["repeats"], line["seconds"] = (
+            name,
+            samples,
+            8,
+            seconds,
+        )
         for prefix, value in (("variance", variance), ("variance_time", variance * seconds)):
-            line[prefix], line[f"{prefix}_low"], line[f"{prefix}_high"] = value, value / factor, value * factor
+            line[prefix], line[f"{prefix}_low"], line[f"{prefix}_high"] = (
+                value,
+                value / factor,
+                value * factor,
+            )
     return dataclasses.replace(profile, table=table)
 
 
 def test_a_clear_winner():
-    profile = made(("none", 1, 500.0, 1.1, 1e-3), ("none", 4, 100.0, 1.1, 2e-3), ("leave_one_out", 4, 2.0, 1.1, 2e-3))
+    profile = made(
+        ("none", 1, 500.0, 1.1, 1e-3),
+        ("none", 4, 100.0, 1.1, 2e-3),
+        ("leave_one_out", 4, 2.0, 1.1, 2e-3),
+    )
     assert default_budget(profile) == pytest.approx(2e-3)
     assert verdict(profile) == (
         "With 2 ms for a gradient, leave-one-out wins: variance 2 nats² (95%: 1.82 to 2.2) at S = 4; "
@@ -213,7 +257,11 @@ def test_a_clear_winner():
 
 
 def test_a_longer_budget_averages_and_a_shorter_one_leaves_out():
-    profile = made(("none", 1, 500.0, 1.1, 1e-3), ("none", 4, 100.0, 1.1, 2e-3), ("leave_one_out", 4, 2.0, 1.1, 2e-3))
+    profile = made(
+        ("none", 1, 500.0, 1.1, 1e-3),
+        ("none", 4, 100.0, 1.1, 2e-3),
+        ("leave_one_out", 4, 2.0, 1.1, 2e-3),
+    )
     assert [(x.estimator, x.variance) for x in reached(profile, 8e-3)] == [
         ("leave_one_out", pytest.approx(0.5)),
         ("none", pytest.approx(25.0)),
@@ -223,11 +271,18 @@ def test_a_longer_budget_averages_and_a_shorter_one_leaves_out():
         "With 1.5 ms for a gradient, no control variate reaches variance 333 nats² (95%: 303 to 367) at S = 1, "
         "1.5 times over, without rival."
     )
-    assert verdict(profile, 5e-4) == "With 0.5 ms for a gradient no estimator finishes: the fastest takes 1 ms."
+    assert (
+        verdict(profile, 5e-4)
+        == "With 0.5 ms for a gradient no estimator finishes: the fastest takes 1 ms."
+    )
 
 
 def test_a_tie_is_called_one():
-    rows = (("none", 4, 90.0, 1.1, 0.2), ("optimal", 4, 2.0, 1.1, 0.2), ("leave_one_out", 4, 2.3, 1.1, 0.2))
+    rows = (
+        ("none", 4, 90.0, 1.1, 0.2),
+        ("optimal", 4, 2.0, 1.1, 0.2),
+        ("leave_one_out", 4, 2.3, 1.1, 0.2),
+    )
     assert verdict(made(*rows)) == (
         "With 0.2 s for a gradient, optimal coefficient (2 nats² at S = 4) and leave-one-out (2.3 nats² at S = 4) tie "
         "for the least variance: their 95% intervals overlap; no control variate 45 times as much."
@@ -235,7 +290,10 @@ def test_a_tie_is_called_one():
 
 
 def test_nothing_to_compare():
-    assert verdict(made(("none", 1, math.nan, 1.1, math.nan))) == "Nothing was measured that could be compared."
+    assert (
+        verdict(made(("none", 1, math.nan, 1.1, math.nan)))
+        == "Nothing was measured that could be compared."
+    )
 
 
 def test_ranges_of_samples():
@@ -247,34 +305,54 @@ def test_ranges_of_samples():
 
 
 def test_a_profile_of_nothing_is_drawn(tmp_path):
-    """Where no estimator is defined; and where a variance is 0, which has no place on a logarithmic axis."""
+    """Where no estimator is defined; and where a variance is 0, which has no place on a logarithmic
+    axis.
+    """
     for rows in ([("none", 1, math.nan, 1.1, math.nan)], [("none", 1, 0.0, 1.1, 1e-3)]):
         variance_pictures.draw(made(*rows), "nothing", tmp_path / "v.png")
         assert (tmp_path / "v.png").stat().st_size > 1000
 
 
-# --- the sentence about signals ---------------------------------------------------------------------------------
+# --- the sentence about signals -------------------------------------------------------------------
 
 
 def made_signals(*rows):
     """A profile of rows (estimator, S, signal to noise, low, high); 0 repeats where that is NaN."""
     profile = lk.profile_variance(
-        lk.Bernoulli(torch.zeros(1)), lambda z: z[..., 0], objective="importance_bound", num_samples=(2,), repeats=8
+        lk.Bernoulli(torch.zeros(1)),
+        lambda z: z[..., 0],
+        objective="importance_bound",
+        num_samples=(2,),
+        repeats=8,
     )
     table = np.resize(profile.table, len(rows))
     for line, (name, samples, value, low, high) in zip(table, rows, strict=True):
-        line["estimator"], line["num_samples"], line["repeats"] = name, samples, 0 if math.isnan(value) else 8
-        line["signal_to_noise"], line["signal_to_noise_low"], line["signal_to_noise_high"] = value, low, high
-        line["variance"] = line["variance_low"] = line["variance_high"] = math.nan if math.isnan(value) else 1 / samples
+        line["estimator"], line["num_samples"], line["repeats"] = (
+            name,
+            samples,
+            0 if math.isnan(value) else 8,
+        )
+        line["signal_to_noise"], line["signal_to_noise_low"], line["signal_to_noise_high"] = (
+            value,
+            low,
+            high,
+        )
+        line["variance"] = line["variance_low"] = line["variance_high"] = (
+            math.nan if math.isnan(value) else 1 / samples
+        )
     return dataclasses.replace(profile, table=table)
 
 
 def power(name, slope, sizes, factor=1.1):
-    return [(name, s, 0.5 * s**slope, 0.5 * s**slope / factor, 0.5 * s**slope * factor) for s in sizes]
+    return [
+        (name, s, 0.5 * s**slope, 0.5 * s**slope / factor, 0.5 * s**slope * factor) for s in sizes
+    ]
 
 
 def test_the_powers_of_signals_are_fitted():
-    """Exactly, for exact powers, up to where the signal is lost; scatter beyond the errors widens the interval."""
+    """Exactly, for exact powers, up to where the signal is lost; scatter beyond the errors widens
+    the interval.
+    """
     sizes = (1, 4, 16, 64)
     lost = ("iwae", 256, 0.0, 0.0, 0.04)
     by_chance = ("iwae", 1024, 0.2, 0.1, 0.3)
@@ -283,15 +361,24 @@ def test_the_powers_of_signals_are_fitted():
     spread = math.log(4) * math.sqrt(5)  # sum of (x - mean)^2 over four equidistant points
     assert iwae.reach == pytest.approx(math.log(1.1) / spread, rel=1e-3)
     assert (iwae.first, iwae.last) == (1, 64)
-    uneven = [("iwae", s, y, y / 1.01, y * 1.01) for s, y in zip(sizes, (0.5, 0.2, 0.14, 0.05), strict=True)]
+    uneven = [
+        ("iwae", s, y, y / 1.01, y * 1.01)
+        for s, y in zip(sizes, (0.5, 0.2, 0.14, 0.05), strict=True)
+    ]
     assert signal_verdict.trend(made_signals(*uneven).table).reach > 5 * math.log(1.01) / spread
     assert signal_verdict.trend(made_signals(*power("iwae", -0.5, (1, 4))).table) is None
-    vimco = made_signals(("vimco", 1, math.nan, math.nan, math.nan), *power("vimco", -0.25, (2, 4, 8)))
+    vimco = made_signals(
+        ("vimco", 1, math.nan, math.nan, math.nan), *power("vimco", -0.25, (2, 4, 8))
+    )
     assert signal_verdict.trend(vimco.table).slope == pytest.approx(-0.25)  # undefined is not lost
 
 
 def test_the_highest_signal_wins():
-    rows = (*power("iwae", -0.5, (1, 4, 16)), *power("stl", 0.5, (1, 4, 16)), *power("dreg", 0.25, (1, 4, 16)))
+    rows = (
+        *power("iwae", -0.5, (1, 4, 16)),
+        *power("stl", 0.5, (1, 4, 16)),
+        *power("dreg", 0.25, (1, 4, 16)),
+    )
     assert signal_verdict.verdict(made_signals(*rows)) == (
         "Signal to noise of q's gradient: IWAE goes like S^(-0.50 ± 0.05) from S = 1 to 16; "
         "STL goes like S^(+0.50 ± 0.05) from S = 1 to 16; DReG goes like S^(+0.25 ± 0.05) from S = 1 to 16. "
@@ -304,16 +391,26 @@ def test_the_highest_signal_wins():
     [
         ([("vimco", 4, 0.3, 0.2, 0.4)], "At S = 4, VIMCO reaches 0.3 (95%: 0.2 to 0.4)."),
         (
-            [("iwae", 4, 0.3, 0.2, 0.4), ("dreg", 4, 0.35, 0.25, 0.45), ("vimco", 4, 0.0, 0.0, 0.1)],
+            [
+                ("iwae", 4, 0.3, 0.2, 0.4),
+                ("dreg", 4, 0.35, 0.25, 0.45),
+                ("vimco", 4, 0.0, 0.0, 0.1),
+            ],
             "At S = 4, DReG (0.35) and IWAE (0.3) tie for the highest: their 95% intervals overlap; "
             "VIMCO less than 0.1.",
         ),
-        ([("iwae", 4, 0.1, 0.0, 0.2)], "At S = 4 no unbiased estimator's signal shows above its noise."),
+        (
+            [("iwae", 4, 0.1, 0.0, 0.2)],
+            "At S = 4 no unbiased estimator's signal shows above its noise.",
+        ),
         (
             [("stl", 1, 0.4, 0.3, 0.5), ("iwae", 1, 0.2, 0.15, 0.25)],
             "At S = 1, STL wins with 0.4 (95%: 0.3 to 0.5); IWAE has 0.2.",
         ),
-        ([("vimco", 1, math.nan, math.nan, math.nan)], "Nothing was measured that could be compared."),
+        (
+            [("vimco", 1, math.nan, math.nan, math.nan)],
+            "Nothing was measured that could be compared.",
+        ),
     ],
 )
 def test_no_surer_than_the_intervals(rows, sentence):
@@ -322,6 +419,10 @@ def test_no_surer_than_the_intervals(rows, sentence):
 
 def test_signals_that_are_lost_or_not_there_are_drawn(tmp_path):
     lost = ("iwae", 16, 0.0, 0.0, 0.04)
-    for rows in ([("vimco", 1, math.nan, math.nan, math.nan)], [lost], [*power("iwae", -0.5, (1, 4)), lost]):
+    for rows in (
+        [("vimco", 1, math.nan, math.nan, math.nan)],
+        [lost],
+        [*power("iwae", -0.5, (1, 4)), lost],
+    ):
         signal_pictures.draw(made_signals(*rows), "nothing", tmp_path / "s.png")
         assert (tmp_path / "s.png").stat().st_size > 1000

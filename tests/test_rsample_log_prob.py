@@ -1,7 +1,8 @@
 """`rsample_log_prob`: its two derivatives against the formula, the bits it shares with `rsample`.
 
-The kernels' values and gradients in every dtype, size and build are held to the formula by `checks.check`, beside
-those of z and the KL; what is here is what remains when log q stands alone, and the path derivative.
+The kernels' values and gradients in every dtype, size and build are held to the formula by
+`checks.check`, beside those of z and the KL; what is here is what remains when log q stands alone,
+and the path derivative.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from checks import DTYPES, SIZES, LogQProblem, Problem, Sizes, bits_equal, check, leaves, log_q_formula
+from checks import (
+    DTYPES,
+    SIZES,
+    LogQProblem,
+    Problem,
+    Sizes,
+    bits_equal,
+    check,
+    leaves,
+    log_q_formula,
+)
 from latent_kernels import _core
 from latent_kernels._eager import row_dtype
 from latent_kernels.kernels.gaussian import cpp_cpu, reference
@@ -22,7 +33,7 @@ from latent_kernels.kernels.gaussian import cpp_cpu, reference
 Tensor = torch.Tensor
 
 
-# --- values and gradients ---------------------------------------------------------------------------------------
+# --- values and gradients -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -39,7 +50,9 @@ def test_reference(sizes: Sizes, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", [(1, 3, 64, 20), (1, 16, 100, 64), (1, 20, 3, 40000), (2, 700, 1, 3)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(1, 3, 64, 20), (1, 16, 100, 64), (1, 20, 3, 40000), (2, 700, 1, 3)], ids=str
+)
 def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, dtype: torch.dtype) -> None:
     problem = LogQProblem(sizes, dtype)
     torch.set_num_threads(1)
@@ -61,7 +74,9 @@ def test_samples_are_those_of_rsample(
     shape: tuple[int, ...], num_samples: int | None, dtype: torch.dtype, path: bool
 ) -> None:
     mean, logvar = leaves(*shape, dtype=dtype)
-    z, log_q = lk.rsample_log_prob(mean, logvar, num_samples, seed=3, offset=5, path_derivative=path)
+    z, log_q = lk.rsample_log_prob(
+        mean, logvar, num_samples, seed=3, offset=5, path_derivative=path
+    )
     assert bits_equal(z, lk.rsample(mean, logvar, num_samples, seed=3, offset=5))
     assert bits_equal(log_q, lk.rsample_log_prob(mean, logvar, num_samples, seed=3, offset=5)[1])
     assert log_q.shape == z.shape[:-1]
@@ -73,7 +88,9 @@ def test_samples_are_those_of_rsample(
 
 
 def test_half_loses_nothing_to_the_rounding_of_z() -> None:
-    """Sigma is far below the spacing of bfloat16 near the mean: from the rounded z log q would have no digit."""
+    """Sigma is far below the spacing of bfloat16 near the mean: from the rounded z log q would have
+    no digit.
+    """
     mean, logvar = torch.full((8, 16), 100.0), torch.full((8, 16), -10.0)
     _, log_q = lk.rsample_log_prob(mean.bfloat16(), logvar.bfloat16(), seed=2)
     eps = lk.normal((8, 16), seed=2).double()
@@ -84,20 +101,26 @@ def test_half_loses_nothing_to_the_rounding_of_z() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(64, 20), (5,), (3, 5, 7), (2, 1500)])
 def test_log_q_is_the_density_of_z(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Both density's t = (z - mean) / sigma and its sum are rounded: t by half a unit of z over sigma and three of its
-    own, which its square doubles; a sum of D over 16 lanes by its terms, once for each of D / 16 + 5 additions.
+    """Both density's t = (z - mean) / sigma and its sum are rounded: t by half a unit of z over
+    sigma and three of its own, which its square doubles; a sum of D over 16 lanes by its terms,
+    once for each of D / 16 + 5 additions.
     """
     mean, logvar = (x.detach() for x in leaves(*shape, dtype=dtype))
     z, log_q = lk.rsample_log_prob(mean, logvar, 3, seed=3)
     difference = (log_q - lk.DiagonalGaussian(mean, logvar).log_prob(z)).abs()
-    eps, over_sigma = lk.normal((3, *shape), seed=3).double().abs(), torch.exp(-0.5 * logvar.double())
+    eps, over_sigma = (
+        lk.normal((3, *shape), seed=3).double().abs(),
+        torch.exp(-0.5 * logvar.double()),
+    )
     of_t = (eps * (0.5 * z.abs() * over_sigma + 3 * eps)).sum(-1)
     terms = 0.5 * (eps**2 + (logvar + math.log(2 * math.pi)).abs()).sum(-1)
     assert (difference <= torch.finfo(dtype).eps * (of_t + (shape[-1] / 16 + 5) * terms)).all()
 
 
 class Public(Problem):
-    """The public function, with either derivative: its gradients by the parameters, and by z where log q has one."""
+    """The public function, with either derivative: its gradients by the parameters, and by z where
+    log q has one.
+    """
 
     path = False
 
@@ -106,14 +129,20 @@ class Public(Problem):
         _, samples, rows, _ = self.sizes
         mean, logvar = (x[0].clone().requires_grad_() for x in (self.mean, self.spread))
         number = samples if samples > 1 else None
-        z, log_q = lk.rsample_log_prob(mean, logvar, number, seed=5, offset=self.offset, path_derivative=self.path)
+        z, log_q = lk.rsample_log_prob(
+            mean, logvar, number, seed=5, offset=self.offset, path_derivative=self.path
+        )
         of_z = (z,) if self.path else ()
         upstream = (self.gz.reshape(z.shape), self.gq.reshape(log_q.shape))
         gradients = torch.autograd.grad((z, log_q), (mean, logvar, *of_z), upstream)
         found = dict(zip(("d_mean", "d_logvar", "d_z"), gradients, strict=False))
         if self.path:
             found["d_z"] = found["d_z"].reshape(self.sizes[1:])
-        return {"z": z.detach().reshape(self.sizes), "log_q": log_q.detach().reshape(1, samples, rows), **found}
+        return {
+            "z": z.detach().reshape(self.sizes),
+            "log_q": log_q.detach().reshape(1, samples, rows),
+            **found,
+        }
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """As the other problems' `formula`, by autograd through z."""
@@ -136,21 +165,27 @@ class PublicPath(Public):
 @pytest.mark.parametrize("problem", [Public, PublicPath])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [s for s in SIZES if s[0] == 1 and s[1] > 0], ids=str)
-def test_gradients(simd_build: str, sizes: Sizes, dtype: torch.dtype, problem: type[Public]) -> None:
-    """Against float64 autograd of the formula: total derivatives, and those of log q with the parameters held fixed."""
+def test_gradients(
+    simd_build: str, sizes: Sizes, dtype: torch.dtype, problem: type[Public]
+) -> None:
+    """Against float64 autograd of the formula: total derivatives, and those of log q with the
+    parameters held fixed.
+    """
     check(cpp_cpu, problem(sizes, dtype))
     check(cpp_cpu, problem(sizes, dtype, offset=3))
 
 
-# --- the path derivative ----------------------------------------------------------------------------------------
+# --- the path derivative --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("num_samples", [None, 8])
 def test_sticking_the_landing(dtype: torch.dtype, num_samples: int | None) -> None:
-    """Where p = q, log p(z) - log q(z) is flat in z, and each sample's gradient vanishes, if not the total derivative.
+    """Where p = q, log p(z) - log q(z) is flat in z, and each sample's gradient vanishes, if not
+    the total derivative.
 
-    log p's gradient comes from z, ours from eps: they differ by z's rounding over sigma^2, and a few of their own.
+    log p's gradient comes from z, ours from eps: they differ by z's rounding over sigma^2, and a
+    few of their own.
     """
     mean, logvar = leaves(50, 20, dtype=dtype)
     p = lk.DiagonalGaussian(mean.detach(), logvar.detach())
@@ -213,7 +248,7 @@ def test_log_q_can_be_changed_in_place() -> None:
         assert torch.equal(torch.autograd.grad(log_q.sum(), logvar)[0], expected)
 
 
-# --- what autograd keeps, and refuses ---------------------------------------------------------------------------
+# --- what autograd keeps, and refuses -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [False, True])
@@ -269,7 +304,7 @@ def test_without_gradients() -> None:
             assert lk.rsample_log_prob(x, x, path_derivative=path)[1].is_inference()
 
 
-# --- NaN, layouts, shapes ---------------------------------------------------------------------------------------
+# --- NaN, layouts, shapes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [False, True])
@@ -299,12 +334,18 @@ def test_strides(kind: str, path: bool) -> None:
     def strided(x: Tensor) -> Tensor:
         if kind == "repeated":
             return x[..., :1, :].expand(x.shape)
-        return x.transpose(0, -1).contiguous().transpose(0, -1) if kind == "transposed" else x.repeat(2, 1)[: len(x)]
+        return (
+            x.transpose(0, -1).contiguous().transpose(0, -1)
+            if kind == "transposed"
+            else x.repeat(2, 1)[: len(x)]
+        )
 
     found = []
     for contiguous in (True, False):
         parameters = [strided(x.detach()) for x in leaves(6, 7)]
-        mean, logvar = (x.clone(memory_format=torch.contiguous_format) if contiguous else x for x in parameters)
+        mean, logvar = (
+            x.clone(memory_format=torch.contiguous_format) if contiguous else x for x in parameters
+        )
         mean, logvar = mean.requires_grad_(), logvar.requires_grad_()
         upstream = torch.randn(6, 3, generator=torch.Generator().manual_seed(3)).t()
         z, log_q = lk.rsample_log_prob(mean, logvar, 3, seed=2, path_derivative=path)
@@ -332,7 +373,10 @@ def test_broadcasting(path: bool) -> None:
 @pytest.mark.parametrize(("shape", "of_rows"), [((0, 4), (0,)), ((3, 0), (3,)), ((0,), ())])
 def test_empty(shape: tuple[int, ...], of_rows: tuple[int, ...], path: bool) -> None:
     for num_samples in (None, 2):
-        mean, logvar = torch.randn(shape, requires_grad=True), torch.randn(shape, requires_grad=True)
+        mean, logvar = (
+            torch.randn(shape, requires_grad=True),
+            torch.randn(shape, requires_grad=True),
+        )
         z, log_q = lk.rsample_log_prob(mean, logvar, num_samples, seed=1, path_derivative=path)
         assert z.shape == (*(() if num_samples is None else (2,)), *shape)
         assert log_q.shape == (*(() if num_samples is None else (2,)), *of_rows)
@@ -343,7 +387,9 @@ def test_empty(shape: tuple[int, ...], of_rows: tuple[int, ...], path: bool) -> 
 
 
 def test_promotion_and_meta() -> None:
-    z, log_q = lk.rsample_log_prob(torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(4), path_derivative=True)
+    z, log_q = lk.rsample_log_prob(
+        torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(4), path_derivative=True
+    )
     assert z.dtype == log_q.dtype == torch.float32
     x = torch.empty(1 << 20, 1 << 20, device="meta", requires_grad=True)
     for path in (False, True):
@@ -359,15 +405,51 @@ X = torch.zeros(4, 5)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: lk.rsample_log_prob(X, torch.zeros(4, 3)), ValueError, r"mean and logvar .*\(4, 5\).*4, 3"),
-        (lambda: lk.rsample_log_prob(X, 1.0), TypeError, r"logvar must be a torch.Tensor; got float"),
-        (lambda: lk.rsample_log_prob(X.int(), X), TypeError, r"mean must have dtype float32.*int32"),
-        (lambda: lk.rsample_log_prob(X, X, 0), ValueError, r"num_samples must be an int >= 1 or None; got 0"),
-        (lambda: lk.rsample_log_prob(X, X, seed=-1), ValueError, r"seed must lie in \[0, 2\^63\); got -1"),
-        (lambda: lk.rsample_log_prob(X, X, seed=torch.tensor(-1)), ValueError, r"seed must lie.*-1"),
-        (lambda: lk.rsample_log_prob(X, X, 2, seed=1, offset=2**63 - 39), ValueError, r"offset \+ 40 elements"),
-        (lambda: lk.rsample_log_prob(X, X, path_derivative=1), TypeError, r"path_derivative must be .*; got 1"),
-        (lambda: lk.rsample_log_prob(X, X, path_derivative=None), TypeError, r"path_derivative must be .*; got None"),
+        (
+            lambda: lk.rsample_log_prob(X, torch.zeros(4, 3)),
+            ValueError,
+            r"mean and logvar .*\(4, 5\).*4, 3",
+        ),
+        (
+            lambda: lk.rsample_log_prob(X, 1.0),
+            TypeError,
+            r"logvar must be a torch.Tensor; got float",
+        ),
+        (
+            lambda: lk.rsample_log_prob(X.int(), X),
+            TypeError,
+            r"mean must have dtype float32.*int32",
+        ),
+        (
+            lambda: lk.rsample_log_prob(X, X, 0),
+            ValueError,
+            r"num_samples must be an int >= 1 or None; got 0",
+        ),
+        (
+            lambda: lk.rsample_log_prob(X, X, seed=-1),
+            ValueError,
+            r"seed must lie in \[0, 2\^63\); got -1",
+        ),
+        (
+            lambda: lk.rsample_log_prob(X, X, seed=torch.tensor(-1)),
+            ValueError,
+            r"seed must lie.*-1",
+        ),
+        (
+            lambda: lk.rsample_log_prob(X, X, 2, seed=1, offset=2**63 - 39),
+            ValueError,
+            r"offset \+ 40 elements",
+        ),
+        (
+            lambda: lk.rsample_log_prob(X, X, path_derivative=1),
+            TypeError,
+            r"path_derivative must be .*; got 1",
+        ),
+        (
+            lambda: lk.rsample_log_prob(X, X, path_derivative=None),
+            TypeError,
+            r"path_derivative must be .*; got None",
+        ),
     ],
 )
 def test_bad_input(call: Callable[[], object], error: type[Exception], message: str) -> None:

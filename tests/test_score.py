@@ -1,4 +1,6 @@
-"""The score-function kernels on the CPU: every build, family and control variate through one checker."""
+"""The score-function kernels on the CPU: every build, family and control variate through one
+checker.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ def test_cpp(simd_build: str, sizes: Sizes, family: str, control: str) -> None:
             check_score(
                 cpp_cpu,
                 ScoreProblem(
-                    family, sizes, torch.float32, control, per_element=per_element, from_seed=from_seed, offset=3
+                    family,
+                    sizes,
+                    torch.float32,
+                    control,
+                    per_element=per_element,
+                    from_seed=from_seed,
+                    offset=3,
                 ),
             )
 
@@ -36,15 +44,21 @@ def test_cpp(simd_build: str, sizes: Sizes, family: str, control: str) -> None:
 def test_dtypes(simd_build: str, family: str, control: str, dtype: torch.dtype) -> None:
     for sizes in ((2, 5, 5, 7, 4), (1, 4, 2, 1030, 3)):
         check_score(cpp_cpu, ScoreProblem(family, sizes, dtype, control))
-        check_score(cpp_cpu, ScoreProblem(family, sizes, dtype, control, per_element=True, from_seed=True))
-        check_score(cpp_cpu, ScoreProblem(family, sizes, dtype, control, upstream=False, double_values=True))
+        check_score(
+            cpp_cpu, ScoreProblem(family, sizes, dtype, control, per_element=True, from_seed=True)
+        )
+        check_score(
+            cpp_cpu, ScoreProblem(family, sizes, dtype, control, upstream=False, double_values=True)
+        )
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_dealt_to_parts(family: str, control: str) -> None:
     for from_seed in (False, True):
-        check_score(cpp_cpu, ScoreProblem(family, CHUNKED, torch.float32, control, from_seed=from_seed))
+        check_score(
+            cpp_cpu, ScoreProblem(family, CHUNKED, torch.float32, control, from_seed=from_seed)
+        )
     check_score(cpp_cpu, ScoreProblem(family, CHUNKED, torch.float32, control, per_element=True))
 
 
@@ -58,7 +72,13 @@ def test_reference(sizes: Sizes, family: str) -> None:
 @given(
     family=st.sampled_from(FAMILIES),
     control=st.sampled_from(CONTROLS),
-    sizes=st.tuples(st.integers(1, 3), st.integers(3, 40), st.integers(0, 30), st.integers(0, 70), st.integers(1, 20)),
+    sizes=st.tuples(
+        st.integers(1, 3),
+        st.integers(3, 40),
+        st.integers(0, 30),
+        st.integers(0, 70),
+        st.integers(1, 20),
+    ),
     dtype=st.sampled_from(DTYPES),
     offset=st.integers(0, 9),
     folds=st.integers(2, 3),
@@ -77,7 +97,14 @@ def test_any_shape(
     from_seed: bool,
 ) -> None:
     problem = ScoreProblem(
-        family, sizes, dtype, control, offset=offset, folds=folds, per_element=per_element, from_seed=from_seed
+        family,
+        sizes,
+        dtype,
+        control,
+        offset=offset,
+        folds=folds,
+        per_element=per_element,
+        from_seed=from_seed,
     )
     for build in _core.simd_builds():
         _core.select_simd_build(build)

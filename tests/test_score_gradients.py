@@ -1,4 +1,6 @@
-"""Score-function gradients: precision, NaN, the surrogate loss by autograd, seeds, baselines, dtypes, layouts."""
+"""Score-function gradients: precision, NaN, the surrogate loss by autograd, seeds, baselines,
+dtypes, layouts.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,25 @@ from score_laws import (
 Tensor = torch.Tensor
 
 
-# --- precision --------------------------------------------------------------------------------------------------
+# --- precision ------------------------------------------------------------------------------------
 
 
-def float32_and_64(name: str, values: Tensor, z: Tensor, control: str) -> list[tuple[Tensor, Tensor]]:
+def float32_and_64(
+    name: str, values: Tensor, z: Tensor, control: str
+) -> list[tuple[Tensor, Tensor]]:
     """Gradients, then variances, in float32 beside float64, of the same float32 values."""
     wide = family(name, values.size(1))
     q = type(wide)(*(x.float() for x in wide.parameters))
     wide = type(wide)(*(x.double() for x in q.parameters))
-    ours = estimate(q, values, z if name == "categorical" else z.float(), control, return_variance=True)
+    ours = estimate(
+        q, values, z if name == "categorical" else z.float(), control, return_variance=True
+    )
     exact = estimate(
-        wide, values.double(), z if name == "categorical" else z.float().double(), control, return_variance=True
+        wide,
+        values.double(),
+        z if name == "categorical" else z.float().double(),
+        control,
+        return_variance=True,
     )
     return list(zip((flat(x) for x in ours), (flat(x) for x in exact), strict=True))
 
@@ -45,14 +55,19 @@ def float32_and_64(name: str, values: Tensor, z: Tensor, control: str) -> list[t
 @pytest.mark.parametrize("control", ["leave_one_out", "optimal 2", "optimal 3"])
 @pytest.mark.parametrize("samples", [3, 50, 1000])
 def test_huge_values_lose_nothing(name: str, control: str, samples: int, per_element: bool) -> None:
-    """f = 1e6 + small, as float32 holds it, is as good as small f: float32's rounding of the small part's size."""
+    """f = 1e6 + small, as float32 holds it, is as good as small f: float32's rounding of the small
+    part's size.
+    """
     z = family(name, 7).sample(samples, seed=1)
     small = f_elements(z) if per_element else f(z)
     huge = (small + 1e6).float()
     for (ours, exact), (plain, plain_exact) in zip(
-        float32_and_64(name, huge, z, control), float32_and_64(name, (small.float()), z, control), strict=True
+        float32_and_64(name, huge, z, control),
+        float32_and_64(name, (small.float()), z, control),
+        strict=True,
     ):
-        # what small f loses itself, and eight roundings of terms of this size, which a sum of S leaves at root S
+        # what small f loses itself, and eight roundings of terms of this size, which a sum of S
+        # leaves at root S
         bound = 2 * (plain - plain_exact).abs().max() + 8 * 2.0**-24 * (1 + exact.abs().max()) * 4
         assert (ours - exact).abs().max() <= bound
 
@@ -61,7 +76,9 @@ def test_huge_values_lose_nothing(name: str, control: str, samples: int, per_ele
 @every_family
 @pytest.mark.parametrize("control", ["leave_one_out", "optimal 2"])
 @pytest.mark.parametrize("constant", [1e6, 1e6 / 3, -7e-5, 0.0])
-def test_constant_values_give_nothing(name: str, control: str, constant: float, per_element: bool) -> None:
+def test_constant_values_give_nothing(
+    name: str, control: str, constant: float, per_element: bool
+) -> None:
     for samples in (2, 7, 1000):
         q = family(name, 5)
         q = type(q)(*(x.float() for x in q.parameters))
@@ -88,7 +105,9 @@ def test_nan_stays_in_its_row(simd_build: str, name: str, control: str, least: i
         assert x.isnan().any(-1).nonzero().tolist() == [[11, 1]]
     if name != "categorical":
         z[2, 20, 1] = torch.nan
-        for x in (flat(g) for g in estimate(q, f(z).nan_to_num(), z, control, return_variance=True)):
+        for x in (
+            flat(g) for g in estimate(q, f(z).nan_to_num(), z, control, return_variance=True)
+        ):
             assert x.isnan().any(-1).nonzero().tolist() == [[20, 1]]
     parameters = [x.clone() for x in q.parameters]
     parameters[0][5, 0] = torch.nan
@@ -114,7 +133,9 @@ def test_certain_variables() -> None:
     z = q.sample(9, seed=3)
     wide = lk.Bernoulli(q.logits.double())
     for control in ("none", "leave_one_out", "optimal 2"):
-        ours, exact = (estimate(x, 1 + z.sum(-1), y, control)[0] for x, y in ((q, z), (wide, z.double())))
+        ours, exact = (
+            estimate(x, 1 + z.sum(-1), y, control)[0] for x, y in ((q, z), (wide, z.double()))
+        )
         assert torch.allclose(ours.double(), exact.double(), rtol=1e-4, atol=1e-34)
         assert ours[:, :2].abs().max() < 1e-30
     pairs = q.sample_antithetic(9, seed=3)
@@ -130,11 +151,15 @@ def test_optimal_coefficient_of_no_information() -> None:
     assert of_mean.item() == pytest.approx(((10 - 4) * 1 + (20 - 4) * 2) / 4)
 
 
-# --- autograd ---------------------------------------------------------------------------------------------------
+# --- autograd -------------------------------------------------------------------------------------
 
 
-def surrogate(name: str, q: Any, values: Tensor, z: Tensor, control: str, upstream: Tensor) -> tuple[Tensor, ...]:
-    """What people write: the gradient of mean [(f - b) detached, log q(z)]; "optimal" by each sample's own scores."""
+def surrogate(
+    name: str, q: Any, values: Tensor, z: Tensor, control: str, upstream: Tensor
+) -> tuple[Tensor, ...]:
+    """What people write: the gradient of mean [(f - b) detached, log q(z)]; "optimal" by each
+    sample's own scores.
+    """
     elementwise = values.shape == z.shape
     leaves = tuple(x.detach().clone().requires_grad_() for x in q.parameters)
     samples = len(values)
@@ -173,7 +198,9 @@ def optimal(values: Tensor, s: Tensor, upstream: Tensor, elementwise: bool, fold
 def test_backward_is_the_surrogate_losss(
     simd_build: str, name: str, control: str, least: int, batch: tuple[int, ...], per_element: bool
 ) -> None:
-    """Upstream gradients included; values get the ordinary gradient of a mean; the value is that mean."""
+    """Upstream gradients included; values get the ordinary gradient of a mean; the value is that
+    mean.
+    """
     shape = (*batch, 2)
     q = family(name, *batch)
     noise = [0.3 * torch.randn(x.shape, dtype=torch.float64) for x in q.parameters]
@@ -199,7 +226,9 @@ def test_backward_is_the_surrogate_losss(
         plain = estimate(q, values, z, control)
         weight = upstream if per_element else upstream.unsqueeze(-1)
         for a, b in zip(ours, plain, strict=True):
-            assert torch.allclose(a, b * (weight.unsqueeze(-1) if name == "categorical" else weight), rtol=1e-12)
+            assert torch.allclose(
+                a, b * (weight.unsqueeze(-1) if name == "categorical" else weight), rtol=1e-12
+            )
 
 
 @elements
@@ -229,7 +258,9 @@ def test_backward_of_disarm(simd_build: str, per_element: bool) -> None:
 def test_seed_form_equals_z_form(
     simd_build: str, name: str, control: str, least: int, per_element: bool, dtype: torch.dtype
 ) -> None:
-    """Bit for bit where z is what its dtype holds; a Gaussian's to the rounding of z, which a seed never makes."""
+    """Bit for bit where z is what its dtype holds; a Gaussian's to the rounding of z, which a seed
+    never makes.
+    """
     q = family(name, 33)
     q = type(q)(*(x.to(dtype) for x in q.parameters))
     z = q.sample(9, seed=6, offset=5)
@@ -244,7 +275,9 @@ def test_seed_form_equals_z_form(
                 assert torch.equal(x, y)
             else:
                 scale = 40 * torch.finfo(dtype).eps
-                assert torch.allclose(x.double(), y.double(), rtol=scale, atol=scale * float(1 + x.abs().max()))
+                assert torch.allclose(
+                    x.double(), y.double(), rtol=scale, atol=scale * float(1 + x.abs().max())
+                )
     seeds = estimate(q, values, None, control, seed=torch.tensor(6), offset=5)
     for x, y in zip(by_seed[0], seeds, strict=True):
         assert torch.equal(x, y)
@@ -273,7 +306,9 @@ def test_baselines() -> None:
         for shape in shapes:
             baseline = torch.randn(shape, dtype=torch.float64, requires_grad=True)
             (ours,) = lk.score_function_gradient(q, given, z, control_variate=baseline)
-            (expected,) = lk.score_function_gradient(q, given - baseline.detach(), z, control_variate="none")
+            (expected,) = lk.score_function_gradient(
+                q, given - baseline.detach(), z, control_variate="none"
+            )
             assert not ours.requires_grad
             assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-13)
 
@@ -290,7 +325,9 @@ def test_variance_of_one_sample_is_nan() -> None:
     for name in FAMILIES:
         q = family(name, 3)
         z = q.sample(1, seed=1)
-        gradients, variances = lk.score_function_gradient(q, f(z), z, control_variate="none", return_variance=True)
+        gradients, variances = lk.score_function_gradient(
+            q, f(z), z, control_variate="none", return_variance=True
+        )
         assert bool(flat(gradients).isfinite().all())
         assert bool(flat(variances).isnan().all())
 
@@ -322,14 +359,21 @@ def test_half_precision(name: str) -> None:
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (2, 0, 4)], ids=str)
 def test_empty_batches(name: str, shape: tuple[int, ...]) -> None:
     tail = (3,) if name == "categorical" else ()
-    leaves = tuple(torch.randn(*shape, *tail, requires_grad=True) for _ in range(2 if name == "gaussian" else 1))
-    q = {"gaussian": lk.DiagonalGaussian, "bernoulli": lk.Bernoulli, "categorical": lk.Categorical}[name](*leaves)
+    leaves = tuple(
+        torch.randn(*shape, *tail, requires_grad=True)
+        for _ in range(2 if name == "gaussian" else 1)
+    )
+    q = {"gaussian": lk.DiagonalGaussian, "bernoulli": lk.Bernoulli, "categorical": lk.Categorical}[
+        name
+    ](*leaves)
     z = q.sample(4, seed=1)
     for values in (torch.randn(4, *shape[:-1]), torch.randn(4, *shape)):
         for control in ("none", "leave_one_out", "optimal"):
             out = lk.score_function_expectation(q, values, z, control_variate=control)
             assert out.shape == values.shape[1:]
-            for g, x in zip(torch.autograd.grad(out.sum(), leaves, allow_unused=True), leaves, strict=True):
+            for g, x in zip(
+                torch.autograd.grad(out.sum(), leaves, allow_unused=True), leaves, strict=True
+            ):
                 assert g is not None
                 assert g.shape == x.shape
 
@@ -343,15 +387,23 @@ def test_bits_do_not_depend_on_threads(simd_build: str, name: str) -> None:
         found = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append([flat(x) for x in estimate(q, f(z).float(), z, control, return_variance=True)])
+            found.append(
+                [flat(x) for x in estimate(q, f(z).float(), z, control, return_variance=True)]
+            )
         for other in found[1:]:
             assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
 
 
 def other_layouts(x: Tensor) -> list[Tensor]:
-    """The same values in other memory: transposed, between others, negated when read, one row for all."""
+    """The same values in other memory: transposed, between others, negated when read, one row for
+    all.
+    """
     negated = [torch._neg_view(-x)] if x.is_floating_point() else []
-    return [x.transpose(0, -1).contiguous().transpose(0, -1), torch.stack([x, x], -1)[..., 0], *negated]
+    return [
+        x.transpose(0, -1).contiguous().transpose(0, -1),
+        torch.stack([x, x], -1)[..., 0],
+        *negated,
+    ]
 
 
 @elements
@@ -365,20 +417,32 @@ def test_layouts(name: str, per_element: bool) -> None:
     upstream = torch.randn(values.shape[1:], dtype=torch.float64)
 
     def run(
-        parameters: tuple[Tensor, ...], values: Tensor, z: Tensor, baseline: Tensor, upstream: Tensor
+        parameters: tuple[Tensor, ...],
+        values: Tensor,
+        z: Tensor,
+        baseline: Tensor,
+        upstream: Tensor,
     ) -> list[Tensor]:
         leaves = tuple(x.detach().requires_grad_() for x in parameters)
         found = []
         for control in ("leave_one_out", "optimal", baseline):
-            out = lk.score_function_expectation(type(q)(*leaves), values, z, control_variate=control)
+            out = lk.score_function_expectation(
+                type(q)(*leaves), values, z, control_variate=control
+            )
             found += [out, *torch.autograd.grad(out, leaves, upstream)]
-            found += lk.score_function_gradient(type(q)(*leaves), values, z, control_variate=control)
+            found += lk.score_function_gradient(
+                type(q)(*leaves), values, z, control_variate=control
+            )
         return [x.detach() for x in found]
 
     plain = (parameters, values, z, values * 0.5, upstream)
     expected = run(*plain)
     for which, given in enumerate(plain):
-        copies = zip(*(other_layouts(x) for x in given), strict=True) if which == 0 else other_layouts(given)
+        copies = (
+            zip(*(other_layouts(x) for x in given), strict=True)
+            if which == 0
+            else other_layouts(given)
+        )
         for copy in copies:
             got = run(*(copy if i == which else x for i, x in enumerate(plain)))
             for a, b in zip(got, expected, strict=True):
@@ -387,7 +451,9 @@ def test_layouts(name: str, per_element: bool) -> None:
 
 @every_family
 def test_mixed_dtypes(name: str) -> None:
-    """Values of another dtype than the parameters: the gradient is in the parameters', as right as the values were."""
+    """Values of another dtype than the parameters: the gradient is in the parameters', as right as
+    the values were.
+    """
     q = family(name, 7)
     for of_q in (torch.float32, torch.float64, torch.bfloat16):
         given = type(q)(*(x.to(of_q).requires_grad_() for x in q.parameters))
@@ -402,7 +468,10 @@ def test_mixed_dtypes(name: str) -> None:
             assert of_f.dtype == of_values
             for a, b, x in zip(ours, exact, given.parameters, strict=True):
                 assert a.dtype == x.dtype
-                eps = max(torch.finfo(of_q).eps, torch.finfo(torch.float32).eps if of_q != torch.float64 else 0)
+                eps = max(
+                    torch.finfo(of_q).eps,
+                    torch.finfo(torch.float32).eps if of_q != torch.float64 else 0,
+                )
                 assert torch.allclose(a.double(), b, rtol=4 * eps, atol=20 * min(eps, 1e-6))
 
 
@@ -413,7 +482,9 @@ def test_only_wanted_gradients_are_made() -> None:
     out = lk.score_function_expectation(q, z.sum(-1), z)
     (ours,) = torch.autograd.grad(out.sum(), mean)
     assert torch.allclose(ours, lk.score_function_gradient(q, z.sum(-1), z)[0])
-    assert not lk.score_function_expectation(lk.DiagonalGaussian(mean.detach(), logvar), z.sum(-1), z).requires_grad
+    assert not lk.score_function_expectation(
+        lk.DiagonalGaussian(mean.detach(), logvar), z.sum(-1), z
+    ).requires_grad
 
 
 def test_gradients_reach_what_parameters_are_made_of() -> None:
@@ -423,7 +494,9 @@ def test_gradients_reach_what_parameters_are_made_of() -> None:
     q = lk.DiagonalGaussian(layer(x), logvar)
     z = q.sample(6, seed=1)
     values = (z**2).sum(-1)
-    ours = torch.autograd.grad(lk.score_function_expectation(q, values, z).sum(), (layer.weight, logvar))
+    ours = torch.autograd.grad(
+        lk.score_function_expectation(q, values, z).sum(), (layer.weight, logvar)
+    )
     of_mean, of_logvar = lk.score_function_gradient(q, values, z)
     assert torch.allclose(ours[0], of_mean.t() @ x)
     assert torch.allclose(ours[1], of_logvar.sum(0))

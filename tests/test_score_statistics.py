@@ -1,4 +1,6 @@
-"""Score-function estimators: their means and variances, exact ones over every S-tuple of states, and drawn ones."""
+"""Score-function estimators: their means and variances, exact ones over every S-tuple of states,
+and drawn ones.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,14 @@ from score_laws import (
 Tensor = torch.Tensor
 
 
-# --- exact means and variances ----------------------------------------------------------------------------------
+# --- exact means and variances --------------------------------------------------------------------
 
 
 @every_family
 def test_the_law_is_that_of_q(name: str) -> None:
-    """Probabilities sum to 1, scores have mean 0, and the gradient is the derivative of E f, by autograd."""
+    """Probabilities sum to 1, scores have mean 0, and the gradient is the derivative of E f, by
+    autograd.
+    """
     of = law(name)
     assert torch.allclose(of.weight.sum(), torch.ones((), dtype=torch.float64), rtol=1e-12)
     assert of.mean(of.score).abs().max() < 1e-12
@@ -72,7 +76,9 @@ def test_exact_mean_and_variance(name: str, control: str, samples: int, per_elem
         assert torch.allclose(variance, of.variance(control, samples), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("control", "samples"), [("none", 1), ("none", 2), ("baseline", 2), ("leave_one_out", 2)])
+@pytest.mark.parametrize(
+    ("control", "samples"), [("none", 1), ("none", 2), ("baseline", 2), ("leave_one_out", 2)]
+)
 def test_exact_mean_and_variance_of_a_gaussian(control: str, samples: int) -> None:
     """The same over every S-tuple of nodes, where the estimator is a polynomial in the noise."""
     of = law("gaussian")
@@ -111,16 +117,20 @@ def test_exact_mean_and_variance_of_disarm(samples: int, per_element: bool) -> N
     which = torch.tensor(list(itertools.product(range(len(p)), repeat=samples)))
     weight = p[which].prod(1)
     z = pairs[which].permute(2, 1, 0, 3)  # [2, S, tuples, D]
-    found = lk.disarm_gradient(family("bernoulli", len(weight)), value(z), z, return_variance=samples > 1)
+    found = lk.disarm_gradient(
+        family("bernoulli", len(weight)), value(z), z, return_variance=samples > 1
+    )
     (g,) = found[0] if samples > 1 else found
     mean = weight @ g
     assert torch.allclose(mean, of.gradient[:, 0], rtol=1e-11, atol=1e-13)
     assert torch.allclose(weight @ (g - mean) ** 2, exact, rtol=1e-10)
     if samples > 1:
-        assert torch.allclose(weight @ found[1][0], exact, rtol=1e-10)  # its own estimate is unbiased
+        assert torch.allclose(
+            weight @ found[1][0], exact, rtol=1e-10
+        )  # its own estimate is unbiased
 
 
-# --- drawn ------------------------------------------------------------------------------------------------------
+# --- drawn ----------------------------------------------------------------------------------------
 
 COPIES = 6000
 
@@ -137,15 +147,20 @@ def moments(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @elements
 @every_family
 @pytest.mark.parametrize(
-    ("control", "samples"), [(control, s) for control, least in CONTROLS for s in (1, 2, 3, 17) if s >= least]
+    ("control", "samples"),
+    [(control, s) for control, least in CONTROLS for s in (1, 2, 3, 17) if s >= least],
 )
 def test_drawn_mean_and_variance(name: str, control: str, samples: int, per_element: bool) -> None:
-    """From seeds, as people use it: z-scores of the mean, and of the variance where it has a formula."""
+    """From seeds, as people use it: z-scores of the mean, and of the variance where it has a
+    formula.
+    """
     q, of = family(name, COPIES), law(name, per_element)
     seed = 100 * samples + len(control)
     z = q.sample(samples, seed=seed)
     values = f_elements(z) if per_element else f(z)
-    mean, variance, of_mean, of_variance = moments(flat(estimate(q, values, None, control, seed=seed)))
+    mean, variance, of_mean, of_variance = moments(
+        flat(estimate(q, values, None, control, seed=seed))
+    )
     assert ((mean - of.gradient) / of_mean).abs().max() < 5
     if not control.startswith("optimal"):
         assert ((variance - of.variance(control, samples)) / of_variance).abs().max() < 6
@@ -155,7 +170,10 @@ def test_drawn_mean_and_variance_of_disarm() -> None:
     q, of = family("bernoulli", COPIES), law("bernoulli")
     pairs, p = pairs_law()
     terms = (
-        0.5 * (f(pairs[:, 0]) - f(pairs[:, 1])).unsqueeze(1) * (pairs[:, 0] - pairs[:, 1]) * torch.sigmoid(LOGITS.abs())
+        0.5
+        * (f(pairs[:, 0]) - f(pairs[:, 1])).unsqueeze(1)
+        * (pairs[:, 0] - pairs[:, 1])
+        * torch.sigmoid(LOGITS.abs())
     )
     exact = p @ terms**2 - (p @ terms) ** 2
     for samples in (1, 2, 9):
@@ -167,11 +185,16 @@ def test_drawn_mean_and_variance_of_disarm() -> None:
 
 @every_family
 def test_variances_for_many_samples(name: str) -> None:
-    """optimal <= leave-one-out <= none; "optimal" has the best coefficient's variance, up to a share of order 1 / S."""
+    """optimal <= leave-one-out <= none; "optimal" has the best coefficient's variance, up to a
+    share of order 1 / S.
+    """
     samples, copies = 256, 4000
     q, of = family(name, copies), law(name)
     z = q.sample(samples, seed=5)
-    found = {c: moments(flat(estimate(q, f(z), z, c))) for c in ("none", "leave_one_out", "optimal 2", "optimal 3")}
+    found = {
+        c: moments(flat(estimate(q, f(z), z, c)))
+        for c in ("none", "leave_one_out", "optimal 2", "optimal 3")
+    }
     for control in ("optimal 2", "optimal 3"):
         mean, variance, of_mean, of_variance = found[control]
         exact = of.variance(control, samples)
@@ -180,7 +203,9 @@ def test_variances_for_many_samples(name: str) -> None:
     exact = [of.variance(c, samples) for c in ("optimal", "leave_one_out", "none")]
     drawn = [found[c][1] for c in ("optimal 2", "leave_one_out", "none")]
     for (a, b), (x, y) in zip(itertools.pairwise(exact), itertools.pairwise(drawn), strict=True):
-        apart = b > 1.25 * a  # further than the sampling error; nearer ones are only not the other way around
+        apart = (
+            b > 1.25 * a
+        )  # further than the sampling error; nearer ones are only not the other way around
         assert bool(apart.any())
         assert bool((x < y)[apart].all())
         assert bool((x < 1.15 * y).all())
@@ -200,4 +225,9 @@ def test_estimated_variance_is_consistent(name: str, control: str) -> None:
             exact, of_exact = of.variance(control, samples), torch.zeros(())
         else:  # no formula for few samples: the copies' own
             _, exact, _, of_exact = moments(flat(g))
-        assert bool(((estimated - exact).abs() <= 6 * (error**2 + of_exact**2).sqrt() + 8 / samples * exact).all())
+        assert bool(
+            (
+                (estimated - exact).abs()
+                <= 6 * (error**2 + of_exact**2).sqrt() + 8 / samples * exact
+            ).all()
+        )

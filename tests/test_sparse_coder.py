@@ -80,7 +80,9 @@ def objective(X: np.ndarray, Z: np.ndarray, D: np.ndarray, alpha: float) -> floa
 def test_codes_are_scikit_learns(algorithm: str, positive: bool, digits: np.ndarray) -> None:
     D, settings = atoms(40, 64), {"transform_alpha": 0.3, "positive_code": positive}
     ours = SparseCoder(D, transform_algorithm=algorithm, transform_tol=1e-9, **settings).fit(digits)
-    theirs = sk.SparseCoder(D, transform_algorithm="lasso_cd", transform_max_iter=10_000, **settings).fit(digits)
+    theirs = sk.SparseCoder(
+        D, transform_algorithm="lasso_cd", transform_max_iter=10_000, **settings
+    ).fit(digits)
     Z, expected = ours.transform(digits), theirs.transform(digits)
     assert objective(digits, Z, D, 0.3) <= objective(digits, expected, D, 0.3) * (1 + 1e-8)
     np.testing.assert_allclose(Z, expected, atol=2e-3)
@@ -93,7 +95,9 @@ def test_codes_are_scikit_learns(algorithm: str, positive: bool, digits: np.ndar
 def test_defaults_are_scikit_learns_where_both_have_an_argument() -> None:
     theirs, ours = sk.SparseCoder(atoms(2, 3)).get_params(), SparseCoder(atoms(2, 3)).get_params()
     assert set(ours) - set(theirs) == {"transform_tol", "encoder"}
-    assert all(ours[k] == theirs[k] for k in ("transform_alpha", "positive_code", "transform_max_iter"))
+    assert all(
+        ours[k] == theirs[k] for k in ("transform_alpha", "positive_code", "transform_max_iter")
+    )
 
 
 @pytest.mark.parametrize("dictionary_type", [np.float32, np.float64])
@@ -104,20 +108,24 @@ def test_dtype_is_that_of_the_data(dtype: Any, dictionary_type: Any, digits: np.
     Z = coder.transform(X)
     assert Z.dtype == coder.inverse_transform(Z).dtype == dtype
     # the very bits of the solver in that dtype: nothing was widened on the way
-    expected = lk.sparse_encode(torch.tensor(X), torch.tensor(D.astype(dtype)), algorithm="cd", alpha=0.3)
+    expected = lk.sparse_encode(
+        torch.tensor(X), torch.tensor(D.astype(dtype)), algorithm="cd", alpha=0.3
+    )
     np.testing.assert_array_equal(Z, expected.numpy())
     np.testing.assert_array_equal(coder.transform(torch.tensor(X)), Z)
     assert SparseCoder(torch.tensor(D)).transform((X > 0).astype(int)).dtype == np.float64
 
 
-# --- encoders -----------------------------------------------------------------------------------------------------
+# --- encoders -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_an_encoders_codes_are_the_fast_path(dtype: Any, digits: np.ndarray) -> None:
     D, alpha = atoms(30, 64), 0.3
     encoder = LISTA.from_dictionary(D, alpha, 4).eval()
-    Z = SparseCoder(D, transform_algorithm="encoder", encoder=encoder).transform(digits.astype(dtype))
+    Z = SparseCoder(D, transform_algorithm="encoder", encoder=encoder).transform(
+        digits.astype(dtype)
+    )
     assert Z.dtype == dtype
     expected, L = np.zeros((400, 30)), np.linalg.eigvalsh(D @ D.T)[-1]
     for _ in range(4):
@@ -127,7 +135,9 @@ def test_an_encoders_codes_are_the_fast_path(dtype: Any, digits: np.ndarray) -> 
 
 
 def test_rows_that_do_not_get_there_are_warned_of(digits: np.ndarray) -> None:
-    coder = SparseCoder(atoms(30, 64), transform_algorithm="ista", transform_alpha=0.3, transform_max_iter=4)
+    coder = SparseCoder(
+        atoms(30, 64), transform_algorithm="ista", transform_alpha=0.3, transform_max_iter=4
+    )
     with pytest.warns(ConvergenceWarning, match="of 400 rows are not within transform_tol = 1e-06"):
         coder.transform(digits)
 
@@ -135,7 +145,9 @@ def test_rows_that_do_not_get_there_are_warned_of(digits: np.ndarray) -> None:
 def test_solvers_refine_an_encoders_codes(digits: np.ndarray) -> None:
     D, alpha = atoms(30, 64), 0.3
     encoder = LISTA.from_dictionary(D, alpha, 3)
-    train_encoder(encoder, torch.tensor(digits), dictionary=torch.tensor(D), alpha=alpha, max_steps=25, seed=0)
+    train_encoder(
+        encoder, torch.tensor(digits), dictionary=torch.tensor(D), alpha=alpha, max_steps=25, seed=0
+    )
     encoder.eval()
 
     def loss(**settings: Any) -> float:
@@ -144,7 +156,10 @@ def test_solvers_refine_an_encoders_codes(digits: np.ndarray) -> None:
 
     best = loss(transform_tol=1e-10)
     losses = [loss(transform_algorithm="encoder", encoder=encoder)]
-    losses += [loss(transform_algorithm="fista", encoder=encoder, transform_max_iter=k) for k in (0, 3, 1000)]
+    losses += [
+        loss(transform_algorithm="fista", encoder=encoder, transform_max_iter=k)
+        for k in (0, 3, 1000)
+    ]
     assert losses[0] == losses[1] > losses[2] > losses[3] >= best - 1e-12
     assert losses[3] - best < 2e-6 * 0.5 * (digits**2).sum(axis=1).mean()
     with pytest.warns(ConvergenceWarning):
@@ -155,7 +170,9 @@ def test_positive_codes_of_any_encoder(digits: np.ndarray) -> None:
     D = atoms(30, 64)
     for encoder in (PSDEncoder.from_dictionary(D), lambda x: (x @ torch.tensor(D.T).to(x)).numpy()):
         signed = SparseCoder(D, transform_algorithm="encoder", encoder=encoder).transform(digits)
-        Z = SparseCoder(D, transform_algorithm="encoder", encoder=encoder, positive_code=True).transform(digits)
+        Z = SparseCoder(
+            D, transform_algorithm="encoder", encoder=encoder, positive_code=True
+        ).transform(digits)
         np.testing.assert_array_equal(Z, np.maximum(signed, 0))
         assert (signed < 0).any()
         assert (SparseCoder(D, encoder=encoder, positive_code=True).transform(digits) >= 0).all()
@@ -170,13 +187,16 @@ def test_clone_and_pickle(digits: np.ndarray) -> None:
         np.testing.assert_array_equal(model.transform(digits), coder.transform(digits))
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dictionary": np.zeros((2, 3))}, "dictionary must have rows, and none of zeros; got row 0"),
+        (
+            {"dictionary": np.zeros((2, 3))},
+            "dictionary must have rows, and none of zeros; got row 0",
+        ),
         ({"dictionary": np.ones(3)}, "Expected 2D array"),
         ({"dictionary": [[1.0, np.nan, 1]]}, "dictionary contains NaN"),
         ({"transform_algorithm": "omp"}, "transform_algorithm must be one of 'cd'"),
@@ -188,7 +208,10 @@ def test_clone_and_pickle(digits: np.ndarray) -> None:
         ({"encoder": 3}, "encoder must be"),
         ({"transform_algorithm": "encoder"}, "encoder must be given"),
         ({"encoder": lambda x: x}, r"encoder must map X to codes of shape \(4, 5\)"),
-        ({"encoder": lambda x: x.new_full((len(x), 5), float("nan"))}, "encoder must give finite codes"),
+        (
+            {"encoder": lambda x: x.new_full((len(x), 5), float("nan"))},
+            "encoder must give finite codes",
+        ),
     ],
 )
 def test_wrong_arguments(settings: dict[str, Any], message: str) -> None:

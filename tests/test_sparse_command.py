@@ -1,4 +1,6 @@
-"""`latent-kernels sparse`: its problems, its numbers against plain torch, its pictures, and its errors."""
+"""`latent-kernels sparse`: its problems, its numbers against plain torch, its pictures, and its
+errors.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from latent_kernels.examples import sparse_curves as curves
 from latent_kernels.examples import sparse_pictures as pictures
 from latent_kernels.examples import sparse_problems as problems
 
-SMALL = command.Photographs(patches=1500, held_out=100, components=30, passes=1, steps=8, batch_size=64)
+SMALL = command.Photographs(
+    patches=1500, held_out=100, components=30, passes=1, steps=8, batch_size=64
+)
 OPTIONS = ("--layers", 3, "--features", 16, "--components", 24, "--samples", 40)
 
 
@@ -33,7 +37,9 @@ def _small(monkeypatch):
     monkeypatch.setattr(command, "PHOTOGRAPHS", SMALL)
     monkeypatch.setattr(command, "QUICK", SMALL)
     monkeypatch.setattr(command, "MOST_ITERATIONS", 30)
-    monkeypatch.setattr(command, "LEARNED", [dataclasses.replace(one, steps=16) for one in command.LEARNED])
+    monkeypatch.setattr(
+        command, "LEARNED", [dataclasses.replace(one, steps=16) for one in command.LEARNED]
+    )
     monkeypatch.delenv(_backends.VARIABLE, raising=False)
     _backends.forget()
     threads = torch.get_num_threads()
@@ -64,7 +70,7 @@ def ista(x, dictionary, alpha, iterations):
     return z
 
 
-# --- problems ---------------------------------------------------------------------------------------------------
+# --- problems -------------------------------------------------------------------------------------
 
 
 def test_drawn_codes_are_what_the_protocol_says():
@@ -112,10 +118,12 @@ def test_scores_by_hand():
     z = torch.tensor([[3.0, 0.3], [0.0, 3.6]])
     assert problems.nmse(z, truth) == pytest.approx(10 * math.log10(0.25 / 25), abs=1e-5)
     x, d = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert problems.lasso(x, torch.tensor([[0.5, -1.0]]), d, 0.1) == pytest.approx(0.5 * 9.25 + 0.15, rel=1e-6)
+    assert problems.lasso(x, torch.tensor([[0.5, -1.0]]), d, 0.1) == pytest.approx(
+        0.5 * 9.25 + 0.15, rel=1e-6
+    )
 
 
-# --- curves -----------------------------------------------------------------------------------------------------
+# --- curves ---------------------------------------------------------------------------------------
 
 
 def test_the_solver_that_needs_fewest():
@@ -149,11 +157,18 @@ def test_no_more_iterations_than_asked_for(most):
 
 
 def test_points_of_the_encoder_are_of_the_stages(tmp_path):
-    """The last one is of the encoder that is left, each of the encoder that was trained up to there."""
+    """The last one is of the encoder that is left, each of the encoder that was trained up to
+    there.
+    """
     generator = torch.Generator().manual_seed(0)
     problem = problems.drawn(12, 20, generator)
     x, truth = problem.draw(64, generator)
-    options = {"validation": problem.draw(50, generator), "max_steps": 12, "check_every": 4, "seed": 1}
+    options = {
+        "validation": problem.draw(50, generator),
+        "max_steps": 12,
+        "check_every": 4,
+        "seed": 1,
+    }
 
     def score(z):
         return problems.nmse(z, truth)
@@ -172,19 +187,25 @@ def test_points_of_the_encoder_are_of_the_stages(tmp_path):
         assert trained(layers)[1] == pytest.approx(found[:layers], abs=1e-4)
 
 
-# --- outcomes ---------------------------------------------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------------
 
 
 def test_drawn_codes_by_layer(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "LEARNED", [dataclasses.replace(one, steps=120) for one in command.LEARNED])
+    monkeypatch.setattr(
+        command, "LEARNED", [dataclasses.replace(one, steps=120) for one in command.LEARNED]
+    )
     outcome = command.compare_drawn(dataclasses.replace(request_of(tmp_path), quick=False), silent)
     assert list(outcome.curves) == ["ISTA", "FISTA", "LISTA", "LISTA-CP", "ALISTA"]
     assert all(len(curve) == 3 for curve in outcome.curves.values())
     generator = torch.Generator().manual_seed(0)
     problem = problems.drawn(16, 24, generator)
     x, z = problem.draw(40, generator)
-    for t, (value, alpha) in enumerate(zip(outcome.curves["ISTA"], outcome.alphas["ISTA"], strict=True), 1):
-        by_hand = [problems.nmse(ista(x, problem.dictionary, a, t), z.double()) for a in command.ALPHAS]
+    for t, (value, alpha) in enumerate(
+        zip(outcome.curves["ISTA"], outcome.alphas["ISTA"], strict=True), 1
+    ):
+        by_hand = [
+            problems.nmse(ista(x, problem.dictionary, a, t), z.double()) for a in command.ALPHAS
+        ]
         assert value == pytest.approx(min(by_hand), abs=0.01)
         assert alpha in command.ALPHAS
     assert outcome.curves["FISTA"][0] == outcome.curves["ISTA"][0]
@@ -194,7 +215,9 @@ def test_drawn_codes_by_layer(tmp_path, monkeypatch):
         assert seconds > 0
         if worth is not None:
             assert worth.iterations > 3
-            codes = lk.sparse_encode(x, problem.dictionary, alpha=worth.alpha, max_iter=worth.iterations, tol=0.0)
+            codes = lk.sparse_encode(
+                x, problem.dictionary, alpha=worth.alpha, max_iter=worth.iterations, tol=0.0
+            )
             assert problems.nmse(codes, z) <= outcome.curves[name][-1]
 
 
@@ -207,9 +230,13 @@ def test_patches_by_layer():
     assert outcome.zeros == pytest.approx(0.5 - minimum, abs=1e-6)
     assert outcome.density == float((best != 0).double().mean())
     for t, value in enumerate(outcome.curves["ISTA"], 1):
-        assert value == pytest.approx(problems.lasso(x, ista(x, d, 0.1, t), d, 0.1) - minimum, abs=1e-4)
+        assert value == pytest.approx(
+            problems.lasso(x, ista(x, d, 0.1, t), d, 0.1) - minimum, abs=1e-4
+        )
     assert outcome.rows == len(problems.patches(SMALL.patches, 0)) - SMALL.held_out
-    for t, (value, iterations) in enumerate(zip(outcome.curves["LISTA"], outcome.layers_worth, strict=True), 1):
+    for t, (value, iterations) in enumerate(
+        zip(outcome.curves["LISTA"], outcome.layers_worth, strict=True), 1
+    ):
         assert 0 < value < outcome.curves["ISTA"][t - 1]
         assert outcome.fista[iterations] <= value
         assert iterations == 1 or outcome.fista[iterations - 1] > value
@@ -225,11 +252,13 @@ def test_numbers_depend_on_the_seed_alone(tmp_path):
     a, b, c = (command.demonstrate(SMALL, 2, seed) for seed in (1, 1, 2))
     assert torch.equal(a.dictionary, b.dictionary)
     assert numbers(a) == numbers(b) != numbers(c)
-    a, b, c = (command.compare_drawn(request_of(tmp_path, seed), silent) for seed in (1, 1, 2**32 - 1))
+    a, b, c = (
+        command.compare_drawn(request_of(tmp_path, seed), silent) for seed in (1, 1, 2**32 - 1)
+    )
     assert a.curves == b.curves != c.curves
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def test_tiles_hold_the_atoms_and_white():
@@ -238,7 +267,9 @@ def test_tiles_hold_the_atoms_and_white():
     assert canvas.shape == (3 * 5 + 1, 3 * 5 + 1)
     for i, atom in enumerate(atoms.double().numpy()):
         top, left = 1 + 5 * (i // 3), 1 + 5 * (i % 3)
-        np.testing.assert_allclose(canvas[top : top + 4, left : left + 4].ravel(), atom / abs(atom).max())
+        np.testing.assert_allclose(
+            canvas[top : top + 4, left : left + 4].ravel(), atom / abs(atom).max()
+        )
     assert (canvas[::5] == 1).all()
     assert (canvas[-5:, 6:] == 1).all()
 
@@ -258,7 +289,7 @@ def test_pictures_without_an_equal(tmp_path):
         assert imread(tmp_path / "p.png")[..., :3].std() > 0.02
 
 
-# --- the command ------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quick", [(), ("--quick",)])
@@ -272,13 +303,17 @@ def test_the_command_draws_and_prints(quick, tmp_path):
         assert min(pixels.shape[:2]) > 200
         assert pixels[..., :3].std() > 0.02
     rows = re.findall(
-        r"^ *(\d) +(-?\d+\.\d+) +(-?\d+\.\d+) +(-?\d+\.\d+) +(-?\d+\.\d+) +(-?\d+\.\d+) *$", result.output, re.M
+        r"^ *(\d) +(-?\d+\.\d+) +(-?\d+\.\d+) +(-?\d+\.\d+) +(-?\d+\.\d+) +(-?\d+\.\d+) *$",
+        result.output,
+        re.M,
     )
     assert [row[0] for row in rows] == ["1", "2", "3"]
     request = dataclasses.replace(request_of(out, 4), quick=bool(quick))
     outcome = command.compare_drawn(request, silent)
     for t, row in enumerate(rows):
-        assert [float(v) for v in row[1:]] == pytest.approx([c[t] for c in outcome.curves.values()], abs=0.006)
+        assert [float(v) for v in row[1:]] == pytest.approx(
+            [c[t] for c in outcome.curves.values()], abs=0.006
+        )
     patches = command.compare_patches(SMALL, 3, 4, silent)
     rows = re.findall(r"^ *(\d) +(\d+\.\d+) +(\d+\.\d+) +(\d+\.\d+) +(\d+) *$", result.output, re.M)
     for t, row in enumerate(rows):
@@ -325,7 +360,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     occupied = tmp_path / "file"
     occupied.write_text("kept")
     (tmp_path / "out" / command.FIGURES[1]).mkdir(parents=True)
-    for out, named in ((occupied, occupied), (occupied / "below", occupied), (tmp_path / "out", tmp_path / "out")):
+    for out, named in (
+        (occupied, occupied),
+        (occupied / "below", occupied),
+        (tmp_path / "out", tmp_path / "out"),
+    ):
         result = call(*OPTIONS, "--out", out)
         assert result.exit_code == 1
         assert result.output.startswith(f"latent-kernels: cannot write to {named}")

@@ -1,4 +1,6 @@
-"""The streamed bound equals the unchunked one: values and gradients, for every chunk, estimator, dtype and weight."""
+"""The streamed bound equals the unchunked one: values and gradients, for every chunk, estimator,
+dtype and weight.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ def same_as_unchunked(
     close([ours, *gradients(ours, inputs)], [theirs, *gradients(theirs, inputs)])
 
 
-# --- equality with importance_bound -----------------------------------------------------------------------------
+# --- equality with importance_bound ---------------------------------------------------------------
 
 
 @every_estimator
@@ -47,14 +49,21 @@ def test_equals_the_unchunked_bound(batch: tuple[int, ...], chunk: int, estimato
 def test_precision(dtype: torch.dtype, chunk: int, estimator: str) -> None:
     """Twice the unchunked bound's error against float64, whose noise is the same.
 
-    Or the roundings of the chunks' gradients: each is rounded to the dtype, and their signs are independent.
+    Or the roundings of the chunks' gradients: each is rounded to the dtype, and their signs are
+    independent.
     """
     model, samples = Model(dtype=dtype), 60
     wide = Model(dtype=torch.float64)
     for x, y in zip((*wide.leaves, wide.x), (*model.leaves, model.x), strict=True):
         x.data.copy_(y.detach())
     bound = lk.streamed_bound(
-        model.q, model.log_joint, samples, chunk=chunk, params=model.params, estimator=estimator, seed=3
+        model.q,
+        model.log_joint,
+        samples,
+        chunk=chunk,
+        params=model.params,
+        estimator=estimator,
+        seed=3,
     )
     assert bound.dtype == torch.float32
     plain = unchunked(model.q, model.log_joint, samples, estimator)
@@ -69,13 +78,19 @@ def test_precision(dtype: torch.dtype, chunk: int, estimator: str) -> None:
         assert ours.dtype == theirs.dtype
         ours, theirs, truth = ours.detach().double(), theirs.detach().double(), truth.detach()
         floor = torch.finfo(dtype).eps * math.sqrt(samples / chunk) * (1 + float(truth.abs().max()))
-        assert float((ours - truth).abs().max()) <= max(2 * float((theirs - truth).abs().max()), floor)
+        assert float((ours - truth).abs().max()) <= max(
+            2 * float((theirs - truth).abs().max()), floor
+        )
 
 
 def test_many_halves_add_up() -> None:
-    """512 chunks with a gradient of 1 / 512 each: in bfloat16, whose step there is 1 / 256, a sum stays at 1 / 2."""
+    """512 chunks with a gradient of 1 / 512 each: in bfloat16, whose step there is 1 / 256, a sum
+    stays at 1 / 2.
+    """
     scale = torch.ones((), dtype=torch.bfloat16, requires_grad=True)
-    q = lk.DiagonalGaussian(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16))
+    q = lk.DiagonalGaussian(
+        torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16)
+    )
 
     def log_joint(z: Tensor) -> Tensor:
         return q.log_prob(z) + scale
@@ -92,7 +107,9 @@ def test_dtype_of_log_joint(dtype: torch.dtype) -> None:
     model = Model(dtype=torch.float32)
     ours = model.streamed(lambda z: model.log_joint(z).to(dtype))
     theirs = unchunked(model.q, lambda z: model.log_joint(z).to(dtype))
-    assert ours.dtype == theirs.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (
+        ours.dtype == theirs.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    )
     assert torch.allclose(ours, theirs, rtol=1e-6)
 
 
@@ -125,7 +142,9 @@ def test_weights_of_every_kind(chunk: int, estimator: str) -> None:
         which = (z[:, 0, 0, None].detach() == first).double().argmax(1)
         return model.log_joint(z) + table[which]
 
-    ours = lk.streamed_bound(model.q, log_joint, 6, chunk=chunk, params=model.params, estimator=estimator, seed=3)
+    ours = lk.streamed_bound(
+        model.q, log_joint, 6, chunk=chunk, params=model.params, estimator=estimator, seed=3
+    )
     theirs = unchunked(model.q, log_joint, 6, estimator)
     inputs = (model.mean, model.logvar)
     for name, got, expected in zip(ROWS, ours, theirs, strict=True):
@@ -139,7 +158,12 @@ def test_weights_of_every_kind(chunk: int, estimator: str) -> None:
 def test_empty(shape: tuple[int, ...]) -> None:
     mean, weight = torch.zeros(shape, requires_grad=True), torch.ones((), requires_grad=True)
     bound = lk.streamed_bound(
-        lk.DiagonalGaussian(mean, mean), lambda z: weight * z.sum(-1), 9, chunk=4, params=[weight], seed=1
+        lk.DiagonalGaussian(mean, mean),
+        lambda z: weight * z.sum(-1),
+        9,
+        chunk=4,
+        params=[weight],
+        seed=1,
     )
     assert bound.shape == shape[:-1]
     found = torch.autograd.grad(bound.sum(), (mean, weight))
@@ -147,7 +171,7 @@ def test_empty(shape: tuple[int, ...]) -> None:
     assert found[1] == 0
 
 
-# --- noise ------------------------------------------------------------------------------------------------------
+# --- noise ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 3, S])
@@ -181,24 +205,35 @@ def test_seeds() -> None:
     close(gradients(bound, model.leaves), gradients(model.streamed(), model.leaves))
 
 
-# --- where gradients go -----------------------------------------------------------------------------------------
+# --- where gradients go ---------------------------------------------------------------------------
 
 
 def test_computed_params() -> None:
-    """A tensor computed outside is listed itself; what it was computed from gets its gradient through it."""
+    """A tensor computed outside is listed itself; what it was computed from gets its gradient
+    through it.
+    """
     model = Model()
     scaled = (2 * model.weight).tanh()
 
     def log_joint(z: Tensor) -> Tensor:
         return (z @ scaled + model.bias).square().sum(-1)
 
-    for params in ((scaled, model.bias), (*model.params, scaled), (scaled, scaled, model.bias, model.bias)):
+    for params in (
+        (scaled, model.bias),
+        (*model.params, scaled),
+        (scaled, scaled, model.bias, model.bias),
+    ):
         ours, theirs = model.streamed(log_joint, params=params), unchunked(model.q, log_joint)
-        close(gradients(ours, model.leaves, retain_graph=True), gradients(theirs, model.leaves, retain_graph=True))
+        close(
+            gradients(ours, model.leaves, retain_graph=True),
+            gradients(theirs, model.leaves, retain_graph=True),
+        )
 
 
 def test_one_network_for_q_and_the_prior() -> None:
-    """What log_joint reads lies upstream of q: the two paths of its gradient are neither lost nor counted twice."""
+    """What log_joint reads lies upstream of q: the two paths of its gradient are neither lost nor
+    counted twice.
+    """
     model, hidden = Model(), nn.Linear(PIXELS, D, dtype=torch.float64)
 
     def run(streamed: bool) -> tuple[Tensor, ...]:
@@ -210,7 +245,9 @@ def test_one_network_for_q_and_the_prior() -> None:
 
         params = (*hidden.parameters(), h, *model.params)
         bound = (
-            lk.streamed_bound(q, log_joint, S, chunk=7, params=params, seed=3) if streamed else unchunked(q, log_joint)
+            lk.streamed_bound(q, log_joint, S, chunk=7, params=params, seed=3)
+            if streamed
+            else unchunked(q, log_joint)
         )
         return gradients(bound, (*hidden.parameters(), *model.leaves))
 
@@ -263,10 +300,12 @@ def test_one_gradient_for_several_params() -> None:
     def log_joint(z: Tensor) -> Tensor:
         return model.log_joint(z) + (a + b)
 
-    same_as_unchunked(model, log_joint, (a, b, *model.leaves), params=(a, b, *model.params), chunk=3)
+    same_as_unchunked(
+        model, log_joint, (a, b, *model.leaves), params=(a, b, *model.params), chunk=3
+    )
 
 
-# --- what is refused --------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -277,11 +316,23 @@ def test_one_gradient_for_several_params() -> None:
         ({"chunk": True}, TypeError, "chunk must be an int >= 1; got True"),
         ({"chunk": 2.0}, TypeError, "chunk must be an int >= 1; got 2.0"),
         ({"estimator": "vimco"}, ValueError, "cannot be streamed: use importance_bound"),
-        ({"estimator": "elbo"}, ValueError, "estimator must be one of 'iwae', 'stl', 'dreg'; got 'elbo'"),
+        (
+            {"estimator": "elbo"},
+            ValueError,
+            "estimator must be one of 'iwae', 'stl', 'dreg'; got 'elbo'",
+        ),
         ({"seed": -1}, ValueError, r"seed must lie in \[0, 2\^63\); got -1"),
         ({"seed": 1.0}, TypeError, "seed must be an int"),
-        ({"params": torch.zeros(3)}, TypeError, "params must be an iterable of tensors; got Tensor"),
-        ({"params": nn.Linear(1, 1)}, TypeError, "params must be an iterable of tensors; got Linear"),
+        (
+            {"params": torch.zeros(3)},
+            TypeError,
+            "params must be an iterable of tensors; got Tensor",
+        ),
+        (
+            {"params": nn.Linear(1, 1)},
+            TypeError,
+            "params must be an iterable of tensors; got Linear",
+        ),
         ({"params": {"w": torch.zeros(3)}}, TypeError, "params must hold tensors; got str"),
     ],
 )
@@ -290,7 +341,9 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], message:
         Model().streamed(**options)
 
 
-@pytest.mark.parametrize(("samples", "error"), [(0, ValueError), (None, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("samples", "error"), [(0, ValueError), (None, TypeError), (True, TypeError)]
+)
 def test_bad_num_samples(samples: Any, error: type[Exception]) -> None:
     model = Model()
     with pytest.raises(error, match=f"num_samples must be an int >= 1; got {samples}"):
@@ -309,9 +362,21 @@ def test_bad_q_and_log_joint() -> None:
     ("log_joint", "error", "message"),
     [
         (lambda z: 1.0, TypeError, "log_joint must return a torch.Tensor; got float"),
-        (lambda z: z.sum(-1).long(), TypeError, "log_joint must return float32, .* or float16; got torch.int64"),
-        (lambda z: z, ValueError, r"log_joint must return shape \(7, 4\) for z \(7, 4, 5\); got \(7, 4, 5\)"),
-        (lambda z: z.sum(-1)[0], ValueError, r"log_joint must return shape \(7, 4\) for z \(7, 4, 5\); got \(4,\)"),
+        (
+            lambda z: z.sum(-1).long(),
+            TypeError,
+            "log_joint must return float32, .* or float16; got torch.int64",
+        ),
+        (
+            lambda z: z,
+            ValueError,
+            r"log_joint must return shape \(7, 4\) for z \(7, 4, 5\); got \(7, 4, 5\)",
+        ),
+        (
+            lambda z: z.sum(-1)[0],
+            ValueError,
+            r"log_joint must return shape \(7, 4\) for z \(7, 4, 5\); got \(4,\)",
+        ),
         (lambda z: z.sum(-1, keepdim=True), ValueError, r"got \(7, 4, 1\)"),
         (
             lambda z: z.sum(-1).to("meta"),
@@ -320,6 +385,8 @@ def test_bad_q_and_log_joint() -> None:
         ),
     ],
 )
-def test_bad_results(log_joint: Callable[[Tensor], Any], error: type[Exception], message: str) -> None:
+def test_bad_results(
+    log_joint: Callable[[Tensor], Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         Model().streamed(log_joint)

@@ -1,4 +1,6 @@
-"""The streamed bound's replay in backward: what it refuses, restores, works with, and how much memory it takes."""
+"""The streamed bound's replay in backward: what it refuses, restores, works with, and how much
+memory it takes.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,15 @@ from streamed_model import ESTIMATORS, B, D, Model, S, close, gradients, unchunk
 Tensor = torch.Tensor
 
 
-# --- gradients that would be missing or wrong -------------------------------------------------------------------
+# --- gradients that would be missing or wrong -----------------------------------------------------
 
 
 def test_missing_leaf_raises_at_the_call() -> None:
     model = Model()
-    with pytest.raises(RuntimeError, match=r"reads a tensor of shape \(3,\) that requires grad and is not in params"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"reads a tensor of shape \(3,\) that requires grad and is not in params",
+    ):
         model.streamed(params=[model.weight])
     for x in model.leaves[:3]:  # nothing else wants a gradient
         x.requires_grad_(False)
@@ -38,7 +43,9 @@ def test_missing_leaf_raises_at_the_call() -> None:
 
 
 def test_missing_tensor_upstream_of_q() -> None:
-    """Even where all that it was computed from is listed: its graph would be run once for each chunk, and freed."""
+    """Even where all that it was computed from is listed: its graph would be run once for each
+    chunk, and freed.
+    """
     model = Model()
     hidden = torch.exp(model.weight)
     q = lk.DiagonalGaussian(model.mean * hidden.sum(), model.logvar)
@@ -46,11 +53,15 @@ def test_missing_tensor_upstream_of_q() -> None:
     def log_joint(z: Tensor) -> Tensor:
         return (z @ hidden).sum(-1)
 
-    with pytest.raises(RuntimeError, match=r"shape \(5, 3\) that requires grad and is not in params"):
+    with pytest.raises(
+        RuntimeError, match=r"shape \(5, 3\) that requires grad and is not in params"
+    ):
         lk.streamed_bound(q, log_joint, S, chunk=7, params=model.params)
     left, right = torch.split(model.mean * 2, [2, 3], 1)
     with pytest.raises(RuntimeError, match=r"shape \(4, 3\) that requires grad"):
-        model.streamed(lambda z: (z[..., :2] * left).sum(-1) + (z[..., 2:] * right).sum(-1), params=[left])
+        model.streamed(
+            lambda z: (z[..., :2] * left).sum(-1) + (z[..., 2:] * right).sum(-1), params=[left]
+        )
 
 
 def test_missing_in_a_later_chunk_raises_in_backward() -> None:
@@ -71,9 +82,13 @@ def test_params_of_which_one_is_computed_from_another() -> None:
     scaled, clone = 2 * model.weight, model.weight.clone()
 
     def run(weight: Tensor) -> Tensor:
-        return model.streamed(lambda z: (z @ scaled * (z @ weight)).sum(-1), params=[scaled, weight])
+        return model.streamed(
+            lambda z: (z @ scaled * (z @ weight)).sum(-1), params=[scaled, weight]
+        )
 
-    with pytest.raises(RuntimeError, match=r"shape \(5, 3\), and another one that was computed from it"):
+    with pytest.raises(
+        RuntimeError, match=r"shape \(5, 3\), and another one that was computed from it"
+    ):
         run(model.weight)
     expected = unchunked(model.q, lambda z: (z @ scaled * (z @ model.weight)).sum(-1))
     inputs = (model.mean, model.weight)
@@ -110,7 +125,7 @@ def test_changes_before_backward(changed: str) -> None:
         bound.sum().backward()
 
 
-# --- random numbers and autocast in log_joint -------------------------------------------------------------------
+# --- random numbers and autocast in log_joint -----------------------------------------------------
 
 
 def with_dropout(model: Model, masks: list[Tensor]) -> Callable[[Tensor], Tensor]:
@@ -162,7 +177,9 @@ def test_random_numbers_go_on_as_without_a_replay() -> None:
 
 
 def test_generators_are_left_alone_where_nothing_is_drawn() -> None:
-    """What another thread draws during the replay stays drawn: putting the generator back would repeat it."""
+    """What another thread draws during the replay stays drawn: putting the generator back would
+    repeat it.
+    """
     model, drawn = Model(), []
 
     def log_joint(z: Tensor) -> Tensor:
@@ -219,14 +236,17 @@ def test_autocast(backward_inside: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=backward_inside):
         ours = gradients(bound, model.leaves)
     assert set(dtypes) == {torch.float32 if backward_inside else torch.bfloat16}
-    # a bfloat16 product rounds the three chunks' gradients of weight, each of them of the size of their sum
+    # a bfloat16 product rounds the three chunks' gradients of weight, each of them of the size of
+    # their sum
     for a, b in zip(ours, gradients(plain, model.leaves), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=4 * 2.0**-8 * float(b.abs().max()))
     assert torch.allclose(bound, plain, rtol=1e-6)
 
 
 def test_autocast_cache() -> None:
-    """Weights that were cast without gradients are not met again, neither ours outside nor others' inside."""
+    """Weights that were cast without gradients are not met again, neither ours outside nor others'
+    inside.
+    """
     model = Model(dtype=torch.float32)
 
     def log_joint(z: Tensor) -> Tensor:
@@ -242,14 +262,16 @@ def test_autocast_cache() -> None:
         assert float(gradients(bound, [model.weight])[0].abs().sum()) > 0
 
 
-# --- torch's machinery ------------------------------------------------------------------------------------------
+# --- torch's machinery ----------------------------------------------------------------------------
 
 
 def test_backward_again() -> None:
     model = Model()
     bound = model.streamed()
     first = gradients(bound, model.leaves, retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(first, gradients(bound, model.leaves), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first, gradients(bound, model.leaves), strict=True)
+    )
     with pytest.raises(RuntimeError, match="second time"):
         gradients(bound, model.leaves)
 
@@ -292,7 +314,9 @@ def test_inside_checkpoint(use_reentrant: bool) -> None:
             x.grad = None
         torch.manual_seed(1)
         inputs = (model.mean.exp(), model.logvar, None)
-        bound = checkpoint(run, *inputs, use_reentrant=use_reentrant) if checkpointed else run(*inputs)
+        bound = (
+            checkpoint(run, *inputs, use_reentrant=use_reentrant) if checkpointed else run(*inputs)
+        )
         bound.sum().backward()
         results.append([bound.detach(), *(x.grad for x in model.leaves[:3])])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -301,7 +325,10 @@ def test_inside_checkpoint(use_reentrant: bool) -> None:
 def test_several_in_one_loss() -> None:
     model = Model()
     a, b = model.streamed(chunk=3), model.streamed(chunk=8, estimator="dreg", seed=4)
-    alone = [gradients(model.streamed(chunk=3), model.leaves), gradients(b, model.leaves, retain_graph=True)]
+    alone = [
+        gradients(model.streamed(chunk=3), model.leaves),
+        gradients(b, model.leaves, retain_graph=True),
+    ]
     both = gradients(a + b, model.leaves)
     close(both, [x + y for x, y in zip(*alone, strict=True)])
 
@@ -327,12 +354,18 @@ def test_threads() -> None:
 def test_func_raises() -> None:
     model = Model()
     with pytest.raises(RuntimeError, match=r"does not work under torch\.func"):
-        torch.func.grad(lambda m: lk.streamed_bound(lk.DiagonalGaussian(m, m), model.log_joint, S).sum())(model.mean)
+        torch.func.grad(
+            lambda m: lk.streamed_bound(lk.DiagonalGaussian(m, m), model.log_joint, S).sum()
+        )(model.mean)
     with pytest.raises(RuntimeError, match=r"does not work under torch\.func"):
-        torch.func.vmap(lambda m: lk.streamed_bound(lk.DiagonalGaussian(m, m), model.log_joint, S))(model.mean)
+        torch.func.vmap(lambda m: lk.streamed_bound(lk.DiagonalGaussian(m, m), model.log_joint, S))(
+            model.mean
+        )
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch itself, where graphs break
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute:UserWarning"
+)  # torch itself, where graphs break
 def test_compile() -> None:
     """The compiler leaves its graph for the call; a compiled function inside log_joint works."""
     torch._dynamo.reset()
@@ -353,11 +386,13 @@ def test_compile() -> None:
         torch.compile(run, backend="aot_eager", fullgraph=True)(*inputs, model.log_joint)
 
 
-# --- memory -----------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 class Memory(TorchDispatchMode):
-    """The bytes of all storages that operations made and that live at once, and the largest tensor ever made."""
+    """The bytes of all storages that operations made and that live at once, and the largest tensor
+    ever made.
+    """
 
     def __init__(self, *inputs: Tensor) -> None:
         super().__init__()
@@ -421,14 +456,20 @@ def test_nothing_is_kept_between_forward_and_backward() -> None:
     lives = []
     for samples in (10, 1000):
         with Memory(*model.leaves, model.x) as memory:
-            bound = lk.streamed_bound(model.q, model.log_joint, samples, chunk=5, params=model.params, seed=1)
+            bound = lk.streamed_bound(
+                model.q, model.log_joint, samples, chunk=5, params=model.params, seed=1
+            )
             lives.append(memory.live)
             del bound
-    assert lives[0] == lives[1] <= 5 * 2 * 8  # the bound, the largest weight and the sum; and what they are cut from
+    assert (
+        lives[0] == lives[1] <= 5 * 2 * 8
+    )  # the bound, the largest weight and the sum; and what they are cut from
 
 
 def test_memory_of_the_process() -> None:
-    """What the system says, with the kernels called plainly: 16 times the samples, and no more memory."""
+    """What the system says, with the kernels called plainly: 16 times the samples, and no more
+    memory.
+    """
     code = """
 import torch, latent_kernels as lk
 torch.set_num_threads(1)
@@ -454,9 +495,13 @@ print(peak(64, True), peak(1024, True), peak(1024, False))
         text=True,
         check=True,
         timeout=120,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # freed memory goes back, and does not lie in pieces
+        env=os.environ
+        | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # freed memory goes back, and does not lie in pieces
     )
     few, many, unchunked_peak = map(int, result.stdout.split())
     chunk = 32 * 64 * 256 * 4 // 2**20  # MB of one tensor
     assert many - few <= 2 * chunk, (few, many)
-    assert unchunked_peak - many >= 64 * chunk, (many, unchunked_peak)  # two tensors, saved for backward
+    assert unchunked_peak - many >= 64 * chunk, (
+        many,
+        unchunked_peak,
+    )  # two tensors, saved for backward

@@ -1,4 +1,6 @@
-"""The extension among processes and threads: fork, DataLoader workers, several Python threads, odd exits."""
+"""The extension among processes and threads: fork, DataLoader workers, several Python threads, odd
+exits.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,18 @@ N = 300_000
 def run(code: str) -> str:
     """Runs code in a fresh interpreter, which must end by itself within a minute and well."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
-# Results are compared as bytes: torch.equal would start torch's own OpenMP threads, which do not survive fork.
+# Results are compared as bytes: torch.equal would start torch's own OpenMP threads, which do not
+# survive fork.
 PRELUDE = f"""
 import os, sys, threading, torch, latent_kernels as lk
 torch.set_num_threads(3)
@@ -49,8 +56,8 @@ assert draw() == expected
     run(PRELUDE + code)
 
 
-# The families' samples and the score function's gradient, over arrays that several threads share. NumPy makes the
-# inputs, since torch's own threads do not survive fork.
+# The families' samples and the score function's gradient, over arrays that several threads share.
+# NumPy makes the inputs, since torch's own threads do not survive fork.
 SCORE = """
 import numpy as np
 def line(end, *shape): return torch.from_numpy(np.linspace(-end, end, np.prod(shape), dtype=np.float32).reshape(shape))
@@ -175,7 +182,10 @@ stop = True; t.join()
     run(PRELUDE + code)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two cores",
+)
 def test_gil_is_released() -> None:
     """Python code goes on while a kernel runs."""
     torch.set_num_threads(1)

@@ -1,4 +1,6 @@
-"""The ops under torch's own machinery: opcheck, gradcheck, torch.compile, torch.func, autocast, checkpointing."""
+"""The ops under torch's own machinery: opcheck, gradcheck, torch.compile, torch.func, autocast,
+checkpointing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def data(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-# --- opcheck, gradcheck -----------------------------------------------------------------------------------------
+# --- opcheck, gradcheck ---------------------------------------------------------------------------
 
 SEEDS = torch.tensor([3, 2**40])
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
@@ -78,15 +80,21 @@ def test_gradcheck(num_samples: int | None) -> None:
 
     inputs = (leaf(3, 4), leaf(3, 4), leaf(3, 4), leaf(4))
     assert torch.autograd.gradcheck(run, inputs, nondet_tol=0)
-    assert torch.autograd.gradcheck(lambda m, l: lk.rsample(m, l, num_samples, seed=1), inputs[:2], nondet_tol=0)
+    assert torch.autograd.gradcheck(
+        lambda m, l: lk.rsample(m, l, num_samples, seed=1), inputs[:2], nondet_tol=0
+    )
     assert torch.autograd.gradcheck(lk.gaussian_kl, inputs[:2], nondet_tol=0)
-    assert torch.autograd.gradcheck(lk.gaussian_log_prob, (leaf(2, 3, 4), *inputs[:2]), nondet_tol=0)
-    assert torch.autograd.gradcheck(lk.gaussian_log_prob, (inputs[0], leaf(2, 3, 4), leaf(4)), nondet_tol=0)
+    assert torch.autograd.gradcheck(
+        lk.gaussian_log_prob, (leaf(2, 3, 4), *inputs[:2]), nondet_tol=0
+    )
+    assert torch.autograd.gradcheck(
+        lk.gaussian_log_prob, (inputs[0], leaf(2, 3, 4), leaf(4)), nondet_tol=0
+    )
     for x in (leaf(2, 3, 4), leaf(4), leaf(1)):
         assert torch.autograd.gradcheck(lk.bernoulli_log_prob, (x, inputs[0]), nondet_tol=0)
 
 
-# --- torch.compile ----------------------------------------------------------------------------------------------
+# --- torch.compile --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -101,7 +109,13 @@ def test_compile(backend: str) -> None:
 
     def step(m: Tensor, l: Tensor) -> tuple[Tensor, ...]:
         z, kl = lk.rsample_kl(m, l, 3, seed=11)
-        return z, kl, lk.gaussian_log_prob(z, m, l), lk.gaussian_log_prob(z, m, l[0]), lk.bernoulli_log_prob(m, z)
+        return (
+            z,
+            kl,
+            lk.gaussian_log_prob(z, m, l),
+            lk.gaussian_log_prob(z, m, l[0]),
+            lk.bernoulli_log_prob(m, z),
+        )
 
     compiled = torch.compile(step, fullgraph=True, backend=backend)
     results = []
@@ -145,7 +159,9 @@ def test_compile_with_tensor_seed_and_changing_shapes() -> None:
     for rows in (3, 5, 8):
         x = torch.randn(rows, 4)
         for seed in (1, 2):
-            for a, b in zip(compiled(x, torch.tensor(seed)), run(x, torch.tensor(seed)), strict=True):
+            for a, b in zip(
+                compiled(x, torch.tensor(seed)), run(x, torch.tensor(seed)), strict=True
+            ):
                 assert torch.equal(a, b)
 
 
@@ -157,16 +173,29 @@ def test_fake_tensors() -> None:
         assert lk.normal((5, 2), seed=1, dtype=torch.float64).shape == (5, 2)
     meta = torch.zeros(3, 4, device="meta")
     assert torch.ops.latent_kernels.gaussian(
-        meta.unsqueeze(0), meta.unsqueeze(0), None, None, torch.tensor([1]), 0, 2, False, True, False
+        meta.unsqueeze(0),
+        meta.unsqueeze(0),
+        None,
+        None,
+        torch.tensor([1]),
+        0,
+        2,
+        False,
+        True,
+        False,
     )[0].shape == (1, 2, 3, 4)
 
 
-# --- torch.func -------------------------------------------------------------------------------------------------
+# --- torch.func -----------------------------------------------------------------------------------
 
 
 def loss(m: Tensor, l: Tensor, seed: int | Tensor = 9) -> Tensor:
     z, kl = lk.rsample_kl(m, l, 3, seed=seed)
-    densities = lk.gaussian_log_prob(z, m, l), lk.gaussian_log_prob(z, m[0], l[0]), lk.bernoulli_log_prob(m, z)
+    densities = (
+        lk.gaussian_log_prob(z, m, l),
+        lk.gaussian_log_prob(z, m[0], l[0]),
+        lk.bernoulli_log_prob(m, z),
+    )
     return (z**2).sum() + kl.sum() + sum(x.sum() for x in densities)
 
 
@@ -190,7 +219,9 @@ def test_vmap_repeats_an_explicit_seed() -> None:
         args = [x[0] if d is None else x for x, d in zip(args, in_dims, strict=True)]
         z, kl = vmap(run, in_dims=in_dims)(*args)
         for i in range(5):
-            slices = [x if d is None else x.select(d, i) for x, d in zip(args, in_dims, strict=True)]
+            slices = [
+                x if d is None else x.select(d, i) for x, d in zip(args, in_dims, strict=True)
+            ]
             z_i, kl_i = run(*slices)
             assert torch.equal(z[i], z_i)
             assert torch.equal(kl[i], kl_i)
@@ -315,7 +346,7 @@ def test_compiled_vmap() -> None:
     assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(m), run(m))
 
 
-# --- the rest of torch ------------------------------------------------------------------------------------------
+# --- the rest of torch ----------------------------------------------------------------------------
 
 
 def test_autocast() -> None:
@@ -374,7 +405,9 @@ def test_data_subclass_goes_through_the_dispatcher() -> None:
 
     x = torch.randn(3, 4).as_subclass(Marked)
     plain = x.as_subclass(Tensor)
-    assert torch.equal(lk.rsample(x, x, seed=1).as_subclass(Tensor), lk.rsample(plain, plain, seed=1))
+    assert torch.equal(
+        lk.rsample(x, x, seed=1).as_subclass(Tensor), lk.rsample(plain, plain, seed=1)
+    )
 
 
 def test_deep_copies_and_pickles(tmp_path: object) -> None:

@@ -1,4 +1,6 @@
-"""`rsample_log_prob` under torch's own machinery: gradcheck, torch.compile, torch.func, checkpointing."""
+"""`rsample_log_prob` under torch's own machinery: gradcheck, torch.compile, torch.func,
+checkpointing.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ Tensor = torch.Tensor
 
 @pytest.mark.parametrize("num_samples", [None, 3])
 def test_gradcheck(num_samples: int | None) -> None:
-    """The total derivative. The path derivative is none of a function of the parameters; log p(z) - log q(z) has it
-    where log q is written over parameters that gradcheck does not move.
+    """The total derivative. The path derivative is none of a function of the parameters; log p(z) -
+    log q(z) has it where log q is written over parameters that gradcheck does not move.
     """
     mean, logvar = leaves(3, 4, dtype=torch.float64)
     total = lambda m, l: lk.rsample_log_prob(m, l, num_samples, seed=1)  # noqa: E731
@@ -26,7 +28,9 @@ def test_gradcheck(num_samples: int | None) -> None:
     fixed = mean.detach().clone(), logvar.detach().clone()  # gradcheck moves its inputs in place
 
     class Path(torch.autograd.Function):
-        """Values of log q with fixed parameters at the samples, and gradients of the path derivative."""
+        """Values of log q with fixed parameters at the samples, and gradients of the path
+        derivative.
+        """
 
         @staticmethod
         def forward(ctx: Any, m: Tensor, l: Tensor) -> Tensor:
@@ -62,7 +66,9 @@ def test_compile(backend: str, path: bool) -> None:
     for run in (step, compiled):
         mean, logvar = leaves(6, 5)
         z, log_q = run(mean, logvar)
-        results.append((z, log_q, *torch.autograd.grad((z.sum(), (log_q**2).sum()), (mean, logvar))))
+        results.append(
+            (z, log_q, *torch.autograd.grad((z.sum(), (log_q**2).sum()), (mean, logvar)))
+        )
     assert all(bits_equal(a, b) for a, b in zip(*(r[:2] for r in results), strict=True))
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -73,7 +79,10 @@ def test_compile_with_drawn_seeds_and_changing_shapes(path: bool) -> None:
     """The seed that is drawn is one for the samples and their density."""
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda x: lk.rsample_log_prob(x, x, 2, path_derivative=path), fullgraph=True, backend="aot_eager", dynamic=True
+        lambda x: lk.rsample_log_prob(x, x, 2, path_derivative=path),
+        fullgraph=True,
+        backend="aot_eager",
+        dynamic=True,
     )
     for rows in (3, 5, 8):
         x = torch.randn(rows, 4, requires_grad=True)
@@ -99,7 +108,9 @@ def test_grad_of_a_function(path: bool) -> None:
 @pytest.mark.parametrize("in_dims", [(0, 0), (0, None), (None, 0), (1, 1), (2, 0)])
 def test_vmap_repeats_an_explicit_seed(in_dims: tuple[int | None, ...], path: bool) -> None:
     mean, logvar = (x.detach() for x in leaves(5, 7, 4))
-    args = [x[0] if d is None else x.movedim(0, d) for x, d in zip((mean, logvar), in_dims, strict=True)]
+    args = [
+        x[0] if d is None else x.movedim(0, d) for x, d in zip((mean, logvar), in_dims, strict=True)
+    ]
 
     def run(m: Tensor, l: Tensor) -> tuple[Tensor, ...]:
         z, log_q = lk.rsample_log_prob(m, l, 2, seed=3, offset=5, path_derivative=path)
@@ -118,12 +129,16 @@ def test_vmap_repeats_an_explicit_seed(in_dims: tuple[int | None, ...], path: bo
 def test_vmap_over_seeds(path: bool) -> None:
     mean, logvar = (x.detach() for x in leaves(7, 4))
     seeds = torch.tensor([1, 2**40, 7])
-    values = vmap(lambda s: lk.rsample_log_prob(mean, logvar, 2, seed=s, path_derivative=path))(seeds)
+    values = vmap(lambda s: lk.rsample_log_prob(mean, logvar, 2, seed=s, path_derivative=path))(
+        seeds
+    )
     gradients = vmap(lambda s: grad(loss)(mean, logvar, s, path))(seeds)
     for i, seed in enumerate(seeds.tolist()):
         expected = lk.rsample_log_prob(mean, logvar, 2, seed=seed, path_derivative=path)
         assert all(bits_equal(got[i], want) for got, want in zip(values, expected, strict=True))
-        assert torch.allclose(gradients[i], grad(loss)(mean, logvar, seed, path), rtol=1e-5, atol=1e-5)
+        assert torch.allclose(
+            gradients[i], grad(loss)(mean, logvar, seed, path), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_vmap_randomness() -> None:
@@ -146,7 +161,9 @@ def test_vmap_randomness() -> None:
 def test_jacrev(path: bool) -> None:
     mean, logvar = (x.detach() for x in leaves(3, 4, dtype=torch.float64))
     eps = lk.normal((2, 3, 4), seed=3).double()
-    ours = jacrev(lambda m, l: lk.rsample_log_prob(m, l, 2, seed=3, path_derivative=path)[1], argnums=(0, 1))
+    ours = jacrev(
+        lambda m, l: lk.rsample_log_prob(m, l, 2, seed=3, path_derivative=path)[1], argnums=(0, 1)
+    )
     theirs = jacrev(lambda m, l: log_q_formula(m, l, eps, path=path)[1], argnums=(0, 1))
     for a, b in zip(ours(mean, logvar), theirs(mean, logvar), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
@@ -190,7 +207,9 @@ def test_upstream_gradients_that_are_negated_lazily(path: bool) -> None:
     for out in (z, log_q, kl):
         g = torch.randn_like(out)
         plain = torch.autograd.grad(out, logvar, g, retain_graph=True)
-        assert torch.equal(torch.autograd.grad(out, logvar, torch._neg_view(-g), retain_graph=True)[0], plain[0])
+        assert torch.equal(
+            torch.autograd.grad(out, logvar, torch._neg_view(-g), retain_graph=True)[0], plain[0]
+        )
 
 
 def test_second_derivatives_are_refused_for_copied_parameters() -> None:

@@ -1,4 +1,6 @@
-"""The families' and the score function's ops under torch's own machinery, as test_torch.py has it for the others."""
+"""The families' and the score function's ops under torch's own machinery, as test_torch.py has it
+for the others.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,44 @@ from score_laws import elements, every_family, f, f_elements
 Tensor = torch.Tensor
 OPS = torch.ops.latent_kernels
 SEEDS = torch.tensor([3, 2**40])
-MAKE: dict[str, Any] = {"gaussian": lk.DiagonalGaussian, "bernoulli": lk.Bernoulli, "categorical": lk.Categorical}
+MAKE: dict[str, Any] = {
+    "gaussian": lk.DiagonalGaussian,
+    "bernoulli": lk.Bernoulli,
+    "categorical": lk.Categorical,
+}
 
 
 def parameters(name: str, *shape: int) -> tuple[Tensor, ...]:
     """Of q over [..., 2], in float64."""
     tail = (3,) if name == "categorical" else ()
-    return tuple(torch.randn(*shape, 2, *tail, dtype=torch.float64) for _ in range(2 if name == "gaussian" else 1))
+    return tuple(
+        torch.randn(*shape, 2, *tail, dtype=torch.float64)
+        for _ in range(2 if name == "gaussian" else 1)
+    )
 
 
-# --- opcheck ----------------------------------------------------------------------------------------------------
+# --- opcheck --------------------------------------------------------------------------------------
 
 
 def raw(
-    family: str, control: str, *, per_element: bool = False, from_seed: bool = False, shared: bool | None = None
+    family: str,
+    control: str,
+    *,
+    per_element: bool = False,
+    from_seed: bool = False,
+    shared: bool | None = None,
 ) -> tuple[Any, ...]:
-    """Arguments of score_expectation on [G, S, N, D] = [2, 4, 5, 3], its parameters and values with gradients."""
+    """Arguments of score_expectation on [G, S, N, D] = [2, 4, 5, 3], its parameters and values with
+    gradients.
+    """
     g, s, n, d, k = 2, 4, 5, 3, 4
     tail = (k,) if family == "categorical" else ()
     first = torch.randn(g, n, d, *tail, dtype=torch.float64, requires_grad=True)
-    second = torch.randn(g, n, d, dtype=torch.float64, requires_grad=True) if family == "gaussian" else None
+    second = (
+        torch.randn(g, n, d, dtype=torch.float64, requires_grad=True)
+        if family == "gaussian"
+        else None
+    )
     pairs = (2,) if family == "antithetic" else ()
     z = None
     if not from_seed:
@@ -45,15 +65,34 @@ def raw(
         z = drawn.get(family, torch.randint(2, shape).double())
     row = (n, d) if per_element else (n,)
     values = torch.randn(g, *pairs, s, *row, dtype=torch.float64, requires_grad=True)
-    baseline = None if shared is None else torch.randn(g, 1 if shared else s, *row, dtype=torch.float64)
-    return family, control, 2 if control == "optimal" else 1, first, second, z, SEEDS, 7, values, baseline
+    baseline = (
+        None if shared is None else torch.randn(g, 1 if shared else s, *row, dtype=torch.float64)
+    )
+    return (
+        family,
+        control,
+        2 if control == "optimal" else 1,
+        first,
+        second,
+        z,
+        SEEDS,
+        7,
+        values,
+        baseline,
+    )
 
 
-def raw_gradient(*args: Any, with_variance: bool, upstream: bool, **options: Any) -> tuple[Any, ...]:
+def raw_gradient(
+    *args: Any, with_variance: bool, upstream: bool, **options: Any
+) -> tuple[Any, ...]:
     """Arguments of score_gradient, itself no longer differentiable."""
     given = tuple(x.detach() if isinstance(x, Tensor) else x for x in raw(*args, **options))
     family, values = given[0], given[8]
-    weight = torch.randn_like(values[:, 0, 0] if family == "antithetic" else values[:, 0]) if upstream else None
+    weight = (
+        torch.randn_like(values[:, 0, 0] if family == "antithetic" else values[:, 0])
+        if upstream
+        else None
+    )
     return *given, weight, with_variance
 
 
@@ -84,7 +123,7 @@ def test_opcheck(name: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
     assert set(results.values()) == {"SUCCESS"}
 
 
-# --- torch.compile ----------------------------------------------------------------------------------------------
+# --- torch.compile --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -101,7 +140,9 @@ def step(name: str, control: Any, per_element: bool = False) -> Callable[..., An
         values = f_elements(z) if per_element else f(z)
         out = lk.score_function_expectation(q, values, z, control_variate=control)
         again = lk.score_function_expectation(q, values, seed=11, control_variate=control)
-        gradients, variances = lk.score_function_gradient(q, values, z, control_variate=control, return_variance=True)
+        gradients, variances = lk.score_function_gradient(
+            q, values, z, control_variate=control, return_variance=True
+        )
         return out, again, *gradients, *variances
 
     return run
@@ -112,7 +153,11 @@ def step(name: str, control: Any, per_element: bool = False) -> Callable[..., An
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(name: str, backend: str) -> None:
     """One graph; eager's results, forward and backward."""
-    run = step(name, "optimal" if backend == "inductor" else "leave_one_out", per_element=backend == "inductor")
+    run = step(
+        name,
+        "optimal" if backend == "inductor" else "leave_one_out",
+        per_element=backend == "inductor",
+    )
     compiled = torch.compile(run, fullgraph=True, backend=backend)
     leaves = tuple(x.requires_grad_() for x in parameters(name, 6))
     results = []
@@ -159,7 +204,7 @@ def test_compile_with_changing_shapes_and_a_fresh_seed() -> None:
             assert got[2].shape == (2, rows, 2)
 
 
-# --- fake tensors, dispatch modes -------------------------------------------------------------------------------
+# --- fake tensors, dispatch modes -----------------------------------------------------------------
 
 
 @every_family
@@ -206,7 +251,7 @@ def test_data_subclass_goes_through_the_dispatcher() -> None:
     assert torch.equal(ours, lk.score_function_gradient(q, f(z), z)[0])
 
 
-# --- torch.func -------------------------------------------------------------------------------------------------
+# --- torch.func -----------------------------------------------------------------------------------
 
 
 def loss(name: str, control: Any, seed: int | Tensor, *given: Tensor) -> Tensor:
@@ -231,7 +276,9 @@ def test_grad_equals_backward(name: str, control: str) -> None:
 @every_family
 @pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal", "baseline"])
 def test_vmap(name: str, control: str, per_element: bool) -> None:
-    """vmap(f)(x)[i] == f(x[i]): over parameters, over values, over samples, over seeds, and over all of them."""
+    """vmap(f)(x)[i] == f(x[i]): over parameters, over values, over samples, over seeds, and over
+    all of them.
+    """
     given, seeds = parameters(name, 4, 6), torch.tensor([1, 2**40, 7, 0])
     q = MAKE[name](*given)
     z = q.sample(5, seed=3).movedim(0, 1)
@@ -240,18 +287,26 @@ def test_vmap(name: str, control: str, per_element: bool) -> None:
     def run(given: tuple[Tensor, ...], values: Tensor, z: Tensor) -> Any:
         baseline: Any = 0.3 * values if control == "baseline" else control
         q = MAKE[name](*given)
-        found = lk.score_function_gradient(q, values, z, control_variate=baseline, return_variance=True)
+        found = lk.score_function_gradient(
+            q, values, z, control_variate=baseline, return_variance=True
+        )
         return found, lk.score_function_expectation(q, values, z, control_variate=baseline)
 
     def from_seed(given: tuple[Tensor, ...], values: Tensor, seed: Tensor) -> Any:
         baseline: Any = 0.3 * values[:1] if control == "baseline" else control
-        return lk.score_function_gradient(MAKE[name](*given), values, seed=seed, control_variate=baseline)
+        return lk.score_function_gradient(
+            MAKE[name](*given), values, seed=seed, control_variate=baseline
+        )
 
     def check(function: Callable[..., Any], in_dims: tuple[int | None, ...], *batched: Any) -> None:
         got = torch.utils._pytree.tree_leaves(vmap(function, in_dims=in_dims)(*batched))
         for i in range(4):
             args = [
-                x if d is None else tuple(y[i] for y in x) if isinstance(x, tuple) else x.select(d, i)
+                x
+                if d is None
+                else tuple(y[i] for y in x)
+                if isinstance(x, tuple)
+                else x.select(d, i)
                 for x, d in zip(batched, in_dims, strict=True)
             ]
             for a, b in zip(got, torch.utils._pytree.tree_leaves(function(*args)), strict=True):
@@ -321,7 +376,9 @@ def test_vmap_of_grad_and_grad_of_vmap(name: str) -> None:
 
 @every_family
 def test_jacrev(name: str) -> None:
-    """Row i of the Jacobian of [N] means is the gradient of mean i: block diagonal, its blocks the estimator's."""
+    """Row i of the Jacobian of [N] means is the gradient of mean i: block diagonal, its blocks the
+    estimator's.
+    """
     given = parameters(name, 4)
     z = MAKE[name](*given).sample(5, seed=3)
 
@@ -355,11 +412,13 @@ def test_second_derivatives_are_refused(name: str) -> None:
         gradient.sum().backward()
 
 
-# --- the rest of torch ------------------------------------------------------------------------------------------
+# --- the rest of torch ----------------------------------------------------------------------------
 
 
 def test_autocast() -> None:
-    """Layers give bfloat16 logits under autocast; samples are bfloat16 too, the mean and the weights float32."""
+    """Layers give bfloat16 logits under autocast; samples are bfloat16 too, the mean and the
+    weights float32.
+    """
     layer = torch.nn.Linear(6, 8)
     with torch.autocast("cpu", torch.bfloat16):
         q = lk.Bernoulli(layer(torch.randn(5, 6)))

@@ -1,6 +1,8 @@
-"""The Triton kernels, run: on a GPU where there is one, else in Triton's interpreter, in a process of its own.
+"""The Triton kernels, run: on a GPU where there is one, else in Triton's interpreter, in a process
+of its own.
 
-TRITON_INTERPRET is read when Triton is imported, so `test_in_the_interpreter` starts a second pytest on this file.
+TRITON_INTERPRET is read when Triton is imported, so `test_in_the_interpreter` starts a second
+pytest on this file.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def test_elementary_edges_through_the_stream() -> None:
         assert bits_equal(part, whole[begin:])
 
 
-# The interpreter truncates float32 to bfloat16 where a GPU rounds, so half results are compared one unit wider.
+# The interpreter truncates float32 to bfloat16 where a GPU rounds, so half results are compared one
+# unit wider.
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)

@@ -1,4 +1,6 @@
-"""The Triton kernels of the bounds: run in the interpreter (see test_triton.py), and compiled for real targets."""
+"""The Triton kernels of the bounds: run in the interpreter (see test_triton.py), and compiled for
+real targets.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_in_the_interpreter() -> None:
 
 @pytest.fixture
 def kernels() -> Iterator[ModuleType]:
-    """The interpreter computes with NumPy, which warns of what a GPU does silently: ln 0, inf - inf."""
+    """The interpreter computes with NumPy, which warns of what a GPU does silently: ln 0, inf -
+    inf.
+    """
     from latent_kernels.kernels.bounds import triton_gpu
 
     with np.errstate(all="ignore"):
@@ -113,7 +117,7 @@ def test_public_functions(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) 
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-# --- compiled ---------------------------------------------------------------------------------------------------
+# --- compiled -------------------------------------------------------------------------------------
 
 KERNELS = ["sums_kernel", "merge_kernel", "weights_kernel", "signal_kernel"]
 if not INTERPRETING:

@@ -1,7 +1,9 @@
-"""Every Triton kernel compiled for real targets, with no GPU and no driver: what the machine code must look like.
+"""Every Triton kernel compiled for real targets, with no GPU and no driver: what the machine code
+must look like.
 
-Checked: no register spills, 16-byte loads and stores where rows are aligned, no shared memory where no row is summed,
-and no fused multiply-add or approximate square root in the noise, which its contract forbids.
+Checked: no register spills, 16-byte loads and stores where rows are aligned, no shared memory where
+no row is summed, and no fused multiply-add or approximate square root in the noise, which its
+contract forbids.
 """
 
 from __future__ import annotations
@@ -25,12 +27,21 @@ from triton.compiler import ASTSource  # noqa: E402
 
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)] + [GPUTarget("hip", "gfx942", 64)]
 CUDA = TARGETS[:3]
-POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+}
 LAYOUTS = {"aligned": 0, "shifted": 1, "scattered": 2}
 
 
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget) -> Any:
-    """The kernel compiled as a launch would: addresses and sizes that are multiples of 16 are known as such."""
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget
+) -> Any:
+    """The kernel compiled as a launch would: addresses and sizes that are multiples of 16 are known
+    as such.
+    """
     from latent_kernels.kernels.launch import OPTIONS
 
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
@@ -39,13 +50,21 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], targ
         for i, name in enumerate(kernel.arg_names)
         if name.endswith(("_ptr", "_row", "_group", "D", "_sample", "_stride")) or name == "n"
     ]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in divisible if signature[kernel.arg_names[i]] != "constexpr"}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i in divisible
+        if signature[kernel.arg_names[i]] != "constexpr"
+    }
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=target, options=dict(OPTIONS))
 
 
-def gaussian(name: str, dtype: torch.dtype, layout: str, target: GPUTarget, *, ones: bool = False) -> Any:
-    """A Gaussian kernel; with `ones`, as a launch on a problem of one row and column specializes it."""
+def gaussian(
+    name: str, dtype: torch.dtype, layout: str, target: GPUTarget, *, ones: bool = False
+) -> Any:
+    """A Gaussian kernel; with `ones`, as a launch on a problem of one row and column specializes
+    it.
+    """
     import triton.language as tl
 
     from latent_kernels.kernels.gaussian import triton_gpu
@@ -77,7 +96,12 @@ def noise(kind: str, target: GPUTarget) -> Any:
     from latent_kernels.kernels.noise import triton_gpu
 
     types = {"out_ptr": "*fp32", "n": "i32", "seed": "i64", "offset": "i64"}
-    constants = {"substream": 0 if kind == "normal" else 1, "seed_is_pointer": False, "shift": 0, "BLOCK": 1024}
+    constants = {
+        "substream": 0 if kind == "normal" else 1,
+        "seed_is_pointer": False,
+        "shift": 0,
+        "BLOCK": 1024,
+    }
     return compiled(triton_gpu.fill_kernel, types, constants, target)
 
 
@@ -85,7 +109,8 @@ def instructions(kernel: Any) -> str:
     """The PTX without its debugging sections, which hold names and comments."""
     text: str = kernel.asm["ptx"]
     text = text[: text.index(".section")] if ".section" in text else text
-    # floor flushes subnormals, of which its arguments (2t + 1/2, a multiple of 2^-30 or so) have none
+    # floor flushes subnormals, of which its arguments (2t + 1/2, a multiple of 2^-30 or so) have
+    # none
     return text.replace("cvt.rmi.ftz.f32.f32", "floor")
 
 
@@ -114,7 +139,9 @@ KERNELS = ["forward_kernel", "backward_kernel", "path_backward_kernel"]
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
 @pytest.mark.parametrize("dtype", POINTERS, ids=str)
 @pytest.mark.parametrize("name", KERNELS)
-def test_compiles_without_spills(name: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path) -> None:
+def test_compiles_without_spills(
+    name: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path
+) -> None:
     for layout in LAYOUTS:
         assert spills(gaussian(name, dtype, layout, target), tmp_path) == 0, layout
 
@@ -128,7 +155,9 @@ def test_compiles_for_a_single_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_offsets_have_64_bits(name: str) -> None:
-    """Strides come as 32-bit arguments; every product with one that reaches an address is of 64 bits."""
+    """Strides come as 32-bit arguments; every product with one that reaches an address is of 64
+    bits.
+    """
     ttir = gaussian(name, torch.float32, "aligned", CUDA[1]).asm["ttir"]
     strides = set(re.findall(r"(%\w+_(?:group|row|sample)|%[NDS])\b[^,)]*: i32", ttir))
     assert strides
@@ -146,7 +175,9 @@ def test_compiles_for_amd(name: str) -> None:
 
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
 @pytest.mark.parametrize("kind", ["normal", "uniform"])
-def test_noise_has_no_fma_and_no_approximation(kind: str, target: GPUTarget, tmp_path: Path) -> None:
+def test_noise_has_no_fma_and_no_approximation(
+    kind: str, target: GPUTarget, tmp_path: Path
+) -> None:
     kernel = noise(kind, target)
     ptx = instructions(kernel)
     assert not re.search(r"\bfma\.|\bmad\.[a-z]*\.?f32|\.approx|\.ftz", ptx)
@@ -167,9 +198,13 @@ def test_float32_arithmetic_is_not_contracted(target: GPUTarget) -> None:
 
 
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
-@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, "v4"), (torch.bfloat16, "v4|v2")], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.float32, "v4"), (torch.bfloat16, "v4|v2")], ids=str
+)
 @pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
-def test_aligned_rows_move_16_bytes_at_once(name: str, dtype: torch.dtype, width: str, target: GPUTarget) -> None:
+def test_aligned_rows_move_16_bytes_at_once(
+    name: str, dtype: torch.dtype, width: str, target: GPUTarget
+) -> None:
     ptx = instructions(gaussian(name, dtype, "aligned", target))
     assert re.search(rf"ld\.global\.({width})", ptx)
     assert re.search(rf"st\.global\.({width})", ptx)
@@ -178,14 +213,18 @@ def test_aligned_rows_move_16_bytes_at_once(name: str, dtype: torch.dtype, width
     assert wide > narrow, f"{wide} wide accesses, {narrow} narrow ones (per-row values are narrow)"
 
 
-# --- score function and discrete samples ------------------------------------------------------------------------
+# --- score function and discrete samples ----------------------------------------------------------
 
 SCORE_KERNELS = ["gaussian_kernel", "bernoulli_kernel", "antithetic_kernel", "categorical_kernel"]
 PLAIN, ROWS, ELEMENTS, OPTIMAL = range(4)  # as in kernels/score/triton_sums.py
 
 
-def ready(kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, *, ones: bool) -> Any:
-    """The kernel compiled as a launch would: only specialized arguments are known as multiples of 16, or as 1."""
+def ready(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, *, ones: bool
+) -> Any:
+    """The kernel compiled as a launch would: only specialized arguments are known as multiples of
+    16, or as 1.
+    """
     from latent_kernels.kernels.launch import OPTIONS
 
     free = {p.name for p in kernel.params if not p.do_not_specialize}
@@ -218,7 +257,9 @@ def score(
     layout: str | None = None,
     ones: bool = False,
 ) -> Any:
-    """A score-function kernel, with the tile that a launch takes; `layout` where it draws its samples again."""
+    """A score-function kernel, with the tile that a launch takes; `layout` where it draws its
+    samples again.
+    """
     import triton.language as tl
 
     from latent_kernels.kernels.launch import tile_shape
@@ -228,14 +269,32 @@ def score(
     double = dtype == torch.float64
     compute = "*fp64" if double else "*fp32"
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
-    types |= {arg: compute for arg in types if re.match(r"v_|.*_variance|partial|values|upstream|p_ptr|q_ptr", arg)}
+    types |= {
+        arg: compute
+        for arg in types
+        if re.match(r"v_|.*_variance|partial|values|upstream|p_ptr|q_ptr", arg)
+    }
     types["baseline_ptr"] = compute if per_element else "*fp64"
     if name == "categorical_kernel":
         types |= {"z_ptr": "*i64", "c_ptr": "*fp32"}
-    sizes = ("S", "N", "D", "K", "seed_stride", "folds", "chunks", "tiles", "col_blocks", "class_blocks", "groups")
+    sizes = (
+        "S",
+        "N",
+        "D",
+        "K",
+        "seed_stride",
+        "folds",
+        "chunks",
+        "tiles",
+        "col_blocks",
+        "class_blocks",
+        "groups",
+    )
     types |= dict.fromkeys((*sizes, "baseline_group", "baseline_sample", "size", "width"), "i32")
     types |= dict.fromkeys(("seed", "offset"), "i64")
-    block_n, block_d = tile_shape(4096, 64, dtype, small=mode >= ELEMENTS or with_variance or layout == "scattered")
+    block_n, block_d = tile_shape(
+        4096, 64, dtype, small=mode >= ELEMENTS or with_variance or layout == "scattered"
+    )
     constants: dict[str, Any] = {
         "mode": mode,
         "per_element": per_element,
@@ -259,7 +318,9 @@ def score(
     return ready(kernel, types, constants, target, ones=ones)
 
 
-def finish(kind: int, dtype: torch.dtype, target: GPUTarget, mode: int, *, ones: bool = False) -> Any:
+def finish(
+    kind: int, dtype: torch.dtype, target: GPUTarget, mode: int, *, ones: bool = False
+) -> Any:
     """The kernel that adds the parts' sums up."""
     import triton.language as tl
 
@@ -271,13 +332,20 @@ def finish(kind: int, dtype: torch.dtype, target: GPUTarget, mode: int, *, ones:
     compute = "*fp64" if double else "*fp32"
     types |= {arg: compute for arg in types if re.match(r".*_variance|partial|upstream", arg)}
     types |= dict.fromkeys(("S", "folds", "chunks", "size", "width"), "i32")
-    constants = {"kind": kind, "sums": triton_sums.count_of_sums(kind, mode, True), "classes": False, "mode": mode}
+    constants = {
+        "kind": kind,
+        "sums": triton_sums.count_of_sums(kind, mode, True),
+        "classes": False,
+        "mode": mode,
+    }
     constants |= {"has_upstream": True, "with_variance": True, "BLOCK": 512}
     constants |= {"compute": tl.float64 if double else tl.float32}
     return ready(kernel, types, constants, target, ones=ones)
 
 
-def discrete(name: str, dtype: torch.dtype, target: GPUTarget, *, ones: bool = False, wraps_once: bool = True) -> Any:
+def discrete(
+    name: str, dtype: torch.dtype, target: GPUTarget, *, ones: bool = False, wraps_once: bool = True
+) -> Any:
     """A kernel of kernels/families."""
     from latent_kernels.kernels.families import triton_gpu
 
@@ -286,19 +354,27 @@ def discrete(name: str, dtype: torch.dtype, target: GPUTarget, *, ones: bool = F
     types |= dict.fromkeys(("count", "plane", "K", "seed_stride", "blocks"), "i32")
     types |= dict.fromkeys(("seed", "offset"), "i64")
     constants = {"antithetic": True, "seed_is_pointer": False, "shift": 0, "wraps_once": wraps_once}
-    constants |= {"aligned": not ones, "steps": 4, "BLOCK": 128 if name == "cumulative_kernel" else 1024}
+    constants |= {
+        "aligned": not ones,
+        "steps": 4,
+        "BLOCK": 128 if name == "cumulative_kernel" else 1024,
+    }
     return ready(getattr(triton_gpu, name), types, constants, target, ones=ones)
 
 
 def modes(name: str) -> list[tuple[int, bool]]:
-    """The least and the most that a kernel keeps in registers: mode, and whether values are per element."""
+    """The least and the most that a kernel keeps in registers: mode, and whether values are per
+    element.
+    """
     return [(PLAIN, False)] if name == "antithetic_kernel" else [(ROWS, False), (OPTIMAL, True)]
 
 
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", SCORE_KERNELS)
-def test_score_compiles_without_spills(name: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path) -> None:
+def test_score_compiles_without_spills(
+    name: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path
+) -> None:
     for mode, per_element in modes(name):
         for layout in (None, "scattered"):
             kernel = score(name, dtype, target, mode, per_element=per_element, layout=layout)
@@ -307,7 +383,9 @@ def test_score_compiles_without_spills(name: str, dtype: torch.dtype, target: GP
 
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_finishing_compiles_without_spills(dtype: torch.dtype, target: GPUTarget, tmp_path: Path) -> None:
+def test_finishing_compiles_without_spills(
+    dtype: torch.dtype, target: GPUTarget, tmp_path: Path
+) -> None:
     for kind in range(3):
         for mode in (PLAIN, OPTIMAL) if kind < 2 else (PLAIN,):
             assert spills(finish(kind, dtype, target, mode), tmp_path) == 0, (kind, mode)
@@ -316,7 +394,9 @@ def test_finishing_compiles_without_spills(dtype: torch.dtype, target: GPUTarget
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SCORE_KERNELS[:3])
-def test_aligned_samples_are_read_16_bytes_at_once(name: str, dtype: torch.dtype, target: GPUTarget) -> None:
+def test_aligned_samples_are_read_16_bytes_at_once(
+    name: str, dtype: torch.dtype, target: GPUTarget
+) -> None:
     """With values for each element there is nothing narrow to read."""
     ptx = instructions(score(name, dtype, target, PLAIN, per_element=True, with_variance=False))
     found = re.findall(r"(?:ld|st)\.global\.\S*", ptx)
@@ -328,21 +408,35 @@ def test_aligned_samples_are_read_16_bytes_at_once(name: str, dtype: torch.dtype
 def test_score_compiles_for_a_single_row(name: str) -> None:
     for layout in (None, "shifted"):
         for mode, per_element in modes(name):
-            kernel = score(name, torch.float32, CUDA[1], mode, per_element=per_element, layout=layout, ones=True)
+            kernel = score(
+                name,
+                torch.float32,
+                CUDA[1],
+                mode,
+                per_element=per_element,
+                layout=layout,
+                ones=True,
+            )
             assert kernel.asm["cubin"]
 
 
 def test_small_kernels_compile_for_a_single_row() -> None:
     for kind in range(3):
-        assert finish(kind, torch.float32, CUDA[1], PLAIN if kind == 2 else OPTIMAL, ones=True).asm["cubin"]
+        assert finish(kind, torch.float32, CUDA[1], PLAIN if kind == 2 else OPTIMAL, ones=True).asm[
+            "cubin"
+        ]
     for name in ("bernoulli_kernel", "cumulative_kernel", "categorical_kernel"):
         assert discrete(name, torch.float32, CUDA[1], ones=True, wraps_once=False).asm["cubin"]
 
 
 def products_are_wide(kernel: Any) -> None:
-    """No product of 32 bits with a size of the problem: `folds * chunks`, the number of parts, is one of none."""
+    """No product of 32 bits with a size of the problem: `folds * chunks`, the number of parts, is
+    one of none.
+    """
     ttir = kernel.asm["ttir"]
-    sizes = set(re.findall(r"(%(?:[NDSK]|groups|size|plane|count|baseline_\w+))\b[^,)]*: i32", ttir))
+    sizes = set(
+        re.findall(r"(%(?:[NDSK]|groups|size|plane|count|baseline_\w+))\b[^,)]*: i32", ttir)
+    )
     assert sizes
     for line in ttir.splitlines():
         if re.search(r"arith\.muli .*: (?:tensor<[^>]*)?i32", line):
@@ -353,7 +447,9 @@ def products_are_wide(kernel: Any) -> None:
 def test_score_offsets_have_64_bits(name: str) -> None:
     for mode, per_element in modes(name):
         products_are_wide(score(name, torch.float32, CUDA[1], mode, per_element=per_element))
-        products_are_wide(score(name, torch.float32, CUDA[1], mode, per_element=per_element, layout="scattered"))
+        products_are_wide(
+            score(name, torch.float32, CUDA[1], mode, per_element=per_element, layout="scattered")
+        )
 
 
 def test_small_kernels_offsets_have_64_bits() -> None:
@@ -368,14 +464,20 @@ def test_score_compiles_for_amd(name: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for mode, per_element in modes(name):
             assert score(name, dtype, TARGETS[3], mode, per_element=per_element).asm["amdgcn"]
-            assert score(name, dtype, TARGETS[3], mode, per_element=per_element, layout="aligned").asm["amdgcn"]
+            assert score(
+                name, dtype, TARGETS[3], mode, per_element=per_element, layout="aligned"
+            ).asm["amdgcn"]
     for kind in range(3):
-        assert finish(kind, torch.float32, TARGETS[3], PLAIN if kind == 2 else OPTIMAL).asm["amdgcn"]
+        assert finish(kind, torch.float32, TARGETS[3], PLAIN if kind == 2 else OPTIMAL).asm[
+            "amdgcn"
+        ]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.arch}")
 @pytest.mark.parametrize("name", ["bernoulli_kernel", "cumulative_kernel", "categorical_kernel"])
-def test_samples_have_no_fma_and_no_approximation(name: str, target: GPUTarget, tmp_path: Path) -> None:
+def test_samples_have_no_fma_and_no_approximation(
+    name: str, target: GPUTarget, tmp_path: Path
+) -> None:
     kernel = discrete(name, torch.float32, target)
     if "ptx" not in kernel.asm:
         fused = re.findall(r"\bv_(?:pk_)?(?:fma|fmac|mad)\w*_f32.*", kernel.asm["amdgcn"])
@@ -401,14 +503,22 @@ def test_samples_drawn_again_are_not_contracted(name: str, target: GPUTarget) ->
     assert not re.search(r"\bfma\.rn\.f32|\bmad\.[a-z]*\.?f32|\.approx|\.ftz", instructions(kernel))
 
 
-# --- log-densities ----------------------------------------------------------------------------------------------
+# --- log-densities --------------------------------------------------------------------------------
 
-DENSITY_KERNELS = [(n, of) for n in ("forward_kernel", "backward_kernel") for of in ("gaussian", "bernoulli")]
+DENSITY_KERNELS = [
+    (n, of) for n in ("forward_kernel", "backward_kernel") for of in ("gaussian", "bernoulli")
+]
 FATES = {"gaussian": (0, 1, 3), "bernoulli": (2, 1, 0)}  # as in kernels/densities/triton_gpu.py
 
 
 def density(
-    name: str, density: str, dtype: torch.dtype, target: GPUTarget, *, fates: Any = None, ones: bool = False
+    name: str,
+    density: str,
+    dtype: torch.dtype,
+    target: GPUTarget,
+    *,
+    fates: Any = None,
+    ones: bool = False,
 ) -> Any:
     """A kernel of kernels/densities; `fates` of the three gradients."""
     import triton.language as tl
@@ -420,15 +530,30 @@ def density(
     double = dtype == torch.float64
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
     types |= dict.fromkeys(("out_ptr", "g_ptr"), "*fp64" if double else "*fp32")
-    sizes = ("S", "N", "D", "tiles", "chunks", "samples_per_program", "blocks", "col_blocks", "groups")
+    sizes = (
+        "S",
+        "N",
+        "D",
+        "tiles",
+        "chunks",
+        "samples_per_program",
+        "blocks",
+        "col_blocks",
+        "groups",
+    )
     types |= dict.fromkeys(sizes, "i32")
     types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
-    constants: dict[str, Any] = dict(zip(("fate_a", "fate_b", "fate_c"), fates or FATES[density], strict=True))
+    constants: dict[str, Any] = dict(
+        zip(("fate_a", "fate_b", "fate_c"), fates or FATES[density], strict=True)
+    )
     if density == "bernoulli":
         constants |= dict.fromkeys(("c_ptr", "d_c_ptr"), None)
         types = {arg: t for arg, t in types.items() if arg not in ("c_ptr", "d_c_ptr")}
     constants |= dict(zip(("BLOCK_N", "BLOCK_D"), tile_shape(4096, 64, dtype), strict=True))
-    constants |= {"is_gaussian": density == "gaussian", "compute": tl.float64 if double else tl.float32}
+    constants |= {
+        "is_gaussian": density == "gaussian",
+        "compute": tl.float64 if double else tl.float32,
+    }
     return ready(kernel, types, constants, target, ones=ones)
 
 
@@ -438,8 +563,13 @@ def density(
 def test_density_compiles_without_spills(
     name: str, of: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path
 ) -> None:
-    for fates in [FATES[of], (2, 2, 2 if of == "gaussian" else 0)] if name == "backward_kernel" else [FATES[of]]:
-        # ptxas keeps one 64-bit value of this one aside, at 80 of 255 registers: its own choice, to fit a block more.
+    for fates in (
+        [FATES[of], (2, 2, 2 if of == "gaussian" else 0)]
+        if name == "backward_kernel"
+        else [FATES[of]]
+    ):
+        # ptxas keeps one 64-bit value of this one aside, at 80 of 255 registers: its own choice, to
+        # fit a block more.
         allowed = 8 if (name, of, dtype) == ("backward_kernel", "bernoulli", torch.float32) else 0
         assert spills(density(name, of, dtype, target, fates=fates), tmp_path) <= allowed, fates
 
@@ -461,7 +591,9 @@ def test_density_offsets_have_64_bits(name: str, of: str) -> None:
         assert strides
         for line in ttir.splitlines():
             if re.search(r"arith\.muli .*: (?:tensor<[^>]*)?i32", line):
-                assert not any(re.search(rf"{re.escape(stride)}\b", line) for stride in strides), line
+                assert not any(re.search(rf"{re.escape(stride)}\b", line) for stride in strides), (
+                    line
+                )
 
 
 @pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")

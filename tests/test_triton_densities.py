@@ -1,4 +1,6 @@
-"""The Triton log-densities, run in Triton's interpreter, in a process of its own; see test_triton.py."""
+"""The Triton log-densities, run in Triton's interpreter, in a process of its own; see
+test_triton.py.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def test_bfloat16(kernels: ModuleType, density: str) -> None:
 @interpreted
 @pytest.mark.parametrize("density", DENSITIES)
 def test_elements_have_the_cpus_bits(kernels: ModuleType, density: str) -> None:
-    """One sequence of operations: terms agree where a row is one element, and gradients that are no sums."""
+    """One sequence of operations: terms agree where a row is one element, and gradients that are no
+    sums.
+    """
     for sizes in ((1, 5, 40, 1), (2, 3, 5, 70)):
         problem = DensityProblem(density, sizes, torch.float32, USUAL[density][-1])
         ours, theirs = problem.run(kernels), problem.run(cpp_cpu)

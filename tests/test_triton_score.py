@@ -1,4 +1,6 @@
-"""The Triton kernels of the score function and of discrete samples, in the interpreter; see test_triton.py."""
+"""The Triton kernels of the score function and of discrete samples, in the interpreter; see
+test_triton.py.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def kernels() -> ModuleType:
     return triton_gpu
 
 
-# --- samples ----------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
 
 
 def logits_of(sizes: Sizes, dtype: torch.dtype) -> torch.Tensor:
@@ -100,7 +102,7 @@ def test_categorical_samples(sizes: Sizes, dtype: torch.dtype) -> None:
     samples_agree(sizes, dtype, seed=torch.arange(sizes[0]) + 7, offset=2**34 - 5)
 
 
-# --- gradients --------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 @interpreted

@@ -75,7 +75,10 @@ def test_elbo_stays_below_the_log_evidence():
         z = lk.rsample(mean, logvar, 2000, seed=1)
         zero = torch.zeros_like(mean)
         log_joint = model.log_likelihood(x, z) + lk.gaussian_log_prob(z, zero, zero)
-        log_evidence = torch.logsumexp(log_joint - lk.gaussian_log_prob(z, mean, logvar), 0) - torch.tensor(2000).log()
+        log_evidence = (
+            torch.logsumexp(log_joint - lk.gaussian_log_prob(z, mean, logvar), 0)
+            - torch.tensor(2000).log()
+        )
         reconstruction, kl = model.elbo(x, 2000)
     gap = log_evidence - (reconstruction.mean(0) - kl)
     assert (gap > -0.05).all()
@@ -125,11 +128,13 @@ def test_importing_the_library_loads_nothing_of_the_extras():
         "import sys, latent_kernels\n"
         "print([m for m in ('typer', 'rich', 'matplotlib', 'sklearn', 'numba', 'triton') if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
     assert found.stdout.strip() == "[]"
 
 
-# --- importance-weighted bounds ---------------------------------------------------------------------------------
+# --- importance-weighted bounds -------------------------------------------------------------------
 
 
 def elbo_training_as_it_was(model, images, held_out, epochs):
@@ -159,7 +164,12 @@ def test_the_elbo_of_one_sample_trains_as_before_bit_for_bit(likelihood):
     weights = [p.clone() for p in model.parameters()]
     for objective in (objectives.ELBO, Objective("elbo", 1)):
         model = small_model(likelihood, 7)
-        assert list(vae.train(model, DIGITS.train[:200], DIGITS.held_out, epochs=2, objective=objective)) == before
+        assert (
+            list(
+                vae.train(model, DIGITS.train[:200], DIGITS.held_out, epochs=2, objective=objective)
+            )
+            == before
+        )
         assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
     assert before[0].train.bound is None
     assert before[0].train.maximized == before[0].train.elbo
@@ -190,7 +200,9 @@ def with_noise(monkeypatch, seed, shape):
 
 
 def gradient_by_hand(model, x, eps, estimator):
-    """In float64 and without the bound's own backward: weights times the gradients of single log-weights."""
+    """In float64 and without the bound's own backward: weights times the gradients of single
+    log-weights.
+    """
     model, x, eps = copy.deepcopy(model).double(), x.double(), eps.double()
     mean, logvar = model.encode(x)
     z = mean + torch.exp(0.5 * logvar) * eps
@@ -206,8 +218,13 @@ def gradient_by_hand(model, x, eps, estimator):
     weights = torch.softmax(fixed.detach(), 0)
     of_model = (weights * fixed).sum()
     of_path = ((weights**2 if estimator == "dreg" else weights).unsqueeze(-1) * along * z).sum()
-    of_density = (weights * log_w(z.detach(), mean, logvar)).sum()  # the part that "stl" and "dreg" are without
-    encoder, decoder = list(model.encoder.parameters()), [p for n, p in model.named_parameters() if "encoder" not in n]
+    of_density = (
+        weights * log_w(z.detach(), mean, logvar)
+    ).sum()  # the part that "stl" and "dreg" are without
+    encoder, decoder = (
+        list(model.encoder.parameters()),
+        [p for n, p in model.named_parameters() if "encoder" not in n],
+    )
     whole = of_path + of_density if estimator == "iwae" else of_path
     bound = torch.logsumexp(fixed, 0) - math.log(len(eps))
     of_decoder = torch.autograd.grad(of_model, decoder, retain_graph=True)
@@ -219,7 +236,9 @@ def gradient_by_hand(model, x, eps, estimator):
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
 @pytest.mark.parametrize("estimator", objectives.ESTIMATORS)
 @pytest.mark.parametrize("samples", [1, 6])
-def test_gradients_of_weighted_bounds_are_those_by_hand(likelihood, estimator, samples, monkeypatch):
+def test_gradients_of_weighted_bounds_are_those_by_hand(
+    likelihood, estimator, samples, monkeypatch
+):
     model, x = small_model(likelihood), DIGITS.train[:33]
     eps = with_noise(monkeypatch, 11, (samples, 33, 4))
     bound, exact = gradient_by_hand(model, x, eps, estimator)
@@ -230,14 +249,17 @@ def test_gradients_of_weighted_bounds_are_those_by_hand(likelihood, estimator, s
         torch.testing.assert_close(loss.double(), -bound.mean(), rtol=1e-5, atol=0)
         torch.testing.assert_close(terms[2].double(), bound.sum(), rtol=1e-5, atol=0)
         for name, p in model.named_parameters():
-            # of a sum of some thousand terms in float32, each with the error of a log-weight's rounding
+            # of a sum of some thousand terms in float32, each with the error of a log-weight's
+            # rounding
             atol = 1e-5 * float(exact[name].abs().max()) / 33
             torch.testing.assert_close(p.grad.double(), -exact[name] / 33, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("ops", [vae.FUSED, vae.PLAIN], ids=lambda ops: ops.name)
 def test_the_weighted_bound_of_one_sample_is_an_elbo(ops):
-    loss, terms = Objective("iwae", 1).loss_and_terms(small_model("gaussian"), DIGITS.train[:50], ops)
+    loss, terms = Objective("iwae", 1).loss_and_terms(
+        small_model("gaussian"), DIGITS.train[:50], ops
+    )
     torch.testing.assert_close(terms[0] - terms[1], terms[2])
     torch.testing.assert_close(loss, -terms[2] / 50)
 
@@ -264,7 +286,12 @@ def test_evaluation_takes_whole_bounds(monkeypatch):
     monkeypatch.setattr(Objective, "loss_and_terms", lambda *a: calls.append(a) or original(*a))
     for draws, expected in ((1, 1), (9, 1), (10, 2), (24, 4)):
         calls.clear()
-        vae.evaluate(small_model("bernoulli"), DIGITS.held_out, num_samples=draws, objective=Objective("stl", 5))
+        vae.evaluate(
+            small_model("bernoulli"),
+            DIGITS.held_out,
+            num_samples=draws,
+            objective=Objective("stl", 5),
+        )
         assert len(calls) == expected
 
 
@@ -285,7 +312,12 @@ def test_weighted_ops_are_measured_on_their_own():
     objective = Objective("iwae", 4)
     size = measure.Size("large", 32, 2, 3, 16, 1).with_samples(objective)
     assert size[:4] == ("large", 16, 4, 3)  # as many samples in all
-    assert measure.Size("demo", 32, None, 3, 16, 1).with_samples(objective)[:4] == ("demo", 32, 4, 3)
+    assert measure.Size("demo", 32, None, 3, 16, 1).with_samples(objective)[:4] == (
+        "demo",
+        32,
+        4,
+        3,
+    )
     assert size.with_samples(objectives.ELBO) == size
     step, alone = measure.compare(size, DIGITS.train, seed=0, objective=objective)
     assert (step.what, alone.what) == ("step", "ops")

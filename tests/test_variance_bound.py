@@ -1,4 +1,6 @@
-"""Profiles of gradients of importance-weighted bounds: exact gradients, the bias of STL, the signal, its interval."""
+"""Profiles of gradients of importance-weighted bounds: exact gradients, the bias of STL, the
+signal, its interval.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from score_laws import CLASS_LOGITS, LOGITS, f, family
 
 BOUND = {"objective": "importance_bound"}
 NUMBERS = [
-    name for name in ("num_samples", "repeats", *_statistics.COLUMNS) if "time" not in name and name != "seconds"
+    name
+    for name in ("num_samples", "repeats", *_statistics.COLUMNS)
+    if "time" not in name and name != "seconds"
 ]
 
 
@@ -33,7 +37,9 @@ def _one_thread():
 
 def line(dtype=torch.float64):
     values = ([0.9], [-0.3], [[0.8], [-0.5]], [0.3, -0.1], 0.2)
-    return Parameters(*(torch.tensor(x, dtype=dtype) for x in values)), torch.tensor([0.4, -1.1], dtype=dtype)
+    return Parameters(*(torch.tensor(x, dtype=dtype) for x in values)), torch.tensor(
+        [0.4, -1.1], dtype=dtype
+    )
 
 
 def exact_line(samples):
@@ -57,10 +63,12 @@ def profile_line(rows=1, **options):
         found = exact_line(samples)
         return None if found is None else tuple(g.expand(rows, 1) for g in found)
 
-    return lk.profile_variance(q, lambda z: p.log_joint(x, z), exact_gradient=exact, **(BOUND | options))
+    return lk.profile_variance(
+        q, lambda z: p.log_joint(x, z), exact_gradient=exact, **(BOUND | options)
+    )
 
 
-# --- exact gradients --------------------------------------------------------------------------------------------
+# --- exact gradients ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "categorical"])
@@ -72,7 +80,11 @@ def test_tuples_of_states_are_enumerated(name):
     classes = 2 if name == "bernoulli" else 3
     for s in (1, 2, 3):
         leaf, total = logits.clone().requires_grad_(), 0.0
-        law = torch.distributions.Bernoulli if name == "bernoulli" else torch.distributions.Categorical
+        law = (
+            torch.distributions.Bernoulli
+            if name == "bernoulli"
+            else torch.distributions.Categorical
+        )
         for states in itertools.product(itertools.product(range(classes), repeat=2), repeat=s):
             z = torch.tensor(states, dtype=torch.float64 if name == "bernoulli" else torch.long)
             log_q = law(logits=leaf).log_prob(z).sum(-1)
@@ -114,18 +126,22 @@ def test_one_sample_is_the_elbo():
     assert found.estimators == ("iwae", "stl", "dreg", "vimco")
     assert np.nanmin(found.table["bias_p"]) > 1e-3
     assert np.isnan(found.table["bias_p"]).tolist() == [False, False, False, True]  # VIMCO compares
-    elbo = lk.profile_variance(*problem[:2], num_samples=(1,), repeats=8, exact_gradient=problem.exact_gradient)
+    elbo = lk.profile_variance(
+        *problem[:2], num_samples=(1,), repeats=8, exact_gradient=problem.exact_gradient
+    )
     for ours, its in zip(found.exact_gradient, elbo.exact_gradient, strict=True):
         np.testing.assert_array_equal(ours[0], its)
 
 
-# --- signal and noise -------------------------------------------------------------------------------------------
+# --- signal and noise -----------------------------------------------------------------------------
 
 
 def test_the_signal_goes_like_the_powers_it_should():
     """-1/2 for IWAE, as long as it shows; +1/2 for STL and, once past the first few S, for DReG."""
     problem = problems.linear_gaussian()
-    found = lk.profile_variance(*problem[:2], num_samples=(1, 2, 4, 8, 16, 32, 64), repeats=200, **BOUND)
+    found = lk.profile_variance(
+        *problem[:2], num_samples=(1, 2, 4, 8, 16, 32, 64), repeats=200, **BOUND
+    )
     trends = {name: signal_verdict.trend(found.rows(name)) for name in found.estimators}
     assert -0.55 < trends["iwae"].slope < -0.35
     assert trends["iwae"].reach < 0.15
@@ -179,12 +195,18 @@ def test_no_signal_is_not_found():
     assert high > 1e3 * value > 1e3
 
 
-# --- what it promises -------------------------------------------------------------------------------------------
+# --- what it promises -----------------------------------------------------------------------------
 
 
 def test_noise_seeds_stay_what_they_were():
     """Existing results can be made again: names keep their places, and places the seeds."""
-    assert variance.ESTIMATORS[:5] == ("none", "leave_one_out", "optimal", "disarm", "reparameterized")
+    assert variance.ESTIMATORS[:5] == (
+        "none",
+        "leave_one_out",
+        "optimal",
+        "disarm",
+        "reparameterized",
+    )
     assert variance.ESTIMATORS[5:] == ("iwae", "stl", "dreg", "vimco")
     assert variance._seeds(0, "none", 4, 2) == [7575695657427336472, 3762239956094573896]
     assert variance._seeds(3, "reparameterized", 2, 1) == [1867032126034796109]
@@ -207,7 +229,9 @@ def test_gradients_are_those_of_the_bound():
             bound = lk.importance_bound(p.log_joint(x, z) - log_q, estimator=name, **options)
             gradients.append(torch.cat(torch.autograd.grad(bound, q.parameters)))
         expected = torch.stack(gradients).mean(0)
-        np.testing.assert_allclose([part[row, 0, 0] for part in found.parameter_mean], expected, rtol=1e-10)
+        np.testing.assert_allclose(
+            [part[row, 0, 0] for part in found.parameter_mean], expected, rtol=1e-10
+        )
 
 
 def test_the_seed_fixes_everything_but_times():
@@ -236,11 +260,15 @@ def test_what_applies_to_what():
 def test_other_dtypes(dtype):
     p, x = line(torch.float32)
     q = lk.DiagonalGaussian(*(v.to(dtype).expand(128, 1) for v in p.q.parameters))
-    found = lk.profile_variance(q, lambda z: p.log_joint(x, z.float()), num_samples=(3,), repeats=16, **BOUND)
+    found = lk.profile_variance(
+        q, lambda z: p.log_joint(x, z.float()), num_samples=(3,), repeats=16, **BOUND
+    )
     exact = torch.cat(exact_line(3)).numpy()
     for row, name in enumerate(found.estimators):
         mean = np.stack([part[row].mean() for part in found.parameter_mean])
-        error = np.sqrt(np.stack([part[row].mean() for part in found.parameter_variance]) / (16 * 128))
+        error = np.sqrt(
+            np.stack([part[row].mean() for part in found.parameter_variance]) / (16 * 128)
+        )
         if name != "stl":
             np.testing.assert_array_less(np.abs(mean - exact), 4 * error + 0.01)
 
@@ -267,20 +295,51 @@ def test_interruption_keeps_what_was_complete():
     assert stop.value.profile.exact_gradient[0].shape == (4, 1, 1)
 
 
-GAUSSIAN, BERNOULLI = lk.DiagonalGaussian(torch.zeros(3), torch.zeros(3)), lk.Bernoulli(torch.zeros(2, 3))
+GAUSSIAN, BERNOULLI = (
+    lk.DiagonalGaussian(torch.zeros(3), torch.zeros(3)),
+    lk.Bernoulli(torch.zeros(2, 3)),
+)
 BAD = [
-    ({"objective": "iwae"}, ValueError, r"objective must be one of 'elbo', 'importance_bound'; got 'iwae'"),
-    ({"estimators": ["none"]}, ValueError, r"'none', which does not apply: it is for the objective 'elbo'; got obj"),
+    (
+        {"objective": "iwae"},
+        ValueError,
+        r"objective must be one of 'elbo', 'importance_bound'; got 'iwae'",
+    ),
+    (
+        {"estimators": ["none"]},
+        ValueError,
+        r"'none', which does not apply: it is for the objective 'elbo'; got obj",
+    ),
     (
         {"objective": "elbo", "estimators": ["vimco"]},
         ValueError,
         r"'vimco', which does not apply: it is for the objective 'importance_bound'; got objective 'elbo'",
     ),
-    ({"q": BERNOULLI, "estimators": ["dreg"]}, ValueError, r"'dreg', which does not .* a DiagonalGaussian; q is a Ber"),
-    ({"exact_gradient": (torch.zeros(3),)}, TypeError, r"exact_gradient must be a function of S .*; got tuple"),
-    ({"objective": "elbo", "exact_gradient": exact_line}, ValueError, r"exact_gradient must hold 2 .*; got function"),
-    ({"exact_gradient": lambda s: (torch.zeros(3),)}, ValueError, r"exact_gradient must hold 2 tensors"),
-    ({"exact_gradient": lambda s: (torch.zeros(3), torch.zeros(2))}, ValueError, r"exact_gradient .*: \(3,\); got"),
+    (
+        {"q": BERNOULLI, "estimators": ["dreg"]},
+        ValueError,
+        r"'dreg', which does not .* a DiagonalGaussian; q is a Ber",
+    ),
+    (
+        {"exact_gradient": (torch.zeros(3),)},
+        TypeError,
+        r"exact_gradient must be a function of S .*; got tuple",
+    ),
+    (
+        {"objective": "elbo", "exact_gradient": exact_line},
+        ValueError,
+        r"exact_gradient must hold 2 .*; got function",
+    ),
+    (
+        {"exact_gradient": lambda s: (torch.zeros(3),)},
+        ValueError,
+        r"exact_gradient must hold 2 tensors",
+    ),
+    (
+        {"exact_gradient": lambda s: (torch.zeros(3), torch.zeros(2))},
+        ValueError,
+        r"exact_gradient .*: \(3,\); got",
+    ),
 ]
 
 
@@ -295,15 +354,25 @@ def profile_of(*estimators, num_samples=(1, 4, 16, 64)):
     """Of a Gaussian's location; every signal is clear."""
     q = lk.DiagonalGaussian(torch.zeros(2), torch.zeros(2))
     return lk.profile_variance(
-        q, lambda z: -((z - 2.0) ** 2).sum(-1), estimators=estimators, num_samples=num_samples, repeats=64, **BOUND
+        q,
+        lambda z: -((z - 2.0) ** 2).sum(-1),
+        estimators=estimators,
+        num_samples=num_samples,
+        repeats=64,
+        **BOUND,
     )
 
 
 def test_that_no_unbiased_estimator_was_profiled_is_said():
     found = signal_verdict.verdict(profile_of("stl", num_samples=(2, 4)))
-    assert found == "At S = 4 no unbiased estimator was profiled. STL is biased for S > 1, and not compared."
+    assert (
+        found
+        == "At S = 4 no unbiased estimator was profiled. STL is biased for S > 1, and not compared."
+    )
     assert "STL reaches" in signal_verdict.verdict(profile_of("stl", num_samples=(1,)))
-    assert "no unbiased estimator was profiled" not in signal_verdict.verdict(profile_of("stl", "dreg"))
+    assert "no unbiased estimator was profiled" not in signal_verdict.verdict(
+        profile_of("stl", "dreg")
+    )
 
 
 def test_a_lost_signal_interrupts_the_line_and_its_band(tmp_path, monkeypatch):

@@ -20,7 +20,9 @@ def canonical(log_w: Tensor) -> tuple[int, int, int]:
 
 
 def run_bound(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """The bound [...] of log-weights [S, ...], and the sums [2, ...] that backward needs beside them."""
+    """The bound [...] of log-weights [S, ...], and the sums [2, ...] that backward needs beside
+    them.
+    """
     shape, dtype = log_w.shape[1:], row_dtype(log_w.dtype)
     value, sums = log_w.new_empty(shape, dtype=dtype), log_w.new_empty((2, *shape), dtype=dtype)
     backend("bounds", log_w.device).forward(canonical(log_w), in_memory(log_w), value, sums)
@@ -36,7 +38,9 @@ def run_weights(log_w: Tensor, sums: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 class Bound(torch.autograd.Function):
-    """(log_w, log_q or None) [S, ...] -> the bound [...]; log_q has VIMCO's gradient and is not read."""
+    """(log_w, log_q or None) [S, ...] -> the bound [...]; log_q has VIMCO's gradient and is not
+    read.
+    """
 
     @staticmethod
     def forward(ctx: Any, log_w: Tensor, log_q: Tensor | None) -> Tensor:
@@ -70,11 +74,12 @@ class Bound(torch.autograd.Function):
         return of_w, of_q
 
 
-# Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
+# Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has
+# ruled out.
 apply_bound: Any = super(torch.autograd.Function, Bound).apply
 
 
-# --- without gradients, by either way to the kernels ------------------------------------------------------------
+# --- without gradients, by either way to the kernels ----------------------------------------------
 
 
 def bound_and_sums(log_w: Tensor) -> tuple[Tensor, Tensor]:

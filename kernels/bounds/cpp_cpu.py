@@ -12,12 +12,16 @@ Sizes = tuple[int, int, int]  # groups, samples, rows
 
 
 def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
-    """The bound of each row and the sums behind it; see kernels/bounds/reference.py for the formulas."""
+    """The bound of each row and the sums behind it; see kernels/bounds/reference.py for the
+    formulas.
+    """
     code, threads = TYPE_CODES[log_w.dtype], torch.get_num_threads()
     _core.bound_forward(code, threads, *sizes, log_w.data_ptr(), out.data_ptr(), sums.data_ptr())
 
 
-def weights(sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor) -> None:
+def weights(
+    sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor
+) -> None:
     """The normalised weights, times `gradient` [groups, rows] where it is given."""
     _core.bound_weights(
         TYPE_CODES[log_w.dtype],

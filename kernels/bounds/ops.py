@@ -1,4 +1,6 @@
-"""Bounds as opaque ops, for everything but plain calls, on canonical shapes [groups, samples, rows]."""
+"""Bounds as opaque ops, for everything but plain calls, on canonical shapes [groups, samples,
+rows].
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def _bound(log_w: Tensor, log_q: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _bound_fake(log_w: Tensor, log_q: Tensor | None) -> tuple[Tensor, Tensor]:
     (groups, _, rows), dtype = log_w.shape, row_dtype(log_w.dtype)
-    return log_w.new_empty((groups, rows), dtype=dtype), log_w.new_empty((groups, 2, rows), dtype=dtype)
+    return log_w.new_empty((groups, rows), dtype=dtype), log_w.new_empty(
+        (groups, 2, rows), dtype=dtype
+    )
 
 
 def _bound_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -41,7 +45,9 @@ def _bound_gradients(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None
     return tuple(g if need else None for g, need in zip(found, needs, strict=True))
 
 
-def _backward(log_w: Tensor, sums: Tensor, gradient: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor]:
+def _backward(
+    log_w: Tensor, sums: Tensor, gradient: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
     """The gradients of log_w and log_q, [G, S, N]; empty where `needs` says no."""
     found = _backward_fake(log_w, sums, gradient, needs)
     kernels, memory = backend("bounds", log_w.device), in_memory(log_w)
@@ -52,11 +58,15 @@ def _backward(log_w: Tensor, sums: Tensor, gradient: Tensor, needs: list[bool]) 
     return found
 
 
-def _backward_fake(log_w: Tensor, sums: Tensor, gradient: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor]:
-    return log_w.new_empty(log_w.shape if needs[0] else (0,)), log_w.new_empty(log_w.shape if needs[1] else (0,))
+def _backward_fake(
+    log_w: Tensor, sums: Tensor, gradient: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    return log_w.new_empty(log_w.shape if needs[0] else (0,)), log_w.new_empty(
+        log_w.shape if needs[1] else (0,)
+    )
 
 
-# --- vmap: the batch joins the groups ---------------------------------------------------------------------------
+# --- vmap: the batch joins the groups -------------------------------------------------------------
 
 
 def _bound_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:

@@ -1,7 +1,9 @@
-"""Bounds in Triton: sums over chunks of samples, their merger, weights, and VIMCO's signal; then the launchers.
+"""Bounds in Triton: sums over chunks of samples, their merger, weights, and VIMCO's signal; then
+the launchers.
 
-A program handles a block of rows and a chunk of samples, in tiles [BLOCK_S, BLOCK_N]. Chunks leave partial sums that
-`merge_kernel` adds up in their order: there are no atomics, so two runs give the same bits.
+A program handles a block of rows and a chunk of samples, in tiles [BLOCK_S, BLOCK_N]. Chunks leave
+partial sums that `merge_kernel` adds up in their order: there are no atomics, so two runs give the
+same bits.
 """
 
 from __future__ import annotations
@@ -10,7 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
-from latent_kernels.kernels.launch import OPTIONS, TILE, WANTED_PROGRAMS, next_power_of_two, on_device_of
+from latent_kernels.kernels.launch import (
+    OPTIONS,
+    TILE,
+    WANTED_PROGRAMS,
+    next_power_of_two,
+    on_device_of,
+)
 from latent_kernels.kernels.triton_math import exp, log1p
 
 Tensor = torch.Tensor
@@ -34,14 +42,18 @@ def relative(x, top):
 
 @triton.jit
 def block_of(tiles, chunks):
-    """Block of rows, chunk of samples and group of this program. One axis for all: other axes end at 65,535."""
+    """Block of rows, chunk of samples and group of this program. One axis for all: other axes end
+    at 65,535.
+    """
     pid = tl.program_id(0).to(tl.int64)
     return pid % tiles, pid // tiles % chunks, pid // tiles // chunks
 
 
 @triton.jit
 def load_samples(ptr, group, first, last, rows, S, N, compute: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Log-weights [BLOCK_S, BLOCK_N] from sample `first` on, -inf beyond `last` and N; their places, mask."""
+    """Log-weights [BLOCK_S, BLOCK_N] from sample `first` on, -inf beyond `last` and N; their
+    places, mask.
+    """
     samples = first + tl.arange(0, BLOCK_S)[:, None].to(tl.int64)
     mask = (samples < last) & (rows < N)[None, :]
     at = (group * S + samples) * N + rows[None, :]
@@ -165,11 +177,13 @@ def signal_kernel(
         some_zero = zeros[None, :] - is_zero.to(compute) > 0.5
         mean_left = tl.where(some_zero, lowest[None, :], left_out * share)
         change = (exp(mean_left) - exp(d)) * inverse[None, :]
-        found = tl.where(x == top[None, :], of_top[None, :], 0.0 - log1p(change)) * gradient[None, :]
+        found = (
+            tl.where(x == top[None, :], of_top[None, :], 0.0 - log1p(change)) * gradient[None, :]
+        )
         tl.store(out_ptr + at, found.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-# --- launchers --------------------------------------------------------------------------------------------------
+# --- launchers ------------------------------------------------------------------------------------
 
 
 def _compute(dtype: torch.dtype) -> tl.constexpr:
@@ -207,11 +221,23 @@ def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
             compute=compute, BLOCK_S=block_s, BLOCK_N=block_n, **OPTIONS,
         )  # fmt: skip
         merge_kernel[(tiles * groups,)](
-            tops, totals, out, sums, samples, rows, tiles, chunks, compute=compute, BLOCK_N=block_n, **OPTIONS
+            tops,
+            totals,
+            out,
+            sums,
+            samples,
+            rows,
+            tiles,
+            chunks,
+            compute=compute,
+            BLOCK_N=block_n,
+            **OPTIONS,
         )
 
 
-def weights(sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor) -> None:
+def weights(
+    sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor
+) -> None:
     """The normalised weights, times `gradient` [groups, rows] where it is given."""
     groups, samples, rows = sizes
     if groups * rows == 0:

@@ -1,4 +1,6 @@
-"""The log-densities for plain calls: an autograd.Function straight over the kernels. It saves the inputs."""
+"""The log-densities for plain calls: an autograd.Function straight over the kernels. It saves the
+inputs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Sizes = tuple[int, int, int, int]
 
 
 def _in_place(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """x in its canonical shape, where it lies if a kernel can read it there: nothing repeats, columns contiguous."""
+    """x in its canonical shape, where it lies if a kernel can read it there: nothing repeats,
+    columns contiguous.
+    """
     if x.is_neg():
         x = x.resolve_neg()
     if x.is_contiguous():
@@ -31,7 +35,9 @@ class LogDensity(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, problem: tuple[str, Sizes, list[tuple[int, ...]], tuple[int, ...]], *inputs: Tensor
+        ctx: Any,
+        problem: tuple[str, Sizes, list[tuple[int, ...]], tuple[int, ...]],
+        *inputs: Tensor,
     ) -> Tensor:
         """The sum over columns."""
         density, sizes, shapes, shape = problem
@@ -39,7 +45,9 @@ class LogDensity(torch.autograd.Function):
         first = inputs[0]
         out = first.new_empty(shape, dtype=row_dtype(first.dtype))
         backend("densities", first.device).forward(density, sizes, placed, out)
-        ctx.save_for_backward(*inputs)  # not their copies, which second derivatives could not be refused for
+        ctx.save_for_backward(
+            *inputs
+        )  # not their copies, which second derivatives could not be refused for
         ctx.problem = density, sizes, shapes
         return out
 
@@ -48,15 +56,27 @@ class LogDensity(torch.autograd.Function):
         """Gradients of the inputs."""
         density, sizes, shapes = ctx.problem
         inputs, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: the op knows how to refuse second derivatives
             canonical = (x.reshape(s) for x, s in zip(inputs, shapes, strict=True))
-            found = call(f"{density}_log_prob_backward", gradient.reshape(sizes[:3]), *canonical, list(needs))
+            found = call(
+                f"{density}_log_prob_backward", gradient.reshape(sizes[:3]), *canonical, list(needs)
+            )
         else:
             placed = tuple(_in_place(x, s) for x, s in zip(inputs, shapes, strict=True))
-            found = tuple(x.new_empty(x.shape) if need else None for x, need in zip(inputs, needs, strict=True))
-            backend("densities", gradient.device).backward(density, sizes, placed, in_memory(gradient), found)
-        return None, *(g.view(x.shape) if n else None for g, x, n in zip(found, inputs, needs, strict=True))
+            found = tuple(
+                x.new_empty(x.shape) if need else None
+                for x, need in zip(inputs, needs, strict=True)
+            )
+            backend("densities", gradient.device).backward(
+                density, sizes, placed, in_memory(gradient), found
+            )
+        return None, *(
+            g.view(x.shape) if n else None for g, x, n in zip(found, inputs, needs, strict=True)
+        )
 
 
-# The Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
+# The Function's own apply, past what Function.apply does in Python for torch.func, which `plain`
+# has ruled out.
 apply_log_density: Any = super(torch.autograd.Function, LogDensity).apply

@@ -18,10 +18,21 @@ def _problem(density: str, sizes: Sizes, inputs: tuple[Tensor, ...]) -> tuple[in
     places: tuple[int, ...] = ()
     for x in inputs:
         group, sample, row, _ = x.stride()
-        places += (x.data_ptr(), group, sample if x.size(1) != 1 else 0, row if x.size(2) != 1 else 0)
+        places += (
+            x.data_ptr(),
+            group,
+            sample if x.size(1) != 1 else 0,
+            row if x.size(2) != 1 else 0,
+        )
     if len(inputs) == 2:
         places += _ABSENT
-    return TYPE_CODES[inputs[0].dtype], torch.get_num_threads(), _DENSITIES[density], *sizes, *places
+    return (
+        TYPE_CODES[inputs[0].dtype],
+        torch.get_num_threads(),
+        _DENSITIES[density],
+        *sizes,
+        *places,
+    )
 
 
 def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor) -> None:
@@ -30,10 +41,17 @@ def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor)
 
 
 def backward(
-    density: str, sizes: Sizes, inputs: tuple[Tensor, ...], gradient: Tensor, outputs: tuple[Tensor | None, ...]
+    density: str,
+    sizes: Sizes,
+    inputs: tuple[Tensor, ...],
+    gradient: Tensor,
+    outputs: tuple[Tensor | None, ...],
 ) -> None:
     """The gradient of each input where `outputs` has a place for it."""
     places = [0 if x is None else x.data_ptr() for x in outputs]
     _core.densities_backward(
-        *_problem(density, sizes, inputs), gradient.data_ptr(), *places, *(0 for _ in range(3 - len(places)))
+        *_problem(density, sizes, inputs),
+        gradient.data_ptr(),
+        *places,
+        *(0 for _ in range(3 - len(places))),
     )

@@ -1,7 +1,8 @@
-"""The log-densities as opaque ops, for everything but plain calls: torch.compile, torch.func, fake tensors.
+"""The log-densities as opaque ops, for everything but plain calls: torch.compile, torch.func, fake
+tensors.
 
-One pair of ops for each density, over canonical shapes [groups, samples or 1, rows or 1, cols]; under vmap the batch
-joins the groups.
+One pair of ops for each density, over canonical shapes [groups, samples or 1, rows or 1, cols];
+under vmap the batch joins the groups.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ Tensor = torch.Tensor
 def _sizes(inputs: tuple[Tensor, ...]) -> tuple[int, int, int, int]:
     samples = [x.size(1) for x in inputs if x.size(1) != 1]
     rows = [x.size(2) for x in inputs if x.size(2) != 1]
-    return inputs[0].size(0), samples[0] if samples else 1, rows[0] if rows else 1, inputs[0].size(3)
+    return (
+        inputs[0].size(0),
+        samples[0] if samples else 1,
+        rows[0] if rows else 1,
+        inputs[0].size(3),
+    )
 
 
 def _fake(*inputs: Tensor) -> Tensor:
@@ -29,7 +35,9 @@ def _fake(*inputs: Tensor) -> Tensor:
 
 def _backward_fake(gradient: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *inputs, needs = rest
-    return tuple(x.new_empty(x.shape if need else (0,)) for x, need in zip(inputs, needs, strict=True))
+    return tuple(
+        x.new_empty(x.shape if need else (0,)) for x, need in zip(inputs, needs, strict=True)
+    )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -47,9 +55,14 @@ def _vmap(name: str) -> Any:
 def _backward_vmap(name: str) -> Any:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         *tensors, needs = args
-        folded = [fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[:-1], strict=True)]
+        folded = [
+            fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims[:-1], strict=True)
+        ]
         results = call(name, *folded, needs)
-        unfolded = tuple(unfold(x, info.batch_size) if need else x for x, need in zip(results, needs, strict=True))
+        unfolded = tuple(
+            unfold(x, info.batch_size) if need else x
+            for x, need in zip(results, needs, strict=True)
+        )
         return unfolded, tuple(0 if need else None for need in needs)
 
     return rule
@@ -80,7 +93,14 @@ def _define(density: str, inputs: str) -> None:
         results = call(backward_name, gradient, *ctx.saved_tensors, needs)
         return tuple(g if need else None for g, need in zip(results, needs, strict=True))
 
-    define(f"{name}({inputs}) -> Tensor", forward, fake=_fake, vmap=_vmap(name), setup=_setup, gradients=gradients)
+    define(
+        f"{name}({inputs}) -> Tensor",
+        forward,
+        fake=_fake,
+        vmap=_vmap(name),
+        setup=_setup,
+        gradients=gradients,
+    )
     define(
         f"{backward_name}(Tensor gradient, {inputs}, bool[] needs) -> ({inputs})",
         backward,

@@ -1,8 +1,9 @@
 """The log-densities in Triton: forward, backward, then their launchers.
 
-A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, of one sample forward, of a chunk of them backward. A
-row longer than a tile leaves partial sums; so do the gradients of what samples or rows share, one for each chunk of
-samples and each block of rows. torch adds them up in a fixed order. There are no atomics: two runs give the same bits.
+A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, of one sample forward, of a chunk
+of them backward. A row longer than a tile leaves partial sums; so do the gradients of what samples
+or rows share, one for each chunk of samples and each block of rows. torch adds them up in a fixed
+order. There are no atomics: two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,18 @@ OVER_ROWS = tl.constexpr(3)  # over rows and samples
 
 
 @triton.jit
-def load(ptr, group, sample, group_stride, sample_stride, row_stride, rows, cols, mask, compute: tl.constexpr):
+def load(
+    ptr,
+    group,
+    sample,
+    group_stride,
+    sample_stride,
+    row_stride,
+    rows,
+    cols,
+    mask,
+    compute: tl.constexpr,
+):
     """A tile of an input, in the type it is computed in."""
     at = ptr + group * group_stride + sample * sample_stride + rows * row_stride + cols
     return tl.load(at, mask=mask, other=0.0).to(compute)
@@ -34,8 +46,8 @@ def load(ptr, group, sample, group_stride, sample_stride, row_stride, rows, cols
 
 @triton.jit
 def place(tiles, chunks, col_blocks, N, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Group, chunk, block of rows, rows [BLOCK_N, 1], columns [1, BLOCK_D] and mask of this program. One axis for all:
-    the others of a grid end at 65,535.
+    """Group, chunk, block of rows, rows [BLOCK_N, 1], columns [1, BLOCK_D] and mask of this
+    program. One axis for all: the others of a grid end at 65,535.
     """
     pid = tl.program_id(0).to(tl.int64)
     tile = pid % tiles
@@ -64,7 +76,9 @@ def forward_kernel(
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
     is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Out [G, S, N, col_blocks], the sums over the tile's columns, of inputs a, b, c: z, mean, logvar; or x, logits."""
+    """Out [G, S, N, col_blocks], the sums over the tile's columns, of inputs a, b, c: z, mean,
+    logvar; or x, logits.
+    """
     group, s, _, rows, cols, mask = place(tiles, S, col_blocks, N, D, BLOCK_N, BLOCK_D)
     a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute)
     b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute)
@@ -80,10 +94,14 @@ def forward_kernel(
         factor = -1.0
     total = tl.sum(tl.where(mask, terms, 0.0), axis=1) * factor
     first = (tl.program_id(0).to(tl.int64) % tiles) % col_blocks
-    tl.store(out_ptr + ((group * S + s) * N + rows) * col_blocks + first, total[:, None], mask=rows < N)
+    tl.store(
+        out_ptr + ((group * S + s) * N + rows) * col_blocks + first, total[:, None], mask=rows < N
+    )
 
 
-@triton.jit(do_not_specialize=["S", "N", "tiles", "chunks", "samples_per_program", "blocks", "groups"])
+@triton.jit(
+    do_not_specialize=["S", "N", "tiles", "chunks", "samples_per_program", "blocks", "groups"]
+)
 def backward_kernel(
     d_a_ptr, d_b_ptr, d_c_ptr, g_ptr, a_ptr, b_ptr, c_ptr,
     S, N, D, tiles, chunks, samples_per_program, blocks, col_blocks, groups,
@@ -91,7 +109,9 @@ def backward_kernel(
     fate_a: tl.constexpr, fate_b: tl.constexpr, fate_c: tl.constexpr,
     is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients [G, S, N, D]; of what samples share [chunks, G, N, D]; of a single row [chunks, blocks, G, D]."""
+    """Gradients [G, S, N, D]; of what samples share [chunks, G, N, D]; of a single row [chunks,
+    blocks, G, D].
+    """
     group, chunk, block, rows, cols, mask = place(tiles, chunks, col_blocks, N, D, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
     sum_a = tl.zeros((BLOCK_N, BLOCK_D), compute)
@@ -104,7 +124,9 @@ def backward_kernel(
         b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute)
         at = (group * S + s) * plane + rows * D + cols
         if is_gaussian:
-            inverse = exp(load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute) * -0.5)
+            inverse = exp(
+                load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute) * -0.5
+            )
             t = (a - b) * inverse
             d_b = g * (t * inverse)
             d_a = 0.0 - d_b
@@ -133,16 +155,20 @@ def backward_kernel(
 
 
 @triton.jit
-def finish(ptr, total, fate: tl.constexpr, chunk, block, blocks, groups, group, N, D, rows, cols, mask):
+def finish(
+    ptr, total, fate: tl.constexpr, chunk, block, blocks, groups, group, N, D, rows, cols, mask
+):
     """Stores this program's part of a sum."""
     if fate == OVER_SAMPLES:
         store(ptr, ((chunk * groups + group) * N + rows) * D + cols, total, mask)
     elif fate == OVER_ROWS:
-        over_rows = tl.sum(total, axis=0)[None, :]  # rows beyond the last have gradients of 0, as g is there
+        over_rows = tl.sum(total, axis=0)[
+            None, :
+        ]  # rows beyond the last have gradients of 0, as g is there
         store(ptr, ((chunk * blocks + block) * groups + group) * D + cols, over_rows, cols < D)
 
 
-# --- launchers --------------------------------------------------------------------------------------------------
+# --- launchers ------------------------------------------------------------------------------------
 
 
 def _places(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor | None], list[int]]:
@@ -189,7 +215,11 @@ def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor)
 
 
 def backward(
-    density: str, sizes: Sizes, inputs: tuple[Tensor, ...], gradient: Tensor, outputs: tuple[Tensor | None, ...]
+    density: str,
+    sizes: Sizes,
+    inputs: tuple[Tensor, ...],
+    gradient: Tensor,
+    outputs: tuple[Tensor | None, ...],
 ) -> None:
     """The gradient of each input where `outputs` has a place for it."""
     groups, samples, rows, cols = sizes

@@ -1,5 +1,5 @@
-"""How discrete families are sampled, in NumPy: fixed float32 operations in a fixed order, so that every backend draws
-the same values. See README.md for the rules.
+"""How discrete families are sampled, in NumPy: fixed float32 operations in a fixed order, so that
+every backend draws the same values. See README.md for the rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ Floats = npt.NDArray[np.float32]
 Sizes = tuple[int, int, int, int, int]  # groups, samples, rows, cols, classes (0: Bernoulli)
 
 f32 = np.float32
-EXP_Q = [0.4999999403953552, 0.16666515171527863, 0.04166845604777336, 0.008369418792426586, 0.0013813144760206342]
+EXP_Q = [
+    0.4999999403953552,
+    0.16666515171527863,
+    0.04166845604777336,
+    0.008369418792426586,
+    0.0013813144760206342,
+]
 
 
 def exp(x: Floats) -> Floats:
@@ -37,7 +43,9 @@ def logistic(u: Floats) -> Floats:
 
 
 def cumulative(logits: Tensor) -> Floats:
-    """Unnormalized cumulative probabilities [..., K]: c_k = c_(k-1) + e^(l_k - max l), summed in order of k."""
+    """Unnormalized cumulative probabilities [..., K]: c_k = c_(k-1) + e^(l_k - max l), summed in
+    order of k.
+    """
     values = logits.to("cpu", torch.float32).numpy()
     with np.errstate(invalid="ignore"):
         weights = exp(values - values.max(-1, keepdims=True))
@@ -48,11 +56,14 @@ def cumulative(logits: Tensor) -> Floats:
     return c
 
 
-def sample(sizes: Sizes, logits: Tensor, antithetic: bool, seed: int | Tensor, offset: int, z: Tensor) -> None:
+def sample(
+    sizes: Sizes, logits: Tensor, antithetic: bool, seed: int | Tensor, offset: int, z: Tensor
+) -> None:
     """Writes samples into `z`.
 
-    Bernoulli: logits [G, N, D]; z [G, S, N, D] of 0 and 1 in the logits' dtype, NaN under NaN; antithetic pairs are
-    [G, 2, S, N, D]. Categorical: logits [G, N, D, K]; z [G, S, N, D], classes in int64.
+    Bernoulli: logits [G, N, D]; z [G, S, N, D] of 0 and 1 in the logits' dtype, NaN under NaN;
+    antithetic pairs are [G, 2, S, N, D]. Categorical: logits [G, N, D, K]; z [G, S, N, D], classes
+    in int64.
     """
     groups, samples, rows, cols, classes = sizes
     u = noise.of_groups("uniform", (groups, samples, rows, cols), seed, offset)

@@ -1,7 +1,8 @@
-"""Samples of discrete families in Triton: the rules of README.md, with the operations of reference.py in their order.
+"""Samples of discrete families in Triton: the rules of README.md, with the operations of
+reference.py in their order.
 
-A program draws a block of one group's S * N * D elements, as they lie in memory. Launched without fp fusion, so that
-every bit is the reference's.
+A program draws a block of one group's S * N * D elements, as they lie in memory. Launched without
+fp fusion, so that every bit is the reference's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def logistic(u):
 
 @triton.jit
 def uniform_of_elements(seed, element):
-    """Single elements of the uniform stream, wherever they lie: four times the work of noise_of_groups."""
+    """Single elements of the uniform stream, wherever they lie: four times the work of
+    noise_of_groups.
+    """
     w0, w1, w2, w3 = philox(seed, element >> 2, 1)
     second = (element & 2) != 0
     word = tl.where((element & 1) != 0, tl.where(second, w3, w1), tl.where(second, w2, w0))
@@ -41,8 +44,8 @@ def uniforms_of_block(
     seed_is_pointer: tl.constexpr, shift: tl.constexpr, wraps_once: tl.constexpr, aligned: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The program's group, its uniforms, where they lie among the group's `count` elements, with the mask, and where
-    their parameters lie among the `plane` of the group. shift = offset % 4.
+    """The program's group, its uniforms, where they lie among the group's `count` elements, with
+    the mask, and where their parameters lie among the `plane` of the group. shift = offset % 4.
     """
     pid = tl.program_id(0).to(tl.int64)
     block = pid % blocks
@@ -51,7 +54,8 @@ def uniforms_of_block(
     first = offset.to(tl.int64) // 4 + block * (BLOCK // 4)
     u = noise_of_groups(key.to(tl.int64), first + tl.arange(0, BLOCK // 4), 1)
     i = block * BLOCK + tl.arange(0, BLOCK) - shift
-    # One division of 64 bits for the block, not one for each element. It is below zero only where i is, in block 0.
+    # One division of 64 bits for the block, not one for each element. It is below zero only where i
+    # is, in block 0.
     position = (block * BLOCK - shift) % plane + tl.arange(0, BLOCK)
     if wraps_once:
         position -= tl.where(position < plane, 0, plane)
@@ -70,7 +74,17 @@ def bernoulli_kernel(
 ):  # fmt: skip
     """z = 1 where ln u - ln(1 - u) < l; its twin where that of 1 - u is."""
     group, u, i, mask, position = uniforms_of_block(
-        count, plane, seed, seed_stride, offset, blocks, seed_is_pointer, shift, wraps_once, aligned, BLOCK
+        count,
+        plane,
+        seed,
+        seed_stride,
+        offset,
+        blocks,
+        seed_is_pointer,
+        shift,
+        wraps_once,
+        aligned,
+        BLOCK,
     )
     logits = tl.load(logits_ptr + group * plane + position, mask=mask, other=0.0)
     if logits.dtype != tl.float64:
@@ -80,19 +94,25 @@ def bernoulli_kernel(
     z = tl.where(logits != logits, logits, tl.where(x < logits, 1.0, 0.0).to(logits.dtype))
     tl.store(z_ptr + first + i, z.to(z_ptr.dtype.element_ty), mask=mask)
     if antithetic:
-        z = tl.where(logits != logits, logits, tl.where(0.0 - x < logits, 1.0, 0.0).to(logits.dtype))
+        z = tl.where(
+            logits != logits, logits, tl.where(0.0 - x < logits, 1.0, 0.0).to(logits.dtype)
+        )
         tl.store(z_ptr + first + count + i, z.to(z_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["K"])
 def cumulative_kernel(c_ptr, logits_ptr, count, K, BLOCK: tl.constexpr):
-    """Cumulative [count, K]: c_k = c_(k-1) + e^(l_k - max l), in order of k; a scan would add in another."""
+    """Cumulative [count, K]: c_k = c_(k-1) + e^(l_k - max l), in order of k; a scan would add in
+    another.
+    """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < count
     at = i * K
     largest = tl.load(logits_ptr + at, mask=mask, other=0.0).to(tl.float32)
     for k in range(1, K):
-        largest = tl.maximum(largest, tl.load(logits_ptr + at + k, mask=mask, other=0.0).to(tl.float32))
+        largest = tl.maximum(
+            largest, tl.load(logits_ptr + at + k, mask=mask, other=0.0).to(tl.float32)
+        )
     c = tl.zeros((BLOCK,), tl.float32)
     for k in range(K):
         c += exp(tl.load(logits_ptr + at + k, mask=mask, other=0.0).to(tl.float32) - largest)
@@ -105,9 +125,21 @@ def categorical_kernel(
     steps: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr, wraps_once: tl.constexpr,
     aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """z = the number of k < K - 1 with c_k <= u c_(K-1), found by bisection since c ascends; 2^steps >= K."""
+    """z = the number of k < K - 1 with c_k <= u c_(K-1), found by bisection since c ascends;
+    2^steps >= K.
+    """
     group, u, i, mask, position = uniforms_of_block(
-        count, plane, seed, seed_stride, offset, blocks, seed_is_pointer, shift, wraps_once, aligned, BLOCK
+        count,
+        plane,
+        seed,
+        seed_stride,
+        offset,
+        blocks,
+        seed_is_pointer,
+        shift,
+        wraps_once,
+        aligned,
+        BLOCK,
     )
     c_row = c_ptr + (group * plane + position) * K
     threshold = u * tl.load(c_row + (K - 1), mask=mask, other=0.0)
@@ -120,7 +152,7 @@ def categorical_kernel(
     tl.store(z_ptr + group * count + i, z.to(tl.int64), mask=mask)
 
 
-# --- launchers --------------------------------------------------------------------------------------------------
+# --- launchers ------------------------------------------------------------------------------------
 
 
 def cumulative(logits: Tensor) -> Tensor:
@@ -129,11 +161,15 @@ def cumulative(logits: Tensor) -> Tensor:
     classes = logits.size(-1)
     count = logits.numel() // classes
     with on_device_of(logits):
-        cumulative_kernel[(triton.cdiv(count, ROWS),)](c, logits, count, classes, BLOCK=ROWS, **OPTIONS)
+        cumulative_kernel[(triton.cdiv(count, ROWS),)](
+            c, logits, count, classes, BLOCK=ROWS, **OPTIONS
+        )
     return c
 
 
-def sample(sizes: Sizes, logits: Tensor, antithetic: bool, seed: int | Tensor, offset: int, z: Tensor) -> None:
+def sample(
+    sizes: Sizes, logits: Tensor, antithetic: bool, seed: int | Tensor, offset: int, z: Tensor
+) -> None:
     """Writes samples into `z`; see reference.py. Logits and z are contiguous."""
     groups, samples, rows, cols, classes = sizes
     plane = rows * cols
@@ -156,6 +192,10 @@ def sample(sizes: Sizes, logits: Tensor, antithetic: bool, seed: int | Tensor, o
         if classes:
             c = cumulative(logits)
             steps = (classes - 1).bit_length()
-            categorical_kernel[(blocks * groups,)](z, c, count, plane, classes, *where, steps=steps, **options)
+            categorical_kernel[(blocks * groups,)](
+                z, c, count, plane, classes, *where, steps=steps, **options
+            )
         else:
-            bernoulli_kernel[(blocks * groups,)](z, logits, count, plane, *where, antithetic=antithetic, **options)
+            bernoulli_kernel[(blocks * groups,)](
+                z, logits, count, plane, *where, antithetic=antithetic, **options
+            )

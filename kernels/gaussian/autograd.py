@@ -18,7 +18,9 @@ Tensor = torch.Tensor
 
 
 def _rows_of(x: Tensor | None) -> Tensor | None:
-    """x where its strides can be handed to a kernel: rows at one distance, or one row repeated; else a copy."""
+    """x where its strides can be handed to a kernel: rows at one distance, or one row repeated;
+    else a copy.
+    """
     if x is None:
         return x
     if x.is_neg():
@@ -36,7 +38,8 @@ def _empty(x: Tensor, wanted: bool) -> Tensor | None:
 
 
 class Gaussian(torch.autograd.Function):
-    """(mean, spread, prior_mean, prior_logvar) of one shape [..., D] -> (z, kl, log_q), None for what is not wanted.
+    """(mean, spread, prior_mean, prior_logvar) of one shape [..., D] -> (z, kl, log_q), None for
+    what is not wanted.
 
     The last argument is (seed, offset, num_samples, spread_is_scale, with_z, with_kl, with_log_q).
     """
@@ -63,9 +66,15 @@ class Gaussian(torch.autograd.Function):
         kernels = backend("gaussian", mean.device)
         if with_log_q:
             log_q = mean.new_empty(
-                (*(() if num_samples is None else (num_samples,)), *shape[:-1]), dtype=row_dtype(mean.dtype)
+                (*(() if num_samples is None else (num_samples,)), *shape[:-1]),
+                dtype=row_dtype(mean.dtype),
             )
-        parameters = (_rows_of(mean), _rows_of(spread), _rows_of(prior_mean), _rows_of(prior_logvar))
+        parameters = (
+            _rows_of(mean),
+            _rows_of(spread),
+            _rows_of(prior_mean),
+            _rows_of(prior_logvar),
+        )
         kernels.forward(sizes, *parameters, spread_is_scale, seed, offset, z, kl, log_q)
         ctx.set_materialize_grads(False)
         # Not what _rows_of may have copied, which second derivatives could not be refused for.
@@ -85,21 +94,32 @@ class Gaussian(torch.autograd.Function):
         needs = ctx.needs_input_grad[:4]
         if gz is None and gkl is None and gq is None:
             return None, None, None, None, None
-        if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: the op knows how to refuse second derivatives
             shape, canonical = mean.shape, (1, *sizes[2:])
             results = call(
                 "gaussian_backward",
                 None if gz is None else gz.reshape(sizes),
                 None if gkl is None else gkl.reshape(canonical[:2]),
                 None if gq is None else gq.reshape(sizes[:3]),
-                *(None if x is None else x.reshape(canonical) for x in (mean, spread, prior_mean, prior_logvar)),
+                *(
+                    None if x is None else x.reshape(canonical)
+                    for x in (mean, spread, prior_mean, prior_logvar)
+                ),
                 as_seeds(seed, mean.device),
                 offset,
                 sizes[1],
                 spread_is_scale,
                 needs,
             )
-            return (*(g.reshape(shape) if need else None for g, need in zip(results, needs, strict=True)), None)
+            return (
+                *(
+                    g.reshape(shape) if need else None
+                    for g, need in zip(results, needs, strict=True)
+                ),
+                None,
+            )
         outputs = (
             _empty(mean, needs[0]),
             _empty(mean, needs[1]),
@@ -126,11 +146,14 @@ class Gaussian(torch.autograd.Function):
 class GaussianPath(torch.autograd.Function):
     """Z of shape [S, ..., D] or [..., D] -> log_q, computed with z, as a function of z alone.
 
-    The last argument is (log_q, logvar, seed, offset), logvar of shape [..., D] and neither with a gradient.
+    The last argument is (log_q, logvar, seed, offset), logvar of shape [..., D] and neither with a
+    gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, call_options: tuple[Tensor, Tensor, int | Tensor, int]) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, call_options: tuple[Tensor, Tensor, int | Tensor, int]
+    ) -> Tensor:
         """log_q itself."""
         log_q, logvar, seed, offset = call_options
         logvar = _rows_of(logvar)  # type: ignore[assignment]
@@ -141,7 +164,8 @@ class GaussianPath(torch.autograd.Function):
             None if isinstance(seed, Tensor) else seed,
             offset,
         )
-        # eps comes from the seed: z is kept for the graph, which must know what a second derivative depends on.
+        # eps comes from the seed: z is kept for the graph, which must know what a second derivative
+        # depends on.
         ctx.save_for_backward(z, logvar, *((seed,) if isinstance(seed, Tensor) else ()))
         return log_q
 
@@ -160,6 +184,7 @@ class GaussianPath(torch.autograd.Function):
         return gz, None
 
 
-# The Functions' own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
+# The Functions' own apply, past what Function.apply does in Python for torch.func, which `plain`
+# has ruled out.
 apply_gaussian: Any = super(torch.autograd.Function, Gaussian).apply
 apply_path: Any = super(torch.autograd.Function, GaussianPath).apply

@@ -33,7 +33,9 @@ def forward(
     kl: Tensor | None,
     log_q: Tensor | None,
 ) -> None:
-    """z = mean + sigma eps into `z`, KL into `kl`, log q(z) into `log_q`; reference.py has the formulas."""
+    """z = mean + sigma eps into `z`, KL into `kl`, log q(z) into `log_q`; reference.py has the
+    formulas.
+    """
     rows, cols = sizes[2:]
     _core.gaussian_forward(
         TYPE_CODES[mean.dtype],
@@ -66,7 +68,9 @@ def backward(
     log_q_gradient: Tensor | None,
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
 ) -> None:
-    """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place for it."""
+    """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place
+    for it.
+    """
     rows, cols = sizes[2:]
     _core.gaussian_backward(
         TYPE_CODES[mean.dtype],

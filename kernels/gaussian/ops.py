@@ -1,7 +1,8 @@
-"""The Gaussian op as opaque ops, for everything but plain calls: torch.compile, torch.func, fake tensors.
+"""The Gaussian op as opaque ops, for everything but plain calls: torch.compile, torch.func, fake
+tensors.
 
-They work on canonical shapes [groups, samples, rows, cols], where a group has a seed of its own: that is what vmap
-over seeds needs.
+They work on canonical shapes [groups, samples, rows, cols], where a group has a seed of its own:
+that is what vmap over seeds needs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ import torch
 
 from latent_kernels._backends import backend
 from latent_kernels._eager import row_dtype
-from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, groups_of, no_second_derivative, unfold
+from latent_kernels._ops import (
+    call,
+    checked_seeds,
+    define,
+    fold,
+    fold_seeds,
+    groups_of,
+    no_second_derivative,
+    unfold,
+)
 
 Tensor = torch.Tensor
 
@@ -29,11 +39,20 @@ def _gaussian(
     with_kl: bool,
     with_log_q: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[G, N, D] inputs, seeds [G] or [1] -> z [G, S, N, D], kl [G, N], log q [G, S, N]; the last two without rows
-    where not wanted.
+    """[G, N, D] inputs, seeds [G] or [1] -> z [G, S, N, D], kl [G, N], log q [G, S, N]; the last
+    two without rows where not wanted.
     """
     z, kl, log_q = _gaussian_fake(
-        mean, spread, prior_mean, prior_logvar, seeds, offset, samples, spread_is_scale, with_kl, with_log_q
+        mean,
+        spread,
+        prior_mean,
+        prior_logvar,
+        seeds,
+        offset,
+        samples,
+        spread_is_scale,
+        with_kl,
+        with_log_q,
     )
     backend("gaussian", mean.device).forward(
         tuple(z.shape),
@@ -83,7 +102,18 @@ def _gaussian_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients [G, N, D] of the four inputs; empty where `needs` says no."""
     outputs = _gaussian_backward_fake(
-        gz, gkl, gq, mean, spread, prior_mean, prior_logvar, seeds, offset, samples, spread_is_scale, needs
+        gz,
+        gkl,
+        gq,
+        mean,
+        spread,
+        prior_mean,
+        prior_logvar,
+        seeds,
+        offset,
+        samples,
+        spread_is_scale,
+        needs,
     )
     wanted = tuple(x if need else None for x, need in zip(outputs, needs, strict=True))
     if gz is None and gkl is None and gq is None:
@@ -158,16 +188,25 @@ def _path(z: Tensor, log_q: Tensor, logvar: Tensor, seeds: Tensor, offset: int) 
     return log_q.clone()
 
 
-def _path_backward(gradient: Tensor, z: Tensor, logvar: Tensor, seeds: Tensor, offset: int) -> Tensor:
+def _path_backward(
+    gradient: Tensor, z: Tensor, logvar: Tensor, seeds: Tensor, offset: int
+) -> Tensor:
     """The gradient of z; of z itself only the shape is read, as eps comes from the seed."""
     out = _path_backward_fake(gradient, z, logvar, seeds, offset)
     backend("gaussian", z.device).path_backward(
-        tuple(z.shape), logvar.contiguous(), checked_seeds(seeds, z.device), offset, gradient.contiguous(), out
+        tuple(z.shape),
+        logvar.contiguous(),
+        checked_seeds(seeds, z.device),
+        offset,
+        gradient.contiguous(),
+        out,
     )
     return out
 
 
-def _path_backward_fake(gradient: Tensor, z: Tensor, logvar: Tensor, seeds: Tensor, offset: int) -> Tensor:
+def _path_backward_fake(
+    gradient: Tensor, z: Tensor, logvar: Tensor, seeds: Tensor, offset: int
+) -> Tensor:
     return z.new_empty(z.shape)
 
 
@@ -177,10 +216,16 @@ def _path_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _path_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return call("gaussian_path_backward", gradient, *ctx.saved_tensors, ctx.offset), None, None, None, None
+    return (
+        call("gaussian_path_backward", gradient, *ctx.saved_tensors, ctx.offset),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
-# --- vmap: the batch joins the groups ---------------------------------------------------------------------------
+# --- vmap: the batch joins the groups -------------------------------------------------------------
 
 
 def _gaussian_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -198,7 +243,9 @@ def _gaussian_backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> 
     tensors = [fold(x, dim, batch) for x, dim in zip(args[:7], in_dims[:7], strict=True)]
     seeds = fold_seeds(args[7], in_dims[7], batch, groups)
     results = call("gaussian_backward", *tensors, seeds, *args[8:])
-    unfolded = tuple(unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True))
+    unfolded = tuple(
+        unfold(x, batch) if need else x for x, need in zip(results, needs, strict=True)
+    )
     return unfolded, tuple(0 if need else None for need in needs)
 
 
@@ -214,7 +261,9 @@ def _sampled_vmap(name: str, batch: int, in_dims: tuple[Any, ...], args: tuple[A
     """An op of three tensors, seeds and offset."""
     groups = groups_of(args[0], in_dims[0])
     tensors = [fold(x, dim, batch) for x, dim in zip(args[:3], in_dims[:3], strict=True)]
-    return unfold(call(name, *tensors, fold_seeds(args[3], in_dims[3], batch, groups), args[4]), batch)
+    return unfold(
+        call(name, *tensors, fold_seeds(args[3], in_dims[3], batch, groups), args[4]), batch
+    )
 
 
 define(

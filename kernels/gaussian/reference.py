@@ -6,8 +6,8 @@ q = N(mean, sigma^2), sigma^2 = e^logvar, prior N(m0, e^l0), all diagonal:
     KL  = 1/2 sum_d [ (mean - m0)^2 e^-l0 + psi(d) ],  d = logvar - l0,  psi(d) = e^d - 1 - d
     log q(z_s) = -1/2 sum_d [ ln 2 pi + logvar + eps_s^2 ]
 
-psi is computed by its series near 0, where e^d - 1 - d loses every digit. Tests hold the compiled kernels against
-these functions; devices without a compiled kernel run them.
+psi is computed by its series near 0, where e^d - 1 - d loses every digit. Tests hold the compiled
+kernels against these functions; devices without a compiled kernel run them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def psi(d: Tensor) -> Tensor:
 
 
 def log1p_less_x(x: Tensor) -> Tensor:
-    """ln(1 + x) - x for -0.7 < x < 2: with r = x / (2 + x), 2 (r^3/3 + r^5/5 + ...) - r x, of which none cancels."""
+    """ln(1 + x) - x for -0.7 < x < 2: with r = x / (2 + x), 2 (r^3/3 + r^5/5 + ...) - r x, of which
+    none cancels.
+    """
     r = x / (2 + x)
     y = r * r
     series = torch.zeros_like(x)
@@ -42,17 +44,23 @@ def log1p_less_x(x: Tensor) -> Tensor:
     return 2 * r * series - r * x
 
 
-def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
+def gaussian_kl(
+    mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_logvar: Tensor | None
+) -> Tensor:
     """KL(N(mean, e^logvar) || prior), summed over the last dimension; None stands for 0."""
     delta = mean if prior_mean is None else mean - prior_mean
     if prior_logvar is None:
         return 0.5 * (delta * delta + psi(logvar)).sum(-1)
-    return 0.5 * ((delta * torch.exp(-0.5 * prior_logvar)) ** 2 + psi(logvar - prior_logvar)).sum(-1)
+    return 0.5 * ((delta * torch.exp(-0.5 * prior_logvar)) ** 2 + psi(logvar - prior_logvar)).sum(
+        -1
+    )
 
 
 def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:
     """Eps [groups, samples, rows, cols], float32 values in the dtype that mean is computed in."""
-    return torch.from_numpy(noise.of_groups("normal", sizes, seed, offset)).to(mean.device, mean.dtype)
+    return torch.from_numpy(noise.of_groups("normal", sizes, seed, offset)).to(
+        mean.device, mean.dtype
+    )
 
 
 def _compute(x: Tensor) -> Tensor:
@@ -152,11 +160,19 @@ def backward(
             log_q_gradient is not None,
         )
     upstream = (z_gradient, kl_gradient, log_q_gradient)
-    pairs = [(y, g) for y, g in zip(results, upstream, strict=True) if y is not None and g is not None]
-    wanted = [x for x, out in zip(leaves, outputs, strict=True) if x is not None and out is not None]
+    pairs = [
+        (y, g) for y, g in zip(results, upstream, strict=True) if y is not None and g is not None
+    ]
+    wanted = [
+        x for x, out in zip(leaves, outputs, strict=True) if x is not None and out is not None
+    ]
     given = [y for y, _ in pairs]
     gradients = [g.reshape(y.shape).to(y.dtype) for y, g in pairs]
-    found = iter(torch.autograd.grad(given, wanted, gradients, allow_unused=True) if given else [None] * len(wanted))
+    found = iter(
+        torch.autograd.grad(given, wanted, gradients, allow_unused=True)
+        if given
+        else [None] * len(wanted)
+    )
     for x, out in zip(leaves, outputs, strict=True):
         if x is None or out is None:
             continue
@@ -165,9 +181,16 @@ def backward(
 
 
 def path_backward(
-    sizes: Sizes, logvar: Tensor, seed: int | Tensor, offset: int, log_q_gradient: Tensor, z_gradient: Tensor
+    sizes: Sizes,
+    logvar: Tensor,
+    seed: int | Tensor,
+    offset: int,
+    log_q_gradient: Tensor,
+    z_gradient: Tensor,
 ) -> None:
-    """The gradient of z where log q depends on z alone, d log q / dz = -eps / sigma, into `z_gradient`."""
+    """The gradient of z where log q depends on z alone, d log q / dz = -eps / sigma, into
+    `z_gradient`.
+    """
     groups, samples, rows, cols = sizes
     logvar = _compute(logvar).reshape(groups, 1, rows, cols)
     slope = noise_like(logvar, sizes, seed, offset) * torch.exp(-0.5 * logvar)

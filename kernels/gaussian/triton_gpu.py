@@ -1,8 +1,9 @@
 """The Gaussian kernels in Triton: forward, backward, path derivative, then their launchers.
 
-A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns and a chunk of the samples. eps is made from the seed
-where it is used. A row longer than a tile leaves partial sums, and samples dealt to several programs leave partial
-gradients; torch adds either up in a fixed order. There are no atomics, so two runs give the same bits.
+A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns and a chunk of the samples. eps is
+made from the seed where it is used. A row longer than a tile leaves partial sums, and samples dealt
+to several programs leave partial gradients; torch adds either up in a fixed order. There are no
+atomics, so two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -20,24 +21,34 @@ Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
 
 # How the tile meets the stream's groups of four elements:
 ALIGNED = tl.constexpr(0)  # every row begins a group
-SHIFTED = tl.constexpr(1)  # rows begin anywhere, alike in every sample: the tile begins up to three columns early
-SCATTERED = tl.constexpr(2)  # where a row begins differs from sample to sample: one Philox for each element
+SHIFTED = tl.constexpr(
+    1
+)  # rows begin anywhere, alike in every sample: the tile begins up to three columns early
+SCATTERED = tl.constexpr(
+    2
+)  # where a row begins differs from sample to sample: one Philox for each element
 
 
 @triton.jit
 def psi_expm1_of_difference(logvar, prior):
-    """psi and expm1 of logvar - prior = d + lost: what rounding to d lost is exact, and brought back to first order."""
+    """psi and expm1 of logvar - prior = d + lost: what rounding to d lost is exact, and brought
+    back to first order.
+    """
     d = logvar - prior
     back = d - logvar
     lost = (logvar - (d - back)) - (prior + back)
     psi, expm1 = psi_expm1(d)
     finite = expm1 < 1e38
-    return tl.where(finite, psi + lost * expm1, psi), tl.where(finite, expm1 + lost * (expm1 + 1.0), expm1)
+    return tl.where(finite, psi + lost * expm1, psi), tl.where(
+        finite, expm1 + lost * (expm1 + 1.0), expm1
+    )
 
 
 @triton.jit
 def over_prior(delta, prior):
-    """delta / sigma0^2 and (delta / sigma0)^2: by one exp, and where that would overflow by its root twice."""
+    """delta / sigma0^2 and (delta / sigma0)^2: by one exp, and where that would overflow by its
+    root twice.
+    """
     once = delta * exp(0.0 - prior)
     root = exp(prior * -0.5)
     ratio = delta * root
@@ -61,15 +72,26 @@ def load_seed(seed, seed_stride, group, seed_is_pointer: tl.constexpr):
 
 @triton.jit
 def program(tiles, chunks):
-    """Tile, chunk of samples and group of this program. One axis for all: the others of a grid end at 65,535."""
+    """Tile, chunk of samples and group of this program. One axis for all: the others of a grid end
+    at 65,535.
+    """
     pid = tl.program_id(0).to(tl.int64)
     return pid % tiles, pid // tiles % chunks, pid // tiles // chunks
 
 
 @triton.jit
-def locate(tile, N, D, offset, col_blocks, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows [BLOCK_N, 1], columns [BLOCK_N, BLOCK_D] and mask of a tile, and where in the stream the tile's first
-    column lies in sample 0 of each row.
+def locate(
+    tile,
+    N,
+    D,
+    offset,
+    col_blocks,
+    layout: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Rows [BLOCK_N, 1], columns [BLOCK_N, BLOCK_D] and mask of a tile, and where in the stream the
+    tile's first column lies in sample 0 of each row.
     """
     rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     begin = (tile % col_blocks) * BLOCK_D
@@ -96,7 +118,9 @@ def eps_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 # Sizes that may be 1 are not specialized: Triton would make constants of them, without a `.to`.
-@triton.jit(do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"])
+@triton.jit(
+    do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"]
+)
 def forward_kernel(
     z_ptr, kl_ptr, log_q_ptr, mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
     S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks,
@@ -107,7 +131,9 @@ def forward_kernel(
     spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Samples z [G, S, N, D]; kl [G, N, col_blocks] and log q [G, S, N, col_blocks], sums over this tile's columns."""
+    """Samples z [G, S, N, D]; kl [G, N, col_blocks] and log q [G, S, N, col_blocks], sums over this
+    tile's columns.
+    """
     tile, chunk, group = program(tiles, chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
@@ -133,9 +159,27 @@ def forward_kernel(
             delta = mean
             d = spread
             if has_prior_mean:
-                delta -= load(prior_mean_ptr, group, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
+                delta -= load(
+                    prior_mean_ptr,
+                    group,
+                    prior_mean_group,
+                    prior_mean_row,
+                    rows,
+                    cols,
+                    mask,
+                    compute,
+                )
             if has_prior_logvar:
-                prior = load(prior_logvar_ptr, group, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
+                prior = load(
+                    prior_logvar_ptr,
+                    group,
+                    prior_logvar_group,
+                    prior_logvar_row,
+                    rows,
+                    cols,
+                    mask,
+                    compute,
+                )
                 _, quadratic = over_prior(delta, prior)
                 psi, _ = psi_expm1_of_difference(d, prior)
             else:
@@ -146,7 +190,9 @@ def forward_kernel(
             tl.store(at, (tl.sum(terms, axis=1) * 0.5)[:, None], mask=rows < N)
 
 
-@triton.jit(do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"])
+@triton.jit(
+    do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"]
+)
 def backward_kernel(
     d_mean_ptr, d_spread_ptr, d_prior_mean_ptr, d_prior_logvar_ptr, gz_ptr, gkl_ptr, gq_ptr,
     mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
@@ -160,7 +206,9 @@ def backward_kernel(
     spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's part."""
+    """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's
+    part.
+    """
     tile, chunk, group = program(tiles, chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
@@ -172,13 +220,17 @@ def backward_kernel(
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
         first = chunk * samples_per_program
         for s in range(first, tl.minimum(first + samples_per_program, S)):
-            gz = tl.load(gz_ptr + (group * S + s) * plane + rows * D + cols, mask=mask, other=0.0).to(compute)
+            gz = tl.load(
+                gz_ptr + (group * S + s) * plane + rows * D + cols, mask=mask, other=0.0
+            ).to(compute)
             d_mean += gz
             if need_spread:
                 d_spread += gz * eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
         if need_spread:
             if not spread_is_scale:
-                spread = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
+                spread = load(
+                    spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute
+                )
                 d_spread *= exp(spread * 0.5) * 0.5
 
     if with_log_q:  # which has the spread through -1/2 sum_d logvar alone
@@ -186,7 +238,9 @@ def backward_kernel(
             sum_q = tl.zeros((BLOCK_N, 1), compute)
             first = chunk * samples_per_program
             for s in range(first, tl.minimum(first + samples_per_program, S)):
-                sum_q += tl.load(gq_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
+                sum_q += tl.load(gq_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(
+                    compute
+                )
             d_spread -= sum_q * 0.5
 
     if with_kl:
@@ -195,9 +249,27 @@ def backward_kernel(
             delta = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
             d = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
             if has_prior_mean:
-                delta -= load(prior_mean_ptr, group, prior_mean_group, prior_mean_row, rows, cols, mask, compute)
+                delta -= load(
+                    prior_mean_ptr,
+                    group,
+                    prior_mean_group,
+                    prior_mean_row,
+                    rows,
+                    cols,
+                    mask,
+                    compute,
+                )
             if has_prior_logvar:
-                prior = load(prior_logvar_ptr, group, prior_logvar_group, prior_logvar_row, rows, cols, mask, compute)
+                prior = load(
+                    prior_logvar_ptr,
+                    group,
+                    prior_logvar_group,
+                    prior_logvar_row,
+                    rows,
+                    cols,
+                    mask,
+                    compute,
+                )
                 scaled, quadratic = over_prior(delta, prior)
                 _, expm1 = psi_expm1_of_difference(d, prior)
             else:
@@ -208,10 +280,18 @@ def backward_kernel(
             d_mean += toward_prior
             d_spread += (gkl * 0.5) * expm1
             if need_prior_mean:
-                tl.store(d_prior_mean_ptr + at, (0.0 - toward_prior).to(d_prior_mean_ptr.dtype.element_ty), mask=mask)
+                tl.store(
+                    d_prior_mean_ptr + at,
+                    (0.0 - toward_prior).to(d_prior_mean_ptr.dtype.element_ty),
+                    mask=mask,
+                )
             if need_prior_logvar:
                 value = (gkl * -0.5) * (expm1 + quadratic)
-                tl.store(d_prior_logvar_ptr + at, value.to(d_prior_logvar_ptr.dtype.element_ty), mask=mask)
+                tl.store(
+                    d_prior_logvar_ptr + at,
+                    value.to(d_prior_logvar_ptr.dtype.element_ty),
+                    mask=mask,
+                )
 
     if need_mean:
         tl.store(d_mean_ptr + at, d_mean.to(d_mean_ptr.dtype.element_ty), mask=mask)
@@ -219,7 +299,9 @@ def backward_kernel(
         tl.store(d_spread_ptr + at, d_spread.to(d_spread_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"])
+@triton.jit(
+    do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"]
+)
 def path_backward_kernel(
     gz_ptr, gq_ptr, logvar_ptr,
     S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks, logvar_group, logvar_row,
@@ -229,7 +311,9 @@ def path_backward_kernel(
     """The gradient of z [G, S, N, D] where log q depends on z alone: -g eps / sigma."""
     tile, chunk, group = program(tiles, chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
-    inverse = exp(load(logvar_ptr, group, logvar_group, logvar_row, rows, cols, mask, compute) * -0.5)
+    inverse = exp(
+        load(logvar_ptr, group, logvar_group, logvar_row, rows, cols, mask, compute) * -0.5
+    )
     key = load_seed(seed, seed_stride, group, seed_is_pointer)
     plane = N.to(tl.int64) * D
     first = chunk * samples_per_program
@@ -240,7 +324,7 @@ def path_backward_kernel(
         tl.store(at, (0.0 - g * (eps * inverse)).to(gz_ptr.dtype.element_ty), mask=mask)
 
 
-# --- launchers --------------------------------------------------------------------------------------------------
+# --- launchers ------------------------------------------------------------------------------------
 
 
 def _compute(dtype: torch.dtype) -> tl.constexpr:
@@ -263,8 +347,12 @@ def _layout(sizes: Sizes, offset: int) -> int:
     return int(SHIFTED) if samples <= 1 or rows * cols % 4 == 0 else int(SCATTERED)
 
 
-def _grid(sizes: Sizes, layout: int, dtype: torch.dtype, programs: int) -> tuple[int, int, int, int, int, int]:
-    """Tiles, chunks of samples, the samples of one chunk, blocks of columns, and the tile's rows and columns."""
+def _grid(
+    sizes: Sizes, layout: int, dtype: torch.dtype, programs: int
+) -> tuple[int, int, int, int, int, int]:
+    """Tiles, chunks of samples, the samples of one chunk, blocks of columns, and the tile's rows
+    and columns.
+    """
     groups, samples, rows, cols = sizes
     early = 3 if layout == int(SHIFTED) else 0
     block_n, block_d = tile_shape(rows, cols + early, dtype, small=layout == int(SCATTERED))
@@ -299,9 +387,13 @@ def forward(
         return
     groups, samples, rows, cols = sizes
     layout = _layout(sizes, offset)
-    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS)
+    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(
+        sizes, layout, mean.dtype, WANTED_PROGRAMS
+    )
     sums = (kl, log_q)
-    partial = [x if x is None or col_blocks == 1 else x.new_empty((*x.shape, col_blocks)) for x in sums]
+    partial = [
+        x if x is None or col_blocks == 1 else x.new_empty((*x.shape, col_blocks)) for x in sums
+    ]
     with on_device_of(mean):
         forward_kernel[(tiles * chunks * groups,)](
             z, *partial, mean, spread, prior_mean, prior_logvar,
@@ -332,13 +424,18 @@ def backward(
     log_q_gradient: Tensor | None,
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
 ) -> None:
-    """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place for it."""
+    """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place
+    for it.
+    """
     if 0 in (sizes[0], sizes[2]):
         return
     groups, samples, rows, cols = sizes
     layout = _layout(sizes, offset)
-    # A quarter of the forward's programs: each further chunk of samples costs a partial gradient in memory.
-    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(sizes, layout, mean.dtype, WANTED_PROGRAMS // 4)
+    # A quarter of the forward's programs: each further chunk of samples costs a partial gradient in
+    # memory.
+    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(
+        sizes, layout, mean.dtype, WANTED_PROGRAMS // 4
+    )
     compute = torch.float64 if mean.dtype == torch.float64 else torch.float32
     targets = list(outputs)
     if chunks > 1:  # the KL's gradients need no samples: only mean and spread have partial sums
@@ -369,14 +466,21 @@ def backward(
 
 
 def path_backward(
-    sizes: Sizes, logvar: Tensor, seed: int | Tensor, offset: int, log_q_gradient: Tensor, z_gradient: Tensor
+    sizes: Sizes,
+    logvar: Tensor,
+    seed: int | Tensor,
+    offset: int,
+    log_q_gradient: Tensor,
+    z_gradient: Tensor,
 ) -> None:
     """The gradient of z where log q depends on z alone, -eps / sigma of log q's, into `z_gradient`."""
     if 0 in sizes:
         return
     groups, samples, rows, cols = sizes
     layout = _layout(sizes, offset)
-    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(sizes, layout, logvar.dtype, WANTED_PROGRAMS)
+    tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(
+        sizes, layout, logvar.dtype, WANTED_PROGRAMS
+    )
     with on_device_of(logvar):
         path_backward_kernel[(tiles * chunks * groups,)](
             z_gradient, log_q_gradient, logvar,

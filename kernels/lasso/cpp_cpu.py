@@ -17,7 +17,9 @@ ALGORITHMS = {"ista": 0, "fista": 1, "cd": 2}  # csrc/kernels.hpp, enum LassoAlg
 
 
 class Dictionary(NamedTuple):
-    """A dictionary [K, F] as the kernels read it, its columns in whole registers; see csrc/kernels.hpp, Lasso."""
+    """A dictionary [K, F] as the kernels read it, its columns in whole registers; see
+    csrc/kernels.hpp, Lasso.
+    """
 
     plain: Tensor
     atoms: Tensor
@@ -34,10 +36,15 @@ def prepare(dictionary: Tensor) -> Dictionary:
     """Packs contiguous `dictionary` and forms its Gram matrix, each entry summed in float64."""
     components, features = dictionary.shape
     rows, cols = (-(-size // 16) * 16 for size in dictionary.shape)
-    atoms, panels = dictionary.new_empty((components, cols)), dictionary.new_empty((rows // 16, features, 16))
+    atoms, panels = (
+        dictionary.new_empty((components, cols)),
+        dictionary.new_empty((rows // 16, features, 16)),
+    )
     gram = dictionary.new_empty((components, rows))
     pointers = (t.data_ptr() for t in (dictionary, atoms, panels, gram))
-    _core.lasso_prepare(TYPE_CODES[dictionary.dtype], torch.get_num_threads(), features, components, *pointers)
+    _core.lasso_prepare(
+        TYPE_CODES[dictionary.dtype], torch.get_num_threads(), features, components, *pointers
+    )
     return Dictionary(dictionary, atoms, panels, gram)
 
 
@@ -62,7 +69,8 @@ def encode(
     positive: bool,
 ) -> None:
     """As the reference's; every tensor contiguous, of one dtype but for the float64 `alpha`."""
-    # the gap's allowance for rounding needs the largest ||d_k||^2, a gradient step the largest eigenvalue
+    # the gap's allowance for rounding needs the largest ||d_k||^2, a gradient step the largest
+    # eigenvalue
     bound = float(dictionary.norms.max()) if algorithm == "cd" else curvature(dictionary)
     _core.lasso_encode(
         TYPE_CODES[x.dtype],

@@ -24,16 +24,20 @@ def encode(
     positive: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """x [B, F], dictionary [K, F], alpha float64 [B] or [1], init [B, K] -> codes [B, K] in `dtype`, gap [B].
+    """x [B, F], dictionary [K, F], alpha float64 [B] or [1], init [B, K] -> codes [B, K] in
+    `dtype`, gap [B].
 
-    Checks the values, which only now are there to be looked at: on the CPU, where that waits for nothing.
+    Checks the values, which only now are there to be looked at: on the CPU, where that waits for
+    nothing.
     """
     kernels = backend("lasso", x.device)
     x, alpha, init = in_memory(x), in_memory(alpha), None if init is None else in_memory(init)
     prepared = kernels.prepare(in_memory(dictionary))
     if x.device.type == "cpu":
         _check_values(prepared.norms, alpha, init, positive, x.dtype)
-    codes, gap = _encode_fake(x, dictionary, alpha, init, algorithm, max_iter, tol, positive, row_dtype(dtype))
+    codes, gap = _encode_fake(
+        x, dictionary, alpha, init, algorithm, max_iter, tol, positive, row_dtype(dtype)
+    )
     if x.size(0) > 0:
         kernels.encode(x, prepared, alpha, init, codes, gap, algorithm, max_iter, tol, positive)
     if dtype == codes.dtype:
@@ -44,19 +48,27 @@ def encode(
     return rounded, gap
 
 
-def _check_values(norms: Tensor, alpha: Tensor, init: Tensor | None, positive: bool, dtype: torch.dtype) -> None:
+def _check_values(
+    norms: Tensor, alpha: Tensor, init: Tensor | None, positive: bool, dtype: torch.dtype
+) -> None:
     limits = torch.finfo(dtype)
     if not bool(norms.sum(dtype=torch.float64).isfinite()) or not bool(norms.isfinite().all()):
         raise ValueError("dictionary must be finite, and the sum of its squares too")
-    if not bool((norms >= limits.tiny).all()):  # or 1 / norm were infinite, or the norm itself a few digits
+    if not bool(
+        (norms >= limits.tiny).all()
+    ):  # or 1 / norm were infinite, or the norm itself a few digits
         row = int((norms < limits.tiny).nonzero()[0])
         least = f"{limits.tiny:.3g}, the least normal {dtype}"
-        raise ValueError(f"dictionary must have no zero row; row {row} is zero, or its squared norm below {least}")
+        raise ValueError(
+            f"dictionary must have no zero row; row {row} is zero, or its squared norm below {least}"
+        )
     if not bool(((alpha >= 0) & alpha.isfinite()).all()):
         wrong = alpha[~((alpha >= 0) & alpha.isfinite())][0].item()
         raise ValueError(f"alpha must be finite and >= 0; got {wrong}")
     if not bool((alpha <= limits.max).all()):
-        raise ValueError(f"alpha must be at most {limits.max:.3g}, the largest {dtype}; got {alpha.max().item()}")
+        raise ValueError(
+            f"alpha must be at most {limits.max:.3g}, the largest {dtype}; got {alpha.max().item()}"
+        )
     if init is not None and not bool(init.isfinite().all()):
         raise ValueError("init must be finite")
     if init is not None and positive and not bool((init >= 0).all()):
@@ -77,7 +89,9 @@ def _encode_fake(
     return x.new_empty((x.size(0), dictionary.size(0)), dtype=dtype), x.new_empty(x.size(0))
 
 
-def _encode_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+def _encode_vmap(
+    info: Any, in_dims: tuple[Any, ...], *args: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     batch, (x, dictionary, alpha, init, *rest) = info.batch_size, args
     if in_dims[2] is not None or alpha.size(0) > 1:
         alpha = fold(alpha, in_dims[2], batch)

@@ -30,9 +30,11 @@ def wide(x: Tensor) -> Tensor:
 
 
 def curvature(dictionary: Tensor) -> float:
-    """An upper bound on the largest eigenvalue of D D^T, the Lipschitz constant of the smooth part's gradient.
+    """An upper bound on the largest eigenvalue of D D^T, the Lipschitz constant of the smooth
+    part's gradient.
 
-    Rounded up to 12 bits, so that what LAPACK does with the last digits on other threads changes nothing.
+    Rounded up to 12 bits, so that what LAPACK does with the last digits on other threads changes
+    nothing.
     """
     d = wide(dictionary)
     gram = d @ d.T if d.size(0) <= d.size(1) else d.T @ d
@@ -54,8 +56,8 @@ def soft(u: Tensor, threshold: Tensor, positive: bool) -> Tensor:
 def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool) -> Tensor:
     """An upper bound [B] on the objective of codes z [B, K] above its minimum, in float64.
 
-    At the dual point s r, r = x - z D, with s max |c| <= alpha for c = r D^T:
-    1/2 (1 - s)^2 ||r||^2 + sum_k alpha |z_k| - s z_k c_k, and an allowance for rounding: see README.md.
+    At the dual point s r, r = x - z D, with s max |c| <= alpha for c = r D^T: 1/2 (1 - s)^2 ||r||^2
+    + sum_k alpha |z_k| - s z_k c_k, and an allowance for rounding: see README.md.
     """
     x, d, alpha, z = wide(x), wide(dictionary), wide(alpha), wide(z)
     r = x - z @ d
@@ -88,7 +90,8 @@ def encode(
 ) -> None:
     """Writes `codes` [B, K] for x [B, F], and their `gap` [B].
 
-    `alpha` in float64, [B] or [1]; `init` as codes, or None for zeros. A row stops where gap <= tol ||x||^2 / 2.
+    `alpha` in float64, [B] or [1]; `init` as codes, or None for zeros. A row stops where gap <= tol
+    ||x||^2 / 2.
     """
     d, alpha = dictionary.atoms, alpha.expand(x.size(0))
     codes.zero_() if init is None else codes.copy_(init)
@@ -112,13 +115,22 @@ def encode(
 
 def _round_up(value: Tensor, like: Tensor) -> Tensor:
     rounded = value.to(like.dtype)
-    return torch.where(rounded < value, torch.nextafter(rounded, torch.full_like(rounded, math.inf)), rounded)
+    return torch.where(
+        rounded < value, torch.nextafter(rounded, torch.full_like(rounded, math.inf)), rounded
+    )
 
 
 def _descent(
-    x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool, state: dict[str, object]
+    x: Tensor,
+    dictionary: Tensor,
+    alpha: Tensor,
+    z: Tensor,
+    positive: bool,
+    state: dict[str, object],
 ) -> Tensor:
-    """One pass of coordinate descent: z_k <- soft(r . d_k + ||d_k||^2 z_k, alpha) / ||d_k||^2, r kept up."""
+    """One pass of coordinate descent: z_k <- soft(r . d_k + ||d_k||^2 z_k, alpha) / ||d_k||^2, r
+    kept up.
+    """
     z, threshold = z.clone(), alpha.to(x.dtype)
     r = x - z @ dictionary
     for k, d in enumerate(dictionary):
@@ -130,7 +142,12 @@ def _descent(
 
 
 def _gradient(
-    x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool, state: dict[str, object]
+    x: Tensor,
+    dictionary: Tensor,
+    alpha: Tensor,
+    z: Tensor,
+    positive: bool,
+    state: dict[str, object],
 ) -> Tensor:
     """One iteration of ISTA or FISTA; `state` holds z_(t-1) and the momentum's t of each row."""
     bound = float(state["curvature"])  # type: ignore[arg-type]

@@ -42,8 +42,12 @@ class Lista(torch.autograd.Function):
         tensors, choices = Tensors(*arguments[:-1]), arguments[-1]
         with_drive = ctx.needs_input_grad[Tensors._fields.index("step")]
         z: Tensor
-        z, ctx.tape = backend("lista", tensors.x.device).forward(checked(tensors), choices, True, with_drive)
-        ctx.save_for_backward(*tensors)  # not their memory, which second derivatives could not be refused for
+        z, ctx.tape = backend("lista", tensors.x.device).forward(
+            checked(tensors), choices, True, with_drive
+        )
+        ctx.save_for_backward(
+            *tensors
+        )  # not their memory, which second derivatives could not be refused for
         ctx.choices = choices
         return z
 
@@ -52,7 +56,9 @@ class Lista(torch.autograd.Function):
         """Gradients of those that need one."""
         tensors, choices = Tensors(*ctx.saved_tensors), ctx.choices
         wanted = ctx.needs_input_grad[:-1]
-        if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True: the op knows how to refuse second derivatives
             found = call("lista_backward", *op_arguments(tensors, choices), upstream, list(wanted))
             return (*(g if w else None for g, w in zip(found, wanted, strict=True)), None)
         kernels = backend("lista", upstream.device)
@@ -62,5 +68,6 @@ class Lista(torch.autograd.Function):
         return (*found, None)
 
 
-# Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
+# Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has
+# ruled out.
 apply_lista: Any = super(torch.autograd.Function, Lista).apply

@@ -1,7 +1,8 @@
-"""Unrolled soft-thresholding as opaque ops, for torch.compile, torch.func and fake tensors: shapes as in `Tensors`.
+"""Unrolled soft-thresholding as opaque ops, for torch.compile, torch.func and fake tensors: shapes
+as in `Tensors`.
 
-An op's results are tensors of shapes known beforehand, which lists of non-zeros are not: so the backward op runs the
-forward pass again and keeps nothing in between.
+An op's results are tensors of shapes known beforehand, which lists of non-zeros are not: so the
+backward op runs the forward pass again and keeps nothing in between.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from latent_kernels.kernels.lista.problem import Choices, Tensors
 
 Tensor = torch.Tensor
 _COUNT = len(Tensors._fields)
-_ROWS = tuple(name in ("x", "initial") for name in Tensors._fields)  # which have a row for each sample
+_ROWS = tuple(
+    name in ("x", "initial") for name in Tensors._fields
+)  # which have a row for each sample
 _SCHEMA = (
     "Tensor x, Tensor weight, Tensor threshold, Tensor? bias, Tensor? recurrent, Tensor? dictionary, Tensor? step,"
     " Tensor? initial, SymInt layers, bool positive, SymInt[]? select"
@@ -27,7 +30,9 @@ _SCHEMA = (
 
 def _unpacked(arguments: tuple[Any, ...]) -> tuple[Tensors, Choices]:
     layers, positive, select = arguments[_COUNT : _COUNT + 3]
-    return Tensors(*arguments[:_COUNT]), Choices(layers, positive, None if select is None else tuple(select))
+    return Tensors(*arguments[:_COUNT]), Choices(
+        layers, positive, None if select is None else tuple(select)
+    )
 
 
 def _encode(*arguments: Any) -> Tensor:
@@ -65,11 +70,12 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     tensors, _ = _unpacked(arguments)
     upstream, wanted = arguments[-2:]
     return tuple(
-        upstream.new_empty(t.shape if w and t is not None else (0,)) for t, w in zip(tensors, wanted, strict=True)
+        upstream.new_empty(t.shape if w and t is not None else (0,))
+        for t, w in zip(tensors, wanted, strict=True)
     )
 
 
-# --- vmap -------------------------------------------------------------------------------------------------------------
+# --- vmap -----------------------------------------------------------------------------------------
 
 
 def _at(x: Any, dim: int | None, i: int) -> Any:
@@ -90,14 +96,21 @@ def _only_rows(in_dims: tuple[Any, ...]) -> bool:
 
 
 def _slices(info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> list[list[Any]]:
-    dims = [None if isinstance(dim, (list, tuple)) else dim for dim in in_dims]  # of lists of numbers
-    return [[_at(x, dim, i) for x, dim in zip(arguments, dims, strict=True)] for i in range(info.batch_size)]
+    dims = [
+        None if isinstance(dim, (list, tuple)) else dim for dim in in_dims
+    ]  # of lists of numbers
+    return [
+        [_at(x, dim, i) for x, dim in zip(arguments, dims, strict=True)]
+        for i in range(info.batch_size)
+    ]
 
 
 def _encode_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
     batch = info.batch_size
     if not _only_rows(in_dims):
-        return torch.stack([call("lista_encode", *one) for one in _slices(info, in_dims, arguments)]), 0
+        return torch.stack(
+            [call("lista_encode", *one) for one in _slices(info, in_dims, arguments)]
+        ), 0
     folded = [
         _folded(x, dim, batch) if rows else x
         for x, dim, rows in zip(arguments[:_COUNT], in_dims[:_COUNT], _ROWS, strict=True)

@@ -1,4 +1,6 @@
-"""What a sparse encoder is asked to compute: its tensors and choices, as every backend is handed them."""
+"""What a sparse encoder is asked to compute: its tensors and choices, as every backend is handed
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ Tensor = torch.Tensor
 
 
 class Tensors(NamedTuple):
-    """The inputs of T layers over N rows of m features and n components: one dtype; contiguous for the compiled kernel.
+    """The inputs of T layers over N rows of m features and n components: one dtype; contiguous for
+    the compiled kernel.
 
     Where two shapes stand, the one without T is shared by all layers.
     """
@@ -35,4 +38,6 @@ class Choices(NamedTuple):
 
     layers: int  # T, the number of soft-thresholdings
     positive: bool = False  # codes >= 0
-    select: tuple[int, ...] | None = None  # for each layer, how many of the largest entries pass unthresholded
+    select: tuple[int, ...] | None = (
+        None  # for each layer, how many of the largest entries pass unthresholded
+    )

@@ -1,4 +1,6 @@
-"""Unrolled soft-thresholding in plain torch, differentiable by autograd: see README.md for the formulas."""
+"""Unrolled soft-thresholding in plain torch, differentiable by autograd: see README.md for the
+formulas.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ Tensor = torch.Tensor
 
 
 def shrink(u: Tensor, threshold: Tensor, *, positive: bool = False, select: int = 0) -> Tensor:
-    """Soft-thresholding: sign(u) max(|u| - threshold, 0), or max(u - threshold, 0) where `positive`.
+    """Soft-thresholding: sign(u) max(|u| - threshold, 0), or max(u - threshold, 0) where
+    `positive`.
 
-    Of entries beyond the threshold those as large as the `select`-th largest of their row pass as they are. NaN
-    passes.
+    Of entries beyond the threshold those as large as the `select`-th largest of their row pass as
+    they are. NaN passes.
     """
     size = u if positive else u.abs()
     active = ~(size <= threshold)
@@ -64,9 +67,14 @@ def forward(
 def backward(
     tensors: Tensors, choices: Choices, tape: None, upstream: Tensor, wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Gradients of the wanted tensors, in the order of `Tensors`: runs the forward pass again under autograd."""
+    """Gradients of the wanted tensors, in the order of `Tensors`: runs the forward pass again under
+    autograd.
+    """
     with torch.enable_grad():
-        leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+        leaves = [
+            t if t is None else t.detach().requires_grad_(w)
+            for t, w in zip(tensors, wanted, strict=True)
+        ]
         z = encode(Tensors(*leaves), choices)  # type: ignore[arg-type]
         inputs = [t for t in leaves if t is not None and t.requires_grad]
         found = iter(torch.autograd.grad(z, inputs, upstream, materialize_grads=True))

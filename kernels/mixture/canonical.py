@@ -1,8 +1,9 @@
-"""Columns of other exponential families: features, their products with natural parameters, their sums.
+"""Columns of other exponential families: features, their products with natural parameters, their
+sums.
 
-The features phi(x) of a tile are rows of `phi`; behind them, at the next multiple of four, a row for each column says
-where it is there: 1, or 0 where it is missing. With nothing missing these rows are left out, and the log-partition
-functions stand in the constants.
+The features phi(x) of a tile are rows of `phi`; behind them, at the next multiple of four, a row
+for each column says where it is there: 1, or 0 where it is missing. With nothing missing these rows
+are left out, and the log-partition functions stand in the constants.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from latent_kernels.kernels.mixture.model import KINDS
 from latent_kernels.kernels.mixture.simd import lanes, load, multiply_add, spread, store
 from latent_kernels.kernels.mixture.tiles import INVALID, MISSING, STRIDE
 
-BERNOULLI, POISSON, CATEGORICAL = (KINDS.index(kind) for kind in ("bernoulli", "poisson", "categorical"))
+BERNOULLI, POISSON, CATEGORICAL = (
+    KINDS.index(kind) for kind in ("bernoulli", "poisson", "categorical")
+)
 
 
 @njit(nogil=True, error_model="numpy")
 def read_features(X, columns, kinds, starts, first, rows, padded, phi, log_base):
-    """phi(x) of the rows, 0 where x is missing, and log h(x) [rows]; which of MISSING and INVALID were met."""
+    """phi(x) of the rows, 0 where x is missing, and log h(x) [rows]; which of MISSING and INVALID
+    were met.
+    """
     found = 0
     for i in range(starts[-1] * STRIDE):
         phi[i] = 0
@@ -77,10 +82,22 @@ def add_products(phi, features, padded, natural, at, size, components, joint):
             n = k * size + 4 * at
             for i in range(g + at * STRIDE, g + (at + features) * STRIDE, STRIDE):
                 x0, x1 = load(phi, i), load(phi, i + step)
-                a0, a1 = multiply_add(x0, spread(natural, n), a0), multiply_add(x1, spread(natural, n), a1)
-                b0, b1 = multiply_add(x0, spread(natural, n + 1), b0), multiply_add(x1, spread(natural, n + 1), b1)
-                c0, c1 = multiply_add(x0, spread(natural, n + 2), c0), multiply_add(x1, spread(natural, n + 2), c1)
-                d0, d1 = multiply_add(x0, spread(natural, n + 3), d0), multiply_add(x1, spread(natural, n + 3), d1)
+                a0, a1 = (
+                    multiply_add(x0, spread(natural, n), a0),
+                    multiply_add(x1, spread(natural, n), a1),
+                )
+                b0, b1 = (
+                    multiply_add(x0, spread(natural, n + 1), b0),
+                    multiply_add(x1, spread(natural, n + 1), b1),
+                )
+                c0, c1 = (
+                    multiply_add(x0, spread(natural, n + 2), c0),
+                    multiply_add(x1, spread(natural, n + 2), c1),
+                )
+                d0, d1 = (
+                    multiply_add(x0, spread(natural, n + 3), d0),
+                    multiply_add(x1, spread(natural, n + 3), d1),
+                )
                 n += 4
             store(joint, o, a0)
             store(joint, o + step, a1)

@@ -1,4 +1,6 @@
-"""The E-step where columns are independent: parameters laid out for the kernel, sums put back in shape."""
+"""The E-step where columns are independent: parameters laid out for the kernel, sums put back in
+shape.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from latent_kernels.kernels.mixture import independent
-from latent_kernels.kernels.mixture.model import KINDS, Floats, GaussianColumns, Parameters, Sums, check_domain, roots
+from latent_kernels.kernels.mixture.model import (
+    KINDS,
+    Floats,
+    GaussianColumns,
+    Parameters,
+    Sums,
+    check_domain,
+    roots,
+)
 from latent_kernels.kernels.mixture.task import Data, Outputs, Task, most_distance
 from latent_kernels.kernels.mixture.tiles import INVALID, STRIDE, up
 
@@ -23,7 +33,8 @@ class Independent(Task):
         gaussian, canonical = parameters.gaussian, parameters.canonical
         self.components, self.dims = gaussian.means.shape
         self.features, self.others = int(canonical.starts[-1]), len(canonical.columns)
-        # Natural parameters times counts cancel against log-partition functions: float32 is not enough for these.
+        # Natural parameters times counts cancel against log-partition functions: float32 is not
+        # enough for these.
         self.dtype = np.dtype(np.float64) if self.others else X.dtype
         self.layout = independent.layout(self.components, self.dims, self.features, self.others)
         self.size = self.layout.size
@@ -57,7 +68,14 @@ class Independent(Task):
         blocked = factors.reshape(components // 4, 4, self.dims, 2).transpose(0, 2, 3, 1)
         columns = gaussian.columns.astype(np.int64)
         zero = np.zeros(self.dims, self.dtype)
-        return columns, self.center, zero, np.ascontiguousarray(blocked).ravel(), own.ravel(), self.direct
+        return (
+            columns,
+            self.center,
+            zero,
+            np.ascontiguousarray(blocked).ravel(),
+            own.ravel(),
+            self.direct,
+        )
 
     def _canonical(self) -> tuple[Any, ...]:
         canonical, components = self.parameters.canonical, up(self.components, 4)
@@ -66,7 +84,9 @@ class Independent(Task):
         natural = np.zeros((components, self.natural_size), self.dtype)
         natural[: self.components, : self.features] = canonical.natural
         natural[: self.components, observed : observed + self.others] = -canonical.log_partition
-        blocked = np.ascontiguousarray(natural.reshape(components // 4, 4, -1).transpose(0, 2, 1)).ravel()
+        blocked = np.ascontiguousarray(
+            natural.reshape(components // 4, 4, -1).transpose(0, 2, 1)
+        ).ravel()
         kinds = np.array([KINDS.index(kind) for kind in canonical.kinds], np.int64)
         return canonical.columns.astype(np.int64), kinds, canonical.starts.astype(np.int64), blocked
 
@@ -78,13 +98,30 @@ class Independent(Task):
         work = tuple(np.zeros(size, self.dtype) for size in sizes)
         if self.canonical is None:
             return work, None
-        return work, (*self.canonical, np.zeros(self.natural_size * STRIDE, self.dtype), np.zeros(STRIDE))
+        return work, (
+            *self.canonical,
+            np.zeros(self.natural_size * STRIDE, self.dtype),
+            np.zeros(STRIDE),
+        )
 
-    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+    def arguments(
+        self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs
+    ) -> tuple[Any, ...]:
         """Those of `span` behind (X, first, last)."""
         work, canonical = buffers
         parts = tuple(self.layout[:-1])
-        return weight, hard, self.components, self.gaussian, self.base, canonical, work, parts, total, out
+        return (
+            weight,
+            hard,
+            self.components,
+            self.gaussian,
+            self.base,
+            canonical,
+            work,
+            parts,
+            total,
+            out,
+        )
 
     def run(self, sample_weight: Floats | None, hard: bool, outputs: Outputs | None) -> int:
         """As for every task; raises where a value is outside its column's family."""
@@ -93,7 +130,9 @@ class Independent(Task):
         return self.status
 
     def lost_digits(self, sums: Sums) -> bool:
-        """Whether a component is so much tighter than its previous sigma that the center was too far after all."""
+        """Whether a component is so much tighter than its previous sigma that the center was too
+        far after all.
+        """
         if self.direct or self.dims == 0:
             return False
         observed = np.where(sums.observed > 0, sums.observed, 1.0)
@@ -109,13 +148,24 @@ class Independent(Task):
         k4, g2 = up(k, 4), up(g, 2)
         gaussian = self.parameters.gaussian
         counts, near, complete = (total[i : i + k] for i in (at.counts, at.near, at.complete))
-        about_center = total[: at.direct].reshape(k4 // 4, g2 // 2, 4, 2, 2).transpose(0, 2, 1, 3, 4)
+        about_center = (
+            total[: at.direct].reshape(k4 // 4, g2 // 2, 4, 2, 2).transpose(0, 2, 1, 3, 4)
+        )
         about_center = about_center.reshape(k4, g2, 2)[:k, :g]
         about_rounded = total[at.direct : at.features].reshape(k, g, 4)
-        first, second = _move(near[:, None], about_center[..., 0], about_center[..., 1], gaussian.means - self.center)
+        first, second = _move(
+            near[:, None], about_center[..., 0], about_center[..., 1], gaussian.means - self.center
+        )
         observed = about_rounded[..., 0]
-        first2, second2 = _move(observed, about_rounded[..., 1], about_rounded[..., 2], gaussian.means - self.rounded)
-        features = total[at.features : at.counts].reshape(k4 // 4, -1, 4, 4).transpose(0, 2, 1, 3).reshape(k4, -1)[:k]
+        first2, second2 = _move(
+            observed, about_rounded[..., 1], about_rounded[..., 2], gaussian.means - self.rounded
+        )
+        features = (
+            total[at.features : at.counts]
+            .reshape(k4 // 4, -1, 4, 4)
+            .transpose(0, 2, 1, 3)
+            .reshape(k4, -1)[:k]
+        )
         start = up(self.features, 4)
         return Sums(
             float(total[at.log_likelihood]),

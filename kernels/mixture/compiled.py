@@ -18,19 +18,25 @@ from numpy.typing import NDArray
 
 @functools.cache
 def _sources() -> str:
-    """A fingerprint of every kernel: numba's cache would look at the file of the outermost function alone."""
+    """A fingerprint of every kernel: numba's cache would look at the file of the outermost function
+    alone.
+    """
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 _functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
 _lock = threading.RLock()
-# A child must not be born while another thread compiles: numba's own lock would stay taken in it for ever.
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+# A child must not be born while another thread compiles: numba's own lock would stay taken in it
+# for ever.
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 
 
 def compiled(function: Callable[..., Any], X: NDArray[Any], *arguments: Any) -> Callable[..., Any]:
-    """`function` compiled for (X, *arguments), whatever the strides of X and whether it is read-only or not.
+    """`function` compiled for (X, *arguments), whatever the strides of X and whether it is
+    read-only or not.
 
     Callers pass arguments of the same types for the same dtype of X, but that some may be None.
     """
@@ -54,7 +60,11 @@ def _compile(function: FunctionType, signature: tuple[Any, ...]) -> Callable[...
     named.__module__ = function.__module__
     try:
         overload = _dispatcher(named, signature, cache=True).overloads[signature]
-    except (RuntimeError, KeyError, OSError):  # nowhere to keep it, or a file that another process is writing
+    except (
+        RuntimeError,
+        KeyError,
+        OSError,
+    ):  # nowhere to keep it, or a file that another process is writing
         overload = _dispatcher(named, signature, cache=False).overloads[signature]
     entry: Callable[..., Any] = overload.entry_point
     return entry  # the dispatcher would look for conversions of X at every call

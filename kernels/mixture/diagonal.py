@@ -1,9 +1,10 @@
 """Gaussian columns with diagonal covariances: log densities and moments of a tile.
 
-Where all means are near enough to one center c, relative to their sigmas, x - c serves every component (`densities`,
-`moments`): y = (x - c)/sigma - (m - c)/sigma is one multiply-add and so is the sum of y^2, and both moments are
-products of the responsibilities with x - c and its square, moved to the means afterwards. Elsewhere, and where values
-are missing, each component subtracts its own mean from x first (`direct_densities`, `direct_moments`).
+Where all means are near enough to one center c, relative to their sigmas, x - c serves every
+component (`densities`, `moments`): y = (x - c)/sigma - (m - c)/sigma is one multiply-add and so is
+the sum of y^2, and both moments are products of the responsibilities with x - c and its square,
+moved to the means afterwards. Elsewhere, and where values are missing, each component subtracts its
+own mean from x first (`direct_densities`, `direct_moments`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def _add_square(total, x, scale, shift):
 
 @njit(nogil=True, error_model="numpy")
 def densities(x, dims, padded, factors, constants, components, joint):
-    """joint_k = constant_k - |x * scale_k + shift_k|^2 / 2, for four components and two registers of rows at a time.
+    """joint_k = constant_k - |x * scale_k + shift_k|^2 / 2, for four components and two registers
+    of rows at a time.
 
     factors: [components / 4, dims, (scale, shift), 4].
     """
@@ -104,9 +106,11 @@ def moments(joint, components, x, dims, padded, sums):
 
 @njit(nogil=True, error_model="numpy")
 def direct_densities(x, dims, padded, factors, constants, components, joint):
-    """joint_k = constant_k + the log density of the columns that are there; x holds NaN where one is not.
+    """joint_k = constant_k + the log density of the columns that are there; x holds NaN where one
+    is not.
 
-    factors: [components, dims, (mean, 1/sigma, what rounding the mean left, log(1/sigma) - log(2 pi)/2)].
+    factors: [components, dims, (mean, 1/sigma, what rounding the mean left, log(1/sigma) - log(2
+    pi)/2)].
     """
     step = lanes(x)
     zero = like(x, 0.0)
@@ -117,7 +121,9 @@ def direct_densities(x, dims, padded, factors, constants, components, joint):
             at = 4 * k * dims
             for i in range(g, g + dims * STRIDE, STRIDE):
                 value = load(x, i)
-                y = multiply_add(value - spread(factors, at), spread(factors, at + 1), spread(factors, at + 2))
+                y = multiply_add(
+                    value - spread(factors, at), spread(factors, at + 1), spread(factors, at + 2)
+                )
                 y = select_equal(value, value, y, zero)
                 squares = multiply_add(y, y, squares)
                 logs = logs + select_equal(value, value, spread(factors, at + 3), zero)
@@ -127,7 +133,8 @@ def direct_densities(x, dims, padded, factors, constants, components, joint):
 
 @njit(nogil=True, error_model="numpy")
 def direct_moments(joint, components, x, dims, padded, factors, sums):
-    """sums = r, r (x - mean), r (x - mean)^2 over the rows where x is there, with the (rounded) mean of `factors`.
+    """sums = r, r (x - mean), r (x - mean)^2 over the rows where x is there, with the (rounded)
+    mean of `factors`.
 
     sums: [components, dims, (r, first, second, 0)].
     """

@@ -1,14 +1,23 @@
 """The E-step of Gaussians with full covariances, one function for a span of rows.
 
-For each component t = x - mean; the density needs y = U^T t with Sigma^-1 = U U^T, U upper triangular, which are
-D(D + 1)/2 multiply-adds a row, and the second moment is the lower triangle of the product of r t with t, as many again.
+For each component t = x - mean; the density needs y = U^T t with Sigma^-1 = U U^T, U upper
+triangular, which are D(D + 1)/2 multiply-adds a row, and the second moment is the lower triangle of
+the product of r t with t, as many again.
 """
 
 from __future__ import annotations
 
 from numba import njit
 
-from latent_kernels.kernels.mixture.simd import lanes, like, load, multiply_add, spread, store, store_sums
+from latent_kernels.kernels.mixture.simd import (
+    lanes,
+    like,
+    load,
+    multiply_add,
+    spread,
+    store,
+    store_sums,
+)
 from latent_kernels.kernels.mixture.tiles import (
     MISSING,
     ROWS,
@@ -38,9 +47,11 @@ def _subtract(x, dims, padded, means, at, t):
 
 @njit(nogil=True, error_model="numpy")
 def _density(t, dims, padded, factors, at, shifts, k, constants, joint):
-    """joint_k = constant_k - |U^T t + shift|^2 / 2, for four columns of U and two registers of rows at a time.
+    """joint_k = constant_k - |U^T t + shift|^2 / 2, for four columns of U and two registers of rows
+    at a time.
 
-    factors: from `at` on [dims4 / 4, dims, 4], of U; shifts: [components, dims4], what rounding the mean left.
+    factors: from `at` on [dims4 / 4, dims, 4], of U; shifts: [components, dims4], what rounding the
+    mean left.
     """
     step = lanes(t)
     blocks = up(dims, 4)
@@ -98,7 +109,9 @@ def weigh(joint, k, t, blocks, padded, weighted, sums):
 
 
 def size_of_total(components: int, dims: int) -> int:
-    """The length of `total`: for each component [dims4] first and [4, 4] blocks of second moments; counts; 1."""
+    """The length of `total`: for each component [dims4] first and [4, 4] blocks of second moments;
+    counts; 1.
+    """
     blocks = up(dims, 4) // 4
     return components * (4 * blocks + 16 * (blocks * (blocks + 1) // 2)) + components + 1
 
@@ -116,7 +129,9 @@ def span(
     total,  # with no room: sums are not wanted
     outputs,  # densities, labels, responsibilities
 ):
-    """The E-step of the rows first:last; returns MISSING if there was a NaN: such rows are left out, else 0."""
+    """The E-step of the rows first:last; returns MISSING if there was a NaN: such rows are left
+    out, else 0.
+    """
     columns, center, means, factors, shifts = gaussian
     x, t, weighted, joint, weight, density, sums = work
     dims = len(columns)

@@ -1,7 +1,9 @@
-"""The E-step where columns are independent within a component: diagonal Gaussians and other exponential families.
+"""The E-step where columns are independent within a component: diagonal Gaussians and other
+exponential families.
 
-One function for a span of rows. Its sums go into one vector `total`, whose parts `layout` lists, so that spans merge by
-adding vectors. It writes densities, labels and responsibilities where it is given arrays with room for them.
+One function for a span of rows. Its sums go into one vector `total`, whose parts `layout` lists, so
+that spans merge by adding vectors. It writes densities, labels and responsibilities where it is
+given arrays with room for them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ from latent_kernels.kernels.mixture.canonical import (
     read_features,
     read_observed,
 )
-from latent_kernels.kernels.mixture.diagonal import densities, direct_densities, direct_moments, moments
+from latent_kernels.kernels.mixture.diagonal import (
+    densities,
+    direct_densities,
+    direct_moments,
+    moments,
+)
 from latent_kernels.kernels.mixture.tiles import (
     INVALID,
     MISSING,
@@ -33,7 +40,9 @@ from latent_kernels.kernels.mixture.tiles import (
 
 
 class Layout(NamedTuple):
-    """Where the parts of `total` begin, for K components, G Gaussian columns, F features, C other columns."""
+    """Where the parts of `total` begin, for K components, G Gaussian columns, F features, C other
+    columns.
+    """
 
     moments: int  # [K4 / 4, G2 / 2, 4, 2, 2] about the center: K4 and G2 are the next multiples of 4 and 2
     direct: int  # [K, G, 4] about the rounded means
@@ -68,7 +77,9 @@ def span(
     total,  # with no room: sums are not wanted
     outputs,  # densities, labels, responsibilities
 ):
-    """The E-step of the rows first:last; returns INVALID if a value is outside its column's family, else 0."""
+    """The E-step of the rows first:last; returns INVALID if a value is outside its column's family,
+    else 0.
+    """
     columns, center, no_center, factors, direct_factors, always_direct = gaussian
     x, joint, weight, density, constants, sums = work
     dims = len(columns)

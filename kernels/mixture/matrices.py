@@ -24,7 +24,9 @@ def _factor_blocks(u: Floats, dtype: np.dtype[Any]) -> Data:
 
 @functools.lru_cache(maxsize=16)
 def _places(size: int) -> NDArray[np.int64]:
-    """Where the elements of a symmetric matrix [D, D] stand among its lower [4, 4] blocks, row by row."""
+    """Where the elements of a symmetric matrix [D, D] stand among its lower [4, 4] blocks, row by
+    row.
+    """
     row, column = np.indices((size, size))
     row, column = np.maximum(row, column), np.minimum(row, column)
     i, j = row // 4, column // 4
@@ -44,14 +46,18 @@ def _mean_with_transpose(x: Floats) -> Floats:
 
 
 class _Matrices(Task):
-    """What the tasks share: their arguments, and sums that hold expectations in place of missing values."""
+    """What the tasks share: their arguments, and sums that hold expectations in place of missing
+    values.
+    """
 
     components: int
     dims: int
     gaussian: tuple[Any, ...]
     constants: Data
 
-    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+    def arguments(
+        self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs
+    ) -> tuple[Any, ...]:
         """Those of `span` behind (X, first, last)."""
         return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
 
@@ -79,7 +85,9 @@ class Full(_Matrices):
         shifts = np.zeros((self.components, self.blocks), self.dtype)
         shifts[:, : self.dims] = np.einsum("kd,kdj->kj", self.rounded - gaussian.means, u)
         diagonal = np.diagonal(u, axis1=-2, axis2=-1)
-        constants = parameters.log_weights + (np.log(diagonal) - 0.5 * np.log(2 * np.pi)).sum(axis=-1)
+        constants = parameters.log_weights + (np.log(diagonal) - 0.5 * np.log(2 * np.pi)).sum(
+            axis=-1
+        )
         self.constants = constants.astype(self.dtype)
         self.gaussian = (
             gaussian.columns.astype(np.int64),
@@ -92,7 +100,15 @@ class Full(_Matrices):
     def buffers(self) -> Any:
         """Of one thread."""
         block = self.blocks * STRIDE
-        sizes = (block, block, block, self.components * STRIDE, STRIDE, STRIDE, max(16, self.blocks))
+        sizes = (
+            block,
+            block,
+            block,
+            self.components * STRIDE,
+            STRIDE,
+            STRIDE,
+            max(16, self.blocks),
+        )
         return tuple(np.zeros(size, self.dtype) for size in sizes)
 
     def sums(self) -> Sums:
@@ -126,18 +142,24 @@ class Tied(_Matrices):
         weights, u = np.exp(parameters.log_weights), gaussian.precisions_cholesky
         self.center = (weights @ gaussian.means) / weights.sum()
         turned = (gaussian.means - self.center) @ u
-        self.near = bool((turned**2).max() <= most_distance(np.dtype(np.float64)))  # else Full must do it
+        self.near = bool(
+            (turned**2).max() <= most_distance(np.dtype(np.float64))
+        )  # else Full must do it
         factors = np.zeros((padded, self.dims, 2))
         factors[..., 0] = 1
         factors[: self.components, :, 1] = -turned
-        self.constants = parameters.log_weights + (np.log(np.diagonal(u)) - 0.5 * np.log(2 * np.pi)).sum()
+        self.constants = (
+            parameters.log_weights + (np.log(np.diagonal(u)) - 0.5 * np.log(2 * np.pi)).sum()
+        )
         self.constants = np.concatenate([self.constants, np.zeros(padded - self.components)])
         self.gaussian = (
             gaussian.columns.astype(np.int64),
             self.center,
             np.zeros(self.dims),
             _factor_blocks(u, np.dtype(np.float64)),
-            np.ascontiguousarray(factors.reshape(padded // 4, 4, self.dims, 2).transpose(0, 2, 3, 1)).ravel(),
+            np.ascontiguousarray(
+                factors.reshape(padded // 4, 4, self.dims, 2).transpose(0, 2, 3, 1)
+            ).ravel(),
         )
 
     def buffers(self) -> Any:

@@ -1,7 +1,7 @@
 """What the kernels of a mixture take and give, as NumPy arrays.
 
-K components, G Gaussian columns, C columns of other exponential families with F features. Everything is float64 but
-the data; `covariance_type` and the shapes are scikit-learn's.
+K components, G Gaussian columns, C columns of other exponential families with F features.
+Everything is float64 but the data; `covariance_type` and the shapes are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class GaussianColumns(NamedTuple):
 
 
 class CanonicalColumns(NamedTuple):
-    """Columns of other exponential families: log p(x | k) = <natural_k, phi(x)> - log_partition_k + log h(x)."""
+    """Columns of other exponential families: log p(x | k) = <natural_k, phi(x)> - log_partition_k +
+    log h(x).
+    """
 
     columns: Integers  # [C], where they stand in X
     kinds: tuple[str, ...]  # [C], of KINDS
@@ -38,7 +40,9 @@ class CanonicalColumns(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """A mixture: columns are independent of one another within a component, but for the Gaussian block."""
+    """A mixture: columns are independent of one another within a component, but for the Gaussian
+    block.
+    """
 
     log_weights: Floats  # [K], -inf for a component without weight
     gaussian: GaussianColumns
@@ -85,7 +89,11 @@ def check_domain(X: NDArray[np.floating], canonical: CanonicalColumns) -> None:
     for c, (column, kind) in enumerate(zip(canonical.columns, canonical.kinds, strict=True)):
         x = X[:, column]
         categories = int(canonical.starts[c + 1] - canonical.starts[c])
-        most = {"bernoulli": 1.0, "poisson": np.finfo(np.float64).max, "categorical": categories - 1.0}[kind]
+        most = {
+            "bernoulli": 1.0,
+            "poisson": np.finfo(np.float64).max,
+            "categorical": categories - 1.0,
+        }[kind]
         bad = ~np.isnan(x) & ~((x >= 0) & (x <= most) & (x == np.floor(x)))
         if bad.any():
             takes = {

@@ -33,7 +33,9 @@ def posterior(
     labels: Integers | None,
     responsibilities: Data | None,
 ) -> None:
-    """log p(x_i), the component of greatest responsibility, and r_ik, into the arrays that are given."""
+    """log p(x_i), the component of greatest responsibility, and r_ik, into the arrays that are
+    given.
+    """
     outputs = (
         np.empty(0) if log_density is None else log_density,
         np.empty(0, np.int64) if labels is None else labels,

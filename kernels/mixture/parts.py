@@ -30,10 +30,16 @@ def _executor() -> ThreadPoolExecutor:
 
 
 class _Run(Generic[State]):
-    """One problem: threads take the parts in order, and each merges its part when those before it are merged."""
+    """One problem: threads take the parts in order, and each merges its part when those before it
+    are merged.
+    """
 
     def __init__(
-        self, parts: int, make: Callable[[], State], work: Callable[[int, State], None], merge: Callable[[State], None]
+        self,
+        parts: int,
+        make: Callable[[], State],
+        work: Callable[[int, State], None],
+        merge: Callable[[State], None],
     ) -> None:
         self.parts, self.make, self.work, self.merge = parts, make, work, merge
         self.taken = self.merged = 0
@@ -98,14 +104,17 @@ def in_order(
 ) -> None:
     """work(part, state) for every part, then merge(state) in the order of the parts, under a lock.
 
-    Each thread has one state, from `make`, and takes its next part after it has merged: there are never more states
-    than threads, and the order of merging does not depend on their number. The caller is one of the threads.
+    Each thread has one state, from `make`, and takes its next part after it has merged: there are
+    never more states than threads, and the order of merging does not depend on their number. The
+    caller is one of the threads.
     """
     run = _Run(parts, make, work, merge)
     for _ in range(min(threads, parts) - 1):
         try:
             _executor().submit(run.loop)
-        except RuntimeError:  # the interpreter is shutting down: no thread can begin, and this one works alone
+        except (
+            RuntimeError
+        ):  # the interpreter is shutting down: no thread can begin, and this one works alone
             break
     try:
         run.loop()

@@ -1,8 +1,10 @@
-"""Full and tied covariances: rows in which something is missing, by the pattern of their missing columns.
+"""Full and tied covariances: rows in which something is missing, by the pattern of their missing
+columns.
 
-The columns o that are there have the marginal N(m_o, S_oo), whose E-step over the rows of a pattern gives sums F, Q
-about m_o. The conditional expectation of x - m is B (x_o - m_o) with B = S_:o S_oo^-1, and its covariance
-C = S - B S_o: does not depend on x; so the completed sums are B F and B Q B^T + N C (Ghahramani & Jordan 1994).
+The columns o that are there have the marginal N(m_o, S_oo), whose E-step over the rows of a pattern
+gives sums F, Q about m_o. The conditional expectation of x - m is B (x_o - m_o) with B = S_:o
+S_oo^-1, and its covariance C = S - B S_o: does not depend on x; so the completed sums are B F and B
+Q B^T + N C (Ghahramani & Jordan 1994).
 """
 
 from __future__ import annotations
@@ -27,14 +29,20 @@ CHUNK = 65536  # rows whose patterns are sorted at a time
 
 
 def posterior(make_task: Any, X: Any, parameters: Parameters, outputs: tuple[Any, ...]) -> None:
-    """Log densities, labels and responsibilities of the incomplete rows, into the arrays that have room."""
+    """Log densities, labels and responsibilities of the incomplete rows, into the arrays that have
+    room.
+    """
     marginals = _Marginals(parameters)
     for rows, there in _patterns(X, parameters.gaussian.columns):
-        part = tuple(np.empty((len(rows) if len(out) else 0, *out.shape[1:]), out.dtype) for out in outputs)
+        part = tuple(
+            np.empty((len(rows) if len(out) else 0, *out.shape[1:]), out.dtype) for out in outputs
+        )
         if len(there) == 0:
             _of_nothing(parameters, part)
         else:
-            make_task(_take(X, rows, there, parameters), marginals(tuple(there)).parameters).run(None, False, part)
+            make_task(_take(X, rows, there, parameters), marginals(tuple(there)).parameters).run(
+                None, False, part
+            )
         for out, values in zip(outputs, part, strict=True):
             if len(out):
                 out[rows] = values
@@ -69,13 +77,17 @@ class _Marginals:
         rest = self.covariances - regression @ self.covariances[:, at]
         rest[:, at] = 0
         rest[:, :, at] = 0
-        gaussian = GaussianColumns(np.arange(len(at)), "full", self.parameters.gaussian.means[:, at], u)
+        gaussian = GaussianColumns(
+            np.arange(len(at)), "full", self.parameters.gaussian.means[:, at], u
+        )
         parameters = Parameters(self.parameters.log_weights, gaussian, no_canonical(len(u)))
         return _Marginal(parameters, regression, rest)
 
 
 def _patterns(X: Any, columns: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """(rows, the columns of the Gaussian block that are there in exactly these rows), of the incomplete rows."""
+    """(rows, the columns of the Gaussian block that are there in exactly these rows), of the
+    incomplete rows.
+    """
     for first in range(0, len(X), CHUNK):
         missing = np.isnan(X[first : first + CHUNK][:, columns])
         incomplete = np.flatnonzero(missing.any(axis=1))
@@ -99,11 +111,18 @@ def _of_nothing(parameters: Parameters, outputs: tuple[Any, ...]) -> None:
     densities[:] = np.logaddexp.reduce(parameters.log_weights)
     labels[:] = int(parameters.log_weights.argmax())
     if len(responsibilities):
-        responsibilities[:] = np.exp(parameters.log_weights - np.logaddexp.reduce(parameters.log_weights))
+        responsibilities[:] = np.exp(
+            parameters.log_weights - np.logaddexp.reduce(parameters.log_weights)
+        )
 
 
 def with_incomplete(
-    complete: Sums, make_task: Any, X: Any, parameters: Parameters, sample_weight: Floats | None, hard: bool
+    complete: Sums,
+    make_task: Any,
+    X: Any,
+    parameters: Parameters,
+    sample_weight: Floats | None,
+    hard: bool,
 ) -> Sums:
     """The sums of all rows, given those of the complete ones."""
     components, size = parameters.gaussian.means.shape
@@ -115,7 +134,9 @@ def with_incomplete(
         if len(there) == 0:
             total = float(len(rows)) if weight is None else float(weight.sum())
             likelihood += total * (
-                parameters.log_weights.max() if hard else np.logaddexp.reduce(parameters.log_weights)
+                parameters.log_weights.max()
+                if hard
+                else np.logaddexp.reduce(parameters.log_weights)
             )
             share = np.exp(parameters.log_weights)
             share = np.eye(components)[share.argmax()] if hard else share / share.sum()

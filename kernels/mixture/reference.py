@@ -1,8 +1,10 @@
-"""The E-step as the formulas have it, in NumPy and float64, with [N, K] arrays. Missing values are NaN.
+"""The E-step as the formulas have it, in NumPy and float64, with [N, K] arrays. Missing values are
+NaN.
 
-r_ik = softmax_k(log pi_k + log p(x_i | k)) (Dempster, Laird, Rubin 1977; Bishop, PRML, section 9.2); the sums of r_ik
-and of r_ik times the sufficient statistics of x_i. For full and tied covariances a missing part is replaced by its
-conditional expectation, and its square by that of the square (Ghahramani & Jordan 1994).
+r_ik = softmax_k(log pi_k + log p(x_i | k)) (Dempster, Laird, Rubin 1977; Bishop, PRML, section
+9.2); the sums of r_ik and of r_ik times the sufficient statistics of x_i. For full and tied
+covariances a missing part is replaced by its conditional expectation, and its square by that of the
+square (Ghahramani & Jordan 1994).
 """
 
 from __future__ import annotations
@@ -41,9 +43,13 @@ def features(X: Floats, canonical: CanonicalColumns) -> tuple[Floats, Floats, Fl
 
 
 def _patterns(x: Floats) -> list[tuple[Integers, Integers]]:
-    """(the columns that are there, the rows in which exactly these are) for each pattern of missing values."""
+    """(the columns that are there, the rows in which exactly these are) for each pattern of missing
+    values.
+    """
     masks, which = np.unique(~np.isnan(x), axis=0, return_inverse=True)
-    return [(np.flatnonzero(mask), np.flatnonzero(which.ravel() == i)) for i, mask in enumerate(masks)]
+    return [
+        (np.flatnonzero(mask), np.flatnonzero(which.ravel() == i)) for i, mask in enumerate(masks)
+    ]
 
 
 def _gaussian_log_density(x: Floats, gaussian: GaussianColumns) -> Floats:
@@ -67,8 +73,12 @@ def _gaussian_log_density(x: Floats, gaussian: GaussianColumns) -> Floats:
 def _posterior(X: Floats, parameters: Parameters, hard: bool) -> tuple[Floats, Floats]:
     """log p(x_i) [N] (hard: the greatest log joint) and r_ik [N, K] (hard: 0 or 1)."""
     phi, there, log_base = features(X, parameters.canonical)
-    joint = parameters.log_weights + _gaussian_log_density(X[:, parameters.gaussian.columns], parameters.gaussian)
-    joint = joint + phi @ parameters.canonical.natural.T - there @ parameters.canonical.log_partition.T
+    joint = parameters.log_weights + _gaussian_log_density(
+        X[:, parameters.gaussian.columns], parameters.gaussian
+    )
+    joint = (
+        joint + phi @ parameters.canonical.natural.T - there @ parameters.canonical.log_partition.T
+    )
     if hard:
         one = np.eye(joint.shape[1])[joint.argmax(axis=1)]
         return joint.max(axis=1) + log_base, one
@@ -86,7 +96,9 @@ def _completed(x: Floats, k: int, r: Floats, gaussian: GaussianColumns) -> tuple
         gone = np.setdiff1d(np.arange(x.shape[1]), there)
         if len(gone) == 0:
             continue
-        regression = np.linalg.solve(covariance[np.ix_(there, there)], covariance[np.ix_(there, gone)])
+        regression = np.linalg.solve(
+            covariance[np.ix_(there, there)], covariance[np.ix_(there, gone)]
+        )
         t[np.ix_(rows, gone)] = t[np.ix_(rows, there)] @ regression
         rest = covariance[np.ix_(gone, gone)] - covariance[np.ix_(gone, there)] @ regression
         extra[np.ix_(gone, gone)] += r[rows].sum() * rest
@@ -118,7 +130,9 @@ def statistics(X: Floats, parameters: Parameters, sample_weight: Floats | None, 
             second[k] = (r[:, k, None] * t).T @ t + extra
         if gaussian.covariance_type == "tied":
             second = second.sum(axis=0)
-    return Sums(float(weight @ log_density), counts, observed, first, second, r.T @ phi, r.T @ there)
+    return Sums(
+        float(weight @ log_density), counts, observed, first, second, r.T @ phi, r.T @ there
+    )
 
 
 def posterior(
@@ -128,7 +142,9 @@ def posterior(
     labels: Integers | None,
     responsibilities: Floats | None,
 ) -> None:
-    """log p(x_i), the component of greatest responsibility, and r_ik, into the arrays that are given."""
+    """log p(x_i), the component of greatest responsibility, and r_ik, into the arrays that are
+    given.
+    """
     X = np.asarray(X, np.float64)
     density, r = _posterior(X, parameters, hard=False)
     if log_density is not None:

@@ -1,8 +1,10 @@
-"""Vector registers as a numba type: `load`, `store`, arithmetic by operators, one register or several a value.
+"""Vector registers as a numba type: `load`, `store`, arithmetic by operators, one register or
+several a value.
 
-LLVM's loop vectorizer does not keep a block of accumulators in registers over a loop, which is what makes a product of
-matrices fast; with registers as values, numba code says what stays where. A `Vector` has as many lanes as fit the
-widest registers of this machine. Addresses are (array, index of the first element), with no check of bounds.
+LLVM's loop vectorizer does not keep a block of accumulators in registers over a loop, which is what
+makes a product of matrices fast; with registers as values, numba code says what stays where. A
+`Vector` has as many lanes as fit the widest registers of this machine. Addresses are (array, index
+of the first element), with no check of bounds.
 """
 
 from __future__ import annotations
@@ -56,19 +58,25 @@ class _VectorModel(PrimitiveModel):
         super().__init__(dmm, fe_type, _ir_type(fe_type))  # type: ignore[no-untyped-call]
 
 
-def _pointer(context: Any, builder: ir.IRBuilder, array: types.Array, value: Any, index: Any) -> ir.Value:
+def _pointer(
+    context: Any, builder: ir.IRBuilder, array: types.Array, value: Any, index: Any
+) -> ir.Value:
     data = cgutils.create_struct_proxy(array)(context, builder, value).data
     return builder.gep(data, [index])
 
 
-def _vector_pointer(context: Any, builder: ir.IRBuilder, signature: Any, args: Any, vector: Vector) -> ir.Value:
+def _vector_pointer(
+    context: Any, builder: ir.IRBuilder, signature: Any, args: Any, vector: Vector
+) -> ir.Value:
     element = _pointer(context, builder, signature.args[0], args[0], args[1])
     return builder.bitcast(element, _ir_type(vector).as_pointer())
 
 
 def _splat(builder: ir.IRBuilder, vector: Vector, scalar: ir.Value) -> ir.Value:
     kind = _ir_type(vector)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    first = builder.insert_element(
+        ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+    )
     mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
     return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), mask)
 
@@ -115,7 +123,9 @@ def like(typingctx: Any, model: Any, value: Any) -> Any:
     vector = model if isinstance(model, Vector) else Vector(model.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, vector, context.cast(builder, args[1], signature.args[1], vector.element))
+        return _splat(
+            builder, vector, context.cast(builder, args[1], signature.args[1], vector.element)
+        )
 
     return vector(model, value), codegen
 
@@ -190,8 +200,8 @@ def _shuffle(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, lanes: list[int]) 
 def _fold(builder: ir.IRBuilder, registers: list[ir.Value]) -> list[ir.Value]:
     """The sums over the lanes of each of 2^n registers, in order, side by side in fewer registers.
 
-    A register holds groups of lanes yet to be summed, at first one. A step adds the two halves of every group, of two
-    registers into one, or of the last one into half a register.
+    A register holds groups of lanes yet to be summed, at first one. A step adds the two halves of
+    every group, of two registers into one, or of the last one into half a register.
     """
     width = registers[0].type.count
     while width > 1:
@@ -204,7 +214,10 @@ def _fold(builder: ir.IRBuilder, registers: list[ir.Value]) -> list[ir.Value]:
         else:
             pairs = [(registers[0], registers[0])]
         second = [i + width for i in first]
-        registers = [builder.fadd(_shuffle(builder, a, b, first), _shuffle(builder, a, b, second)) for a, b in pairs]
+        registers = [
+            builder.fadd(_shuffle(builder, a, b, first), _shuffle(builder, a, b, second))
+            for a, b in pairs
+        ]
     return registers
 
 
@@ -215,7 +228,11 @@ def store_sums(typingctx: Any, array: Any, index: Any, registers: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, array, args[0], args[1])
         for sums in _fold(builder, cgutils.unpack_tuple(builder, args[2])):
-            builder.store(sums, builder.bitcast(pointer, sums.type.as_pointer()), align=array.dtype.bitwidth // 8)
+            builder.store(
+                sums,
+                builder.bitcast(pointer, sums.type.as_pointer()),
+                align=array.dtype.bitwidth // 8,
+            )
             pointer = builder.gep(pointer, [ir.Constant(ir.IntType(64), sums.type.count)])
         return context.get_dummy_value()
 

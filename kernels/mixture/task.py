@@ -15,10 +15,13 @@ from latent_kernels.kernels.mixture.model import Floats, Integers, Sums
 from latent_kernels.kernels.mixture.parts import in_order
 from latent_kernels.kernels.mixture.tiles import INVALID, ROWS
 
-PART = 2**22  # of rows * components * features in a part: about half a millisecond; a part costs 30 us beside
+PART = (
+    2**22
+)  # of rows * components * features in a part: about half a millisecond; a part costs 30 us beside
 MOST_PARTS = 256
 
-# What a common center may cost in a variance, relative: (m - c)^2 / sigma^2 * epsilon / 2, by the working dtype.
+# What a common center may cost in a variance, relative: (m - c)^2 / sigma^2 * epsilon / 2, by the
+# working dtype.
 ALLOWED = {np.dtype(np.float32): 2.0**-14, np.dtype(np.float64): 2.0**-32}
 
 Data = NDArray[Any]
@@ -31,7 +34,9 @@ def most_distance(dtype: np.dtype[Any]) -> float:
 
 
 def _deal(rows: int, work: int) -> tuple[int, int]:
-    """(parts, rows in each): by the shape alone, so that the sums have the same bits for any number of threads."""
+    """(parts, rows in each): by the shape alone, so that the sums have the same bits for any number
+    of threads.
+    """
     tiles = max(1, -(-rows // ROWS))
     in_part = max(1, PART // (ROWS * work), -(-tiles // MOST_PARTS))
     return -(-tiles // in_part), in_part * ROWS
@@ -60,7 +65,9 @@ class Task:
         """Of one thread."""
         raise NotImplementedError
 
-    def arguments(self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs) -> tuple[Any, ...]:
+    def arguments(
+        self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs
+    ) -> tuple[Any, ...]:
         """Those of `span` behind (X, first, last)."""
         raise NotImplementedError
 
@@ -73,7 +80,9 @@ class Task:
         return False
 
     def run(self, sample_weight: Floats | None, hard: bool, outputs: Outputs | None) -> int:
-        """The E-step into `self.total`, or into `outputs`; returns what the kernel reported, 0 if nothing."""
+        """The E-step into `self.total`, or into `outputs`; returns what the kernel reported, 0 if
+        nothing.
+        """
         rows = len(self.X)
         weight = np.empty(0) if sample_weight is None else sample_weight
         out = outputs or (np.empty(0), np.empty(0, np.int64), np.empty((0, 0), self.X.dtype))
@@ -85,7 +94,9 @@ class Task:
             total = np.zeros_like(self.total)
             return _State(total, self.arguments(weight, hard, self.buffers(), total, out))
 
-        spare = [make()]  # its types choose the compiled function, and the first thread works with it
+        spare = [
+            make()
+        ]  # its types choose the compiled function, and the first thread works with it
         function = compiled(type(self).span, self.X, 0, 0, *spare[0].arguments)
 
         def take() -> _State:
@@ -97,7 +108,11 @@ class Task:
         def work(part: int, state: _State) -> None:
             state.total[:] = 0
             last = min((part + 1) * step, rows)
-            state.status = 0 if self.status & INVALID else function(self.X, part * step, last, *state.arguments)
+            state.status = (
+                0
+                if self.status & INVALID
+                else function(self.X, part * step, last, *state.arguments)
+            )
 
         def merge(state: _State) -> None:  # under a lock
             self.status |= state.status

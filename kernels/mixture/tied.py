@@ -32,7 +32,9 @@ from latent_kernels.kernels.mixture.tiles import (
 
 @njit(nogil=True, error_model="numpy")
 def _turn(x, dims, padded, factors, y):
-    """y = U^T x, for four columns of U and two registers of rows at a time; factors: [dims4 / 4, dims, 4]."""
+    """y = U^T x, for four columns of U and two registers of rows at a time; factors: [dims4 / 4,
+    dims, 4].
+    """
     step = lanes(x)
     for j in range(0, dims, 4):
         for g in range(0, padded, 2 * step):
@@ -40,10 +42,22 @@ def _turn(x, dims, padded, factors, y):
             n = j * dims
             for i in range(g, g + min(j + 4, dims) * STRIDE, STRIDE):
                 x0, x1 = load(x, i), load(x, i + step)
-                a0, a1 = multiply_add(x0, spread(factors, n), a0), multiply_add(x1, spread(factors, n), a1)
-                b0, b1 = multiply_add(x0, spread(factors, n + 1), b0), multiply_add(x1, spread(factors, n + 1), b1)
-                c0, c1 = multiply_add(x0, spread(factors, n + 2), c0), multiply_add(x1, spread(factors, n + 2), c1)
-                d0, d1 = multiply_add(x0, spread(factors, n + 3), d0), multiply_add(x1, spread(factors, n + 3), d1)
+                a0, a1 = (
+                    multiply_add(x0, spread(factors, n), a0),
+                    multiply_add(x1, spread(factors, n), a1),
+                )
+                b0, b1 = (
+                    multiply_add(x0, spread(factors, n + 1), b0),
+                    multiply_add(x1, spread(factors, n + 1), b1),
+                )
+                c0, c1 = (
+                    multiply_add(x0, spread(factors, n + 2), c0),
+                    multiply_add(x1, spread(factors, n + 2), c1),
+                )
+                d0, d1 = (
+                    multiply_add(x0, spread(factors, n + 3), d0),
+                    multiply_add(x1, spread(factors, n + 3), d1),
+                )
                 n += 4
             o = j * STRIDE + g
             store(y, o, a0)
@@ -69,7 +83,9 @@ def span(
     total,  # with no room: sums are not wanted; [K4 / 4, D4 / 4, 4, 4] first, blocks of second, counts, log-likelihood
     outputs,  # densities, labels, responsibilities
 ):
-    """The E-step of the rows first:last; returns MISSING if there was a NaN: such rows are left out, else 0."""
+    """The E-step of the rows first:last; returns MISSING if there was a NaN: such rows are left
+    out, else 0.
+    """
     columns, center, at_center, factors, means = gaussian
     x, y, weighted, joint, weight, density, sums = work
     dims = len(columns)

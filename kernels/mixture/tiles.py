@@ -1,7 +1,9 @@
-"""What every E-step does with a tile of rows: read it, turn log joint densities into responsibilities, sum these.
+"""What every E-step does with a tile of rows: read it, turn log joint densities into
+responsibilities, sum these.
 
-A tile holds `ROWS` rows as columns: feature d of row r stands at x[d * STRIDE + r], so that a register holds one
-feature of several rows. Rows beyond the end of the data are zero, and have weight zero.
+A tile holds `ROWS` rows as columns: feature d of row r stands at x[d * STRIDE + r], so that a
+register holds one feature of several rows. Rows beyond the end of the data are zero, and have
+weight zero.
 """
 
 from __future__ import annotations
@@ -22,8 +24,13 @@ from latent_kernels.kernels.mixture.simd import (
 from latent_kernels.kernels.mixture.vector_math import exp, log
 
 ROWS = 256
-MISSING, INVALID = 1, 2  # what a span reports: rows with NaN that it has set aside, a value outside its family
-STRIDE = ROWS + 16  # not a multiple of 4096 bytes: else every feature would fall into the same sets of the L1 cache
+MISSING, INVALID = (
+    1,
+    2,
+)  # what a span reports: rows with NaN that it has set aside, a value outside its family
+STRIDE = (
+    ROWS + 16
+)  # not a multiple of 4096 bytes: else every feature would fall into the same sets of the L1 cache
 
 
 @register_jitable
@@ -76,7 +83,9 @@ def read_weights(sample_weight, first, rows, weight):
 
 @njit(nogil=True, error_model="numpy")
 def set_aside(x, dims, rows, values, weight):
-    """Rows with a NaN get these values and no weight, so that the tile's sums are those of the others."""
+    """Rows with a NaN get these values and no weight, so that the tile's sums are those of the
+    others.
+    """
     for d in range(dims):
         for r in range(rows):
             if x[d * STRIDE + r] != x[d * STRIDE + r]:
@@ -110,7 +119,9 @@ def respond(joint, components, padded, weight, density):
 
 @njit(nogil=True, error_model="numpy")
 def respond_hard(joint, components, padded, weight, density):
-    """The whole weight goes to the first of the greatest log joint densities; density = that density."""
+    """The whole weight goes to the first of the greatest log joint densities; density = that
+    density.
+    """
     step = lanes(joint)
     zero = like(joint, 0.0)
     for g in range(0, padded, step):
@@ -139,7 +150,9 @@ def count(joint, components, padded, counts):
 
 @njit(nogil=True, error_model="numpy")
 def outer_sums(a, i, b, j, padded, sums, at):
-    """sums[at:at + 16] = the sums over the rows of a_p b_q, [4, 4], for features p from i on and q from j on."""
+    """sums[at:at + 16] = the sums over the rows of a_p b_q, [4, 4], for features p from i on and q
+    from j on.
+    """
     step = lanes(a)
     zero = like(a, 0.0)
     s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero
@@ -211,7 +224,9 @@ def write_posterior(joint, components, density, first, rows, densities, responsi
 
 @njit(nogil=True, error_model="numpy")
 def respond_to_tile(joint, components, first, rows, hard, weight, density, outputs):
-    """Log joint densities become weighted responsibilities; what `outputs` has room for is written there."""
+    """Log joint densities become weighted responsibilities; what `outputs` has room for is written
+    there.
+    """
     densities, labels, responsibilities = outputs
     padded = padded_rows(joint, rows)
     write_labels(joint, components, first, rows, labels)
@@ -224,7 +239,9 @@ def respond_to_tile(joint, components, first, rows, hard, weight, density, outpu
 
 @njit(nogil=True, error_model="numpy")
 def add_lower_products(a, b, dims, padded, sums, total, at):
-    """total, from `at` on, += the sums over the rows of a_p b_q, the [4, 4] blocks with q <= p, row by row."""
+    """total, from `at` on, += the sums over the rows of a_p b_q, the [4, 4] blocks with q <= p, row
+    by row.
+    """
     for i in range(0, dims, 4):
         for j in range(0, i + 4, 4):
             outer_sums(a, i, b, j, padded, sums, 0)

@@ -1,4 +1,6 @@
-"""exp and log of vector registers, by Taylor series after the usual reductions: within two and three ulp."""
+"""exp and log of vector registers, by Taylor series after the usual reductions: within two and
+three ulp.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class _Format:
 
 _FORMATS = {
     types.float32: _Format(23, 127, (0.693359375, math.log(2) - 0.693359375), -87.0, 7, 5),
-    types.float64: _Format(52, 1023, (0.693145751953125, 1.42860682030941723212e-6), -708.0, 13, 11),
+    types.float64: _Format(
+        52, 1023, (0.693145751953125, 1.42860682030941723212e-6), -708.0, 13, 11
+    ),
 }
 
 
@@ -65,7 +69,8 @@ def exp(typingctx: Any, x: Any) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         r = _Registers(builder, x)
         f = r.format
-        # Adding 1.5 * 2^mantissa leaves the nearest integer n in the low bits: x = n ln 2 + rest, |rest| <= ln(2) / 2.
+        # Adding 1.5 * 2^mantissa leaves the nearest integer n in the low bits: x = n ln 2 + rest,
+        # |rest| <= ln(2) / 2.
         magic = r.number(1.5 * 2**f.mantissa)
         shifted = fused(builder, args[0], r.number(1 / math.log(2)), magic)
         n = builder.fsub(shifted, magic)
@@ -88,7 +93,8 @@ def log(typingctx: Any, x: Any) -> Any:
         r = _Registers(builder, x)
         f = r.format
         one = r.number(1.0)
-        # x = m 2^n with 1/sqrt(2) <= m < sqrt(2); n is read as a number by standing in the mantissa of 2^mantissa.
+        # x = m 2^n with 1/sqrt(2) <= m < sqrt(2); n is read as a number by standing in the mantissa
+        # of 2^mantissa.
         low = builder.and_(r.bits(args[0]), r.integer((1 << f.mantissa) - 1))
         m = r.of_bits(builder.or_(low, r.integer(f.bias << f.mantissa)))
         biased = builder.lshr(r.bits(args[0]), r.integer(f.mantissa))

@@ -18,6 +18,10 @@ def seed_arguments(seed: int | torch.Tensor) -> tuple[int, int, int]:
 
 
 def fill(kind: str, out: torch.Tensor, seed: int, offset: int) -> None:
-    """Fills contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal" or "uniform")."""
+    """Fills contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal"
+    or "uniform").
+    """
     function = _core.normal if kind == "normal" else _core.uniform
-    function(TYPE_CODES[out.dtype], torch.get_num_threads(), seed, offset, out.numel(), out.data_ptr())
+    function(
+        TYPE_CODES[out.dtype], torch.get_num_threads(), seed, offset, out.numel(), out.data_ptr()
+    )

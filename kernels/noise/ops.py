@@ -14,7 +14,9 @@ Tensor = torch.Tensor
 
 
 def fill(kind: str, out: Tensor, seed: int | Tensor, offset: int) -> None:
-    """Fills `out` with the seed's `kind` ("normal" or "uniform") from `offset` on, by the device's backend."""
+    """Fills `out` with the seed's `kind` ("normal" or "uniform") from `offset` on, by the device's
+    backend.
+    """
     backend_fill = getattr(backend("noise", out.device), "fill", None)
     if backend_fill is not None:
         backend_fill(kind, out, seed, offset)
@@ -25,7 +27,14 @@ def fill(kind: str, out: Tensor, seed: int | Tensor, offset: int) -> None:
     out.copy_(torch.from_numpy(values.copy()).reshape(out.shape))
 
 
-def _noise(kind: str, shape: list[int], seeds: Tensor, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _noise(
+    kind: str,
+    shape: list[int],
+    seeds: Tensor,
+    offset: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
     """Seeds [G] -> [G, *shape]."""
     out = _noise_fake(kind, shape, seeds, offset, dtype, device)
     if out.is_meta:
@@ -36,7 +45,12 @@ def _noise(kind: str, shape: list[int], seeds: Tensor, offset: int, dtype: torch
 
 
 def _noise_fake(
-    kind: str, shape: list[int], seeds: Tensor, offset: int, dtype: torch.dtype, device: torch.device
+    kind: str,
+    shape: list[int],
+    seeds: Tensor,
+    offset: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     return torch.empty((seeds.numel(), *shape), dtype=dtype, device=device)
 

@@ -1,6 +1,7 @@
 """Noise stream v1 in NumPy: the readable form, step for step what the compiled kernels do.
 
-Every float32 operation here is one IEEE operation, rounded once, in this order. See README.md for the contract.
+Every float32 operation here is one IEEE operation, rounded once, in this order. See README.md for
+the contract.
 """
 
 from __future__ import annotations
@@ -33,12 +34,18 @@ PI_HIGH, PI_LOW = f32(3.1415927410125732), f32(-8.742277657347586e-08)
 
 
 def philox(seed: int, counters: npt.NDArray[np.uint64], substream: int) -> Words:
-    """Philox4x32-10 of counters (low, high, substream, 0) under key (low, high) of the seed: words [n, 4].
+    """Philox4x32-10 of counters (low, high, substream, 0) under key (low, high) of the seed: words
+    [n, 4].
 
     Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.
     """
     low = np.uint64(0xFFFFFFFF)
-    c = [counters & low, counters >> np.uint64(32), np.full_like(counters, substream), np.zeros_like(counters)]
+    c = [
+        counters & low,
+        counters >> np.uint64(32),
+        np.full_like(counters, substream),
+        np.zeros_like(counters),
+    ]
     return philox_words(c, seed & 0xFFFFFFFF, seed >> 32)
 
 
@@ -47,7 +54,12 @@ def philox_words(c: list[npt.NDArray[np.uint64]], k0: int, k1: int) -> Words:
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     for _ in range(10):
         p0, p2 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = [(p2 >> shift) ^ c[1] ^ np.uint64(k0), p2 & low, (p0 >> shift) ^ c[3] ^ np.uint64(k1), p0 & low]
+        c = [
+            (p2 >> shift) ^ c[1] ^ np.uint64(k0),
+            p2 & low,
+            (p0 >> shift) ^ c[3] ^ np.uint64(k1),
+            p0 & low,
+        ]
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.stack(c, axis=-1).astype(np.uint32)
 
@@ -98,7 +110,9 @@ def to_unit(words: Words) -> Floats:
 
 
 def box_muller(radius_words: Words, angle_words: Words) -> tuple[Floats, Floats]:
-    """Two normals: radius sqrt(-2 ln u) from the first word, angle pi t from the second as a signed number."""
+    """Two normals: radius sqrt(-2 ln u) from the first word, angle pi t from the second as a signed
+    number.
+    """
     radius = np.sqrt(ln(to_unit(radius_words)) * f32(-2))
     sine, cosine = sin_cos_pi(angle_words.view(np.int32).astype(f32) * f32(2.0**-31))
     return radius * cosine, radius * sine
@@ -124,8 +138,12 @@ def uniform(count: int, seed: int, offset: int = 0) -> Floats:
     return u.reshape(-1)[offset % 4 :][:count]
 
 
-def of_groups(kind: str, sizes: tuple[int, int, int, int], seed: int | torch.Tensor, offset: int) -> Floats:
-    """Noise ("normal" or "uniform") of a problem [groups, samples, rows, cols]; `seed` is one, or one a group."""
+def of_groups(
+    kind: str, sizes: tuple[int, int, int, int], seed: int | torch.Tensor, offset: int
+) -> Floats:
+    """Noise ("normal" or "uniform") of a problem [groups, samples, rows, cols]; `seed` is one, or
+    one a group.
+    """
     groups, count = sizes[0], sizes[1] * sizes[2] * sizes[3]
     seeds = [seed] * groups if isinstance(seed, int) else seed.reshape(-1).expand(groups).tolist()
     make = normal if kind == "normal" else uniform

@@ -1,7 +1,8 @@
-"""Noise stream v1 in Triton: the same operations in the same order as csrc/noise.hpp and reference.py.
+"""Noise stream v1 in Triton: the same operations in the same order as csrc/noise.hpp and
+reference.py.
 
-Launched without fp fusion, with the correctly rounded square root; a minus sign is written as a flip of the sign
-bit, since Triton's -x is 0 - x and loses the sign of zero.
+Launched without fp fusion, with the correctly rounded square root; a minus sign is written as a
+flip of the sign bit, since Triton's -x is 0 - x and loses the sign of zero.
 """
 
 from __future__ import annotations
@@ -96,22 +97,30 @@ def to_uniform(word):
 
 @triton.jit
 def noise_of_groups(seed, group, substream: tl.constexpr):
-    """Elements 4 g, ..., 4 g + 3 of the stream for counters g [..., n], in order along the last axis: [..., 4 n]."""
+    """Elements 4 g, ..., 4 g + 3 of the stream for counters g [..., n], in order along the last
+    axis: [..., 4 n].
+    """
     w0, w1, w2, w3 = philox(seed, group, substream)
     if substream == 0:
         radius0, sine0, cosine0 = radius_and_angle(w0, w1)
         radius2, sine2, cosine2 = radius_and_angle(w2, w3)
         x = tl.interleave(
-            tl.interleave(radius0 * cosine0, radius2 * cosine2), tl.interleave(radius0 * sine0, radius2 * sine2)
+            tl.interleave(radius0 * cosine0, radius2 * cosine2),
+            tl.interleave(radius0 * sine0, radius2 * sine2),
         )
     else:
-        x = tl.interleave(tl.interleave(to_uniform(w0), to_uniform(w2)), tl.interleave(to_uniform(w1), to_uniform(w3)))
+        x = tl.interleave(
+            tl.interleave(to_uniform(w0), to_uniform(w2)),
+            tl.interleave(to_uniform(w1), to_uniform(w3)),
+        )
     return x
 
 
 @triton.jit
 def normal_of_elements(seed, element):
-    """Single elements of the normal stream, wherever they lie: four times the work of noise_of_groups."""
+    """Single elements of the normal stream, wherever they lie: four times the work of
+    noise_of_groups.
+    """
     w0, w1, w2, w3 = philox(seed, element >> 2, 0)
     second = (element & 2) != 0
     radius, sine, cosine = radius_and_angle(tl.where(second, w2, w0), tl.where(second, w3, w1))
@@ -134,7 +143,9 @@ def fill_kernel(
 
 
 def fill(kind: str, out: torch.Tensor, seed: int | torch.Tensor, offset: int) -> None:
-    """Fills contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal" or "uniform")."""
+    """Fills contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal"
+    or "uniform").
+    """
     n, shift = out.numel(), offset % 4
     if n == 0:
         return

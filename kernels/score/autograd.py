@@ -52,7 +52,9 @@ def run_gradient(
     compute = row_dtype(dtype)
     parameters = tuple(in_memory(x) for x in parameters)
     gradients = tuple(torch.empty_like(x) for x in parameters)
-    variances = tuple(torch.empty_like(x, dtype=compute) for x in parameters) if with_variance else None
+    variances = (
+        tuple(torch.empty_like(x, dtype=compute) for x in parameters) if with_variance else None
+    )
     values = kernel_values(values, compute, problem.per_element)  # type: ignore[assignment]
     baseline = kernel_values(baseline, compute, problem.per_element)
     if baseline is not None and baseline.dtype != values.dtype:
@@ -106,7 +108,9 @@ def call_gradient(
     offset: int,
     with_variance: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The opaque op on `canonical` tensors: two gradients and two variances, empty where there are none."""
+    """The opaque op on `canonical` tensors: two gradients and two variances, empty where there are
+    none.
+    """
     choices = (problem.family, problem.control, problem.folds)
     q_and_z, values_and_more = tensors[:3], tensors[3:]
     found: tuple[Tensor, ...] = call(
@@ -116,7 +120,9 @@ def call_gradient(
 
 
 class ScoreExpectation(torch.autograd.Function):
-    """(first, second parameter, values) -> the mean of values over samples, with the estimator's gradient."""
+    """(first, second parameter, values) -> the mean of values over samples, with the estimator's
+    gradient.
+    """
 
     @staticmethod
     def forward(
@@ -130,7 +136,9 @@ class ScoreExpectation(torch.autograd.Function):
     ) -> Tensor:
         """The mean."""
         problem, seed, offset = options
-        ctx.save_for_backward(first, second, values, z, baseline, seed if isinstance(seed, Tensor) else None)
+        ctx.save_for_backward(
+            first, second, values, z, baseline, seed if isinstance(seed, Tensor) else None
+        )
         ctx.options = (problem, None if isinstance(seed, Tensor) else seed, offset)
         return values.mean(sample_dims(problem), dtype=row_dtype(values.dtype))
 
@@ -142,19 +150,28 @@ class ScoreExpectation(torch.autograd.Function):
         seed = saved_seed if seed is None else seed
         of_values = of_first = of_second = None
         if ctx.needs_input_grad[2]:
-            of_values = (upstream / (values.numel() // max(upstream.numel(), 1))).to(values.dtype).expand(values.shape)
+            of_values = (
+                (upstream / (values.numel() // max(upstream.numel(), 1)))
+                .to(values.dtype)
+                .expand(values.shape)
+            )
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            if torch.is_grad_enabled():  # create_graph=True: the op knows how to refuse second derivatives
+            if (
+                torch.is_grad_enabled()
+            ):  # create_graph=True: the op knows how to refuse second derivatives
                 tensors = canonical(problem, first, second, z, values, baseline, upstream)
                 seeds = as_seeds(0 if seed is None else seed, values.device)
                 found = call_gradient(problem, tensors, seeds, offset)
                 found = tuple(g.reshape(first.shape) for g in found[: 1 if second is None else 2])
             else:
                 parameters = (first,) if second is None else (first, second)
-                found, _ = run_gradient(problem, parameters, z, seed, offset, values, baseline, upstream)
+                found, _ = run_gradient(
+                    problem, parameters, z, seed, offset, values, baseline, upstream
+                )
             of_first, of_second = found[0], None if second is None else found[1]
         return of_first, of_second, of_values, None, None, None
 
 
-# Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has ruled out.
+# Function's own apply, past what Function.apply does in Python for torch.func, which `plain` has
+# ruled out.
 apply_expectation: Any = super(torch.autograd.Function, ScoreExpectation).apply

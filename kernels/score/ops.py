@@ -1,7 +1,7 @@
 """The score-function estimators as opaque ops, for torch.compile, torch.func and fake tensors.
 
-On canonical shapes: q [G, N, D] or [G, N, D, K]; values [G, S, N] or [G, S, N, D]; z [G, S, N, D]; pairs have a 2
-before S.
+On canonical shapes: q [G, N, D] or [G, N, D, K]; values [G, S, N] or [G, S, N, D]; z [G, S, N, D];
+pairs have a 2 before S.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from typing import Any
 import torch
 
 from latent_kernels._eager import row_dtype
-from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, groups_of, no_second_derivative, unfold
+from latent_kernels._ops import (
+    call,
+    checked_seeds,
+    define,
+    fold,
+    fold_seeds,
+    groups_of,
+    no_second_derivative,
+    unfold,
+)
 from latent_kernels.kernels.score.autograd import run_gradient
 from latent_kernels.kernels.score.problem import Problem
 
@@ -24,7 +33,9 @@ def _problem(family: str, control: str, folds: int, first: Tensor, values: Tenso
     before = 2 if family == "antithetic" else 1
     per_element = values.dim() == before + 3
     classes = first.size(3) if first.dim() == 4 else 0
-    return Problem(family, groups, values.size(before), rows, cols, classes, per_element, control, folds)
+    return Problem(
+        family, groups, values.size(before), rows, cols, classes, per_element, control, folds
+    )
 
 
 def _gradient(
@@ -46,7 +57,15 @@ def _gradient(
     seed = checked_seeds(seeds, first.device) if z is None else 0
     problem = _problem(family, control, folds, first, values)
     found, variances = run_gradient(
-        problem, parameters, z, seed, offset, values, baseline, upstream, with_variance=with_variance
+        problem,
+        parameters,
+        z,
+        seed,
+        offset,
+        values,
+        baseline,
+        upstream,
+        with_variance=with_variance,
     )
     none = first.new_empty(0)
     no_variance = first.new_empty(0, dtype=row_dtype(first.dtype))
@@ -82,7 +101,9 @@ def _gradient_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any
     seeds = fold_seeds(args[6], in_dims[6], batch, groups)
     values, upstream = (fold(args[i], in_dims[i], batch) for i in (8, 10))
     baseline = fold(args[9], in_dims[9], batch)
-    found = call("score_gradient", *args[:3], *folded, seeds, args[7], values, baseline, upstream, args[11])
+    found = call(
+        "score_gradient", *args[:3], *folded, seeds, args[7], values, baseline, upstream, args[11]
+    )
     wanted = (True, args[4] is not None, args[11], args[11] and args[4] is not None)
     return tuple(unfold(x, batch) if w else x for x, w in zip(found, wanted, strict=True)), tuple(
         0 if w else None for w in wanted
@@ -138,8 +159,21 @@ def _expectation_gradients(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
     if needs[8]:
         samples = values.shape[1 : values.dim() - upstream.dim() + 1]
         shape = (upstream.size(0), *(1 for _ in samples), *upstream.shape[1:])
-        of_values = (upstream / math.prod(samples)).to(values.dtype).reshape(shape).expand(values.shape)
-    return (None, None, None, of_first, of_second if second is not None else None, None, None, None, of_values, None)
+        of_values = (
+            (upstream / math.prod(samples)).to(values.dtype).reshape(shape).expand(values.shape)
+        )
+    return (
+        None,
+        None,
+        None,
+        of_first,
+        of_second if second is not None else None,
+        None,
+        None,
+        None,
+        of_values,
+        None,
+    )
 
 
 def _expectation_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:

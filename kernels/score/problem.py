@@ -1,4 +1,6 @@
-"""What a score-function gradient is asked to compute: the shapes and choices that every backend is handed."""
+"""What a score-function gradient is asked to compute: the shapes and choices that every backend is
+handed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from typing import NamedTuple
 
 
 class Problem(NamedTuple):
-    """S samples of q over a canonical [groups, samples, rows, cols], where each group has a seed of its own.
+    """S samples of q over a canonical [groups, samples, rows, cols], where each group has a seed of
+    its own.
 
     family          parameters                                   z
     "gaussian"      mean, logvar [G, N, D]                       [G, S, N, D]
@@ -14,7 +17,8 @@ class Problem(NamedTuple):
     "antithetic"    logits [G, N, D]                             [G, 2, S, N, D], 0 or 1: DisARM's pairs
     "categorical"   logits [G, N, D, K]                          [G, S, N, D], int64
 
-    values are [G, S, N], or [G, S, N, D] where `per_element`; of pairs [G, 2, S, N] or [G, 2, S, N, D].
+    values are [G, S, N], or [G, S, N, D] where `per_element`; of pairs [G, 2, S, N] or [G, 2, S, N,
+    D].
     """
 
     family: str

@@ -1,4 +1,5 @@
-"""Score-function gradients in plain torch, as the formulas stand: every score is made, weighted and averaged.
+"""Score-function gradients in plain torch, as the formulas stand: every score is made, weighted and
+averaged.
 
     G = 1/S sum_s (f_s - b_s) s(z_s),   s(z) = grad log q(z)                (Paisley, Blei, Jordan 2012)
 
@@ -27,7 +28,8 @@ Seed = int | Tensor
 
 
 def scores(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of log q(z) by each of q's parameters; z has leading sample dimensions, parameters [..., D(, K)].
+    """Gradients of log q(z) by each of q's parameters; z has leading sample dimensions, parameters
+    [..., D(, K)].
 
     NaN where z lies outside the family's support.
     """
@@ -37,7 +39,9 @@ def scores(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> tuple[Tens
         return t * torch.exp(-0.5 * logvar), 0.5 * (t * t - 1)
     (logits,) = parameters
     if family == "bernoulli":
-        score = torch.where(z == 1, torch.sigmoid(-logits), -torch.sigmoid(logits))  # keeps its digits at +-80
+        score = torch.where(
+            z == 1, torch.sigmoid(-logits), -torch.sigmoid(logits)
+        )  # keeps its digits at +-80
         return (torch.where((z == 0) | (z == 1), score, torch.nan),)
     classes = logits.size(-1)
     hot = (z.unsqueeze(-1) == torch.arange(classes, device=z.device)).to(logits.dtype)
@@ -51,7 +55,9 @@ def regenerate(problem: Problem, parameters: tuple[Tensor, ...], seed: Seed, off
     shape = (groups, samples, rows, cols)
     if problem.family == "gaussian":
         mean, logvar = (x.reshape(groups, 1, rows, cols) for x in parameters)
-        eps = torch.from_numpy(noise.of_groups("normal", shape, seed, offset)).to(mean.device, mean.dtype)
+        eps = torch.from_numpy(noise.of_groups("normal", shape, seed, offset)).to(
+            mean.device, mean.dtype
+        )
         return mean + torch.exp(0.5 * logvar) * eps
     (logits,) = parameters
     pairs = problem.family == "antithetic"
@@ -62,9 +68,15 @@ def regenerate(problem: Problem, parameters: tuple[Tensor, ...], seed: Seed, off
 
 
 def terms(
-    problem: Problem, parameters: tuple[Tensor, ...], z: Tensor, values: Tensor, baseline: Tensor | None
+    problem: Problem,
+    parameters: tuple[Tensor, ...],
+    z: Tensor,
+    values: Tensor,
+    baseline: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The S terms (f_s - b_s) s(z_s) of each parameter, [G, S, N, D(, K)]; their mean is the gradient."""
+    """The S terms (f_s - b_s) s(z_s) of each parameter, [G, S, N, D(, K)]; their mean is the
+    gradient.
+    """
     groups, samples, rows, cols, classes = problem.sizes
     pairs = (2,) if problem.family == "antithetic" else ()
     f = values.reshape(groups, *pairs, samples, rows, cols if problem.per_element else 1)
@@ -76,7 +88,9 @@ def terms(
         return ((0.5 * (f[:, 0] - f[:, 1])) * difference * torch.sigmoid(logits.abs()),)
     tail = (classes,) if classes else ()
     z = z.reshape(groups, samples, rows, cols)
-    found = scores(problem.family, tuple(x.reshape(groups, 1, rows, cols, *tail) for x in parameters), z)
+    found = scores(
+        problem.family, tuple(x.reshape(groups, 1, rows, cols, *tail) for x in parameters), z
+    )
     if classes:
         f = f.unsqueeze(-1)
     if problem.control == "none":
@@ -92,7 +106,9 @@ def terms(
 
 
 def _centred(f: Tensor) -> Tensor:
-    """f less its mean over samples, twice: the first mean of huge values is off by a rounding of theirs."""
+    """f less its mean over samples, twice: the first mean of huge values is off by a rounding of
+    theirs.
+    """
     f = f - f.mean(1, keepdim=True)
     return f - f.mean(1, keepdim=True)
 
@@ -106,7 +122,9 @@ def _folds(problem: Problem, f: Tensor, s: Tensor) -> Iterator[Tensor]:
         outside[begin:end] = False
         f_out, square = f[:, outside], s[:, outside] ** 2
         total = square.sum(1, keepdim=True)
-        a = torch.where(total == 0, f_out.mean(1, keepdim=True), (f_out * square).sum(1, keepdim=True) / total)
+        a = torch.where(
+            total == 0, f_out.mean(1, keepdim=True), (f_out * square).sum(1, keepdim=True) / total
+        )
         yield (f[:, begin:end] - a) * s[:, begin:end]
 
 
@@ -129,21 +147,18 @@ def gradient(
     gradients: tuple[Tensor, ...],
     variances: tuple[Tensor, ...] | None,
 ) -> bool:
-    """Writes the gradient of each parameter, times `upstream` [G, N] or [G, N, D]; and its estimated variance.
+    """Writes the gradient of each parameter, times `upstream` [G, N] or [G, N, D]; and its
+    estimated variance.
 
     The variance of a mean of S terms: their sample variance over S. NaN where S is 1.
 
-    Args:
-        problem: shapes and choices.
-        parameters: of q, contiguous.
-        z: contiguous, or None for the samples that `seed` and `offset` draw.
-        seed: an int, or int64 [1] or [G]; unused where z is given.
-        offset: of the noise stream.
-        values: contiguous, in the dtype that the parameters are computed in, or float64.
-        baseline: None, or contiguous, in the dtype of values, of their shape or of theirs without samples.
-        upstream: None for 1, or contiguous, in the parameters' computed dtype.
-        gradients: outputs in the shape and dtype of the parameters.
-        variances: None, or outputs in their shape and computed dtype.
+    Args: problem: shapes and choices. parameters: of q, contiguous. z: contiguous, or None for the
+        samples that `seed` and `offset` draw. seed: an int, or int64 [1] or [G]; unused where z is
+        given. offset: of the noise stream. values: contiguous, in the dtype that the parameters are
+        computed in, or float64. baseline: None, or contiguous, in the dtype of values, of their
+        shape or of theirs without samples. upstream: None for 1, or contiguous, in the parameters'
+        computed dtype. gradients: outputs in the shape and dtype of the parameters. variances:
+        None, or outputs in their shape and computed dtype.
 
     Returns:
         False where z, on a CPU, has a value outside the family's support.
@@ -164,7 +179,9 @@ def gradient(
             inside = bool(((z == 0) | (z == 1) | z.isnan()).all())
     weight: Tensor | float = 1.0
     if upstream is not None:
-        weight = upstream.reshape(groups, rows, cols if problem.per_element else 1, *([1] if classes else []))
+        weight = upstream.reshape(
+            groups, rows, cols if problem.per_element else 1, *([1] if classes else [])
+        )
     found = terms(problem, q, z, values, baseline)
     for j, (term, out) in enumerate(zip(found, gradients, strict=True)):
         out.copy_((term.mean(1).to(q[0].dtype) * weight).reshape(out.shape))

@@ -1,8 +1,10 @@
-"""Score-function gradients in Triton: one pass over the samples into weighted sums, then the estimator from the sums.
+"""Score-function gradients in Triton: one pass over the samples into weighted sums, then the
+estimator from the sums.
 
-A program handles a tile of the elements and a part of the samples (a fold, or a chunk of one); z is read once, or drawn
-where it is used. Where one program has all samples of its tile it writes the result; else it leaves its sums, and
-`finish_kernel` (triton_sums.py) adds the parts up in their order. There are no atomics, so two runs give the same bits.
+A program handles a tile of the elements and a part of the samples (a fold, or a chunk of one); z is
+read once, or drawn where it is used. Where one program has all samples of its tile it writes the
+result; else it leaves its sums, and `finish_kernel` (triton_sums.py) adds the parts up in their
+order. There are no atomics, so two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -26,7 +28,14 @@ from latent_kernels.kernels.gaussian.triton_gpu import (
     locate,
     program,
 )
-from latent_kernels.kernels.launch import OPTIONS, TILE, WANTED_PROGRAMS, next_power_of_two, on_device_of, tile_shape
+from latent_kernels.kernels.launch import (
+    OPTIONS,
+    TILE,
+    WANTED_PROGRAMS,
+    next_power_of_two,
+    on_device_of,
+    tile_shape,
+)
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups
 from latent_kernels.kernels.score.problem import Problem
 from latent_kernels.kernels.score.triton_sums import (
@@ -90,7 +99,9 @@ def gaussian_kernel(
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sums over t = (z - mean) / sigma, the score of the mean times sigma, and u = t^2 - 1, twice that of logvar."""
+    """Sums over t = (z - mean) / sigma, the score of the mean times sigma, and u = t^2 - 1, twice
+    that of logvar.
+    """
     tile, part, group = program(tiles, folds * chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
@@ -118,14 +129,20 @@ def gaussian_kernel(
     begin, end = samples_of_part(part, S, folds, chunks)
     for s in tl.range(begin, end, loop_unroll_factor=1 if from_seed else 2):
         f = load_weight(
-            values_ptr + s * width + of_value, baseline_at + s * baseline_sample, value_mask, has_baseline, compute
+            values_ptr + s * width + of_value,
+            baseline_at + s * baseline_sample,
+            value_mask,
+            has_baseline,
+            compute,
         )
         if more and per_element:
             f -= shift
         if from_seed:
             t = eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
         else:
-            z = tl.load(z_ptr + (group * S + s) * plane + in_plane, mask=mask, other=0.0).to(compute)
+            z = tl.load(z_ptr + (group * S + s) * plane + in_plane, mask=mask, other=0.0).to(
+                compute
+            )
             t = (z - mean) * inverse
         square = t * t
         u = square - 1.0
@@ -217,15 +234,24 @@ def bernoulli_kernel(
     begin, end = samples_of_part(part, S, folds, chunks)
     for s in tl.range(begin, end, loop_unroll_factor=1 if from_seed else 2):
         f = load_weight(
-            values_ptr + s * width + of_value, baseline_at + s * baseline_sample, value_mask, has_baseline, compute
+            values_ptr + s * width + of_value,
+            baseline_at + s * baseline_sample,
+            value_mask,
+            has_baseline,
+            compute,
         )
         if more and per_element:
             f -= shift
         if from_seed:
-            on = logistic(uniform_tile(key, element + s * plane, layout, BLOCK_D)).to(compute) < logits
+            on = (
+                logistic(uniform_tile(key, element + s * plane, layout, BLOCK_D)).to(compute)
+                < logits
+            )
             F0 += tl.where(on, 0.0, f)
         else:
-            z = tl.load(z_ptr + (group * S + s) * plane + in_plane, mask=mask, other=0.0).to(compute)
+            z = tl.load(z_ptr + (group * S + s) * plane + in_plane, mask=mask, other=0.0).to(
+                compute
+            )
             on = z == 1.0
             F0 += tl.where(z == 0.0, f, tl.where(on, 0.0, float("nan")))
         F1 += tl.where(on, f, 0.0)
@@ -309,12 +335,16 @@ def categorical_kernel(
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the samples of each class, on a tile [BLOCK_K, BLOCK_E] of classes and elements n D + d."""
+    """Sums over the samples of each class, on a tile [BLOCK_K, BLOCK_E] of classes and elements n D
+    + d.
+    """
     tile, part, group = program(tiles, folds * chunks)
     plane = N.to(tl.int64) * D
     k = (tile % class_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     # The elements as one row [1, N D].
-    _, e, valid, element = locate(tile // class_blocks, 1, plane, offset, tiles // class_blocks, layout, 1, BLOCK_E)
+    _, e, valid, element = locate(
+        tile // class_blocks, 1, plane, offset, tiles // class_blocks, layout, 1, BLOCK_E
+    )
     mask = valid & (k < K)
     at = (group * plane + e) * K + k
     width = plane if per_element else N.to(tl.int64)
@@ -339,7 +369,11 @@ def categorical_kernel(
     begin, end = samples_of_part(part, S, folds, chunks)
     for s in tl.range(begin, end, loop_unroll_factor=1 if from_seed else 2):
         f = load_weight(
-            values_ptr + s * width + of_value, baseline_at + s * baseline_sample, valid, has_baseline, compute
+            values_ptr + s * width + of_value,
+            baseline_at + s * baseline_sample,
+            valid,
+            has_baseline,
+            compute,
         )
         if more and per_element:
             f -= shift
@@ -367,7 +401,7 @@ def categorical_kernel(
     )  # fmt: skip
 
 
-# --- launchers --------------------------------------------------------------------------------------------------
+# --- launchers ------------------------------------------------------------------------------------
 
 
 class Plan(NamedTuple):
@@ -380,8 +414,12 @@ class Plan(NamedTuple):
     block: tuple[int, int]
 
 
-def plan(problem: Problem, offset: int, from_seed: bool, many_sums: bool, dtype: torch.dtype) -> Plan:
-    """Tiles of rows and columns, or of classes and elements; chunks of the samples where tiles are few."""
+def plan(
+    problem: Problem, offset: int, from_seed: bool, many_sums: bool, dtype: torch.dtype
+) -> Plan:
+    """Tiles of rows and columns, or of classes and elements; chunks of the samples where tiles are
+    few.
+    """
     groups, samples, rows, cols, classes = problem.sizes
     if classes:
         rows, cols = 1, rows * cols
@@ -403,7 +441,9 @@ def plan(problem: Problem, offset: int, from_seed: bool, many_sums: bool, dtype:
 
 
 def class_probabilities(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """p = softmax(logits) and 1 - p, which for the likeliest class is the others' sum, without cancellation."""
+    """p = softmax(logits) and 1 - p, which for the likeliest class is the others' sum, without
+    cancellation.
+    """
     logits = logits.to(dtype)
     largest, index = logits.max(-1, keepdim=True)
     weights = torch.exp(logits - largest)
@@ -426,7 +466,9 @@ def gradient(
     gradients: tuple[Tensor, ...],
     variances: tuple[Tensor, ...] | None,
 ) -> bool:
-    """Writes gradients and variances; see reference.py. True: values of z are not checked, they give NaN."""
+    """Writes gradients and variances; see reference.py. True: values of z are not checked, they
+    give NaN.
+    """
     groups, samples, rows, cols, classes = problem.sizes
     size = parameters[0].numel()
     if size == 0:
@@ -468,7 +510,15 @@ def gradient(
     results: tuple[Tensor | None, ...] = (gradients[0], gradients[-1], None, None)
     if variances is not None:
         results = (gradients[0], gradients[-1], variances[0], variances[-1])
-    place = (*_seed(seed), offset if z is None else 0, problem.folds, cut.chunks, cut.tiles, cut.blocks, groups)
+    place = (
+        *_seed(seed),
+        offset if z is None else 0,
+        problem.folds,
+        cut.chunks,
+        cut.tiles,
+        cut.blocks,
+        groups,
+    )
     steps = (width * (samples if sampled else 1), width if sampled else 0)
     options = {
         "per_element": problem.per_element,
@@ -491,7 +541,9 @@ def gradient(
                 samples, rows, cols, *place, *steps, **centred, **options, **shape,
             )  # fmt: skip
         elif pairs:
-            antithetic_kernel[grid](*one, first, values, upstream, samples, rows, cols, *place, **options, **shape)
+            antithetic_kernel[grid](
+                *one, first, values, upstream, samples, rows, cols, *place, **options, **shape
+            )
         elif classes:
             categorical_kernel[grid](
                 *one, first, second, table, values, baseline, upstream,

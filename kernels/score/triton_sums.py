@@ -1,6 +1,8 @@
-"""What the score-function kernels of triton_gpu.py share: weights, the sums left in memory, the estimator from sums.
+"""What the score-function kernels of triton_gpu.py share: weights, the sums left in memory, the
+estimator from sums.
 
-For each parameter j, over samples s, with f centred by a constant where a control variate asks for it:
+For each parameter j, over samples s, with f centred by a constant where a control variate asks for
+it:
 
     A = sum f s_j    B = sum s_j    C = sum f s_j^2    D = sum s_j^2    E = sum (f s_j)^2    F = sum f
 """
@@ -15,12 +17,16 @@ from latent_kernels.kernels.triton_math import exp
 # How the weights are centred, and so what is summed:
 PLAIN = tl.constexpr(0)  # not, or by the baseline given: A
 ROWS = tl.constexpr(1)  # leave-one-out about the mean of each row's values, given as a baseline: A
-ELEMENTS = tl.constexpr(2)  # leave-one-out about an element's first value, put right afterwards: all sums
+ELEMENTS = tl.constexpr(
+    2
+)  # leave-one-out about an element's first value, put right afterwards: all sums
 OPTIMAL = tl.constexpr(3)  # by the coefficients of the other folds: all sums, of each fold
 
 # What the sums left in memory are of, each pair side by side:
 SCORES = tl.constexpr(0)  # A, B, C, D of two scores, F twice, E
-BINARY = tl.constexpr(1)  # of f, of 1 and of f^2, over samples where the event is, and where it is not
+BINARY = tl.constexpr(
+    1
+)  # of f, of 1 and of f^2, over samples where the event is, and where it is not
 PAIRS = tl.constexpr(2)  # A and E of antithetic pairs
 
 
@@ -69,7 +75,9 @@ def probabilities(logits):
 
 @triton.jit
 def over_event(p, q, on, off):
-    """Sums of x s and of x s^2 from those of x where the event is, s = q, and where it is not, s = -p."""
+    """Sums of x s and of x s^2 from those of x where the event is, s = q, and where it is not, s =
+    -p.
+    """
     return q * on - p * off, (q * q) * on + (p * p) * off
 
 
@@ -98,7 +106,9 @@ def put_result(
     gradient_ptr, variance_ptr, at, mask, G, E, scale, S, upstream_ptr, of_upstream, upstream_mask,
     has_upstream: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
-    """Stores the gradient, G scale upstream, and the variance of G scale, from the sum of the terms' squares E."""
+    """Stores the gradient, G scale upstream, and the variance of G scale, from the sum of the
+    terms' squares E.
+    """
     g = G * scale
     if has_upstream:
         g *= tl.load(upstream_ptr + of_upstream, mask=upstream_mask, other=0.0)
@@ -125,7 +135,9 @@ def finish_binary(
     upstream_ptr, of_upstream, upstream_mask,
     mode: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr, finish: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a Bernoulli or of classes, over `count` samples: to the result where that is all, else left in memory."""
+    """Sums of a Bernoulli or of classes, over `count` samples: to the result where that is all,
+    else left in memory.
+    """
     n0 = count - n1
     if finish:
         A, C = over_event(p, q, F1, F0)
@@ -152,10 +164,18 @@ def take_sums(
     partial_ptr, part, at, mask, size, p, q, sums: tl.constexpr, kind: tl.constexpr, j: tl.constexpr,
     mode: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
-    """A, B, C, D, E, F of parameter j from the sums of a part; zeros for those that nobody asks for."""
+    """A, B, C, D, E, F of parameter j from the sums of a part; zeros for those that nobody asks
+    for.
+    """
     here = partial_ptr + (part * sums + j) * size + at
     A = tl.load(here, mask=mask, other=0.0)
-    B, C, D, E, F = tl.zeros_like(A), tl.zeros_like(A), tl.zeros_like(A), tl.zeros_like(A), tl.zeros_like(A)
+    B, C, D, E, F = (
+        tl.zeros_like(A),
+        tl.zeros_like(A),
+        tl.zeros_like(A),
+        tl.zeros_like(A),
+        tl.zeros_like(A),
+    )
     if kind == BINARY:
         off = tl.load(here + size, mask=mask, other=0.0)
         F = A + off
@@ -184,11 +204,15 @@ def merge(
     partial_ptr, at, mask, size, p, q, S, folds, chunks, sums: tl.constexpr, kind: tl.constexpr, j: tl.constexpr,
     mode: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
-    """The mean of the S terms of parameter j and the sum of their squares, from all parts' sums, in their order."""
+    """The mean of the S terms of parameter j and the sum of their squares, from all parts' sums, in
+    their order.
+    """
     parts = folds * chunks
     origin = tl.full((), 0, tl.int64)  # so that products with it are of 64 bits
     size = origin + size
-    A, B, C, D, E, F = take_sums(partial_ptr, origin, at, mask, size, p, q, sums, kind, j, mode, with_variance)
+    A, B, C, D, E, F = take_sums(
+        partial_ptr, origin, at, mask, size, p, q, sums, kind, j, mode, with_variance
+    )
     if mode != OPTIMAL:
         for part in range(origin + 1, parts):
             more_A, more_B, more_C, more_D, more_E, more_F = take_sums(
@@ -238,18 +262,24 @@ def finish_kernel(
     sums: tl.constexpr, kind: tl.constexpr, classes: tl.constexpr, mode: tl.constexpr, has_upstream: tl.constexpr,
     with_variance: tl.constexpr, compute: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients and variances from the sums of the parts [parts, sums, size]; `width` elements share an upstream."""
+    """Gradients and variances from the sums of the parts [parts, sums, size]; `width` elements
+    share an upstream.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
     first = tl.load(first_ptr + at, mask=mask, other=0.0).to(compute)
     if kind == SCORES:
         spread = tl.load(second_ptr + at, mask=mask, other=0.0).to(compute)
-        G, E = merge(partial_ptr, at, mask, size, 0, 0, S, folds, chunks, sums, kind, 0, mode, with_variance)
+        G, E = merge(
+            partial_ptr, at, mask, size, 0, 0, S, folds, chunks, sums, kind, 0, mode, with_variance
+        )
         put_result(
             first_gradient_ptr, first_variance_ptr, at, mask, G, E, exp(spread * -0.5), S,
             upstream_ptr, at // width, mask, has_upstream, with_variance,
         )  # fmt: skip
-        G, E = merge(partial_ptr, at, mask, size, 0, 0, S, folds, chunks, sums, kind, 1, mode, with_variance)
+        G, E = merge(
+            partial_ptr, at, mask, size, 0, 0, S, folds, chunks, sums, kind, 1, mode, with_variance
+        )
         put_result(
             second_gradient_ptr, second_variance_ptr, at, mask, G, E, 0.5, S,
             upstream_ptr, at // width, mask, has_upstream, with_variance,
@@ -263,7 +293,9 @@ def finish_kernel(
             p, q = probabilities(first)
         if kind == PAIRS:
             scale = tl.maximum(p, q)
-        G, E = merge(partial_ptr, at, mask, size, p, q, S, folds, chunks, sums, kind, 0, mode, with_variance)
+        G, E = merge(
+            partial_ptr, at, mask, size, p, q, S, folds, chunks, sums, kind, 0, mode, with_variance
+        )
         put_result(
             first_gradient_ptr, first_variance_ptr, at, mask, G, E, scale, S,
             upstream_ptr, at // width, mask, has_upstream, with_variance,

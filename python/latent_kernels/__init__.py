@@ -32,7 +32,12 @@ from latent_kernels.lasso import sparse_encode
 from latent_kernels.lista import coupled_lista_encode, lista_encode
 from latent_kernels.mixture import exponential_family_e_step, gaussian_e_step
 from latent_kernels.noise import normal, uniform
-from latent_kernels.score import disarm, disarm_gradient, score_function_expectation, score_function_gradient
+from latent_kernels.score import (
+    disarm,
+    disarm_gradient,
+    score_function_expectation,
+    score_function_gradient,
+)
 from latent_kernels.streaming import streamed_bound
 from latent_kernels.sufficient_statistics import SufficientStatistics
 from latent_kernels.variance import profile_variance
@@ -45,7 +50,8 @@ if _TYPE_CHECKING:
 
 __version__ = _version("latent-kernels")
 
-# The estimators import scikit-learn, which takes longer than all of the rest: only when they are asked for.
+# The estimators import scikit-learn, which takes longer than all of the rest: only when they are
+# asked for.
 _LATER = {
     "DictionaryLearning": "estimators.dictionary_learning",
     "GaussianMixture": "estimators.gaussian_mixture",

@@ -1,7 +1,9 @@
-"""Which compiled form of an op runs: by the tensors' device, unless LATENT_KERNELS_BACKEND forces one.
+"""Which compiled form of an op runs: by the tensors' device, unless LATENT_KERNELS_BACKEND forces
+one.
 
-The variable is `reference`, for every op, or `op=backend,...` with the ops and backends of `BACKENDS`. A forced
-backend that cannot run raises; the automatic choice falls back to the reference.
+The variable is `reference`, for every op, or `op=backend,...` with the ops and backends of
+`BACKENDS`. A forced backend that cannot run raises; the automatic choice falls back to the
+reference.
 """
 
 from __future__ import annotations
@@ -16,12 +18,20 @@ import torch
 
 VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("noise", "gaussian", "densities", "families", "score", "bounds"), ("cpp", "triton", "reference")),
+    **dict.fromkeys(
+        ("noise", "gaussian", "densities", "families", "score", "bounds"),
+        ("cpp", "triton", "reference"),
+    ),
     "lista": ("cpp", "reference"),
     "mixture": ("numba", "reference"),
     "lasso": ("cpp", "reference"),
 }
-_MODULES = {"cpp": "cpp_cpu", "numba": "numba_cpu", "triton": "triton_gpu", "reference": "reference"}
+_MODULES = {
+    "cpp": "cpp_cpu",
+    "numba": "numba_cpu",
+    "triton": "triton_gpu",
+    "reference": "reference",
+}
 
 
 @functools.cache
@@ -40,7 +50,9 @@ def triton_missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if not interpreting() and not torch.cuda.is_available():
-        return "torch finds no GPU (TRITON_INTERPRET=1 would run the kernels in Triton's interpreter)"
+        return (
+            "torch finds no GPU (TRITON_INTERPRET=1 would run the kernels in Triton's interpreter)"
+        )
     return None
 
 
@@ -64,13 +76,17 @@ def forced() -> dict[str, str]:
 
 def _check_forced(op: str, backend: str, device: torch.device) -> None:
     if backend == "cpp" and device.type != "cpu":
-        raise RuntimeError(f"{VARIABLE} forces {op}=cpp, which runs on CPU tensors; got a tensor on {device}")
+        raise RuntimeError(
+            f"{VARIABLE} forces {op}=cpp, which runs on CPU tensors; got a tensor on {device}"
+        )
     if backend == "triton":
         missing = triton_missing()
         if missing is not None:
             raise RuntimeError(f"{VARIABLE} forces {op}=triton, which cannot run: {missing}")
         if device.type == "cpu" and not interpreting():
-            raise RuntimeError(f"{VARIABLE} forces {op}=triton, which runs on CUDA tensors; got a tensor on {device}")
+            raise RuntimeError(
+                f"{VARIABLE} forces {op}=triton, which runs on CUDA tensors; got a tensor on {device}"
+            )
 
 
 def backend_name(op: str, device: torch.device) -> str:

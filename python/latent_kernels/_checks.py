@@ -26,7 +26,9 @@ def floating(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
     if x.dtype not in FLOATS:
-        raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16; got {x.dtype}")
+        raise TypeError(
+            f"{name} must have dtype float32, float64, bfloat16 or float16; got {x.dtype}"
+        )
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor; got layout {x.layout}")
 
@@ -36,7 +38,9 @@ def float_tensor(name: str, x: object) -> None:
     floating(name, x)
     assert isinstance(x, Tensor)
     if x.dim() == 0:
-        raise ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
+        raise ValueError(
+            f"{name} must have shape [..., D] with at least one dimension; got a scalar"
+        )
 
 
 def log_weights(x: object, name: str = "log_w") -> None:
@@ -44,7 +48,9 @@ def log_weights(x: object, name: str = "log_w") -> None:
     floating(name, x)
     assert isinstance(x, Tensor)
     if x.dim() == 0 or x.size(0) < 1:
-        raise ValueError(f"{name} must have shape [S, ...] with S >= 1 samples; got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have shape [S, ...] with S >= 1 samples; got {tuple(x.shape)}"
+        )
 
 
 _known: dict[int, tuple[object, ...]] = {}  # by id: a weak reference, and the state that passed
@@ -53,8 +59,8 @@ _known: dict[int, tuple[object, ...]] = {}  # by id: a weak reference, and the s
 def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
     """Finite values, none below `least`; on the CPU only, as it would wait for a GPU.
 
-    A tensor that passed is not read again until torch knows that it changed. (What is written by way of `.data`, NumPy
-    or another process goes unseen.)
+    A tensor that passed is not read again until torch knows that it changed. (What is written by
+    way of `.data`, NumPy or another process goes unseen.)
     """
     if x is None or x.device.type != "cpu":
         return
@@ -77,7 +83,9 @@ def device(device: torch.device | str) -> torch.device:
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a torch.device or its name; got {device!r} ({error})") from None
+        raise ValueError(
+            f"device must be a torch.device or its name; got {device!r} ({error})"
+        ) from None
 
 
 def device_of(name: str, x: Tensor, like: str, other: Tensor) -> None:
@@ -131,7 +139,9 @@ def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
     if x.shape == shape:
         return x
     if broadcast_shape(tuple(x.shape), tuple(shape)) != tuple(shape):
-        raise ValueError(f"{name} must broadcast to the shape of {like}, {tuple(shape)}; got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must broadcast to the shape of {like}, {tuple(shape)}; got {tuple(x.shape)}"
+        )
     return x.expand(shape)
 
 
@@ -151,14 +161,20 @@ def stream(seed: Seed, offset: int, count: int, device: torch.device) -> None:
     if isinstance(offset, bool) or not isinstance(offset, (int, torch.SymInt)):
         raise TypeError(f"offset must be an int >= 0; got {offset!r}")
     if offset < 0 or (not isinstance(count, torch.SymInt) and offset + max(count, 1) > _SEED_END):
-        raise ValueError(f"offset must be >= 0, and offset + {count} elements at most 2^63; got {offset}")
+        raise ValueError(
+            f"offset must be >= 0, and offset + {count} elements at most 2^63; got {offset}"
+        )
     if seed is None:
         return
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.dim() != 0:
-            raise TypeError(f"seed as a tensor must be 0-d int64; got shape {tuple(seed.shape)}, {seed.dtype}")
+            raise TypeError(
+                f"seed as a tensor must be 0-d int64; got shape {tuple(seed.shape)}, {seed.dtype}"
+            )
         if seed.device != device and seed.device.type != "cpu":
-            raise ValueError(f"seed must be on the device of the op, {device}, or on the CPU; got {seed.device}")
+            raise ValueError(
+                f"seed must be on the device of the op, {device}, or on the CPU; got {seed.device}"
+            )
         return
     if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
         raise TypeError(f"seed must be an int, a 0-d int64 tensor or None; got {seed!r}")

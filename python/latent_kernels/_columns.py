@@ -1,4 +1,5 @@
-"""The exponential families of single columns: natural and mean parameters, log-partition functions, samples.
+"""The exponential families of single columns: natural and mean parameters, log-partition functions,
+samples.
 
 | kind | phi(x) | natural parameter | mean parameter |
 | --- | --- | --- | --- |
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 FAMILIES = ("gaussian", "bernoulli", "poisson", "categorical")
-# A mean on the boundary has an infinite natural parameter, and 0 * inf is NaN: it is taken as this far inside.
+# A mean on the boundary has an infinite natural parameter, and 0 * inf is NaN: it is taken as this
+# far inside.
 BOUNDARY = 1e-12
 
 
@@ -31,7 +33,9 @@ def inside(kind: str, mean: Floats) -> Floats:
 
 
 def natural_parameters(kind: str, mean: Floats) -> tuple[Floats, Floats]:
-    """(the natural parameters [K, features], the log-partition function [K]) of mean parameters [K] or [K, C]."""
+    """(the natural parameters [K, features], the log-partition function [K]) of mean parameters [K]
+    or [K, C].
+    """
     mean = inside(kind, mean)
     if kind == "poisson":
         return np.log(mean)[:, None], mean

@@ -39,7 +39,15 @@ class ListaPlan:
         /,
     ) -> None: ...
     def forward(
-        self, threads: int, rows: int, x: int, initial: int, out: int, with_tape: bool, with_drive: bool, /
+        self,
+        threads: int,
+        rows: int,
+        x: int,
+        initial: int,
+        out: int,
+        with_tape: bool,
+        with_drive: bool,
+        /,
     ) -> ListaTape | None: ...
     def backward(
         self,

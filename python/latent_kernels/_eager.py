@@ -1,7 +1,8 @@
 """How torch is calling: plainly, or through one of its transformations.
 
-A plain eager call goes straight to an autograd.Function over raw pointers. Under torch.compile, torch.func, fake
-tensors or any dispatch mode it must go through torch's dispatcher, as an opaque op of torch.library.
+A plain eager call goes straight to an autograd.Function over raw pointers. Under torch.compile,
+torch.func, fake tensors or any dispatch mode it must go through torch's dispatcher, as an opaque op
+of torch.library.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def row_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def in_memory(x: Tensor) -> Tensor:
-    """x without gradient, as contiguous memory that a kernel reads by its address: no lazy negation either."""
+    """x without gradient, as contiguous memory that a kernel reads by its address: no lazy negation
+    either.
+    """
     x = x.detach()
     return (x.resolve_neg() if x.is_neg() else x).contiguous()
 
@@ -40,13 +43,19 @@ def plain(*tensors: Tensor | None) -> bool:
 
 
 def draw_seed(seed: int | Tensor | None, device: torch.device) -> int | Tensor:
-    """The seed given, or a tensor from torch's default CPU generator, so that torch.manual_seed governs it.
+    """The seed given, or a tensor from torch's default CPU generator, so that torch.manual_seed
+    governs it.
 
-    A tensor, since vmap's `randomness` and torch.compile know how to treat one; plain calls read it by `as_int`.
+    A tensor, since vmap's `randomness` and torch.compile know how to treat one; plain calls read it
+    by `as_int`.
     """
     if seed is not None:
         return seed
-    if not torch.compiler.is_compiling() and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if (
+        not torch.compiler.is_compiling()
+        and device.type == "cuda"
+        and torch.cuda.is_current_stream_capturing()
+    ):
         raise RuntimeError(_CAPTURING.format("None"))
     return torch.randint(_SEED_END, (), device="cpu")
 
@@ -65,14 +74,20 @@ def as_int(seed: int | Tensor, device: torch.device) -> int | Tensor:
 def as_seeds(seed: int | Tensor, device: torch.device) -> Tensor:
     """A seed as the opaque ops take it: int64 [1].
 
-    On a GPU for ops there, so that what torch.compile captures as a CUDA graph holds no value read at capture.
+    On a GPU for ops there, so that what torch.compile captures as a CUDA graph holds no value read
+    at capture.
     """
-    seeds = seed.reshape(1) if isinstance(seed, Tensor) else torch.full((1,), seed, dtype=torch.int64, device="cpu")
+    seeds = (
+        seed.reshape(1)
+        if isinstance(seed, Tensor)
+        else torch.full((1,), seed, dtype=torch.int64, device="cpu")
+    )
     return seeds.to(device) if device.type == "cuda" else seeds
 
 
 def unbatched(x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """x under all levels of vmap, and `other` with the batches of x where x has them: [B, *x] and [B or 1, *other].
+    """x under all levels of vmap, and `other` with the batches of x where x has them: [B, *x] and
+    [B or 1, *other].
 
     A tensor that is batched does not say whether what it wraps requires grad.
     """

@@ -1,8 +1,9 @@
 """Opaque ops: how a kernel reaches torch.compile, fake tensors, dispatch modes and torch.func.
 
-`define` registers one op twice over: with torch.library, for everything that works through the dispatcher, and as an
-autograd.Function with `setup_context` and a vmap rule, which torch.func wants instead. `call` picks. Plain eager
-calls use neither (see `_eager.plain`), since either costs microseconds.
+`define` registers one op twice over: with torch.library, for everything that works through the
+dispatcher, and as an autograd.Function with `setup_context` and a vmap rule, which torch.func wants
+instead. `call` picks. Plain eager calls use neither (see `_eager.plain`), since either costs
+microseconds.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def define(
     for key in ("CPU", "CUDA", "MPS", "XPU"):  # not Meta: that is the fake's
         _library.impl(name, implementation, key)
     torch.library.register_fake(f"latent_kernels::{name}", fake, lib=_library)
-    torch.library.register_autograd(f"latent_kernels::{name}", gradients, setup_context=save, lib=_library)
+    torch.library.register_autograd(
+        f"latent_kernels::{name}", gradients, setup_context=save, lib=_library
+    )
     torch.library.register_vmap(f"latent_kernels::{name}", vmap, lib=_library)
     _functions[name] = type(
         f"Transformed_{name}",
@@ -73,7 +76,9 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _no_forward_mode(ctx: Any, *tangents: Any) -> Any:
-    raise NotImplementedError("latent_kernels: forward-mode derivatives (jvp, jacfwd, hessian) are not implemented")
+    raise NotImplementedError(
+        "latent_kernels: forward-mode derivatives (jvp, jacfwd, hessian) are not implemented"
+    )
 
 
 def no_second_derivative(ctx: Any, *gradients: Tensor) -> Any:
@@ -100,7 +105,9 @@ def unfold(x: Tensor, batch: int) -> Tensor:
 
 
 def checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
-    """An opaque op's seeds as the kernels take them: one int, or int64 [1] or [groups] on the device."""
+    """An opaque op's seeds as the kernels take them: one int, or int64 [1] or [groups] on the
+    device.
+    """
     if seeds.device.type == "cpu" and bool((seeds < 0).any()):
         raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
     if seeds.numel() == 1:
@@ -110,6 +117,8 @@ def checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
 
 
 def fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
-    """One seed for each of batch * groups: the same for the whole batch where the seed is not batched."""
+    """One seed for each of batch * groups: the same for the whole batch where the seed is not
+    batched.
+    """
     seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
     return seeds.expand(batch, groups).reshape(-1)

@@ -1,4 +1,6 @@
-"""Evaluating a user's function in forward, and again in backward: in like surroundings, over a graph that ends well."""
+"""Evaluating a user's function in forward, and again in backward: in like surroundings, over a
+graph that ends well.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ Edge = tuple[Node, int]  # an output of a node: where a tensor's gradient arrive
 
 
 class Surroundings:
-    """Autocast and torch's default random generators as they are now: the CPU's, and those of the tensors' devices.
+    """Autocast and torch's default random generators as they are now: the CPU's, and those of the
+    tensors' devices.
 
     Of devices whose modules say that they are in use, as CUDA's does and MPS's does not.
     """
@@ -28,7 +31,9 @@ class Surroundings:
             if torch.amp.is_autocast_available(kind)
         ]
         self._kind = next((kind for kind in kinds if kind != "cpu"), "cuda")
-        seeded = [x for x in devices if getattr(getattr(torch, x.type, None), "_initialized", False)]
+        seeded = [
+            x for x in devices if getattr(getattr(torch, x.type, None), "_initialized", False)
+        ]
         self._examples = [torch.empty(0, device=device) for device in seeded]
         self._cpu = torch.get_rng_state()
         self._devices, self._states = get_device_states(*self._examples)
@@ -36,23 +41,29 @@ class Surroundings:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Autocast as it was, less its cache, in which older torch finds casts made without gradients again."""
+        """Autocast as it was, less its cache, in which older torch finds casts made without
+        gradients again.
+        """
         with ExitStack() as stack:
             for kind, dtype, enabled in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
             yield
 
     def end(self) -> None:
-        """Says that the function has run; if it drew nothing, `restored` leaves the generators alone.
+        """Says that the function has run; if it drew nothing, `restored` leaves the generators
+        alone.
 
-        They belong to every thread: putting one back after a replay takes back what others drew meanwhile.
+        They belong to every thread: putting one back after a replay takes back what others drew
+            meanwhile.
         """
         states = (torch.get_rng_state(), *get_device_states(*self._examples)[1])
         self._drawn = not all(map(torch.equal, states, (self._cpu, *self._states)))
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Autocast and the generators as they were; after it, the generators are where they had been before it."""
+        """Autocast and the generators as they were; after it, the generators are where they had
+        been before it.
+        """
         with ExitStack() as stack:
             stack.enter_context(self.autocast())
             if self._drawn:
@@ -111,7 +122,9 @@ class Sources:
         return sorted(found)
 
     def _allow(self, found: Sequence[int]) -> None:
-        """Raises where autograd would count something twice for each of `found`, taken to be inputs."""
+        """Raises where autograd would count something twice for each of `found`, taken to be
+        inputs.
+        """
         edges = {edge for edge, place in self._places.items() if place in found}
         for place in found:
             x = self.tensors[place]

@@ -1,4 +1,6 @@
-"""What a sample of gradients says about their distribution: variance, bias, signal, cost, and how sure that is."""
+"""What a sample of gradients says about their distribution: variance, bias, signal, cost, and how
+sure that is.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Summary:
 
     @classmethod
     def of(cls, gradients: Floats, seconds: Floats, truth: Floats | None, eps: float) -> Summary:
-        """From gradients [R, P], their times [R], and the exact gradient [P], NaN where it is not to be compared."""
+        """From gradients [R, P], their times [R], and the exact gradient [P], NaN where it is not
+        to be compared.
+        """
         repeats = len(gradients)
         with np.errstate(invalid="ignore", over="ignore"):  # where gradients are not finite
             mean, variance = gradients.mean(0), gradients.var(0, ddof=1)
@@ -50,7 +54,9 @@ class Summary:
         fast, median, slow = median_interval(seconds)
         found = {"variance": trace, "variance_low": low, "variance_high": high, "seconds": median}
         ratio = signal_to_noise(gradients, mean, deviations)
-        found["signal_to_noise"], found["signal_to_noise_low"], found["signal_to_noise_high"] = ratio
+        found["signal_to_noise"], found["signal_to_noise_low"], found["signal_to_noise_high"] = (
+            ratio
+        )
         found["bias_z"], found["bias_p"] = bias(gradients, truth, eps)
         found["variance_time"] = trace * median
         found["variance_time_low"] = trace * median / _joined(trace, low, median, fast)
@@ -59,7 +65,9 @@ class Summary:
 
 
 def interval(deviations: Floats) -> tuple[float, float]:
-    """A 95% interval of the mean of squared deviations [R], on the log scale; see `profile_variance`."""
+    """A 95% interval of the mean of squared deviations [R], on the log scale; see
+    `profile_variance`.
+    """
     mean, count = float(deviations.mean()), len(deviations)
     if not math.isfinite(mean):
         return math.nan, math.nan
@@ -79,11 +87,14 @@ def interval(deviations: Floats) -> tuple[float, float]:
     return mean * math.exp(-low * error), mean * math.exp(min(-high * error, 700.0))
 
 
-def signal_to_noise(gradients: Floats, mean: Floats, deviations: Floats) -> tuple[float, float, float]:
-    """|E g| / sqrt(variance) with its 95% interval, from gradients [R, P], their mean and squared deviations.
+def signal_to_noise(
+    gradients: Floats, mean: Floats, deviations: Floats
+) -> tuple[float, float, float]:
+    """|E g| / sqrt(variance) with its 95% interval, from gradients [R, P], their mean and squared
+    deviations.
 
-    The square of it, without the part of |mean|^2 that is noise, has the jackknife's standard error: all those of R - 1
-    gradients follow from `deviations` and from products with the mean.
+    The square of it, without the part of |mean|^2 that is noise, has the jackknife's standard
+    error: all those of R - 1 gradients follow from `deviations` and from products with the mean.
     """
     repeats, trace, square = len(gradients), float(deviations.mean()), float(mean @ mean)
     if not math.isfinite(trace):
@@ -94,7 +105,9 @@ def signal_to_noise(gradients: Floats, mean: Floats, deviations: Floats) -> tupl
     ratio = (square - trace / repeats) / trace
     distances = deviations * ((repeats - 1) / repeats)
     traces = (distances.sum() - deviations) / (repeats - 2)
-    squares = square - 2 * (gradients @ mean - square) / (repeats - 1) + distances / (repeats - 1) ** 2
+    squares = (
+        square - 2 * (gradients @ mean - square) / (repeats - 1) + distances / (repeats - 1) ** 2
+    )
     with np.errstate(divide="ignore", invalid="ignore"):  # where all but one gradient are the same
         ratios = squares / traces - 1 / (repeats - 1)
         error = math.sqrt((repeats - 1) / repeats * float(((ratios - ratios.mean()) ** 2).sum()))
@@ -105,16 +118,19 @@ def signal_to_noise(gradients: Floats, mean: Floats, deviations: Floats) -> tupl
 
 
 def bias(gradients: Floats, truth: Floats | None, eps: float) -> tuple[float, float]:
-    """The largest |z| over the parameters whose `truth` is not NaN, and its p-value by Bonferroni's bound.
+    """The largest |z| over the parameters whose `truth` is not NaN, and its p-value by Bonferroni's
+    bound.
 
-    Student's t statistics, turned into normal ones: Wallace, "Bounds on normal approximations to Student's and the
-    chi-square distributions" (1959).
+    Student's t statistics, turned into normal ones: Wallace, "Bounds on normal approximations to
+    Student's and the chi-square distributions" (1959).
     """
     if truth is None or not np.isfinite(gradients).all() or np.isnan(truth).all():
         return math.nan, math.nan
     gradients, truth = gradients[:, ~np.isnan(truth)], truth[~np.isnan(truth)]
     mean, freedom = gradients.mean(0), len(gradients) - 1
-    noise = gradients.std(0, ddof=1) / math.sqrt(len(gradients)) + eps * (np.abs(gradients).max(0) + np.abs(truth))
+    noise = gradients.std(0, ddof=1) / math.sqrt(len(gradients)) + eps * (
+        np.abs(gradients).max(0) + np.abs(truth)
+    )
     difference = np.abs(mean - truth)
     t = float(np.max(np.divide(difference, noise, out=np.zeros_like(noise), where=difference > 0)))
     z = (8 * freedom + 1) / (8 * freedom + 3) * math.sqrt(freedom * math.log1p(t * t / freedom))
@@ -130,7 +146,9 @@ def median_interval(seconds: Floats) -> tuple[float, float, float]:
 
 
 def _joined(variance: float, limit: float, median: float, median_limit: float) -> float:
-    """The factor from a product to its limit: both factors' distances on the log scale, in quadrature."""
+    """The factor from a product to its limit: both factors' distances on the log scale, in
+    quadrature.
+    """
     if not variance or not math.isfinite(variance):
         return 1.0
     return math.exp(math.hypot(math.log(limit / variance), math.log(median_limit / median)))

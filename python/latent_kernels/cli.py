@@ -1,6 +1,7 @@
 """The command line, `latent-kernels`: `info`, `demo`, `variance`, `mixture`, `sparse` and `bounds`.
 
-typer, rich and matplotlib are an extra, so this module imports none of them before `main` has looked for them.
+typer, rich and matplotlib are an extra, so this module imports none of them before `main` has
+looked for them.
 """
 
 import os
@@ -46,7 +47,9 @@ def application() -> "typer.Typer":
 
     @app.command("info")
     def info_command() -> None:
-        """Show what is active: backends, SIMD width, threads, versions, GPU, and why a backend is off."""
+        """Show what is active: backends, SIMD width, threads, versions, GPU, and why a backend is
+        off.
+        """
         _check_backends()
         info()
 
@@ -69,7 +72,9 @@ def application() -> "typer.Typer":
             int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")
         ] = 1,
     ) -> None:
-        """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two minutes)."""
+        """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two
+        minutes).
+        """
         _check_backends()
         demo(seed, out, epochs, threads, bound, samples)
 
@@ -112,7 +117,9 @@ def application() -> "typer.Typer":
         ] = None,
         threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     ) -> None:
-        """Profile the variance of gradient estimators on a problem, draw it, and say which wins (seconds)."""
+        """Profile the variance of gradient estimators on a problem, draw it, and say which wins
+        (seconds).
+        """
         _check_backends()
         files = {"out": out, "csv": csv, "json": json}
         options = {"repeats": repeats, "seed": seed, "budget": budget, **files}
@@ -141,7 +148,9 @@ def application() -> "typer.Typer":
         ] = True,
         threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     ) -> None:
-        """Fit a Gaussian mixture to real data by EM, draw how it goes, and compare its speed (seconds)."""
+        """Fit a Gaussian mixture to real data by EM, draw how it goes, and compare its speed
+        (seconds).
+        """
         _check_backends()
         mixture(threads, data, components, covariance_type, seed, out, compare)
 
@@ -164,7 +173,9 @@ def application() -> "typer.Typer":
         ] = False,
         threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     ) -> None:
-        """Train sparse encoders, and draw them by layer beside ISTA and FISTA (four minutes; --quick: two)."""
+        """Train sparse encoders, and draw them by layer beside ISTA and FISTA (four minutes;
+        --quick: two).
+        """
         _check_backends()
         sparse(threads, layers, features, components, samples, seed, out, quick)
 
@@ -191,7 +202,9 @@ def application() -> "typer.Typer":
         ] = False,
         threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
     ) -> None:
-        """Train VAEs on importance-weighted bounds, and compare their held-out bounds (five minutes; --quick: one)."""
+        """Train VAEs on importance-weighted bounds, and compare their held-out bounds (five
+        minutes; --quick: one).
+        """
         _check_backends()
         bounds(threads, samples, seeds, epochs, estimator, seed, out, quick)
 
@@ -207,7 +220,9 @@ def _fail(message: str, code: int = 1) -> "typer.Exit":
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Ends the command with a line for a bad option, Ctrl-C with nothing to keep, or a file that cannot be written."""
+    """Ends the command with a line for a bad option, Ctrl-C with nothing to keep, or a file that
+    cannot be written.
+    """
     import typer
 
     from latent_kernels.examples.variance_command import BadOption
@@ -245,7 +260,7 @@ def _check_cpu_backends() -> None:
         raise _fail(str(error)) from None
 
 
-# --- demo -------------------------------------------------------------------------------------------------------
+# --- demo -----------------------------------------------------------------------------------------
 
 
 def demo(seed: int, out: Path, epochs: int | None, threads: int, bound: str, samples: int) -> None:
@@ -299,7 +314,7 @@ def _make_writable(folder: Path) -> None:
     probe.unlink()
 
 
-# --- variance ---------------------------------------------------------------------------------------------------
+# --- variance -------------------------------------------------------------------------------------
 
 
 def variance(
@@ -323,7 +338,7 @@ def variance(
         raise _fail("stopped; the numbers of samples that were complete are in the files", 130)
 
 
-# --- mixture ----------------------------------------------------------------------------------------------------
+# --- mixture --------------------------------------------------------------------------------------
 
 
 def mixture(threads: int, *options: Any) -> None:
@@ -341,7 +356,7 @@ def mixture(threads: int, *options: Any) -> None:
         raise _fail("stopped; the picture is complete", 130)
 
 
-# --- sparse -----------------------------------------------------------------------------------------------------
+# --- sparse ---------------------------------------------------------------------------------------
 
 
 def sparse(threads: int, *options: Any) -> None:
@@ -363,7 +378,7 @@ def sparse(threads: int, *options: Any) -> None:
         raise _fail(f"stopped; {command.FIGURES[0]} is complete", 130)
 
 
-# --- bounds -----------------------------------------------------------------------------------------------------
+# --- bounds ---------------------------------------------------------------------------------------
 
 
 def bounds(threads: int, samples: str, *options: Any) -> None:
@@ -382,7 +397,7 @@ def bounds(threads: int, samples: str, *options: Any) -> None:
         raise _fail("stopped; the models that were complete are in the files", 130)
 
 
-# --- info -------------------------------------------------------------------------------------------------------
+# --- info -----------------------------------------------------------------------------------------
 
 
 def info() -> None:

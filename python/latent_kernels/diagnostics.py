@@ -1,4 +1,6 @@
-"""How well q covers a posterior, from log-weights [S, ...]: normalised weights, effective sample size, Pareto k."""
+"""How well q covers a posterior, from log-weights [S, ...]: normalised weights, effective sample
+size, Pareto k.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,11 @@ def normalized_weights(log_w: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
-    """1 / sum_s w~_s^2 of the normalised weights, between 1 and S: how many samples of the posterior S are worth.
+    """1 / sum_s w~_s^2 of the normalised weights, between 1 and S: how many samples of the
+    posterior S are worth.
 
-    It sees only what was sampled: it may be large where q misses a mode, and `pareto_k` may warn where it does not.
+    It sees only what was sampled: it may be large where q misses a mode, and `pareto_k` may warn
+        where it does not.
 
     Args:
         log_w: log-weights [S, ...], float32, float64, bfloat16 or float16.
@@ -56,27 +60,29 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
-    r"""The shape k of a generalized Pareto distribution fitted to the largest weights: how heavy their tail is.
+    r"""The shape k of a generalized Pareto distribution fitted to the largest weights: how heavy
+    their tail is.
 
-    Moments of the weights of order 1/k and above do not exist. Below 0.5 their variance is finite; up to
-    min(1 - 1 / \log_{10} S, 0.7) estimates with these weights are still dependable in practice; above it they are not,
-    and q is too narrow or in the wrong place. The tail is what the M = min(S / 5, 3 \sqrt S) largest weights (rounded
-    up) have beyond the next one; k comes from Zhang and Stephens' estimator, drawn towards 0.5 with the weight of ten
-    observations, in float64.
+    Moments of the weights of order 1/k and above do not exist. Below 0.5 their variance is finite;
+    up to min(1 - 1 / \log_{10} S, 0.7) estimates with these weights are still dependable in
+    practice; above it they are not, and q is too narrow or in the wrong place. The tail is what the
+    M = min(S / 5, 3 \sqrt S) largest weights (rounded up) have beyond the next one; k comes from
+    Zhang and Stephens' estimator, drawn towards 0.5 with the weight of ten observations, in
+    float64.
 
     Args:
         log_w: log-weights [S, ...], S >= 21, float32, float64, bfloat16 or float16.
 
-    Returns:
-        k of shape [...], float32 for half-precision inputs, without gradient; NaN where a log-weight is NaN or inf.
-        -inf where all of the tail is one value; inf where a quarter of it is no more than where it begins but the rest
-        is, as with a few weights that are not zero.
+    Returns: k of shape [...], float32 for half-precision inputs, without gradient; NaN where a
+        log-weight is NaN or inf. -inf where all of the tail is one value; inf where a quarter of it
+        is no more than where it begins but the rest is, as with a few weights that are not zero.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
 
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024); Zhang and Stephens,
-    "A new and efficient estimation method for the generalized Pareto distribution" (2009).
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024);
+    Zhang and Stephens, "A new and efficient estimation method for the generalized Pareto
+    distribution" (2009).
 
     """
     _checks.log_weights(log_w)
@@ -95,9 +101,11 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
 
 def _fit_generalized_pareto(x: Tensor) -> Tensor:
-    """The shape k for each row of x [rows, n], float64, ascending, >= 0: a mean over a grid of b = -k / sigma.
+    """The shape k for each row of x [rows, n], float64, ascending, >= 0: a mean over a grid of b =
+    -k / sigma.
 
-    The grid's weights are the profile likelihood n (ln(-b / k(b)) - k(b) - 1), k(b) = mean ln(1 - b x).
+    The grid's weights are the profile likelihood n (ln(-b / k(b)) - k(b) - 1), k(b) = mean ln(1 - b
+    x).
     """
     n = x.size(1)
     points = 30 + math.isqrt(n)

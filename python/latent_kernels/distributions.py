@@ -15,10 +15,11 @@ Tensor = torch.Tensor
 class FusedNormal(Normal):
     """`torch.distributions.Normal` whose samples and KL divergence come from the fused kernels.
 
-    ``FusedNormal(loc, scale)`` takes what Normal takes and does what it does: existing code changes one import.
-    `rsample` and `sample` make noise from a seed drawn from torch's default CPU generator (so that
-    ``torch.manual_seed`` governs them) and keep none of it for backward. ``kl_divergence`` with another
-    FusedNormal or Normal keeps its digits where the two are close, and is never negative.
+    ``FusedNormal(loc, scale)`` takes what Normal takes and does what it does: existing code changes
+    one import. `rsample` and `sample` make noise from a seed drawn from torch's default CPU
+    generator (so that ``torch.manual_seed`` governs them) and keep none of it for backward.
+    ``kl_divergence`` with another FusedNormal or Normal keeps its digits where the two are close,
+    and is never negative.
 
     Other names (`log_prob`, `entropy`, `cdf`, `icdf`, `expand`, ...) are inherited.
     """
@@ -47,7 +48,9 @@ def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
     p_loc, p_scale, q_loc, q_scale = torch.broadcast_tensors(p.loc, p.scale, q.loc, q.scale)
     close = p_scale >= 0.5 * q_scale
     excess = torch.where(close, (p_scale - q_scale) / q_scale, 0)
-    log_ratio = torch.where(close, torch.log1p(excess), torch.log(torch.where(close, 1, p_scale / q_scale)))
+    log_ratio = torch.where(
+        close, torch.log1p(excess), torch.log(torch.where(close, 1, p_scale / q_scale))
+    )
     mean, logvar = (p_loc - q_loc) / q_scale, 2 * log_ratio
     return gaussian_kl(mean.unsqueeze(-1), logvar.unsqueeze(-1)).to(mean.dtype)
 

@@ -1,7 +1,8 @@
 """Mean-field exponential families: samples, densities, scores, and their exponential-family view.
 
-A family holds its parameters [..., D] (Categorical: [..., D, K]); leading dimensions are a batch, and everything is
-summed over D. With natural parameters eta, sufficient statistics phi and base measure 1,
+A family holds its parameters [..., D] (Categorical: [..., D, K]); leading dimensions are a batch,
+and everything is summed over D. With natural parameters eta, sufficient statistics phi and base
+measure 1,
 
     log p(z) = sum_d <eta_d, phi(z_d)> - A(eta),   E phi(z) = grad A(eta),   score = phi(z) - grad A.
 """
@@ -32,7 +33,9 @@ def _wide(x: Tensor) -> Tensor:
 
 
 class Family:
-    """What the families share: a batch shape, a number of latent dimensions, parameters in their order."""
+    """What the families share: a batch shape, a number of latent dimensions, parameters in their
+    order.
+    """
 
     name: str
     classes = 0
@@ -63,12 +66,16 @@ class Family:
         self.batch_shape, self.cols = shape[:-1], shape[-1]
 
     def _samples_of(self, z: Tensor) -> Tensor:
-        """Samples whose trailing shape is that of q's elements, in the dtype they are computed with."""
+        """Samples whose trailing shape is that of q's elements, in the dtype they are computed
+        with.
+        """
         shape = (*self.batch_shape, self.cols)
         if not isinstance(z, Tensor):
             raise TypeError(f"z must be a torch.Tensor; got {type(z).__name__}")
         if tuple(z.shape[max(z.dim() - len(shape), 0) :]) != shape:
-            raise ValueError(f"z must have shape [S, ..., D] ending in {shape}; got {tuple(z.shape)}")
+            raise ValueError(
+                f"z must have shape [S, ..., D] ending in {shape}; got {tuple(z.shape)}"
+            )
         if z.device != self.device:
             raise ValueError(f"z must be on the device of q, {self.device}; got {z.device}")
         if self.classes:
@@ -82,20 +89,27 @@ class Family:
         if not isinstance(other, type(self)):
             raise TypeError(f"{name} must be a {type(self).__name__}; got {type(other).__name__}")
         if other.classes != self.classes:
-            raise ValueError(f"{name} must have {self.classes} classes, as q has; got {other.classes}")
+            raise ValueError(
+                f"{name} must have {self.classes} classes, as q has; got {other.classes}"
+            )
         _checks.device_of(name, other.parameters[0], "q", self.parameters[0])
         ours, theirs = (*self.batch_shape, self.cols), (*other.batch_shape, other.cols)
         if _checks.broadcast_shape(ours, theirs) is None:
-            raise ValueError(f"{name} must have a shape that broadcasts with that of q, {ours}; got {theirs}")
+            raise ValueError(
+                f"{name} must have a shape that broadcasts with that of q, {ours}; got {theirs}"
+            )
 
     def _refuse_outside(self, z: Tensor, inside: Tensor, support: str) -> None:
         """Raises for samples outside the support where looking costs no synchronization."""
         if z.device.type == "cpu" and plain(z) and not bool(inside.all()):
             low, high = z[~inside].min().item(), z[~inside].max().item()
-            raise ValueError(f"z must hold {support}; got {low}" + (f" to {high}" if high != low else ""))
+            raise ValueError(
+                f"z must hold {support}; got {low}" + (f" to {high}" if high != low else "")
+            )
 
     def score(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of log q(z) by each parameter, [S, ..., D] ([S, ..., D, K]), in the order of `parameters`.
+        """The gradient of log q(z) by each parameter, [S, ..., D] ([S, ..., D, K]), in the order of
+        `parameters`.
 
         Args:
             z: samples [S, ..., D]; elements outside the support give NaN.
@@ -144,7 +158,9 @@ class DiagonalGaussian(Family):
         """The Gaussian with moments E z, E z^2."""
         return cls(first, torch.log(second - first * first))
 
-    def rsample(self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0) -> Tensor:
+    def rsample(
+        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
+    ) -> Tensor:
         """Reparameterized samples [S, ..., D], or [..., D] for None; see `latent_kernels.rsample`."""
         return rsample(self.mean, self.logvar, num_samples, seed=seed, offset=offset)
 
@@ -156,26 +172,46 @@ class DiagonalGaussian(Family):
         seed: Seed = None,
         offset: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Samples, and KL(q || prior), in one pass; None stands for N(0, 1). See `latent_kernels.rsample_kl`."""
+        """Samples, and KL(q || prior), in one pass; None stands for N(0, 1). See
+        `latent_kernels.rsample_kl`.
+        """
         given = (None, None)
         if prior is not None:
             self._same_family("prior", prior)
             given = prior.parameters  # type: ignore[assignment]
         return rsample_kl(
-            self.mean, self.logvar, num_samples, prior_mean=given[0], prior_logvar=given[1], seed=seed, offset=offset
+            self.mean,
+            self.logvar,
+            num_samples,
+            prior_mean=given[0],
+            prior_logvar=given[1],
+            seed=seed,
+            offset=offset,
         )
 
     def rsample_log_prob(
-        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0, path_derivative: bool = False
+        self,
+        num_samples: int | None = None,
+        *,
+        seed: Seed = None,
+        offset: int = 0,
+        path_derivative: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Samples, and log q of them, in one pass; see `latent_kernels.rsample_log_prob`. For log q as a function of
-        any z there is `log_prob`.
+        """Samples, and log q of them, in one pass; see `latent_kernels.rsample_log_prob`. For log q
+        as a function of any z there is `log_prob`.
         """
         return rsample_log_prob(
-            self.mean, self.logvar, num_samples, seed=seed, offset=offset, path_derivative=path_derivative
+            self.mean,
+            self.logvar,
+            num_samples,
+            seed=seed,
+            offset=offset,
+            path_derivative=path_derivative,
         )
 
-    def sample(self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0) -> Tensor:
+    def sample(
+        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
+    ) -> Tensor:
         """As `rsample`, without gradient."""
         with torch.no_grad():
             return self.rsample(num_samples, seed=seed, offset=offset)
@@ -221,16 +257,18 @@ class _Discrete(Family):
         """[..., D], or [..., D, K] of a Categorical."""
         return self.parameters[0]
 
-    def sample(self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0) -> Tensor:
-        """Samples without gradient; the same from one seed on every device (kernels/families/README.md has the rule).
+    def sample(
+        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
+    ) -> Tensor:
+        """Samples without gradient; the same from one seed on every device
+        (kernels/families/README.md has the rule).
 
-        Args:
-            num_samples: S >= 1, or None for one sample without a sample dimension.
-            seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw one.
-            offset: the first element's place in the noise stream.
+        Args: num_samples: S >= 1, or None for one sample without a sample dimension. seed: an int
+            in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw one. offset:
+            the first element's place in the noise stream.
 
-        Returns:
-            [S, ..., D], or [..., D] for None: 0 and 1 in the logits' dtype (Bernoulli), int64 classes (Categorical).
+        Returns: [S, ..., D], or [..., D] for None: 0 and 1 in the logits' dtype (Bernoulli), int64
+            classes (Categorical).
 
         """
         z = self._draw(_checks.samples(num_samples), seed, offset, antithetic=False)
@@ -245,14 +283,17 @@ class _Discrete(Family):
         tail = (self.classes,) if self.classes else ()
         canonical = logits.detach().reshape(1, math.prod(self.batch_shape), self.cols, *tail)
         seeds = as_seeds(seed, self.device)
-        z: Tensor = call("families_sample", canonical, seeds, offset, samples, self.classes, antithetic)
+        z: Tensor = call(
+            "families_sample", canonical, seeds, offset, samples, self.classes, antithetic
+        )
         return z.reshape(2, samples, *shape) if antithetic else z.reshape(samples, *shape)
 
 
 class Bernoulli(_Discrete):
     """Independent Bernoulli variables over the last dimension, P(z = 1) = sigmoid(logits).
 
-    Natural parameter the logit, sufficient statistic z. Everything keeps its digits for large logits.
+    Natural parameter the logit, sufficient statistic z. Everything keeps its digits for large
+    logits.
 
     Args:
         logits: [..., D], float32, float64, bfloat16 or float16.
@@ -280,13 +321,13 @@ class Bernoulli(_Discrete):
     def sample_antithetic(self, num_pairs: int, *, seed: Seed = None, offset: int = 0) -> Tensor:
         """Antithetic pairs for `disarm`, without gradient.
 
-        Both samples of a pair come from one uniform: the first is what `sample` draws from u, the second what it
-        would draw from 1 - u. Each is a sample of q; the two of a pair are as negatively correlated as can be.
+        Both samples of a pair come from one uniform: the first is what `sample` draws from u, the
+            second what it
+        would draw from 1 - u. Each is a sample of q; the two of a pair are as negatively correlated
+        as can be.
 
-        Args:
-            num_pairs: S >= 1.
-            seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw one.
-            offset: the first element's place in the noise stream.
+        Args: num_pairs: S >= 1. seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters'
+            device, or None to draw one. offset: the first element's place in the noise stream.
 
         Returns:
             [2, S, ..., D], 0 and 1 in the logits' dtype.
@@ -313,10 +354,12 @@ class Bernoulli(_Discrete):
         return (F.softplus(-a) + a * torch.sigmoid(-a)).sum(-1)
 
     def kl(self, other: Bernoulli) -> Tensor:
-        """KL(self || other) in nats, [...]: the Bregman divergence A(l') - A(l) - (l' - l) sigmoid(l), summed over D.
+        """KL(self || other) in nats, [...]: the Bregman divergence A(l') - A(l) - (l' - l)
+        sigmoid(l), summed over D.
 
-        Signs are turned so that p = sigmoid(l) <= 1/2. Where d = l' - l is below 1 it is p psi(d) + [ln(1 + x) - x],
-        x = p (e^d - 1), both by series, so that close pairs keep their digits; it is never negative.
+        Signs are turned so that p = sigmoid(l) <= 1/2. Where d = l' - l is below 1 it is p psi(d) +
+        [ln(1 + x) - x], x = p (e^d - 1), both by series, so that close pairs keep their digits; it
+        is never negative.
         """
         self._same_family("other", other)
         here, there = torch.broadcast_tensors(_wide(self.logits), _wide(other.logits))
@@ -349,8 +392,8 @@ class Bernoulli(_Discrete):
 class Categorical(_Discrete):
     """Independent variables over D with K classes each, P(z = k) = softmax(logits)_k.
 
-    Natural parameters the logits (up to a constant of each softmax), sufficient statistic the one-hot vector. Logits of
-    -inf rule a class out.
+    Natural parameters the logits (up to a constant of each softmax), sufficient statistic the
+    one-hot vector. Logits of -inf rule a class out.
 
     Args:
         logits: [..., D, K], K >= 1, float32, float64, bfloat16 or float16.
@@ -365,7 +408,9 @@ class Categorical(_Discrete):
     def __init__(self, logits: Tensor):
         _checks.float_tensor("logits", logits)
         if logits.dim() < 2 or logits.size(-1) < 1:
-            raise ValueError(f"logits must have shape [..., D, K] with K >= 1; got {tuple(logits.shape)}")
+            raise ValueError(
+                f"logits must have shape [..., D, K] with K >= 1; got {tuple(logits.shape)}"
+            )
         self.classes = logits.size(-1)
         self._hold((logits,), ("logits",))
 
@@ -380,7 +425,9 @@ class Categorical(_Discrete):
         return cls(torch.log(probabilities))
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z) in nats, summed over D: [S, ...]. Classes out of range raise; on a GPU they give NaN."""
+        """log q(z) in nats, summed over D: [S, ...]. Classes out of range raise; on a GPU they give
+        NaN.
+        """
         z = self._samples_of(z)
         inside = (z >= 0) & (z < self.classes)
         self._refuse_outside(z, inside, f"classes 0, ..., {self.classes - 1}")
@@ -396,14 +443,19 @@ class Categorical(_Discrete):
     def kl(self, other: Categorical) -> Tensor:
         """KL(self || other) = sum_d sum_k p_k (ln p_k - ln p'_k) in nats: [...].
 
-        As sum_k p_k psi(d_k), d_k = ln p'_k - ln p_k, psi(d) = e^d - 1 - d, whose terms are all positive; a class that
-        q rules out adds p'_k.
+        As sum_k p_k psi(d_k), d_k = ln p'_k - ln p_k, psi(d) = e^d - 1 - d, whose terms are all
+        positive; a class that q rules out adds p'_k.
         """
         self._same_family("other", other)
-        log_p, log_q = torch.log_softmax(_wide(self.logits), -1), torch.log_softmax(_wide(other.logits), -1)
+        log_p, log_q = (
+            torch.log_softmax(_wide(self.logits), -1),
+            torch.log_softmax(_wide(other.logits), -1),
+        )
         impossible = log_p == -math.inf
         d = log_q - log_p.masked_fill(impossible, 0)
-        terms = log_p.exp() * torch.where(d == -math.inf, math.inf, psi(d.masked_fill(d == -math.inf, 0)))
+        terms = log_p.exp() * torch.where(
+            d == -math.inf, math.inf, psi(d.masked_fill(d == -math.inf, 0))
+        )
         return torch.where(impossible, log_q.exp(), terms).sum((-2, -1))
 
     def natural_parameters(self) -> tuple[Tensor]:

@@ -1,4 +1,5 @@
-"""One gradient of an objective by q's parameters: by each estimator from S samples, and exactly by enumeration.
+"""One gradient of an objective by q's parameters: by each estimator from S samples, and exactly by
+enumeration.
 
 Objectives, summed over q's batch, of values log w = log_joint(z) - log q(z):
 
@@ -53,9 +54,14 @@ def obstacle(name: str, objective: str, q: Family, log_joint: LogJoint) -> str |
         z = q.sample(2, seed=0).requires_grad_()
         try:
             values = log_joint(z)
-        except Exception as error:  # whatever log_joint is made of: without autograd it has just worked
+        except (
+            Exception
+        ) as error:  # whatever log_joint is made of: without autograd it has just worked
             return f"log_joint cannot be differentiated ({type(error).__name__}: {error})"
-        if not values.requires_grad or torch.autograd.grad(values.sum(), z, allow_unused=True)[0] is None:
+        if (
+            not values.requires_grad
+            or torch.autograd.grad(values.sum(), z, allow_unused=True)[0] is None
+        ):
             return "log_joint cannot be differentiated: its result does not depend on z through autograd"
     return None
 
@@ -73,7 +79,9 @@ def estimate(name: str, q: Family, log_joint: LogJoint, samples: int, seed: int)
             values = _log_weights(q, log_joint, z.flatten(0, 1), samples)
             return disarm_gradient(q, values.reshape(z.shape[:-1]), z)
         z = q.sample(samples, seed=seed)
-        return score_function_gradient(q, _log_weights(q, log_joint, z, samples), z, control_variate=name)
+        return score_function_gradient(
+            q, _log_weights(q, log_joint, z, samples), z, control_variate=name
+        )
 
 
 def _reparameterized(q: Family, log_joint: LogJoint, samples: int, seed: int) -> Gradient:
@@ -99,7 +107,9 @@ def _of_bound(name: str, q: Family, log_joint: LogJoint, samples: int, seed: int
             assert isinstance(tracked, DiagonalGaussian)
             z, log_q = tracked.rsample_log_prob(samples, seed=seed, path_derivative=name != "iwae")
             values = evaluate(q, log_joint, z, samples)
-            bound = importance_bound(values - log_q, estimator=name, z=z if name == "dreg" else None)
+            bound = importance_bound(
+                values - log_q, estimator=name, z=z if name == "dreg" else None
+            )
         return torch.autograd.grad(bound.sum(), leaves, allow_unused=True, materialize_grads=True)
 
 
@@ -121,11 +131,13 @@ def evaluate(q: Family, log_joint: LogJoint, z: Tensor, samples: int) -> Tensor:
     return values
 
 
-# --- enumeration ------------------------------------------------------------------------------------------------
+# --- enumeration ----------------------------------------------------------------------------------
 
 
 def enumerated_elbo(q: Family, log_joint: LogJoint) -> Gradient | None:
-    """The gradient of sum_z q(z) log_joint(z) + H(q) in float64 over all z; None where they are too many."""
+    """The gradient of sum_z q(z) log_joint(z) + H(q) in float64 over all z; None where they are too
+    many.
+    """
     z = _states(q, 1)
     if z is None:
         return None
@@ -158,7 +170,9 @@ def enumerated_bound(q: Family, log_joint: LogJoint, samples: int) -> Gradient |
 def _states(q: Family, samples: int) -> Tensor | None:
     """All z of a discrete q, [states, ..., D]; None where their S-tuples are too many."""
     classes = q.classes or 2
-    if isinstance(q, DiagonalGaussian) or samples * q.cols * math.log2(classes) > math.log2(_MOST_STATES):
+    if isinstance(q, DiagonalGaussian) or samples * q.cols * math.log2(classes) > math.log2(
+        _MOST_STATES
+    ):
         return None
     places = classes ** torch.arange(q.cols, device=q.device)
     states = (torch.arange(classes**q.cols, device=q.device)[:, None] // places) % classes
@@ -168,4 +182,6 @@ def _states(q: Family, samples: int) -> Tensor | None:
 
 def _evaluated(q: Family, log_joint: LogJoint, z: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([evaluate(q, log_joint, part, len(part)) for part in z.split(1024)]).double()
+        return torch.cat(
+            [evaluate(q, log_joint, part, len(part)) for part in z.split(1024)]
+        ).double()

@@ -1,8 +1,8 @@
 """Sparse encoders of a fixed number of layers: unrolled iterative soft-thresholding.
 
-Codes are rows, as everywhere here: [..., n_components], with scikit-learn's dictionary [n_components, n_features]. On
-the CPU one compiled call runs all layers and uses that the codes are sparse, forward and backward.
-`latent_kernels.LISTA` holds the parameters as a torch module.
+Codes are rows, as everywhere here: [..., n_components], with scikit-learn's dictionary
+[n_components, n_features]. On the CPU one compiled call runs all layers and uses that the codes are
+sparse, forward and backward. `latent_kernels.LISTA` holds the parameters as a torch module.
 """
 
 from __future__ import annotations
@@ -41,20 +41,21 @@ def lista_encode(
     r"""Codes by T layers of soft-thresholding with a matrix between the layers.
 
     .. math::
-        z_t = \mathrm{soft}(c + z_{t-1} S_t,\ \theta_t), \quad c = x W + b, \qquad
-        z_t = \mathrm{soft}(z_{t-1} + \gamma_t (c + z_{t-1} S_t),\ \theta_t) \text{ where steps are given}
+        z_t = \mathrm{soft}(c + z_{t-1} S_t,\ \theta_t), \quad c = x W + b, \qquad z_t =
+        \mathrm{soft}(z_{t-1} + \gamma_t (c + z_{t-1} S_t),\ \theta_t) \text{ where steps are given}
 
-    with soft(u, theta) = sign(u) max(abs(u) - theta, 0). ISTA for 1/2 ||x - z D||^2 + alpha ||z||_1 is W = D^T / L,
-    S = I - D D^T / L, theta = alpha / L, or W = D^T, S = -D D^T, step = 1 / L, with L >= ||D||^2.
+    with soft(u, theta) = sign(u) max(abs(u) - theta, 0). ISTA for 1/2 ||x - z D||^2 + alpha ||z||_1
+    is W = D^T / L, S = I - D D^T / L, theta = alpha / L, or W = D^T, S = -D D^T, step = 1 / L, with
+    L >= ||D||^2.
 
-    The backward pass works on the non-zeros too: autograd keeps the inputs and, for each layer, the places and values
-    of the non-zero codes. Gradients are those of almost every point: 0 for entries that a threshold holds at 0. Second
-    derivatives are not implemented and raise. Non-finite x gives non-finite codes in its row only.
+    The backward pass works on the non-zeros too: autograd keeps the inputs and, for each layer, the
+    places and values of the non-zero codes. Gradients are those of almost every point: 0 for
+    entries that a threshold holds at 0. Second derivatives are not implemented and raise.
+    Non-finite x gives non-finite codes in its row only.
 
-    Args:
-        x: [..., m], float32, float64, bfloat16 or float16 (halves are computed in float32).
-        weight: W [m, n].
-        recurrent: S, [n, n] for all layers or [T, n, n]; None where n_layers is 1 and there is no initial code.
+    Args: x: [..., m], float32, float64, bfloat16 or float16 (halves are computed in float32).
+        weight: W [m, n]. recurrent: S, [n, n] for all layers or [T, n, n]; None where n_layers is 1
+        and there is no initial code.
             Where `initial` is None the first layer does not use it.
         threshold: theta >= 0: a number, [n] for all layers, or [T, 1] or [T, n].
         n_layers: T >= 1, the number of soft-thresholdings.
@@ -62,17 +63,17 @@ def lista_encode(
         step: gamma: a number, or [T].
         initial: z_0 [..., n], as many rows as x; None for zeros.
         positive: keep codes >= 0: max(u - theta, 0).
-        select: support selection: for each layer (or all), how many of a row's largest entries beyond the threshold
-            pass unthresholded (of equal ones, all).
+        select: support selection: for each layer (or all), how many of a row's largest entries
+            beyond the threshold pass unthresholded (of equal ones, all).
 
     Returns:
         z_T [..., n] in the dtype that the tensors promote to.
 
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong; weights that are not finite among them (on the CPU).
+    Raises: TypeError, ValueError: naming the argument that is wrong; weights that are not finite
+        among them (on the CPU).
 
-    Source: Gregor and LeCun, "Learning fast approximations of sparse coding" (2010); Ablin et al., "Learning step sizes
-    for unfolded sparse coding" (2019).
+    Source: Gregor and LeCun, "Learning fast approximations of sparse coding" (2010); Ablin et al.,
+    "Learning step sizes for unfolded sparse coding" (2019).
 
     """
     parameters, asked = (weight, recurrent, threshold, bias, step), (n_layers, positive, select)
@@ -81,7 +82,9 @@ def lista_encode(
     named = {"x": x, "weight": weight, "recurrent": recurrent, "bias": bias, "initial": initial}
     tensors, dtype = _prepare(named, threshold, step, n_layers, per_layer="recurrent")
     if recurrent is None and (n_layers > 1 or initial is not None):
-        raise ValueError("recurrent may be None only where n_layers is 1 and there is no initial code")
+        raise ValueError(
+            "recurrent may be None only where n_layers is 1 and there is no initial code"
+        )
     return _run(x, tensors, dtype, _choices(n_layers, positive, select), parameters, asked)
 
 
@@ -102,28 +105,25 @@ def coupled_lista_encode(
     .. math::
         z_t = \mathrm{soft}(z_{t-1} + \gamma_t (x - z_{t-1} D) W_t,\ \theta_t)
 
-    ISTA is W = D^T, gamma = 1 / L, theta = alpha / L. See `lista_encode` for what is common to both.
+    ISTA is W = D^T, gamma = 1 / L, theta = alpha / L. See `lista_encode` for what is common to
+    both.
 
-    Args:
-        x: [..., m].
-        dictionary: D [n, m].
-        weight: W, [m, n] for all layers or [T, m, n].
-        threshold: theta >= 0: a number, [n] for all layers, or [T, 1] or [T, n].
-        n_layers: T >= 1, the number of soft-thresholdings.
-        step: gamma: a number, or [T]; None for 1.
-        initial: z_0 [..., n], as many rows as x; None for zeros.
-        positive: keep codes >= 0.
-        select: support selection: for each layer (or all), how many of a row's largest entries beyond the threshold
+    Args: x: [..., m]. dictionary: D [n, m]. weight: W, [m, n] for all layers or [T, m, n].
+        threshold: theta >= 0: a number, [n] for all layers, or [T, 1] or [T, n]. n_layers: T >= 1,
+        the number of soft-thresholdings. step: gamma: a number, or [T]; None for 1. initial: z_0
+        [..., n], as many rows as x; None for zeros. positive: keep codes >= 0. select: support
+        selection: for each layer (or all), how many of a row's largest entries beyond the threshold
             pass unthresholded (of equal ones, all).
 
     Returns:
         z_T [..., n] in the dtype that the tensors promote to.
 
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong; weights that are not finite among them (on the CPU).
+    Raises: TypeError, ValueError: naming the argument that is wrong; weights that are not finite
+        among them (on the CPU).
 
-    Source: Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical weights and
-    thresholds" (2018); Liu et al., "ALISTA: analytic weights are as good as learned weights in LISTA" (2019).
+    Source: Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical
+    weights and thresholds" (2018); Liu et al., "ALISTA: analytic weights are as good as learned
+    weights in LISTA" (2019).
 
     """
     parameters, asked = (dictionary, weight, threshold, step), (n_layers, positive, select)
@@ -134,7 +134,7 @@ def coupled_lista_encode(
     return _run(x, tensors, dtype, _choices(n_layers, positive, select), parameters, asked)
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def _prepare(
@@ -153,7 +153,9 @@ def _prepare(
     for name, tensor in named.items():
         if tensor is not None or name in ("x", "weight", "dictionary"):
             _checks.float_tensor(name, tensor)
-    named |= {name: p for name, p in (("threshold", threshold), ("step", step)) if isinstance(p, Tensor)}
+    named |= {
+        name: p for name, p in (("threshold", threshold), ("step", step)) if isinstance(p, Tensor)
+    }
     dtype = _dtype(named)
     compute = row_dtype(dtype)
     x = named["x"]
@@ -182,7 +184,9 @@ def _of_layers(name: str, value: object) -> None:
     """A parameter that may be a number."""
     if isinstance(value, Tensor):
         if value.dtype not in _checks.FLOATS:
-            raise TypeError(f"{name} must have dtype float32, float64, bfloat16 or float16; got {value.dtype}")
+            raise TypeError(
+                f"{name} must have dtype float32, float64, bfloat16 or float16; got {value.dtype}"
+            )
         if value.layout is not torch.strided:
             raise TypeError(f"{name} must be a dense (strided) tensor; got layout {value.layout}")
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -225,13 +229,19 @@ def _shapes(named: dict[str, Tensor | None], n_layers: int, per_layer: str) -> N
             )
     initial, threshold, step = named.get("initial"), named["threshold"], named.get("step")
     if initial is not None and tuple(initial.shape) != (*x.shape[:-1], n):
-        raise ValueError(f"initial must have shape {(*x.shape[:-1], n)}; got {tuple(initial.shape)}")
+        raise ValueError(
+            f"initial must have shape {(*x.shape[:-1], n)}; got {tuple(initial.shape)}"
+        )
     assert threshold is not None
     if tuple(threshold.shape) not in ((), (n,), (n_layers, 1), (n_layers, n)):
         either = f"{(n,)}, {(n_layers, 1)} or {(n_layers, n)}"
-        raise ValueError(f"threshold must be a number or have shape {either}; got {tuple(threshold.shape)}")
+        raise ValueError(
+            f"threshold must be a number or have shape {either}; got {tuple(threshold.shape)}"
+        )
     if step is not None and tuple(step.shape) not in ((), (n_layers,)):
-        raise ValueError(f"step must be a number or have shape {(n_layers,)}; got {tuple(step.shape)}")
+        raise ValueError(
+            f"step must be a number or have shape {(n_layers,)}; got {tuple(step.shape)}"
+        )
 
 
 def _choices(n_layers: int, positive: bool, select: int | Sequence[int] | None) -> Choices:
@@ -239,8 +249,16 @@ def _choices(n_layers: int, positive: bool, select: int | Sequence[int] | None) 
         raise TypeError(f"positive must be True or False; got {positive!r}")
     if select is None:
         return Choices(n_layers, positive)
-    message = f"select must be an int >= 0, or one for each of the {n_layers} layers; got {select!r}"
-    counts = (select,) * n_layers if isinstance(select, int) else tuple(select) if isinstance(select, Sequence) else ()
+    message = (
+        f"select must be an int >= 0, or one for each of the {n_layers} layers; got {select!r}"
+    )
+    counts = (
+        (select,) * n_layers
+        if isinstance(select, int)
+        else tuple(select)
+        if isinstance(select, Sequence)
+        else ()
+    )
     if any(isinstance(c, bool) or not isinstance(c, int) for c in counts):
         raise TypeError(message)
     if len(counts) != n_layers or any(c < 0 for c in counts):
@@ -248,7 +266,7 @@ def _choices(n_layers: int, positive: bool, select: int | Sequence[int] | None) 
     return Choices(n_layers, positive, counts if any(counts) else None)
 
 
-# --- dispatch ---------------------------------------------------------------------------------------------------------
+# --- dispatch -------------------------------------------------------------------------------------
 
 
 def _run(

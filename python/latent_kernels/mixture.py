@@ -1,4 +1,6 @@
-"""E-steps of mixtures: one pass over the data, no N x K array, the same bits for any number of threads."""
+"""E-steps of mixtures: one pass over the data, no N x K array, the same bits for any number of
+threads.
+"""
 
 from __future__ import annotations
 
@@ -30,37 +32,41 @@ def gaussian_e_step(
     sample_weight: ArrayLike | None = None,
     hard: bool = False,
 ) -> SufficientStatistics:
-    """The E-step of a Gaussian mixture: expected sufficient statistics about the given means, and the log-likelihood.
+    """The E-step of a Gaussian mixture: expected sufficient statistics about the given means, and
+    the log-likelihood.
 
     With r_ik = pi_k N(x_i; m_k, S_k) / sum_j pi_j N(x_i; m_j, S_j):
 
         N_k = sum_i w_i r_ik,  sum_i w_i r_ik (x_i - m_k),  sum_i w_i r_ik (x_i - m_k)(x_i - m_k)^T,
         log-likelihood = sum_i w_i log sum_k pi_k N(x_i; m_k, S_k)
 
-    (Dempster, Laird & Rubin 1977). NaN means missing at random, and is dealt with exactly: diagonal and spherical
-    densities are those of the columns that are there; full and tied ones are marginal, and the sums are completed by
-    their conditional expectations (Ghahramani & Jordan 1994), which takes a Cholesky factor for each component and
-    pattern of missing columns.
+    (Dempster, Laird & Rubin 1977). NaN means missing at random, and is dealt with exactly: diagonal
+    and spherical densities are those of the columns that are there; full and tied ones are
+    marginal, and the sums are completed by their conditional expectations (Ghahramani & Jordan
+    1994), which takes a Cholesky factor for each component and pattern of missing columns.
 
-    Args:
-        X: [N, D] float32 or float64, of any strides, a NumPy array (memory-mapped or read-only too) or a tensor on
-            the CPU; it is not copied. Tiles of it are computed with in its dtype, and summed in float64.
+    Args: X: [N, D] float32 or float64, of any strides, a NumPy array (memory-mapped or read-only
+        too) or a tensor on
+            the CPU; it is not copied. Tiles of it are computed with in its dtype, and summed in
+            float64.
         weights: [K], pi_k >= 0, of sum 1.
         means: [K, D].
-        covariances: "full" [K, D, D], "tied" [D, D], "diag" [K, D] variances, "spherical" [K] variances.
+        covariances: "full" [K, D, D], "tied" [D, D], "diag" [K, D] variances, "spherical" [K]
+            variances.
         covariance_type: "full", "tied", "diag" or "spherical".
         sample_weight: [N], w_i >= 0; None for 1.
-        hard: each row belongs wholly to its most probable component (the first of several): the limit of zero
-            temperature, with which EM is the classification EM of Celeux & Govaert (1992), and Lloyd's algorithm for
-            equal weights and one spherical variance. The log-likelihood is then sum_i w_i max_k log pi_k N(...).
+        hard: each row belongs wholly to its most probable component (the first of several): the
+            limit of zero temperature, with which EM is the classification EM of Celeux & Govaert
+            (1992), and Lloyd's algorithm for equal weights and one spherical variance. The
+            log-likelihood is then sum_i w_i max_k log pi_k N(...).
 
     Returns:
         `SufficientStatistics` about `means`; `.m_step()` gives the new parameters. Threads follow
         `torch.get_num_threads()` and change no bit.
 
-    Raises:
-        TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
-        ValueError: a shape or value is wrong; a covariance is not positive definite; X holds infinite values.
+    Raises: TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
+        ValueError: a shape or value is wrong; a covariance is not positive definite; X holds
+        infinite values.
 
     """
     data = checked_data(X)
@@ -77,10 +83,12 @@ def exponential_family_e_step(
     sample_weight: ArrayLike | None = None,
     hard: bool = False,
 ) -> SufficientStatistics:
-    """The E-step of a mixture whose columns are of several families, independent within a component.
+    """The E-step of a mixture whose columns are of several families, independent within a
+    component.
 
-    For canonical families log p(x | k) = <eta_k, phi(x)> - A(eta_k) + log h(x), the sums are those of phi(x); diagonal
-    Gaussian columns are as in `gaussian_e_step`. A value that is NaN is missing at random and contributes nothing.
+    For canonical families log p(x | k) = <eta_k, phi(x)> - A(eta_k) + log h(x), the sums are those
+    of phi(x); diagonal Gaussian columns are as in `gaussian_e_step`. A value that is NaN is missing
+    at random and contributes nothing.
 
     | family | values | parameters of a column |
     | --- | --- | --- |
@@ -89,22 +97,21 @@ def exponential_family_e_step(
     | "poisson" | 0, 1, 2, ... | rates [K] |
     | "categorical" | 0, ..., C - 1 | p [K, C] |
 
-    Args:
-        X: [N, D] float32 or float64, as in `gaussian_e_step`.
-        weights: [K], pi_k >= 0, of sum 1.
-        families: one name for each column of X.
-        parameters: mean parameters for each column of X, as in the table. Probabilities and rates nearer than 1e-12
-            to 0 or 1 (rates: to 0) are taken as that far from it, so that natural parameters are finite.
+    Args: X: [N, D] float32 or float64, as in `gaussian_e_step`. weights: [K], pi_k >= 0, of sum 1.
+        families: one name for each column of X. parameters: mean parameters for each column of X,
+        as in the table. Probabilities and rates nearer than 1e-12
+            to 0 or 1 (rates: to 0) are taken as that far from it, so that natural parameters are
+            finite.
         sample_weight: [N], w_i >= 0; None for 1.
         hard: as in `gaussian_e_step`.
 
-    Returns:
-        `SufficientStatistics`: the Gaussian columns (in their order in X) have anchor, first and second; the features
-        of the others (in their order in X) have `features`, whose M-step is `mean_parameters()`.
+    Returns: `SufficientStatistics`: the Gaussian columns (in their order in X) have anchor, first
+        and second; the features of the others (in their order in X) have `features`, whose M-step
+        is `mean_parameters()`.
 
-    Raises:
-        TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
-        ValueError: a shape or value is wrong, an unknown family, or a value of X outside its column's family.
+    Raises: TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
+        ValueError: a shape or value is wrong, an unknown family, or a value of X outside its
+        column's family.
 
     """
     data = checked_data(X)
@@ -112,7 +119,7 @@ def exponential_family_e_step(
     return e_step(data, mixture, checked_sample_weight(sample_weight, len(data)), hard)
 
 
-# --- from here on: what the estimators share -------------------------------------------------------------------
+# --- from here on: what the estimators share ------------------------------------------------------
 
 
 def e_step(
@@ -125,7 +132,9 @@ def e_step(
         if most > 0 and not 2.0**-60 < most < 2.0**60:  # products with them must fit float32
             scale = 2.0 ** math.floor(math.log2(most))
             sample_weight = sample_weight / scale
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what comes of these is looked at below
+    with np.errstate(
+        over="ignore", invalid="ignore", divide="ignore"
+    ):  # what comes of these is looked at below
         sums = backend("mixture", _CPU).statistics(X, parameters, sample_weight, bool(hard))
     total = float(len(X)) if sample_weight is None else float(sample_weight.sum())
     result = SufficientStatistics(
@@ -154,7 +163,9 @@ def posterior(
     labels: bool = False,
     responsibilities: bool = False,
 ) -> tuple[Floats | None, NDArray[np.int64] | None, NDArray[Any] | None]:
-    """(log p(x_i) [N], the most probable component [N], r_ik [N, K] in X's dtype), each where it is asked for."""
+    """(log p(x_i) [N], the most probable component [N], r_ik [N, K] in X's dtype), each where it is
+    asked for.
+    """
     rows, components = len(X), len(parameters.log_weights)
     density = np.empty(rows)
     label = np.empty(rows, np.int64) if labels else None
@@ -170,7 +181,9 @@ def posterior(
 def dense_on_cpu(name: str, X: torch.Tensor) -> torch.Tensor:
     """The tensor as one that `.numpy()` takes, if its dtype is NumPy's."""
     if X.device.type != "cpu" or X.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense tensor on the CPU; got one on {X.device}, {X.layout}")
+        raise TypeError(
+            f"{name} must be a dense tensor on the CPU; got one on {X.device}, {X.layout}"
+        )
     return X.detach().resolve_neg()
 
 
@@ -184,9 +197,13 @@ def checked_data(X: Any, name: str = "X") -> NDArray[Any]:
     if not isinstance(X, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array or a torch.Tensor; got {type(X).__name__}")
     if isinstance(X, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be a masked array: missing values are NaN, as {name}.filled(np.nan) has them")
+        raise TypeError(
+            f"{name} must not be a masked array: missing values are NaN, as {name}.filled(np.nan) has them"
+        )
     if X.dtype not in (np.float32, np.float64) or not X.dtype.isnative:
-        raise TypeError(f"{name} must have dtype float32 or float64 in this machine's byte order; got {X.dtype!r}")
+        raise TypeError(
+            f"{name} must have dtype float32 or float64 in this machine's byte order; got {X.dtype!r}"
+        )
     if X.ndim != 2 or X.shape[1] == 0:
         raise ValueError(f"{name} must have shape [N, D] with D >= 1; got {X.shape}")
     return np.asarray(X)
@@ -198,7 +215,9 @@ def checked_sample_weight(sample_weight: ArrayLike | None, rows: int) -> Floats 
         return None
     weight = _floats("sample_weight", sample_weight)
     if weight.shape != (rows,):
-        raise ValueError(f"sample_weight must have shape ({rows},), one weight for each row of X; got {weight.shape}")
+        raise ValueError(
+            f"sample_weight must have shape ({rows},), one weight for each row of X; got {weight.shape}"
+        )
     if not (np.isfinite(weight) & (weight >= 0)).all():
         raise ValueError("sample_weight must be finite and >= 0")
     return np.ascontiguousarray(weight)
@@ -211,9 +230,13 @@ def _floats(name: str, x: Any) -> Floats:
         array = np.asarray(x)
         if np.iscomplexobj(array):
             raise TypeError("complex numbers")
-        return array.astype(np.float64)  # a copy: what the statistics keep must not change with the caller's array
+        return array.astype(
+            np.float64
+        )  # a copy: what the statistics keep must not change with the caller's array
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of numbers; got {type(x).__name__} ({error})") from None
+        raise TypeError(
+            f"{name} must be an array of numbers; got {type(x).__name__} ({error})"
+        ) from None
 
 
 def _log_weights(weights: ArrayLike) -> Floats:
@@ -246,7 +269,9 @@ def precisions_cholesky(covariances: Floats, covariance_type: str) -> Floats:
         bad = ~(np.isfinite(covariances) & (covariances > 0))
         if bad.any():
             where = int(np.argwhere(bad)[0][0])
-            raise ValueError(f"covariances must be finite and > 0; those of component {where} are not")
+            raise ValueError(
+                f"covariances must be finite and > 0; those of component {where} are not"
+            )
         return 1 / np.sqrt(covariances)
     stack = covariances.reshape(-1, *covariances.shape[-2:])
     scale = abs(stack).max(axis=(1, 2), initial=0)
@@ -274,12 +299,19 @@ def gaussian_parameters(
     components = len(log_weights)
     m, s = _floats("means", means), _floats("covariances", covariances)
     if m.shape != (components, size) or not np.isfinite(m).all():
-        raise ValueError(f"means must be finite with shape [K, D] = ({components}, {size}); got shape {m.shape}")
+        raise ValueError(
+            f"means must be finite with shape [K, D] = ({components}, {size}); got shape {m.shape}"
+        )
     expected = covariance_shape(covariance_type, components, size)
     if s.shape != expected:
-        raise ValueError(f"covariances must have shape {expected} for {covariance_type!r}; got {s.shape}")
+        raise ValueError(
+            f"covariances must have shape {expected} for {covariance_type!r}; got {s.shape}"
+        )
     gaussian = model.GaussianColumns(
-        np.arange(size), covariance_type, np.ascontiguousarray(m), precisions_cholesky(s, covariance_type)
+        np.arange(size),
+        covariance_type,
+        np.ascontiguousarray(m),
+        precisions_cholesky(s, covariance_type),
     )
     return model.Parameters(log_weights, gaussian, model.no_canonical(components))
 
@@ -291,7 +323,9 @@ def mixed_parameters(
     log_weights = _log_weights(weights)
     components = len(log_weights)
     if isinstance(families, str):
-        raise TypeError(f"families must be a sequence of one name for each column of X; got the string {families!r}")
+        raise TypeError(
+            f"families must be a sequence of one name for each column of X; got the string {families!r}"
+        )
     families = list(families)
     if len(families) != size or len(parameters) != size:
         raise ValueError(
@@ -341,8 +375,14 @@ def _gaussian_column(i: int, parameter: Any, components: int) -> tuple[Floats, F
     whole = isinstance(parameter, Sequence) or getattr(parameter, "ndim", 0) > 0
     pair = list(parameter) if whole else []
     arrays = [_floats(f"parameters[{i}]", x) for x in pair]
-    if [x.shape for x in arrays] != [(components,)] * 2 or not np.isfinite(arrays).all() or not (arrays[1] > 0).all():
-        raise ValueError(f"parameters[{i}] must be finite means and variances > 0, two arrays of shape ({components},)")
+    if (
+        [x.shape for x in arrays] != [(components,)] * 2
+        or not np.isfinite(arrays).all()
+        or not (arrays[1] > 0).all()
+    ):
+        raise ValueError(
+            f"parameters[{i}] must be finite means and variances > 0, two arrays of shape ({components},)"
+        )
     return arrays[0], arrays[1]
 
 
@@ -353,9 +393,13 @@ def _check_mean(i: int, family: str, mean: Floats, components: int) -> None:
     else:
         fits, shape = mean.shape == (components,), f"({components},)"
     if not fits:
-        raise ValueError(f"parameters[{i}] must have shape {shape} for {family!r}; got {mean.shape}")
+        raise ValueError(
+            f"parameters[{i}] must have shape {shape} for {family!r}; got {mean.shape}"
+        )
     least, greatest = 0.0, np.inf if family == "poisson" else 1.0
     sums = family != "categorical" or bool((abs(mean.sum(axis=1) - 1) <= 1e-6).all())
     if not ((mean >= least) & (mean <= greatest) & np.isfinite(mean)).all() or not sums:
-        what = "rates >= 0" if family == "poisson" else "probabilities" + ("" if sums else " of sum 1")
+        what = (
+            "rates >= 0" if family == "poisson" else "probabilities" + ("" if sums else " of sum 1")
+        )
         raise ValueError(f"parameters[{i}] must be {what} for {family!r}")

@@ -1,4 +1,6 @@
-"""Noise stream v1: standard normals and uniforms that depend on the seed and the position, and on nothing else."""
+"""Noise stream v1: standard normals and uniforms that depend on the seed and the position, and on
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,15 @@ def normal(
 ) -> Tensor:
     """Standard normals from noise stream v1.
 
-    Element i (row-major) is element ``offset + i`` of the seed's stream: the same bits on every device, for every
-    SIMD width, number of threads and way of splitting the call. ``normal(n, ...)`` equals the concatenation of
-    ``normal(k, ...)`` and ``normal(n - k, ..., offset=offset + k)``. Box-Muller over Philox4x32-10, in float32;
-    ``|value| <= 6.76``.
+    Element i (row-major) is element ``offset + i`` of the seed's stream: the same bits on every
+    device, for every SIMD width, number of threads and way of splitting the call. ``normal(n,
+    ...)`` equals the concatenation of ``normal(k, ...)`` and ``normal(n - k, ..., offset=offset +
+    k)``. Box-Muller over Philox4x32-10, in float32; ``|value| <= 6.76``.
 
-    Args:
-        shape: the shape of the result, an int or a sequence of ints.
-        seed: an int in [0, 2^63), a 0-d int64 tensor, or None to draw one from torch's default CPU generator.
-        offset: the first element's place in the stream, an int >= 0.
-        dtype: float32, or another floating dtype that the float32 values are converted to.
-        device: where the result lives.
+    Args: shape: the shape of the result, an int or a sequence of ints. seed: an int in [0, 2^63), a
+        0-d int64 tensor, or None to draw one from torch's default CPU generator. offset: the first
+        element's place in the stream, an int >= 0. dtype: float32, or another floating dtype that
+        the float32 values are converted to. device: where the result lives.
 
     Returns:
         A tensor of that shape, without gradient.
@@ -44,7 +44,8 @@ def normal(
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
 
-    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11; Box and Muller (1958).
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11; Box and Muller
+        (1958).
 
     """
     return _noise("normal", shape, seed, offset, dtype, device)
@@ -60,14 +61,13 @@ def uniform(
 ) -> Tensor:
     """Uniforms on the open interval (0, 1) from noise stream v1, substream 1.
 
-    As `normal`; the float32 values lie in [2^-33, 1 - 2^-24]. Conversion to half precision can round up to 1.
+    As `normal`; the float32 values lie in [2^-33, 1 - 2^-24]. Conversion to half precision can
+    round up to 1.
 
-    Args:
-        shape: the shape of the result, an int or a sequence of ints.
-        seed: an int in [0, 2^63), a 0-d int64 tensor, or None to draw one from torch's default CPU generator.
-        offset: the first element's place in the stream, an int >= 0.
-        dtype: float32, or another floating dtype that the float32 values are converted to.
-        device: where the result lives.
+    Args: shape: the shape of the result, an int or a sequence of ints. seed: an int in [0, 2^63), a
+        0-d int64 tensor, or None to draw one from torch's default CPU generator. offset: the first
+        element's place in the stream, an int >= 0. dtype: float32, or another floating dtype that
+        the float32 values are converted to. device: where the result lives.
 
     Returns:
         A tensor of that shape, without gradient.

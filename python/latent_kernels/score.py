@@ -2,8 +2,8 @@
 
     grad E_q f(z) = E_q [(f(z) - b) grad log q(z)]        for any b that does not depend on z
 
-Everything is one fused pass over z [S, ..., D]; the scores are never stored, and z itself need not be: given the
-seed that drew it, it is drawn again.
+Everything is one fused pass over z [S, ..., D]; the scores are never stored, and z itself need not
+be: given the seed that drew it, it is drawn again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from latent_kernels._eager import as_int, as_seeds, plain
 from latent_kernels._ops import call
 from latent_kernels.families import Bernoulli, Family
 from latent_kernels.kernels.score import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.score.autograd import apply_expectation, call_gradient, canonical, run_gradient
+from latent_kernels.kernels.score.autograd import (
+    apply_expectation,
+    call_gradient,
+    canonical,
+    run_gradient,
+)
 from latent_kernels.kernels.score.problem import Problem
 
 Tensor = torch.Tensor
@@ -41,24 +46,27 @@ def score_function_expectation(
         \hat f = \frac1S \sum_s f(z_s), \qquad
         \nabla \approx \frac1S \sum_s (f(z_s) - b_s)\, \nabla \log q(z_s)
 
-    Backward puts the second into q's parameters, with values detached in it, and the ordinary mean gradient into
-    `values`, for parameters of a model that they depend on. In an ELBO, values = log p(x, z) - log q(z): detach
-    log q there. Its own gradient has mean zero, so that leaving it in stays unbiased, but noisier.
+    Backward puts the second into q's parameters, with values detached in it, and the ordinary mean
+    gradient into `values`, for parameters of a model that they depend on. In an ELBO, values = log
+    p(x, z) - log q(z): detach log q there. Its own gradient has mean zero, so that leaving it in
+    stays unbiased, but noisier.
 
     Control variates, b_s:
 
     - "none": 0.
     - "leave_one_out": the mean of the other values (the default; needs S >= 2).
-    - "optimal": for each parameter the coefficient of least variance, a = sum f s^2 / sum s^2 over the samples
-      outside the fold of s, so that the estimator stays unbiased. Better than leave-one-out for many samples, not
-      always for few. Needs S >= folds.
-    - a tensor: a baseline of your own, broadcast to the shape of values; detached. It must not depend on z_s.
+    - "optimal": for each parameter the coefficient of least variance, a = sum f s^2 / sum s^2 over
+      the samples outside the fold of s, so that the estimator stays unbiased. Better than
+      leave-one-out for many samples, not always for few. Needs S >= folds.
+    - a tensor: a baseline of your own, broadcast to the shape of values; detached. It must not
+      depend on z_s.
 
-    Args:
-        q: the family that z was drawn from.
-        values: f(z), [S, ...] with q's batch shape, or [S, ..., D]: a term for each latent dimension, which then alone
-            weighs the scores of that dimension (Rao-Blackwellised: f_d need only hold what depends on z_d).
-        z: samples [S, ..., D] without gradient, or None: then `seed` and `offset` say which q.sample drew.
+    Args: q: the family that z was drawn from. values: f(z), [S, ...] with q's batch shape, or [S,
+        ..., D]: a term for each latent dimension, which then alone
+            weighs the scores of that dimension (Rao-Blackwellised: f_d need only hold what depends
+            on z_d).
+        z: samples [S, ..., D] without gradient, or None: then `seed` and `offset` say which
+            q.sample drew.
         seed: the int or 0-d int64 tensor that z was drawn with, where z is not given.
         offset: the first element's place in the noise stream, where z is not given.
         control_variate: see above.
@@ -67,13 +75,13 @@ def score_function_expectation(
     Returns:
         The mean of values over S, [...] or [..., D]; float32 for half-precision values.
 
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong. Samples outside q's support are found where z is
+    Raises: TypeError, ValueError: naming the argument that is wrong. Samples outside q's support
+        are found where z is
             read: in backward. On a GPU such rows give NaN instead.
 
-    Source: Paisley, Blei and Jordan, "Variational Bayesian inference with stochastic search" (2012); Ranganath, Gerrish
-    and Blei, "Black box variational inference" (2014); Kool, van Hoof and Welling, "Buy 4 REINFORCE samples, get a
-    baseline for free!" (2019).
+    Source: Paisley, Blei and Jordan, "Variational Bayesian inference with stochastic search"
+    (2012); Ranganath, Gerrish and Blei, "Black box variational inference" (2014); Kool, van Hoof
+    and Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019).
 
     """
     problem, z, baseline, seed = _checked(q, values, z, seed, offset, control_variate, folds)
@@ -91,22 +99,21 @@ def score_function_gradient(
     folds: int = 2,
     return_variance: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The gradient of E_q f(z) itself, without autograd; see `score_function_expectation` for the arguments.
+    """The gradient of E_q f(z) itself, without autograd; see `score_function_expectation` for the
+    arguments.
 
-    Args:
-        q: the family that z was drawn from.
-        values: f(z), [S, ...] or [S, ..., D].
-        z: samples [S, ..., D], or None where `seed` says which q.sample drew.
-        seed: the int or 0-d int64 tensor that z was drawn with, where z is not given.
-        offset: the first element's place in the noise stream, where z is not given.
-        control_variate: "none", "leave_one_out", "optimal" or a baseline.
-        folds: of "optimal".
-        return_variance: also return the variance of each gradient, estimated from the samples: the sample variance of
-            the S terms, over S. Unbiased for "none" and a baseline, consistent for the others; NaN where S is 1.
+    Args: q: the family that z was drawn from. values: f(z), [S, ...] or [S, ..., D]. z: samples [S,
+        ..., D], or None where `seed` says which q.sample drew. seed: the int or 0-d int64 tensor
+        that z was drawn with, where z is not given. offset: the first element's place in the noise
+        stream, where z is not given. control_variate: "none", "leave_one_out", "optimal" or a
+        baseline. folds: of "optimal". return_variance: also return the variance of each gradient,
+        estimated from the samples: the sample variance of
+            the S terms, over S. Unbiased for "none" and a baseline, consistent for the others; NaN
+            where S is 1.
 
-    Returns:
-        The gradient of each of q's parameters, in their order and shape; with `return_variance`, (gradients,
-        variances), two such tuples, the variances in float32 for half-precision parameters.
+    Returns: The gradient of each of q's parameters, in their order and shape; with
+        `return_variance`, (gradients, variances), two such tuples, the variances in float32 for
+        half-precision parameters.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -116,30 +123,32 @@ def score_function_gradient(
     return _gradient(problem, q, values, z, baseline, seed, offset, return_variance)
 
 
-def disarm(q: Bernoulli, values: Tensor, z: Tensor | None = None, *, seed: Seed = None, offset: int = 0) -> Tensor:
-    r"""The mean of `values` over antithetic pairs of a Bernoulli, whose gradient is the DisARM estimator.
+def disarm(
+    q: Bernoulli, values: Tensor, z: Tensor | None = None, *, seed: Seed = None, offset: int = 0
+) -> Tensor:
+    r"""The mean of `values` over antithetic pairs of a Bernoulli, whose gradient is the DisARM
+    estimator.
 
     .. math::
         \nabla_l \approx \frac1S \sum_s \tfrac12 (f(z_s) - f(z'_s)) (z_s - z'_s)\, \sigma(|l|)
 
-    Unbiased; each pair costs two evaluations of f, and its samples come from one uniform. Where z = z' in a dimension,
-    that dimension's gradient is 0.
+    Unbiased; each pair costs two evaluations of f, and its samples come from one uniform. Where z =
+    z' in a dimension, that dimension's gradient is 0.
 
-    Args:
-        q: the Bernoulli that the pairs were drawn from.
-        values: f of both samples, [2, S, ...] with q's batch shape, or [2, S, ..., D].
-        z: pairs [2, S, ..., D] of `q.sample_antithetic`, or None: then `seed` and `offset` say which it drew.
-        seed: the int or 0-d int64 tensor that the pairs were drawn with, where z is not given.
-        offset: the first element's place in the noise stream, where z is not given.
+    Args: q: the Bernoulli that the pairs were drawn from. values: f of both samples, [2, S, ...]
+        with q's batch shape, or [2, S, ..., D]. z: pairs [2, S, ..., D] of `q.sample_antithetic`,
+        or None: then `seed` and `offset` say which it drew. seed: the int or 0-d int64 tensor that
+        the pairs were drawn with, where z is not given. offset: the first element's place in the
+        noise stream, where z is not given.
 
-    Returns:
-        The mean of values over both samples of all pairs, [...] or [..., D]; float32 for half-precision values.
+    Returns: The mean of values over both samples of all pairs, [...] or [..., D]; float32 for
+        half-precision values.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong; see `score_function_expectation`.
 
-    Source: Dong, Mnih and Tucker, "DisARM: an antithetic gradient estimator for binary latent variables" (2020),
-    equation 6; the same estimator as U2G of Yin, Ho, Yan, Qian and Zhou (2020).
+    Source: Dong, Mnih and Tucker, "DisARM: an antithetic gradient estimator for binary latent
+    variables" (2020), equation 6; the same estimator as U2G of Yin, Ho, Yan, Qian and Zhou (2020).
 
     """
     problem, z, seed = _checked_pairs(q, values, z, seed, offset)
@@ -157,13 +166,11 @@ def disarm_gradient(
 ) -> tuple[Tensor, ...]:
     """The DisARM gradient itself, without autograd; see `disarm` for the arguments.
 
-    Args:
-        q: the Bernoulli that the pairs were drawn from.
-        values: f of both samples, [2, S, ...] or [2, S, ..., D].
-        z: pairs [2, S, ..., D], or None where `seed` says which.
-        seed: the int or 0-d int64 tensor that the pairs were drawn with, where z is not given.
-        offset: the first element's place in the noise stream, where z is not given.
-        return_variance: also return the gradient's variance: that of the S pairs' terms, over S; NaN where S is 1.
+    Args: q: the Bernoulli that the pairs were drawn from. values: f of both samples, [2, S, ...] or
+        [2, S, ..., D]. z: pairs [2, S, ..., D], or None where `seed` says which. seed: the int or
+        0-d int64 tensor that the pairs were drawn with, where z is not given. offset: the first
+        element's place in the noise stream, where z is not given. return_variance: also return the
+        gradient's variance: that of the S pairs' terms, over S; NaN where S is 1.
 
     Returns:
         (gradient,) in the logits' shape; with `return_variance`, ((gradient,), (variance,)).
@@ -176,7 +183,7 @@ def disarm_gradient(
     return _gradient(problem, q, values, z, None, seed, offset, return_variance)
 
 
-# --- checks -----------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def _checked(
@@ -190,7 +197,9 @@ def _checked(
 ) -> tuple[Problem, Tensor | None, Tensor | None, int | Tensor]:
     """The problem, z as the kernels take it, the baseline and the seed."""
     if not isinstance(q, Family):
-        raise TypeError(f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}")
+        raise TypeError(
+            f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
+        )
     samples, per_element = _value_shape(q, values, ("S",))
     z, seed = _samples(q, z, seed, offset, (samples,))
     baseline = None
@@ -225,7 +234,9 @@ def _checked_pairs(
     q: Bernoulli, values: Tensor, z: Tensor | None, seed: Seed, offset: int
 ) -> tuple[Problem, Tensor | None, int | Tensor]:
     if not isinstance(q, Bernoulli):
-        raise TypeError(f"q must be a Bernoulli: DisARM is for binary variables; got {type(q).__name__}")
+        raise TypeError(
+            f"q must be a Bernoulli: DisARM is for binary variables; got {type(q).__name__}"
+        )
     samples, per_element = _value_shape(q, values, ("2", "S"))
     z, seed = _samples(q, z, seed, offset, (2, samples))
     rows = math.prod(q.batch_shape)
@@ -237,7 +248,11 @@ def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[i
     _checks.float_tensor("values", values)
     before, batch = len(leading), q.batch_shape
     after = tuple(values.shape[before:])
-    if values.dim() < before or after not in (batch, (*batch, q.cols)) or (before == 2 and values.size(0) != 2):
+    if (
+        values.dim() < before
+        or after not in (batch, (*batch, q.cols))
+        or (before == 2 and values.size(0) != 2)
+    ):
         names = ", ".join(leading)
         wanted = f"[{names}, *{batch}] or [{names}, *{(*batch, q.cols)}]"
         raise ValueError(f"values must have shape {wanted}, as q has; got {tuple(values.shape)}")
@@ -256,16 +271,24 @@ def _samples(
     shape = (*leading, *q.batch_shape, q.cols)
     if z is None:
         if seed is None:
-            raise ValueError("z or seed must be given: the samples that values were computed at, or the seed they had")
+            raise ValueError(
+                "z or seed must be given: the samples that values were computed at, or the seed they had"
+            )
         _checks.stream(seed, offset, math.prod(shape[-len(shape) + len(leading) - 1 :]), q.device)
         return None, seed
     if seed is not None:
-        raise ValueError("z and seed are both given; one of them says which samples values were computed at")
+        raise ValueError(
+            "z and seed are both given; one of them says which samples values were computed at"
+        )
     z = q._samples_of(z)
     if tuple(z.shape) != shape:
-        raise ValueError(f"z must have shape {shape}, with as many samples as values; got {tuple(z.shape)}")
+        raise ValueError(
+            f"z must have shape {shape}, with as many samples as values; got {tuple(z.shape)}"
+        )
     if z.requires_grad:
-        raise ValueError("z must not require grad: the estimator takes no gradient through samples; pass z.detach()")
+        raise ValueError(
+            "z must not require grad: the estimator takes no gradient through samples; pass z.detach()"
+        )
     return z, 0
 
 
@@ -280,7 +303,7 @@ def _baseline(baseline: Tensor, values: Tensor) -> Tensor:
     return whole[0] if one else whole
 
 
-# --- the two ways to the kernels --------------------------------------------------------------------------------
+# --- the two ways to the kernels ------------------------------------------------------------------
 
 
 def _parameters(q: Family) -> tuple[Tensor, Tensor | None]:
@@ -298,12 +321,18 @@ def _expectation(
 ) -> Tensor:
     first, second = _parameters(q)
     if plain(first, second, values, z, baseline, seed if isinstance(seed, Tensor) else None):
-        out: Tensor = apply_expectation(first, second, values, z, baseline, (problem, as_int(seed, q.device), offset))
+        out: Tensor = apply_expectation(
+            first, second, values, z, baseline, (problem, as_int(seed, q.device), offset)
+        )
         return out
-    first_, second_, z_, values_, baseline_, _ = canonical(problem, first, second, z, values, baseline, None)
+    first_, second_, z_, values_, baseline_, _ = canonical(
+        problem, first, second, z, values, baseline, None
+    )
     choices = (problem.family, problem.control, problem.folds)
     seeds = as_seeds(seed, q.device)
-    out = call("score_expectation", *choices, first_, second_, z_, seeds, offset, values_, baseline_)
+    out = call(
+        "score_expectation", *choices, first_, second_, z_, seeds, offset, values_, baseline_
+    )
     return out.reshape(values.shape[2 if problem.family == "antithetic" else 1 :])
 
 
@@ -321,7 +350,15 @@ def _gradient(
     if plain(first, second, values, z, baseline, seed if isinstance(seed, Tensor) else None):
         with torch.no_grad():
             found, variances = run_gradient(
-                problem, q.parameters, z, as_int(seed, q.device), offset, values, baseline, None, return_variance
+                problem,
+                q.parameters,
+                z,
+                as_int(seed, q.device),
+                offset,
+                values,
+                baseline,
+                None,
+                return_variance,
             )
         return found if variances is None else (found, variances)  # type: ignore[return-value]
     shaped = canonical(problem, first, second, z, values, baseline, None)

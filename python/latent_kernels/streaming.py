@@ -1,7 +1,8 @@
-"""The importance-weighted bound of any number of samples in the memory of a few: evaluated chunk by chunk, twice.
+"""The importance-weighted bound of any number of samples in the memory of a few: evaluated chunk by
+chunk, twice.
 
-Forward keeps each row's largest log-weight and one sum, and forgets the chunk. Backward draws each chunk again from the
-seed, evaluates it again, and adds its gradients to those of the chunks before.
+Forward keeps each row's largest log-weight and one sum, and forgets the chunk. Backward draws each
+chunk again from the seed, evaluates it again, and adds its gradients to those of the chunks before.
 """
 
 from __future__ import annotations
@@ -49,49 +50,52 @@ def streamed_bound(
     .. code-block:: python
 
         z, log_q = q.rsample_log_prob(num_samples, seed=seed, path_derivative=estimator != "iwae")
-        importance_bound(log_joint(z) - log_q, estimator=estimator, z=z if estimator == "dreg" else None)
+        importance_bound(log_joint(z) - log_q, estimator=estimator, z=z if estimator == "dreg" else
+        None)
 
-    to rounding, with the very same noise for every chunk size. Forward keeps [...] values, not even log w; backward
-    replays: it draws and evaluates each chunk again, and sums the gradients. So log_joint runs twice over S samples,
-    forward and backward (three units of work become four), and once with its graph, a chunk at a time. Small chunks
-    take less memory and stay in cache, large ones spread the cost of a call: the default suits a decoder on a CPU, and
-    GPUs take more.
+    to rounding, with the very same noise for every chunk size. Forward keeps [...] values, not even
+    log w; backward replays: it draws and evaluates each chunk again, and sums the gradients. So
+    log_joint runs twice over S samples, forward and backward (three units of work become four), and
+    once with its graph, a chunk at a time. Small chunks take less memory and stay in cache, large
+    ones spread the cost of a call: the default suits a decoder on a CPU, and GPUs take more.
 
     What a replay asks of log_joint:
 
-    - It gives the same for the same z. Autocast is as in forward, and so are torch's default random generators
-      (dropout) of the CPU and of the GPUs that q and params are on; nothing else is put back. What log_joint changes,
-      it changes twice: running statistics of BatchNorm in train mode, for one, move in forward and in backward.
-    - Every tensor that requires grad and that it reads is in `params`: the very tensor that it reads, so that one
-      computed outside is listed itself, not what it was computed from. Forward evaluates its first chunk with a graph
-      to see that none is missing. q's mean and logvar need not be listed.
+    - It gives the same for the same z. Autocast is as in forward, and so are torch's default random
+      generators (dropout) of the CPU and of the GPUs that q and params are on; nothing else is put
+      back. What log_joint changes, it changes twice: running statistics of BatchNorm in train mode,
+      for one, move in forward and in backward.
+    - Every tensor that requires grad and that it reads is in `params`: the very tensor that it
+      reads, so that one computed outside is listed itself, not what it was computed from. Forward
+      evaluates its first chunk with a graph to see that none is missing. q's mean and logvar need
+      not be listed.
     - None of `params` is changed between forward and backward; torch's version counters tell.
 
-    Second derivatives are not implemented and raise; so do torch.func's transformations. torch.compile leaves its
-    graph for the call (log_joint may call compiled functions itself), so that fullgraph=True raises.
+    Second derivatives are not implemented and raise; so do torch.func's transformations.
+    torch.compile leaves its graph for the call (log_joint may call compiled functions itself), so
+    that fullgraph=True raises.
 
-    Args:
-        q: mean and logvar [..., D]: leaves, or computed, by an encoder for example.
-        log_joint: takes z [c, ..., D], c <= chunk, to log p(x, z) [c, ...] of a floating dtype.
-        num_samples: S >= 1.
-        chunk: how many samples are evaluated together.
-        params: the tensors beside z that log_joint's gradients go to; those it does not read get None.
-        estimator: "iwae", "stl" or "dreg", as `importance_bound` explains.
-        seed: an int in [0, 2^63), a 0-d int64 tensor on the device of q, or None to draw one.
+    Args: q: mean and logvar [..., D]: leaves, or computed, by an encoder for example. log_joint:
+        takes z [c, ..., D], c <= chunk, to log p(x, z) [c, ...] of a floating dtype. num_samples: S
+        >= 1. chunk: how many samples are evaluated together. params: the tensors beside z that
+        log_joint's gradients go to; those it does not read get None. estimator: "iwae", "stl" or
+        "dreg", as `importance_bound` explains. seed: an int in [0, 2^63), a 0-d int64 tensor on the
+        device of q, or None to draw one.
 
-    Returns:
-        The bound [...] in nats, in the dtype of log w = log_joint(z) - log q(z), where log q is float32 for half
-        precision. NaN where a log-weight is NaN; -inf where all weights are zero, with a gradient of NaN.
+    Returns: The bound [...] in nats, in the dtype of log w = log_joint(z) - log q(z), where log q
+        is float32 for half precision. NaN where a log-weight is NaN; -inf where all weights are
+        zero, with a gradient of NaN.
 
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong, or what log_joint returned.
-        RuntimeError: log_joint reads a tensor that params lack, or one of params that has hooks or was computed from
-            another that it reads; at the call or, where chunks differ, in backward. One of params was changed in place
-            before backward.
+    Raises: TypeError, ValueError: naming the argument that is wrong, or what log_joint returned.
+        RuntimeError: log_joint reads a tensor that params lack, or one of params that has hooks or
+        was computed from
+            another that it reads; at the call or, where chunks differ, in backward. One of params
+            was changed in place before backward.
 
-    Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8; Milakov and
-    Gimelshein, "Online normalizer calculation for softmax" (2018), for the sums; Chen, Xu, Zhang and Guestrin,
-    "Training deep nets with sublinear memory cost" (2016), for evaluating again in place of keeping.
+    Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8;
+    Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the sums; Chen,
+    Xu, Zhang and Guestrin, "Training deep nets with sublinear memory cost" (2016), for evaluating
+    again in place of keeping.
 
     """
     if (
@@ -201,7 +205,8 @@ class _StreamedBound(torch.autograd.Function):
         surroundings.end()
         ctx.stream, ctx.surroundings = stream, surroundings
         ctx.save_for_backward(mean, logvar, *params, sums)
-        # The largest bound of a chunk is inf where the whole is, and NaN where that is: the total is NaN for both.
+        # The largest bound of a chunk is inf where the whole is, and NaN where that is: the total
+        # is NaN for both.
         bound = sums[0] + (torch.log(sums[1]) - math.log(stream.samples))
         return torch.where(value == math.inf, math.inf, bound)
 
@@ -214,7 +219,8 @@ class _StreamedBound(torch.autograd.Function):
             for start in ctx.stream.starts():
                 for place, g in _chunk_gradients(ctx, tensors, start, sums, gradient):
                     so_far = held[place]
-                    # A copy: several gradients may be one tensor. Wide, since a sum of many halves is no half's.
+                    # A copy: several gradients may be one tensor. Wide, since a sum of many halves
+                    # is no half's.
                     held[place] = (
                         g.to(row_dtype(g.dtype), copy=True) if so_far is None else so_far.add_(g)
                     )
@@ -228,7 +234,9 @@ class _StreamedBound(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """(count, `count` gradients, all that they depend on) -> the gradients, which have none themselves."""
+    """(count, `count` gradients, all that they depend on) -> the gradients, which have none
+    themselves.
+    """
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -261,7 +269,9 @@ def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor,
 def _chunk_gradients(
     ctx: Any, tensors: Sequence[Tensor], start: int, sums: Tensor, gradient: Tensor
 ) -> list[tuple[int, Tensor]]:
-    """One chunk's gradients, each with the place of its input; a function of its own, so that its graph ends here."""
+    """One chunk's gradients, each with the place of its input; a function of its own, so that its
+    graph ends here.
+    """
     stream, needs = ctx.stream, ctx.needs_input_grad[1:]
     with torch.enable_grad():
         own = [x.detach().requires_grad_(need) for x, need in zip(tensors[:2], needs, strict=False)]

@@ -1,4 +1,6 @@
-"""What an E-step leaves of the data: sums, which add over shards, move to another anchor, and give the M-step."""
+"""What an E-step leaves of the data: sums, which add over shards, move to another anchor, and give
+the M-step.
+"""
 
 from __future__ import annotations
 
@@ -25,30 +27,34 @@ class GaussianParameters(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SufficientStatistics:
-    """The expected sufficient statistics of a mixture, from `gaussian_e_step` or `exponential_family_e_step`.
+    """The expected sufficient statistics of a mixture, from `gaussian_e_step` or
+    `exponential_family_e_step`.
 
-    With responsibilities r_ik (times the sample weights) and one anchor a_k for each component, the previous mean:
+    With responsibilities r_ik (times the sample weights) and one anchor a_k for each component, the
+    previous mean:
 
         counts N_k = sum_i r_ik,   first = sum_i r_ik (x_i - a_k),   second = sum_i r_ik (x_i - a_k)(x_i - a_k)^T
 
-    Sums about an anchor near the data keep their digits where E[x^2] - E[x]^2 has none left. They are float64.
+    Sums about an anchor near the data keep their digits where E[x^2] - E[x]^2 has none left. They
+    are float64.
 
-    Args:
-        covariance_type: "full", "tied", "diag" or "spherical".
-        log_likelihood: sum_i w_i log p(x_i), in nats, of the parameters that the E-step was given.
-        total_weight: sum of the sample weights.
-        counts: [K].
-        observed: [K, D], the weight of the rows in which a column is there; the counts where nothing is missing, and
+    Args: covariance_type: "full", "tied", "diag" or "spherical". log_likelihood: sum_i w_i log
+        p(x_i), in nats, of the parameters that the E-step was given. total_weight: sum of the
+        sample weights. counts: [K]. observed: [K, D], the weight of the rows in which a column is
+        there; the counts where nothing is missing, and
             for "full" and "tied", whose sums are completed by their expectations.
         anchor: [K, D].
         first: [K, D].
-        second: [K, D, D] full, [D, D] tied (summed over components), [K, D] diag and spherical (the squares alone).
-        features: [K, F], sum_i r_ik phi(x_i) over the columns of other families (F = 0: there are none).
+        second: [K, D, D] full, [D, D] tied (summed over components), [K, D] diag and spherical (the
+            squares alone).
+        features: [K, F], sum_i r_ik phi(x_i) over the columns of other families (F = 0: there are
+            none).
         features_observed: [K, C], the weight of the rows in which such a column is there.
-        feature_starts: [C + 1], the features of column c are feature_starts[c]:feature_starts[c + 1].
+        feature_starts: [C + 1], the features of column c are feature_starts[c]:feature_starts[c +
+            1].
 
-    `a + b` is the statistics of both sets of rows and needs the same anchors; `a.about(b.anchor) + b` always works.
-    `a * c` weights every row by c. All are exact up to float64 rounding.
+    `a + b` is the statistics of both sets of rows and needs the same anchors; `a.about(b.anchor) +
+    b` always works. `a * c` weights every row by c. All are exact up to float64 rounding.
 
     """
 
@@ -69,7 +75,9 @@ class SufficientStatistics:
             return NotImplemented
         if self.covariance_type != other.covariance_type:
             kinds = f"{self.covariance_type!r} and {other.covariance_type!r}"
-            raise ValueError(f"statistics can be added only where covariance_type is the same; got {kinds}")
+            raise ValueError(
+                f"statistics can be added only where covariance_type is the same; got {kinds}"
+            )
         if self._shapes() != other._shapes():
             raise ValueError(
                 f"statistics must have the same shapes to be added; got {self._shapes()}, {other._shapes()}"
@@ -79,7 +87,9 @@ class SufficientStatistics:
                 f"statistics must have the same features; they start at {self._starts()}, {other._starts()}"
             )
         if not np.array_equal(self.anchor, other.anchor):
-            raise ValueError("statistics can be added only about one anchor; move one of them: a.about(b.anchor) + b")
+            raise ValueError(
+                "statistics can be added only about one anchor; move one of them: a.about(b.anchor) + b"
+            )
         return self.from_vector(self.to_vector() + other.to_vector())
 
     def __mul__(self, factor: float) -> SufficientStatistics:
@@ -95,17 +105,30 @@ class SufficientStatistics:
         return starts
 
     def _arrays(self) -> list[Floats]:
-        return [self.counts, self.observed, self.first, self.second, self.features, self.features_observed]
+        return [
+            self.counts,
+            self.observed,
+            self.first,
+            self.second,
+            self.features,
+            self.features_observed,
+        ]
 
     def to_vector(self) -> Floats:
-        """Every sum in one vector, without the anchor: adding vectors adds statistics about one anchor."""
-        return np.concatenate([[self.log_likelihood, self.total_weight], *(x.ravel() for x in self._arrays())])
+        """Every sum in one vector, without the anchor: adding vectors adds statistics about one
+        anchor.
+        """
+        return np.concatenate(
+            [[self.log_likelihood, self.total_weight], *(x.ravel() for x in self._arrays())]
+        )
 
     def from_vector(self, vector: Floats) -> SufficientStatistics:
         """Statistics of this one's shapes and anchor with the sums of `vector`."""
         vector = np.array(vector, dtype=np.float64)
         if vector.shape != (2 + sum(x.size for x in self._arrays()),):
-            raise ValueError(f"vector must have the length of to_vector(); got shape {vector.shape}")
+            raise ValueError(
+                f"vector must have the length of to_vector(); got shape {vector.shape}"
+            )
         arrays, at = [], 2
         for x in self._arrays():
             arrays.append(vector[at : at + x.size].reshape(x.shape))
@@ -132,19 +155,24 @@ class SufficientStatistics:
         """
         anchor = np.array(anchor, dtype=np.float64)
         if anchor.shape != self.anchor.shape or not np.isfinite(anchor).all():
-            raise ValueError(f"anchor must be finite with shape {self.anchor.shape}; got shape {anchor.shape}")
+            raise ValueError(
+                f"anchor must be finite with shape {self.anchor.shape}; got shape {anchor.shape}"
+            )
         b = anchor - self.anchor
         first = self.first - b * self.observed
         if self.covariance_type in ("diag", "spherical"):
             second = self.second - b * (self.first + first)
         else:  # (x - a - b)(x - a - b)^T = (x - a)(x - a)^T - b (x - a)^T - (x - a - b) b^T
             change = b[:, :, None] * self.first[:, None, :] + first[:, :, None] * b[:, None, :]
-            second = self.second - (change.sum(axis=0) if self.covariance_type == "tied" else change)
+            second = self.second - (
+                change.sum(axis=0) if self.covariance_type == "tied" else change
+            )
             second = 0.5 * (second + second.swapaxes(-1, -2))  # rounding is not symmetric
         return replace(self, anchor=anchor, first=first, second=second)
 
     def mean_parameters(self) -> Floats:
-        """The mean of every feature in every component [K, F]: the M-step of the columns of other families.
+        """The mean of every feature in every component [K, F]: the M-step of the columns of other
+        families.
 
         NaN where the column is missing in every row of a component.
         """
@@ -152,19 +180,22 @@ class SufficientStatistics:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.features / self.features_observed[:, column]
 
-    def m_step(self, *, reg_covar: float = 0.0, covariances: ArrayLike | None = None) -> GaussianParameters:
-        """The parameters that maximize the expected log-likelihood, from the statistics of the Gaussian columns.
+    def m_step(
+        self, *, reg_covar: float = 0.0, covariances: ArrayLike | None = None
+    ) -> GaussianParameters:
+        """The parameters that maximize the expected log-likelihood, from the statistics of the
+        Gaussian columns.
 
-        weights = N_k / sum N, means = a_k + first / N_k, covariances = second / N_k less the square of the change of
-        the mean, plus reg_covar on the diagonal. With missing values N_k is `observed` of the column.
+        weights = N_k / sum N, means = a_k + first / N_k, covariances = second / N_k less the square
+        of the change of the mean, plus reg_covar on the diagonal. With missing values N_k is
+        `observed` of the column.
 
-        Args:
-            reg_covar: added to every variance; >= 0.
-            covariances: the previous ones. A component without weight (or a column missing in all its rows) has no
+        Args: reg_covar: added to every variance; >= 0. covariances: the previous ones. A component
+            without weight (or a column missing in all its rows) has no
                 estimate: it keeps its anchor as its mean and these, as they are.
 
-        Raises:
-            ValueError: a component has no weight and covariances is not given ("tied" needs none); a covariance is not
+        Raises: ValueError: a component has no weight and covariances is not given ("tied" needs
+            none); a covariance is not
                 positive definite,
                 which a greater reg_covar mends.
 
@@ -172,7 +203,9 @@ class SufficientStatistics:
         if not reg_covar >= 0:
             raise ValueError(f"reg_covar must be >= 0; got {reg_covar}")
         if not np.isfinite(self.to_vector()).all():
-            raise ValueError("the statistics are not finite: the E-step met an infinite value or an overflow")
+            raise ValueError(
+                "the statistics are not finite: the E-step met an infinite value or an overflow"
+            )
         if not self.counts.max(initial=0.0) >= _LOST:
             raise ValueError("there is nothing to estimate from: the statistics have no weight")
         lost = self.counts < _LOST
@@ -187,7 +220,9 @@ class SufficientStatistics:
         observed = np.where(empty, 1.0, self.observed)
         delta = np.where(empty, 0.0, self.first / observed)
         new = self._covariances(counts, observed, delta, empty)
-        new = new + reg_covar * (np.eye(new.shape[-1]) if self.covariance_type in ("full", "tied") else 1.0)
+        new = new + reg_covar * (
+            np.eye(new.shape[-1]) if self.covariance_type in ("full", "tied") else 1.0
+        )
         if covariances is not None:
             new = self._with_previous(new, np.asarray(covariances, np.float64), empty)
         self._check_positive_definite(new)
@@ -214,7 +249,9 @@ class SufficientStatistics:
             raise ValueError(f"covariances must have shape {new.shape}; got {previous.shape}")
         if self.covariance_type == "tied":
             return new
-        keeps = {"spherical": empty.all(axis=1), "full": empty[:, :, None], "diag": empty}[self.covariance_type]
+        keeps = {"spherical": empty.all(axis=1), "full": empty[:, :, None], "diag": empty}[
+            self.covariance_type
+        ]
         result: Floats = np.where(keeps, previous, new)
         return result
 
@@ -227,7 +264,11 @@ class SufficientStatistics:
             if not positive_definite(stack):
                 bad = np.array([not positive_definite(covariance) for covariance in stack])
         if bad.any():
-            whose = "shared by all components" if self.covariance_type == "tied" else f"of component {bad.argmax()}"
+            whose = (
+                "shared by all components"
+                if self.covariance_type == "tied"
+                else f"of component {bad.argmax()}"
+            )
             raise ValueError(
                 f"the covariance {whose} is not positive definite: too few distinct rows are in it. "
                 "Use fewer components, a greater reg_covar, or scale the data"

@@ -1,8 +1,9 @@
-"""How noisy gradient estimators are: variance, bias and signal against the number of samples, and against time.
+"""How noisy gradient estimators are: variance, bias and signal against the number of samples, and
+against time.
 
-The objective is the ELBO, E_q[log_joint(z)] + H(q), or the importance-weighted bound E[L_S]. Each estimator gives its
-gradient by q's parameters from S samples; `profile_variance` runs each many times at each S, from seeds of its own, and
-tabulates what came out.
+The objective is the ELBO, E_q[log_joint(z)] + H(q), or the importance-weighted bound E[L_S]. Each
+estimator gives its gradient by q's parameters from S samples; `profile_variance` runs each many
+times at each S, from seeds of its own, and tabulates what came out.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # Fewer say next to nothing about a variance.
 _FEWEST_REPEATS = 8
 _FEWEST_VISITS = 20
-_DTYPE = np.dtype([("estimator", "U16"), ("num_samples", "i8"), ("repeats", "i8"), *((c, "f8") for c in COLUMNS)])
+_DTYPE = np.dtype(
+    [("estimator", "U16"), ("num_samples", "i8"), ("repeats", "i8"), *((c, "f8") for c in COLUMNS)]
+)
 
 
 class ProfileInterrupted(KeyboardInterrupt):
-    """Ctrl-C while profiling; `profile` holds the numbers of samples that were complete, or is None."""
+    """Ctrl-C while profiling; `profile` holds the numbers of samples that were complete, or is
+    None.
+    """
 
     def __init__(self, profile: VarianceProfile | None):
         super().__init__()
@@ -56,13 +61,15 @@ class ProfileInterrupted(KeyboardInterrupt):
 class VarianceProfile:
     """What `profile_variance` found; its docstring says what the columns mean.
 
-    Args:
-        table: a structured array, a row for each estimator and number of samples; NaN, and 0 repeats, where the
+    Args: table: a structured array, a row for each estimator and number of samples; NaN, and 0
+        repeats, where the
             estimator is not defined.
-        parameter_mean: the mean gradient over the repeats, an array [rows, ...] for each of q's parameters.
+        parameter_mean: the mean gradient over the repeats, an array [rows, ...] for each of q's
+            parameters.
         parameter_variance: the variance of a gradient, likewise.
-        exact_gradient: the exact gradient, an array for each of q's parameters, or None where it is not known. That of
-            "importance_bound" depends on S: arrays [rows, ...], NaN for an S at which it is not known.
+        exact_gradient: the exact gradient, an array for each of q's parameters, or None where it is
+            not known. That of "importance_bound" depends on S: arrays [rows, ...], NaN for an S at
+            which it is not known.
         seed: what the profile was made from.
         objective: "elbo" or "importance_bound".
 
@@ -83,7 +90,9 @@ class VarianceProfile:
     def rows(self, estimator: str) -> npt.NDArray[np.void]:
         """The table's rows of one estimator, by rising number of samples."""
         if estimator not in self.estimators:
-            raise ValueError(f"estimator must be one of {', '.join(self.estimators)}; got {estimator!r}")
+            raise ValueError(
+                f"estimator must be one of {', '.join(self.estimators)}; got {estimator!r}"
+            )
         chosen: npt.NDArray[np.void] = self.table[self.table["estimator"] == estimator]
         return chosen
 
@@ -95,18 +104,25 @@ class VarianceProfile:
             writer.writerows(self.table.tolist())
 
     def to_json(self, path: str | Path) -> None:
-        """Writes the table and the arrays of the single parameters; what is not finite becomes null."""
+        """Writes the table and the arrays of the single parameters; what is not finite becomes
+        null.
+        """
         exact = self.exact_gradient
         content = {
             "seed": int(self.seed),
             "objective": self.objective,
             "confidence": 0.95,
-            "rows": [dict(zip(self.table.dtype.names or (), row, strict=True)) for row in self.table.tolist()],
+            "rows": [
+                dict(zip(self.table.dtype.names or (), row, strict=True))
+                for row in self.table.tolist()
+            ],
             "parameter_mean": [x.tolist() for x in self.parameter_mean],
             "parameter_variance": [x.tolist() for x in self.parameter_variance],
             "exact_gradient": None if exact is None else [x.tolist() for x in exact],
         }
-        Path(path).write_text(json.dumps(nulls(content), allow_nan=False, indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(
+            json.dumps(nulls(content), allow_nan=False, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def profile_variance(
@@ -121,7 +137,8 @@ def profile_variance(
     exact_gradient: Sequence[Tensor] | Callable[[int], Sequence[Tensor] | None] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> VarianceProfile:
-    r"""The variance of gradient estimators of an objective by q's parameters, for each number of samples.
+    r"""The variance of gradient estimators of an objective by q's parameters, for each number of
+    samples.
 
     Objective "elbo", E_q[log_joint(z)] + H(q):
 
@@ -138,8 +155,9 @@ def profile_variance(
                                                                                  differentiable
     ================== ========================================================= =======================
 
-    Objective "importance_bound", E[L_S] with L_S = \log \frac1S \sum_s e^{log_joint(z_s) - \log q(z_s)}: another
-    one for each S, and for S = 1 the ELBO. `importance_bound` says more about its estimators:
+    Objective "importance_bound", E[L_S] with L_S = \log \frac1S \sum_s e^{log_joint(z_s) - \log
+    q(z_s)}: another one for each S, and for S = 1 the ELBO. `importance_bound` says more about its
+    estimators:
 
     ================== ========================================================= =======================
     "iwae"             the total derivative, along z(noise) and in log q         as "reparameterized"
@@ -148,39 +166,45 @@ def profile_variance(
     "vimco"            score function, each sample beside the others             S >= 2
     ================== ========================================================= =======================
 
-    Columns of the table, over the R repeats g_1 ... g_R of a gradient with P parameters, all those of a batch counted:
+    Columns of the table, over the R repeats g_1 ... g_R of a gradient with P parameters, all those
+    of a batch counted:
 
-    - variance: the trace, \sum_r |g_r - \bar g|^2 / (R - 1), with its 95% interval variance_low, variance_high: a
-      studentized bootstrap of the mean squared deviation on the log scale, widened at either end to the delta method's
-      \exp(\log V \pm 1.96\, se / V) where that is wider. It covers 92% to 97% of the time, except where rare draws make
-      much of the variance (few Gaussian parameters and one or two samples): there 87% to 90% with R = 256.
-    - bias_z: the largest |mean - exact| / (sd / \sqrt R) among the parameters, as a normal variable, and bias_p, its
-      p-value \min(1, P\, P(|N(0, 1)| > bias_z)): for an unbiased estimator P(bias_p < p) <= p once R is large enough
-      for the mean to be normal, however the parameters correlate. The exact gradient is `exact_gradient`, or found by
-      enumeration for Bernoulli and Categorical up to 2^14 states ("importance_bound": S-tuples of states); NaN where
-      there is none. Rounding of q's dtype counts as noise; parameters whose rare value is expected fewer than 20 times
-      in all are left out.
-    - signal_to_noise: |E g| / \sqrt{variance}, |\bar g|^2 less its own variance for |E g|^2; 0 where nothing is left.
-      signal_to_noise_low, signal_to_noise_high: its 95% interval, by the jackknife of its square. It covers 91% to 99%
-      of the time, nearly always where there is no signal; about 80% for a weak signal of a single parameter.
-    - seconds: the median time of one gradient on this machine, with sampling and log_joint, estimators in random turns.
-    - variance_time: variance x seconds, what counts where a budget of time is spent on averaging; its interval
-      combines those of the variance and of the median.
+    - variance: the trace, \sum_r |g_r - \bar g|^2 / (R - 1), with its 95% interval variance_low,
+      variance_high: a studentized bootstrap of the mean squared deviation on the log scale, widened
+      at either end to the delta method's \exp(\log V \pm 1.96\, se / V) where that is wider. It
+      covers 92% to 97% of the time, except where rare draws make much of the variance (few Gaussian
+      parameters and one or two samples): there 87% to 90% with R = 256.
+    - bias_z: the largest |mean - exact| / (sd / \sqrt R) among the parameters, as a normal
+      variable, and bias_p, its p-value \min(1, P\, P(|N(0, 1)| > bias_z)): for an unbiased
+      estimator P(bias_p < p) <= p once R is large enough for the mean to be normal, however the
+      parameters correlate. The exact gradient is `exact_gradient`, or found by enumeration for
+      Bernoulli and Categorical up to 2^14 states ("importance_bound": S-tuples of states); NaN
+      where there is none. Rounding of q's dtype counts as noise; parameters whose rare value is
+      expected fewer than 20 times in all are left out.
+    - signal_to_noise: |E g| / \sqrt{variance}, |\bar g|^2 less its own variance for |E g|^2; 0
+      where nothing is left. signal_to_noise_low, signal_to_noise_high: its 95% interval, by the
+      jackknife of its square. It covers 91% to 99% of the time, nearly always where there is no
+      signal; about 80% for a weak signal of a single parameter.
+    - seconds: the median time of one gradient on this machine, with sampling and log_joint,
+      estimators in random turns.
+    - variance_time: variance x seconds, what counts where a budget of time is spent on averaging;
+      its interval combines those of the variance and of the median.
 
-    Everything but the times follows from `seed`: each estimator, S and repeat has a noise seed of its own, which does
-    not depend on what else is profiled. torch's own generators are not used. Holds R x P float64 numbers at a time.
+    Everything but the times follows from `seed`: each estimator, S and repeat has a noise seed of
+    its own, which does not depend on what else is profiled. torch's own generators are not used.
+    Holds R x P float64 numbers at a time.
 
-    Args:
-        q: the family at whose parameters the gradient is taken.
-        log_joint: z [S, ..., D] -> [S, ...], S first and then q's batch shape; deterministic, each sample by itself.
+    Args: q: the family at whose parameters the gradient is taken. log_joint: z [S, ..., D] -> [S,
+        ...], S first and then q's batch shape; deterministic, each sample by itself.
             Called without autograd except by "reparameterized", "iwae", "stl" and "dreg".
         objective: "elbo" or "importance_bound".
         estimators: names from the table above, of that objective; None for all that apply.
         num_samples: the S to profile.
         repeats: R >= 8 gradients for each row.
         seed: an int in [0, 2^63).
-        exact_gradient: the exact gradient by each of q's parameters, where it is known. For "importance_bound" a
-            function of S that returns it, or None for an S at which it is not known.
+        exact_gradient: the exact gradient by each of q's parameters, where it is known. For
+            "importance_bound" a function of S that returns it, or None for an S at which it is not
+            known.
         progress: called as progress(done, total) after each gradient.
 
     Returns:
@@ -190,9 +214,10 @@ def profile_variance(
         TypeError, ValueError: naming the argument that is wrong.
         ProfileInterrupted: a KeyboardInterrupt that holds what was complete.
 
-    Source: Mohamed, Rosca, Figurnov and Mnih, "Monte Carlo gradient estimation in machine learning" (2020), section
-    3; for the signal Rainforth et al., "Tighter variational bounds are not necessarily better" (2018), section 3; for
-    the intervals Efron and Tibshirani, "An introduction to the bootstrap" (1993), sections 11 and 12.5.
+    Source: Mohamed, Rosca, Figurnov and Mnih, "Monte Carlo gradient estimation in machine learning"
+    (2020), section 3; for the signal Rainforth et al., "Tighter variational bounds are not
+    necessarily better" (2018), section 3; for the intervals Efron and Tibshirani, "An introduction
+    to the bootstrap" (1993), sections 11 and 12.5.
 
     """
     sizes = _checked(q, num_samples, repeats, seed)
@@ -204,18 +229,30 @@ def profile_variance(
     done, order = 0, np.random.default_rng(seed)
 
     def tabulate(complete: list[int]) -> VarianceProfile:
-        return _tabulate(q, objective, [(name, s) for name in chosen for s in complete], rows, exact, seed, repeats)
+        return _tabulate(
+            q,
+            objective,
+            [(name, s) for name in chosen for s in complete],
+            rows,
+            exact,
+            seed,
+            repeats,
+        )
 
     try:
         for s in sizes:
             names = [name for name in chosen if defined(name, s)]
-            gradients = {name: np.empty((repeats, sum(x.numel() for x in q.parameters))) for name in names}
+            gradients = {
+                name: np.empty((repeats, sum(x.numel() for x in q.parameters))) for name in names
+            }
             seconds = {name: np.empty(repeats) for name in names}
             seeds = {name: _seeds(seed, name, s, repeats) for name in names}
             for name in names:  # the first call is slow, and not what a gradient takes
                 estimate(name, q, log_joint, s, seeds[name][0])
             for r in range(repeats):
-                for name in order.permutation(names).tolist():  # so that noise of the machine is shared
+                for name in order.permutation(
+                    names
+                ).tolist():  # so that noise of the machine is shared
                     found, seconds[name][r] = _timed(name, q, log_joint, s, seeds[name][r])
                     gradients[name][r] = np.concatenate([_numpy(x).reshape(-1) for x in found])
                     done += 1
@@ -223,23 +260,33 @@ def profile_variance(
                         progress(done, total)
             eps = torch.finfo(q.dtype).eps
             for name in names:
-                rows[name, s] = Summary.of(gradients[name], seconds[name], _compared(q, exact[s], s * repeats), eps)
+                rows[name, s] = Summary.of(
+                    gradients[name], seconds[name], _compared(q, exact[s], s * repeats), eps
+                )
     except KeyboardInterrupt:
         # Rows come S by S; an S at which nothing is defined is as complete as can be.
-        complete = [s for s in sizes if all((n, s) in rows for n in chosen if defined(n, s))] if rows else []
+        complete = (
+            [s for s in sizes if all((n, s) in rows for n in chosen if defined(n, s))]
+            if rows
+            else []
+        )
         raise ProfileInterrupted(tabulate(complete) if complete else None) from None
     return tabulate(sizes)
 
 
-# --- checks -----------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def _checked(q: Family, num_samples: Sequence[int], repeats: int, seed: int) -> list[int]:
     """The numbers of samples, each once, rising."""
     if not isinstance(q, Family):
-        raise TypeError(f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}")
+        raise TypeError(
+            f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
+        )
     if not q.parameters[0].numel():
-        raise ValueError(f"q must have at least one element; its parameters have shape {tuple(q.parameters[0].shape)}")
+        raise ValueError(
+            f"q must have at least one element; its parameters have shape {tuple(q.parameters[0].shape)}"
+        )
     given = list(num_samples) if isinstance(num_samples, Iterable) else []
     if not given or not all(_is_int(s) and s >= 1 for s in given):
         raise ValueError(f"num_samples must hold ints >= 1; got {num_samples!r}")
@@ -254,10 +301,14 @@ def _is_int(x: object) -> bool:
     return isinstance(x, int | np.integer) and not isinstance(x, bool)
 
 
-def _applicable(q: Family, log_joint: LogJoint, objective: str, estimators: Sequence[str] | None) -> list[str]:
+def _applicable(
+    q: Family, log_joint: LogJoint, objective: str, estimators: Sequence[str] | None
+) -> list[str]:
     """The estimators asked for, or all that apply; refuses those that do not."""
     if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}")
+        raise ValueError(
+            f"objective must be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}"
+        )
     if isinstance(estimators, str) or (estimators is not None and not estimators):
         raise ValueError(f"estimators must be a sequence of names or None; got {estimators!r}")
     for name in estimators or ():
@@ -275,7 +326,9 @@ def _applicable(q: Family, log_joint: LogJoint, objective: str, estimators: Sequ
     return chosen
 
 
-def _exact(q: Family, log_joint: LogJoint, objective: str, given: object, sizes: list[int]) -> Exact:
+def _exact(
+    q: Family, log_joint: LogJoint, objective: str, given: object, sizes: list[int]
+) -> Exact:
     """The exact gradient for each number of samples: the one given, or by enumeration, or None."""
     if objective == "elbo":
         found = enumerated_elbo(q, log_joint) if given is None else _given(q, given)
@@ -309,7 +362,7 @@ def _given(q: Family, given: object) -> Sequence[Tensor]:
     return given
 
 
-# --- gradients --------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def _seeds(seed: int, name: str, samples: int, repeats: int) -> list[int]:
@@ -319,7 +372,9 @@ def _seeds(seed: int, name: str, samples: int, repeats: int) -> list[int]:
     return [word >> 1 for word in words]
 
 
-def _timed(name: str, q: Family, log_joint: LogJoint, samples: int, seed: int) -> tuple[Gradient, float]:
+def _timed(
+    name: str, q: Family, log_joint: LogJoint, samples: int, seed: int
+) -> tuple[Gradient, float]:
     if q.device.type == "cuda":
         torch.cuda.synchronize(q.device)
     start = time.perf_counter()
@@ -330,7 +385,9 @@ def _timed(name: str, q: Family, log_joint: LogJoint, samples: int, seed: int) -
 
 
 def _compared(q: Family, exact: tuple[Floats, ...] | None, draws: int) -> Floats | None:
-    """The exact gradient [P], NaN for parameters whose rare value is expected too seldom for the mean to be normal."""
+    """The exact gradient [P], NaN for parameters whose rare value is expected too seldom for the
+    mean to be normal.
+    """
     if exact is None:
         return None
     truth = np.concatenate([x.reshape(-1) for x in exact])
@@ -344,7 +401,7 @@ def _numpy(x: Tensor) -> Floats:
     return x.detach().to("cpu", torch.float64).numpy()
 
 
-# --- the table --------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def _tabulate(
@@ -369,7 +426,8 @@ def _tabulate(
     truth = exact[keys[0][1]]
     if objective == "importance_bound":
         known = {
-            s: nothing if x is None else np.concatenate([part.reshape(-1) for part in x]) for s, x in exact.items()
+            s: nothing if x is None else np.concatenate([part.reshape(-1) for part in x])
+            for s, x in exact.items()
         }
         given = any(x is not None for x in exact.values())
         truth = unflatten([known[s] for _, s in keys], shapes) if given else None

@@ -1,4 +1,6 @@
-"""Where the rows that an encoder learns from come from: tensors or streams, and what is kept for validation."""
+"""Where the rows that an encoder learns from come from: tensors or streams, and what is kept for
+validation.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Batch(NamedTuple):
     def rows(self, index: Tensor) -> Batch:
         """Some of the rows."""
         index = index.to(self.x.device)
-        return Batch(self.x[index], None if self.codes is None else self.codes[index.to(self.codes.device)])
+        return Batch(
+            self.x[index], None if self.codes is None else self.codes[index.to(self.codes.device)]
+        )
 
     def to(self, like: Tensor) -> Batch:
         """On the device and in the dtype of `like`."""
@@ -41,18 +45,26 @@ class Batches(NamedTuple):
 
 
 def prepare(
-    x: Tensor | Stream, codes: Tensor | None, validation: Validation, batch_size: int, generator: torch.Generator
+    x: Tensor | Stream,
+    codes: Tensor | None,
+    validation: Validation,
+    batch_size: int,
+    generator: torch.Generator,
 ) -> Batches:
     """Batches from tensors or from a stream."""
     if isinstance(validation, (int, float)):
         if not 0 < validation < 1:
-            raise ValueError(f"validation must be a share in (0, 1), or what to validate with; got {validation}")
+            raise ValueError(
+                f"validation must be a share in (0, 1), or what to validate with; got {validation}"
+            )
         share, held_out = float(validation), None
     else:
         share, held_out = 0.0, _finite("validation", _item("validation", validation))
     if not isinstance(x, Tensor):
         if codes is not None:
-            raise ValueError("codes must be None where x is a stream, which gives (x, codes) instead")
+            raise ValueError(
+                "codes must be None where x is a stream, which gives (x, codes) instead"
+            )
         if held_out is not None:
             return Batches(_stream(x), held_out)
         stream = _stream(x, _STREAM_VALIDATION)
@@ -62,7 +74,9 @@ def prepare(
     data = _finite("x", _item("x", x if codes is None else (x, codes)))
     if held_out is None:
         if len(data.x) < 2:
-            raise ValueError(f"x must have at least 2 rows, to keep one for validation; got {len(data.x)}")
+            raise ValueError(
+                f"x must have at least 2 rows, to keep one for validation; got {len(data.x)}"
+            )
         order = torch.randperm(len(data.x), generator=generator)
         kept = min(max(round(share * len(order)), 1), len(order) - 1)
         held_out, data = data.rows(order[:kept]), data.rows(order[kept:])
@@ -79,11 +93,15 @@ def _item(name: str, item: object) -> Batch:
         what = part if name in ("x", "codes") else f"{part} of {name}"
         _checks.float_tensor(what, tensor)
         if tensor.dim() != 2:
-            raise ValueError(f"{what} must have two dimensions, rows first; got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{what} must have two dimensions, rows first; got {tuple(tensor.shape)}"
+            )
     if len(batch.x) == 0:
         raise ValueError(f"{name} must have rows; got {tuple(batch.x.shape)}")
     if batch.codes is not None and len(batch.codes) != len(batch.x):
-        raise ValueError(f"codes must have as many rows as x, {len(batch.x)}; got {len(batch.codes)}")
+        raise ValueError(
+            f"codes must have as many rows as x, {len(batch.x)}; got {len(batch.codes)}"
+        )
     return batch
 
 
@@ -100,7 +118,9 @@ def _joined(batches: list[Batch]) -> Batch:
 
 
 def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Epochs in orders of their own; rows at the end that do not fill a batch are left out of that epoch."""
+    """Epochs in orders of their own; rows at the end that do not fill a batch are left out of that
+    epoch.
+    """
     while True:
         order = torch.randperm(len(data.x), generator=generator)
         for first in range(0, max(len(order) - size, 0) + 1, size):
@@ -123,7 +143,9 @@ def _stream(x: Stream, kept: int = 0) -> Iterator[Batch]:
             if given > skipped:
                 yield _item("x", item)
         if given == 0:
-            raise ValueError("x gave no more batches; an iterable must start anew each time it is iterated over")
+            raise ValueError(
+                "x gave no more batches; an iterable must start anew each time it is iterated over"
+            )
         if given <= kept:
             raise ValueError(
                 f"x must give more than {kept} batches where validation is a share, which keeps the first {kept}; "

@@ -19,25 +19,25 @@ class PSDEncoder(nn.Module):
     .. math::
         z = \beta \odot \tanh(x W + b)
 
-    Its codes approximate sparse ones, and are not exactly 0. It is trained to predict optimal codes z*: the terms of
-    PSD's objective ||x - z* D||^2 + lambda ||z*||_1 + ||z* - z||^2 that have the encoder's parameters in them are what
-    `train_encoder` minimizes given `codes`.
+    Its codes approximate sparse ones, and are not exactly 0. It is trained to predict optimal codes
+    z*: the terms of PSD's objective ||x - z* D||^2 + lambda ||z*||_1 + ||z* - z||^2 that have the
+    encoder's parameters in them are what `train_encoder` minimizes given `codes`.
 
-    Args:
-        n_features: m.
-        n_components: n.
-        dictionary: D [n, m] to start from; None for random rows of unit length (torch.manual_seed governs them).
-            W = D^T / L with L >= ||D||^2, b = 0, beta = 1: small x give the first gradient step of ISTA.
+    Args: n_features: m. n_components: n. dictionary: D [n, m] to start from; None for random rows
+        of unit length (torch.manual_seed governs them).
+            W = D^T / L with L >= ||D||^2, b = 0, beta = 1: small x give the first gradient step of
+            ISTA.
         device: of the parameters; that of the dictionary for None.
-        dtype: of the parameters: float32, float64, bfloat16 or float16; that of the dictionary for None.
+        dtype: of the parameters: float32, float64, bfloat16 or float16; that of the dictionary for
+            None.
 
     Parameters are weight W [m, n], bias b [n] and gain beta [n].
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
 
-    Source: Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding algorithms with applications to object
-    recognition" (2008).
+    Source: Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding algorithms with
+    applications to object recognition" (2008).
 
     """
 
@@ -59,14 +59,20 @@ class PSDEncoder(nn.Module):
 
     @classmethod
     def from_dictionary(
-        cls, dictionary: Array, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        cls,
+        dictionary: Array,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> PSDEncoder:
         """The encoder for a dictionary [n_components, n_features]; see the class."""
         n, m = shape_of(dictionary)
         return cls(m, n, dictionary=dictionary, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Codes [..., n_components] of x [..., n_features], of the dtype that x and the parameters promote to."""
+        """Codes [..., n_components] of x [..., n_features], of the dtype that x and the parameters
+        promote to.
+        """
         _checks.float_tensor("x", x)
         if x.size(-1) != self.n_features:
             raise ValueError(f"x must have shape [..., {self.n_features}]; got {tuple(x.shape)}")

@@ -1,4 +1,6 @@
-"""What the encoders start from: a checked dictionary, a step length that is safe for it, and thresholds >= 0."""
+"""What the encoders start from: a checked dictionary, a step length that is safe for it, and
+thresholds >= 0.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,13 @@ class Placement(NamedTuple):
         """A contiguous copy of its own, expanded to `shape` where given."""
         rounded = value.detach().to(dtype=self.dtype)
         if not bool(torch.isfinite(rounded).all()):
-            raise ValueError(f"dictionary must be of a scale at which {self.dtype} holds the weights made from it")
+            raise ValueError(
+                f"dictionary must be of a scale at which {self.dtype} holds the weights made from it"
+            )
         moved = rounded.to(self.device)
-        return (moved.expand(shape) if shape else moved).clone(memory_format=torch.contiguous_format)
+        return (moved.expand(shape) if shape else moved).clone(
+            memory_format=torch.contiguous_format
+        )
 
 
 def count(name: str, value: object) -> int:
@@ -56,10 +62,14 @@ def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) 
     """D [n_components, n_features], finite and without zero rows."""
     if isinstance(dictionary, np.ndarray):
         # read-only arrays (memory-mapped ones, say) make torch warn; nothing here writes to it
-        dictionary = torch.as_tensor(dictionary if dictionary.flags.writeable else dictionary.copy())
+        dictionary = torch.as_tensor(
+            dictionary if dictionary.flags.writeable else dictionary.copy()
+        )
     _checks.float_tensor("dictionary", dictionary)
     if dictionary.dim() != 2 or 0 in dictionary.shape:
-        raise ValueError(f"dictionary must have shape [n_components, n_features]; got {tuple(dictionary.shape)}")
+        raise ValueError(
+            f"dictionary must have shape [n_components, n_features]; got {tuple(dictionary.shape)}"
+        )
     if shape is not None and tuple(dictionary.shape) != shape:
         raise ValueError(
             f"dictionary must have shape {shape} (n_components, n_features); got {tuple(dictionary.shape)}"
@@ -74,12 +84,16 @@ def _check_rows(dictionary: Tensor, where: str = "") -> None:
         raise ValueError(f"dictionary must be finite{where}; got NaN or infinity")
     zero = (dictionary == 0).all(-1).nonzero().flatten().tolist()
     if zero:
-        raise ValueError(f"dictionary must not have rows of zeros{where}; row {zero[0]} is one ({len(zero)} in all)")
+        raise ValueError(
+            f"dictionary must not have rows of zeros{where}; row {zero[0]} is one ({len(zero)} in all)"
+        )
 
 
 def random_dictionary(n_components: int, n_features: int) -> Tensor:
     """Gaussian rows of unit length, from torch's default CPU generator."""
-    return nn.functional.normalize(torch.randn(n_components, n_features, device=_CPU, dtype=torch.float64), dim=-1)
+    return nn.functional.normalize(
+        torch.randn(n_components, n_features, device=_CPU, dtype=torch.float64), dim=-1
+    )
 
 
 def shape_of(dictionary: Array) -> tuple[int, int]:
@@ -119,7 +133,11 @@ def prepared(
 
 def lipschitz(dictionary: Tensor, dtype: torch.dtype) -> float:
     """L >= ||D||^2, by a few roundings of `dtype`: a gradient step of 1 / L never overshoots."""
-    gram = dictionary.T @ dictionary if dictionary.size(0) > dictionary.size(1) else dictionary @ dictionary.T
+    gram = (
+        dictionary.T @ dictionary
+        if dictionary.size(0) > dictionary.size(1)
+        else dictionary @ dictionary.T
+    )
     return float(torch.linalg.eigvalsh(gram)[-1]) * (1 + 16 * torch.finfo(dtype).eps)
 
 
@@ -131,9 +149,10 @@ def reflected(x: Tensor) -> Tensor:
 class Thresholding(nn.Module):
     """Parameters that must not be negative, and stay so however they are trained.
 
-    In training mode `forward` takes their absolute values. `project_()` puts those in their place, which changes no
-    code, and `eval()` and `load_state_dict` call it, so that `forward` in evaluation mode uses the parameters as they
-    are; there negative ones raise a ValueError (on the CPU, in plain calls).
+    In training mode `forward` takes their absolute values. `project_()` puts those in their place,
+    which changes no code, and `eval()` and `load_state_dict` call it, so that `forward` in
+    evaluation mode uses the parameters as they are; there negative ones raise a ValueError (on the
+    CPU, in plain calls).
     """
 
     _non_negative: tuple[str, ...] = ()
@@ -153,13 +172,15 @@ class Thresholding(nn.Module):
 
     @torch.no_grad()
     def project_(self: _Self) -> _Self:
-        """Replaces thresholds (step lengths, for "step") by their absolute values, in place; codes stay the same.
+        """Replaces thresholds (step lengths, for "step") by their absolute values, in place; codes
+        stay the same.
 
         Call it after an optimizer's steps where the module trains in evaluation mode.
         """
         for name in self._non_negative:
             parameter = getattr(self, name)
-            # written to only where needed: a write between forward and backward would be an error of autograd's
+            # written to only where needed: a write between forward and backward would be an error
+            # of autograd's
             if not parameter.is_meta and bool((parameter < 0).any()):
                 parameter.abs_()
         return self

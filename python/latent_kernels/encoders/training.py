@@ -23,11 +23,13 @@ Watcher = bool | Callable[[int, int], object] | None
 
 # Chen et al. (2018), appendix: a new layer by itself, then all layers with rates that fall.
 _REFINEMENTS = (0.2, 0.02)
-# A validation loss this many times that of the start, or of codes that are all 0 where that is more, is divergence,
+# A validation loss this many times that of the start, or of codes that are all 0 where that is
+# more, is divergence,
 _EXPLODED = 10.0
 # which so many halvings of the rate in a row must heal.
 _BACKOFFS = 6
-# So many batches in a row that are not finite, or whose loss or gradient is not, are divergence; fewer are skipped.
+# So many batches in a row that are not finite, or whose loss or gradient is not, are divergence;
+# fewer are skipped.
 _SKIPPED = 5
 # Gradients longer than this many times their running mean are cut to that.
 _CLIP = 5.0
@@ -85,29 +87,34 @@ def train_encoder(
     The loss is a mean over rows z = encoder(x):
 
     .. math::
-        \text{"codes"}: ||z - z^*||^2, \qquad \text{"lasso"}: \tfrac12 ||x - z D||^2 + \alpha ||z||_1
+        \text{"codes"}: ||z - z^*||^2, \qquad \text{"lasso"}: \tfrac12 ||x - z D||^2 + \alpha
+        ||z||_1
 
-    A `LISTA` is trained in stages: stage t adds layer t, trains what it brings (and what layers share), then all of the
-    first t layers at 0.2 and at 0.02 of the rate, on the codes of layer t (Chen et al. 2018); when all is done the
-    whole is what was trained, and its first layers alone are no longer at their best. Another encoder is trained at
-    these rates in one stage. Adam's rate and epsilon for a parameter are relative to the parameter's root mean
-    square, so that neither the data's scale nor the dictionary's matters as long as squares stay in the dtype's range.
-    Each phase checks the validation loss every `check_every` steps, halves the rate when it rose, and ends when
-    `patience` checks brought nothing. A batch that is not finite, or whose loss or gradient is not, is skipped. Five of
-    them in a row, or a loss that explodes, send training back to its best weights with half the rate, and
-    `TrainingDiverged` is raised when that does not help.
+    A `LISTA` is trained in stages: stage t adds layer t, trains what it brings (and what layers
+    share), then all of the first t layers at 0.2 and at 0.02 of the rate, on the codes of layer t
+    (Chen et al. 2018); when all is done the whole is what was trained, and its first layers alone
+    are no longer at their best. Another encoder is trained at these rates in one stage. Adam's rate
+    and epsilon for a parameter are relative to the parameter's root mean square, so that neither
+    the data's scale nor the dictionary's matters as long as squares stay in the dtype's range. Each
+    phase checks the validation loss every `check_every` steps, halves the rate when it rose, and
+    ends when `patience` checks brought nothing. A batch that is not finite, or whose loss or
+    gradient is not, is skipped. Five of them in a row, or a loss that explodes, send training back
+    to its best weights with half the rate, and `TrainingDiverged` is raised when that does not
+    help.
 
-    The encoder trains in training mode (where it already is, submodules put into evaluation mode stay in it) and is
-    validated in evaluation mode, which leaves torch's generators as they are. All modes come back at the end. The best
-    weights are a whole `state_dict`, with buffers such as running statistics.
+    The encoder trains in training mode (where it already is, submodules put into evaluation mode
+    stay in it) and is validated in evaluation mode, which leaves torch's generators as they are.
+    All modes come back at the end. The best weights are a whole `state_dict`, with buffers such as
+    running statistics.
 
-    Args:
-        encoder: `LISTA`, `LCoD`, `PSDEncoder`, or any module that maps [B, m] to [B, n], in float32 or float64; one of
+    Args: encoder: `LISTA`, `LCoD`, `PSDEncoder`, or any module that maps [B, m] to [B, n], in
+        float32 or float64; one of
             half precision is trained so and converted afterwards.
-        x: [N, m]; or a stream: a callable that returns a batch, or an iterable of batches (a DataLoader) that can be
-            iterated over again and again. A batch is x, (x,) or (x, codes). All is converted to the encoder's device
-            and dtype.
-        codes: z* [N, n] for the loss "codes", such as the optimal codes of PSD (Kavukcuoglu et al. 2008).
+        x: [N, m]; or a stream: a callable that returns a batch, or an iterable of batches (a
+            DataLoader) that can be iterated over again and again. A batch is x, (x,) or (x, codes).
+            All is converted to the encoder's device and dtype.
+        codes: z* [N, n] for the loss "codes", such as the optimal codes of PSD (Kavukcuoglu et al.
+            2008).
         dictionary: D [n, m] for the loss "lasso"; None for that of the encoder, if it has one.
         alpha: for the loss "lasso", >= 0; None for that of the encoder.
         loss: "codes" or "lasso"; None for "codes" where there are codes.
@@ -117,13 +124,16 @@ def train_encoder(
         check_every: steps between two validations.
         patience: checks without improvement before a phase ends.
         layerwise: in stages; otherwise all layers at once.
-        validation: the share of x that is kept for validation; or x, or (x, codes), to validate with. Where x is a
-            stream and this a share, however large, the first four batches are kept. An iterable's first four are then
-            left out each time it is iterated over: where its order changes (shuffle=True) later ones bring rows that
-            are validated with, so give it what to validate with.
-        seed: of the split and the order of the rows, in [0, 2^63); None draws one from torch's default CPU generator.
-        progress: True for a bar (needs the package rich), False for none, None for a bar where rich is installed and
-            standard error is a terminal; or called as progress(done, total) after each step.
+        validation: the share of x that is kept for validation; or x, or (x, codes), to validate
+            with. Where x is a stream and this a share, however large, the first four batches are
+            kept. An iterable's first four are then left out each time it is iterated over: where
+            its order changes (shuffle=True) later ones bring rows that are validated with, so give
+            it what to validate with.
+        seed: of the split and the order of the rows, in [0, 2^63); None draws one from torch's
+            default CPU generator.
+        progress: True for a bar (needs the package rich), False for none, None for a bar where rich
+            is installed and standard error is a terminal; or called as progress(done, total) after
+            each step.
 
     Returns:
         `Training`: for each stage its validation losses.
@@ -132,9 +142,9 @@ def train_encoder(
         TypeError, ValueError: naming the argument that is wrong.
         TrainingDiverged: see above. The encoder has the best weights until then.
 
-    Source: Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical weights and
-    thresholds" (2018); the loss "lasso" is that of Ablin, Moreau, Massias, Gramfort, "Learning step sizes for unfolded
-    sparse coding" (2019).
+    Source: Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical
+    weights and thresholds" (2018); the loss "lasso" is that of Ablin, Moreau, Massias, Gramfort,
+    "Learning step sizes for unfolded sparse coding" (2019).
 
     """
     options = _Options(
@@ -154,7 +164,9 @@ def train_encoder(
     data = batches.prepare(x, codes, validation, count("batch_size", batch_size), generator)
     objective = _objective(encoder, data.validation.to(trained[0]), loss, dictionary, alpha)
     layers = encoder.n_layers if isinstance(encoder, LISTA) else None
-    depths: list[int | None] = [*range(1, layers + 1)] if layers is not None and layerwise else [layers]
+    depths: list[int | None] = (
+        [*range(1, layers + 1)] if layers is not None and layerwise else [layers]
+    )
     phases = 3 * len(depths)
     try:
         with _modes_kept(encoder), _bar(progress, phases * options.max_steps) as report:
@@ -177,7 +189,7 @@ def _seed(seed: int | None) -> int:
     return seed
 
 
-# --- the loss ---------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 class _Objective(NamedTuple):
@@ -205,7 +217,11 @@ class _Objective(NamedTuple):
 
 
 def _objective(
-    encoder: nn.Module, sample: Batch, loss: str | None, dictionary: Tensor | None, alpha: float | None
+    encoder: nn.Module,
+    sample: Batch,
+    loss: str | None,
+    dictionary: Tensor | None,
+    alpha: float | None,
 ) -> _Objective:
     if loss not in ("codes", "lasso", None):
         raise ValueError(f"loss must be 'codes', 'lasso' or None; got {loss!r}")
@@ -225,7 +241,7 @@ def _objective(
     return _Objective(checked_dictionary(dictionary).to(sample.x), non_negative("alpha", alpha))
 
 
-# --- stages -----------------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
 class _Options(NamedTuple):
@@ -246,7 +262,12 @@ class _Trainer:
         options: _Options,
         report: Callable[[int], object],
     ) -> None:
-        self.encoder, self.objective, self.options, self.report = encoder, objective, options, report
+        self.encoder, self.objective, self.options, self.report = (
+            encoder,
+            objective,
+            options,
+            report,
+        )
         self.trained: list[Tensor] = [p for p in encoder.parameters() if p.requires_grad]
         self.batches, self.validation = data.training, data.validation.to(self.trained[0])
         self.devices = {p.device for p in self.trained if p.device.type == "cuda"}
@@ -255,7 +276,9 @@ class _Trainer:
         self.done = 0  # steps as the progress bar counts them: those left out too
         self.best, self.best_loss = self._weights(), math.inf
         self.losses: list[float] = []
-        self.exploded: tuple[float, float] | None = None  # to what loss, at what rate, in this stage
+        self.exploded: tuple[float, float] | None = (
+            None  # to what loss, at what rate, in this stage
+        )
         self.unit = 1.0  # the loss of codes of zeros
 
     def stage(self, depth: int | None, *, alone: bool) -> Stage:
@@ -314,7 +337,9 @@ class _Trainer:
         False where there were too many such in a row, or the weights are not finite.
         """
         batch = next(self.batches).to(self.trained[0])
-        if not bool(torch.isfinite(batch.x).all()):  # the encoder, which may keep running statistics, must not see it
+        if not bool(
+            torch.isfinite(batch.x).all()
+        ):  # the encoder, which may keep running statistics, must not see it
             return self._skip()
         loss = self.objective(self._encode(batch.x), batch) / self.unit
         optimizer.zero_grad()
@@ -342,7 +367,9 @@ class _Trainer:
         return self.skipped < _SKIPPED
 
     def _freeze_before(self, new: int) -> None:
-        """No gradient for the layers before a new one; Adam, begun anew, then leaves them as they are."""
+        """No gradient for the layers before a new one; Adam, begun anew, then leaves them as they
+        are.
+        """
         assert isinstance(self.encoder, LISTA)
         for name in self.encoder.layered:
             parameter: Tensor | None = getattr(self.encoder, name)
@@ -371,10 +398,14 @@ class _Trainer:
     def _optimizer(self, rate: float) -> torch.optim.Adam:
         sizes = [self._size(p) for p in self.trained]
         pairs = zip(self.trained, sizes, strict=True)
-        return torch.optim.Adam([{"params": [p], "lr": rate * size, "eps": _EPSILON / size} for p, size in pairs])
+        return torch.optim.Adam(
+            [{"params": [p], "lr": rate * size, "eps": _EPSILON / size} for p, size in pairs]
+        )
 
     def _size(self, parameter: Tensor) -> float:
-        """Root mean square of a parameter; that of the codes for one that is 0 (a bias, thresholds without alpha)."""
+        """Root mean square of a parameter; that of the codes for one that is 0 (a bias, thresholds
+        without alpha).
+        """
         return _root_mean_square(parameter) or _root_mean_square(self._codes()) or 1.0
 
     def _weights(self) -> dict[str, Any]:
@@ -393,7 +424,9 @@ class _Trainer:
 
 @torch.no_grad()
 def _norm(tensors: list[Tensor]) -> float:
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(x) for x in tensors])))
+    return float(
+        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(x) for x in tensors]))
+    )
 
 
 def _root_mean_square(x: Tensor) -> float:
@@ -411,7 +444,7 @@ def _modes_kept(encoder: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------
+# --- progress -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -428,10 +461,23 @@ def _bar(progress: Watcher, total: int) -> Iterator[Callable[[int], object]]:
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
     except ImportError as error:
-        raise ImportError("progress=True needs the package rich: pip install 'latent-kernels[cli]'") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        raise ImportError(
+            "progress=True needs the package rich: pip install 'latent-kernels[cli]'"
+        ) from error
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("encoder", total=total)
         yield lambda done: bar.update(task, completed=done)

@@ -32,11 +32,12 @@ class DictionaryLearning(SparseTransformer):
         \min_{D, Z} \sum_i \tfrac12 \lVert x_i - z_i D \rVert^2 + \alpha \lVert z_i \rVert_1,
         \qquad \lVert d_k \rVert = 1
 
-    A batch is coded by `latent_kernels.sparse_encode`, its codes go into A = sum z^T z and B = sum z^T x (float64), and
-    one pass of block coordinate descent over the atoms follows. Batches count less the longer ago they came, by the
-    factors of Mairal et al.; from its second pass on, `fit` puts a batch's new codes in the place of its old ones
-    instead (it keeps them, sparse): the objective of all rows as they were last coded then falls with every step.
-    Norms are 1, not at most 1 as there: a shorter atom made longer only lowers the objective. An atom that no code has
+    A batch is coded by `latent_kernels.sparse_encode`, its codes go into A = sum z^T z and B = sum
+    z^T x (float64), and one pass of block coordinate descent over the atoms follows. Batches count
+    less the longer ago they came, by the factors of Mairal et al.; from its second pass on, `fit`
+    puts a batch's new codes in the place of its old ones instead (it keeps them, sparse): the
+    objective of all rows as they were last coded then falls with every step. Norms are 1, not at
+    most 1 as there: a shorter atom made longer only lowers the objective. An atom that no code has
     used in 10 n_components rows is replaced by the row of the batch that is coded worst.
 
     Names are those of sklearn.decomposition.MiniBatchDictionaryLearning where they mean the same.
@@ -47,49 +48,46 @@ class DictionaryLearning(SparseTransformer):
         \sum_i \tfrac12 \lVert x_i - z_i D \rVert^2 + \alpha \lVert z_i \rVert_1
         + \tfrac\kappa2 \lVert z_i - F(x_i) \rVert^2,
 
-    whose codes are those of a Lasso too; a step of Adam on F follows each batch. transform_algorithm="encoder" is then
-    the fast path; `SparseCoder(model.components_, encoder=model.encoder_)` starts solvers from it.
+    whose codes are those of a Lasso too; a step of Adam on F follows each batch.
+    transform_algorithm="encoder" is then the fast path; `SparseCoder(model.components_,
+    encoder=model.encoder_)` starts solvers from it.
 
-    Args:
-        n_components: the number of atoms; None for the number of columns.
-        alpha: >= 0.
-        max_iter: passes over X at most, >= 1.
-        fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`.
-        batch_size: rows of a batch.
-        shuffle: whether batches are of rows in random order, drawn once; else of X's.
-        dict_init: [n_components, n_features] to start from, made to have norm 1; None for random rows of X.
-        transform_algorithm: "cd" (or "lasso_cd"), "fista", "ista"; "encoder" for the codes of encoder_.
-        transform_alpha: None for alpha.
-        transform_max_iter: iterations for codes at most, in `fit` too.
-        transform_tol: the tolerance of `sparse_encode`, in `fit` too.
-        positive_code: codes >= 0 only.
-        positive_dict: atoms >= 0 only.
-        tol: `fit` stops where a pass changes the mean objective by less than this share; 0 goes on to max_iter.
-        encoder: None; "psd" for a `PSDEncoder` that starts from the first dictionary; a module [N, n_features] -> [N,
-            n_components], of which a copy in X's dtype is trained; or a function of the first dictionary (a tensor)
-            that returns such a module, such as functools.partial(lk.LISTA.from_dictionary, alpha=0.1, n_layers=3).
+    Args: n_components: the number of atoms; None for the number of columns. alpha: >= 0. max_iter:
+        passes over X at most, >= 1. fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`.
+        batch_size: rows of a batch. shuffle: whether batches are of rows in random order, drawn
+        once; else of X's. dict_init: [n_components, n_features] to start from, made to have norm 1;
+        None for random rows of X. transform_algorithm: "cd" (or "lasso_cd"), "fista", "ista";
+        "encoder" for the codes of encoder_. transform_alpha: None for alpha. transform_max_iter:
+        iterations for codes at most, in `fit` too. transform_tol: the tolerance of `sparse_encode`,
+        in `fit` too. positive_code: codes >= 0 only. positive_dict: atoms >= 0 only. tol: `fit`
+        stops where a pass changes the mean objective by less than this share; 0 goes on to
+        max_iter. encoder: None; "psd" for a `PSDEncoder` that starts from the first dictionary; a
+        module [N, n_features] -> [N,
+            n_components], of which a copy in X's dtype is trained; or a function of the first
+            dictionary (a tensor) that returns such a module, such as
+            functools.partial(lk.LISTA.from_dictionary, alpha=0.1, n_layers=3).
         encoder_weight: kappa >= 0.
         encoder_learning_rate: Adam's, relative to each parameter's root mean square.
         random_state: int, RandomState or None: the first dictionary and the batches.
         verbose: whether `fit` prints a line for each pass to stderr.
 
-    Attributes:
-        components_: D [n_components, n_features] in X's dtype.
-        encoder_: the trained module, in evaluation mode; None without.
-        objectives_: mean objectives of a row, when it was coded: one for each pass of `fit`, then one for each batch of
+    Attributes: components_: D [n_components, n_features] in X's dtype. encoder_: the trained
+        module, in evaluation mode; None without. objectives_: mean objectives of a row, when it was
+        coded: one for each pass of `fit`, then one for each batch of
             `partial_fit`. With an encoder its term is in it.
         converged_: whether `fit` stopped by tol.
         n_iter_: the passes of `fit`; 1 after `partial_fit` alone.
         n_steps_: batches seen.
         n_features_in_, feature_names_in_: columns of X, and their names where it has them.
 
-    float32 stays float32 all the way, except for A, B and the update of the atoms. The same random_state gives the
-    same result, for a number of threads. A ConvergenceWarning tells that max_iter passes were not enough.
+    float32 stays float32 all the way, except for A, B and the update of the atoms. The same
+    random_state gives the same result, for a number of threads. A ConvergenceWarning tells that
+    max_iter passes were not enough.
 
-    Source: Mairal, Bach, Ponce, Sapiro, "Online dictionary learning for sparse coding" (2009), algorithms 1 and 2,
-    section 3.4; Mairal, "Incremental majorization-minimization optimization" (2015) for what later passes do;
-    Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding algorithms with applications to object recognition"
-    (2008).
+    Source: Mairal, Bach, Ponce, Sapiro, "Online dictionary learning for sparse coding" (2009),
+    algorithms 1 and 2, section 3.4; Mairal, "Incremental majorization-minimization optimization"
+    (2015) for what later passes do; Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding
+    algorithms with applications to object recognition" (2008).
 
     """
 
@@ -140,17 +138,16 @@ class DictionaryLearning(SparseTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
-    # --- fitting --------------------------------------------------------------------------------------------------
+    # --- fitting ----------------------------------------------------------------------------------
 
     def fit(self: Self, X: Any, y: Any = None) -> Self:
         """Learns the dictionary anew.
 
-        Args:
-            X: [N, n_features], float32 or float64 (other types become float64); an array, or a tensor on the CPU.
-            y: ignored.
+        Args: X: [N, n_features], float32 or float64 (other types become float64); an array, or a
+            tensor on the CPU. y: ignored.
 
-        Raises:
-            ValueError: X has a wrong shape, NaN or infinity; an argument of the constructor is wrong.
+        Raises: ValueError: X has a wrong shape, NaN or infinity; an argument of the constructor is
+            wrong.
 
         """
         self._check_settings()
@@ -172,7 +169,9 @@ class DictionaryLearning(SparseTransformer):
     def _passes(
         self, learner: Learner, data: Array, batches: list[NDArray[np.int64]]
     ) -> tuple[Learner, list[float], bool]:
-        """Goes through the batches again and again: (learner, mean objectives of the passes, whether they rest)."""
+        """Goes through the batches again and again: (learner, mean objectives of the passes,
+        whether they rest).
+        """
         options = self._options()
         weights = _weights([len(rows) for rows in batches])
         visits: list[Visit | None] = [None] * len(batches)
@@ -186,7 +185,10 @@ class DictionaryLearning(SparseTransformer):
                 total += objective
             objectives.append(total / len(data))
             if self.verbose:
-                print(f"pass {len(objectives)}/{self.max_iter}: objective {objectives[-1]:.6g}", file=sys.stderr)
+                print(
+                    f"pass {len(objectives)}/{self.max_iter}: objective {objectives[-1]:.6g}",
+                    file=sys.stderr,
+                )
             if self.tol > 0 and len(objectives) > 1:
                 before, now = objectives[-2:]
                 if abs(before - now) <= self.tol * before:
@@ -194,7 +196,8 @@ class DictionaryLearning(SparseTransformer):
         return learner, objectives, False
 
     def partial_fit(self: Self, X: Any, y: Any = None) -> Self:
-        """One step on one batch, of any number of rows; the first one begins a dictionary, and `fit` may have been.
+        """One step on one batch, of any number of rows; the first one begins a dictionary, and
+        `fit` may have been.
 
         Over the batches of `fit`, from the same dictionary, this is its first pass.
 
@@ -231,9 +234,13 @@ class DictionaryLearning(SparseTransformer):
         else:
             given = sparse_codes.checked_dictionary("dict_init", self.dict_init)
             if given.shape != (n, data.shape[1]):
-                raise ValueError(f"dict_init must have shape {(n, data.shape[1])}; got {given.shape}")
+                raise ValueError(
+                    f"dict_init must have shape {(n, data.shape[1])}; got {given.shape}"
+                )
             if positive and (given < 0).any():
-                raise ValueError("dict_init must be >= 0 where positive_dict is True; got negative entries")
+                raise ValueError(
+                    "dict_init must be >= 0 where positive_dict is True; got negative entries"
+                )
             wide = given.astype(np.float64)
             wide /= np.abs(wide).max(axis=1, keepdims=True)
             atoms = wide / np.linalg.norm(wide, axis=1, keepdims=True)
@@ -249,7 +256,11 @@ class DictionaryLearning(SparseTransformer):
             module: object = copy.deepcopy(self.encoder)
         else:
             assert not isinstance(self.encoder, str) or self.encoder == "psd"
-            module = PSDEncoder.from_dictionary(atoms) if isinstance(self.encoder, str) else self.encoder(atoms)
+            module = (
+                PSDEncoder.from_dictionary(atoms)
+                if isinstance(self.encoder, str)
+                else self.encoder(atoms)
+            )
         if not isinstance(module, nn.Module):
             raise ValueError(f"encoder must return a torch.nn.Module; got {module!r}")
         return module.to(atoms.dtype).eval()
@@ -259,7 +270,7 @@ class DictionaryLearning(SparseTransformer):
         self._statistics, self._predictor = learner.statistics, learner.predictor
         self.n_steps_ = learner.statistics.step
 
-    # --- codes ----------------------------------------------------------------------------------------------------
+    # --- codes ------------------------------------------------------------------------------------
 
     def transform(self, X: Any) -> Array:
         """The codes.
@@ -281,14 +292,20 @@ class DictionaryLearning(SparseTransformer):
         data: Array = validate_data(self, as_array(X), reset=False, **CHECKS)
         if self.transform_algorithm != "encoder":
             alpha = self.alpha if self.transform_alpha is None else self.transform_alpha
-            return sparse_codes.solved(data, self.components_, self._lasso(self.transform_algorithm, alpha), warn=True)
+            return sparse_codes.solved(
+                data, self.components_, self._lasso(self.transform_algorithm, alpha), warn=True
+            )
         if self.encoder_ is None:
-            raise ValueError("the model was fitted without encoder: transform_algorithm must not be 'encoder'")
+            raise ValueError(
+                "the model was fitted without encoder: transform_algorithm must not be 'encoder'"
+            )
         n = len(self.components_)
         return sparse_codes.predicted(data, self.encoder_, n, bool(self.positive_code)).numpy()
 
     def inverse_transform(self, X: Any) -> Array:
-        """The rows Z D [N, n_features] that codes Z [N, n_components] stand for, in the dtype of the codes."""
+        """The rows Z D [N, n_features] that codes Z [N, n_components] stand for, in the dtype of
+        the codes.
+        """
         check_is_fitted(self, "components_")
         return sparse_codes.restored(X, self.components_)
 
@@ -296,14 +313,21 @@ class DictionaryLearning(SparseTransformer):
     def _n_features_out(self) -> int:
         return len(self.components_)
 
-    # --- settings -------------------------------------------------------------------------------------------------
+    # --- settings ---------------------------------------------------------------------------------
 
     def _lasso(self, algorithm: str, alpha: float) -> Lasso:
-        return sparse_codes.lasso(algorithm, alpha, self.transform_max_iter, self.transform_tol, self.positive_code)
+        return sparse_codes.lasso(
+            algorithm, alpha, self.transform_max_iter, self.transform_tol, self.positive_code
+        )
 
     def _options(self) -> Options:
         how = self._lasso(self.fit_algorithm, self.alpha)
-        return Options(how, bool(self.positive_dict), float(self.encoder_weight), float(self.encoder_learning_rate))
+        return Options(
+            how,
+            bool(self.positive_dict),
+            float(self.encoder_weight),
+            float(self.encoder_learning_rate),
+        )
 
     def _check_settings(self) -> None:
         for name, least in (("max_iter", 1), ("batch_size", 1), ("transform_max_iter", 0)):
@@ -319,7 +343,9 @@ class DictionaryLearning(SparseTransformer):
         if self.transform_alpha is not None:
             sparse_codes.check_number("transform_alpha", self.transform_alpha)
         if not (self.encoder is None or callable(self.encoder) or self.encoder == "psd"):
-            raise ValueError(f"encoder must be None, 'psd', a module or a function; got {self.encoder!r}")
+            raise ValueError(
+                f"encoder must be None, 'psd', a module or a function; got {self.encoder!r}"
+            )
 
     def _check_components(self) -> None:
         """Raises where the constructor's arguments do not go with the dictionary that there is."""
@@ -329,11 +355,15 @@ class DictionaryLearning(SparseTransformer):
                 f"{self.n_components}: set it back, or call fit"
             )
         if (self.encoder is None) != (self.encoder_ is None):
-            raise ValueError("encoder must be None where the model was fitted without, and must not be otherwise")
+            raise ValueError(
+                "encoder must be None where the model was fitted without, and must not be otherwise"
+            )
 
 
 def _weights(sizes: list[int]) -> list[float]:
-    """What batches of these sizes weigh after the first pass, each having faded with every one that came after it."""
+    """What batches of these sizes weigh after the first pass, each having faded with every one that
+    came after it.
+    """
     factors = [fading(t, rows) for t, rows in enumerate(sizes, 1)]
     weights = np.append(np.cumprod(factors[:0:-1])[::-1], 1.0)
     return [float(w) for w in weights]

@@ -1,4 +1,6 @@
-"""The steps of online dictionary learning: codes of a batch, statistics, atoms, and an encoder beside them."""
+"""The steps of online dictionary learning: codes of a batch, statistics, atoms, and an encoder
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,22 @@ from latent_kernels.estimators.sparse_codes import Array, Lasso
 
 Floats = NDArray[np.float64]
 
-# An atom that no code has used for so many rows per atom is replaced: one used by a row in n_components, which is rare
-# for an atom, passes for unused with a probability of e^-10.
+# An atom that no code has used for so many rows per atom is replaced: one used by a row in
+# n_components, which is rare for an atom, passes for unused with a probability of e^-10.
 _IDLE = 10
 # Atoms are updated by blocks of so many numbers, which stay in the cache.
 _BLOCK = 8192
-# Below so many multiplications in a batch's A, NumPy's BLAS uses one thread: its threads and those that code the batch
-# would wait for one another, which takes ten times as long on a busy machine.
+# Below so many multiplications in a batch's A, NumPy's BLAS uses one thread: its threads and those
+# that code the batch would wait for one another, which takes ten times as long on a busy machine.
 _THREADED = 1 << 28
 
 
-# --- statistics and atoms -----------------------------------------------------------------------------------------
+# --- statistics and atoms -------------------------------------------------------------------------
 
 
 class Statistics:
-    """What the dictionary's update takes: A = sum_i w_i z_i^T z_i [n, n] and B = sum_i w_i z_i^T x_i [n, m], float64.
+    """What the dictionary's update takes: A = sum_i w_i z_i^T z_i [n, n] and B = sum_i w_i z_i^T
+    x_i [n, m], float64.
 
     Args:
         n_components: n.
@@ -44,8 +47,12 @@ class Statistics:
     def __init__(self, n_components: int, n_features: int) -> None:
         self.A: Floats = np.zeros((n_components, n_components))
         self.B: Floats = np.zeros((n_components, n_features))
-        self.idle: NDArray[np.int64] = np.zeros(n_components, np.int64)  # rows since a code used the atom
-        self.born: NDArray[np.int64] = np.zeros(n_components, np.int64)  # the step that an atom was replaced in
+        self.idle: NDArray[np.int64] = np.zeros(
+            n_components, np.int64
+        )  # rows since a code used the atom
+        self.born: NDArray[np.int64] = np.zeros(
+            n_components, np.int64
+        )  # the step that an atom was replaced in
         self.step = 0
 
     def add(self, codes: Array, X: Array, weight: float = 1.0) -> None:
@@ -69,10 +76,12 @@ class Statistics:
         r"""One pass of block coordinate descent over the atoms, in place.
 
         .. math::
-            \min_D \tfrac12 \operatorname{tr}(D^T A D) - \operatorname{tr}(D^T B) \text{ where } ||d_k|| = 1,
-            \qquad d_k \leftarrow v_k / ||v_k||, \quad v_k = b_k - \sum_{j \ne k} A_{kj} d_j
+            \min_D \tfrac12 \operatorname{tr}(D^T A D) - \operatorname{tr}(D^T B) \text{ where }
+            ||d_k|| = 1, \qquad d_k \leftarrow v_k / ||v_k||, \quad v_k = b_k - \sum_{j \ne k}
+            A_{kj} d_j
 
-        which is the minimum over one atom (over those >= 0 with v_k cut off at 0). Atoms hardly used stay.
+        which is the minimum over one atom (over those >= 0 with v_k cut off at 0). Atoms hardly
+        used stay.
 
         Source: Mairal et al. (2009), algorithm 2, on the sphere instead of the ball.
         """
@@ -97,11 +106,15 @@ class Statistics:
                     D[k] = v
 
     def revive(self, dictionary: Floats, X: Array, loss: Array, positive: bool) -> int:
-        """Puts rows of X in the place of atoms unused for long, those of greatest loss first; returns how many."""
+        """Puts rows of X in the place of atoms unused for long, those of greatest loss first;
+        returns how many.
+        """
         unused = np.flatnonzero(self.idle >= _IDLE * len(dictionary))
         if len(unused) == 0:
             return 0
-        atoms = directions(X[np.argsort(-loss, kind="stable")[: 4 * len(unused)]], positive)[: len(unused)]
+        atoms = directions(X[np.argsort(-loss, kind="stable")[: 4 * len(unused)]], positive)[
+            : len(unused)
+        ]
         unused = unused[: len(atoms)]
         dictionary[unused] = atoms
         self.A[unused], self.A[:, unused], self.B[unused] = 0, 0, 0
@@ -137,33 +150,49 @@ class Visit(NamedTuple):
 
 
 def directions(X: Array, positive: bool) -> Floats:
-    """The distinct rows of X that are not 0, at length 1 and in float64; those >= 0 with negative entries cut off."""
+    """The distinct rows of X that are not 0, at length 1 and in float64; those >= 0 with negative
+    entries cut off.
+    """
     rows = X.astype(np.float64)
     if positive:
         rows = np.maximum(rows, 0)
     greatest = np.abs(rows).max(axis=1, initial=0.0)
-    rows = rows[greatest > 0] / greatest[greatest > 0, None]  # so that squares neither overflow nor vanish
+    rows = (
+        rows[greatest > 0] / greatest[greatest > 0, None]
+    )  # so that squares neither overflow nor vanish
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
     result: Floats = rows[first]
     return result
 
 
-def first_dictionary(X: Array, n_components: int, positive: bool, generator: np.random.RandomState) -> Floats:
-    """Rows of X at length 1 in random order, and random directions where there are not enough of them."""
-    atoms = directions(X[generator.permutation(len(X))[: 4 * n_components]], positive)[:n_components]
+def first_dictionary(
+    X: Array, n_components: int, positive: bool, generator: np.random.RandomState
+) -> Floats:
+    """Rows of X at length 1 in random order, and random directions where there are not enough of
+    them.
+    """
+    atoms = directions(X[generator.permutation(len(X))[: 4 * n_components]], positive)[
+        :n_components
+    ]
     noise = generator.standard_normal((n_components - len(atoms), X.shape[1]))
     noise = np.abs(noise) if positive else noise
     return np.concatenate([atoms, noise / np.linalg.norm(noise, axis=1, keepdims=True)])
 
 
-# --- codes --------------------------------------------------------------------------------------------------------
+# --- codes ----------------------------------------------------------------------------------------
 
 
 def joint_codes(
-    X: Array, dictionary: Array, how: Lasso, prediction: torch.Tensor, weight: float, start: torch.Tensor | None = None
+    X: Array,
+    dictionary: Array,
+    how: Lasso,
+    prediction: torch.Tensor,
+    weight: float,
+    start: torch.Tensor | None = None,
 ) -> Array:
-    r"""Codes that are sparse and near a prediction: the inference of predictive sparse decomposition.
+    r"""Codes that are sparse and near a prediction: the inference of predictive sparse
+    decomposition.
 
     .. math::
         \min_z \tfrac12 ||x - z D||^2 + \alpha ||z||_1 + \tfrac\kappa2 ||z - F(x)||^2,
@@ -183,7 +212,9 @@ def joint_codes(
     """
     root = math.sqrt(weight)
     wide = np.hstack([X, (root * prediction.numpy()).astype(X.dtype, copy=False)])
-    atoms = np.hstack([dictionary.astype(X.dtype, copy=False), root * np.eye(len(dictionary), dtype=X.dtype)])
+    atoms = np.hstack(
+        [dictionary.astype(X.dtype, copy=False), root * np.eye(len(dictionary), dtype=X.dtype)]
+    )
     return sparse_codes.solved(wide, atoms, how, start)
 
 
@@ -195,7 +226,7 @@ def row_losses(X: Array, codes: Array, dictionary: Array, alpha: float) -> Float
     return result
 
 
-# --- the encoder --------------------------------------------------------------------------------------------------
+# --- the encoder ----------------------------------------------------------------------------------
 
 
 class Predictor:
@@ -217,7 +248,11 @@ class Predictor:
             raise ValueError("encoder must have parameters that require gradients")
         scale = float(np.sqrt(np.square(codes, dtype=np.float64).mean())) or 1.0
         groups: list[dict[str, Any]] = [
-            {"params": [p], "lr": rate * (float(p.detach().double().square().mean().sqrt()) or scale)} for p in trained
+            {
+                "params": [p],
+                "lr": rate * (float(p.detach().double().square().mean().sqrt()) or scale),
+            }
+            for p in trained
         ]
         self.optimizer = torch.optim.Adam(groups)
 
@@ -240,7 +275,7 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-# --- a step -------------------------------------------------------------------------------------------------------
+# --- a step ---------------------------------------------------------------------------------------
 
 
 class Options(NamedTuple):
@@ -263,21 +298,20 @@ class Learner(NamedTuple):
     def step(self, X: Array, options: Options, visit: Visit | None) -> tuple[Learner, Array, float]:
         """Learns from a batch.
 
-        Args:
-            X: [N, m] in the dictionary's dtype.
-            options: see above.
-            visit: how the same batch was coded before; None for a new one, before which others fade.
+        Args: X: [N, m] in the dictionary's dtype. options: see above. visit: how the same batch was
+            coded before; None for a new one, before which others fade.
 
-        Returns:
-            (the learner after it, codes [N, n], the sum of the rows' objectives). Statistics, encoder and predictor
-            were changed in place, the dictionary was not.
+        Returns: (the learner after it, codes [N, n], the sum of the rows' objectives). Statistics,
+            encoder and predictor were changed in place, the dictionary was not.
 
         """
         small = len(X) * len(self.dictionary) ** 2 < _THREADED
         with _libraries().limit(limits=1 if small else None, user_api="blas"):
             return self._step(X, options, visit)
 
-    def _step(self, X: Array, options: Options, visit: Visit | None) -> tuple[Learner, Array, float]:
+    def _step(
+        self, X: Array, options: Options, visit: Visit | None
+    ) -> tuple[Learner, Array, float]:
         how, statistics = options.how, self.statistics
         old = None if visit is None else visit.alive(statistics)
         codes, losses = self._codes(X, options, old)
@@ -291,7 +325,9 @@ class Learner(NamedTuple):
         atoms = self.dictionary.astype(np.float64)
         statistics.update(atoms, options.positive_dict)
         if statistics.idle.max() >= _IDLE * len(atoms):
-            statistics.revive(atoms, X, row_losses(X, codes, atoms, how.alpha), options.positive_dict)
+            statistics.revive(
+                atoms, X, row_losses(X, codes, atoms, how.alpha), options.positive_dict
+            )
         predictor = self.predictor
         if self.encoder is not None:
             predictor = predictor or Predictor(self.encoder, codes, options.encoder_rate)
@@ -308,5 +344,7 @@ class Learner(NamedTuple):
         prediction = sparse_codes.predicted(X, self.encoder, len(self.dictionary), positive=False)
         codes = joint_codes(X, self.dictionary, how, prediction, options.encoder_weight, first)
         apart = np.square(codes - prediction.numpy(), dtype=np.float64).sum(axis=1)
-        losses: Floats = row_losses(X, codes, self.dictionary, how.alpha) + 0.5 * options.encoder_weight * apart
+        losses: Floats = (
+            row_losses(X, codes, self.dictionary, how.alpha) + 0.5 * options.encoder_weight * apart
+        )
         return codes, losses

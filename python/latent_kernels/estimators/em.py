@@ -21,16 +21,17 @@ Floats = NDArray[np.float64]
 Batch = tuple[NDArray[Any], Floats | None]
 
 
-# --- data -------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 class Stream:
     """Batches that a caller makes anew for each pass, checked as they come.
 
-    Args:
-        source: an iterable that can be gone through again, or a callable without arguments that returns an iterator;
+    Args: source: an iterable that can be gone through again, or a callable without arguments that
+        returns an iterator;
             of X, (X,) or (X, sample_weight), as tuples or lists.
-        check: (X, sample_weight, whether this is the first pass, whether the first batch) -> the checked batch.
+        check: (X, sample_weight, whether this is the first pass, whether the first batch) -> the
+            checked batch.
 
     Raises:
         TypeError: the source can be gone through only once, or is itself an array.
@@ -65,7 +66,9 @@ class Stream:
             rows, batches = rows + len(batch[0]), batches + 1
             yield batch
         if not first_pass and rows != self._rows:
-            raise ValueError(f"make_batches gave {self._rows} rows in its first pass and {rows} in a later one")
+            raise ValueError(
+                f"make_batches gave {self._rows} rows in its first pass and {rows} in a later one"
+            )
         self._rows = rows
 
 
@@ -110,7 +113,9 @@ def _counted(weight: Floats | None, rows: int) -> NDArray[np.int64]:
     return np.arange(rows) if weight is None else np.flatnonzero(weight > 0)
 
 
-def survey(batches: Iterable[Batch], columns: Callable[[int], Sequence[int]], wants_missing: bool) -> Census:
+def survey(
+    batches: Iterable[Batch], columns: Callable[[int], Sequence[int]], wants_missing: bool
+) -> Census:
     """One pass over this process's batches.
 
     Args:
@@ -128,7 +133,10 @@ def survey(batches: Iterable[Batch], columns: Callable[[int], Sequence[int]], wa
         most = most if len(most) else np.zeros(len(looked_at))
         missing = missing if len(missing) or not wants_missing else np.zeros(features)
         for start in range(0, len(X) if looked_at or wants_missing else 0, _BLOCK):
-            block, w = X[start : start + _BLOCK], None if weight is None else weight[start : start + _BLOCK]
+            block, w = (
+                X[start : start + _BLOCK],
+                None if weight is None else weight[start : start + _BLOCK],
+            )
             if looked_at:
                 counted = block[:, looked_at] if w is None else block[w > 0][:, looked_at]
                 most = np.maximum(most, np.fmax.reduce(counted, axis=0, initial=0.0))
@@ -147,11 +155,16 @@ def merged(censuses: Sequence[Census]) -> Census:
     most = np.maximum.reduce(filled) if filled else np.zeros(0)
     missing = sum((c.missing for c in censuses if len(c.missing) > 0), np.zeros(1))
     size = sizes[0] if sizes else 0
-    return Census(sum(c.rows for c in censuses), size, sum(c.weight for c in censuses), most, missing)
+    return Census(
+        sum(c.rows for c in censuses), size, sum(c.weight for c in censuses), most, missing
+    )
 
 
-def copy_rows(batches: Iterable[Batch], indices: NDArray[np.int64], start: int, out: Floats) -> None:
-    """Rows and weights of the sample that lie in this process, into out [n, D + 1], which is 0 elsewhere.
+def copy_rows(
+    batches: Iterable[Batch], indices: NDArray[np.int64], start: int, out: Floats
+) -> None:
+    """Rows and weights of the sample that lie in this process, into out [n, D + 1], which is 0
+    elsewhere.
 
     Args:
         batches: of this process.
@@ -169,7 +182,7 @@ def copy_rows(batches: Iterable[Batch], indices: NDArray[np.int64], start: int, 
         start += len(counted)
 
 
-# --- EM ---------------------------------------------------------------------------------------------------------
+# --- EM -------------------------------------------------------------------------------------------
 
 
 def no_statistics(parameters: model.Parameters) -> SufficientStatistics:
@@ -194,18 +207,23 @@ def no_statistics(parameters: model.Parameters) -> SufficientStatistics:
 
 
 def all_statistics(
-    batches: Iterable[Batch], parameters: model.Parameters, processes: Processes, error: Exception | None = None
+    batches: Iterable[Batch],
+    parameters: model.Parameters,
+    processes: Processes,
+    error: Exception | None = None,
 ) -> SufficientStatistics:
     """The statistics of every batch of every process: one pass and one all-reduce.
 
-    Args:
-        batches: of this process.
-        parameters: as in `e_step`.
-        processes: those of the fit.
-        error: what went wrong in this process since the last all-reduce, which all of them shall know.
+    Args: batches: of this process. parameters: as in `e_step`. processes: those of the fit. error:
+        what went wrong in this process since the last all-reduce, which all of them shall know.
 
     """
-    if processes.group is None and error is None and isinstance(batches, list) and len(batches) == 1:
+    if (
+        processes.group is None
+        and error is None
+        and isinstance(batches, list)
+        and len(batches) == 1
+    ):
         X, weight = batches[0]
         return e_step(X, parameters, weight)
     nothing = no_statistics(parameters)
@@ -232,8 +250,8 @@ class Run(NamedTuple):
 class Progress:
     """Prints how EM goes on to stderr.
 
-    Args:
-        verbose: 0: nothing. 1: one line for each initialization, rewritten as it goes where stderr is a terminal.
+    Args: verbose: 0: nothing. 1: one line for each initialization, rewritten as it goes where
+        stderr is a terminal.
             2: a line for every `interval`-th iteration too.
         inits: number of initializations.
         max_iter: most iterations of one.
@@ -244,7 +262,12 @@ class Progress:
     _WIDTH = 24
 
     def __init__(self, verbose: int, inits: int, max_iter: int, interval: int = 1) -> None:
-        self._verbose, self._inits, self._max_iter, self._interval = int(verbose), inits, max_iter, interval
+        self._verbose, self._inits, self._max_iter, self._interval = (
+            int(verbose),
+            inits,
+            max_iter,
+            interval,
+        )
         self._init = 0
         self._line = ""
 
@@ -267,7 +290,10 @@ class Progress:
         if self._verbose >= 1:
             line = self._line if self._verbose == 1 else f"init {self._init + 1}/{self._inits}"
             start = "\r" if self._verbose == 1 and sys.stderr.isatty() else ""
-            print(f"{start}{line}: {'converged' if converged else 'did not converge'}", file=sys.stderr)
+            print(
+                f"{start}{line}: {'converged' if converged else 'did not converge'}",
+                file=sys.stderr,
+            )
         self._init += 1
         self._line = ""
 
@@ -286,8 +312,8 @@ def run(
 ) -> Run:
     """EM from `start`, until the mean log-likelihood changes by less than tol.
 
-    When to stop depends on sums that all processes have alike. What fails in one of them between two of these sums is
-    handed on to the next, so that all of them stop there.
+    When to stop depends on sums that all processes have alike. What fails in one of them between
+    two of these sums is handed on to the next, so that all of them stop there.
 
     Args:
         start: parameters of any kind.

@@ -37,7 +37,7 @@ def as_array(X: Any) -> Any:
 class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     """One kind of mixture; the parameters have any form that the subclass's hooks agree on."""
 
-    # --- what a subclass says -----------------------------------------------------------------------------------
+    # --- what a subclass says ---------------------------------------------------------------------
 
     def _check_settings(self) -> None:
         """Raises where a constructor argument is wrong."""
@@ -59,7 +59,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"init_size must be None or an integer >= n_components; got {size!r}")
 
     def _check_values(self, X: NDArray[Any], fitted: bool) -> None:
-        """Raises where X holds values that the model cannot; fitted: by what is known of the data since the census."""
+        """Raises where X holds values that the model cannot; fitted: by what is known of the data
+        since the census.
+        """
 
     def _categorical(self, features: int) -> Sequence[int]:
         """The columns whose greatest value the census must say."""
@@ -70,7 +72,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return False
 
     def _corrected(self, statistics: SufficientStatistics, missing: Floats) -> SufficientStatistics:
-        """The statistics that the M-step takes; missing: the share of each column that is, where it is wanted."""
+        """The statistics that the M-step takes; missing: the share of each column that is, where it
+        is wanted.
+        """
         return statistics
 
     def _counted_rows(self, batch: Batch) -> Batch:
@@ -78,7 +82,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return batch
 
     def _prepare(self, census: Census, warm: bool) -> None:
-        """Called with the census before EM begins; warm: raises where fitted parameters do not go with it."""
+        """Called with the census before EM begins; warm: raises where fitted parameters do not go
+        with it.
+        """
 
     def _given(self, features: int) -> Any | None:
         """Start parameters, where the constructor's arguments say all of them."""
@@ -116,14 +122,18 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """A row [D] of each of these components (ascending)."""
         raise NotImplementedError
 
-    # --- with a fitted model ----------------------------------------------------------------------------------------
+    # --- with a fitted model ----------------------------------------------------------------------
 
     def _fitted_data(self, X: Any) -> tuple[NDArray[Any], model.Parameters]:
         check_is_fitted(self, "weights_")
-        data = validate_data(self, as_array(X), reset=False, ensure_all_finite="allow-nan", **CHECKS)
+        data = validate_data(
+            self, as_array(X), reset=False, ensure_all_finite="allow-nan", **CHECKS
+        )
         parameters = self._parameters()
         if data.shape[1] != self._width():
-            raise ValueError(f"X must have {self._width()} columns, as the model has; got {data.shape[1]}")
+            raise ValueError(
+                f"X must have {self._width()} columns, as the model has; got {data.shape[1]}"
+            )
         self._check_values(data, fitted=True)
         return data, self._kernel(parameters)
 
@@ -172,12 +182,15 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self._draw(labels, generator), labels
 
     def aic(self, X: Any, *, sample_weight: ArrayLike | None = None) -> float:
-        """Akaike's information criterion on X: -2 log-likelihood + 2 (number of free parameters); lower is better."""
+        """Akaike's information criterion on X: -2 log-likelihood + 2 (number of free parameters);
+        lower is better.
+        """
         log_likelihood, _ = self._total(X, sample_weight)
         return -2 * log_likelihood + 2 * self._n_parameters()
 
     def bic(self, X: Any, *, sample_weight: ArrayLike | None = None) -> float:
-        """The Bayesian information criterion on X: -2 log-likelihood + log(N) (number of free parameters).
+        """The Bayesian information criterion on X: -2 log-likelihood + log(N) (number of free
+        parameters).
 
         With sample_weight, N is the sum of the weights.
         """

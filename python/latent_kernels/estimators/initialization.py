@@ -29,14 +29,18 @@ class Sample(NamedTuple):
 
 
 class Parts:
-    """The rows of every component, and their responsibilities times their weights; other rows have none."""
+    """The rows of every component, and their responsibilities times their weights; other rows have
+    none.
+    """
 
     def __init__(self, of_components: list[tuple[Integers, Floats]]) -> None:
         self._of_components = of_components
         self.counts = np.array([r.sum() for _, r in of_components])  # [K]
 
     def pieces(self) -> Iterator[tuple[int, Any, Floats]]:
-        """(component, rows, r of these rows), the same ones each time; a component may have several or none."""
+        """(component, rows, r of these rows), the same ones each time; a component may have several
+        or none.
+        """
         for k, (rows, r) in enumerate(self._of_components):
             yield k, rows, r
 
@@ -49,12 +53,21 @@ class Parts:
 
 
 class RandomParts(Parts):
-    """Random responsibilities of all rows, drawn anew from the same state by each call: they are never all there."""
+    """Random responsibilities of all rows, drawn anew from the same state by each call: they are
+    never all there.
+    """
 
     _BLOCK = 1 << 10
 
-    def __init__(self, rows: int, weight: Floats | None, components: int, generator: np.random.RandomState) -> None:
-        self._rows, self._weight, self._components, self._state = rows, weight, components, generator.get_state()
+    def __init__(
+        self, rows: int, weight: Floats | None, components: int, generator: np.random.RandomState
+    ) -> None:
+        self._rows, self._weight, self._components, self._state = (
+            rows,
+            weight,
+            components,
+            generator.get_state(),
+        )
         self.counts = np.zeros(components)
         for k, _, r in self._drawn(generator):
             self.counts[k] += r.sum()
@@ -115,7 +128,9 @@ def standardized(X: Floats, weight: Floats | None) -> Floats:
 
 
 def one_hot(x: Floats) -> Floats:
-    """[n, C] for the C categories that occur, at most the _MOST_ENCODED most frequent ones; NaN where x is."""
+    """[n, C] for the C categories that occur, at most the _MOST_ENCODED most frequent ones; NaN
+    where x is.
+    """
     there = ~np.isnan(x)
     values, which, counts = np.unique(x[there], return_inverse=True, return_counts=True)
     kept = np.sort(np.argsort(-counts, kind="stable")[:_MOST_ENCODED])
@@ -127,10 +142,14 @@ def one_hot(x: Floats) -> Floats:
     return result[:, : max(len(kept), 1)]
 
 
-def category_counts(x: Floats, weight: Floats | None, of_components: Parts, categories: int) -> Floats:
-    """The weight of each category in each component [K, C], and one row of the whole sample's frequencies more.
+def category_counts(
+    x: Floats, weight: Floats | None, of_components: Parts, categories: int
+) -> Floats:
+    """The weight of each category in each component [K, C], and one row of the whole sample's
+    frequencies more.
 
-    Without it a probability of 0 would stay 0 for ever. Missing values count as the whole sample's mean.
+    Without it a probability of 0 would stay 0 for ever. Missing values count as the whole sample's
+    mean.
 
     """
     there = ~np.isnan(x)
@@ -147,7 +166,11 @@ def category_counts(x: Floats, weight: Floats | None, of_components: Parts, cate
 
 
 def parts(
-    init_params: str, Z: Floats, weight: Floats | None, components: int, generator: np.random.RandomState
+    init_params: str,
+    Z: Floats,
+    weight: Floats | None,
+    components: int,
+    generator: np.random.RandomState,
 ) -> Parts:
     """The rows of every component, drawn from the generator as scikit-learn's mixtures draw them.
 
@@ -162,7 +185,11 @@ def parts(
     if init_params == "kmeans":
         from sklearn.cluster import KMeans
 
-        labels = KMeans(n_clusters=components, n_init=1, random_state=generator).fit(Z, sample_weight=weight).labels_
+        labels = (
+            KMeans(n_clusters=components, n_init=1, random_state=generator)
+            .fit(Z, sample_weight=weight)
+            .labels_
+        )
         order = np.argsort(labels, kind="stable")
         rows = np.split(order, np.searchsorted(labels[order], np.arange(1, components)))
         return Parts([(i, _ones(weight, i)) for i in rows])
@@ -192,9 +219,9 @@ def gaussian_statistics(
 ) -> SufficientStatistics:
     """The statistics of these responsibilities, about the components' own means.
 
-    A component without rows has the sample's mean as its anchor. Where each component has a single row, a "tied"
-    covariance would be 0: as in scikit-learn, the rows that no component has then count with their second moment about
-    the origin.
+    A component without rows has the sample's mean as its anchor. Where each component has a single
+    row, a "tied" covariance would be 0: as in scikit-learn, the rows that no component has then
+    count with their second moment about the origin.
 
     Args:
         X: [n, D] without NaN.
@@ -224,7 +251,9 @@ def gaussian_statistics(
             second[k] += squares
     if covariance_type == "tied":
         if single_rows:
-            rest = np.setdiff1d(np.arange(len(X)), np.concatenate([rows for _, rows, _ in of_components.pieces()]))
+            rest = np.setdiff1d(
+                np.arange(len(X)), np.concatenate([rows for _, rows, _ in of_components.pieces()])
+            )
             shared += (X[rest] * _ones(weight, rest)[:, None]).T @ X[rest]
         second = shared + counts.sum() * np.diag(1.0 * unknown)
     elif covariance_type == "full":
@@ -257,7 +286,9 @@ def sample_covariances(
     reg_covar: float,
     unknown: NDArray[np.bool_],
 ) -> Floats:
-    """The sample's covariance, with reg_covar on its diagonal, for every component, in the shape of covariance_type."""
+    """The sample's covariance, with reg_covar on its diagonal, for every component, in the shape of
+    covariance_type.
+    """
     t = X - np.average(X, axis=0, weights=weight)
     w = np.ones(len(X)) if weight is None else weight
     ones = 1.0 * unknown
@@ -265,6 +296,8 @@ def sample_covariances(
         variances = w @ t**2 / w.sum() + ones + reg_covar
         if covariance_type == "diag":
             return np.tile(variances, (components, 1))
-        return np.full(components, variances.mean() if unknown.all() else variances[~unknown].mean())
+        return np.full(
+            components, variances.mean() if unknown.all() else variances[~unknown].mean()
+        )
     matrix: Floats = (t * w[:, None]).T @ t / w.sum() + np.diag(ones + reg_covar)
     return matrix if covariance_type == "tied" else np.repeat(matrix[None], components, axis=0)

@@ -1,4 +1,6 @@
-"""What the mixture estimators share: fitting by EM over arrays, batches or processes, and online EM."""
+"""What the mixture estimators share: fitting by EM over arrays, batches or processes, and online
+EM.
+"""
 
 from __future__ import annotations
 
@@ -33,29 +35,36 @@ _OWN_SETTINGS = ("random_state", "verbose", "verbose_interval")
 class MixtureEstimator(FittedMixture):
     """EM for one kind of mixture."""
 
-    # --- fitting ------------------------------------------------------------------------------------------------
+    # --- fitting ----------------------------------------------------------------------------------
 
     def fit(
-        self: Self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, group: Any | None = None
+        self: Self,
+        X: Any,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        group: Any | None = None,
     ) -> Self:
         """Fits by EM, `n_init` times, and keeps the parameters of the greatest likelihood.
 
-        Args:
-            X: [N, D] array or tensor on the CPU, NaN where a value is missing. float32 and float64 are taken as they
+        Args: X: [N, D] array or tensor on the CPU, NaN where a value is missing. float32 and
+            float64 are taken as they
                 are, in any order and memory-mapped too, and not copied; other types become float64.
             y: ignored.
-            sample_weight: [N], >= 0; None for 1. The unit does not matter. From the same start an integer weight is as
-                good as so many equal rows, but where n_samples is counted.
-            group: a torch.distributed process group (`torch.distributed.group.WORLD`, which is None, this process
-                alone, before init_process_group) whose processes all call fit, each with its own rows, maybe none; the
-                data are these in rank order. The result is that of one process with all rows up to rounding, and the
-                same in all of them. The first process's random_state counts, and its parameters with warm_start; every
-                other argument must be the same in all of them. Where the group has no backend for the CPU (NCCL alone),
-                call torch.cuda.set_device first: sums go through the current device.
+            sample_weight: [N], >= 0; None for 1. The unit does not matter. From the same start an
+                integer weight is as good as so many equal rows, but where n_samples is counted.
+            group: a torch.distributed process group (`torch.distributed.group.WORLD`, which is
+                None, this process alone, before init_process_group) whose processes all call fit,
+                each with its own rows, maybe none; the data are these in rank order. The result is
+                that of one process with all rows up to rounding, and the same in all of them. The
+                first process's random_state counts, and its parameters with warm_start; every other
+                argument must be the same in all of them. Where the group has no backend for the CPU
+                (NCCL alone), call torch.cuda.set_device first: sums go through the current device.
 
-        Raises:
-            ValueError: X is infinite somewhere or of a wrong shape, a constructor argument is wrong, there are fewer
-                rows than components, or a covariance becomes singular (a greater reg_covar mends it).
+        Raises: ValueError: X is infinite somewhere or of a wrong shape, a constructor argument is
+            wrong, there are fewer
+                rows than components, or a covariance becomes singular (a greater reg_covar mends
+                it).
 
         """
 
@@ -65,24 +74,29 @@ class MixtureEstimator(FittedMixture):
         return self._fit(whole, Processes(group))
 
     def fit_batches(self: Self, make_batches: Any, *, group: Any | None = None) -> Self:
-        """Fits by EM to data that need not fit in memory: exact, not stochastic; every iteration is one pass.
+        """Fits by EM to data that need not fit in memory: exact, not stochastic; every iteration is
+        one pass.
 
-        The result is that of `fit` on all rows at once, up to rounding: likelihoods and sums add over batches. One
+        The result is that of `fit` on all rows at once, up to rounding: likelihoods and sums add
+            over batches. One
         pass counts the rows, one more gathers those that the initialization looks at.
 
-        Args:
-            make_batches: an iterable that can be gone through again (a list, an object whose __iter__ starts anew), or
-                a callable without arguments that returns an iterator: of X [n, D], or of (X,) or (X, sample_weight), as
-                tuples or lists; a torch DataLoader without shuffling will do. Every pass must give the same rows in the
-                same order.
+        Args: make_batches: an iterable that can be gone through again (a list, an object whose
+            __iter__ starts anew), or
+                a callable without arguments that returns an iterator: of X [n, D], or of (X,) or
+                    (X, sample_weight), as
+                tuples or lists; a torch DataLoader without shuffling will do. Every pass must give
+                the same rows in the same order.
             group: as in `fit`.
 
-        Raises:
-            TypeError: make_batches can be gone through only once, or is an array.
-            ValueError: as in `fit`; a pass gives another number of rows than the first; a batch is none of these.
+        Raises: TypeError: make_batches can be gone through only once, or is an array. ValueError:
+            as in `fit`; a pass gives another number of rows than the first; a batch is none of
+            these.
 
         """
-        return self._fit(lambda: em.Stream(make_batches, self._checked_stream_batch), Processes(group))
+        return self._fit(
+            lambda: em.Stream(make_batches, self._checked_stream_batch), Processes(group)
+        )
 
     @contextmanager
     def _kept_on_error(self) -> Iterator[None]:
@@ -122,14 +136,23 @@ class MixtureEstimator(FittedMixture):
 
     def _agreement(self, warm: bool) -> dict[str, str]:
         """What must be the same in every process of a group."""
-        said = {k: spelled(v) for k, v in self.get_params(deep=False).items() if k not in _OWN_SETTINGS}
+        said = {
+            k: spelled(v) for k, v in self.get_params(deep=False).items() if k not in _OWN_SETTINGS
+        }
         said["the class"] = type(self).__name__
         said["being fitted already, with warm_start,"] = str(warm)
         if warm:
-            said.update({name: spelled(getattr(self, name, None)) for name in ("families_", "n_categories_")})
+            said.update(
+                {
+                    name: spelled(getattr(self, name, None))
+                    for name in ("families_", "n_categories_")
+                }
+            )
         return said
 
-    def _best(self, batches: Iterable[Batch], censuses: list[Census], warm: bool, processes: Processes) -> em.Run:
+    def _best(
+        self, batches: Iterable[Batch], censuses: list[Census], warm: bool, processes: Processes
+    ) -> em.Run:
         """The likeliest of the runs of EM."""
         census = em.merged(censuses)
 
@@ -141,7 +164,11 @@ class MixtureEstimator(FittedMixture):
             return start, check_random_state(self.random_state)
 
         start, generator = processes.together(prepared)
-        sample = None if start is not None else self._sample(batches, [c.rows for c in censuses], generator, processes)
+        sample = (
+            None
+            if start is not None
+            else self._sample(batches, [c.rows for c in censuses], generator, processes)
+        )
         inits = self.n_init if start is None else 1
         verbose = self.verbose if processes.rank == 0 else 0
         progress = em.Progress(verbose, inits, self.max_iter, getattr(self, "verbose_interval", 1))
@@ -151,7 +178,9 @@ class MixtureEstimator(FittedMixture):
             first = self._start(sample, generator) if sample is not None else start
             return first, self.lower_bound_ if warm else -np.inf
 
-        def statistics(parameters: model.Parameters, error: Exception | None) -> SufficientStatistics:
+        def statistics(
+            parameters: model.Parameters, error: Exception | None
+        ) -> SufficientStatistics:
             return self._corrected(em.all_statistics(batches, parameters, processes, error), share)
 
         best: em.Run | None = None
@@ -181,14 +210,21 @@ class MixtureEstimator(FittedMixture):
             )
 
     def _sample(
-        self, batches: Iterable[Batch], counts: list[int], generator: np.random.RandomState, processes: Processes
+        self,
+        batches: Iterable[Batch],
+        counts: list[int],
+        generator: np.random.RandomState,
+        processes: Processes,
     ) -> Sample:
         """The rows that the initialization looks at, in every process."""
         size = initialization.sample_size(self.init_size, self.n_components, sum(counts))
-        indices = processes.first(lambda: initialization.sample_indices(sum(counts), size, generator))
+        indices = processes.first(
+            lambda: initialization.sample_indices(sum(counts), size, generator)
+        )
         shape = (size, self.n_features_in_ + 1)
         begin = sum(counts[: processes.rank])
-        # Every row comes from one process and is 0 in the others, so that the sum over processes is the row itself.
+        # Every row comes from one process and is 0 in the others, so that the sum over processes is
+        # the row itself.
         rows = processes.total(
             lambda out: em.copy_rows(batches, indices, begin, out.reshape(shape)), size * shape[1]
         ).reshape(shape)
@@ -206,7 +242,9 @@ class MixtureEstimator(FittedMixture):
         self.lower_bounds_ = run.lower_bounds
         self.lower_bound_ = run.lower_bounds[-1] if run.lower_bounds else -np.inf
         # What partial_fit goes on from: the mean over rows.
-        self._statistics = None if run.statistics is None else run.statistics * (1 / run.statistics.total_weight)
+        self._statistics = (
+            None if run.statistics is None else run.statistics * (1 / run.statistics.total_weight)
+        )
         self._batches_seen = 0
         self._fit_weight = 0.0 if run.statistics is None else run.statistics.total_weight
 
@@ -218,23 +256,28 @@ class MixtureEstimator(FittedMixture):
                 "use fewer components or another initialization"
             )
 
-    def fit_predict(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> NDArray[np.int64]:
+    def fit_predict(
+        self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None
+    ) -> NDArray[np.int64]:
         """`fit`, then `predict` for the same rows: labels [N]."""
         return self.fit(X, y, sample_weight).predict(X)
 
-    def partial_fit(self: Self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def partial_fit(
+        self: Self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
         r"""One step of online EM on a batch: stochastic, not exact; `fit_batches` is exact.
 
         .. math::
             s \leftarrow (1 - \gamma_t) s + \gamma_t \bar s(X), \qquad \gamma_t = (t + 2)^{-0.6}
 
-        with the mean statistics over the batch's rows under the present parameters, t batches seen before, and an
-        M-step from s. The first batch initializes as `fit` does (it should be large enough for that) and gives s
-        alone. Batches count equally, whatever their rows and weights: weights only matter within a batch. After `fit`,
-        the fit counts as so many batches of the weight of the first one that follows, rounded up: one like all of its
-        data takes part with a weight of 3^-0.6 = 0.52, one of a hundredth of them with 0.06. Parameters approach a
-        maximum of the likelihood on a stationary stream, and never rest. `lower_bounds_` gains the batch's mean
-        log-likelihood before the step. An error leaves the model as it was.
+        with the mean statistics over the batch's rows under the present parameters, t batches seen
+        before, and an M-step from s. The first batch initializes as `fit` does (it should be large
+        enough for that) and gives s alone. Batches count equally, whatever their rows and weights:
+        weights only matter within a batch. After `fit`, the fit counts as so many batches of the
+        weight of the first one that follows, rounded up: one like all of its data takes part with a
+        weight of 3^-0.6 = 0.52, one of a hundredth of them with 0.06. Parameters approach a maximum
+        of the likelihood on a stationary stream, and never rest. `lower_bounds_` gains the batch's
+        mean log-likelihood before the step. An error leaves the model as it was.
 
         Args:
             X: [N, D], as in `fit`.
@@ -244,7 +287,8 @@ class MixtureEstimator(FittedMixture):
         Raises:
             ValueError: as in `fit`; the batch has no weight.
 
-        Source: Cappe and Moulines, "On-line expectation-maximization algorithm for latent data models" (2009).
+        Source: Cappe and Moulines, "On-line expectation-maximization algorithm for latent data
+            models" (2009).
 
         """
         self._check_settings()
@@ -259,19 +303,26 @@ class MixtureEstimator(FittedMixture):
         if begun:
             parameters = self._parameters()
             if not len(data) or (weight is not None and not weight.any()):
-                raise ValueError("the batch must have a row whose sample_weight is not zero; got n_samples = 0")
+                raise ValueError(
+                    "the batch must have a row whose sample_weight is not zero; got n_samples = 0"
+                )
             self._check_values(data, fitted=True)
         else:
             parameters = self._first_parameters(data, weight)
             self._statistics, self._batches_seen, self._fit_weight = None, 0, 0.0
             self.lower_bounds_, self.n_iter_ = [], 0
         census = self._survey([(data, weight)])
-        new = self._corrected(e_step(data, self._kernel(parameters), weight), census.missing / census.weight)
+        new = self._corrected(
+            e_step(data, self._kernel(parameters), weight), census.missing / census.weight
+        )
         bound, total = new.log_likelihood / new.total_weight, new.total_weight
         new = new * (1 / total)
         if self._statistics is not None:
             if self._fit_weight > 0:
-                self._batches_seen, self._fit_weight = math.ceil(self._fit_weight / total * (1 - 1e-12)), 0.0
+                self._batches_seen, self._fit_weight = (
+                    math.ceil(self._fit_weight / total * (1 - 1e-12)),
+                    0.0,
+                )
             step = (self._batches_seen + 2) ** -_STEP_EXPONENT
             new = self._statistics.about(new.anchor) * (1 - step) + new * step
         self._store(self._m_step(new, parameters))
@@ -291,24 +342,36 @@ class MixtureEstimator(FittedMixture):
         if start is not None:
             return start
         generator = check_random_state(self.random_state)
-        return self._start(self._sample(batches, [census.rows], generator, Processes(None)), generator)
+        return self._start(
+            self._sample(batches, [census.rows], generator, Processes(None)), generator
+        )
 
-    # --- checked data -------------------------------------------------------------------------------------------
+    # --- checked data -----------------------------------------------------------------------------
 
     def _checked_batch(self, X: Any, sample_weight: Any, *, reset: bool) -> Batch:
         data = validate_data(
-            self, as_array(X), reset=reset, ensure_all_finite="allow-nan", ensure_min_samples=0, **CHECKS
+            self,
+            as_array(X),
+            reset=reset,
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=0,
+            **CHECKS,
         )
         self._check_values(data, fitted=False)
         return self._counted_rows((data, checked_sample_weight(sample_weight, len(data))))
 
-    def _checked_stream_batch(self, X: Any, sample_weight: Any, first_pass: bool, first_batch: bool) -> Batch:
+    def _checked_stream_batch(
+        self, X: Any, sample_weight: Any, first_pass: bool, first_batch: bool
+    ) -> Batch:
         if first_pass:
             return self._checked_batch(X, sample_weight, reset=first_batch)
-        # The E-step finds infinite values by itself; looking for them here would read the data twice in each pass.
+        # The E-step finds infinite values by itself; looking for them here would read the data
+        # twice in each pass.
         data = check_array(as_array(X), ensure_all_finite=False, ensure_min_samples=0, **CHECKS)
         if data.shape[1] != self.n_features_in_:
-            raise ValueError(f"every batch must have {self.n_features_in_} columns; got one with {data.shape[1]}")
+            raise ValueError(
+                f"every batch must have {self.n_features_in_} columns; got one with {data.shape[1]}"
+            )
         data, weight = self._counted_rows((data, checked_sample_weight(sample_weight, len(data))))
         self._check_values(data, fitted=True)
         return data, weight

@@ -33,14 +33,15 @@ class _Parameters(NamedTuple):
 
 
 class MixtureModel(MixtureEstimator):
-    r"""A mixture whose columns are of several families, independent within a component, fitted by EM.
+    r"""A mixture whose columns are of several families, independent within a component, fitted by
+    EM.
 
     .. math::
         p(x) = \sum_k \pi_k \prod_d p_d(x_d; \theta_{dk})
 
     With categorical columns this is latent class analysis. An iteration is one pass over the data
-    (`exponential_family_e_step`) that stores no [N, K] array; the M-step is the mean of each column's sufficient
-    statistic. Missing values (NaN) are at random and contribute nothing.
+    (`exponential_family_e_step`) that stores no [N, K] array; the M-step is the mean of each
+    column's sufficient statistic. Missing values (NaN) are at random and contribute nothing.
 
     | family | values | entry of `parameters_` |
     | --- | --- | --- |
@@ -49,19 +50,18 @@ class MixtureModel(MixtureEstimator):
     | "poisson" | 0, 1, 2, ... | rates [K] |
     | "categorical" | 0, ..., C - 1 | p [K, C] |
 
-    Args:
-        n_components: K >= 1.
-        families: one name for each column, or one for all; None: "gaussian".
-        min_categories: least C of categorical columns, an int or one for each column of X. C is the greatest value in
-            the data of `fit` (or the first batch of `partial_fit`) + 1, where that is more; rows of weight 0 do not
-            count. It may be at most max(1000, rows), or this.
+    Args: n_components: K >= 1. families: one name for each column, or one for all; None:
+        "gaussian". min_categories: least C of categorical columns, an int or one for each column of
+        X. C is the greatest value in
+            the data of `fit` (or the first batch of `partial_fit`) + 1, where that is more; rows of
+            weight 0 do not count. It may be at most max(1000, rows), or this.
         tol: EM stops where the mean log-likelihood changes by less than this.
         reg_covar: added to every variance of a Gaussian column; >= 0.
         max_iter: most iterations of one run.
         n_init: number of runs; the one of greatest likelihood is kept.
-        init_params: "kmeans", "k-means++", "random_from_data" or "random", as in `GaussianMixture`. Distances are those
-            of columns made comparable: Gaussian ones and square roots of Poisson ones standardized, categories
-            one-hot.
+        init_params: "kmeans", "k-means++", "random_from_data" or "random", as in `GaussianMixture`.
+            Distances are those of columns made comparable: Gaussian ones and square roots of
+            Poisson ones standardized, categories one-hot.
         weights_init: [K], in place of those of init_params.
         parameters_init: in the form of `parameters_`, likewise. With both nothing is drawn.
         random_state: int, RandomState or None.
@@ -70,9 +70,8 @@ class MixtureModel(MixtureEstimator):
         init_size: how many rows, drawn at random, the initialization looks at; None: at most
             max(10_000, 100 n_components).
 
-    Attributes:
-        weights_: [K], float64 as everything here.
-        parameters_: list with an entry for each column, as in the table; what `exponential_family_e_step` takes.
+    Attributes: weights_: [K], float64 as everything here. parameters_: list with an entry for each
+        column, as in the table; what `exponential_family_e_step` takes.
             Probabilities and rates on the boundary are kept 1e-12 inside of it.
         families_: tuple with the name of each column's family.
         n_categories_: [D], C of categorical columns and 0 of others.
@@ -83,8 +82,8 @@ class MixtureModel(MixtureEstimator):
         n_features_in_: D.
         feature_names_in_: column names, where X has them.
 
-    A component that loses all its weight keeps its parameters with weight 0, and a ConvergenceWarning names it. A value
-    outside its column's family raises a ValueError.
+    A component that loses all its weight keeps its parameters with weight 0, and a
+    ConvergenceWarning names it. A value outside its column's family raises a ValueError.
 
     """
 
@@ -126,7 +125,7 @@ class MixtureModel(MixtureEstimator):
         self.verbose = verbose
         self.init_size = init_size
 
-    # --- columns ------------------------------------------------------------------------------------------------
+    # --- columns ----------------------------------------------------------------------------------
 
     def _families(self, features: int) -> tuple[str, ...]:
         """A family for each column."""
@@ -135,7 +134,9 @@ class MixtureModel(MixtureEstimator):
         else:
             families = tuple(self.families)
         if len(families) != features:
-            raise ValueError(f"families must name one for each of the {features} columns of X; got {len(families)}")
+            raise ValueError(
+                f"families must name one for each of the {features} columns of X; got {len(families)}"
+            )
         for i, family in enumerate(families):
             if family not in _columns.FAMILIES:
                 known = ", ".join(map(repr, _columns.FAMILIES))
@@ -145,7 +146,11 @@ class MixtureModel(MixtureEstimator):
     def _least_categories(self, features: int) -> NDArray[np.int64]:
         """min_categories for each column."""
         least = np.asarray(1 if self.min_categories is None else self.min_categories)
-        if least.shape not in ((), (features,)) or not np.issubdtype(least.dtype, np.integer) or (least < 0).any():
+        if (
+            least.shape not in ((), (features,))
+            or not np.issubdtype(least.dtype, np.integer)
+            or (least < 0).any()
+        ):
             raise ValueError(
                 f"min_categories must be None, an integer or one for each of the {features} columns; "
                 f"got {self.min_categories!r}"
@@ -156,7 +161,8 @@ class MixtureModel(MixtureEstimator):
         return [i for i, family in enumerate(self._families(features)) if family == "categorical"]
 
     def _counted_rows(self, batch: Batch) -> Batch:
-        # A row without weight may be of a category that no other one has, and for which there is no room.
+        # A row without weight may be of a category that no other one has, and for which there is no
+        # room.
         X, weight = batch
         if weight is None or weight.all() or not self._categorical(X.shape[1]):
             return batch
@@ -198,7 +204,7 @@ class MixtureModel(MixtureEstimator):
         """The columns of these families."""
         return [i for i, family in enumerate(self.families_) if family in families]
 
-    # --- hooks --------------------------------------------------------------------------------------------------
+    # --- hooks ------------------------------------------------------------------------------------
 
     def _checked_initials(self) -> tuple[Floats | None, tuple[Any, ...] | None]:
         """(weights, parameters of the columns), each None where the constructor was not given it."""
@@ -209,7 +215,9 @@ class MixtureModel(MixtureEstimator):
         try:
             mixed_parameters(any_weights, self.families_, self.parameters_init, len(self.families_))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"parameters_init does not go with X and the families: {error}") from error
+            raise ValueError(
+                f"parameters_init does not go with X and the families: {error}"
+            ) from error
         columns: list[Any] = []
         for i, (family, given) in enumerate(zip(self.families_, self.parameters_init, strict=True)):
             if family == "gaussian":
@@ -232,11 +240,17 @@ class MixtureModel(MixtureEstimator):
         weights, columns = self._checked_initials()
         Z = np.empty((len(sample.X), 0))
         if self.init_params in ("kmeans", "k-means++"):  # the others look at no distance
-            Z = np.concatenate([self._encoded(i, sample) for i in range(len(self.families_))], axis=1)
-        parts = initialization.parts(self.init_params, Z, sample.weight, self.n_components, generator)
+            Z = np.concatenate(
+                [self._encoded(i, sample) for i in range(len(self.families_))], axis=1
+            )
+        parts = initialization.parts(
+            self.init_params, Z, sample.weight, self.n_components, generator
+        )
         counts = parts.counts
         if columns is None:
-            columns = tuple(self._first_column(i, sample, parts) for i in range(len(self.families_)))
+            columns = tuple(
+                self._first_column(i, sample, parts) for i in range(len(self.families_))
+            )
         return _Parameters(counts / counts.sum() if weights is None else weights, columns)
 
     def _encoded(self, i: int, sample: Sample) -> Floats:
@@ -251,17 +265,24 @@ class MixtureModel(MixtureEstimator):
         """Start parameters of column i."""
         x, family = sample.X[:, i : i + 1], self.families_[i]
         if family == "categorical":
-            counts = initialization.category_counts(x[:, 0], sample.weight, parts, int(self.n_categories_[i]))
+            counts = initialization.category_counts(
+                x[:, 0], sample.weight, parts, int(self.n_categories_[i])
+            )
             return _columns.inside(family, counts)
         unknown = initialization.without_values(x)
         x = initialization.filled(x, sample.weight)
         if family == "gaussian":
-            statistics = initialization.gaussian_statistics(x, sample.weight, parts, "diag", False, unknown)
+            statistics = initialization.gaussian_statistics(
+                x, sample.weight, parts, "diag", False, unknown
+            )
             components = len(parts.counts)
-            whole = initialization.sample_covariances(x, sample.weight, "diag", components, self.reg_covar, unknown)
+            whole = initialization.sample_covariances(
+                x, sample.weight, "diag", components, self.reg_covar, unknown
+            )
             _, means, variances = statistics.m_step(reg_covar=self.reg_covar, covariances=whole)
             return means[:, 0], variances[:, 0]
-        # A row of the whole sample's mean beside a component's own: a probability of 0 would stay 0 for ever.
+        # A row of the whole sample's mean beside a component's own: a probability of 0 would stay 0
+        # for ever.
         whole = np.average(x, axis=0, weights=sample.weight)
         mean = (parts.sums(x) + whole) / (parts.counts[:, None] + 1)
         return _columns.inside(family, mean[:, 0])
@@ -289,7 +310,9 @@ class MixtureModel(MixtureEstimator):
         self.weights_, self.parameters_ = parameters.weights, list(parameters.columns)
 
     def _kernel(self, parameters: _Parameters) -> model.Parameters:
-        return mixed_parameters(parameters.weights, self.families_, parameters.columns, len(self.families_))
+        return mixed_parameters(
+            parameters.weights, self.families_, parameters.columns, len(self.families_)
+        )
 
     def _m_step(self, statistics: SufficientStatistics, previous: _Parameters) -> _Parameters:
         columns = list(previous.columns)
@@ -305,12 +328,17 @@ class MixtureModel(MixtureEstimator):
             if self.families_[i] != "categorical":
                 mean = mean[:, 0]
             # NaN: no row of the component has the column.
-            columns[i] = _columns.inside(self.families_[i], np.where(np.isnan(mean), previous.columns[i], mean))
+            columns[i] = _columns.inside(
+                self.families_[i], np.where(np.isnan(mean), previous.columns[i], mean)
+            )
         return _Parameters(statistics.counts / statistics.counts.sum(), tuple(columns))
 
     def _n_parameters(self) -> int:
         sizes = {"gaussian": 2, "bernoulli": 1, "poisson": 1}
-        each = sum(sizes.get(f, int(c) - 1) for f, c in zip(self.families_, self.n_categories_, strict=True))
+        each = sum(
+            sizes.get(f, int(c) - 1)
+            for f, c in zip(self.families_, self.n_categories_, strict=True)
+        )
         return len(self.weights_) * (each + 1) - 1
 
     def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
@@ -318,13 +346,17 @@ class MixtureModel(MixtureEstimator):
         for i, (family, parameter) in enumerate(zip(self.families_, self.parameters_, strict=True)):
             if family == "gaussian":
                 mean, variance = parameter
-                result[:, i] = mean[labels] + np.sqrt(variance[labels]) * generator.standard_normal(len(labels))
+                result[:, i] = mean[labels] + np.sqrt(variance[labels]) * generator.standard_normal(
+                    len(labels)
+                )
             else:
                 result[:, i] = _columns.sample(family, parameter[labels], generator)
         return result
 
 
-def _check_block(family: str, x: NDArray[Any], columns: NDArray[np.int64], bound: NDArray[np.int64] | None) -> None:
+def _check_block(
+    family: str, x: NDArray[Any], columns: NDArray[np.int64], bound: NDArray[np.int64] | None
+) -> None:
     """Raises where a value [n, C] is not one of the family's, or not below its column's bound."""
     whole = (x >= 0) & (x == np.floor(x)) & np.isfinite(x)
     bad = ~(whole & (x <= 1)) if family == "bernoulli" else ~whole
@@ -337,4 +369,6 @@ def _check_block(family: str, x: NDArray[Any], columns: NDArray[np.int64], bound
     values = _VALUES[family]
     if bound is not None:
         values = f"0, ..., {bound[c] - 1} in the data of fit (min_categories makes room for more)"
-    raise ValueError(f"column {columns[c]} of X is {family!r}, with values {values}; got {x[row, c]}")
+    raise ValueError(
+        f"column {columns[c]} of X is {family!r}, with values {values}; got {x[row, c]}"
+    )

@@ -1,4 +1,6 @@
-"""The processes that fit one model together: what they tell each other, and errors, which all of them get."""
+"""The processes that fit one model together: what they tell each other, and errors, which all of
+them get.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ def attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 class Processes:
-    """The processes of a torch.distributed group, which fit one model together; group None: this one alone.
+    """The processes of a torch.distributed group, which fit one model together; group None: this
+    one alone.
 
-    A method is called by all of them or by none. An error in one is raised in every process, so that none waits for it.
+    A method is called by all of them or by none. An error in one is raised in every process, so
+    that none waits for it.
     """
 
     def __init__(self, group: Any | None) -> None:
@@ -93,14 +97,20 @@ class Processes:
 
 
 def device_types(config: str) -> set[str]:
-    """The device types that a group communicates for, of a backend configuration such as "cpu:gloo,cuda:nccl"."""
+    """The device types that a group communicates for, of a backend configuration such as
+    "cpu:gloo,cuda:nccl".
+    """
     return {pair.partition(":")[0] for pair in config.split(",")}
 
 
 def spelled(value: Any) -> str:
     """A setting as text that is the same for equal values, and short."""
     text = _text(value)
-    return text if len(text) <= 200 else f"{text[:60]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
+    return (
+        text
+        if len(text) <= 200
+        else f"{text[:60]}... ({hashlib.sha256(text.encode()).hexdigest()[:16]})"
+    )
 
 
 def _text(value: Any) -> str:
@@ -114,8 +124,12 @@ def _text(value: Any) -> str:
 
 
 def check_agreed(settings: Sequence[dict[str, str]]) -> None:
-    """Raises the same error in every process where one of the settings of these processes is not that of the others."""
+    """Raises the same error in every process where one of the settings of these processes is not
+    that of the others.
+    """
     for name in sorted({name for one in settings for name in one}):
         values = [one.get(name, "nothing") for one in settings]
         if len(set(values)) > 1:
-            raise ValueError(f"{name} must be the same in every process of the group; got {', '.join(values)}")
+            raise ValueError(
+                f"{name} must be the same in every process of the group; got {', '.join(values)}"
+            )

@@ -18,35 +18,39 @@ class SparseCoder(SparseTransformer):
     r"""Sparse codes of rows over a dictionary that is given.
 
     .. math::
-        \min_z \tfrac12 \lVert x - z D \rVert^2 + \alpha \lVert z \rVert_1 \qquad (z \ge 0 \text{ if positive})
+        \min_z \tfrac12 \lVert x - z D \rVert^2 + \alpha \lVert z \rVert_1 \qquad (z \ge 0 \text{ if
+        positive})
 
-    Solved for by `latent_kernels.sparse_encode`, or predicted by an encoder that was trained to: the fast path. Names
-    are those of sklearn.decomposition.SparseCoder where they mean the same; its ways of coding other than the Lasso
-    ("omp", "lars", "threshold") are not here. Atoms need not have norm 1. It is transform that does everything: fit
-    only looks at X.
+    Solved for by `latent_kernels.sparse_encode`, or predicted by an encoder that was trained to:
+    the fast path. Names are those of sklearn.decomposition.SparseCoder where they mean the same;
+    its ways of coding other than the Lasso ("omp", "lars", "threshold") are not here. Atoms need
+    not have norm 1. It is transform that does everything: fit only looks at X.
 
-    Args:
-        dictionary: D [n_components, n_features], finite and without rows of zeros; an array, or a tensor on the CPU.
-        transform_algorithm: "cd" (or "lasso_cd", scikit-learn's name for it), "fista" or "ista": see `sparse_encode`;
+    Args: dictionary: D [n_components, n_features], finite and without rows of zeros; an array, or a
+        tensor on the CPU. transform_algorithm: "cd" (or "lasso_cd", scikit-learn's name for it),
+        "fista" or "ista": see `sparse_encode`;
             "encoder" for the encoder's codes as they are.
         transform_alpha: alpha >= 0; None for 1.
         transform_max_iter: iterations at most; 0 leaves the start as it is.
         transform_tol: a row is done when its duality gap is at most transform_tol * 0.5 ||x||^2.
         positive_code: codes >= 0 only; negative ones of an encoder become 0.
-        encoder: a trained `LISTA`, `LCoD` or `PSDEncoder`, or any module or function that maps a tensor [N,
-            n_features] to codes [N, n_components]. The solvers then start from its codes instead of 0: with
-            transform_max_iter=5 they refine them a little, with more they come to the optimum. A module works on its
-            own device, in its own dtype and in the mode that it is in (call `eval()` first); a function gets float32 or
-            float64 on the CPU. `clone` copies a module.
+        encoder: a trained `LISTA`, `LCoD` or `PSDEncoder`, or any module or function that maps a
+            tensor [N, n_features] to codes [N, n_components]. The solvers then start from its codes
+            instead of 0: with transform_max_iter=5 they refine them a little, with more they come
+            to the optimum. A module works on its own device, in its own dtype and in the mode that
+            it is in (call `eval()` first); a function gets float32 or float64 on the CPU. `clone`
+            copies a module.
 
     Attributes:
         n_components_: the number of atoms.
         n_features_in_: columns of X. Both are there after `fit`.
         feature_names_in_: column names, where X has them.
 
-    float32 rows are coded in float32 and give float32 codes, whatever the dictionary's dtype; all else is float64.
+    float32 rows are coded in float32 and give float32 codes, whatever the dictionary's dtype; all
+    else is float64.
 
-    Source: as `sparse_encode`; Gregor and LeCun, "Learning fast approximations of sparse coding" (2010).
+    Source: as `sparse_encode`; Gregor and LeCun, "Learning fast approximations of sparse coding"
+        (2010).
 
     """
 
@@ -89,21 +93,23 @@ class SparseCoder(SparseTransformer):
         Args:
             X: [N, n_features] array, or a tensor on the CPU. It need not have been fitted.
 
-        Returns:
-            Z [N, n_components], float32 for float32 and else float64. Solved for, a row's codes do not depend on the
-            rows around it.
+        Returns: Z [N, n_components], float32 for float32 and else float64. Solved for, a row's
+            codes do not depend on the rows around it.
 
-        Raises:
-            ValueError: an argument of the constructor is wrong; X has a wrong shape, NaN or infinity; the encoder's
+        Raises: ValueError: an argument of the constructor is wrong; X has a wrong shape, NaN or
+            infinity; the encoder's
                 codes have.
 
-        A ConvergenceWarning tells of rows that did not get to transform_tol, unless there is an encoder.
+        A ConvergenceWarning tells of rows that did not get to transform_tol, unless there is an
+        encoder.
 
         """
         dictionary, data = self._checked(X, reset=False)
         start = None
         if self.encoder is not None:
-            start = sparse_codes.predicted(data, self.encoder, len(dictionary), bool(self.positive_code))
+            start = sparse_codes.predicted(
+                data, self.encoder, len(dictionary), bool(self.positive_code)
+            )
             if self.transform_algorithm == "encoder":
                 return start.numpy()
         how = sparse_codes.lasso(
@@ -116,7 +122,9 @@ class SparseCoder(SparseTransformer):
         return sparse_codes.solved(data, dictionary, how, start, warn=self.encoder is None)
 
     def inverse_transform(self, X: Any) -> Array:
-        """The rows Z D [N, n_features] that codes Z [N, n_components] stand for, in the dtype of the codes."""
+        """The rows Z D [N, n_features] that codes Z [N, n_components] stand for, in the dtype of
+        the codes.
+        """
         return sparse_codes.restored(X, self._checked_dictionary())
 
     def _checked_dictionary(self) -> Array:
@@ -143,7 +151,9 @@ class SparseCoder(SparseTransformer):
         if self.encoder is not None and not callable(self.encoder):
             raise ValueError(f"encoder must be a module, a function or None; got {self.encoder!r}")
         if self.transform_algorithm == "encoder" and self.encoder is None:
-            raise ValueError("encoder must be given where transform_algorithm is 'encoder'; got None")
+            raise ValueError(
+                "encoder must be given where transform_algorithm is 'encoder'; got None"
+            )
 
     @property
     def _n_features_out(self) -> int:

@@ -40,7 +40,7 @@ def lasso(algorithm: str, alpha: float, max_iter: int, tol: float, positive: boo
     return Lasso(_SOLVERS[algorithm], float(alpha), int(max_iter), float(tol), bool(positive))
 
 
-# --- checks -------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check_integer(name: str, value: object, least: int) -> None:
@@ -75,15 +75,19 @@ def check_solver(name: str, value: object, *more: str) -> None:
 
 def checked_dictionary(name: str, dictionary: Any) -> Array:
     """[n_components, n_features] in float32 or float64; a new array only where it must be."""
-    array: Array = check_array(as_array(dictionary), input_name=name, ensure_min_samples=0, **CHECKS)
+    array: Array = check_array(
+        as_array(dictionary), input_name=name, ensure_min_samples=0, **CHECKS
+    )
     zero = np.flatnonzero(~array.any(axis=1))
     if len(array) == 0 or len(zero) > 0:
-        found = f"row {zero[0]} is one ({len(zero)} in all)" if len(zero) else f"shape {array.shape}"
+        found = (
+            f"row {zero[0]} is one ({len(zero)} in all)" if len(zero) else f"shape {array.shape}"
+        )
         raise ValueError(f"{name} must have rows, and none of zeros; got {found}")
     return array
 
 
-# --- codes --------------------------------------------------------------------------------------------------------
+# --- codes ----------------------------------------------------------------------------------------
 
 
 def tensor(array: Array) -> torch.Tensor:
@@ -91,7 +95,9 @@ def tensor(array: Array) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def solved(X: Array, dictionary: Array, how: Lasso, start: torch.Tensor | None = None, warn: bool = False) -> Array:
+def solved(
+    X: Array, dictionary: Array, how: Lasso, start: torch.Tensor | None = None, warn: bool = False
+) -> Array:
     """Codes [N, n] of X [N, m] in its dtype, solved for.
 
     Args:
@@ -120,13 +126,15 @@ def solved(X: Array, dictionary: Array, how: Lasso, start: torch.Tensor | None =
 def predicted(X: Array, encoder: Encoder, n_components: int, positive: bool) -> torch.Tensor:
     """Codes [N, n] of X [N, m] in its dtype on the CPU, as an encoder has them.
 
-    A module is called with X on its device and in its dtype, in the mode that it is in. Negative codes become 0 where
-    codes must be positive.
+    A module is called with X on its device and in its dtype, in the mode that it is in. Negative
+    codes become 0 where codes must be positive.
     """
     x = tensor(X)
     codes = torch.as_tensor(encoder(_like_parameters(x, encoder)))
     if tuple(codes.shape) != (len(x), n_components):
-        raise ValueError(f"encoder must map X to codes of shape {(len(x), n_components)}; got {tuple(codes.shape)}")
+        raise ValueError(
+            f"encoder must map X to codes of shape {(len(x), n_components)}; got {tuple(codes.shape)}"
+        )
     codes = codes.to("cpu", x.dtype)
     if not bool(torch.isfinite(codes).all()):
         raise ValueError("encoder must give finite codes; got NaN or infinity")
@@ -147,7 +155,9 @@ def restored(codes: Any, dictionary: Array) -> Array:
     """The rows codes @ dictionary, in the dtype of the codes."""
     checked: Array = check_array(as_array(codes), input_name="X", **CHECKS)
     if checked.shape[1] != len(dictionary):
-        raise ValueError(f"X must have n_components = {len(dictionary)} columns, as codes have; got {checked.shape[1]}")
+        raise ValueError(
+            f"X must have n_components = {len(dictionary)} columns, as codes have; got {checked.shape[1]}"
+        )
     result: Array = checked @ dictionary.astype(checked.dtype, copy=False)
     return result
 

@@ -1,4 +1,6 @@
-"""`latent-kernels bounds`: VAEs trained on bounds of k samples, and the held-out log p(x) that each comes to."""
+"""`latent-kernels bounds`: VAEs trained on bounds of k samples, and the held-out log p(x) that each
+comes to.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +49,22 @@ class Request:
     quick: bool
 
     def check(self) -> None:
-        """Raises BadOption, or OSError for files that could not be written, before there is any work to lose."""
+        """Raises BadOption, or OSError for files that could not be written, before there is any
+        work to lose.
+        """
         if self.estimator not in ESTIMATORS:
-            raise BadOption("--estimator", f"must be one of {', '.join(ESTIMATORS)}; got {self.estimator!r}")
+            raise BadOption(
+                "--estimator", f"must be one of {', '.join(ESTIMATORS)}; got {self.estimator!r}"
+            )
         if max(self.samples) > MOST:
-            raise BadOption("--samples", f"must be numbers of at most {MOST}; got {max(self.samples)}")
+            raise BadOption(
+                "--samples", f"must be numbers of at most {MOST}; got {max(self.samples)}"
+            )
         if len(self.samples) > len(bounds_pictures.STYLES):
-            raise BadOption("--samples", f"must be at most six numbers, a colour for each; got {len(self.samples)}")
+            raise BadOption(
+                "--samples",
+                f"must be at most six numbers, a colour for each; got {len(self.samples)}",
+            )
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -90,7 +101,8 @@ class Study:
     def usable(self) -> float:
         """Pareto k, above which so many samples are not dependable.
 
-        Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024).
+        Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling"
+            (2024).
         """
         return min(1 - 1 / math.log10(self.recipe.samples), 0.7)
 
@@ -119,7 +131,9 @@ class Estimate:
 
     @property
     def z(self) -> float:
-        """The mean in standard errors over images and seeds; for one seed over images, which says nothing of others."""
+        """The mean in standard errors over images and seeds; for one seed over images, which says
+        nothing of others.
+        """
         error = math.hypot(self.error, (self.spread or 0.0) / math.sqrt(self.seeds))
         return self.mean / error if error else math.inf * self.mean if self.mean else 0.0
 
@@ -127,11 +141,17 @@ class Estimate:
 class Row:
     """What the models of one k come to."""
 
-    def __init__(self, k: int, fits: Sequence[Fit], before: Sequence[Fit] | None, usable: float) -> None:
+    def __init__(
+        self, k: int, fits: Sequence[Fit], before: Sequence[Fit] | None, usable: float
+    ) -> None:
         self.k, self.fits = k, fits
         bounds = torch.stack([one.bounds for one in fits])
         self.bound = Estimate.of(bounds)
-        self.gain = None if before is None else Estimate.of(bounds - torch.stack([one.bounds for one in before]))
+        self.gain = (
+            None
+            if before is None
+            else Estimate.of(bounds - torch.stack([one.bounds for one in before]))
+        )
         self.elbo = statistics.mean(one.elbo for one in fits)
         self.active = statistics.mean(one.active for one in fits)
         self.effective = float(torch.stack([one.effective for one in fits]).mean())
@@ -140,7 +160,7 @@ class Row:
         self.seconds = statistics.mean(one.seconds for one in fits)
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def run(request: Request, console: Console) -> bool:
@@ -176,7 +196,9 @@ def _write(content: dict[str, Any], path: Path) -> None:
     """Under its name only when complete: an interruption leaves the numbers of before, or these."""
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(json.dumps(nulls(content), allow_nan=False, indent=2) + "\n", encoding="utf-8")
+        part.write_text(
+            json.dumps(nulls(content), allow_nan=False, indent=2) + "\n", encoding="utf-8"
+        )
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -199,13 +221,20 @@ def _named(report: Report, what: str) -> Callable[[int, int], object]:
 @contextmanager
 def _progress(console: Console) -> Iterator[Report]:
     """A bar for what is under way."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("")
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total: progress.update(
+            task, description=what, completed=done, total=total
+        )
 
 
-# --- what it says -------------------------------------------------------------------------------------------------
+# --- what it says ---------------------------------------------------------------------------------
 
 
 def about(study: Study, request: Request) -> str:
@@ -224,10 +253,16 @@ def bounds_table(study: Study, rows: Sequence[Row]) -> Table:
         "gain: over the row above, on the same images; ±: standard error over images; "
         f"z: {_unit(len(study.seeds()))}; sd: of the seeds' means"
     )
-    table = Table(title="Held-out bounds by k, the samples trained with", caption=caption, box=SIMPLE)
+    table = Table(
+        title="Held-out bounds by k, the samples trained with", caption=caption, box=SIMPLE
+    )
     _columns(table, "k", "ELBO", f"L_{study.recipe.samples}", "sd", "gain", "z", "sd")
     for row in rows:
-        gain = ("", "", "") if row.gain is None else (_estimate(row.gain, "+"), f"{row.gain.z:.1f}", _sd(row.gain))
+        gain = (
+            ("", "", "")
+            if row.gain is None
+            else (_estimate(row.gain, "+"), f"{row.gain.z:.1f}", _sd(row.gain))
+        )
         table.add_row(str(row.k), f"{row.elbo:.2f}", _estimate(row.bound), _sd(row.bound), *gain)
     return table
 
@@ -244,7 +279,9 @@ def proposals_table(study: Study, rows: Sequence[Row]) -> Table:
     _columns(table, "k", f"active of {r.latent}", f"ESS of {r.samples}", *tails, "training")
     for row in rows:
         tail = (f"{row.tail:.2f}", f"{row.heavy:.0%}")
-        table.add_row(str(row.k), f"{row.active:.1f}", f"{row.effective:.0f}", *tail, f"{row.seconds:.1f} s")
+        table.add_row(
+            str(row.k), f"{row.active:.1f}", f"{row.effective:.0f}", *tail, f"{row.seconds:.1f} s"
+        )
     return table
 
 
@@ -275,7 +312,9 @@ def summary(study: Study, rows: Sequence[Row]) -> list[str]:
     whole = Estimate.of(bounds[1] - bounds[0])
     falls = [f"{row.k}" for row in rows if row.gain is not None and row.gain.mean <= 0]
     order = f"does not rise to k = {', '.join(falls)}" if falls else "rises with k"
-    noise = "" if whole.spread is None else f" Seeds move this difference by {whole.spread:.2f} (sd)."
+    noise = (
+        "" if whole.spread is None else f" Seeds move this difference by {whole.spread:.2f} (sd)."
+    )
     return [
         f"The held-out bound {order}: with k = {last.k} it is {_estimate(whole, '+')} nats beside k = {first.k} "
         f"(z = {whole.z:.1f}, {_unit(whole.seeds)}).{noise}"

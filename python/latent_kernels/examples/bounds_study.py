@@ -1,12 +1,15 @@
-"""VAEs trained on the importance-weighted bound of k samples, and the held-out log p(x) that they come to.
+"""VAEs trained on the importance-weighted bound of k samples, and the held-out log p(x) that they
+come to.
 
-The protocol of the paper's table 1, on images of 8x8: binarized by their grey values, anew in every epoch, and once
-for those held out; one stochastic layer; log p(x) by the bound of 5000 samples. Sizes, learning rate and epochs are
-the same for every k. They were chosen on 237 of the training images, left out for it, whose bound did not fall again
-in the course of training for k = 1 and k = 50: there is neither weight decay nor early stopping. Four times the epochs
-raise the bounds of all k alike.
+The protocol of the paper's table 1, on images of 8x8: binarized by their grey values, anew in every
+epoch, and once for those held out; one stochastic layer; log p(x) by the bound of 5000 samples.
+Sizes, learning rate and epochs are the same for every k. They were chosen on 237 of the training
+images, left out for it, whose bound did not fall again in the course of training for k = 1 and k =
+50: there is neither weight decay nor early stopping. Four times the epochs raise the bounds of all
+k alike.
 
-Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), section 5 and table 1.
+Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), section 5 and
+table 1.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ class Recipe:
     epochs: int = 300
     batch: int = 64
     learning_rate: float = 6e-3
-    fall: float = 1.5  # decimal orders of magnitude that the learning rate falls by, at an even pace
+    fall: float = (
+        1.5  # decimal orders of magnitude that the learning rate falls by, at an even pace
+    )
     samples: int = 5000
     curve_samples: int = 100
     points: int = 25  # of the held-out curve
@@ -78,7 +83,15 @@ def binarized(images: Tensor, seed: int) -> Tensor:
     return torch.bernoulli(images, generator=torch.Generator().manual_seed(seed))
 
 
-def fit(recipe: Recipe, k: int, estimator: str, seed: int, images: Tensor, held_out: Tensor, report: Report) -> Fit:
+def fit(
+    recipe: Recipe,
+    k: int,
+    estimator: str,
+    seed: int,
+    images: Tensor,
+    held_out: Tensor,
+    report: Report,
+) -> Fit:
     """Trains on grey images and judges by binarized ones.
 
     Weights, minibatches and binarized images are the same for every k.
@@ -105,7 +118,9 @@ def fit(recipe: Recipe, k: int, estimator: str, seed: int, images: Tensor, held_
         seconds += time.perf_counter() - start
         trained.append(total / len(images))
         if epoch % check_every == 0 or epoch in (1, recipe.epochs):
-            curve[epoch] = float(held_out_bound(model, held_out, recipe.curve_samples, _EVALUATION_SEED).mean())
+            curve[epoch] = float(
+                held_out_bound(model, held_out, recipe.curve_samples, _EVALUATION_SEED).mean()
+            )
         report(epoch, recipe.epochs)
     log_w = log_weights(model, held_out, recipe.samples, _EVALUATION_SEED)
     return Fit(
@@ -130,10 +145,14 @@ def _start_at_mean(model: VAE, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def held_out_bound(model: VAE, x: Tensor, num_samples: int, seed: int, *, chunk: int = _CHUNK) -> Tensor:
+def held_out_bound(
+    model: VAE, x: Tensor, num_samples: int, seed: int, *, chunk: int = _CHUNK
+) -> Tensor:
     """L_num_samples of each image, [B], with the log-weights of one chunk of samples at a time."""
     q = lk.DiagonalGaussian(*model.encode(x))
-    return lk.streamed_bound(q, lambda z: _log_joint(model, x, z), num_samples, chunk=chunk, seed=seed)
+    return lk.streamed_bound(
+        q, lambda z: _log_joint(model, x, z), num_samples, chunk=chunk, seed=seed
+    )
 
 
 @torch.no_grad()
@@ -153,13 +172,17 @@ def _log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def sample_sizes(largest: int, k: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50, ... up to the largest, which is one of them, and so is k where it is not beyond."""
+    """1, 2, 5, 10, 20, 50, ... up to the largest, which is one of them, and so is k where it is not
+    beyond.
+    """
     found = [first * 10**power for power in range(len(str(largest))) for first in (1, 2, 5)]
     return sorted({s for s in (*found, k, largest) if s <= largest})
 
 
 def mean_bound(log_w: Tensor, samples: int) -> float:
-    """L_samples, averaged over images and over as many groups of samples as there are in log_w [S, B]."""
+    """L_samples, averaged over images and over as many groups of samples as there are in log_w [S,
+    B].
+    """
     groups = len(log_w) // samples
     grouped = log_w[: groups * samples].reshape(groups, samples, -1).transpose(0, 1)
     return float(lk.importance_bound(grouped).double().mean())
@@ -167,6 +190,8 @@ def mean_bound(log_w: Tensor, samples: int) -> float:
 
 @torch.no_grad()
 def active_units(model: VAE, x: Tensor) -> int:
-    """How many latent units have a posterior mean that varies over images; section 5.2 of the paper."""
+    """How many latent units have a posterior mean that varies over images; section 5.2 of the
+    paper.
+    """
     mean, _ = model.encode(x)
     return int((mean.double().var(0) > _ACTIVE).sum())

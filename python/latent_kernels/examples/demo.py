@@ -1,4 +1,6 @@
-"""`latent-kernels demo`: trains the VAEs of `vae`, draws and compares them, and profiles gradient estimators."""
+"""`latent-kernels demo`: trains the VAEs of `vae`, draws and compares them, and profiles gradient
+estimators.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,17 @@ from latent_kernels.examples import (
 from latent_kernels.examples.digits import Digits, load
 from latent_kernels.examples.measure import Size
 from latent_kernels.examples.objectives import ELBO, Objective
-from latent_kernels.examples.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Epoch, Ops, Terms, evaluate, train
+from latent_kernels.examples.vae import (
+    FUSED,
+    LIKELIHOODS,
+    PLAIN,
+    VAE,
+    Epoch,
+    Ops,
+    Terms,
+    evaluate,
+    train,
+)
 from latent_kernels.examples.variance_verdict import verdict
 from latent_kernels.variance import ProfileInterrupted, VarianceProfile
 
@@ -48,7 +60,10 @@ class Settings:
     profiled_repeats: int = 64
     photographs: sparse_command.Photographs = sparse_command.DEMO
     encoder_layers: int = sparse_command.DEMO_LAYERS
-    sizes: tuple[Size, ...] = (Size("demo", 64, None, 10, 256, 400), Size("large", 1024, 16, 64, 256, 15))
+    sizes: tuple[Size, ...] = (
+        Size("demo", 64, None, 10, 256, 400),
+        Size("large", 1024, 16, 64, 256, 15),
+    )
 
 
 SETTINGS = Settings()
@@ -80,12 +95,16 @@ class Outcome:
 def run(settings: Settings, out: Path, console: Console) -> Outcome:
     """Trains, measures, and writes pictures and tables to `out`, an existing folder.
 
-    A KeyboardInterrupt on the way ends the work but not the writing: what is there by then is drawn.
+    A KeyboardInterrupt on the way ends the work but not the writing: what is there by then is
+    drawn.
     """
     start = time.perf_counter()
     digits = load()
     comparison = report.Comparison(
-        torch.get_num_threads(), settings.compared_latent, settings.held_out_samples, objective=settings.objective
+        torch.get_num_threads(),
+        settings.compared_latent,
+        settings.held_out_samples,
+        objective=settings.objective,
     )
     runs: list[Run] = []
     profile: VarianceProfile | None = None
@@ -102,7 +121,9 @@ def run(settings: Settings, out: Path, console: Console) -> Outcome:
         with console.status("Profiling the variance of gradient estimators"):
             profile = _profile(settings)
         with console.status("Training a sparse encoder on photographs"):
-            patches = sparse_command.demonstrate(settings.photographs, settings.encoder_layers, settings.seed % 2**32)
+            patches = sparse_command.demonstrate(
+                settings.photographs, settings.encoder_layers, settings.seed % 2**32
+            )
     except ProfileInterrupted as stop:
         profile, interrupted = stop.profile, True
     except KeyboardInterrupt:
@@ -113,8 +134,12 @@ def run(settings: Settings, out: Path, console: Console) -> Outcome:
 
 
 def _plan(settings: Settings) -> list[tuple[str, int, int, Ops]]:
-    """(likelihood, latent size, seed, ops) of each model: those to draw, then those only to compare."""
-    plan = [(name, latent, settings.seed, FUSED) for latent in settings.latents for name in LIKELIHOODS]
+    """(likelihood, latent size, seed, ops) of each model: those to draw, then those only to
+    compare.
+    """
+    plan = [
+        (name, latent, settings.seed, FUSED) for latent in settings.latents for name in LIKELIHOODS
+    ]
     for seed in range(settings.seed, settings.seed + settings.compared_seeds):
         for ops in (FUSED, PLAIN):
             compared = ("gaussian", settings.compared_latent, seed, ops)
@@ -124,7 +149,11 @@ def _plan(settings: Settings) -> list[tuple[str, int, int, Ops]]:
 
 
 def _train_all(
-    settings: Settings, digits: Digits, runs: list[Run], comparison: report.Comparison, console: Console
+    settings: Settings,
+    digits: Digits,
+    runs: list[Run],
+    comparison: report.Comparison,
+    console: Console,
 ) -> None:
     plan, objective = _plan(settings), settings.objective
     progress = Progress(
@@ -144,14 +173,21 @@ def _train_all(
             current = Run(VAE(latent, likelihood, settings.hidden), ops, seed)
             runs.append(current)
             fitting = train(
-                current.model, digits.train, digits.held_out, epochs=settings.epochs, ops=ops, objective=objective
+                current.model,
+                digits.train,
+                digits.held_out,
+                epochs=settings.epochs,
+                ops=ops,
+                objective=objective,
             )
             for epoch in fitting:
                 current.history.append(epoch)
                 progress.update(task, advance=1, terms=_terms(epoch.held_out, objective))
             torch.manual_seed(seed)
             draws = settings.held_out_samples
-            final = evaluate(current.model, digits.held_out, num_samples=draws, ops=ops, objective=objective)
+            final = evaluate(
+                current.model, digits.held_out, num_samples=draws, ops=ops, objective=objective
+            )
             progress.remove_task(task)
             label = f"{likelihood} D={latent} seed {seed} {ops.name}"
             progress.console.print(f"{label:<37} {_terms(final, objective)} nats", highlight=False)
@@ -190,26 +226,56 @@ def _write(
     started = [r for r in runs if r.history]
     shown = [r for r in started if r.seed == settings.seed]
     ours = [r.model for r in shown if r.ops is FUSED]
-    curves = [pictures.Curve(r.model.likelihood, r.model.latent, r.ops is PLAIN, r.history) for r in shown]
-    bound = f"${settings.objective.name.replace('_', '_{')}}}$" if settings.objective.weighted else "ELBO"
+    curves = [
+        pictures.Curve(r.model.likelihood, r.model.latent, r.ops is PLAIN, r.history) for r in shown
+    ]
+    bound = (
+        f"${settings.objective.name.replace('_', '_{')}}}$"
+        if settings.objective.weighted
+        else "ELBO"
+    )
     planar = [model for model in ours if model.latent == 2]
     jobs: list[tuple[str, bool, Callable[[Path], object]]] = [
         ("manifold.png", bool(planar), lambda path: pictures.manifold(planar, digits, path)),
-        ("prior_samples.png", bool(ours), lambda path: pictures.prior_samples(ours, path, seed=settings.seed)),
-        ("training_curves.png", bool(curves), lambda path: pictures.training_curves(curves, path, bound=bound)),
+        (
+            "prior_samples.png",
+            bool(ours),
+            lambda path: pictures.prior_samples(ours, path, seed=settings.seed),
+        ),
+        (
+            "training_curves.png",
+            bool(curves),
+            lambda path: pictures.training_curves(curves, path, bound=bound),
+        ),
     ]
     measured = bool(comparison.costs or comparison.seeds())
     jobs += [
-        ("comparison.md", measured, lambda path: path.write_text(comparison.markdown(), encoding="utf-8")),
-        ("comparison.json", measured, lambda path: path.write_text(comparison.as_json(), encoding="utf-8")),
+        (
+            "comparison.md",
+            measured,
+            lambda path: path.write_text(comparison.markdown(), encoding="utf-8"),
+        ),
+        (
+            "comparison.json",
+            measured,
+            lambda path: path.write_text(comparison.as_json(), encoding="utf-8"),
+        ),
     ]
     if profile is not None:
         found, title = profile, problems.PROBLEMS[_PROFILED]().description
         jobs.append(("variance.png", True, lambda path: variance_pictures.draw(found, title, path)))
-        jobs.append(("mixture.png", True, lambda path: mixture_command.write_figure(path, seed=settings.seed % 2**32)))
+        jobs.append(
+            (
+                "mixture.png",
+                True,
+                lambda path: mixture_command.write_figure(path, seed=settings.seed % 2**32),
+            )
+        )
     if patches is not None:
         drawn = patches
-        jobs.append(("sparse_patches.png", True, lambda path: sparse_pictures.draw_patches(drawn, path)))
+        jobs.append(
+            ("sparse_patches.png", True, lambda path: sparse_pictures.draw_patches(drawn, path))
+        )
     files = []
     for name, wanted, write in jobs:
         if wanted:
@@ -227,9 +293,16 @@ def _show(comparison: report.Comparison, profile: VarianceProfile | None, consol
             table.add_row(*row)
         console.print(table)
     if comparison.seeds():
-        table = Table(*comparison.bound_header(), title="The trained model", caption=comparison.verdict(), box=SIMPLE)
+        table = Table(
+            *comparison.bound_header(),
+            title="The trained model",
+            caption=comparison.verdict(),
+            box=SIMPLE,
+        )
         for row in comparison.bound_rows():
             table.add_row(*row)
         console.print(table)
     if profile is not None:
-        console.print(f"{problems.PROBLEMS[_PROFILED]().description}. {verdict(profile)}", highlight=False)
+        console.print(
+            f"{problems.PROBLEMS[_PROFILED]().description}. {verdict(profile)}", highlight=False
+        )

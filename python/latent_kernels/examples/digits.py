@@ -1,4 +1,6 @@
-"""scikit-learn's handwritten digits: 1797 real 8x8 images, shipped with the package, so that nothing is downloaded."""
+"""scikit-learn's handwritten digits: 1797 real 8x8 images, shipped with the package, so that
+nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Digits(NamedTuple):
 def load() -> Digits:
     """1437 images to train on and 360 held out; always the same split, whatever the demo's seed.
 
-    Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository (1998).
+    Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository
+    (1998).
     """
     from sklearn.datasets import load_digits
 

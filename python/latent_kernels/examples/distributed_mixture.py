@@ -2,9 +2,10 @@
 
     torchrun --nproc-per-node=2 -m latent_kernels.examples.distributed_mixture
 
-Each process draws its own shard, which no other one sees. All call fit with the group; an iteration costs each of them
-one pass over its shard and one all-reduce of the statistics, (K D^2) numbers whatever the number of rows. The first
-process then fits all rows alone and prints how far the two results are apart: by rounding.
+Each process draws its own shard, which no other one sees. All call fit with the group; an iteration
+costs each of them one pass over its shard and one all-reduce of the statistics, (K D^2) numbers
+whatever the number of rows. The first process then fits all rows alone and prints how far the two
+results are apart: by rounding.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def model() -> GaussianMixture:
 def main() -> None:
     """Fits, and prints in the first process."""
     if not dist.is_torchelastic_launched():
-        sys.exit("start it with: torchrun --nproc-per-node=2 -m latent_kernels.examples.distributed_mixture")
+        sys.exit(
+            "start it with: torchrun --nproc-per-node=2 -m latent_kernels.examples.distributed_mixture"
+        )
     dist.init_process_group("gloo")
     try:
         rank, processes = dist.get_rank(), dist.get_world_size()
@@ -54,7 +57,9 @@ def main() -> None:
         alone = model().fit(np.concatenate([shard(r) for r in range(processes)]))
         for name in ("weights_", "means_", "covariances_"):
             here, there = getattr(alone, name), getattr(together, name)
-            print(f"{name:12s} differ from one process's by {np.abs(here - there).max() / np.abs(here).max():.1e}")
+            print(
+                f"{name:12s} differ from one process's by {np.abs(here - there).max() / np.abs(here).max():.1e}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Bayesian logistic regression by black-box variational inference: the score function finds the posterior.
+"""Bayesian logistic regression by black-box variational inference: the score function finds the
+posterior.
 
-p(y_i = 1 | w) = sigmoid(<x_i, w>), w ~ N(0, I), on scikit-learn's breast-cancer data; q(w) = N(mean, e^logvar).
-Nothing but values of the log joint enters the score-function fits. Because a margin <x_i, w> is Gaussian under q, the
-ELBO is also a sum of one-dimensional integrals, so that the truth is known: quadrature gives it, and its gradient.
+p(y_i = 1 | w) = sigmoid(<x_i, w>), w ~ N(0, I), on scikit-learn's breast-cancer data; q(w) =
+N(mean, e^logvar). Nothing but values of the log joint enters the score-function fits. Because a
+margin <x_i, w> is Gaussian under q, the ELBO is also a sum of one-dimensional integrals, so that
+the truth is known: quadrature gives it, and its gradient.
 
 Source: Ranganath, Gerrish and Blei, "Black box variational inference" (2014).
 """
@@ -67,7 +69,8 @@ def _hermite() -> tuple[Tensor, Tensor]:
 def load() -> Model:
     """569 tumours, 30 measurements each, standardized, and an intercept: D = 31.
 
-    Source: Wolberg, Mangasarian, Street and Street, "Breast cancer Wisconsin (diagnostic)", UCI repository (1993).
+    Source: Wolberg, Mangasarian, Street and Street, "Breast cancer Wisconsin (diagnostic)", UCI
+    repository (1993).
     """
     from sklearn.datasets import load_breast_cancer
 
@@ -95,7 +98,8 @@ def fit(
 ) -> Fit:
     """Maximizes the ELBO with Adam from gradients of `estimator` with `num_samples` samples.
 
-    The learning rate falls to nothing along a cosine, and the parameters of the last half of the steps are averaged.
+    The learning rate falls to nothing along a cosine, and the parameters of the last half of the
+    steps are averaged.
 
     Args:
         estimator: a control variate of `lk.score_function_expectation`, or "reparameterized".
@@ -131,7 +135,9 @@ def fit(
     return Fit(q, float(model.elbo(*q.parameters)))
 
 
-def _elbo(q: lk.DiagonalGaussian, model: Model, estimator: str, samples: int, seed: int, offset: int) -> Tensor:
+def _elbo(
+    q: lk.DiagonalGaussian, model: Model, estimator: str, samples: int, seed: int, offset: int
+) -> Tensor:
     """A sample estimate of the ELBO; its gradient is the estimator's."""
     if estimator == "reparameterized":
         return model.log_joint(q.rsample(samples, seed=seed, offset=offset)).mean() + q.entropy()
@@ -142,10 +148,14 @@ def _elbo(q: lk.DiagonalGaussian, model: Model, estimator: str, samples: int, se
 
 
 def optimum(steps: int = 200) -> Fit:
-    """The mean-field optimum itself, by L-BFGS on the exact ELBO, which is concave in mean and standard deviation."""
+    """The mean-field optimum itself, by L-BFGS on the exact ELBO, which is concave in mean and
+    standard deviation.
+    """
     model = load()
     mean, logvar = (x.double().requires_grad_() for x in model.start().parameters)
-    optimizer = torch.optim.LBFGS((mean, logvar), max_iter=steps, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        (mean, logvar), max_iter=steps, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -154,4 +164,7 @@ def optimum(steps: int = 200) -> Fit:
         return loss
 
     optimizer.step(closure)
-    return Fit(lk.DiagonalGaussian(mean.detach(), logvar.detach()), float(model.elbo(mean.detach(), logvar.detach())))
+    return Fit(
+        lk.DiagonalGaussian(mean.detach(), logvar.detach()),
+        float(model.elbo(mean.detach(), logvar.detach())),
+    )

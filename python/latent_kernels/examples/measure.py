@@ -1,8 +1,9 @@
-"""One training step with the fused ops against the same step in plain torch: time, peak memory, bytes kept.
+"""One training step with the fused ops against the same step in plain torch: time, peak memory,
+bytes kept.
 
-"step" is the whole of it: forward, backward, Adam. "ops" is the part that the kernels replace alone, forward and
-backward on given tensors: the sampling, the KL and the Gaussian log-likelihood; for an importance-weighted bound the
-sampling with log q, the prior, the likelihood and the bound.
+"step" is the whole of it: forward, backward, Adam. "ops" is the part that the kernels replace
+alone, forward and backward on given tensors: the sampling, the KL and the Gaussian log-likelihood;
+for an importance-weighted bound the sampling with log q, the prior, the likelihood and the bound.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Size(NamedTuple):
     rounds: int
 
     def with_samples(self, objective: Objective) -> Size:
-        """The same for the objective's number of samples: of as many samples in all, where it has many for an image."""
+        """The same for the objective's number of samples: of as many samples in all, where it has
+        many for an image.
+        """
         if objective == ELBO:
             return self
         batch = max(self.batch * (self.num_samples or objective.samples) // objective.samples, 1)
@@ -66,7 +69,9 @@ class Row(NamedTuple):
         return self.plain.milliseconds / self.ours.milliseconds
 
 
-def compare(size: Size, images: torch.Tensor, *, seed: int, objective: Objective = ELBO) -> list[Row]:
+def compare(
+    size: Size, images: torch.Tensor, *, seed: int, objective: Objective = ELBO
+) -> list[Row]:
     """The whole step and the ops alone, at one size, whose number of samples is the objective's."""
     rows = images[torch.arange(size.batch) % len(images)]
     step = [training_step(size, rows, ops, seed, objective) for ops in (FUSED, PLAIN)]
@@ -78,7 +83,9 @@ def compare(size: Size, images: torch.Tensor, *, seed: int, objective: Objective
 def _row(size: Size, what: str, images: torch.Tensor, ours: Stepper, plain: Stepper) -> Row:
     times = interleaved(ours.run, plain.run, rounds=size.rounds)
     costs = (
-        Cost(1e3 * seconds, peak_memory(stepper), saved_bytes(stepper.run, [*stepper.given, images]))
+        Cost(
+            1e3 * seconds, peak_memory(stepper), saved_bytes(stepper.run, [*stepper.given, images])
+        )
         for seconds, stepper in zip(times, (ours, plain), strict=True)
     )
     return Row(size, what, *costs)
@@ -92,7 +99,12 @@ class Stepper(NamedTuple):
 
 
 def training_step(
-    size: Size, images: torch.Tensor, ops: Ops, seed: int, objective: Objective = ELBO, likelihood: str = "gaussian"
+    size: Size,
+    images: torch.Tensor,
+    ops: Ops,
+    seed: int,
+    objective: Objective = ELBO,
+    likelihood: str = "gaussian",
 ) -> Stepper:
     """Forward, backward and Adam on the same images again and again."""
     torch.manual_seed(seed)
@@ -132,7 +144,9 @@ def _ops_alone(size: Size, images: torch.Tensor, ops: Ops, seed: int) -> Stepper
     return Stepper(run, given)
 
 
-def _weighted_ops_alone(size: Size, images: torch.Tensor, ops: Ops, seed: int, bound: str) -> Stepper:
+def _weighted_ops_alone(
+    size: Size, images: torch.Tensor, ops: Ops, seed: int, bound: str
+) -> Stepper:
     torch.manual_seed(seed)
     samples, weighted = size.num_samples or 1, WEIGHTED_OPS[ops.name]
     mean, logvar = (torch.randn(size.batch, size.latent, requires_grad=True) for _ in range(2))
@@ -167,14 +181,20 @@ def interleaved(first: Step, second: Step, *, rounds: int) -> tuple[float, float
 
 
 def peak_memory(stepper: Stepper) -> int:
-    """The most CPU memory, in bytes, that torch's allocator holds during a run beyond what it held before.
+    """The most CPU memory, in bytes, that torch's allocator holds during a run beyond what it held
+    before.
 
-    The gradients of the run before are dropped first: the profiler does not see frees of what it did not see made.
+    The gradients of the run before are dropped first: the profiler does not see frees of what it
+    did not see made.
     """
     for x in stepper.given:
         x.grad = None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler otherwise writes to the terminal
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # torch's profiler otherwise writes to the terminal
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         stepper.run()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
@@ -189,7 +209,9 @@ def peak_memory(stepper: Stepper) -> int:
 
 
 def saved_bytes(run: Step, given: list[torch.Tensor]) -> int:
-    """Bytes that autograd keeps from forward to backward in `run`; each storage once, those of `given` not at all."""
+    """Bytes that autograd keeps from forward to backward in `run`; each storage once, those of
+    `given` not at all.
+    """
     known = {x.untyped_storage().data_ptr() for x in given}
     kept: dict[int, int] = {}
 

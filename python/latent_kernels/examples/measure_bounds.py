@@ -1,9 +1,10 @@
-"""A training step of the demo's VAE on an importance-weighted bound: fused, plain and compiled torch, answers checked.
+"""A training step of the demo's VAE on an importance-weighted bound: fused, plain and compiled
+torch, answers checked.
 
     python -m latent_kernels.examples.measure_bounds --samples 50 --compile
 
-Times are medians of steps taken in turns, two contenders at a time; memory is the most that torch's allocator holds
-during a step beyond what it held before.
+Times are medians of steps taken in turns, two contenders at a time; memory is the most that torch's
+allocator holds during a step beyond what it held before.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from latent_kernels.examples.vae import FUSED, LIKELIHOODS, PLAIN, VAE
 Tensor = torch.Tensor
 Loss = Callable[[VAE, Tensor, Tensor], Tensor]  # of a model, images and noise
 
-# In units of a gradient's largest element: where plain torch happens to be exact; and for compiled sums over all
-# samples and images, which go one after another.
+# In units of a gradient's largest element: where plain torch happens to be exact; and for compiled
+# sums over all samples and images, which go one after another.
 _EPS = torch.finfo(torch.float32).eps
 _SLACK = {"latent-kernels": 8 * _EPS, "torch.compile": 1000 * _EPS}
 
@@ -43,13 +44,18 @@ class Result(NamedTuple):
     ours_peak_bytes: int
 
 
-def compare(size: Size, likelihood: str, images: Tensor, *, seed: int = 0, compiled: bool = False) -> list[Result]:
+def compare(
+    size: Size, likelihood: str, images: Tensor, *, seed: int = 0, compiled: bool = False
+) -> list[Result]:
     """Steps of `size` on the total gradient ("iwae"), once the answers of all agree."""
     objective = Objective("iwae", size.num_samples or 1)
     rows = images[torch.arange(size.batch) % len(images)]
     loss = torch.compile(_plain_loss(objective)) if compiled else None
     check_answers(size, likelihood, rows, seed, loss)
-    ours, plain = (measure.training_step(size, rows, ops, seed, objective, likelihood) for ops in (FUSED, PLAIN))
+    ours, plain = (
+        measure.training_step(size, rows, ops, seed, objective, likelihood)
+        for ops in (FUSED, PLAIN)
+    )
     rivals = {"plain torch": plain}
     if loss is not None:
         rivals["torch.compile"] = _compiled_step(size, likelihood, rows, seed, loss)
@@ -62,7 +68,9 @@ def compare(size: Size, likelihood: str, images: Tensor, *, seed: int = 0, compi
 
 
 def _plain_loss(objective: Objective) -> Loss:
-    """As one writes it in plain torch, with the noise given: torch.compile's own would not be torch's."""
+    """As one writes it in plain torch, with the noise given: torch.compile's own would not be
+    torch's.
+    """
 
     def loss(model: VAE, x: Tensor, noise: Tensor) -> Tensor:
         sample = partial(objectives.plain_rsample_log_prob, noise=lambda like: noise)
@@ -86,15 +94,24 @@ def _compiled_step(size: Size, likelihood: str, images: Tensor, seed: int, loss:
     return Stepper(run, list(model.parameters()))
 
 
-def check_answers(size: Size, likelihood: str, images: Tensor, seed: int, compiled: Loss | None = None) -> None:
-    """Raises AssertionError unless all have the same gradients for the same noise, to within rounding."""
+def check_answers(
+    size: Size, likelihood: str, images: Tensor, seed: int, compiled: Loss | None = None
+) -> None:
+    """Raises AssertionError unless all have the same gradients for the same noise, to within
+    rounding.
+    """
     torch.manual_seed(seed)
     samples, model = size.num_samples or 1, VAE(size.latent, likelihood, size.hidden)
-    objective, noise = Objective("iwae", samples), lk.normal((samples, size.batch, size.latent), seed=seed)
+    objective, noise = (
+        Objective("iwae", samples),
+        lk.normal((samples, size.batch, size.latent), seed=seed),
+    )
     sample = partial(lk.rsample_log_prob, seed=seed)
     fused = objectives.WEIGHTED_OPS[FUSED.name]._replace(rsample_log_prob=sample)
     plain = _plain_loss(objective)
-    exact = _gradients(plain(double := copy.deepcopy(model).double(), images.double(), noise.double()), double)
+    exact = _gradients(
+        plain(double := copy.deepcopy(model).double(), images.double(), noise.double()), double
+    )
     allowed = _errors(_gradients(plain(model, images, noise), model), exact)
     losses = {"latent-kernels": -weighted_bound(model, images, objective, FUSED, fused)[0].mean()}
     if compiled is not None:
@@ -122,14 +139,18 @@ def _errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, flo
 
 def main() -> None:
     """Measures and prints a line for each likelihood and rival."""
-    parser = argparse.ArgumentParser(description="Measure a training step on an importance-weighted bound.")
+    parser = argparse.ArgumentParser(
+        description="Measure a training step on an importance-weighted bound."
+    )
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--latent", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="beside torch.compile too, which takes a minute")
+    parser.add_argument(
+        "--compile", action="store_true", help="beside torch.compile too, which takes a minute"
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     size = Size("bound", given.batch, given.samples, given.latent, given.hidden, given.rounds)

@@ -54,7 +54,10 @@ class Fit:
     @property
     def converged(self) -> bool:
         """Whether the log-likelihood had come to rest."""
-        return len(self.log_likelihood) > 1 and abs(self.log_likelihood[-1] - self.log_likelihood[-2]) < TOLERANCE
+        return (
+            len(self.log_likelihood) > 1
+            and abs(self.log_likelihood[-1] - self.log_likelihood[-2]) < TOLERANCE
+        )
 
     @property
     def lost(self) -> int:
@@ -85,7 +88,9 @@ class Request:
     compare: bool
 
     def check(self) -> None:
-        """Raises BadOption, or OSError for a file that could not be written, before there is any work to lose."""
+        """Raises BadOption, or OSError for a file that could not be written, before there is any
+        work to lose.
+        """
         for option, value, known in (
             ("--data", self.data, tuple(DATA)),
             ("--covariance-type", self.covariance_type, COVARIANCE_TYPES),
@@ -97,29 +102,39 @@ class Request:
         check_writable(self.out)
 
 
-# --- data, shipped with scikit-learn ------------------------------------------------------------------------------
+# --- data, shipped with scikit-learn --------------------------------------------------------------
 
 
 def iris() -> Data:
-    """R. A. Fisher, "The use of multiple measurements in taxonomic problems", Annals of Eugenics 7 (1936).
+    """R. A. Fisher, "The use of multiple measurements in taxonomic problems", Annals of Eugenics 7
+    (1936).
 
-    Lengths are rounded to 1 mm, so that a component on one value of them has an infinite density: uniform noise, the
-    same in every run, undoes the rounding.
+    Lengths are rounded to 1 mm, so that a component on one value of them has an infinite density:
+    uniform noise, the same in every run, undoes the rounding.
     """
     from sklearn.datasets import load_iris
 
     X = load_iris(return_X_y=True)[0][:, 2:]
     X = X + np.random.default_rng(0).uniform(-0.05, 0.05, X.shape)
-    return Data("Fisher's irises, noise in place of rounding", X, ("petal length (cm)", "petal width (cm)"), 3)
+    return Data(
+        "Fisher's irises, noise in place of rounding",
+        X,
+        ("petal length (cm)", "petal width (cm)"),
+        3,
+    )
 
 
 def wine() -> Data:
-    """S. Aeberhard and M. Forina, "Wine", UCI repository (1992): 13 chemical measurements of 178 wines."""
+    """S. Aeberhard and M. Forina, "Wine", UCI repository (1992): 13 chemical measurements of 178
+    wines.
+    """
     from sklearn.datasets import load_wine
 
     X = load_wine(return_X_y=True)[0]
     X, shares = _principal((X - X.mean(0)) / X.std(0))
-    names = [f"principal component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares)]
+    names = [
+        f"principal component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares)
+    ]
     return Data("Wines, 13 standardized measurements", X, (names[0], names[1]), 3)
 
 
@@ -128,7 +143,10 @@ def digits() -> Data:
     from sklearn.datasets import load_digits
 
     X, shares = _principal(load_digits(return_X_y=True)[0])
-    names = [f"principal component {i + 1} (grey levels, {share:.0%} of variance)" for i, share in enumerate(shares)]
+    names = [
+        f"principal component {i + 1} (grey levels, {share:.0%} of variance)"
+        for i, share in enumerate(shares)
+    ]
     return Data("Handwritten digits, 8 x 8 grey values", X, (names[0], names[1]), 10)
 
 
@@ -143,14 +161,18 @@ def _principal(X: Floats) -> tuple[Floats, Floats]:
     return centred @ axes.T, s[:2] ** 2 / (s**2).sum()
 
 
-# --- fitting ------------------------------------------------------------------------------------------------------
+# --- fitting --------------------------------------------------------------------------------------
 
 
 def fit_from(data: Data, start: GaussianParameters, covariance_type: str) -> Fit:
-    """EM until the mean log-likelihood changes by less than TOLERANCE, with all that it came through."""
+    """EM until the mean log-likelihood changes by less than TOLERANCE, with all that it came
+    through.
+    """
     trace: list[GaussianParameters] = [start]
     found: list[float] = []
-    while len(found) < MOST_ITERATIONS and not (len(found) > 1 and abs(found[-1] - found[-2]) < TOLERANCE):
+    while len(found) < MOST_ITERATIONS and not (
+        len(found) > 1 and abs(found[-1] - found[-2]) < TOLERANCE
+    ):
         weights, means, covariances = trace[-1]
         statistics = lk.gaussian_e_step(data.X, weights, means, covariances, covariance_type)
         trace.append(statistics.m_step(reg_covar=REG_COVAR, covariances=covariances))
@@ -159,7 +181,9 @@ def fit_from(data: Data, start: GaussianParameters, covariance_type: str) -> Fit
 
 
 def _model(data: Data, components: int, covariance_type: str, **options: Any) -> GaussianMixture:
-    """An estimator that starts from rows far apart as means, and the covariance of all rows for each of them."""
+    """An estimator that starts from rows far apart as means, and the covariance of all rows for
+    each of them.
+    """
     whole = np.linalg.inv(np.cov(data.X, rowvar=False, bias=True))
     precisions = {
         "full": np.repeat(whole[None], components, axis=0),
@@ -167,7 +191,12 @@ def _model(data: Data, components: int, covariance_type: str, **options: Any) ->
         "diag": np.tile(1 / data.X.var(axis=0), (components, 1)),
         "spherical": np.full(components, 1 / data.X.var(axis=0).mean()),
     }[covariance_type]
-    given = {"init_params": "k-means++", "precisions_init": precisions, "reg_covar": REG_COVAR, "tol": TOLERANCE}
+    given = {
+        "init_params": "k-means++",
+        "precisions_init": precisions,
+        "reg_covar": REG_COVAR,
+        "tol": TOLERANCE,
+    }
     return GaussianMixture(components, covariance_type=covariance_type, **{**given, **options})
 
 
@@ -180,13 +209,24 @@ def plan(components: int, rows: int) -> range:
     return range(1, min(max(LEAST_COMPARED, components + 2), rows) + 1)
 
 
-def fit(data: Data, components: int, covariance_type: str, seed: int, advance: Advance = lambda: None) -> Outcome:
-    """EM from STARTS random starts, and the BIC of other numbers of components; calls `advance` after each of them."""
+def fit(
+    data: Data, components: int, covariance_type: str, seed: int, advance: Advance = lambda: None
+) -> Outcome:
+    """EM from STARTS random starts, and the BIC of other numbers of components; calls `advance`
+    after each of them.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # too many components: `summary` says it of the best fit
-        generator, fits = np.random.RandomState(seed), []  # from which the estimator draws its starts one by one
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # too many components: `summary` says it of the best fit
+        generator, fits = (
+            np.random.RandomState(seed),
+            [],
+        )  # from which the estimator draws its starts one by one
         for _ in range(STARTS):
-            start = _model(data, components, covariance_type, max_iter=0, random_state=generator).fit(data.X)
+            start = _model(
+                data, components, covariance_type, max_iter=0, random_state=generator
+            ).fit(data.X)
             fits.append(fit_from(data, _parameters(start), covariance_type))
             advance()
         fits.sort(key=lambda f: -f.log_likelihood[-1])
@@ -194,13 +234,17 @@ def fit(data: Data, components: int, covariance_type: str, seed: int, advance: A
         bic = {}
         for k in plan(components, len(data.X)):
             options = {"n_init": STARTS, "max_iter": MOST_ITERATIONS, "random_state": seed}
-            other = best if k == components else _model(data, k, covariance_type, **options).fit(data.X)
+            other = (
+                best if k == components else _model(data, k, covariance_type, **options).fit(data.X)
+            )
             bic[k] = float(other.bic(data.X))
             advance()
     return Outcome(data, covariance_type, fits, best.predict_proba(data.X), bic)
 
 
-def _with_parameters(data: Data, covariance_type: str, parameters: GaussianParameters) -> GaussianMixture:
+def _with_parameters(
+    data: Data, covariance_type: str, parameters: GaussianParameters
+) -> GaussianMixture:
     """The estimator as if it had been fitted to these."""
     weights, means, covariances = parameters
     matrices = covariance_type in ("full", "tied")
@@ -210,7 +254,12 @@ def _with_parameters(data: Data, covariance_type: str, parameters: GaussianParam
 
 
 def write_figure(
-    path: Path, *, data: str = "iris", components: int | None = None, covariance_type: str = "full", seed: int = 0
+    path: Path,
+    *,
+    data: str = "iris",
+    components: int | None = None,
+    covariance_type: str = "full",
+    seed: int = 0,
 ) -> Outcome:
     """Fits and draws, without a word."""
     chosen = DATA[data]()
@@ -219,7 +268,7 @@ def write_figure(
     return outcome
 
 
-# --- speed --------------------------------------------------------------------------------------------------------
+# --- speed ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -250,9 +299,14 @@ def _start(size: Size, seed: int) -> tuple[Floats, GaussianParameters]:
     """Data, and parameters a little off those that they come from, with variances [K, D]."""
     rng, shape = np.random.default_rng(seed), (size.components, size.columns)
     centres = rng.standard_normal(shape)
-    X = rng.standard_normal((size.rows, size.columns)) + centres[rng.integers(size.components, size=size.rows)]
+    X = (
+        rng.standard_normal((size.rows, size.columns))
+        + centres[rng.integers(size.components, size=size.rows)]
+    )
     means = centres + 0.2 * rng.standard_normal(shape)
-    return X, GaussianParameters(np.full(size.components, 1 / size.components), means, np.ones(shape))
+    return X, GaussianParameters(
+        np.full(size.components, 1 / size.components), means, np.ones(shape)
+    )
 
 
 def compare_speed(size: Size, seed: int) -> Iterator[Speed]:
@@ -262,7 +316,9 @@ def compare_speed(size: Size, seed: int) -> Iterator[Speed]:
         yield _compare(*start, covariance_type, dtype, size.rounds)
 
 
-def _compare(X: Floats, start: GaussianParameters, covariance_type: str, dtype: str, rounds: int) -> Speed:
+def _compare(
+    X: Floats, start: GaussianParameters, covariance_type: str, dtype: str, rounds: int
+) -> Speed:
     from sklearn.mixture import GaussianMixture as Theirs
 
     X = X.astype(dtype)
@@ -274,7 +330,10 @@ def _compare(X: Floats, start: GaussianParameters, covariance_type: str, dtype: 
 
     def ours() -> None:
         statistics = lk.gaussian_e_step(X, weights, means, covariances, covariance_type)
-        found["ours"] = [statistics.log_likelihood / len(X), *statistics.m_step(reg_covar=theirs.reg_covar)]
+        found["ours"] = [
+            statistics.log_likelihood / len(X),
+            *statistics.m_step(reg_covar=theirs.reg_covar),
+        ]
 
     def sklearn() -> None:
         theirs.weights_, theirs.means_ = weights, means
@@ -299,7 +358,7 @@ def _blas_threads() -> Iterator[None]:
         yield
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def run(request: Request, console: Console) -> bool:
@@ -308,11 +367,20 @@ def run(request: Request, console: Console) -> bool:
     data = DATA[request.data]()
     components = request.components or data.classes
     if components > len(data.X):
-        raise BadOption("--components", f"must be at most {len(data.X)}, the number of rows; got {components}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        raise BadOption(
+            "--components", f"must be at most {len(data.X)}, the number of rows; got {components}"
+        )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("fits", total=STARTS + len(plan(components, len(data.X))))
-        outcome = fit(data, components, request.covariance_type, request.seed, lambda: progress.advance(task))
+        outcome = fit(
+            data, components, request.covariance_type, request.seed, lambda: progress.advance(task)
+        )
         mixture_pictures.draw(outcome, request.out)
     for line in (*summary(outcome), f"In {request.out}."):
         console.print(line, highlight=False, soft_wrap=True)
@@ -348,10 +416,18 @@ def _table(speeds: list[Speed]) -> Table:
     threads = torch.get_num_threads()
     title = f"An iteration of EM, {SIZE.rows} x {SIZE.columns}, {SIZE.components} components, "
     caption = "medians of runs in turns; difference: the greatest of the new parameters, relative to 1 + |value|"
-    table = Table(title=title + f"{threads} thread{'s' * (threads > 1)}", caption=caption, box=SIMPLE)
+    table = Table(
+        title=title + f"{threads} thread{'s' * (threads > 1)}", caption=caption, box=SIMPLE
+    )
     for name in ("covariances", "dtype", "latent-kernels", "scikit-learn", "ratio", "difference"):
-        table.add_column(name, justify="left" if name in ("covariances", "dtype") else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in ("covariances", "dtype") else "right", no_wrap=True
+        )
     for s in speeds:
-        times = (f"{1e3 * s.ours:.1f} ms", f"{1e3 * s.sklearn:.1f} ms", f"{s.sklearn / s.ours:.1f}x")
+        times = (
+            f"{1e3 * s.ours:.1f} ms",
+            f"{1e3 * s.sklearn:.1f} ms",
+            f"{s.sklearn / s.ours:.1f}x",
+        )
         table.add_row(s.covariance_type, s.dtype, *times, f"{s.difference:.0e}")
     return table

@@ -1,4 +1,5 @@
-"""What training of the `vae` maximizes: the ELBO, or an importance-weighted bound from S samples for each image.
+"""What training of the `vae` maximizes: the ELBO, or an importance-weighted bound from S samples
+for each image.
 
 Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8.
 """
@@ -25,7 +26,9 @@ BOUNDS = ("elbo", *ESTIMATORS)
 class Objective(NamedTuple):
     """A bound of log p(x), and how many samples of z it takes for each image."""
 
-    bound: str = "elbo"  # of BOUNDS; all but "elbo" are one bound with several estimators of its gradient
+    bound: str = (
+        "elbo"  # of BOUNDS; all but "elbo" are one bound with several estimators of its gradient
+    )
     samples: int = 1
 
     @property
@@ -43,16 +46,21 @@ class Objective(NamedTuple):
         return max(num_samples // self.samples, 1)
 
     def loss_and_terms(self, model: VAE, x: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
-        """The loss to minimize, and the terms [2] or [3] summed over the images: those of `vae.Terms`.
+        """The loss to minimize, and the terms [2] or [3] summed over the images: those of
+        `vae.Terms`.
 
-        An importance-weighted bound has no exact KL: its second term is the mean of log q(z) - log p(z) over the
-        samples.
+        An importance-weighted bound has no exact KL: its second term is the mean of log q(z) - log
+        p(z) over the samples.
         """
         if not self.weighted:
             reconstruction, kl = model.elbo(x, None if self.samples == 1 else self.samples, ops)
-            return (kl - reconstruction).mean(), torch.stack((reconstruction.sum() / self.samples, kl.sum()))
+            return (kl - reconstruction).mean(), torch.stack(
+                (reconstruction.sum() / self.samples, kl.sum())
+            )
         bound, reconstruction, kl = weighted_bound(model, x, self, ops)
-        return -bound.mean(), torch.stack((reconstruction.mean(0).sum(), kl.mean(0).sum(), bound.sum()))
+        return -bound.mean(), torch.stack(
+            (reconstruction.mean(0).sum(), kl.mean(0).sum(), bound.sum())
+        )
 
 
 ELBO = Objective()
@@ -69,17 +77,24 @@ class WeightedOps(NamedTuple):
 def weighted_bound(
     model: VAE, x: Tensor, objective: Objective, ops: Ops, weighted: WeightedOps | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The bound [B], log p(x|z) [S, B], and log q(z|x) - log p(z) [S, B]; their difference is the log-weights.
+    """The bound [B], log p(x|z) [S, B], and log q(z|x) - log p(z) [S, B]; their difference is the
+    log-weights.
 
     `weighted` stands for the ops that go with `ops`.
     """
     weighted = weighted or WEIGHTED_OPS[ops.name]
     path_derivative = objective.bound != "iwae"
-    z, log_q = weighted.rsample_log_prob(*model.encode(x), objective.samples, path_derivative=path_derivative)
+    z, log_q = weighted.rsample_log_prob(
+        *model.encode(x), objective.samples, path_derivative=path_derivative
+    )
     reconstruction = model.log_likelihood(x, z, ops)
     kl = log_q - weighted.log_prior(z)
     along = z if objective.bound == "dreg" else None
-    return weighted.importance_bound(reconstruction - kl, estimator=objective.bound, z=along), reconstruction, kl
+    return (
+        weighted.importance_bound(reconstruction - kl, estimator=objective.bound, z=along),
+        reconstruction,
+        kl,
+    )
 
 
 def fused_log_prior(z: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""The demo's pictures. matplotlib is imported inside, through `Figure`, which draws without any window system."""
+"""The demo's pictures. matplotlib is imported inside, through `Figure`, which draws without any
+window system.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,11 @@ class Curve(NamedTuple):
 
 
 def manifold(models: Sequence[VAE], digits: Digits, path: Path) -> None:
-    """For each D=2 model: the images on a grid of the latent plane, and where the held-out digits fall in it.
+    """For each D=2 model: the images on a grid of the latent plane, and where the held-out digits
+    fall in it.
 
-    The grid is uniform in probability, z = Phi^-1(u), so that each cell holds the same share of the prior.
-    Source: Kingma and Welling (2014), figure 4.
+    The grid is uniform in probability, z = Phi^-1(u), so that each cell holds the same share of the
+    prior. Source: Kingma and Welling (2014), figure 4.
     """
     figure = new_figure(11, 5.4 * len(models) + 0.5)
     figure.suptitle("The 2-D latent space of handwritten digits")
@@ -53,7 +56,12 @@ def manifold(models: Sequence[VAE], digits: Digits, path: Path) -> None:
 def _draw_manifold(ax: Axes, model: VAE) -> None:
     quantiles = torch.special.ndtri((torch.arange(_GRID) + 0.5) / _GRID)
     z2, z1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
-    ax.imshow(_tiles(model.decode(torch.stack((z1, z2), dim=-1).reshape(-1, 2)), _GRID), cmap=_INK, vmin=0, vmax=1)
+    ax.imshow(
+        _tiles(model.decode(torch.stack((z1, z2), dim=-1).reshape(-1, 2)), _GRID),
+        cmap=_INK,
+        vmin=0,
+        vmax=1,
+    )
     cells = range(1, _GRID, 3)
     middles = [_PITCH * (cell + 0.5) - 0.5 for cell in cells]
     labels = [f"{quantiles[cell]:.1f}".replace("-", "\N{MINUS SIGN}") for cell in cells]
@@ -68,11 +76,24 @@ def _draw_posterior_means(ax: Axes, model: VAE, digits: Digits) -> None:
         mean, _ = model.encode(digits.held_out)
     for digit in range(10):
         points = mean[digits.held_out_classes == digit]
-        ax.scatter(points[:, 0].tolist(), points[:, 1].tolist(), s=14, color=f"C{digit}", label=str(digit), alpha=0.8)
+        ax.scatter(
+            points[:, 0].tolist(),
+            points[:, 1].tolist(),
+            s=14,
+            color=f"C{digit}",
+            label=str(digit),
+            alpha=0.8,
+        )
     reach = 1.1 * float(mean.abs().max())
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.set(title="posterior means of the held-out digits", xlabel="$z_1$", ylabel="$z_2$")
-    ax.legend(title="class", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, handletextpad=0.1)
+    ax.legend(
+        title="class",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        handletextpad=0.1,
+    )
 
 
 def prior_samples(models: Sequence[VAE], path: Path, *, seed: int) -> None:
@@ -98,7 +119,9 @@ def prior_samples(models: Sequence[VAE], path: Path, *, seed: int) -> None:
 
 
 def training_curves(curves: Sequence[Curve], path: Path, *, bound: str = "ELBO") -> None:
-    """What was maximized, reconstruction and KL over the epochs; held-out as full lines, training dotted."""
+    """What was maximized, reconstruction and KL over the epochs; held-out as full lines, training
+    dotted.
+    """
     from matplotlib.lines import Line2D
 
     likelihoods = [name for name in LIKELIHOODS if any(c.likelihood == name for c in curves)]
@@ -113,13 +136,20 @@ def training_curves(curves: Sequence[Curve], path: Path, *, bound: str = "ELBO")
             low, high = min(s[0] for s in shown), max(s[1] for s in shown)
             margin = 0.05 * (high - low) or 1.0
             ax.set(ylim=(low - margin, high + margin), xlabel="epoch", ylabel="nats per image")
-            names = {"reconstruction": "reconstruction, $\\log p(x|z)$", "kl": "KL$(q \\,\\|\\, p)$"}
+            names = {
+                "reconstruction": "reconstruction, $\\log p(x|z)$",
+                "kl": "KL$(q \\,\\|\\, p)$",
+            }
             name = names.get(term, bound)
             ax.set_title(f"{likelihood.capitalize()}: {name}", fontsize=11)
             ax.grid(alpha=0.3)
-    keys = [Line2D([], [], color=f"C{i}", label=f"D = {latent}") for i, latent in enumerate(latents)]
+    keys = [
+        Line2D([], [], color=f"C{i}", label=f"D = {latent}") for i, latent in enumerate(latents)
+    ]
     for latent in sorted({c.latent for c in curves if c.plain}):
-        keys.append(Line2D([], [], color="black", linewidth=0.8, label=f"D = {latent} in plain torch"))
+        keys.append(
+            Line2D([], [], color="black", linewidth=0.8, label=f"D = {latent} in plain torch")
+        )
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
     save_figure(figure, path)
 
@@ -140,8 +170,12 @@ def _draw_curve(ax: Axes, curve: Curve, term: str, colour: str) -> tuple[float, 
 
 
 def _tiles(images: Tensor, columns: int) -> list[list[float]]:
-    """[N, 64] images as one picture, `columns` in a row, with white between them: the digits fill their squares."""
-    squares = torch.nn.functional.pad(images.reshape(-1, columns, SIDE, SIDE), (_GAP, _GAP, _GAP, _GAP))
+    """[N, 64] images as one picture, `columns` in a row, with white between them: the digits fill
+    their squares.
+    """
+    squares = torch.nn.functional.pad(
+        images.reshape(-1, columns, SIDE, SIDE), (_GAP, _GAP, _GAP, _GAP)
+    )
     tiles: list[list[float]] = squares.transpose(1, 2).reshape(-1, columns * _PITCH).tolist()
     return tiles
 

@@ -1,4 +1,6 @@
-"""Problems to profile gradient estimators on, each with its q, its log joint and, where known, the exact gradient."""
+"""Problems to profile gradient estimators on, each with its q, its log joint and, where known, the
+exact gradient.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Problem(NamedTuple):
 
 
 def quadratic(dims: int = 10, log_evidence: float = -30.0) -> Problem:
-    """Gaussian q against a Gaussian posterior: log p(x, z) = log p(x) + log N(z; 0, 1/a), closed forms throughout.
+    """Gaussian q against a Gaussian posterior: log p(x, z) = log p(x) + log N(z; 0, 1/a), closed
+    forms throughout.
 
     Gradient of the ELBO: -a mean by the mean, (1 - a sigma^2) / 2 by log sigma^2.
     """
@@ -46,10 +49,10 @@ def quadratic(dims: int = 10, log_evidence: float = -30.0) -> Problem:
 def linear_gaussian(points: int = 64, dims: int = 4) -> Problem:
     """Points x ~ N(z, I), z ~ N(0, I), whose posteriors are N(x / 2, I / 2).
 
-    q = N(x / 2 + 0.2 eps, 2 I / 3) is close to them. Gradient of the ELBO: x - 2 mean by the mean, 1/2 - sigma^2 by
-    log sigma^2. Model and variance of q are those of Rainforth et al., "Tighter variational bounds are not necessarily
-    better" (2018), sections 4 and 5.1; the means are further off than theirs, so that a few hundred gradients show the
-    signal.
+    q = N(x / 2 + 0.2 eps, 2 I / 3) is close to them. Gradient of the ELBO: x - 2 mean by the mean,
+    1/2 - sigma^2 by log sigma^2. Model and variance of q are those of Rainforth et al., "Tighter
+    variational bounds are not necessarily better" (2018), sections 4 and 5.1; the means are further
+    off than theirs, so that a few hundred gradients show the signal.
     """
     generator = torch.Generator().manual_seed(0)
     x = math.sqrt(2) * torch.randn(points, dims, generator=generator)
@@ -65,7 +68,9 @@ def linear_gaussian(points: int = 64, dims: int = 4) -> Problem:
 
 
 def logistic() -> Problem:
-    """Bayesian logistic regression on the breast-cancer data, where `logistic_regression.fit` starts."""
+    """Bayesian logistic regression on the breast-cancer data, where `logistic_regression.fit`
+    starts.
+    """
     model = logistic_regression.load()
     q = model.start()
     text = f"Bayesian logistic regression, breast-cancer data, {q.cols} weights, at the start of the fit"
@@ -73,7 +78,9 @@ def logistic() -> Problem:
 
 
 class BinaryVAE:
-    """p(z) = Bernoulli(1/2), p(x|z) = Bernoulli(sigmoid(decoder(z))), q(z|x) = Bernoulli(logits = encoder(x))."""
+    """p(z) = Bernoulli(1/2), p(x|z) = Bernoulli(sigmoid(decoder(z))), q(z|x) = Bernoulli(logits =
+    encoder(x)).
+    """
 
     def __init__(self, latent: int = 8, hidden: int = 64, *, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
@@ -82,7 +89,11 @@ class BinaryVAE:
             weight = torch.randn(inputs, outputs, generator=generator) / math.sqrt(inputs)
             return weight.requires_grad_(), torch.zeros(outputs, requires_grad=True)
 
-        self.encoder, self.hidden, self.output = layer(digits.SIDE**2, latent), layer(latent, hidden), layer(hidden, 64)
+        self.encoder, self.hidden, self.output = (
+            layer(digits.SIDE**2, latent),
+            layer(latent, hidden),
+            layer(hidden, 64),
+        )
         self.parameters = [*self.encoder, *self.hidden, *self.output]
 
     def q(self, x: Tensor) -> lk.Bernoulli:
@@ -94,11 +105,17 @@ class BinaryVAE:
         """log p(x, z), z [..., B, D] -> [..., B]."""
         h = torch.tanh((2 * z - 1) @ self.hidden[0] + self.hidden[1])
         pixels = h @ self.output[0] + self.output[1]
-        likelihood = -binary_cross_entropy_with_logits(pixels, x.expand_as(pixels), reduction="none").sum(-1)
+        likelihood = -binary_cross_entropy_with_logits(
+            pixels, x.expand_as(pixels), reduction="none"
+        ).sum(-1)
         return likelihood - z.size(-1) * math.log(2)
 
-    def train(self, images: Tensor, *, steps: int, num_pairs: int = 4, batch: int = 64, seed: int = 0) -> None:
-        """Maximizes the ELBO with Adam: DisARM for the encoder, the ordinary gradient for the decoder."""
+    def train(
+        self, images: Tensor, *, steps: int, num_pairs: int = 4, batch: int = 64, seed: int = 0
+    ) -> None:
+        """Maximizes the ELBO with Adam: DisARM for the encoder, the ordinary gradient for the
+        decoder.
+        """
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.Adam(self.parameters, lr=1e-2)
         for step in range(steps):
@@ -114,7 +131,9 @@ class BinaryVAE:
 
 @functools.cache
 def bernoulli_vae(images: int = 4, steps: int = 200) -> Problem:
-    """The posteriors of held-out digits in a VAE with binary latent variables, soon after its training began."""
+    """The posteriors of held-out digits in a VAE with binary latent variables, soon after its
+    training began.
+    """
     data = digits.load()
     model = BinaryVAE()
     model.train(data.train, steps=steps)
@@ -125,10 +144,12 @@ def bernoulli_vae(images: int = 4, steps: int = 200) -> Problem:
 
 
 def categorical(flowers: int = 6, classes: int = 3) -> Problem:
-    """Which component each of a few irises belongs to, in a Gaussian mixture whose means are integrated out.
+    """Which component each of a few irises belongs to, in a Gaussian mixture whose means are
+    integrated out.
 
-    x_n | z_n = k ~ N(m_k, s^2), m_k ~ N(0, 1), on standardized measurements; with N_k points in component k, a feature
-    contributes -N_k/2 ln(2 pi s^2) - 1/2 ln(1 + N_k/s^2) - [sum x^2 - (sum x)^2 / (s^2 + N_k)] / (2 s^2).
+    x_n | z_n = k ~ N(m_k, s^2), m_k ~ N(0, 1), on standardized measurements; with N_k points in
+    component k, a feature contributes -N_k/2 ln(2 pi s^2) - 1/2 ln(1 + N_k/s^2) - [sum x^2 - (sum
+    x)^2 / (s^2 + N_k)] / (2 s^2).
     """
     from sklearn.datasets import load_iris
 
@@ -140,10 +161,13 @@ def categorical(flowers: int = 6, classes: int = 3) -> Problem:
         one_hot = torch.nn.functional.one_hot(z, classes).to(x.dtype).movedim(-1, -2)  # [S, K, N]
         count, total, square = one_hot.sum(-1, keepdim=True), one_hot @ x, one_hot @ (x * x)
         quadratic = (square - total**2 / (s2 + count)) / (2 * s2)
-        feature = -0.5 * count * math.log(2 * math.pi * s2) - 0.5 * torch.log1p(count / s2) - quadratic
+        feature = (
+            -0.5 * count * math.log(2 * math.pi * s2) - 0.5 * torch.log1p(count / s2) - quadratic
+        )
         return feature.sum((-2, -1)) - flowers * math.log(classes)
 
-    # Halfway to an assignment: the three components prefer the three species, as a running fit would have it.
+    # Halfway to an assignment: the three components prefer the three species, as a running fit
+    # would have it.
     species = torch.arange(flowers) * classes // flowers
     q = lk.Categorical(torch.nn.functional.one_hot(species, classes).float())
     text = f"mixture assignments of {flowers} irises to {classes} components, means integrated out"

@@ -1,4 +1,6 @@
-"""The comparison with plain torch as rows of text: on the screen, in comparison.md and in comparison.json."""
+"""The comparison with plain torch as rows of text: on the screen, in comparison.md and in
+comparison.json.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,11 @@ class Comparison:
         """The held-out bound of both versions, over the seeds both have."""
         seeds = self.seeds()
         both = (("latent-kernels", self.ours), ("plain torch", self.plain))
-        return [(name, _mean_sd([found[s].maximized for s in seeds]), _joined(seeds)) for name, found in both if seeds]
+        return [
+            (name, _mean_sd([found[s].maximized for s in seeds]), _joined(seeds))
+            for name, found in both
+            if seeds
+        ]
 
     def verdict(self) -> str:
         """Whether the two versions' bounds differ by more than the seeds make them differ."""
@@ -88,7 +94,8 @@ class Comparison:
     def summary(self) -> list[str]:
         """Two closing lines: how well, and how fast."""
         speeds = ", ".join(
-            f"{r.speedup:.2f}x at {r.size.name} size" + (" (ops alone)" if r.what == "ops" else "") for r in self.costs
+            f"{r.speedup:.2f}x at {r.size.name} size" + (" (ops alone)" if r.what == "ops" else "")
+            for r in self.costs
         )
         lines = [
             f"Held-out {self.objective.name}: {', '.join(f'{name} {x}' for name, x, _ in self.bound_rows())}. "
@@ -100,7 +107,11 @@ class Comparison:
         """The whole comparison as a page."""
         parts = ["# One model, two ways: latent-kernels and plain torch", self._setting()]
         if self.costs:
-            parts += ["## Time and memory of a step", _markdown_table(COST_HEADER, self.cost_rows()), self.caption()]
+            parts += [
+                "## Time and memory of a step",
+                _markdown_table(COST_HEADER, self.cost_rows()),
+                self.caption(),
+            ]
             parts.append(_NOTES.format(ops=_WEIGHTED_OPS if self.objective.weighted else _OPS))
         if self.seeds():
             table = _markdown_table(self.bound_header(), self.bound_rows())
@@ -113,7 +124,9 @@ class Comparison:
 
     def _setting(self) -> str:
         bound, samples = self.objective
-        trained = "" if self.objective == ELBO else f" Trained with --bound {bound} --samples {samples}."
+        trained = (
+            "" if self.objective == ELBO else f" Trained with --bound {bound} --samples {samples}."
+        )
         return (
             f"A VAE with Gaussian likelihood and learned variance on scikit-learn's digits (8x8), on the CPU with "
             f"{self.threads} thread{'s' if self.threads > 1 else ''}.{trained} "
@@ -129,7 +142,12 @@ class Comparison:
             "latent": self.latent,
             "held_out_samples": self.held_out_samples,
             "costs": [
-                {"what": r.what, "size": r.size._asdict(), "ours": r.ours._asdict(), "plain": r.plain._asdict()}
+                {
+                    "what": r.what,
+                    "size": r.size._asdict(),
+                    "ours": r.ours._asdict(),
+                    "plain": r.plain._asdict(),
+                }
                 for r in self.costs
             ],
             f"held_out_{'bound' if self.objective.weighted else 'elbo'}": {

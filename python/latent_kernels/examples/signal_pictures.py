@@ -1,4 +1,6 @@
-"""A profile of gradients of importance-weighted bounds as a picture: signal to noise, and variance, against S."""
+"""A profile of gradients of importance-weighted bounds as a picture: signal to noise, and variance,
+against S.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def draw(profile: VarianceProfile, title: str, path: Path) -> None:
-    """Left: signal to noise, beside powers of S. Right: variance, beside 1/S and 1/S^3. Bands are 95% intervals."""
+    """Left: signal to noise, beside powers of S. Right: variance, beside 1/S and 1/S^3. Bands are
+    95% intervals.
+    """
     figure = new_figure(12.5, 6.0)
     figure.suptitle(f"Gradients of importance-weighted bounds: {title}", fontsize=12)
     left, right = figure.subplots(1, 2)
@@ -52,7 +56,9 @@ def draw(profile: VarianceProfile, title: str, path: Path) -> None:
         left.text(0.015, 0.02, text, transform=left.transAxes, fontsize=9, color="0.3", bbox=box)
     handles, labels = right.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=len(handles), frameon=False
+        )
     save_figure(figure, path)
 
 
@@ -63,9 +69,11 @@ def _style(name: str) -> dict[str, Any]:
 
 
 def _draw_signal(ax: Axes, name: str, rows: npt.NDArray[np.void]) -> bool:
-    """Draws what is certain as a line, and for the rest an open marker; returns whether there was such a rest.
+    """Draws what is certain as a line, and for the rest an open marker; returns whether there was
+    such a rest.
 
-    A lost signal interrupts the line; where an estimator is undefined, there is nothing to interrupt.
+    A lost signal interrupts the line; where an estimator is undefined, there is nothing to
+    interrupt.
     """
     style, rows = _style(name), rows[rows["repeats"] > 0]
     certain = np.isin(rows["num_samples"], clear(rows)["num_samples"])
@@ -77,28 +85,42 @@ def _draw_signal(ax: Axes, name: str, rows: npt.NDArray[np.void]) -> bool:
         rest = rows[(rows["signal_to_noise_low"] == 0) & (rows["signal_to_noise_high"] > 0)]
         rest = rest[np.isfinite(rest["signal_to_noise_high"])]
     below = 0.2 * rest["signal_to_noise_high"]
-    open_marker: dict[str, Any] = {"linestyle": "", "markerfacecolor": "white", "uplims": True, "elinewidth": 1.0}
-    ax.errorbar(rest["num_samples"], rest["signal_to_noise_high"], yerr=below, **(style | open_marker))
+    open_marker: dict[str, Any] = {
+        "linestyle": "",
+        "markerfacecolor": "white",
+        "uplims": True,
+        "elinewidth": 1.0,
+    }
+    ax.errorbar(
+        rest["num_samples"], rest["signal_to_noise_high"], yerr=below, **(style | open_marker)
+    )
     return len(rest) > 0
 
 
 def _draw_variance(ax: Axes, name: str, rows: npt.NDArray[np.void]) -> None:
     rows = rows[np.isfinite(rows["variance"]) & (rows["variance"] > 0)]
     if len(rows):
-        style, label = _style(name), f"{NAMES[name]} (biased for $S > 1$)" if name == BIASED else NAMES[name]
+        style, label = (
+            _style(name),
+            f"{NAMES[name]} (biased for $S > 1$)" if name == BIASED else NAMES[name],
+        )
         limits = rows["variance_low"], rows["variance_high"]
         ax.fill_between(rows["num_samples"], *limits, color=style["color"], alpha=0.2, linewidth=0)
         ax.plot(rows["num_samples"], rows["variance"], label=label, **style)
 
 
-def _finish(ax: Axes, shown: npt.NDArray[np.int64], heights: Floats, slopes: dict[str, float]) -> None:
+def _finish(
+    ax: Axes, shown: npt.NDArray[np.int64], heights: Floats, slopes: dict[str, float]
+) -> None:
     """Logarithmic axes about what is drawn, a tick for each S, and a fan of lines for powers of S."""
     from matplotlib.ticker import NullLocator
 
     first, last = float(shown[0]), float(shown[-1])
     rising = max(slopes.values()) > 0
     room = max(last / first, 4.0)
-    ax.set(xscale="log", yscale="log", xlim=(first / room**0.05, last * room**0.12))  # there the powers' names stand
+    ax.set(
+        xscale="log", yscale="log", xlim=(first / room**0.05, last * room**0.12)
+    )  # there the powers' names stand
     ax.set_ylim(heights.min() / 2, heights.max() * (2 if rising else 8))
     ax.set_xticks(shown, [f"{s}" for s in shown], rotation=45 if len(shown) > 12 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
@@ -110,5 +132,12 @@ def _finish(ax: Axes, shown: npt.NDArray[np.int64], heights: Floats, slopes: dic
         end = min(last, first * (inside / start) ** (1 / slope)) if slope else last
         height = start * (end / first) ** slope
         ax.plot((first, end), (start, height), **GUIDE)
-        ax.annotate(f"${label}$", (end, height), (7, -3), textcoords="offset points", color="0.4", fontsize=10)
+        ax.annotate(
+            f"${label}$",
+            (end, height),
+            (7, -3),
+            textcoords="offset points",
+            color="0.4",
+            fontsize=10,
+        )
     ax.set(ylim=(low, high))

@@ -1,7 +1,9 @@
-"""How the signal-to-noise ratio of gradients of importance-weighted bounds goes with S, and whose is the highest.
+"""How the signal-to-noise ratio of gradients of importance-weighted bounds goes with S, and whose
+is the highest.
 
-Tighter bounds can be worse to learn q from: the mean of a gradient may fall faster with S than its noise does.
-Source: Rainforth et al., "Tighter variational bounds are not necessarily better" (2018).
+Tighter bounds can be worse to learn q from: the mean of a gradient may fall faster with S than its
+noise does. Source: Rainforth et al., "Tighter variational bounds are not necessarily better"
+(2018).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _CRITICAL = 1.959964  # of the normal distribution, 97.5%
 
 
 class Trend(NamedTuple):
-    """The power of S that a ratio goes like, with its 95% interval on either side, and the S that it was fitted to."""
+    """The power of S that a ratio goes like, with its 95% interval on either side, and the S that
+    it was fitted to.
+    """
 
     slope: float
     reach: float
@@ -38,18 +42,23 @@ def clear(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 
 
 def trend(rows: npt.NDArray[np.void]) -> Trend | None:
-    """The weighted least-squares slope of log ratio on log S up to the first S without a clear signal, or None.
+    """The weighted least-squares slope of log ratio on log S up to the first S without a clear
+    signal, or None.
 
     Its error is that of the points, or that of their scatter about the line where this is larger.
     """
     certain = clear(rows)
-    lost = rows["num_samples"][(rows["repeats"] > 0) & ~np.isin(rows["num_samples"], certain["num_samples"])]
+    lost = rows["num_samples"][
+        (rows["repeats"] > 0) & ~np.isin(rows["num_samples"], certain["num_samples"])
+    ]
     if len(lost):
         certain = certain[certain["num_samples"] < lost.min()]
     if len(certain) < _FEWEST_POINTS:
         return None
     x, y = np.log(certain["num_samples"]), np.log(certain["signal_to_noise"])
-    error = np.log(certain["signal_to_noise_high"] / certain["signal_to_noise_low"]) / (2 * _CRITICAL)
+    error = np.log(certain["signal_to_noise_high"] / certain["signal_to_noise_low"]) / (
+        2 * _CRITICAL
+    )
     weight = 1 / np.maximum(error, 1e-6) ** 2
     centred = x - np.average(x, weights=weight)
     slope = float((weight * centred * y).sum() / (weight * centred**2).sum())
@@ -79,7 +88,9 @@ def _highest(profile: VarianceProfile) -> str:
     rows = table[table["num_samples"] == samples]
     biased = (rows["estimator"] == BIASED) & (samples > 1)
     note = f" {NAMES[BIASED]} is biased for S > 1, and not compared." if biased.any() else ""
-    profiled = profile.table[(profile.table["num_samples"] == samples) & (profile.table["repeats"] > 0)]
+    profiled = profile.table[
+        (profile.table["num_samples"] == samples) & (profile.table["repeats"] > 0)
+    ]
     if samples > 1 and (profiled["estimator"] == BIASED).all():
         return f"At S = {samples} no unbiased estimator was profiled.{note}"
     rows = rows[~biased]
@@ -91,11 +102,14 @@ def _highest(profile: VarianceProfile) -> str:
     tied = [row for row in others if row["signal_to_noise_high"] >= best["signal_to_noise_low"]]
     beaten = [row for row in others if row["signal_to_noise_high"] < best["signal_to_noise_low"]]
     if tied:
-        names = enumeration([f"{_name(row)} ({digits(float(row['signal_to_noise']))})" for row in (best, *tied)])
+        names = enumeration(
+            [f"{_name(row)} ({digits(float(row['signal_to_noise']))})" for row in (best, *tied)]
+        )
         sentence = f"At S = {samples}, {names} tie for the highest: their 95% intervals overlap"
     else:
         value, low, high = (
-            digits(float(best[column])) for column in ("signal_to_noise", "signal_to_noise_low", "signal_to_noise_high")
+            digits(float(best[column]))
+            for column in ("signal_to_noise", "signal_to_noise_low", "signal_to_noise_high")
         )
         wins = "wins with" if others else "reaches"
         sentence = f"At S = {samples}, {_name(best)} {wins} {value} (95%: {low} to {high})"

@@ -1,4 +1,6 @@
-"""`latent-kernels sparse`: sparse encoders that learn, by layer, beside ISTA and FISTA: drawn codes, photographs."""
+"""`latent-kernels sparse`: sparse encoders that learn, by layer, beside ISTA and FISTA: drawn
+codes, photographs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ from rich.table import Table
 
 import latent_kernels as lk
 from latent_kernels.examples import sparse_pictures, sparse_problems
-from latent_kernels.examples.sparse_curves import Comparison, Solver, compare_with_solvers, train_by_layer
+from latent_kernels.examples.sparse_curves import (
+    Comparison,
+    Solver,
+    compare_with_solvers,
+    train_by_layer,
+)
 from latent_kernels.examples.variance_command import check_writable
 
 Tensor = torch.Tensor
@@ -40,14 +47,19 @@ class Learned:
     learning_rate: float
 
 
-# Shares of entries that pass unthresholded, as Chen et al. (2018) have them for codes that are 10% dense.
+# Shares of entries that pass unthresholded, as Chen et al. (2018) have them for codes that are 10%
+# dense.
 _SELECT = {"select": (0.012, 0.12)}
 LEARNED = (
     Learned("LISTA", {"variant": "lista", "alpha": 0.2}, 250, 0.05),
     Learned("LISTA-CP", {"variant": "cp", "alpha": 0.1, **_SELECT}, 60, 0.03),
     Learned("ALISTA", {"variant": "alista", "alpha": 0.1, **_SELECT}, 40, 0.02),
 )
-_DRAWN_BATCH, _VALIDATION, _CHECKS = 64, 500, 3  # rows of a batch and to validate with; validations of a phase
+_DRAWN_BATCH, _VALIDATION, _CHECKS = (
+    64,
+    500,
+    3,
+)  # rows of a batch and to validate with; validations of a phase
 _QUICK = 4  # so many times fewer steps
 
 
@@ -115,11 +127,13 @@ class Patches:
     density: float  # share of non-zeros at the minimum
     curves: dict[str, list[float]]  # entry t - 1 for t layers or iterations
     fista: dict[int, float]  # by iterations, as far as the encoder goes
-    layers_worth: list[int | None]  # iterations of FISTA that come as far as t layers; None beyond MOST_ITERATIONS
+    layers_worth: list[
+        int | None
+    ]  # iterations of FISTA that come as far as t layers; None beyond MOST_ITERATIONS
     worth: Comparison
 
 
-# --- drawn codes --------------------------------------------------------------------------------------------------
+# --- drawn codes ----------------------------------------------------------------------------------
 
 
 def compare_drawn(request: Request, report: Report) -> Layers:
@@ -141,14 +155,18 @@ def compare_drawn(request: Request, report: Report) -> Layers:
     for learned in LEARNED:
         name, encoder = (
             learned.name,
-            lk.LISTA.from_dictionary(problem.dictionary, n_layers=request.layers, **learned.options),
+            lk.LISTA.from_dictionary(
+                problem.dictionary, n_layers=request.layers, **learned.options
+            ),
         )
         batches = _batches(problem, request.seed + 1)
         steps = max(learned.steps // (_QUICK if request.quick else 1), 1)
         options = {**_recipe(steps, learned.learning_rate, request.seed), "validation": validation}
         curves[name] = train_by_layer(encoder, batches, x, score, _named(report, name), **options)
         searching = _named(report, f"FISTA as good as {name}")
-        found[name] = compare_with_solvers(encoder, curves[name][-1], solvers["FISTA"], MOST_ITERATIONS, searching)
+        found[name] = compare_with_solvers(
+            encoder, curves[name][-1], solvers["FISTA"], MOST_ITERATIONS, searching
+        )
     return Layers((request.components, request.features), request.samples, curves, alphas, found)
 
 
@@ -160,7 +178,12 @@ def _batches(problem: sparse_problems.Drawn, seed: int) -> Callable[[], tuple[Te
 
 def _recipe(steps: int, learning_rate: float, seed: int) -> dict[str, Any]:
     check_every = -(-steps // _CHECKS)
-    return {"max_steps": steps, "check_every": check_every, "learning_rate": learning_rate, "seed": seed}
+    return {
+        "max_steps": steps,
+        "check_every": check_every,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
 
 
 def _solver_curves(
@@ -182,15 +205,19 @@ def _named(report: Report, what: str) -> Callable[[int, int], object]:
     return lambda done, total: report(what, done, total)
 
 
-# --- photographs --------------------------------------------------------------------------------------------------
+# --- photographs ----------------------------------------------------------------------------------
 
 
 def compare_patches(sizes: Photographs, layers: int, seed: int, report: Report) -> Patches:
-    """A LISTA that learns to make the Lasso objective small, without any codes to learn from, beside ISTA and FISTA."""
+    """A LISTA that learns to make the Lasso objective small, without any codes to learn from,
+    beside ISTA and FISTA.
+    """
     x = sparse_problems.patches(sizes.patches, seed)
     held_out, training = x[: sizes.held_out], x[sizes.held_out :]
     report("dictionary", 0, 1)
-    dictionary = sparse_problems.learn_dictionary(training, sizes.components, sizes.alpha, sizes.passes, seed)
+    dictionary = sparse_problems.learn_dictionary(
+        training, sizes.components, sizes.alpha, sizes.passes, seed
+    )
     report("dictionary", 1, 1)
     exact = lk.sparse_encode(held_out, dictionary, algorithm="cd", alpha=sizes.alpha, tol=_EXACT)
     minimum = sparse_problems.lasso(held_out, exact, dictionary, sizes.alpha)
@@ -202,9 +229,16 @@ def compare_patches(sizes: Photographs, layers: int, seed: int, report: Report) 
     solvers = {"ISTA": [Solver("ista", held_out, dictionary, sizes.alpha, score)], "FISTA": [fista]}
     curves, _ = _solver_curves(solvers, layers, report)
     encoder = lk.LISTA.from_dictionary(dictionary, sizes.alpha, layers)
-    objective = {"loss": "lasso", "dictionary": dictionary, "alpha": sizes.alpha, "batch_size": sizes.batch_size}
+    objective = {
+        "loss": "lasso",
+        "dictionary": dictionary,
+        "alpha": sizes.alpha,
+        "batch_size": sizes.batch_size,
+    }
     options = {**_recipe(sizes.steps, sizes.learning_rate, seed), **objective}
-    curves["LISTA"] = train_by_layer(encoder, training, held_out, score, _named(report, "LISTA"), **options)
+    curves["LISTA"] = train_by_layer(
+        encoder, training, held_out, score, _named(report, "LISTA"), **options
+    )
     layers_worth = [fista.fewest(value, MOST_ITERATIONS) for value in curves["LISTA"]]
     searching = _named(report, "FISTA as good")
     return Patches(
@@ -215,7 +249,9 @@ def compare_patches(sizes: Photographs, layers: int, seed: int, report: Report) 
         density=float((exact != 0).double().mean()),
         curves=curves,
         layers_worth=layers_worth,
-        worth=compare_with_solvers(encoder, curves["LISTA"][-1], [fista], MOST_ITERATIONS, searching),
+        worth=compare_with_solvers(
+            encoder, curves["LISTA"][-1], [fista], MOST_ITERATIONS, searching
+        ),
         fista=dict(sorted(fista.known.items())),
     )
 
@@ -225,7 +261,7 @@ def demonstrate(sizes: Photographs, layers: int, seed: int) -> Patches:
     return compare_patches(sizes, layers, seed, lambda what, done, total: None)
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def run(request: Request, console: Console) -> bool:
@@ -238,7 +274,9 @@ def run(request: Request, console: Console) -> bool:
     _print(console, about_drawn(layers), layers_table(layers))
     try:
         with _progress(console) as report:
-            patches = compare_patches(QUICK if request.quick else PHOTOGRAPHS, request.layers, request.seed, report)
+            patches = compare_patches(
+                QUICK if request.quick else PHOTOGRAPHS, request.layers, request.seed, report
+            )
         sparse_pictures.draw_patches(patches, patches_path)
     except KeyboardInterrupt:
         return True
@@ -258,10 +296,17 @@ def _print(console: Console, *parts: str | Table) -> None:
 @contextmanager
 def _progress(console: Console) -> Iterator[Report]:
     """A bar for what is under way."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("")
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+        yield lambda what, done, total: progress.update(
+            task, description=what, completed=done, total=total
+        )
 
 
 def layers_table(outcome: Layers) -> Table:
@@ -277,7 +322,9 @@ def patches_table(outcome: Patches) -> Table:
     """Loss by layer."""
     table = Table(title="Patches: 1000 x the Lasso loss above its minimum", box=SIMPLE)
     _columns(table, "layers", *outcome.curves, "FISTA iterations as good")
-    for t, (*row, iterations) in enumerate(zip(*outcome.curves.values(), outcome.layers_worth, strict=True), 1):
+    for t, (*row, iterations) in enumerate(
+        zip(*outcome.curves.values(), outcome.layers_worth, strict=True), 1
+    ):
         table.add_row(str(t), *(f"{1e3 * value:.3f}" for value in row), in_iterations(iterations))
     return table
 
@@ -286,7 +333,11 @@ def worth_table(layers: Layers, patches: Patches) -> Table:
     """Time of encoders beside that of FISTA."""
     threads, depth = torch.get_num_threads(), len(patches.layers_worth)
     title = f"{depth} layers beside FISTA that is as good, {threads} thread{'s' * (threads > 1)}"
-    table = Table(title=title, caption="times in microseconds for a row, in one batch of all held-out rows", box=SIMPLE)
+    table = Table(
+        title=title,
+        caption="times in microseconds for a row, in one batch of all held-out rows",
+        box=SIMPLE,
+    )
     _columns(table, "encoder", "time", "FISTA iterations", "alpha", "time", "ratio")
     rows = {f"drawn codes: {name}": found for name, found in layers.worth.items()}
     for name, (seconds, found) in {**rows, "patches: LISTA": patches.worth}.items():
@@ -294,7 +345,14 @@ def worth_table(layers: Layers, patches: Patches) -> Table:
             table.add_row(name, _time(seconds), in_iterations(None), "", "", "")
             continue
         ratio = f"{found.seconds / seconds:.1f}x"
-        table.add_row(name, _time(seconds), str(found.iterations), f"{found.alpha:g}", _time(found.seconds), ratio)
+        table.add_row(
+            name,
+            _time(seconds),
+            str(found.iterations),
+            f"{found.alpha:g}",
+            _time(found.seconds),
+            ratio,
+        )
     return table
 
 

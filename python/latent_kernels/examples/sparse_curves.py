@@ -1,4 +1,6 @@
-"""How good codes are by the layers of an encoder, by the iterations of a solver, and what either takes."""
+"""How good codes are by the layers of an encoder, by the iterations of a solver, and what either
+takes.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,8 @@ def train_by_layer(
 ) -> list[float]:
     """Trains an encoder in stages by `train_encoder(encoder, data, **options)`.
 
-    Returns:
-        The score of the codes of layer t when stage t was done, t = 1..n_layers. Later stages change what layers share,
-        and the first layers of the encoder that is left do worse.
+    Returns: The score of the codes of layer t when stage t was done, t = 1..n_layers. Later stages
+        change what layers share, and the first layers of the encoder that is left do worse.
 
     """
     scores: dict[int, float] = {}
@@ -54,15 +55,28 @@ class Solver:
     """
 
     def __init__(
-        self, algorithm: Literal["ista", "fista"], x: Tensor, dictionary: Tensor, alpha: float, score: Score
+        self,
+        algorithm: Literal["ista", "fista"],
+        x: Tensor,
+        dictionary: Tensor,
+        alpha: float,
+        score: Score,
     ) -> None:
-        self.algorithm, self.x, self.dictionary, self.alpha, self.score = algorithm, x, dictionary, alpha, score
+        self.algorithm, self.x, self.dictionary, self.alpha, self.score = (
+            algorithm,
+            x,
+            dictionary,
+            alpha,
+            score,
+        )
         self.known: dict[int, float] = {}
 
     def codes(self, iterations: int) -> Tensor:
         """[N, n_components]."""
         options: dict[str, Any] = {"alpha": self.alpha, "max_iter": iterations, "tol": 0.0}
-        codes: Tensor = lk.sparse_encode(self.x, self.dictionary, algorithm=self.algorithm, **options)
+        codes: Tensor = lk.sparse_encode(
+            self.x, self.dictionary, algorithm=self.algorithm, **options
+        )
         return codes
 
     def __call__(self, iterations: int) -> float:
@@ -72,7 +86,9 @@ class Solver:
         return self.known[iterations]
 
     def fewest(self, target: float, most: int) -> int | None:
-        """The least number of iterations whose score is at most `target`, of scores that fall; None beyond `most`."""
+        """The least number of iterations whose score is at most `target`, of scores that fall; None
+        beyond `most`.
+        """
         low, high = 0, 1
         while self(high) > target:
             if high == most:
@@ -93,7 +109,9 @@ class Worth(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Median seconds of an encoder for a row, in one batch of all; and of a solver that is as good, if there is one."""
+    """Median seconds of an encoder for a row, in one batch of all; and of a solver that is as good,
+    if there is one.
+    """
 
     seconds: float
     worth: Worth | None
@@ -102,7 +120,9 @@ class Comparison(NamedTuple):
 def compare_with_solvers(
     encoder: lk.LISTA, score: float, solvers: Sequence[Solver], most: int, report: Report
 ) -> Comparison:
-    """An encoder beside that solver which needs the fewest iterations, at most `most`, to come to its score."""
+    """An encoder beside that solver which needs the fewest iterations, at most `most`, to come to
+    its score.
+    """
     best: tuple[int, Solver] | None = None
     for i, solver in enumerate(solvers):
         report(i, len(solvers))

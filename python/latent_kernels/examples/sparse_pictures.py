@@ -1,4 +1,6 @@
-"""Sparse encoders as pictures: how good codes are by layer, and a learned dictionary beside what an encoder saves."""
+"""Sparse encoders as pictures: how good codes are by layer, and a learned dictionary beside what an
+encoder saves.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-# Okabe and Ito's colours, told apart by people of every colour vision, and a marker each for those who print grey.
+# Okabe and Ito's colours, told apart by people of every colour vision, and a marker each for those
+# who print grey.
 _STYLES = {
     "ISTA": ("0.55", "v"),
     "FISTA": ("#000000", "^"),
@@ -38,7 +41,10 @@ def draw_layers(outcome: Layers, path: Path) -> None:
 
     n, m = outcome.shape
     figure = new_figure(9.6, 6.2)
-    figure.suptitle(f"Sparse codes of {n} numbers, seen by {m}: layers that learned, beside iterations", fontsize=12)
+    figure.suptitle(
+        f"Sparse codes of {n} numbers, seen by {m}: layers that learned, beside iterations",
+        fontsize=12,
+    )
     ax = figure.subplots()
     for name, curve in outcome.curves.items():
         ax.plot(range(1, len(curve) + 1), curve, **_style(name))
@@ -53,7 +59,9 @@ def draw_layers(outcome: Layers, path: Path) -> None:
 
 
 def draw_patches(outcome: Patches, path: Path) -> None:
-    """Left: the atoms. Right: the loss above its minimum, and how far along FISTA's curve the layers reach."""
+    """Left: the atoms. Right: the loss above its minimum, and how far along FISTA's curve the
+    layers reach.
+    """
     figure = new_figure(13.0, 6.4)
     n, alpha = len(outcome.dictionary), outcome.sizes.alpha
     title = f"Patches of photographs: {n} learned atoms of 8 x 8, and an encoder that learned to code with them"
@@ -64,7 +72,9 @@ def draw_patches(outcome: Patches, path: Path) -> None:
     left.set_title("the dictionary: those of most use first, each at its own scale", fontsize=10)
     left.spines[:].set_visible(False)
     _draw_losses(right, outcome)
-    right.set_title(f"Lasso, alpha = {alpha:g}; {outcome.density:.0%} of the best codes are not 0", fontsize=10)
+    right.set_title(
+        f"Lasso, alpha = {alpha:g}; {outcome.density:.0%} of the best codes are not 0", fontsize=10
+    )
     save_figure(figure, path)
 
 
@@ -76,7 +86,9 @@ def tiles(dictionary: torch.Tensor) -> Floats:
     canvas = np.ones((lines * pitch + _GAP, columns * pitch + _GAP))
     for i, atom in enumerate(atoms):
         top, start = (_GAP + pitch * at for at in divmod(i, columns))
-        canvas[top : top + side, start : start + side] = (atom / np.abs(atom).max()).reshape(side, side)
+        canvas[top : top + side, start : start + side] = (atom / np.abs(atom).max()).reshape(
+            side, side
+        )
     return canvas
 
 
@@ -89,8 +101,15 @@ def _draw_losses(ax: Axes, outcome: Patches) -> None:
     ax.plot(layers, outcome.curves["ISTA"], label="ISTA", **_style("ISTA"))
     ax.plot(layers, outcome.curves["LISTA"], label="LISTA, trained on the loss", **_style("LISTA"))
     for t in sorted({1, depth}):
-        _draw_worth(ax, t, outcome.curves["LISTA"][t - 1], outcome.layers_worth[t - 1], outcome.fista)
-    ax.set(xscale="log", yscale="log", xlabel="layers, or iterations", ylabel="mean Lasso loss above its minimum")
+        _draw_worth(
+            ax, t, outcome.curves["LISTA"][t - 1], outcome.layers_worth[t - 1], outcome.fista
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="layers, or iterations",
+        ylabel="mean Lasso loss above its minimum",
+    )
     shown = [2**k for k in range(int(math.log2(far)) + 1)]
     ax.set_xticks(shown, [str(k) for k in shown])
     ax.minorticks_off()
@@ -100,7 +119,9 @@ def _draw_losses(ax: Axes, outcome: Patches) -> None:
     ax.legend(loc="lower left", frameon=False)
 
 
-def _draw_worth(ax: Axes, layers: int, loss: float, iterations: int | None, fista: dict[int, float]) -> None:
+def _draw_worth(
+    ax: Axes, layers: int, loss: float, iterations: int | None, fista: dict[int, float]
+) -> None:
     """An arrow from the encoder to FISTA's curve, at the same loss."""
     if iterations is None or iterations <= layers:
         return
@@ -116,16 +137,26 @@ def _draw_worth(ax: Axes, layers: int, loss: float, iterations: int | None, fist
 
 
 def crossing(fista: dict[int, float], iterations: int, loss: float) -> float:
-    """Where the line through the last points of FISTA's curve, straight on logarithmic axes, comes to `loss`."""
+    """Where the line through the last points of FISTA's curve, straight on logarithmic axes, comes
+    to `loss`.
+    """
     before = max(k for k in fista if k < iterations)
-    (high, low), (left, right) = np.log([fista[before], max(fista[iterations], _TINY)]), np.log([before, iterations])
+    (high, low), (left, right) = (
+        np.log([fista[before], max(fista[iterations], _TINY)]),
+        np.log([before, iterations]),
+    )
     return float(np.exp(left + (right - left) * (high - math.log(max(loss, _TINY))) / (high - low)))
 
 
 def _style(name: str) -> dict[str, Any]:
     colour, marker = _STYLES[name]
     learned = "ISTA" in name and name not in ("ISTA", "FISTA")
-    return {"color": colour, "marker": marker, "markersize": 5 if learned else 4, "linewidth": 2.0 if learned else 1.4}
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": 5 if learned else 4,
+        "linewidth": 2.0 if learned else 1.4,
+    }
 
 
 def _name_ends(ax: Axes, curves: dict[str, list[float]]) -> None:
@@ -137,7 +168,16 @@ def _name_ends(ax: Axes, curves: dict[str, list[float]]) -> None:
         at = min(last, at - room)
         text = f"{name}, {_minus(last)} dB"
         edge = ax.get_yaxis_transform()
-        ax.text(1.015, at, text, transform=edge, va="center", fontsize=10, color=_STYLES[name][0], clip_on=False)
+        ax.text(
+            1.015,
+            at,
+            text,
+            transform=edge,
+            va="center",
+            fontsize=10,
+            color=_STYLES[name][0],
+            clip_on=False,
+        )
 
 
 def _minus(value: float) -> str:

@@ -1,4 +1,6 @@
-"""What `latent-kernels sparse` compares encoders on: codes drawn at random, and patches of photographs."""
+"""What `latent-kernels sparse` compares encoders on: codes drawn at random, and patches of
+photographs.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ Tensor = torch.Tensor
 SIDE = 8  # of a patch
 DENSITY = 0.1  # of the drawn codes
 DECIBELS = 40.0  # of the signal over the noise
-# Patches whose grey values, of 0 to 1, deviate less from their mean than this in the mean square are sky and blur.
+# Patches whose grey values, of 0 to 1, deviate less from their mean than this in the mean square
+# are sky and blur.
 _FLAT = 0.025
 _CODES_TOLERANCE = 1e-3  # of codes while a dictionary is learned
 _ATOMS_BATCH = 512
@@ -28,8 +31,9 @@ _RANKED = 2000  # rows whose codes say which atoms are of most use
 class Drawn:
     """Rows x = z D + noise of codes that are known.
 
-    D has Gaussian rows of unit length; an entry of z is standard normal with probability DENSITY and else 0; the noise
-    is Gaussian, DECIBELS below the rows. Source: Gregor and LeCun (2010); Chen, Liu, Wang, Yin (2018), section 4.
+    D has Gaussian rows of unit length; an entry of z is standard normal with probability DENSITY
+    and else 0; the noise is Gaussian, DECIBELS below the rows. Source: Gregor and LeCun (2010);
+    Chen, Liu, Wang, Yin (2018), section 4.
     """
 
     dictionary: Tensor  # [n_components, n_features]
@@ -43,7 +47,9 @@ class Drawn:
     def draw(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(x, z)."""
         n, m = self.dictionary.shape
-        z = torch.randn(rows, n, generator=generator) * (torch.rand(rows, n, generator=generator) < DENSITY)
+        z = torch.randn(rows, n, generator=generator) * (
+            torch.rand(rows, n, generator=generator) < DENSITY
+        )
         return z @ self.dictionary + self.noise * torch.randn(rows, m, generator=generator), z
 
 
@@ -56,7 +62,8 @@ def drawn(n_features: int, n_components: int, generator: torch.Generator) -> Dra
 def patches(rows: int, seed: int) -> Tensor:
     """Grey 8 x 8 patches of scikit-learn's two photographs [N, 64], in random order.
 
-    Their mean is taken away and they have norm 1, after flat ones are left out, so that N may be less than `rows`.
+    Their mean is taken away and they have norm 1, after flat ones are left out, so that N may be
+    less than `rows`.
     """
     from sklearn.datasets import load_sample_images
     from sklearn.feature_extraction.image import extract_patches_2d
@@ -65,7 +72,9 @@ def patches(rows: int, seed: int) -> Tensor:
     found = []
     for image in images:
         grey = image @ np.array([0.299, 0.587, 0.114]) / 255  # ITU-R BT.601
-        cut = extract_patches_2d(grey, (SIDE, SIDE), max_patches=-(-rows // len(images)), random_state=generator)
+        cut = extract_patches_2d(
+            grey, (SIDE, SIDE), max_patches=-(-rows // len(images)), random_state=generator
+        )
         found.append(cut.reshape(len(cut), -1))
     X: NDArray[np.float64] = np.concatenate(found)
     X -= X.mean(axis=1, keepdims=True)
@@ -76,7 +85,9 @@ def patches(rows: int, seed: int) -> Tensor:
 
 
 def learn_dictionary(x: Tensor, components: int, alpha: float, passes: int, seed: int) -> Tensor:
-    """Atoms [components, n_features] of norm 1, in which rows have sparse codes; those with the largest codes first."""
+    """Atoms [components, n_features] of norm 1, in which rows have sparse codes; those with the
+    largest codes first.
+    """
     from sklearn.exceptions import ConvergenceWarning
 
     model = DictionaryLearning(
@@ -94,12 +105,14 @@ def learn_dictionary(x: Tensor, components: int, alpha: float, passes: int, seed
     return torch.from_numpy(model.components_[np.argsort(-use, kind="stable")])
 
 
-# --- how good codes are -------------------------------------------------------------------------------------------
+# --- how good codes are ---------------------------------------------------------------------------
 
 
 def nmse(z: Tensor, truth: Tensor) -> float:
     """10 log10(E||z - truth||^2 / E||truth||^2), in dB."""
-    return 10 * math.log10(float((z - truth).double().square().sum() / truth.double().square().sum()))
+    return 10 * math.log10(
+        float((z - truth).double().square().sum() / truth.double().square().sum())
+    )
 
 
 def lasso(x: Tensor, z: Tensor, dictionary: Tensor, alpha: float) -> float:

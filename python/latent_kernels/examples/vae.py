@@ -1,7 +1,8 @@
-"""A variational autoencoder around `latent_kernels.rsample_kl`: the example of how the ops are used.
+"""A variational autoencoder around `latent_kernels.rsample_kl`: the example of how the ops are
+used.
 
-The model's arithmetic comes in through `Ops`, so that the fused kernels and plain torch train one and the same model.
-Everything is in nats per image.
+The model's arithmetic comes in through `Ops`, so that the fused kernels and plain torch train one
+and the same model. Everything is in nats per image.
 
 Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equation 10 and appendix C.
 """
@@ -23,8 +24,9 @@ Tensor = torch.Tensor
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 PIXELS = 64
-# The digits have 17 grey levels. No standard deviation below that of the rounding, 1/16 / sqrt(12), means anything,
-# and without a floor the border pixels, which are always 0, would drive the likelihood to infinity.
+# The digits have 17 grey levels. No standard deviation below that of the rounding, 1/16 / sqrt(12),
+# means anything, and without a floor the border pixels, which are always 0, would drive the
+# likelihood to infinity.
 _LOGVAR_FLOOR = -2 * math.log(16 * math.sqrt(12))
 
 
@@ -37,7 +39,9 @@ class Ops(NamedTuple):
     bernoulli_log_prob: Callable[[Tensor, Tensor], Tensor]
 
 
-def plain_rsample_kl(mean: Tensor, logvar: Tensor, num_samples: int | None = None) -> tuple[Tensor, Tensor]:
+def plain_rsample_kl(
+    mean: Tensor, logvar: Tensor, num_samples: int | None = None
+) -> tuple[Tensor, Tensor]:
     """`lk.rsample_kl` as one writes it in plain torch: the same distribution, other noise."""
     std = torch.exp(0.5 * logvar)
     eps = torch.randn_like(std if num_samples is None else std.expand(num_samples, *std.shape))
@@ -60,18 +64,29 @@ PLAIN = Ops("plain torch", plain_rsample_kl, plain_log_prob, plain_bernoulli_log
 
 
 class VAE(nn.Module):
-    """q(z|x) = N(mean(x), e^logvar(x)), p(z) = N(0, I), and p(x|z) Bernoulli, or Gaussian with a learned variance."""
+    """q(z|x) = N(mean(x), e^logvar(x)), p(z) = N(0, I), and p(x|z) Bernoulli, or Gaussian with a
+    learned variance.
+    """
 
-    def __init__(self, latent: int, likelihood: str = "bernoulli", hidden: int = 256, pixels: int = PIXELS) -> None:
+    def __init__(
+        self, latent: int, likelihood: str = "bernoulli", hidden: int = 256, pixels: int = PIXELS
+    ) -> None:
         super().__init__()
         self.latent, self.likelihood = latent, likelihood
-        self.encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent))
-        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, pixels))
+        self.encoder = nn.Sequential(
+            nn.Linear(pixels, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, pixels)
+        )
         if likelihood == "gaussian":
             self.pixel_logvar = nn.Parameter(torch.full((pixels,), -3.0))
 
-    def elbo(self, x: Tensor, num_samples: int | None = None, ops: Ops = FUSED) -> tuple[Tensor, Tensor]:
-        """The two terms of the evidence lower bound, reconstruction - kl: log p(x|z) and KL(q(z|x) || p(z)).
+    def elbo(
+        self, x: Tensor, num_samples: int | None = None, ops: Ops = FUSED
+    ) -> tuple[Tensor, Tensor]:
+        """The two terms of the evidence lower bound, reconstruction - kl: log p(x|z) and KL(q(z|x)
+        || p(z)).
 
         Args:
             x: images in [0, 1], [B, pixels].
@@ -110,7 +125,9 @@ class VAE(nn.Module):
 
 
 class Terms(NamedTuple):
-    """The terms of the ELBO, in nats per image, and the importance-weighted bound where one is maximized."""
+    """The terms of the ELBO, in nats per image, and the importance-weighted bound where one is
+    maximized.
+    """
 
     reconstruction: float
     kl: float
@@ -147,7 +164,8 @@ def train(
 ) -> Iterator[Epoch]:
     """Maximizes the objective with Adam; yields after every epoch.
 
-    ``torch.manual_seed`` before the model is made fixes every number: weights, minibatches and noise.
+    ``torch.manual_seed`` before the model is made fixes every number: weights, minibatches and
+    noise.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     for _ in range(epochs):
@@ -164,12 +182,21 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: VAE, images: Tensor, *, num_samples: int = 8, ops: Ops = FUSED, objective: Objective = ELBO
+    model: VAE,
+    images: Tensor,
+    *,
+    num_samples: int = 8,
+    ops: Ops = FUSED,
+    objective: Objective = ELBO,
 ) -> Terms:
-    """The terms averaged over images and `num_samples` draws of z for each; at least as many as the bound has."""
+    """The terms averaged over images and `num_samples` draws of z for each; at least as many as the
+    bound has.
+    """
     if objective.weighted:
         rounds = objective.rounds(num_samples)
-        sums = torch.stack([objective.loss_and_terms(model, images, ops)[1] for _ in range(rounds)]).sum(0)
+        sums = torch.stack(
+            [objective.loss_and_terms(model, images, ops)[1] for _ in range(rounds)]
+        ).sum(0)
         return Terms(*(sums / (rounds * len(images))).tolist())
     reconstruction, kl = model.elbo(images, num_samples, ops)
     return Terms(float(reconstruction.mean()), float(kl.mean()))

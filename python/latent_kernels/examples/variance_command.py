@@ -1,4 +1,6 @@
-"""`latent-kernels variance`: profiles the estimators on a problem, draws the profile, and says who wins."""
+"""`latent-kernels variance`: profiles the estimators on a problem, draws the profile, and says who
+wins.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 import latent_kernels as lk
-from latent_kernels.examples import signal_pictures, signal_verdict, variance_pictures, variance_verdict
+from latent_kernels.examples import (
+    signal_pictures,
+    signal_verdict,
+    variance_pictures,
+    variance_verdict,
+)
 from latent_kernels.examples.problems import PROBLEMS, Problem
 from latent_kernels.gradient_estimators import OBJECTIVES
 from latent_kernels.variance import ESTIMATORS, ProfileInterrupted, VarianceProfile
@@ -43,12 +50,17 @@ class Request:
     objective: str = "elbo"
 
     def check(self) -> None:
-        """Raises BadOption, or OSError for a file that could not be written, before there is any work to lose."""
+        """Raises BadOption, or OSError for a file that could not be written, before there is any
+        work to lose.
+        """
         if self.problem not in PROBLEMS:
-            raise BadOption("--problem", f"must be one of {', '.join(PROBLEMS)}; got {self.problem!r}")
+            raise BadOption(
+                "--problem", f"must be one of {', '.join(PROBLEMS)}; got {self.problem!r}"
+            )
         if self.budget is not None and self.objective != "elbo":
             raise BadOption(
-                "--budget", "is for the objective elbo: another S is another bound, and not a better average"
+                "--budget",
+                "is for the objective elbo: another S is another bound, and not a better average",
             )
         if self.out.suffix.lower() not in FORMATS:
             raise BadOption("--out", f"must end in {', '.join(FORMATS)}; got {str(self.out)!r}")
@@ -73,13 +85,17 @@ def parse_estimators(text: str | None) -> tuple[str, ...] | None:
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in ESTIMATORS:
-            raise BadOption("--estimators", f"must be a list of {','.join(ESTIMATORS)}; got {name!r}")
+            raise BadOption(
+                "--estimators", f"must be a list of {','.join(ESTIMATORS)}; got {name!r}"
+            )
     return names
 
 
 def parse_samples(text: str) -> tuple[int, ...]:
     """`A:B` doubles from A up to B, which is included; else numbers separated by commas."""
-    problem = BadOption("--samples", f"must be A:B with 1 <= A <= B, or numbers like 1,4,16; got {text!r}")
+    problem = BadOption(
+        "--samples", f"must be A:B with 1 <= A <= B, or numbers like 1,4,16; got {text!r}"
+    )
     try:
         first, colon, last = text.partition(":")
         found = [int(first), int(last)] if colon else [int(part) for part in text.split(",")]
@@ -106,7 +122,9 @@ def check_writable(path: Path) -> None:
 
 
 def run(request: Request, console: Console) -> bool:
-    """Profiles, writes, and prints; returns whether it was interrupted, with what was complete by then written."""
+    """Profiles, writes, and prints; returns whether it was interrupted, with what was complete by
+    then written.
+    """
     request.check()
     problem = PROBLEMS[request.problem]()
     console.print(problem.description, highlight=False, soft_wrap=True)
@@ -124,7 +142,12 @@ def run(request: Request, console: Console) -> bool:
 
 
 def _profile(request: Request, problem: Problem, console: Console) -> VarianceProfile:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("gradients", total=None)
         try:
@@ -159,7 +182,9 @@ def _verdict(profile: VarianceProfile, budget: float | None) -> str:
     return signal_verdict.verdict(profile)
 
 
-def _write(request: Request, profile: VarianceProfile, title: str, budget: float | None) -> list[Path]:
+def _write(
+    request: Request, profile: VarianceProfile, title: str, budget: float | None
+) -> list[Path]:
     if profile.objective == "elbo":
         variance_pictures.draw(profile, title, request.out, budget=budget)
     else:

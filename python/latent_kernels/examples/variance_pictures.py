@@ -16,7 +16,8 @@ from latent_kernels.variance import VarianceProfile
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart by people of every colour vision, and a marker each for those who print grey.
+# Okabe and Ito's colours, told apart by people of every colour vision, and a marker each for those
+# who print grey.
 STYLES = {
     "none": ("#D55E00", "o"),
     "leave_one_out": ("#0072B2", "s"),
@@ -32,7 +33,9 @@ GUIDE: dict[str, Any] = {"color": "0.72", "linewidth": 0.8, "linestyle": (0, (4,
 
 
 def draw(profile: VarianceProfile, title: str, path: Path, *, budget: float | None = None) -> None:
-    """Left: variance against S, bands for the 95% intervals, lines of slope 1/S. Right: variance against time."""
+    """Left: variance against S, bands for the 95% intervals, lines of slope 1/S. Right: variance
+    against time.
+    """
     figure = new_figure(12.5, 6.0)
     figure.suptitle(title, fontsize=12)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -48,7 +51,9 @@ def draw(profile: VarianceProfile, title: str, path: Path, *, budget: float | No
     right.tick_params(labelleft=True)
     variances = profile.table["variance"]
     variances = variances[np.isfinite(variances) & (variances > 0)]
-    if len(variances):  # whose range is that of the axes: an interval from few repeats may reach far
+    if len(
+        variances
+    ):  # whose range is that of the axes: an interval from few repeats may reach far
         for ax, label in ((left, "slope $1/S$"), (right, "variance $\\times$ time is constant")):
             ax.set(xscale="log", yscale="log", ylim=(variances.min() / 3, variances.max() * 3))
             _guides(ax, label)
@@ -62,7 +67,9 @@ def draw(profile: VarianceProfile, title: str, path: Path, *, budget: float | No
         right.text(1e3 * budget, 0.985, text, transform=edge, va="top", fontsize=9, color="0.25")
     handles, labels = left.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=len(handles), frameon=False
+        )
     save_figure(figure, path)
 
 
@@ -70,7 +77,9 @@ def _draw_estimator(left: Axes, right: Axes, name: str, rows: npt.NDArray[np.voi
     colour, marker = STYLES[name]
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6}
     samples, variance = rows["num_samples"], rows["variance"]
-    left.fill_between(samples, rows["variance_low"], rows["variance_high"], color=colour, alpha=0.25, linewidth=0)
+    left.fill_between(
+        samples, rows["variance_low"], rows["variance_high"], color=colour, alpha=0.25, linewidth=0
+    )
     left.plot(samples, variance, label=NAMES[name], **style)
     milliseconds = 1e3 * rows["seconds"]
     reach = (variance - rows["variance_low"], rows["variance_high"] - variance)
@@ -81,7 +90,10 @@ def _draw_estimator(left: Axes, right: Axes, name: str, rows: npt.NDArray[np.voi
 def _name_ends(ax: Axes, rows: npt.NDArray[np.void], colour: str) -> None:
     """Says at which S a curve begins and stops, where another curve's end does not say so already."""
     for row, (dx, align) in zip((rows[0], rows[-1]), ((-7, "right"), (7, "left")), strict=True):
-        at, text = (1e3 * float(row["seconds"]), float(row["variance"])), f"S = {row['num_samples']}"
+        at, text = (
+            (1e3 * float(row["seconds"]), float(row["variance"])),
+            f"S = {row['num_samples']}",
+        )
         crowded = [
             a
             for a in ax.texts
@@ -100,7 +112,9 @@ def _guides(ax: Axes, label: str) -> None:
     for power in range(first, last + 1):
         ax.plot((left, right), (10.0**power / left, 10.0**power / right), **GUIDE)
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    ax.text(0.015, 0.02, f"- - -  {label}", transform=ax.transAxes, fontsize=9, color="0.4", bbox=box)
+    ax.text(
+        0.015, 0.02, f"- - -  {label}", transform=ax.transAxes, fontsize=9, color="0.4", bbox=box
+    )
 
 
 def _ticks(left: Axes, right: Axes, samples: npt.NDArray[np.int64]) -> None:
@@ -111,7 +125,9 @@ def _ticks(left: Axes, right: Axes, samples: npt.NDArray[np.int64]) -> None:
     left.xaxis.set_minor_locator(NullLocator())
     low, high = right.get_xlim()
     narrow = high < 8 * low
-    right.xaxis.set_major_locator(MaxNLocator(6) if narrow else LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    right.xaxis.set_major_locator(
+        MaxNLocator(6) if narrow else LogLocator(base=10, subs=(1.0, 2.0, 5.0))
+    )
     right.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     right.xaxis.set_minor_formatter(NullFormatter())
     for ax in (left, right):

@@ -1,7 +1,8 @@
-"""Which estimator a profile speaks for, given a budget of time; in one sentence, and no surer than the intervals are.
+"""Which estimator a profile speaks for, given a budget of time; in one sentence, and no surer than
+the intervals are.
 
-A budget T buys T / t gradients of t seconds each, and averaging them divides the variance: what counts at T is the
-least variance x time among the numbers of samples whose gradient fits into T.
+A budget T buys T / t gradients of t seconds each, and averaging them divides the variance: what
+counts at T is the least variance x time among the numbers of samples whose gradient fits into T.
 """
 
 from __future__ import annotations
@@ -48,15 +49,21 @@ def default_budget(profile: VarianceProfile) -> float:
 
 
 def reached(profile: VarianceProfile, budget: float) -> list[Reached]:
-    """The variance of each estimator within `budget` seconds, least first; those that do not fit are left out."""
+    """The variance of each estimator within `budget` seconds, least first; those that do not fit
+    are left out.
+    """
     found = []
     for name in profile.estimators:
         rows = profile.rows(name)
         rows = rows[np.isfinite(rows["variance_time"]) & (rows["seconds"] <= budget)]
         if len(rows):
             best = rows[np.argmin(rows["variance_time"])]
-            limits = (float(best[f"variance_time{suffix}"]) / budget for suffix in ("", "_low", "_high"))
-            found.append(Reached(name, int(best["num_samples"]), budget / float(best["seconds"]), *limits))
+            limits = (
+                float(best[f"variance_time{suffix}"]) / budget for suffix in ("", "_low", "_high")
+            )
+            found.append(
+                Reached(name, int(best["num_samples"]), budget / float(best["seconds"]), *limits)
+            )
     return sorted(found, key=lambda x: x.variance)
 
 
@@ -68,7 +75,9 @@ def verdict(profile: VarianceProfile, budget: float | None = None) -> str:
     within, found = f"With {_time(budget)} for a gradient", reached(profile, budget)
     if not found:
         times = profile.table["seconds"]
-        return f"{within} no estimator finishes: the fastest takes {_time(float(np.nanmin(times)))}."
+        return (
+            f"{within} no estimator finishes: the fastest takes {_time(float(np.nanmin(times)))}."
+        )
     best, others = found[0], found[1:]
     if not others:
         return f"{within}, {_name(best)} reaches variance {digits(best.variance)} nats² {_detail(best)}, without rival."
@@ -79,7 +88,9 @@ def verdict(profile: VarianceProfile, budget: float | None = None) -> str:
         names = enumeration([f"{_name(x)} ({digits(x.variance)} nats² {_spent(x)})" for x in group])
         sentence = f"{within}, {names} tie for the least variance: their 95% intervals overlap"
     else:
-        sentence = f"{within}, {_name(best)} wins: variance {digits(best.variance)} nats² {_detail(best)}"
+        sentence = (
+            f"{within}, {_name(best)} wins: variance {digits(best.variance)} nats² {_detail(best)}"
+        )
     if beaten:
         behind = enumeration([f"{_name(x)} {_times(x.variance, best.variance)}" for x in beaten])
         sentence += f"; {behind} as much"
