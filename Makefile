@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := $(wildcard csrc/*)
+SOURCES := $(wildcard csrc/*.?pp csrc/*/*.?pp)
 OUT ?= bench/results/gpu
 
-.PHONY: install lint types format test slow sanitize bench demo gpu clean
+.PHONY: install lint format test slow sanitize bench demo gpu clean
 
 install: $(READY)
 
@@ -20,19 +20,13 @@ $(READY): pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(MAKE) --no-print-directory types
-	$(BIN)/clang-format --dry-run --Werror csrc/*
-
-# mypy sees the package as it is installed: kernels/ inside latent_kernels/.
-types: $(READY)
-	rm -rf build/types && mkdir -p build/types/latent_kernels
-	ln -s $(CURDIR)/python/latent_kernels/* $(CURDIR)/kernels build/types/latent_kernels/
-	MYPYPATH=build/types $(BIN)/mypy -p latent_kernels
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*
+	$(BIN)/clang-format -i $(SOURCES)
 
 test: $(READY)
 	$(BIN)/python -m pytest

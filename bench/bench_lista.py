@@ -16,7 +16,7 @@ import torch
 import harness
 import lista_peers as peers
 from harness import Call, Contest, Group, places, rows
-from latent_kernels._backends import backend_name
+from latent_kernels.kernels.backends import backend_name
 
 Shape = peers.Shape
 Case = tuple[Shape, float]  # and the density

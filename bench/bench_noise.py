@@ -14,7 +14,7 @@ import cuda
 import harness
 import latent_kernels as lk
 from harness import Contest, Group, places, rows
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.noise import reference
 
 OURS = {"normal": lk.normal, "uniform": lk.uniform}

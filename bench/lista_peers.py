@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latent_kernels.lista import coupled_lista_encode, lista_encode
+from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int, int]  # m, n, batch, layers

@@ -42,7 +42,7 @@ def _version(package: str) -> str | None:
 
 def describe() -> dict[str, Any]:
     """What the figures depend on; pytest-benchmark saves it as machine_info."""
-    from latent_kernels import _core
+    from latent_kernels.kernels import _core
 
     packages = ("latent-kernels", "torch", "triton", "numba", "numpy", "pytest-benchmark")
     packages += ("scikit-learn", "daal4py")

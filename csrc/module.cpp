@@ -1,4 +1,4 @@
-// The extension module latent_kernels._core: a table of contents.
+// The extension module latent_kernels.kernels._core: a table of contents.
 #include "bindings.hpp"
 
 namespace py = pybind11;

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import torch
 
-from latent_kernels._eager import row_dtype
 from latent_kernels.kernels.bounds import reference
+from latent_kernels.kernels.eager import row_dtype
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int]  # groups, samples, rows

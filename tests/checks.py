@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from latent_kernels._eager import row_dtype
+from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.gaussian import reference
 
 Tensor = torch.Tensor

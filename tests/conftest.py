@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from latent_kernels import _backends, _core
+from latent_kernels.kernels import _core, backends
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _restored_state() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     _core.select_simd_build(build)
-    _backends.forget()
+    backends.forget()
 
 
 @pytest.fixture(params=_core.simd_builds())

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from latent_kernels._eager import row_dtype
+from latent_kernels.kernels.eager import row_dtype
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from latent_kernels import _backends
+from latent_kernels.kernels import backends
 
-INTERPRETING = _backends.interpreting()
+INTERPRETING = backends.interpreting()
 interpreted = pytest.mark.skipif(
     not INTERPRETING, reason="run by test_in_the_interpreter, in a process of its own"
 )

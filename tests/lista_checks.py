@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from checks import bits_equal
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.lista import reference
 from latent_kernels.kernels.lista.problem import Choices, Tensors
-from latent_kernels.lista import coupled_lista_encode, lista_encode
+from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]  # rows, features, components, layers

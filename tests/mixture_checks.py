@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 import latent_kernels as lk
-from latent_kernels import _backends, mixture
+from latent_kernels.kernels import backends
 from latent_kernels.kernels.mixture import model
+from latent_kernels.mixtures import e_step
 
 Floats = NDArray[np.float64]
 TYPES = ["full", "tied", "diag", "spherical"]
@@ -51,10 +52,10 @@ TERM, SUM = 4.0, 32.0
 
 def use_backend(patch: pytest.MonkeyPatch, name: str) -> str:
     """Forces a backend of the op, which must be there."""
-    patch.setenv(_backends.VARIABLE, f"mixture={name}")
-    _backends.forget()
-    assert _backends.backend("mixture", torch.device("cpu")).__name__.endswith(
-        _backends._MODULES[name]
+    patch.setenv(backends.VARIABLE, f"mixture={name}")
+    backends.forget()
+    assert backends.backend("mixture", torch.device("cpu")).__name__.endswith(
+        backends._MODULES[name]
     )
     return name
 
@@ -81,10 +82,10 @@ class Problem:
     def parameters(self) -> model.Parameters:
         size = self.data.shape[1]
         if self.families is None:
-            return mixture.gaussian_parameters(
+            return e_step.gaussian_parameters(
                 self.weights, self.means, self.covariances, self.covariance_type, size
             )
-        return mixture.mixed_parameters(self.weights, self.families, self.column_parameters, size)
+        return e_step.mixed_parameters(self.weights, self.families, self.column_parameters, size)
 
     def dense(self) -> Floats:
         """The covariances [K, G, G], whatever their type."""
@@ -412,9 +413,9 @@ def check_statistics(problem: Problem, truth: Truth | None = None) -> lk.Suffici
 def check_posterior(problem: Problem, truth: Truth | None = None) -> None:
     """posterior()'s three results, together and each alone: the same bits."""
     truth = truth or Truth(problem)
-    X, parameters = mixture.checked_data(problem.X), problem.parameters
+    X, parameters = e_step.checked_data(problem.X), problem.parameters
     names = ("log_density", "labels", "responsibilities")
-    density, labels, r = mixture.posterior(X, parameters, **dict.fromkeys(names, True))
+    density, labels, r = e_step.posterior(X, parameters, **dict.fromkeys(names, True))
     assert density is not None
     assert labels is not None
     assert r is not None
@@ -427,7 +428,7 @@ def check_posterior(problem: Problem, truth: Truth | None = None) -> None:
         f"labels of rows {np.flatnonzero(wrong & ~truth.doubtful)[:5]}"
     )
     for i, name in enumerate(names):
-        alone = mixture.posterior(X, parameters, **{name: True})
+        alone = e_step.posterior(X, parameters, **{name: True})
         assert [x is None for x in alone] == [j != i for j in range(3)]
         np.testing.assert_array_equal(alone[i], (density, labels, r)[i])
 

@@ -15,7 +15,7 @@ ln -s "$PWD"/python/latent_kernels/* "$PWD/kernels" "$build/package/latent_kerne
 cp "$build"/_core*.so "$build/package/latent_kernels/"
 # The editable install's import hook comes before any path; it has to go first.
 run='import sys; sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__];
-sys.path.insert(0, sys.argv.pop(1)); import latent_kernels._core as core; print(core.__file__);
+sys.path.insert(0, sys.argv.pop(1)); import latent_kernels.kernels._core as core; print(core.__file__);
 import pytest; sys.exit(pytest.main(sys.argv[1:]))'
 compiler=${CXX:-g++}
 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)" \

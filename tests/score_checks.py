@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-from latent_kernels._eager import row_dtype
+from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.score import reference
 from latent_kernels.kernels.score.problem import Problem
 

@@ -17,9 +17,9 @@ from torch.testing._internal.optests import opcheck
 import latent_kernels as lk
 from bounds_checks import SIZES, Sizes, check, problem, run
 from checks import DTYPES, bits_equal, is_half
-from latent_kernels import _core
-from latent_kernels.bounds import BOUND_ESTIMATORS
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.bounds import cpp_cpu, reference
+from latent_kernels.variational.bounds import BOUND_ESTIMATORS
 
 Tensor = torch.Tensor
 INF, NAN = math.inf, math.nan

@@ -12,10 +12,11 @@ import torch
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from latent_kernels import _backends, cli
+from latent_kernels import cli
 from latent_kernels.examples import bounds_command as command
 from latent_kernels.examples import bounds_pictures, digits, objectives, vae
 from latent_kernels.examples import bounds_study as study
+from latent_kernels.kernels import backends
 
 DIGITS = digits.load()
 SMALL = study.Recipe(
@@ -29,8 +30,8 @@ PROPOSAL = re.compile(r"^ +(\d+) +(\d+\.\d) +(\d+) +(-?\d+\.\d\d) +(\d+)% +\d+\.
 def _small(monkeypatch):
     monkeypatch.setattr(command, "RECIPE", SMALL)
     monkeypatch.setattr(command, "QUICK", dataclasses.replace(SMALL, epochs=1))
-    monkeypatch.delenv(_backends.VARIABLE, raising=False)
-    _backends.forget()
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    backends.forget()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -502,7 +503,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_an_unknown_backend_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(_backends.VARIABLE, "bounds=fortran")
+    monkeypatch.setenv(backends.VARIABLE, "bounds=fortran")
     result = call()
     assert result.exit_code == 1
     assert "got 'bounds=fortran'" in result.output

@@ -12,8 +12,9 @@ from matplotlib.image import imread
 from rich.console import Console
 from typer.testing import CliRunner
 
-from latent_kernels import _backends, _core, cli
+from latent_kernels import cli
 from latent_kernels.examples import demo, measure, problems, report, sparse_command, vae
+from latent_kernels.kernels import _core, backends
 
 TINY = demo.Settings(
     epochs=2,
@@ -40,11 +41,11 @@ SPARSE = ["sparse_patches.png"]
 def _surroundings(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(demo, "SETTINGS", TINY)
-    monkeypatch.delenv(_backends.VARIABLE, raising=False)
-    _backends.forget()
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    backends.forget()
     yield
     monkeypatch.undo()
-    _backends.forget()
+    backends.forget()
     torch.set_num_threads(threads)
 
 
@@ -69,27 +70,27 @@ def test_info_names_what_is_active():
         f"torch: {torch.__version__}",
         f"SIMD build in use: {_core.simd_build()}, {_core.simd_lanes()} float32 lanes",
         f"threads: {torch.get_num_threads()}",
-        f"{_backends.VARIABLE}: not set",
+        f"{backends.VARIABLE}: not set",
         "scikit-learn: ",
         "GPU: ",
         *(f"op {op}: CPU cpp" for op in ("noise", "gaussian")),
     ):
         assert expected in result.output
-    reason = _backends.triton_missing()
+    reason = backends.triton_missing()
     assert reason is None or f"off: triton: {reason}" in result.output
 
 
 def test_info_shows_a_forced_backend(monkeypatch):
-    monkeypatch.setenv(_backends.VARIABLE, "gaussian=reference")
+    monkeypatch.setenv(backends.VARIABLE, "gaussian=reference")
     result = call("info")
     assert "op gaussian: CPU reference (forced)" in result.output
     assert "op noise: CPU cpp;" in result.output
-    assert f"{_backends.VARIABLE}: gaussian=reference" in result.output
+    assert f"{backends.VARIABLE}: gaussian=reference" in result.output
 
 
 def test_info_shows_a_forced_backend_that_cannot_run(monkeypatch):
-    monkeypatch.setattr(_backends, "triton_missing", lambda: "a test has hidden it")
-    monkeypatch.setenv(_backends.VARIABLE, "gaussian=triton")
+    monkeypatch.setattr(backends, "triton_missing", lambda: "a test has hidden it")
+    monkeypatch.setenv(backends.VARIABLE, "gaussian=triton")
     result = call("info")
     assert result.exit_code == 0
     assert "gaussian=triton, which cannot run: a test has hidden it" in result.output
@@ -106,7 +107,7 @@ def test_info_draws_tables_on_a_terminal(monkeypatch):
 @pytest.mark.parametrize("command", ["info", "demo", "variance"])
 def test_an_unknown_forced_backend_is_one_clear_line(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(_backends.VARIABLE, "gaussian=fortran")
+    monkeypatch.setenv(backends.VARIABLE, "gaussian=fortran")
     result = call(command)
     assert result.exit_code == 1
     assert result.output.strip().count("\n") == 0

@@ -24,7 +24,7 @@ from densities_checks import (
     check_density,
     every_sharing,
 )
-from latent_kernels import _backends, _core
+from latent_kernels.kernels import _core, backends
 from latent_kernels.kernels.densities import cpp_cpu, reference
 
 Tensor = torch.Tensor
@@ -473,7 +473,7 @@ def test_gradients_have_the_shapes_of_inputs(
     logvar_shape: tuple[int, ...],
 ) -> None:
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", f"densities={backend}")
-    _backends.forget()
+    backends.forget()
     inputs = [
         torch.randn(s, dtype=torch.float64, requires_grad=True)
         for s in (z_shape, mean_shape, logvar_shape)

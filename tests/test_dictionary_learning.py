@@ -19,12 +19,12 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.feature_extraction.image import extract_patches_2d
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from latent_kernels.encoders import LISTA, PSDEncoder
-from latent_kernels.estimators import dictionary_steps, sparse_codes
-from latent_kernels.estimators.dictionary_learning import DictionaryLearning
-from latent_kernels.estimators.dictionary_steps import Learner, Options, Statistics, Visit
-from latent_kernels.estimators.sparse_coder import SparseCoder
-from latent_kernels.estimators.sparse_codes import Lasso
+from latent_kernels.sparse import _dictionary_steps, _sparse_codes
+from latent_kernels.sparse._dictionary_steps import Learner, Options, Statistics, Visit
+from latent_kernels.sparse._sparse_codes import Lasso
+from latent_kernels.sparse.dictionary_learning import DictionaryLearning
+from latent_kernels.sparse.encoders import LISTA, PSDEncoder
+from latent_kernels.sparse.sparse_coder import SparseCoder
 
 CHECKED = [
     DictionaryLearning(),
@@ -132,7 +132,7 @@ def test_atoms_are_updated_to_the_minimum_over_each() -> None:
         generator.standard_normal((50, 9)),
         generator.standard_normal((50, 1700)),
     )  # blocks of 4 atoms
-    D = dictionary_steps.directions(generator.standard_normal((9, 1700)), False)
+    D = _dictionary_steps.directions(generator.standard_normal((9, 1700)), False)
     statistics = Statistics(9, 1700)
     statistics.add(Z, X)
     expected = D.copy()
@@ -149,16 +149,16 @@ def test_the_objective_of_all_rows_falls_with_every_step(
 ) -> None:
     X, how = patches[:300], Lasso("cd", 1.0, 1000, 1e-10, positive)
     options, batches = Options(how, positive, 0.0, 0.0), np.split(X, 6)
-    D = dictionary_steps.first_dictionary(X, 24, positive, np.random.RandomState(0))
+    D = _dictionary_steps.first_dictionary(X, 24, positive, np.random.RandomState(0))
     learner, visits, last = Learner(D, Statistics(24, 64), None), [], np.inf
-    visits = [Visit(dictionary_steps.csr_array(np.zeros((50, 24))), 1.0, 0)] * 6
+    visits = [Visit(_dictionary_steps.csr_array(np.zeros((50, 24))), 1.0, 0)] * 6
     for step in range(24):
         i = step % 6
         learner, codes, _ = learner.step(batches[i], options, visits[i])
-        visits[i] = Visit(dictionary_steps.csr_array(codes), 1.0, step + 1)
+        visits[i] = Visit(_dictionary_steps.csr_array(codes), 1.0, step + 1)
         D, codes_of = learner.dictionary, [v.alive(learner.statistics) for v in visits]
         total = sum(
-            dictionary_steps.row_losses(b, z, D, 1.0).sum()
+            _dictionary_steps.row_losses(b, z, D, 1.0).sum()
             for b, z in zip(batches, codes_of, strict=True)
         )
         assert total <= last * (1 + 1e-9)
@@ -170,13 +170,13 @@ def test_later_passes_replace_what_earlier_ones_added(
     patches: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[np.ndarray, np.ndarray]] = []
-    solved = sparse_codes.solved
+    solved = _sparse_codes.solved
 
     def watched(X: np.ndarray, *rest: Any) -> np.ndarray:
         seen.append((X, solved(X, *rest)))
         return seen[-1][1]
 
-    monkeypatch.setattr(sparse_codes, "solved", watched)
+    monkeypatch.setattr(_sparse_codes, "solved", watched)
     model = DictionaryLearning(16, max_iter=3, tol=0.0, batch_size=400, random_state=0).fit(patches)
     A = sum(Z.T @ Z for _, Z in seen[-4:])
     B = sum(Z.T @ X for X, Z in seen[-4:])
@@ -317,7 +317,7 @@ def test_verbose(patches: np.ndarray, capsys: pytest.CaptureFixture[str]) -> Non
 def test_joint_codes_are_those_of_a_direct_minimization(positive: bool) -> None:
     generator = np.random.RandomState(0)
     X, F = generator.standard_normal((7, 10)), generator.standard_normal((7, 15))
-    D = dictionary_steps.directions(generator.standard_normal((15, 10)), False)
+    D = _dictionary_steps.directions(generator.standard_normal((15, 10)), False)
     alpha, kappa = 0.3, 0.7
     step = 1 / (np.linalg.eigvalsh(D @ D.T)[-1] + kappa)
     Z = np.zeros((7, 15))
@@ -329,7 +329,7 @@ def test_joint_codes_are_those_of_a_direct_minimization(positive: bool) -> None:
             else np.sign(U) * np.maximum(np.abs(U) - step * alpha, 0)
         )
     how = Lasso("cd", alpha, 1000, 1e-14, positive)
-    codes = dictionary_steps.joint_codes(X, D, how, torch.tensor(F), kappa)
+    codes = _dictionary_steps.joint_codes(X, D, how, torch.tensor(F), kappa)
     np.testing.assert_allclose(codes, Z, atol=1e-6)
 
 

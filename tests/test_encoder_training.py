@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from latent_kernels.encoders import LISTA, LCoD, PSDEncoder, Training, TrainingDiverged, training
-from latent_kernels.encoders import train_encoder as train
+from latent_kernels.sparse.encoders import (
+    LISTA,
+    LCoD,
+    PSDEncoder,
+    Training,
+    TrainingDiverged,
+    training,
+)
+from latent_kernels.sparse.encoders import train_encoder as train
 
 Tensor = torch.Tensor
 M, N, LAYERS, ALPHA = 20, 40, 4, 0.1

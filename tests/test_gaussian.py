@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import latent_kernels as lk
 from checks import DTYPES, SIZES, Problem, Sizes, bits_equal, check, is_half
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.gaussian import cpp_cpu, reference
 from latent_kernels.kernels.noise import reference as noise
 
@@ -82,7 +82,7 @@ def test_backward_noise_is_forward_noise(
     """With scale 1, gradient 1 on one sample and 0 elsewhere, d scale is that sample's eps, bit for
     bit.
     """
-    from latent_kernels.gaussian import rsample_scale
+    from latent_kernels.variational.gaussian import rsample_scale
 
     mean, scale = (
         torch.zeros(shape, dtype=dtype),

@@ -18,7 +18,7 @@ from sklearn.datasets import load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from latent_kernels.estimators.gaussian_mixture import GaussianMixture
+from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
 
 TYPES = ["full", "tied", "diag", "spherical"]
 INITS = ["kmeans", "k-means++", "random", "random_from_data"]

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import latent_kernels as lk
-from latent_kernels import _backends, _core
+from latent_kernels.kernels import _core, backends
 from latent_kernels.kernels.lasso import reference
 
 Tensor = torch.Tensor
@@ -81,7 +81,7 @@ def optimum(
 
 def forced(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", f"lasso={backend}")
-    _backends.forget()
+    backends.forget()
 
 
 def bits(*tensors: Tensor) -> bytes:

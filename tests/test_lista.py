@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checks import bits_equal
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.lista import cpp_cpu, reference
 from latent_kernels.kernels.lista.problem import Choices, Tensors
-from latent_kernels.lista import coupled_lista_encode, lista_encode
+from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 from lista_checks import (
     FORMS,
     LISTA_SIZES,

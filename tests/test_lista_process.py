@@ -21,7 +21,7 @@ from test_threads import run
 PRELUDE = """
 import os, sys, threading
 import numpy as np, torch
-from latent_kernels.lista import lista_encode, coupled_lista_encode
+from latent_kernels.sparse.lista import lista_encode, coupled_lista_encode
 torch.set_num_threads(3)
 g = np.random.default_rng(5)
 def draw(*shape, scale=1.0): return torch.from_numpy((scale * g.standard_normal(shape)).astype(np.float32))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from latent_kernels.lista import lista_encode
+from latent_kernels.sparse.lista import lista_encode
 
 Tensor = torch.Tensor
 

@@ -15,10 +15,10 @@ from torch.func import grad, jacfwd, jacrev, vmap
 from torch.library import opcheck
 
 from checks import bits_equal
-from latent_kernels import _backends
+from latent_kernels.kernels import backends
 from latent_kernels.kernels.lista import autograd, reference
 from latent_kernels.kernels.lista.problem import Choices, Tensors
-from latent_kernels.lista import coupled_lista_encode, lista_encode
+from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 from lista_checks import FORMS, NAMES, OPTIONS, ListaProblem, clear_problem, encode
 
 Tensor = torch.Tensor
@@ -535,8 +535,8 @@ def test_the_reference_can_be_forced(form: str, monkeypatch: pytest.MonkeyPatch)
     given, run = given_of(problem)
     results = []
     for forced in ("lista=cpp", "lista=reference"):
-        monkeypatch.setenv(_backends.VARIABLE, forced)
-        _backends.forget()
+        monkeypatch.setenv(backends.VARIABLE, forced)
+        backends.forget()
         leaves = leaves_of(given)
         z = run(*leaves)
         results.append((z.detach(), *torch.autograd.grad(z, leaves, problem.upstream)))
@@ -668,7 +668,7 @@ def test_leading_shapes(form: str) -> None:
 
 
 def _kernels() -> Any:
-    return _backends.backend("lista", torch.device("cpu"))
+    return backends.backend("lista", torch.device("cpu"))
 
 
 def strided(x: Tensor, kind: str) -> Tensor:

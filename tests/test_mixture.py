@@ -18,7 +18,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from latent_kernels import _backends, mixture
+from latent_kernels.kernels import backends
+from latent_kernels.mixtures import e_step
 from mixture_checks import (
     DTYPES,
     SHAPES,
@@ -36,11 +37,11 @@ from mixture_checks import (
 SPLIT = ["diag", "spherical"]
 
 
-@pytest.fixture(params=_backends.BACKENDS["mixture"])
+@pytest.fixture(params=backends.BACKENDS["mixture"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield use_backend(monkeypatch, request.param)
     monkeypatch.undo()
-    _backends.forget()
+    backends.forget()
 
 
 @functools.cache
@@ -131,7 +132,7 @@ def test_rows_and_columns_wholly_missing(backend: str, covariance_type: str, dty
     check(Truth(problem))
     problem.X[:, 2] = np.nan
     got = check_statistics(problem)
-    _, _, r = mixture.posterior(problem.X, problem.parameters, responsibilities=True)
+    _, _, r = e_step.posterior(problem.X, problem.parameters, responsibilities=True)
     np.testing.assert_allclose(
         r[::7], np.tile(problem.weights, (43, 1)), rtol=1e-6
     )  # nothing but the prior
@@ -193,8 +194,8 @@ def test_layouts(
     else:
         X = LAYOUTS[layout](problem.X)
     problem = replace(problem, X=X)
-    assert np.shares_memory(mixture.checked_data(X), problem.data)
-    assert mixture.checked_data(X).strides == problem.data.strides
+    assert np.shares_memory(e_step.checked_data(X), problem.data)
+    assert e_step.checked_data(X).strides == problem.data.strides
     before = problem.data.copy()
     check(Truth(problem))
     np.testing.assert_array_equal(problem.data, before)
@@ -243,7 +244,7 @@ def test_ties_go_to_the_first(backend: str, covariance_type: str, dtype: Any) ->
         problem, weights=np.full(6, 1 / 6), means=np.zeros((6, 2)), covariances=same, hard=True
     )
     assert problem.run().counts.tolist() == [300, 0, 0, 0, 0, 0]
-    _, labels, r = mixture.posterior(
+    _, labels, r = e_step.posterior(
         problem.X, problem.parameters, labels=True, responsibilities=True
     )
     assert (labels == 0).all()
@@ -257,7 +258,7 @@ def test_ties_go_to_the_first(backend: str, covariance_type: str, dtype: Any) ->
     means = np.array([[3.0, 3], [-1, 0], [1, 0], [-1, 0]])
     X = np.array([[0, 0], [0, 5], [0, -5], [2, 0], [-2, 0]], dtype)
     problem = Problem(X, np.full(4, 0.25), means, ones[covariance_type], covariance_type, hard=True)
-    assert mixture.posterior(X, problem.parameters, labels=True)[1].tolist() == [1, 0, 1, 2, 1]
+    assert e_step.posterior(X, problem.parameters, labels=True)[1].tolist() == [1, 0, 1, 2, 1]
     assert problem.run().counts.tolist() == [1, 3, 1, 0]
 
 
@@ -275,7 +276,7 @@ def test_lloyds_algorithm(backend: str, dtype: Any) -> None:
         problem = Problem(X, np.full(5, 0.2), means, np.full(5, 0.7), "spherical", hard=True)
         got = problem.run()
         np.testing.assert_array_equal(
-            mixture.posterior(X, problem.parameters, labels=True)[1], labels
+            e_step.posterior(X, problem.parameters, labels=True)[1], labels
         )
         np.testing.assert_array_equal(got.counts, np.bincount(labels, minlength=5))
         inertia = (
@@ -362,7 +363,7 @@ def test_large_counts_in_float32(backend: str) -> None:
         X, np.array([0.5, 0.5]), none, none, "diag", ("poisson",), [np.array([1e6, 1.001e6])]
     )
     truth = Truth(problem, np.float64)
-    density, _, _ = mixture.posterior(X, problem.parameters, log_density=True)
+    density, _, _ = e_step.posterior(X, problem.parameters, log_density=True)
     np.testing.assert_allclose(density, truth.log_density, atol=1e-6, rtol=0)
     np.testing.assert_allclose(problem.run().counts, truth.sums["counts"], rtol=1e-5)
 
@@ -448,7 +449,7 @@ def test_extreme_separation(backend: str, covariance_type: str, dtype: Any) -> N
     problem.X[:3] = 1e6 * means / 1e3
     truth = Truth(problem)
     check(truth)
-    density, _, r = mixture.posterior(
+    density, _, r = e_step.posterior(
         problem.X, problem.parameters, log_density=True, responsibilities=True
     )
     np.testing.assert_array_equal(r, np.eye(3)[truth.labels])
@@ -468,7 +469,7 @@ def test_components_without_weight(backend: str, covariance_type: str, dtype: An
         got, dead = problem.run(), problem.weights == 0
         assert (got.counts[dead] == 0).all()
         assert (got.first[dead] == 0).all()
-        _, _, r = mixture.posterior(problem.X, problem.parameters, responsibilities=True)
+        _, _, r = e_step.posterior(problem.X, problem.parameters, responsibilities=True)
         assert (r[:, dead] == 0).all()
 
 

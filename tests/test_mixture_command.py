@@ -15,11 +15,12 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture as Theirs
 from typer.testing import CliRunner
 
-from latent_kernels import _backends, cli
-from latent_kernels.estimators.gaussian_mixture import GaussianMixture
+from latent_kernels import cli
 from latent_kernels.examples import mixture_command as command
 from latent_kernels.examples import mixture_pictures as pictures
+from latent_kernels.kernels import backends
 from latent_kernels.kernels.mixture.model import COVARIANCE_TYPES
+from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +28,8 @@ def _small(monkeypatch):
     monkeypatch.setattr(command, "STARTS", 2)
     monkeypatch.setattr(command, "LEAST_COMPARED", 3)
     monkeypatch.setattr(command, "SIZE", command.Size(400, 3, 2, 1))
-    monkeypatch.delenv(_backends.VARIABLE, raising=False)
-    _backends.forget()
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    backends.forget()
 
 
 def call(*arguments):
@@ -292,7 +293,7 @@ def test_a_picture_that_cannot_be_written(tmp_path):
 
 def test_an_unknown_backend_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(_backends.VARIABLE, "mixture=fortran")
+    monkeypatch.setenv(backends.VARIABLE, "mixture=fortran")
     result = call()
     assert result.exit_code == 1
     assert "got 'mixture=fortran'" in result.output

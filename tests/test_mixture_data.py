@@ -14,7 +14,7 @@ from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from torch.utils.data import DataLoader, TensorDataset
 
-from latent_kernels.estimators.gaussian_mixture import GaussianMixture
+from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
 from test_gaussian_mixture import INITS, TYPES, agree, blobs
 
 IRIS = load_iris().data

@@ -22,9 +22,9 @@ import pytest
 import torch.distributed as dist
 from sklearn.datasets import load_iris
 
-from latent_kernels.estimators.gaussian_mixture import GaussianMixture
-from latent_kernels.estimators.mixture_model import MixtureModel
-from latent_kernels.estimators.processes import device_types
+from latent_kernels.mixtures._processes import device_types
+from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
+from latent_kernels.mixtures.mixture_model import MixtureModel
 from test_gaussian_mixture import INITS, TYPES, blobs
 
 IRIS = load_iris().data

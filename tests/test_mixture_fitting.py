@@ -13,9 +13,9 @@ from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Theirs
 
-from latent_kernels.estimators import em, initialization
-from latent_kernels.estimators.gaussian_mixture import GaussianMixture
-from latent_kernels.estimators.mixture_model import MixtureModel
+from latent_kernels.mixtures import _em, _initialization
+from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
+from latent_kernels.mixtures.mixture_model import MixtureModel
 from test_gaussian_mixture import INITS, TYPES, agree, blobs
 
 IRIS = load_iris().data
@@ -195,7 +195,7 @@ def test_random_responsibilities_are_never_all_there() -> None:
     weight = np.random.RandomState(1).uniform(size=10_000)
     X = np.random.RandomState(2).standard_normal((10_000, 2))
     generator, same = np.random.RandomState(0), np.random.RandomState(0)
-    parts = initialization.parts("random", X, weight, 50, generator)
+    parts = _initialization.parts("random", X, weight, 50, generator)
     r = same.uniform(size=(10_000, 50))
     r *= weight[:, None] / r.sum(axis=1)[:, None]
     np.testing.assert_allclose(parts.sums(X), r.T @ X, atol=1e-9)
@@ -300,5 +300,5 @@ def test_one_array_makes_no_copy_of_its_statistics(monkeypatch: pytest.MonkeyPat
     def never(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(em, "no_statistics", never)
+    monkeypatch.setattr(_em, "no_statistics", never)
     agree(GaussianMixture(3, random_state=0).fit(IRIS), model, 0.0)

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels import mixture
 from latent_kernels.kernels.mixture import parts, reference, task
+from latent_kernels.mixtures import e_step
 
 ROWS = 300_000  # of two or three columns: many parts
 
@@ -62,8 +62,8 @@ def test_one_missing_value_among_many_parts(kind: str, row: int) -> None:
         assert got.observed[:, 1].sum() == pytest.approx(
             ROWS - (kind in ("diag", "spherical")), abs=0.4
         )
-    parameters = mixture.gaussian_parameters(*gaussian(kind)[:3], kind, 2)
-    density, labels, r = mixture.posterior(
+    parameters = e_step.gaussian_parameters(*gaussian(kind)[:3], kind, 2)
+    density, labels, r = e_step.posterior(
         X, parameters, log_density=True, labels=True, responsibilities=True
     )
     assert density is not None
@@ -157,12 +157,12 @@ def test_masked_arrays_do_not_lose_their_mask() -> None:
 
 
 def test_rows_too_far_for_float32() -> None:
-    parameters = mixture.gaussian_parameters(*gaussian("diag")[:3], "diag", 2)
+    parameters = e_step.gaussian_parameters(*gaussian("diag")[:3], "diag", 2)
     with pytest.raises(
         ValueError, match=r"so far from every component that their squares overflow float32; row 1"
     ):
-        mixture.posterior(np.array([[0, 0], [1e20, 0]], np.float32), parameters, labels=True)
-    mixture.posterior(
+        e_step.posterior(np.array([[0, 0], [1e20, 0]], np.float32), parameters, labels=True)
+    e_step.posterior(
         np.array([[0, 0], [1e20, 0]]), parameters, labels=True
     )  # float64 holds its square
 

@@ -15,8 +15,8 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from latent_kernels.estimators.gaussian_mixture import GaussianMixture
-from latent_kernels.estimators.mixture_model import MixtureModel
+from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
+from latent_kernels.mixtures.mixture_model import MixtureModel
 
 INITS = ["kmeans", "k-means++", "random", "random_from_data"]
 FAMILIES = (

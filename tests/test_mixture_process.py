@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from latent_kernels import mixture
+from latent_kernels.mixtures import e_step
 from mixture_checks import DTYPES, TYPES, Problem, gaussian_problem, mixed_problem
 
 MIXED = ("gaussian", "poisson", "categorical", "bernoulli", "gaussian")
@@ -58,8 +58,8 @@ def problems(kind: str, dtype: Any) -> list[Problem]:
 def bits(problem: Problem) -> bytes:
     """Everything that a backend computes, as bytes."""
     names = ("log_density", "labels", "responsibilities")
-    arrays = mixture.posterior(
-        mixture.checked_data(problem.X), problem.parameters, **dict.fromkeys(names, True)
+    arrays = e_step.posterior(
+        e_step.checked_data(problem.X), problem.parameters, **dict.fromkeys(names, True)
     )
     return b"".join(np.asarray(x).tobytes() for x in (problem.run().to_vector(), *arrays))
 

@@ -148,7 +148,7 @@ def test_sums_of_registers(dtype: type, count: int) -> None:
 WIDTHS = """
 import numpy as np
 from latent_kernels.kernels.mixture import numba_cpu, reference, simd
-from latent_kernels import mixture
+from latent_kernels.mixtures import e_step
 print(simd.WIDTH)
 rng = np.random.default_rng(0)
 for kind, dtype in (("diag", np.float32), ("full", np.float64), ("tied", np.float64)):

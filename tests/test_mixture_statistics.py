@@ -13,18 +13,19 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels import _backends, mixture
+from latent_kernels.kernels import backends
+from latent_kernels.mixtures import e_step
 from mixture_checks import TYPES, Problem, gaussian_problem, mixed_problem, use_backend
 
 FAMILIES = ("gaussian", "poisson", "categorical", "bernoulli", "gaussian", "categorical")
 KINDS = [*TYPES, "mixed"]
 
 
-@pytest.fixture(params=_backends.BACKENDS["mixture"])
+@pytest.fixture(params=backends.BACKENDS["mixture"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield use_backend(monkeypatch, request.param)
     monkeypatch.undo()
-    _backends.forget()
+    backends.forget()
 
 
 def problem_of(kind: str, missing: float = 0.0) -> Problem:
@@ -84,7 +85,7 @@ def direct(problem: Problem, anchor: Any) -> tuple[Any, Any]:
     """first and second about an anchor, from the responsibilities, where no value is missing from a
     Gaussian block.
     """
-    _, _, r = mixture.posterior(problem.X, problem.parameters, responsibilities=True)
+    _, _, r = e_step.posterior(problem.X, problem.parameters, responsibilities=True)
     r = r if problem.sample_weight is None else r * problem.sample_weight[:, None]
     x = problem.X[:, problem.parameters.gaussian.columns]
     t = np.nan_to_num(x[:, None, :] - anchor)
@@ -176,7 +177,7 @@ def test_multiples_and_vectors(backend: str, kind: str) -> None:
 def test_m_step(backend: str, covariance_type: str, reg_covar: float) -> None:
     """The weighted means and covariances of NumPy."""
     problem = problem_of(covariance_type)
-    _, _, r = mixture.posterior(problem.X, problem.parameters, responsibilities=True)
+    _, _, r = e_step.posterior(problem.X, problem.parameters, responsibilities=True)
     r = r * problem.sample_weight[:, None]
     got = problem.run().m_step(reg_covar=reg_covar)
     np.testing.assert_allclose(got.weights, r.sum(axis=0) / r.sum(), rtol=1e-12)
@@ -200,7 +201,7 @@ def test_m_step_of_columns_partly_missing() -> None:
     """
     for covariance_type in ("diag", "spherical"):
         problem = problem_of(covariance_type, 0.4)
-        _, _, r = mixture.posterior(problem.X, problem.parameters, responsibilities=True)
+        _, _, r = e_step.posterior(problem.X, problem.parameters, responsibilities=True)
         r = r * problem.sample_weight[:, None]
         got, x = problem.run().m_step(), np.ma.masked_invalid(problem.X)
         squares = np.zeros((3, 4))
@@ -298,7 +299,7 @@ def test_mean_parameters(backend: str) -> None:
     problem.X[:, 3] = np.nan
     got = problem.run()
     assert got.feature_starts.tolist() == [0, 1, 3, 4, 7]
-    _, _, r = mixture.posterior(problem.X, problem.parameters, responsibilities=True)
+    _, _, r = e_step.posterior(problem.X, problem.parameters, responsibilities=True)
     wanted = []
     for column, classes in ((1, None), (2, 2), (3, None), (5, 3)):
         x, there = problem.X[:, column], ~np.isnan(problem.X[:, column])
@@ -456,6 +457,6 @@ def test_no_rows(backend: str, kind: str) -> None:
     names = ("log_density", "labels", "responsibilities")
     shapes = [
         x.shape
-        for x in mixture.posterior(nothing.X, problem.parameters, **dict.fromkeys(names, True))
+        for x in e_step.posterior(nothing.X, problem.parameters, **dict.fromkeys(names, True))
     ]
     assert shapes == [(0,), (0,), (0, 3)]

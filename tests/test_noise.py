@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import latent_kernels as lk
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.noise import reference
 
 KINDS = {"normal": (lk.normal, reference.normal), "uniform": (lk.uniform, reference.uniform)}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels import _backends, _core
+from latent_kernels.kernels import _core, backends
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("numba", "triton", "sklearn", "matplotlib", "typer", "rich", "pandas", "scipy")
@@ -94,7 +94,7 @@ except AttributeError as error:
 """
     result = python(code)
     assert result.stdout.split("\n")[:2] == [
-        "latent_kernels.estimators.gaussian_mixture True",
+        "latent_kernels.mixtures.gaussian_mixture True",
         "module 'latent_kernels' has no attribute 'KMeans'",
     ], result.stderr
 
@@ -149,9 +149,9 @@ def test_kernels_do_not_import_the_public_ops() -> None:
 
 
 def test_every_op_has_its_backends() -> None:
-    for op, names in _backends.BACKENDS.items():
+    for op, names in backends.BACKENDS.items():
         for name in names:
-            assert (ROOT / "kernels" / op / f"{_backends._MODULES[name]}.py").exists()
+            assert (ROOT / "kernels" / op / f"{backends._MODULES[name]}.py").exists()
 
 
 # --- choosing a backend ---------------------------------------------------------------------------
@@ -163,8 +163,8 @@ def test_forced_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = lk.uniform(9, seed=3, offset=2)
     (gradient,) = torch.autograd.grad(z.sum() + kl.sum(), x)
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "reference")
-    _backends.forget()
-    assert _backends.backend_name("gaussian", torch.device("cpu")) == "reference"
+    backends.forget()
+    assert backends.backend_name("gaussian", torch.device("cpu")) == "reference"
     z2, kl2 = lk.rsample_kl(x, x, 3, seed=2)
     assert torch.equal(lk.uniform(9, seed=3, offset=2), noise)
     assert torch.allclose(z, z2, rtol=1e-6, atol=1e-7)
@@ -183,7 +183,7 @@ def test_forced_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_bad_choice(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", value)
-    _backends.forget()
+    backends.forget()
     with pytest.raises(ValueError, match=r"LATENT_KERNELS_BACKEND must be 'reference' or a list"):
         lk.normal(3, seed=1)
 
@@ -192,7 +192,7 @@ def test_bad_choice(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
 def test_forced_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "noise=triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    _backends.forget()
+    backends.forget()
     with pytest.raises(
         RuntimeError, match="forces noise=triton, which cannot run: torch finds no GPU"
     ):
@@ -200,8 +200,8 @@ def test_forced_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_automatic_choice() -> None:
-    assert _backends.backend_name("gaussian", torch.device("cpu")) == "cpp"
-    assert _backends.backend_name("gaussian", torch.device("mps")) == "reference"
+    assert backends.backend_name("gaussian", torch.device("cpu")) == "cpp"
+    assert backends.backend_name("gaussian", torch.device("mps")) == "reference"
 
 
 def test_without_triton() -> None:

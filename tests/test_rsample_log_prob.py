@@ -26,8 +26,8 @@ from checks import (
     leaves,
     log_q_formula,
 )
-from latent_kernels import _core
-from latent_kernels._eager import row_dtype
+from latent_kernels.kernels import _core
+from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.gaussian import cpp_cpu, reference
 
 Tensor = torch.Tensor

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checks import DTYPES, bits_equal
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.score import cpp_cpu, reference
 from score_checks import CONTROLS, FAMILIES, SCORE_SIZES, ScoreProblem, Sizes, check_score
 

@@ -16,8 +16,8 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import latent_kernels as lk
-from latent_kernels.encoders import LISTA, PSDEncoder, train_encoder
-from latent_kernels.estimators.sparse_coder import SparseCoder
+from latent_kernels.sparse.encoders import LISTA, PSDEncoder, train_encoder
+from latent_kernels.sparse.sparse_coder import SparseCoder
 
 SOLVERS = ["cd", "lasso_cd", "fista", "ista"]
 

@@ -15,12 +15,13 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import latent_kernels as lk
-from latent_kernels import _backends, cli
-from latent_kernels.encoders.training import TrainingDiverged
+from latent_kernels import cli
 from latent_kernels.examples import sparse_command as command
 from latent_kernels.examples import sparse_curves as curves
 from latent_kernels.examples import sparse_pictures as pictures
 from latent_kernels.examples import sparse_problems as problems
+from latent_kernels.kernels import backends
+from latent_kernels.sparse.encoders.training import TrainingDiverged
 
 SMALL = command.Photographs(
     patches=1500, held_out=100, components=30, passes=1, steps=8, batch_size=64
@@ -40,8 +41,8 @@ def _small(monkeypatch):
     monkeypatch.setattr(
         command, "LEARNED", [dataclasses.replace(one, steps=16) for one in command.LEARNED]
     )
-    monkeypatch.delenv(_backends.VARIABLE, raising=False)
-    _backends.forget()
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    backends.forget()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -374,7 +375,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_an_unknown_backend_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(_backends.VARIABLE, "lista=fortran")
+    monkeypatch.setenv(backends.VARIABLE, "lista=fortran")
     result = call()
     assert result.exit_code == 1
     assert "got 'lista=fortran'" in result.output

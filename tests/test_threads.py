@@ -129,7 +129,7 @@ def test_exit_while_a_thread_computes() -> None:
     The kernel alone: torch.empty, called as the interpreter shuts down, aborts by itself.
     """
     code = """
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 out = torch.empty(10_000_000)
 def busy():
     while True: _core.normal(0, 2, 1, 0, out.numel(), out.data_ptr())

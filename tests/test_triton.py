@@ -16,7 +16,7 @@ import torch
 import latent_kernels as lk
 from checks import SMALL_SIZES, LogQProblem, Problem, Sizes, bits_equal, check
 from interpreter import interpreted, outside, run_in_the_interpreter
-from latent_kernels import _backends
+from latent_kernels.kernels import backends
 from latent_kernels.kernels.gaussian import cpp_cpu
 from latent_kernels.kernels.noise import reference
 
@@ -150,8 +150,8 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(6, 10, requires_grad=True)
     expected = [*lk.rsample_kl(x, x, 3, seed=4), lk.normal(5, seed=1)]
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "gaussian=triton,noise=triton")
-    _backends.forget()
-    assert _backends.backend_name("gaussian", torch.device("cpu")) == "triton"
+    backends.forget()
+    assert backends.backend_name("gaussian", torch.device("cpu")) == "triton"
     got = [*lk.rsample_kl(x, x, 3, seed=4), lk.normal(5, seed=1)]
     assert torch.equal(got[0], expected[0])
     for a, b in zip(got, expected, strict=True):
@@ -170,7 +170,7 @@ def test_rsample_log_prob(monkeypatch: pytest.MonkeyPatch, path: bool) -> None:
     found = []
     for backend in ("cpp", "triton"):
         monkeypatch.setenv("LATENT_KERNELS_BACKEND", f"gaussian={backend}")
-        _backends.forget()
+        backends.forget()
         z, log_q = lk.rsample_log_prob(x, x, 3, seed=4, path_derivative=path)
         found.append([z, log_q, *torch.autograd.grad(z.sum() + (log_q**2).sum(), x)])
     for a, b in zip(*found, strict=True):

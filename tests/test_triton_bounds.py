@@ -17,7 +17,7 @@ import torch
 import latent_kernels as lk
 from bounds_checks import SMALL_SIZES, Sizes, check, problem, run
 from interpreter import INTERPRETING, interpreted, outside, run_in_the_interpreter
-from latent_kernels import _backends
+from latent_kernels.kernels import backends
 from latent_kernels.kernels.bounds import cpp_cpu
 
 INF, NAN = math.inf, math.nan
@@ -102,12 +102,12 @@ def test_hard_columns(kernels: ModuleType) -> None:
 @interpreted
 def test_public_functions(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "bounds=triton")
-    _backends.forget()
+    backends.forget()
     log_w, log_q = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
     bound = lk.importance_bound(log_w, estimator="vimco", log_q=log_q)
     found = [bound, *torch.autograd.grad(bound.sum(), [log_w, log_q]), lk.normalized_weights(log_w)]
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "bounds=cpp")
-    _backends.forget()
+    backends.forget()
     bound = lk.importance_bound(log_w, estimator="vimco", log_q=log_q)
     for a, b in zip(
         found,

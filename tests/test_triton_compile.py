@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from latent_kernels import _backends
+from latent_kernels.kernels import backends
 
-pytestmark = pytest.mark.skipif(_backends.interpreting(), reason="the interpreter has no compiler")
+pytestmark = pytest.mark.skipif(backends.interpreting(), reason="the interpreter has no compiler")
 triton = pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402

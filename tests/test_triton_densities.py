@@ -14,7 +14,7 @@ import latent_kernels as lk
 from checks import SMALL_SIZES, Sizes, bits_equal
 from densities_checks import USUAL, DensityProblem, Sharing, check_density, every_sharing
 from interpreter import interpreted, outside, run_in_the_interpreter
-from latent_kernels import _backends
+from latent_kernels.kernels import backends
 from latent_kernels.kernels.densities import cpp_cpu
 
 DENSITIES = ["gaussian", "bernoulli"]
@@ -141,7 +141,7 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
 
     expected = run()
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "densities=triton")
-    _backends.forget()
-    assert _backends.backend_name("densities", torch.device("cpu")) == "triton"
+    backends.forget()
+    assert backends.backend_name("densities", torch.device("cpu")) == "triton"
     for a, b in zip(run(), expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)

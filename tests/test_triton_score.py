@@ -15,7 +15,7 @@ import torch
 import latent_kernels as lk
 from checks import bits_equal
 from interpreter import interpreted, outside, run_in_the_interpreter
-from latent_kernels import _backends
+from latent_kernels.kernels import backends
 from latent_kernels.kernels.families import reference as families
 from latent_kernels.kernels.score import reference
 from score_checks import CONTROLS, FAMILIES, SMALL_SCORE_SIZES, ScoreProblem, Sizes, check_score
@@ -249,7 +249,7 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(
             "LATENT_KERNELS_BACKEND", f"families={backend},score={backend},gaussian=triton"
         )
-        _backends.forget()
+        backends.forget()
         leaf = logits.clone().requires_grad_()
         q = lk.Categorical(leaf)
         z = q.sample(8, seed=3)

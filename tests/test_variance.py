@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels import _statistics
 from latent_kernels.examples import problems
-from latent_kernels.variance import ESTIMATORS, ProfileInterrupted
+from latent_kernels.variational import _statistics
+from latent_kernels.variational.variance import ESTIMATORS, ProfileInterrupted
 from score_laws import FAMILIES, f, family, law, pairs_law
 from score_laws import flat as laid_out
 

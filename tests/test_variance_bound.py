@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels import _statistics, variance
 from latent_kernels.examples import problems, signal_pictures, signal_verdict
+from latent_kernels.variational import _statistics, variance
 from linear_gaussian import Parameters, hermite
 from score_laws import CLASS_LOGITS, LOGITS, f, family
 

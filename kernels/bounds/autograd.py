@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from latent_kernels._backends import backend
-from latent_kernels._eager import in_memory, plain, row_dtype
-from latent_kernels._ops import call
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import in_memory, plain, row_dtype
+from latent_kernels.kernels.op import call
 
 Tensor = torch.Tensor
 

@@ -18,7 +18,7 @@ import math
 
 import torch
 
-from latent_kernels._eager import row_dtype
+from latent_kernels.kernels.eager import row_dtype
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int]  # groups, samples, rows

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from latent_kernels._backends import backend
-from latent_kernels._eager import row_dtype
-from latent_kernels._ops import call, define, fold, no_second_derivative, unfold
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import row_dtype
+from latent_kernels.kernels.op import call, define, fold, no_second_derivative, unfold
 
 Tensor = torch.Tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES, seed_arguments
 
 Tensor = torch.Tensor

@@ -7,9 +7,17 @@ from typing import Any
 
 import torch
 
-from latent_kernels._backends import backend
-from latent_kernels._eager import as_int, in_memory
-from latent_kernels._ops import call, checked_seeds, define, fold, fold_seeds, groups_of, unfold
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import as_int, in_memory
+from latent_kernels.kernels.op import (
+    call,
+    checked_seeds,
+    define,
+    fold,
+    fold_seeds,
+    groups_of,
+    unfold,
+)
 
 Tensor = torch.Tensor
 

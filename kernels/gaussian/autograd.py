@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from latent_kernels._backends import backend
-from latent_kernels._eager import as_seeds, in_memory, row_dtype
-from latent_kernels._ops import call
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import as_seeds, in_memory, row_dtype
+from latent_kernels.kernels.op import call
 
 Tensor = torch.Tensor
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.lasso import reference
 from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from latent_kernels._backends import backend
-from latent_kernels._eager import in_memory, row_dtype
-from latent_kernels._ops import call, define, fold, unfold
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import in_memory, row_dtype
+from latent_kernels.kernels.op import call, define, fold, unfold
 
 Tensor = torch.Tensor
 

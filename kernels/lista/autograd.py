@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from latent_kernels import _checks
-from latent_kernels._backends import backend
-from latent_kernels._eager import in_memory
-from latent_kernels._ops import call
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import in_memory
 from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.op import call
 
 Tensor = torch.Tensor
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from latent_kernels._backends import backend
-from latent_kernels._eager import in_memory
-from latent_kernels._ops import call, define, no_second_derivative
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import in_memory
 from latent_kernels.kernels.lista.autograd import checked
 from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.op import call, define, no_second_derivative
 
 Tensor = torch.Tensor
 _COUNT = len(Tensors._fields)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch.autograd import forward_ad as _forward_ad
 
-from latent_kernels import _core
-from latent_kernels._backends import backend
-from latent_kernels._eager import plain
+from latent_kernels.kernels import _core
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import plain
 from latent_kernels.kernels.lista import cpp_cpu
 from latent_kernels.kernels.lista.problem import Choices, Tensors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from latent_kernels import _core
+from latent_kernels.kernels import _core
 
 # csrc/kernels.hpp, enum Type
 TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from latent_kernels._backends import backend
-from latent_kernels._eager import as_int
-from latent_kernels._ops import call, define
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import as_int
+from latent_kernels.kernels.op import call, define
 
 Tensor = torch.Tensor
 

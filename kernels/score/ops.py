@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from latent_kernels._eager import row_dtype
-from latent_kernels._ops import (
+from latent_kernels.kernels.eager import row_dtype
+from latent_kernels.kernels.op import (
     call,
     checked_seeds,
     define,

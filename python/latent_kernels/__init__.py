@@ -21,42 +21,46 @@ from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from latent_kernels.bounds import elbo, importance_bound
-from latent_kernels.densities import bernoulli_log_prob, gaussian_log_prob
-from latent_kernels.diagnostics import effective_sample_size, normalized_weights, pareto_k
-from latent_kernels.distributions import FusedNormal
-from latent_kernels.encoders import LISTA, LCoD, PSDEncoder, train_encoder
-from latent_kernels.families import Bernoulli, Categorical, DiagonalGaussian
-from latent_kernels.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
-from latent_kernels.lasso import sparse_encode
-from latent_kernels.lista import coupled_lista_encode, lista_encode
-from latent_kernels.mixture import exponential_family_e_step, gaussian_e_step
+from latent_kernels.mixtures.e_step import exponential_family_e_step, gaussian_e_step
+from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
 from latent_kernels.noise import normal, uniform
-from latent_kernels.score import (
+from latent_kernels.sparse.encoders import LISTA, LCoD, PSDEncoder, train_encoder
+from latent_kernels.sparse.lasso import sparse_encode
+from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
+from latent_kernels.variational.bounds import elbo, importance_bound
+from latent_kernels.variational.densities import bernoulli_log_prob, gaussian_log_prob
+from latent_kernels.variational.diagnostics import (
+    effective_sample_size,
+    normalized_weights,
+    pareto_k,
+)
+from latent_kernels.variational.distributions import FusedNormal
+from latent_kernels.variational.families import Bernoulli, Categorical, DiagonalGaussian
+from latent_kernels.variational.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
+from latent_kernels.variational.score import (
     disarm,
     disarm_gradient,
     score_function_expectation,
     score_function_gradient,
 )
-from latent_kernels.streaming import streamed_bound
-from latent_kernels.sufficient_statistics import SufficientStatistics
-from latent_kernels.variance import profile_variance
+from latent_kernels.variational.streaming import streamed_bound
+from latent_kernels.variational.variance import profile_variance
 
 if _TYPE_CHECKING:
-    from latent_kernels.estimators.dictionary_learning import DictionaryLearning
-    from latent_kernels.estimators.gaussian_mixture import GaussianMixture
-    from latent_kernels.estimators.mixture_model import MixtureModel
-    from latent_kernels.estimators.sparse_coder import SparseCoder
+    from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
+    from latent_kernels.mixtures.mixture_model import MixtureModel
+    from latent_kernels.sparse.dictionary_learning import DictionaryLearning
+    from latent_kernels.sparse.sparse_coder import SparseCoder
 
 __version__ = _version("latent-kernels")
 
 # The estimators import scikit-learn, which takes longer than all of the rest: only when they are
 # asked for.
 _LATER = {
-    "DictionaryLearning": "estimators.dictionary_learning",
-    "GaussianMixture": "estimators.gaussian_mixture",
-    "MixtureModel": "estimators.mixture_model",
-    "SparseCoder": "estimators.sparse_coder",
+    "DictionaryLearning": "sparse.dictionary_learning",
+    "GaussianMixture": "mixtures.gaussian_mixture",
+    "MixtureModel": "mixtures.mixture_model",
+    "SparseCoder": "sparse.sparse_coder",
 }
 
 

@@ -239,10 +239,10 @@ def _told() -> Iterator[None]:
 
 def _check_backends() -> None:
     """Ends the command where LATENT_KERNELS_BACKEND asks for something unknown."""
-    from latent_kernels import _backends
+    from latent_kernels.kernels import backends
 
     try:
-        _backends.forced()
+        backends.forced()
     except ValueError as error:
         raise _fail(str(error)) from None
 
@@ -251,11 +251,11 @@ def _check_cpu_backends() -> None:
     """Ends the command where a forced backend cannot run on the CPU."""
     import torch
 
-    from latent_kernels import _backends
+    from latent_kernels.kernels import backends
 
     try:
-        for op in _backends.BACKENDS:
-            _backends.backend_name(op, torch.device("cpu"))
+        for op in backends.BACKENDS:
+            backends.backend_name(op, torch.device("cpu"))
     except RuntimeError as error:
         raise _fail(str(error)) from None
 
@@ -364,8 +364,8 @@ def sparse(threads: int, *options: Any) -> None:
     import torch
     from rich.console import Console
 
-    from latent_kernels.encoders.training import TrainingDiverged
     from latent_kernels.examples import sparse_command as command
+    from latent_kernels.sparse.encoders.training import TrainingDiverged
 
     _check_cpu_backends()
     torch.set_num_threads(threads)
@@ -426,7 +426,7 @@ def info() -> None:
 def _facts() -> list[tuple[str, str]]:
     import torch
 
-    from latent_kernels import _backends, _core
+    from latent_kernels.kernels import _core, backends
 
     facts = [("latent-kernels", version("latent-kernels")), ("Python", sys.version.split()[0])]
     facts += [(package, _version(package)) for package in _PACKAGES]
@@ -435,7 +435,7 @@ def _facts() -> list[tuple[str, str]]:
         ("SIMD build in use", f"{_core.simd_build()}, {_core.simd_lanes()} float32 lanes"),
         ("threads", str(torch.get_num_threads())),
         ("GPU", _gpu()),
-        (_backends.VARIABLE, os.environ.get(_backends.VARIABLE) or "not set"),
+        (backends.VARIABLE, os.environ.get(backends.VARIABLE) or "not set"),
     ]
     return facts
 
@@ -477,11 +477,11 @@ def _backend_rows() -> list[tuple[str, str, str, str]]:
     """(op, backend on CPU, backend on CUDA, what is off and why)."""
     import torch
 
-    from latent_kernels import _backends
+    from latent_kernels.kernels import backends
 
-    missing = _backends.triton_missing()
+    missing = backends.triton_missing()
     rows = []
-    for op, names in _backends.BACKENDS.items():
+    for op, names in backends.BACKENDS.items():
         cpu = _used(op, "cpu")
         cuda = _used(op, "cuda") if torch.cuda.is_available() else "no GPU"
         off = f"triton: {missing}" if "triton" in names and missing is not None else "nothing"
@@ -492,10 +492,10 @@ def _backend_rows() -> list[tuple[str, str, str, str]]:
 def _used(op: str, device: str) -> str:
     import torch
 
-    from latent_kernels import _backends
+    from latent_kernels.kernels import backends
 
     try:
-        name = _backends.backend_name(op, torch.device(device))
+        name = backends.backend_name(op, torch.device(device))
     except RuntimeError as error:
         return str(error)
-    return f"{name} (forced)" if op in _backends.forced() else name
+    return f"{name} (forced)" if op in backends.forced() else name

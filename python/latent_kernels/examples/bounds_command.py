@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from latent_kernels._statistics import nulls
 from latent_kernels.examples import bounds_pictures
 from latent_kernels.examples.bounds_study import HELD_OUT_SEED, Fit, Recipe, binarized, fit
 from latent_kernels.examples.digits import load
 from latent_kernels.examples.objectives import ESTIMATORS
 from latent_kernels.examples.variance_command import BadOption, check_writable
+from latent_kernels.variational._statistics import nulls
 
 Report = Callable[[str, int, int], object]  # what is under way, how much of it is done, of how much
 

@@ -41,7 +41,7 @@ from latent_kernels.examples.vae import (
     train,
 )
 from latent_kernels.examples.variance_verdict import verdict
-from latent_kernels.variance import ProfileInterrupted, VarianceProfile
+from latent_kernels.variational.variance import ProfileInterrupted, VarianceProfile
 
 
 @dataclass(frozen=True)

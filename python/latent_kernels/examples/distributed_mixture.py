@@ -16,7 +16,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from latent_kernels.estimators.gaussian_mixture import GaussianMixture
+from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
 
 COMPONENTS, COLUMNS, ROWS = 4, 5, 20_000  # rows in each shard
 

@@ -19,11 +19,11 @@ from rich.table import Table
 from sklearn.exceptions import ConvergenceWarning
 
 import latent_kernels as lk
-from latent_kernels.estimators.gaussian_mixture import GaussianMixture
 from latent_kernels.examples import measure, mixture_pictures
 from latent_kernels.examples.variance_command import FORMATS, BadOption, check_writable
 from latent_kernels.kernels.mixture.model import COVARIANCE_TYPES
-from latent_kernels.sufficient_statistics import GaussianParameters
+from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
+from latent_kernels.mixtures.sufficient_statistics import GaussianParameters
 
 Floats = NDArray[np.float64]
 Advance = Callable[[], None]

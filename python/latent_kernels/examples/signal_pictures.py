@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from latent_kernels._statistics import Floats
 from latent_kernels.examples.pictures import new_figure, save_figure
 from latent_kernels.examples.signal_verdict import BIASED, clear
 from latent_kernels.examples.variance_pictures import GUIDE, STYLES
 from latent_kernels.examples.variance_verdict import NAMES
-from latent_kernels.variance import VarianceProfile
+from latent_kernels.variational._statistics import Floats
+from latent_kernels.variational.variance import VarianceProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

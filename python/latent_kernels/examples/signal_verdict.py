@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latent_kernels.examples.variance_verdict import NAMES, digits, enumeration
-from latent_kernels.variance import VarianceProfile
+from latent_kernels.variational.variance import VarianceProfile
 
 BIASED = "stl"  # for S > 1
 _FEWEST_POINTS = 3

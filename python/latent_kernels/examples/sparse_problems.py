@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latent_kernels.estimators.dictionary_learning import DictionaryLearning
+from latent_kernels.sparse.dictionary_learning import DictionaryLearning
 
 Tensor = torch.Tensor
 

@@ -20,8 +20,8 @@ from latent_kernels.examples import (
     variance_verdict,
 )
 from latent_kernels.examples.problems import PROBLEMS, Problem
-from latent_kernels.gradient_estimators import OBJECTIVES
-from latent_kernels.variance import ESTIMATORS, ProfileInterrupted, VarianceProfile
+from latent_kernels.variational.gradient_estimators import OBJECTIVES
+from latent_kernels.variational.variance import ESTIMATORS, ProfileInterrupted, VarianceProfile
 
 FORMATS = (".png", ".pdf", ".svg")
 

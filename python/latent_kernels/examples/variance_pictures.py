@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from latent_kernels.examples.pictures import new_figure, save_figure
 from latent_kernels.examples.variance_verdict import NAMES
-from latent_kernels.variance import VarianceProfile
+from latent_kernels.variational.variance import VarianceProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

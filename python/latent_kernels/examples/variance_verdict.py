@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latent_kernels.variance import VarianceProfile
+from latent_kernels.variational.variance import VarianceProfile
 
 NAMES = {
     "none": "no control variate",

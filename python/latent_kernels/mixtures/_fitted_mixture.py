@@ -1,0 +1,196 @@
+"""A fitted mixture: what the kinds of mixture say of themselves, prediction, scores and samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from latent_kernels._data import as_array
+from latent_kernels.kernels.mixture import model
+from latent_kernels.mixtures import _initialization
+from latent_kernels.mixtures._em import Batch, Census
+from latent_kernels.mixtures._initialization import Sample
+from latent_kernels.mixtures.e_step import checked_sample_weight, posterior
+from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
+
+Floats = NDArray[np.float64]
+
+CHECKS: dict[str, Any] = {"dtype": [np.float64, np.float32], "order": None, "copy": False}
+
+
+class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """One kind of mixture; the parameters have any form that the subclass's hooks agree on."""
+
+    # --- what a subclass says ---------------------------------------------------------------------
+
+    def _check_settings(self) -> None:
+        """Raises where a constructor argument is wrong."""
+        for name, least in (("n_components", 1), ("max_iter", 0), ("n_init", 1), ("verbose", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, (Integral, np.bool_)) or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
+        if not isinstance(self.warm_start, (bool, np.bool_)):
+            raise ValueError(f"warm_start must be a bool; got {self.warm_start!r}")
+        for name in ("tol", "reg_covar"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= float(value) < np.inf:
+                raise ValueError(f"{name} must be a number >= 0; got {value!r}")
+        if self.init_params not in _initialization.INIT_PARAMS:
+            known = ", ".join(map(repr, _initialization.INIT_PARAMS))
+            raise ValueError(f"init_params must be one of {known}; got {self.init_params!r}")
+        size = self.init_size
+        if size is not None and not (isinstance(size, Integral) and size >= self.n_components):
+            raise ValueError(f"init_size must be None or an integer >= n_components; got {size!r}")
+
+    def _check_values(self, X: NDArray[Any], fitted: bool) -> None:
+        """Raises where X holds values that the model cannot; fitted: by what is known of the data
+        since the census.
+        """
+
+    def _categorical(self, features: int) -> Sequence[int]:
+        """The columns whose greatest value the census must say."""
+        return ()
+
+    def _wants_missing(self) -> bool:
+        """Whether the census must say how much of each column is missing."""
+        return False
+
+    def _corrected(self, statistics: SufficientStatistics, missing: Floats) -> SufficientStatistics:
+        """The statistics that the M-step takes; missing: the share of each column that is, where it
+        is wanted.
+        """
+        return statistics
+
+    def _counted_rows(self, batch: Batch) -> Batch:
+        """The batch that EM goes through: rows of weight 0 may be left out."""
+        return batch
+
+    def _prepare(self, census: Census, warm: bool) -> None:
+        """Called with the census before EM begins; warm: raises where fitted parameters do not go
+        with it.
+        """
+
+    def _given(self, features: int) -> Any | None:
+        """Start parameters, where the constructor's arguments say all of them."""
+        raise NotImplementedError
+
+    def _start(self, sample: Sample, generator: np.random.RandomState) -> Any:
+        """Start parameters from a sample of the rows."""
+        raise NotImplementedError
+
+    def _parameters(self) -> Any:
+        """The fitted parameters; raises where the constructor's arguments do not go with them."""
+        raise NotImplementedError
+
+    def _width(self) -> int:
+        """D, also of a model whose parameters were set by hand."""
+        raise NotImplementedError
+
+    def _store(self, parameters: Any) -> None:
+        """Sets the fitted attributes."""
+        raise NotImplementedError
+
+    def _kernel(self, parameters: Any) -> model.Parameters:
+        """What the E-step takes."""
+        raise NotImplementedError
+
+    def _m_step(self, statistics: SufficientStatistics, previous: Any) -> Any:
+        """New parameters."""
+        raise NotImplementedError
+
+    def _n_parameters(self) -> int:
+        """The number of free parameters."""
+        raise NotImplementedError
+
+    def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
+        """A row [D] of each of these components (ascending)."""
+        raise NotImplementedError
+
+    # --- with a fitted model ----------------------------------------------------------------------
+
+    def _fitted_data(self, X: Any) -> tuple[NDArray[Any], model.Parameters]:
+        check_is_fitted(self, "weights_")
+        data = validate_data(
+            self, as_array(X), reset=False, ensure_all_finite="allow-nan", **CHECKS
+        )
+        parameters = self._parameters()
+        if data.shape[1] != self._width():
+            raise ValueError(
+                f"X must have {self._width()} columns, as the model has; got {data.shape[1]}"
+            )
+        self._check_values(data, fitted=True)
+        return data, self._kernel(parameters)
+
+    def score_samples(self, X: Any) -> Floats:
+        """log p(x_i), [N] float64; of the values that are there, where some are missing."""
+        density, _, _ = posterior(*self._fitted_data(X), log_density=True)
+        assert density is not None
+        return density
+
+    def _total(self, X: Any, sample_weight: ArrayLike | None) -> tuple[float, float]:
+        """(the sum of w_i log p(x_i), the sum of w_i)."""
+        density = self.score_samples(X)
+        weight = checked_sample_weight(sample_weight, len(density))
+        if weight is None:
+            return float(density.sum()), float(len(density))
+        if not weight.any():
+            raise ValueError("sample_weight must not be 0 for every row")
+        return float(weight @ density), float(weight.sum())
+
+    def score(self, X: Any, y: Any = None, *, sample_weight: ArrayLike | None = None) -> float:
+        """The mean of log p(x_i) over the rows of X, with their weights."""
+        log_likelihood, weight = self._total(X, sample_weight)
+        return log_likelihood / weight
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """The component of greatest responsibility for each row, [N]."""
+        _, labels, _ = posterior(*self._fitted_data(X), labels=True)
+        assert labels is not None
+        return labels
+
+    def predict_proba(self, X: Any) -> NDArray[Any]:
+        """The responsibilities p(k | x_i), [N, n_components] in X's dtype."""
+        _, _, responsibilities = posterior(*self._fitted_data(X), responsibilities=True)
+        assert responsibilities is not None
+        return responsibilities
+
+    def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
+        """Draws rows [n_samples, D], ordered by component, and their components [n_samples]."""
+        check_is_fitted(self, "weights_")
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be >= 1; got {n_samples}")
+        self._parameters()
+        generator = check_random_state(self.random_state)
+        counts = generator.multinomial(n_samples, self.weights_)
+        labels = np.repeat(np.arange(len(counts)), counts)
+        return self._draw(labels, generator), labels
+
+    def aic(self, X: Any, *, sample_weight: ArrayLike | None = None) -> float:
+        """Akaike's information criterion on X: -2 log-likelihood + 2 (number of free parameters);
+        lower is better.
+        """
+        log_likelihood, _ = self._total(X, sample_weight)
+        return -2 * log_likelihood + 2 * self._n_parameters()
+
+    def bic(self, X: Any, *, sample_weight: ArrayLike | None = None) -> float:
+        """The Bayesian information criterion on X: -2 log-likelihood + log(N) (number of free
+        parameters).
+
+        With sample_weight, N is the sum of the weights.
+        """
+        log_likelihood, weight = self._total(X, sample_weight)
+        return -2 * log_likelihood + self._n_parameters() * math.log(weight)
+
+    def __sklearn_tags__(self) -> Any:
+        """scikit-learn's tags: NaN is allowed."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags

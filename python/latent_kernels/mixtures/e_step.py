@@ -1,0 +1,397 @@
+"""E-steps of mixtures: one pass over the data, no N x K array, the same bits for any number of
+threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from latent_kernels._data import dense_on_cpu
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.mixture import model
+from latent_kernels.mixtures import _columns
+from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics, positive_definite
+
+Floats = NDArray[np.float64]
+_CPU = torch.device("cpu")
+_OVERFLOW = "X must not hold infinite values, nor ones so far from every component that their squares overflow {dtype}"
+
+
+def gaussian_e_step(
+    X: NDArray[Any] | torch.Tensor,
+    weights: ArrayLike,
+    means: ArrayLike,
+    covariances: ArrayLike,
+    covariance_type: str = "diag",
+    *,
+    sample_weight: ArrayLike | None = None,
+    hard: bool = False,
+) -> SufficientStatistics:
+    """The E-step of a Gaussian mixture: expected sufficient statistics about the given means, and
+    the log-likelihood.
+
+    With r_ik = pi_k N(x_i; m_k, S_k) / sum_j pi_j N(x_i; m_j, S_j):
+
+        N_k = sum_i w_i r_ik,  sum_i w_i r_ik (x_i - m_k),  sum_i w_i r_ik (x_i - m_k)(x_i - m_k)^T,
+        log-likelihood = sum_i w_i log sum_k pi_k N(x_i; m_k, S_k)
+
+    (Dempster, Laird & Rubin 1977). NaN means missing at random, and is dealt with exactly: diagonal
+    and spherical densities are those of the columns that are there; full and tied ones are
+    marginal, and the sums are completed by their conditional expectations (Ghahramani & Jordan
+    1994), which takes a Cholesky factor for each component and pattern of missing columns.
+
+    Args: X: [N, D] float32 or float64, of any strides, a NumPy array (memory-mapped or read-only
+        too) or a tensor on
+            the CPU; it is not copied. Tiles of it are computed with in its dtype, and summed in
+            float64.
+        weights: [K], pi_k >= 0, of sum 1.
+        means: [K, D].
+        covariances: "full" [K, D, D], "tied" [D, D], "diag" [K, D] variances, "spherical" [K]
+            variances.
+        covariance_type: "full", "tied", "diag" or "spherical".
+        sample_weight: [N], w_i >= 0; None for 1.
+        hard: each row belongs wholly to its most probable component (the first of several): the
+            limit of zero temperature, with which EM is the classification EM of Celeux & Govaert
+            (1992), and Lloyd's algorithm for equal weights and one spherical variance. The
+            log-likelihood is then sum_i w_i max_k log pi_k N(...).
+
+    Returns:
+        `SufficientStatistics` about `means`; `.m_step()` gives the new parameters. Threads follow
+        `torch.get_num_threads()` and change no bit.
+
+    Raises: TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
+        ValueError: a shape or value is wrong; a covariance is not positive definite; X holds
+        infinite values.
+
+    """
+    data = checked_data(X)
+    parameters = gaussian_parameters(weights, means, covariances, covariance_type, data.shape[1])
+    return e_step(data, parameters, checked_sample_weight(sample_weight, len(data)), hard)
+
+
+def exponential_family_e_step(
+    X: NDArray[Any] | torch.Tensor,
+    weights: ArrayLike,
+    families: Sequence[str],
+    parameters: Sequence[Any],
+    *,
+    sample_weight: ArrayLike | None = None,
+    hard: bool = False,
+) -> SufficientStatistics:
+    """The E-step of a mixture whose columns are of several families, independent within a
+    component.
+
+    For canonical families log p(x | k) = <eta_k, phi(x)> - A(eta_k) + log h(x), the sums are those
+    of phi(x); diagonal Gaussian columns are as in `gaussian_e_step`. A value that is NaN is missing
+    at random and contributes nothing.
+
+    | family | values | parameters of a column |
+    | --- | --- | --- |
+    | "gaussian" | any | (means [K], variances [K]) |
+    | "bernoulli" | 0, 1 | p [K] |
+    | "poisson" | 0, 1, 2, ... | rates [K] |
+    | "categorical" | 0, ..., C - 1 | p [K, C] |
+
+    Args: X: [N, D] float32 or float64, as in `gaussian_e_step`. weights: [K], pi_k >= 0, of sum 1.
+        families: one name for each column of X. parameters: mean parameters for each column of X,
+        as in the table. Probabilities and rates nearer than 1e-12
+            to 0 or 1 (rates: to 0) are taken as that far from it, so that natural parameters are
+            finite.
+        sample_weight: [N], w_i >= 0; None for 1.
+        hard: as in `gaussian_e_step`.
+
+    Returns: `SufficientStatistics`: the Gaussian columns (in their order in X) have anchor, first
+        and second; the features of the others (in their order in X) have `features`, whose M-step
+        is `mean_parameters()`.
+
+    Raises: TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
+        ValueError: a shape or value is wrong, an unknown family, or a value of X outside its
+        column's family.
+
+    """
+    data = checked_data(X)
+    mixture = mixed_parameters(weights, families, parameters, data.shape[1])
+    return e_step(data, mixture, checked_sample_weight(sample_weight, len(data)), hard)
+
+
+# --- from here on: what the estimators share ------------------------------------------------------
+
+
+def e_step(
+    X: NDArray[Any], parameters: model.Parameters, sample_weight: Floats | None, hard: bool = False
+) -> SufficientStatistics:
+    """The statistics of checked data."""
+    scale = 1.0
+    if sample_weight is not None and X.dtype == np.float32 and len(X) > 0:
+        most = float(sample_weight.max())
+        if most > 0 and not 2.0**-60 < most < 2.0**60:  # products with them must fit float32
+            scale = 2.0 ** math.floor(math.log2(most))
+            sample_weight = sample_weight / scale
+    with np.errstate(
+        over="ignore", invalid="ignore", divide="ignore"
+    ):  # what comes of these is looked at below
+        sums = backend("mixture", _CPU).statistics(X, parameters, sample_weight, bool(hard))
+    total = float(len(X)) if sample_weight is None else float(sample_weight.sum())
+    result = SufficientStatistics(
+        covariance_type=parameters.gaussian.covariance_type,
+        log_likelihood=sums.log_likelihood,
+        total_weight=total,
+        counts=sums.counts,
+        observed=sums.observed,
+        anchor=parameters.gaussian.means,
+        first=sums.first,
+        second=sums.second,
+        features=sums.features,
+        features_observed=sums.features_observed,
+        feature_starts=parameters.canonical.starts,
+    )
+    if not np.isfinite(result.to_vector()).all():
+        raise ValueError(_OVERFLOW.format(dtype=X.dtype))
+    return result if scale == 1.0 else result * scale
+
+
+def posterior(
+    X: NDArray[Any],
+    parameters: model.Parameters,
+    *,
+    log_density: bool = False,
+    labels: bool = False,
+    responsibilities: bool = False,
+) -> tuple[Floats | None, NDArray[np.int64] | None, NDArray[Any] | None]:
+    """(log p(x_i) [N], the most probable component [N], r_ik [N, K] in X's dtype), each where it is
+    asked for.
+    """
+    rows, components = len(X), len(parameters.log_weights)
+    density = np.empty(rows)
+    label = np.empty(rows, np.int64) if labels else None
+    r = np.empty((rows, components), X.dtype) if responsibilities else None
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        backend("mixture", _CPU).posterior(X, parameters, density, label, r)
+    if not np.isfinite(density).all():
+        row = int(np.flatnonzero(~np.isfinite(density))[0])
+        raise ValueError(f"{_OVERFLOW.format(dtype=X.dtype)}; row {row} does")
+    return density if log_density else None, label, r
+
+
+def checked_data(X: Any, name: str = "X") -> NDArray[Any]:
+    """X as an array over the same memory."""
+    if isinstance(X, torch.Tensor):
+        X = dense_on_cpu(name, X)
+        if X.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{name} must have dtype float32 or float64; got {X.dtype}")
+        X = X.numpy()
+    if not isinstance(X, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array or a torch.Tensor; got {type(X).__name__}")
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must not be a masked array: missing values are NaN, as {name}.filled(np.nan) has them"
+        )
+    if X.dtype not in (np.float32, np.float64) or not X.dtype.isnative:
+        raise TypeError(
+            f"{name} must have dtype float32 or float64 in this machine's byte order; got {X.dtype!r}"
+        )
+    if X.ndim != 2 or X.shape[1] == 0:
+        raise ValueError(f"{name} must have shape [N, D] with D >= 1; got {X.shape}")
+    return np.asarray(X)
+
+
+def checked_sample_weight(sample_weight: ArrayLike | None, rows: int) -> Floats | None:
+    """Weights [N] as float64."""
+    if sample_weight is None:
+        return None
+    weight = _floats("sample_weight", sample_weight)
+    if weight.shape != (rows,):
+        raise ValueError(
+            f"sample_weight must have shape ({rows},), one weight for each row of X; got {weight.shape}"
+        )
+    if not (np.isfinite(weight) & (weight >= 0)).all():
+        raise ValueError("sample_weight must be finite and >= 0")
+    return np.ascontiguousarray(weight)
+
+
+def _floats(name: str, x: Any) -> Floats:
+    try:
+        if isinstance(x, torch.Tensor):
+            x = x.detach().cpu().double().numpy()
+        array = np.asarray(x)
+        if np.iscomplexobj(array):
+            raise TypeError("complex numbers")
+        return array.astype(
+            np.float64
+        )  # a copy: what the statistics keep must not change with the caller's array
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be an array of numbers; got {type(x).__name__} ({error})"
+        ) from None
+
+
+def _log_weights(weights: ArrayLike) -> Floats:
+    pi = _floats("weights", weights)
+    if pi.ndim != 1 or len(pi) == 0:
+        raise ValueError(f"weights must have shape [K] with K >= 1; got {pi.shape}")
+    if not (pi >= 0).all() or not abs(pi.sum() - 1) <= 1e-6:
+        raise ValueError(f"weights must be >= 0 with sum 1; got {pi} of sum {pi.sum()}")
+    with np.errstate(divide="ignore"):
+        result: Floats = np.log(pi)
+    return result
+
+
+def covariance_shape(covariance_type: str, components: int, size: int) -> tuple[int, ...]:
+    """The shape of `covariances`."""
+    if covariance_type not in model.COVARIANCE_TYPES:
+        known = ", ".join(map(repr, model.COVARIANCE_TYPES))
+        raise ValueError(f"covariance_type must be one of {known}; got {covariance_type!r}")
+    return {
+        "full": (components, size, size),
+        "tied": (size, size),
+        "diag": (components, size),
+        "spherical": (components,),
+    }[covariance_type]
+
+
+def precisions_cholesky(covariances: Floats, covariance_type: str) -> Floats:
+    """U with Sigma^-1 = U U^T, upper triangular; 1/sigma for "diag" and "spherical"."""
+    if covariance_type in ("diag", "spherical"):
+        bad = ~(np.isfinite(covariances) & (covariances > 0))
+        if bad.any():
+            where = int(np.argwhere(bad)[0][0])
+            raise ValueError(
+                f"covariances must be finite and > 0; those of component {where} are not"
+            )
+        return 1 / np.sqrt(covariances)
+    stack = covariances.reshape(-1, *covariances.shape[-2:])
+    scale = abs(stack).max(axis=(1, 2), initial=0)
+    bad = ~np.isfinite(scale)
+    if not bad.any():
+        bad = abs(stack - stack.swapaxes(1, 2)).max(axis=(1, 2), initial=0) > 1e-6 * scale
+    if not bad.any():
+        try:
+            lower = np.linalg.cholesky(stack)
+        except np.linalg.LinAlgError:
+            bad = np.array([not positive_definite(covariance) for covariance in stack])
+    if bad.any():
+        raise ValueError(
+            f"covariances must be symmetric and positive definite; number {int(np.flatnonzero(bad)[0])} is not"
+        )
+    result: Floats = np.triu(np.linalg.inv(lower).swapaxes(1, 2)).reshape(covariances.shape)
+    return result
+
+
+def gaussian_parameters(
+    weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, covariance_type: str, size: int
+) -> model.Parameters:
+    """Checked parameters of a Gaussian mixture over `size` columns."""
+    log_weights = _log_weights(weights)
+    components = len(log_weights)
+    m, s = _floats("means", means), _floats("covariances", covariances)
+    if m.shape != (components, size) or not np.isfinite(m).all():
+        raise ValueError(
+            f"means must be finite with shape [K, D] = ({components}, {size}); got shape {m.shape}"
+        )
+    expected = covariance_shape(covariance_type, components, size)
+    if s.shape != expected:
+        raise ValueError(
+            f"covariances must have shape {expected} for {covariance_type!r}; got {s.shape}"
+        )
+    gaussian = model.GaussianColumns(
+        np.arange(size),
+        covariance_type,
+        np.ascontiguousarray(m),
+        precisions_cholesky(s, covariance_type),
+    )
+    return model.Parameters(log_weights, gaussian, model.no_canonical(components))
+
+
+def mixed_parameters(
+    weights: ArrayLike, families: Sequence[str], parameters: Sequence[Any], size: int
+) -> model.Parameters:
+    """Checked parameters of a mixture of several families."""
+    log_weights = _log_weights(weights)
+    components = len(log_weights)
+    if isinstance(families, str):
+        raise TypeError(
+            f"families must be a sequence of one name for each column of X; got the string {families!r}"
+        )
+    families = list(families)
+    if len(families) != size or len(parameters) != size:
+        raise ValueError(
+            f"families and parameters must have one entry for each of the {size} columns of X; "
+            f"got {len(families)} and {len(parameters)}"
+        )
+    gaussians: list[tuple[int, Floats, Floats]] = []
+    columns, kinds, starts, naturals, partitions = [], [], [0], [], []
+    for i, (family, parameter) in enumerate(zip(families, parameters, strict=True)):
+        if family not in _columns.FAMILIES:
+            known = ", ".join(map(repr, _columns.FAMILIES))
+            raise ValueError(f"families must be of {known}; got {family!r} for column {i}")
+        if family == "gaussian":
+            mean, variance = _gaussian_column(i, parameter, components)
+            gaussians.append((i, mean, variance))
+            continue
+        mean = _floats(f"parameters[{i}]", parameter)
+        _check_mean(i, family, mean, components)
+        natural, partition = _columns.natural_parameters(family, mean)
+        columns.append(i)
+        kinds.append(family)
+        starts.append(starts[-1] + natural.shape[1])
+        naturals.append(natural)
+        partitions.append(partition)
+    gaussian = model.no_gaussian(components)
+    if gaussians:
+        variances = np.stack([v for _, _, v in gaussians], axis=1)
+        gaussian = model.GaussianColumns(
+            np.array([i for i, _, _ in gaussians]),
+            "diag",
+            np.stack([m for _, m, _ in gaussians], axis=1),
+            precisions_cholesky(variances, "diag"),
+        )
+    canonical = model.no_canonical(components)
+    if columns:
+        canonical = model.CanonicalColumns(
+            np.array(columns),
+            tuple(kinds),
+            np.array(starts),
+            np.concatenate(naturals, axis=1),
+            np.stack(partitions, axis=1),
+        )
+    return model.Parameters(log_weights, gaussian, canonical)
+
+
+def _gaussian_column(i: int, parameter: Any, components: int) -> tuple[Floats, Floats]:
+    whole = isinstance(parameter, Sequence) or getattr(parameter, "ndim", 0) > 0
+    pair = list(parameter) if whole else []
+    arrays = [_floats(f"parameters[{i}]", x) for x in pair]
+    if (
+        [x.shape for x in arrays] != [(components,)] * 2
+        or not np.isfinite(arrays).all()
+        or not (arrays[1] > 0).all()
+    ):
+        raise ValueError(
+            f"parameters[{i}] must be finite means and variances > 0, two arrays of shape ({components},)"
+        )
+    return arrays[0], arrays[1]
+
+
+def _check_mean(i: int, family: str, mean: Floats, components: int) -> None:
+    if family == "categorical":
+        fits = mean.ndim == 2 and mean.shape[0] == components and mean.shape[1] >= 1
+        shape = f"({components}, C)"
+    else:
+        fits, shape = mean.shape == (components,), f"({components},)"
+    if not fits:
+        raise ValueError(
+            f"parameters[{i}] must have shape {shape} for {family!r}; got {mean.shape}"
+        )
+    least, greatest = 0.0, np.inf if family == "poisson" else 1.0
+    sums = family != "categorical" or bool((abs(mean.sum(axis=1) - 1) <= 1e-6).all())
+    if not ((mean >= least) & (mean <= greatest) & np.isfinite(mean)).all() or not sums:
+        what = (
+            "rates >= 0" if family == "poisson" else "probabilities" + ("" if sums else " of sum 1")
+        )
+        raise ValueError(f"parameters[{i}] must be {what} for {family!r}")

@@ -1,0 +1,295 @@
+"""`GaussianMixture`: scikit-learn's estimator, with missing values, weights, batches and processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from latent_kernels.kernels.mixture import model
+from latent_kernels.mixtures import _initialization
+from latent_kernels.mixtures._initialization import Sample
+from latent_kernels.mixtures._mixture_estimator import MixtureEstimator
+from latent_kernels.mixtures.e_step import covariance_shape, precisions_cholesky
+from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
+
+Floats = NDArray[np.float64]
+
+
+class _Parameters(NamedTuple):
+    weights: Floats
+    means: Floats
+    covariances: Floats
+    precisions_cholesky: Floats
+
+
+class GaussianMixture(MixtureEstimator):
+    r"""A mixture of Gaussians fitted by EM, in place of sklearn.mixture.GaussianMixture.
+
+    .. math::
+        p(x) = \sum_k \pi_k \mathcal N(x; m_k, \Sigma_k)
+
+    An iteration is one pass over the data (`gaussian_e_step`) that stores no [N, K] array.
+    Arguments, attributes and the stream of random numbers are scikit-learn's: with the same
+    random_state both start alike (as long as the data have no more rows than the initialization
+    looks at) and end alike. Beyond it there are sample_weight, missing values (NaN, at random),
+    `partial_fit`, `fit_batches`, and `group=` for torch.distributed.
+
+    Args: n_components: K >= 1. covariance_type: "full", "tied" (one for all components), "diag" or
+        "spherical". tol: EM stops where the mean log-likelihood changes by less than this.
+        reg_covar: added to every variance; >= 0. With 0 the likelihood never falls; with more it
+        may, slightly. What
+            "full" and "tied" covariances complete missing values with holds it already: they gain
+            it times the share of rows (of all components together) that have the column, so that it
+            does not compound.
+        max_iter: most iterations of one run.
+        n_init: number of runs; the one of greatest likelihood is kept.
+        init_params: "kmeans", "k-means++" (rows far apart as means), "random_from_data" (any rows
+            as means) or "random" (responsibilities).
+        weights_init: [K], in place of those of init_params.
+        means_init: [K, D], likewise.
+        precisions_init: inverse covariances, in the shape of `precisions_`, likewise. With all
+            three nothing is drawn.
+        random_state: int, RandomState or None.
+        warm_start: fit goes on from where the last one ended, with one run.
+        verbose: 1 shows progress on stderr, 2 a line for each iteration.
+        verbose_interval: with verbose=2, a line only for every so many iterations.
+        init_size: how many rows, drawn at random, the initialization looks at; None: at most
+            max(10_000, 100 n_components). Missing values count there as their column's mean, and a
+            column without any value has mean 0 and variance 1.
+
+    Attributes: weights_: [K], float64 as everything here. means_: [K, D]. covariances_: "full" [K,
+        D, D], "tied" [D, D], "diag" [K, D], "spherical" [K]. precisions_: their inverses, of the
+        same shapes. precisions_cholesky_: U, upper triangular, with precision U U^T; 1/sigma for
+        "diag" and "spherical". converged_: whether the best run stopped by tol. n_iter_: its number
+        of iterations. lower_bound_: mean log-likelihood in its last E-step. lower_bounds_: list of
+        those of all its iterations. n_features_in_: D. feature_names_in_: column names, where X has
+        them.
+
+    A component that loses all its weight keeps its mean and covariance with weight 0, and a
+    ConvergenceWarning names it; a singular covariance raises a ValueError.
+
+    """
+
+    weights_: Floats
+    means_: Floats
+    covariances_: Floats
+    precisions_cholesky_: Floats
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: str = "full",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int = 1,
+        init_params: str = "kmeans",
+        weights_init: ArrayLike | None = None,
+        means_init: ArrayLike | None = None,
+        precisions_init: ArrayLike | None = None,
+        random_state: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        verbose_interval: int = 1,
+        init_size: int | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.verbose_interval = verbose_interval
+        self.init_size = init_size
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        covariance_shape(self.covariance_type, self.n_components, 1)
+        if not isinstance(self.verbose_interval, Integral) or self.verbose_interval < 1:
+            raise ValueError(
+                f"verbose_interval must be an integer >= 1; got {self.verbose_interval!r}"
+            )
+
+    def _initial(self, name: str, shape: tuple[int, ...]) -> Floats | None:
+        """One of the arrays that the constructor was given, checked."""
+        value = getattr(self, name)
+        if value is None:
+            return None
+        array = np.array(value, np.float64)
+        if array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite with shape {shape}; got shape {array.shape}")
+        return array
+
+    def _initials(self, features: int) -> tuple[Floats | None, Floats | None, Floats | None]:
+        """(weights, means, covariances), each None where it was not given."""
+        weights = initial_weights(self.weights_init, self.n_components)
+        means = self._initial("means_init", (self.n_components, features))
+        shape = covariance_shape(self.covariance_type, self.n_components, features)
+        precisions = self._initial("precisions_init", shape)
+        return (
+            weights,
+            means,
+            None if precisions is None else _inverses(precisions, self.covariance_type),
+        )
+
+    def _given(self, features: int) -> _Parameters | None:
+        weights, means, covariances = self._initials(features)
+        if weights is None or means is None or covariances is None:
+            return None
+        return self._complete(weights, means, covariances)
+
+    def _start(self, sample: Sample, generator: np.random.RandomState) -> _Parameters:
+        weights, means, covariances = self._initials(sample.X.shape[1])
+        Z = _initialization.filled(sample.X, sample.weight)
+        unknown = _initialization.without_values(sample.X)
+        parts = _initialization.parts(
+            self.init_params, Z, sample.weight, self.n_components, generator
+        )
+        single = self.init_params in _initialization.SINGLE_ROWS
+        statistics = _initialization.gaussian_statistics(
+            Z, sample.weight, parts, self.covariance_type, single, unknown
+        )
+        if weights is None:
+            weights = statistics.counts / statistics.counts.sum()
+        if covariances is None:
+            whole = _initialization.sample_covariances(
+                Z, sample.weight, self.covariance_type, self.n_components, self.reg_covar, unknown
+            )
+            covariances = statistics.m_step(reg_covar=self.reg_covar, covariances=whole).covariances
+        return self._complete(weights, statistics.anchor if means is None else means, covariances)
+
+    def _complete(self, weights: Floats, means: Floats, covariances: Floats) -> _Parameters:
+        return _Parameters(
+            weights, means, covariances, precisions_cholesky(covariances, self.covariance_type)
+        )
+
+    def _m_step(self, statistics: SufficientStatistics, previous: _Parameters) -> _Parameters:
+        return self._complete(
+            *statistics.m_step(reg_covar=self.reg_covar, covariances=previous.covariances)
+        )
+
+    def _parameters(self) -> _Parameters:
+        fitted = getattr(self, "_fitted_type", self.covariance_type)
+        if fitted != self.covariance_type:
+            raise ValueError(
+                f"the model was fitted with covariance_type = {fitted!r}, which does not go with "
+                f"covariance_type = {self.covariance_type!r}: set it back, or fit again without warm_start"
+            )
+        width = self._width()
+        shape = covariance_shape(self.covariance_type, self.n_components, width)
+        arrays = (self.weights_, self.means_, self.covariances_, self.precisions_cholesky_)
+        result = _Parameters(*(np.ascontiguousarray(x, np.float64) for x in arrays))
+        if (
+            result.means.shape != (self.n_components, width)
+            or result.precisions_cholesky.shape != shape
+        ):
+            raise ValueError(
+                f"the fitted model has means of shape {result.means.shape} and covariances of shape "
+                f"{result.covariances.shape}, which do not go with n_components = {self.n_components}, "
+                f"covariance_type = {self.covariance_type!r} and {width} columns"
+            )
+        return result
+
+    def _width(self) -> int:
+        return int(
+            self.n_features_in_ if hasattr(self, "n_features_in_") else np.shape(self.means_)[-1]
+        )
+
+    def _wants_missing(self) -> bool:
+        return self.covariance_type in ("full", "tied") and self.reg_covar > 0
+
+    def _corrected(self, statistics: SufficientStatistics, missing: Floats) -> SufficientStatistics:
+        # What completes a missing value has a variance that holds reg_covar already, which the
+        # M-step adds to all rows. In "full" covariances the share of rows is taken to be that of
+        # all components together.
+        if not self._wants_missing() or not missing.any():
+            return statistics
+        twice = self.reg_covar * np.diag(missing)
+        counts = statistics.counts
+        second = (
+            statistics.second
+            - (counts.sum() if self.covariance_type == "tied" else counts[:, None, None]) * twice
+        )
+        return replace(statistics, second=second)
+
+    def _store(self, parameters: _Parameters) -> None:
+        self.weights_, self.means_, self.covariances_, u = parameters
+        self.precisions_cholesky_ = u
+        self._fitted_type = self.covariance_type
+        matrices = self.covariance_type in ("full", "tied")
+        self.precisions_ = u @ np.swapaxes(u, -1, -2) if matrices else u**2
+
+    def _kernel(self, parameters: _Parameters) -> model.Parameters:
+        components, size = parameters.means.shape
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(parameters.weights)
+        gaussian = model.GaussianColumns(
+            np.arange(size), self.covariance_type, parameters.means, parameters.precisions_cholesky
+        )
+        return model.Parameters(log_weights, gaussian, model.no_canonical(components))
+
+    def _n_parameters(self) -> int:
+        components, size = self.means_.shape
+        covariances = {
+            "full": components * size * (size + 1) // 2,
+            "tied": size * (size + 1) // 2,
+            "diag": components * size,
+            "spherical": components,
+        }[self.covariance_type]
+        return int(covariances + components * size + components - 1)
+
+    def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
+        counts = np.bincount(labels, minlength=len(self.weights_))
+        return np.concatenate(
+            [self._draw_component(k, int(n), generator) for k, n in enumerate(counts)]
+        )
+
+    def _draw_component(self, k: int, rows: int, generator: np.random.RandomState) -> Floats:
+        covariance = self.covariances_ if self.covariance_type == "tied" else self.covariances_[k]
+        if self.covariance_type in ("full", "tied"):
+            drawn: Floats = generator.multivariate_normal(self.means_[k], covariance, rows)
+            return drawn
+        noise = generator.standard_normal(size=(rows, self.means_.shape[1]))
+        result: Floats = self.means_[k] + noise * np.sqrt(covariance)
+        return result
+
+
+def initial_weights(weights_init: ArrayLike | None, components: int) -> Floats | None:
+    """The constructor's weights_init [K], checked."""
+    if weights_init is None:
+        return None
+    weights: Floats = np.array(weights_init, np.float64)
+    fits = (
+        weights.shape == (components,)
+        and bool((weights >= 0).all())
+        and abs(float(weights.sum()) - 1) <= 1e-6
+    )
+    if not fits:
+        raise ValueError(
+            f"weights_init must have shape ({components},), be >= 0 and have sum 1; got {weights}"
+        )
+    normalized: Floats = weights / weights.sum()
+    return normalized
+
+
+def _inverses(precisions: Floats, covariance_type: str) -> Floats:
+    """Covariances of precisions_init."""
+    try:
+        u = precisions_cholesky(precisions, covariance_type)
+    except ValueError:
+        what = "symmetric and positive definite" if covariance_type in ("full", "tied") else "> 0"
+        raise ValueError(f"precisions_init must be {what} for {covariance_type!r}") from None
+    result: Floats = u @ np.swapaxes(u, -1, -2) if covariance_type in ("full", "tied") else u**2
+    return result

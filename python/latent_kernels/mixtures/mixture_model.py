@@ -1,0 +1,373 @@
+"""`MixtureModel`: EM for columns of several exponential families, latent class analysis among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from latent_kernels.kernels.mixture import model
+from latent_kernels.mixtures import _columns, _initialization
+from latent_kernels.mixtures._em import Batch, Census
+from latent_kernels.mixtures._initialization import Parts, Sample
+from latent_kernels.mixtures._mixture_estimator import MixtureEstimator
+from latent_kernels.mixtures.e_step import mixed_parameters
+from latent_kernels.mixtures.gaussian_mixture import initial_weights
+from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
+
+Floats = NDArray[np.float64]
+
+_VALUES = {"bernoulli": "0 and 1", "poisson": "0, 1, 2, ...", "categorical": "0, 1, 2, ..."}
+# A column may have so many categories, or as many as there are rows; more must be a mistake.
+_MOST_CATEGORIES = 1000
+# Values are checked in blocks of so many rows, so that no copy of X is made.
+_BLOCK = 1 << 16
+
+
+class _Parameters(NamedTuple):
+    weights: Floats
+    columns: tuple[Any, ...]  # for each column as in `parameters_`
+
+
+class MixtureModel(MixtureEstimator):
+    r"""A mixture whose columns are of several families, independent within a component, fitted by
+    EM.
+
+    .. math::
+        p(x) = \sum_k \pi_k \prod_d p_d(x_d; \theta_{dk})
+
+    With categorical columns this is latent class analysis. An iteration is one pass over the data
+    (`exponential_family_e_step`) that stores no [N, K] array; the M-step is the mean of each
+    column's sufficient statistic. Missing values (NaN) are at random and contribute nothing.
+
+    | family | values | entry of `parameters_` |
+    | --- | --- | --- |
+    | "gaussian" | any | (means [K], variances [K]) |
+    | "bernoulli" | 0, 1 | p [K] |
+    | "poisson" | 0, 1, 2, ... | rates [K] |
+    | "categorical" | 0, ..., C - 1 | p [K, C] |
+
+    Args: n_components: K >= 1. families: one name for each column, or one for all; None:
+        "gaussian". min_categories: least C of categorical columns, an int or one for each column of
+        X. C is the greatest value in
+            the data of `fit` (or the first batch of `partial_fit`) + 1, where that is more; rows of
+            weight 0 do not count. It may be at most max(1000, rows), or this.
+        tol: EM stops where the mean log-likelihood changes by less than this.
+        reg_covar: added to every variance of a Gaussian column; >= 0.
+        max_iter: most iterations of one run.
+        n_init: number of runs; the one of greatest likelihood is kept.
+        init_params: "kmeans", "k-means++", "random_from_data" or "random", as in `GaussianMixture`.
+            Distances are those of columns made comparable: Gaussian ones and square roots of
+            Poisson ones standardized, categories one-hot.
+        weights_init: [K], in place of those of init_params.
+        parameters_init: in the form of `parameters_`, likewise. With both nothing is drawn.
+        random_state: int, RandomState or None.
+        warm_start: fit goes on from where the last one ended, with one run.
+        verbose: 1 shows progress on stderr, 2 a line for each iteration.
+        init_size: how many rows, drawn at random, the initialization looks at; None: at most
+            max(10_000, 100 n_components).
+
+    Attributes: weights_: [K], float64 as everything here. parameters_: list with an entry for each
+        column, as in the table; what `exponential_family_e_step` takes.
+            Probabilities and rates on the boundary are kept 1e-12 inside of it.
+        families_: tuple with the name of each column's family.
+        n_categories_: [D], C of categorical columns and 0 of others.
+        converged_: whether the best run stopped by tol.
+        n_iter_: its number of iterations.
+        lower_bound_: mean log-likelihood in its last E-step.
+        lower_bounds_: list of those of all its iterations.
+        n_features_in_: D.
+        feature_names_in_: column names, where X has them.
+
+    A component that loses all its weight keeps its parameters with weight 0, and a
+    ConvergenceWarning names it. A value outside its column's family raises a ValueError.
+
+    """
+
+    weights_: Floats
+    parameters_: list[Any]
+    families_: tuple[str, ...]
+    n_categories_: NDArray[np.int64]
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        families: str | Sequence[str] | None = None,
+        min_categories: int | ArrayLike | None = None,
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int = 1,
+        init_params: str = "kmeans",
+        weights_init: ArrayLike | None = None,
+        parameters_init: Sequence[Any] | None = None,
+        random_state: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        init_size: int | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.families = families
+        self.min_categories = min_categories
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weights_init = weights_init
+        self.parameters_init = parameters_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.init_size = init_size
+
+    # --- columns ----------------------------------------------------------------------------------
+
+    def _families(self, features: int) -> tuple[str, ...]:
+        """A family for each column."""
+        if self.families is None or isinstance(self.families, str):
+            families: tuple[str, ...] = (self.families or "gaussian",) * features
+        else:
+            families = tuple(self.families)
+        if len(families) != features:
+            raise ValueError(
+                f"families must name one for each of the {features} columns of X; got {len(families)}"
+            )
+        for i, family in enumerate(families):
+            if family not in _columns.FAMILIES:
+                known = ", ".join(map(repr, _columns.FAMILIES))
+                raise ValueError(f"families must be of {known}; got {family!r} for column {i}")
+        return families
+
+    def _least_categories(self, features: int) -> NDArray[np.int64]:
+        """min_categories for each column."""
+        least = np.asarray(1 if self.min_categories is None else self.min_categories)
+        if (
+            least.shape not in ((), (features,))
+            or not np.issubdtype(least.dtype, np.integer)
+            or (least < 0).any()
+        ):
+            raise ValueError(
+                f"min_categories must be None, an integer or one for each of the {features} columns; "
+                f"got {self.min_categories!r}"
+            )
+        return np.broadcast_to(np.maximum(least, 1), (features,)).astype(np.int64)
+
+    def _categorical(self, features: int) -> Sequence[int]:
+        return [i for i, family in enumerate(self._families(features)) if family == "categorical"]
+
+    def _counted_rows(self, batch: Batch) -> Batch:
+        # A row without weight may be of a category that no other one has, and for which there is no
+        # room.
+        X, weight = batch
+        if weight is None or weight.all() or not self._categorical(X.shape[1]):
+            return batch
+        return X[weight > 0], weight[weight > 0]
+
+    def _prepare(self, census: Census, warm: bool) -> None:
+        families = self._families(census.features)
+        categories = np.zeros(census.features, np.int64)
+        of_categories = np.array([family == "categorical" for family in families])
+        if of_categories.any():
+            least = self._least_categories(census.features)[of_categories]
+            most = max(_MOST_CATEGORIES, census.rows, *least)
+            for i, greatest in zip(np.flatnonzero(of_categories), census.greatest, strict=True):
+                if greatest >= most:
+                    raise ValueError(
+                        f"column {i} of X is 'categorical' with values up to {greatest:.0f} in {census.rows} rows: "
+                        "recode its values as 0, 1, 2, ..., without gaps"
+                    )
+            categories[of_categories] = np.maximum(least, census.greatest.astype(np.int64) + 1)
+        if not warm:
+            self.families_, self.n_categories_ = families, categories
+        elif families != self.families_ or (categories > self.n_categories_).any():
+            raise ValueError(
+                f"warm_start goes on with {self.families_} and {self.n_categories_} categories, which do not go with "
+                f"{families} and {categories}"
+            )
+
+    def _check_values(self, X: NDArray[Any], fitted: bool) -> None:
+        families = self.families_ if fitted else self._families(X.shape[1])
+        for family in _VALUES:
+            columns = np.array([i for i, name in enumerate(families) if name == family], np.int64)
+            if len(columns) == 0:
+                continue
+            bound = self.n_categories_[columns] if fitted and family == "categorical" else None
+            for start in range(0, len(X), _BLOCK):
+                _check_block(family, X[start : start + _BLOCK, columns], columns, bound)
+
+    def _of(self, *families: str) -> list[int]:
+        """The columns of these families."""
+        return [i for i, family in enumerate(self.families_) if family in families]
+
+    # --- hooks ------------------------------------------------------------------------------------
+
+    def _checked_initials(self) -> tuple[Floats | None, tuple[Any, ...] | None]:
+        """(weights, parameters of the columns), each None where the constructor was not given it."""
+        weights = initial_weights(self.weights_init, self.n_components)
+        if self.parameters_init is None:
+            return weights, None
+        any_weights = np.full(self.n_components, 1 / self.n_components)
+        try:
+            mixed_parameters(any_weights, self.families_, self.parameters_init, len(self.families_))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"parameters_init does not go with X and the families: {error}"
+            ) from error
+        columns: list[Any] = []
+        for i, (family, given) in enumerate(zip(self.families_, self.parameters_init, strict=True)):
+            if family == "gaussian":
+                columns.append(tuple(np.array(x, np.float64) for x in given))
+                continue
+            mean = np.array(given, np.float64)
+            if family == "categorical" and mean.shape[1] != self.n_categories_[i]:
+                raise ValueError(
+                    f"parameters_init[{i}] must have a probability for each of the {self.n_categories_[i]} categories "
+                    f"of column {i}; got {mean.shape[1]}"
+                )
+            columns.append(_columns.inside(family, mean))
+        return weights, tuple(columns)
+
+    def _given(self, features: int) -> _Parameters | None:
+        weights, columns = self._checked_initials()
+        return None if weights is None or columns is None else _Parameters(weights, columns)
+
+    def _start(self, sample: Sample, generator: np.random.RandomState) -> _Parameters:
+        weights, columns = self._checked_initials()
+        Z = np.empty((len(sample.X), 0))
+        if self.init_params in ("kmeans", "k-means++"):  # the others look at no distance
+            Z = np.concatenate(
+                [self._encoded(i, sample) for i in range(len(self.families_))], axis=1
+            )
+        parts = _initialization.parts(
+            self.init_params, Z, sample.weight, self.n_components, generator
+        )
+        counts = parts.counts
+        if columns is None:
+            columns = tuple(
+                self._first_column(i, sample, parts) for i in range(len(self.families_))
+            )
+        return _Parameters(counts / counts.sum() if weights is None else weights, columns)
+
+    def _encoded(self, i: int, sample: Sample) -> Floats:
+        """Column i as columns [n, E] whose distances mean something."""
+        x, family = sample.X[:, i : i + 1], self.families_[i]
+        if family == "categorical":
+            return _initialization.filled(_initialization.one_hot(x[:, 0]), sample.weight)
+        x = _initialization.filled(np.sqrt(x) if family == "poisson" else x, sample.weight)
+        return x if family == "bernoulli" else _initialization.standardized(x, sample.weight)
+
+    def _first_column(self, i: int, sample: Sample, parts: Parts) -> Any:
+        """Start parameters of column i."""
+        x, family = sample.X[:, i : i + 1], self.families_[i]
+        if family == "categorical":
+            counts = _initialization.category_counts(
+                x[:, 0], sample.weight, parts, int(self.n_categories_[i])
+            )
+            return _columns.inside(family, counts)
+        unknown = _initialization.without_values(x)
+        x = _initialization.filled(x, sample.weight)
+        if family == "gaussian":
+            statistics = _initialization.gaussian_statistics(
+                x, sample.weight, parts, "diag", False, unknown
+            )
+            components = len(parts.counts)
+            whole = _initialization.sample_covariances(
+                x, sample.weight, "diag", components, self.reg_covar, unknown
+            )
+            _, means, variances = statistics.m_step(reg_covar=self.reg_covar, covariances=whole)
+            return means[:, 0], variances[:, 0]
+        # A row of the whole sample's mean beside a component's own: a probability of 0 would stay 0
+        # for ever.
+        whole = np.average(x, axis=0, weights=sample.weight)
+        mean = (parts.sums(x) + whole) / (parts.counts[:, None] + 1)
+        return _columns.inside(family, mean[:, 0])
+
+    def _parameters(self) -> _Parameters:
+        width = self._width()
+        if len(self.weights_) != self.n_components or len(self.parameters_) != width:
+            raise ValueError(
+                f"the fitted model has {len(self.weights_)} components and {len(self.parameters_)} columns, which do "
+                f"not go with n_components = {self.n_components} and {width} columns"
+            )
+        if not hasattr(self, "families_"):  # the parameters were set by hand
+            self.families_ = self._families(width)
+            categories = [
+                np.shape(p)[-1] if f == "categorical" else 0
+                for f, p in zip(self.families_, self.parameters_, strict=True)
+            ]
+            self.n_categories_ = np.array(categories, np.int64)
+        return _Parameters(self.weights_, tuple(self.parameters_))
+
+    def _width(self) -> int:
+        return int(getattr(self, "n_features_in_", len(self.parameters_)))
+
+    def _store(self, parameters: _Parameters) -> None:
+        self.weights_, self.parameters_ = parameters.weights, list(parameters.columns)
+
+    def _kernel(self, parameters: _Parameters) -> model.Parameters:
+        return mixed_parameters(
+            parameters.weights, self.families_, parameters.columns, len(self.families_)
+        )
+
+    def _m_step(self, statistics: SufficientStatistics, previous: _Parameters) -> _Parameters:
+        columns = list(previous.columns)
+        gaussian = self._of("gaussian")
+        if gaussian:
+            variances = np.stack([previous.columns[i][1] for i in gaussian], axis=1)
+            _, means, variances = statistics.m_step(reg_covar=self.reg_covar, covariances=variances)
+            for at, i in enumerate(gaussian):
+                columns[i] = (means[:, at].copy(), variances[:, at].copy())
+        mean_parameters, starts = statistics.mean_parameters(), statistics.feature_starts
+        for at, i in enumerate(self._of(*_VALUES)):
+            mean = mean_parameters[:, starts[at] : starts[at + 1]]
+            if self.families_[i] != "categorical":
+                mean = mean[:, 0]
+            # NaN: no row of the component has the column.
+            columns[i] = _columns.inside(
+                self.families_[i], np.where(np.isnan(mean), previous.columns[i], mean)
+            )
+        return _Parameters(statistics.counts / statistics.counts.sum(), tuple(columns))
+
+    def _n_parameters(self) -> int:
+        sizes = {"gaussian": 2, "bernoulli": 1, "poisson": 1}
+        each = sum(
+            sizes.get(f, int(c) - 1)
+            for f, c in zip(self.families_, self.n_categories_, strict=True)
+        )
+        return len(self.weights_) * (each + 1) - 1
+
+    def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
+        result = np.empty((len(labels), len(self.families_)))
+        for i, (family, parameter) in enumerate(zip(self.families_, self.parameters_, strict=True)):
+            if family == "gaussian":
+                mean, variance = parameter
+                result[:, i] = mean[labels] + np.sqrt(variance[labels]) * generator.standard_normal(
+                    len(labels)
+                )
+            else:
+                result[:, i] = _columns.sample(family, parameter[labels], generator)
+        return result
+
+
+def _check_block(
+    family: str, x: NDArray[Any], columns: NDArray[np.int64], bound: NDArray[np.int64] | None
+) -> None:
+    """Raises where a value [n, C] is not one of the family's, or not below its column's bound."""
+    whole = (x >= 0) & (x == np.floor(x)) & np.isfinite(x)
+    bad = ~(whole & (x <= 1)) if family == "bernoulli" else ~whole
+    if bound is not None:
+        bad |= x >= bound
+    bad &= ~np.isnan(x)
+    if not bad.any():
+        return
+    row, c = (int(i) for i in np.argwhere(bad)[0])
+    values = _VALUES[family]
+    if bound is not None:
+        values = f"0, ..., {bound[c] - 1} in the data of fit (min_categories makes room for more)"
+    raise ValueError(
+        f"column {columns[c]} of X is {family!r}, with values {values}; got {x[row, c]}"
+    )

@@ -1,0 +1,12 @@
+"""Sparse codes: Lasso solvers, learned encoders, dictionaries.
+
+lasso                 `sparse_encode`: Lasso codes with a duality gap
+lista                 `lista_encode`, `coupled_lista_encode`: unrolled soft-thresholding
+encoders              torch modules over them (`LISTA`, `LCoD`, `PSDEncoder`), and their training
+sparse_coder          `SparseCoder`: scikit-learn's interface for a given dictionary
+dictionary_learning   `DictionaryLearning`: scikit-learn's interface for a learned dictionary
+_dictionary_steps     the online update of a dictionary, and the step of an encoder beside it
+_sparse_codes         what the two estimators share: checks, solving, the encoder's fast path
+
+The estimators import scikit-learn, so `latent_kernels` imports them when they are asked for.
+"""

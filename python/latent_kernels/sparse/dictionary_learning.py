@@ -1,0 +1,369 @@
+"""`DictionaryLearning`: online, with an encoder beside the dictionary if one is wanted."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from latent_kernels._data import as_array, warn
+from latent_kernels.sparse import _dictionary_steps, _sparse_codes
+from latent_kernels.sparse._dictionary_steps import Learner, Options, Statistics, Visit, fading
+from latent_kernels.sparse._sparse_codes import CHECKS, Array, Lasso, SparseTransformer
+from latent_kernels.sparse.encoders.psd import PSDEncoder
+
+Floats = NDArray[np.float64]
+Self = TypeVar("Self", bound="DictionaryLearning")
+
+
+class DictionaryLearning(SparseTransformer):
+    r"""A dictionary over which the rows of X have sparse codes, learned online.
+
+    .. math::
+        \min_{D, Z} \sum_i \tfrac12 \lVert x_i - z_i D \rVert^2 + \alpha \lVert z_i \rVert_1,
+        \qquad \lVert d_k \rVert = 1
+
+    A batch is coded by `latent_kernels.sparse_encode`, its codes go into A = sum z^T z and B = sum
+    z^T x (float64), and one pass of block coordinate descent over the atoms follows. Batches count
+    less the longer ago they came, by the factors of Mairal et al.; from its second pass on, `fit`
+    puts a batch's new codes in the place of its old ones instead (it keeps them, sparse): the
+    objective of all rows as they were last coded then falls with every step. Norms are 1, not at
+    most 1 as there: a shorter atom made longer only lowers the objective. An atom that no code has
+    used in 10 n_components rows is replaced by the row of the batch that is coded worst.
+
+    Names are those of sklearn.decomposition.MiniBatchDictionaryLearning where they mean the same.
+
+    With an encoder F the objective is that of predictive sparse decomposition,
+
+    .. math::
+        \sum_i \tfrac12 \lVert x_i - z_i D \rVert^2 + \alpha \lVert z_i \rVert_1
+        + \tfrac\kappa2 \lVert z_i - F(x_i) \rVert^2,
+
+    whose codes are those of a Lasso too; a step of Adam on F follows each batch.
+    transform_algorithm="encoder" is then the fast path; `SparseCoder(model.components_,
+    encoder=model.encoder_)` starts solvers from it.
+
+    Args: n_components: the number of atoms; None for the number of columns. alpha: >= 0. max_iter:
+        passes over X at most, >= 1. fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`.
+        batch_size: rows of a batch. shuffle: whether batches are of rows in random order, drawn
+        once; else of X's. dict_init: [n_components, n_features] to start from, made to have norm 1;
+        None for random rows of X. transform_algorithm: "cd" (or "lasso_cd"), "fista", "ista";
+        "encoder" for the codes of encoder_. transform_alpha: None for alpha. transform_max_iter:
+        iterations for codes at most, in `fit` too. transform_tol: the tolerance of `sparse_encode`,
+        in `fit` too. positive_code: codes >= 0 only. positive_dict: atoms >= 0 only. tol: `fit`
+        stops where a pass changes the mean objective by less than this share; 0 goes on to
+        max_iter. encoder: None; "psd" for a `PSDEncoder` that starts from the first dictionary; a
+        module [N, n_features] -> [N,
+            n_components], of which a copy in X's dtype is trained; or a function of the first
+            dictionary (a tensor) that returns such a module, such as
+            functools.partial(lk.LISTA.from_dictionary, alpha=0.1, n_layers=3).
+        encoder_weight: kappa >= 0.
+        encoder_learning_rate: Adam's, relative to each parameter's root mean square.
+        random_state: int, RandomState or None: the first dictionary and the batches.
+        verbose: whether `fit` prints a line for each pass to stderr.
+
+    Attributes: components_: D [n_components, n_features] in X's dtype. encoder_: the trained
+        module, in evaluation mode; None without. objectives_: mean objectives of a row, when it was
+        coded: one for each pass of `fit`, then one for each batch of
+            `partial_fit`. With an encoder its term is in it.
+        converged_: whether `fit` stopped by tol.
+        n_iter_: the passes of `fit`; 1 after `partial_fit` alone.
+        n_steps_: batches seen.
+        n_features_in_, feature_names_in_: columns of X, and their names where it has them.
+
+    float32 stays float32 all the way, except for A, B and the update of the atoms. The same
+    random_state gives the same result, for a number of threads. A ConvergenceWarning tells that
+    max_iter passes were not enough.
+
+    Source: Mairal, Bach, Ponce, Sapiro, "Online dictionary learning for sparse coding" (2009),
+    algorithms 1 and 2, section 3.4; Mairal, "Incremental majorization-minimization optimization"
+    (2015) for what later passes do; Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding
+    algorithms with applications to object recognition" (2008).
+
+    """
+
+    components_: Array
+    encoder_: nn.Module | None
+    objectives_: list[float]
+
+    def __init__(
+        self,
+        n_components: int | None = None,
+        *,
+        alpha: float = 1.0,
+        max_iter: int = 100,
+        fit_algorithm: str = "cd",
+        batch_size: int = 256,
+        shuffle: bool = True,
+        dict_init: ArrayLike | None = None,
+        transform_algorithm: str = "cd",
+        transform_alpha: float | None = None,
+        transform_max_iter: int = 1000,
+        transform_tol: float = 1e-6,
+        positive_code: bool = False,
+        positive_dict: bool = False,
+        tol: float = 1e-4,
+        encoder: str | nn.Module | Callable[[torch.Tensor], nn.Module] | None = None,
+        encoder_weight: float = 1.0,
+        encoder_learning_rate: float = 0.02,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.alpha = alpha
+        self.max_iter = max_iter
+        self.fit_algorithm = fit_algorithm
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.dict_init = dict_init
+        self.transform_algorithm = transform_algorithm
+        self.transform_alpha = transform_alpha
+        self.transform_max_iter = transform_max_iter
+        self.transform_tol = transform_tol
+        self.positive_code = positive_code
+        self.positive_dict = positive_dict
+        self.tol = tol
+        self.encoder = encoder
+        self.encoder_weight = encoder_weight
+        self.encoder_learning_rate = encoder_learning_rate
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # --- fitting ----------------------------------------------------------------------------------
+
+    def fit(self: Self, X: Any, y: Any = None) -> Self:
+        """Learns the dictionary anew.
+
+        Args: X: [N, n_features], float32 or float64 (other types become float64); an array, or a
+            tensor on the CPU. y: ignored.
+
+        Raises: ValueError: X has a wrong shape, NaN or infinity; an argument of the constructor is
+            wrong.
+
+        """
+        self._check_settings()
+        data: Array = validate_data(self, as_array(X), **CHECKS)
+        generator = check_random_state(self.random_state)
+        learner = self._learner(data, generator)
+        order = generator.permutation(len(data)) if self.shuffle else np.arange(len(data))
+        batches = [order[i : i + self.batch_size] for i in range(0, len(data), self.batch_size)]
+        learner, objectives, converged = self._passes(learner, data, batches)
+        self._store(learner)
+        self.objectives_, self.converged_, self.n_iter_ = objectives, converged, len(objectives)
+        if not converged and self.tol > 0:
+            warn(
+                f"the objective still changed by more than tol = {self.tol:g} in the last of max_iter = "
+                f"{self.max_iter} passes: raise max_iter or tol"
+            )
+        return self
+
+    def _passes(
+        self, learner: Learner, data: Array, batches: list[NDArray[np.int64]]
+    ) -> tuple[Learner, list[float], bool]:
+        """Goes through the batches again and again: (learner, mean objectives of the passes,
+        whether they rest).
+        """
+        options = self._options()
+        weights = _weights([len(rows) for rows in batches])
+        visits: list[Visit | None] = [None] * len(batches)
+        objectives: list[float] = []
+        while len(objectives) < self.max_iter:
+            total = 0.0
+            for i, rows in enumerate(batches):
+                learner, codes, objective = learner.step(data[rows], options, visits[i])
+                weight = 1.0 if objectives else weights[i]
+                visits[i] = Visit(csr_array(codes), weight, learner.statistics.step)
+                total += objective
+            objectives.append(total / len(data))
+            if self.verbose:
+                print(
+                    f"pass {len(objectives)}/{self.max_iter}: objective {objectives[-1]:.6g}",
+                    file=sys.stderr,
+                )
+            if self.tol > 0 and len(objectives) > 1:
+                before, now = objectives[-2:]
+                if abs(before - now) <= self.tol * before:
+                    return learner, objectives, True
+        return learner, objectives, False
+
+    def partial_fit(self: Self, X: Any, y: Any = None) -> Self:
+        """One step on one batch, of any number of rows; the first one begins a dictionary, and
+        `fit` may have been.
+
+        Over the batches of `fit`, from the same dictionary, this is its first pass.
+
+        Args:
+            X: [N, n_features], as in `fit`; converted to the dtype of the dictionary that there is.
+            y: ignored.
+
+        Raises:
+            ValueError: as in `fit`.
+
+        """
+        self._check_settings()
+        begun = hasattr(self, "components_")
+        checks = {**CHECKS, "dtype": self.components_.dtype} if begun else CHECKS
+        data: Array = validate_data(self, as_array(X), reset=not begun, **checks)
+        if begun:
+            self._check_components()
+            learner = Learner(self.components_, self._statistics, self.encoder_, self._predictor)
+        else:
+            learner = self._learner(data, check_random_state(self.random_state))
+        learner, _, objective = learner.step(data, self._options(), None)
+        self._store(learner)
+        if not begun:
+            self.objectives_, self.converged_, self.n_iter_ = [], False, 1
+        self.objectives_ = [*self.objectives_, objective / len(data)]
+        return self
+
+    def _learner(self, data: Array, generator: np.random.RandomState) -> Learner:
+        """Where learning starts."""
+        n = data.shape[1] if self.n_components is None else int(self.n_components)
+        positive = bool(self.positive_dict)
+        if self.dict_init is None:
+            atoms = _dictionary_steps.first_dictionary(data, n, positive, generator)
+        else:
+            given = _sparse_codes.checked_dictionary("dict_init", self.dict_init)
+            if given.shape != (n, data.shape[1]):
+                raise ValueError(
+                    f"dict_init must have shape {(n, data.shape[1])}; got {given.shape}"
+                )
+            if positive and (given < 0).any():
+                raise ValueError(
+                    "dict_init must be >= 0 where positive_dict is True; got negative entries"
+                )
+            wide = given.astype(np.float64)
+            wide /= np.abs(wide).max(axis=1, keepdims=True)
+            atoms = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+        dictionary = atoms.astype(data.dtype)
+        return Learner(dictionary, Statistics(*dictionary.shape), self._first_encoder(dictionary))
+
+    def _first_encoder(self, dictionary: Array) -> nn.Module | None:
+        """The encoder in the dictionary's dtype, before training."""
+        if self.encoder is None:
+            return None
+        atoms = _sparse_codes.tensor(dictionary)
+        if isinstance(self.encoder, nn.Module):
+            module: object = copy.deepcopy(self.encoder)
+        else:
+            assert not isinstance(self.encoder, str) or self.encoder == "psd"
+            module = (
+                PSDEncoder.from_dictionary(atoms)
+                if isinstance(self.encoder, str)
+                else self.encoder(atoms)
+            )
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"encoder must return a torch.nn.Module; got {module!r}")
+        return module.to(atoms.dtype).eval()
+
+    def _store(self, learner: Learner) -> None:
+        self.components_, self.encoder_ = learner.dictionary, learner.encoder
+        self._statistics, self._predictor = learner.statistics, learner.predictor
+        self.n_steps_ = learner.statistics.step
+
+    # --- codes ------------------------------------------------------------------------------------
+
+    def transform(self, X: Any) -> Array:
+        """The codes.
+
+        Args:
+            X: [N, n_features], as in `fit`.
+
+        Returns:
+            Z [N, n_components], float32 for float32 and else float64.
+
+        Raises:
+            ValueError: as in `fit`; transform_algorithm is "encoder" and the model has none.
+
+        A ConvergenceWarning tells of rows that did not get to transform_tol.
+
+        """
+        check_is_fitted(self, "components_")
+        self._check_settings()
+        data: Array = validate_data(self, as_array(X), reset=False, **CHECKS)
+        if self.transform_algorithm != "encoder":
+            alpha = self.alpha if self.transform_alpha is None else self.transform_alpha
+            return _sparse_codes.solved(
+                data, self.components_, self._lasso(self.transform_algorithm, alpha), warn=True
+            )
+        if self.encoder_ is None:
+            raise ValueError(
+                "the model was fitted without encoder: transform_algorithm must not be 'encoder'"
+            )
+        n = len(self.components_)
+        return _sparse_codes.predicted(data, self.encoder_, n, bool(self.positive_code)).numpy()
+
+    def inverse_transform(self, X: Any) -> Array:
+        """The rows Z D [N, n_features] that codes Z [N, n_components] stand for, in the dtype of
+        the codes.
+        """
+        check_is_fitted(self, "components_")
+        return _sparse_codes.restored(X, self.components_)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_)
+
+    # --- settings ---------------------------------------------------------------------------------
+
+    def _lasso(self, algorithm: str, alpha: float) -> Lasso:
+        return _sparse_codes.lasso(
+            algorithm, alpha, self.transform_max_iter, self.transform_tol, self.positive_code
+        )
+
+    def _options(self) -> Options:
+        how = self._lasso(self.fit_algorithm, self.alpha)
+        return Options(
+            how,
+            bool(self.positive_dict),
+            float(self.encoder_weight),
+            float(self.encoder_learning_rate),
+        )
+
+    def _check_settings(self) -> None:
+        for name, least in (("max_iter", 1), ("batch_size", 1), ("transform_max_iter", 0)):
+            _sparse_codes.check_integer(name, getattr(self, name), least)
+        for name in ("alpha", "transform_tol", "tol", "encoder_weight", "encoder_learning_rate"):
+            _sparse_codes.check_number(name, getattr(self, name))
+        for name in ("shuffle", "positive_code", "positive_dict"):
+            _sparse_codes.check_bool(name, getattr(self, name))
+        _sparse_codes.check_solver("fit_algorithm", self.fit_algorithm)
+        _sparse_codes.check_solver("transform_algorithm", self.transform_algorithm, "encoder")
+        if self.n_components is not None:
+            _sparse_codes.check_integer("n_components", self.n_components, 1)
+        if self.transform_alpha is not None:
+            _sparse_codes.check_number("transform_alpha", self.transform_alpha)
+        if not (self.encoder is None or callable(self.encoder) or self.encoder == "psd"):
+            raise ValueError(
+                f"encoder must be None, 'psd', a module or a function; got {self.encoder!r}"
+            )
+
+    def _check_components(self) -> None:
+        """Raises where the constructor's arguments do not go with the dictionary that there is."""
+        if self.n_components is not None and len(self.components_) != self.n_components:
+            raise ValueError(
+                f"the model has {len(self.components_)} components, which does not go with n_components = "
+                f"{self.n_components}: set it back, or call fit"
+            )
+        if (self.encoder is None) != (self.encoder_ is None):
+            raise ValueError(
+                "encoder must be None where the model was fitted without, and must not be otherwise"
+            )
+
+
+def _weights(sizes: list[int]) -> list[float]:
+    """What batches of these sizes weigh after the first pass, each having faded with every one that
+    came after it.
+    """
+    factors = [fading(t, rows) for t, rows in enumerate(sizes, 1)]
+    weights = np.append(np.cumprod(factors[:0:-1])[::-1], 1.0)
+    return [float(w) for w in weights]

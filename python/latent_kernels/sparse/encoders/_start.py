@@ -1,0 +1,196 @@
+"""What the encoders start from: a checked dictionary, a step length that is safe for it, and
+thresholds >= 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from latent_kernels import _checks
+from latent_kernels.kernels.eager import plain
+
+Tensor = torch.Tensor
+Array = Tensor | NDArray[Any]
+_CPU = torch.device("cpu")
+_Self = TypeVar("_Self", bound="Thresholding")
+
+
+class Placement(NamedTuple):
+    """Where parameters go, and as what."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def of(self, value: Tensor, *shape: int) -> Tensor:
+        """A contiguous copy of its own, expanded to `shape` where given."""
+        rounded = value.detach().to(dtype=self.dtype)
+        if not bool(torch.isfinite(rounded).all()):
+            raise ValueError(
+                f"dictionary must be of a scale at which {self.dtype} holds the weights made from it"
+            )
+        moved = rounded.to(self.device)
+        return (moved.expand(shape) if shape else moved).clone(
+            memory_format=torch.contiguous_format
+        )
+
+
+def count(name: str, value: object) -> int:
+    """An int >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int >= 1; got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be an int >= 1; got {value}")
+    return value
+
+
+def non_negative(name: str, value: object) -> float:
+    """A finite number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number >= 0; got {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number >= 0; got {value}")
+    return float(value)
+
+
+def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) -> Tensor:
+    """D [n_components, n_features], finite and without zero rows."""
+    if isinstance(dictionary, np.ndarray):
+        # read-only arrays (memory-mapped ones, say) make torch warn; nothing here writes to it
+        dictionary = torch.as_tensor(
+            dictionary if dictionary.flags.writeable else dictionary.copy()
+        )
+    _checks.float_tensor("dictionary", dictionary)
+    if dictionary.dim() != 2 or 0 in dictionary.shape:
+        raise ValueError(
+            f"dictionary must have shape [n_components, n_features]; got {tuple(dictionary.shape)}"
+        )
+    if shape is not None and tuple(dictionary.shape) != shape:
+        raise ValueError(
+            f"dictionary must have shape {shape} (n_components, n_features); got {tuple(dictionary.shape)}"
+        )
+    dictionary = dictionary.detach()
+    _check_rows(dictionary)
+    return dictionary
+
+
+def _check_rows(dictionary: Tensor, where: str = "") -> None:
+    if not bool(torch.isfinite(dictionary).all()):
+        raise ValueError(f"dictionary must be finite{where}; got NaN or infinity")
+    zero = (dictionary == 0).all(-1).nonzero().flatten().tolist()
+    if zero:
+        raise ValueError(
+            f"dictionary must not have rows of zeros{where}; row {zero[0]} is one ({len(zero)} in all)"
+        )
+
+
+def random_dictionary(n_components: int, n_features: int) -> Tensor:
+    """Gaussian rows of unit length, from torch's default CPU generator."""
+    return nn.functional.normalize(
+        torch.randn(n_components, n_features, device=_CPU, dtype=torch.float64), dim=-1
+    )
+
+
+def shape_of(dictionary: Array) -> tuple[int, int]:
+    """(n_components, n_features) of a dictionary that is right."""
+    n_components, n_features = checked_dictionary(dictionary).shape
+    return n_components, n_features
+
+
+def prepared(
+    dictionary: Array | None,
+    n_components: int,
+    n_features: int,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Placement]:
+    """The dictionary to start from, in float64 on the CPU, and where the parameters go."""
+    shape = (count("n_components", n_components), count("n_features", n_features))
+    if dictionary is None:
+        given = random_dictionary(*shape)
+        like = Placement(torch.get_default_device(), torch.get_default_dtype())
+    else:
+        given = checked_dictionary(dictionary, shape)
+        like = Placement(given.device, given.dtype)
+    placement = Placement(
+        like.device if device is None else _checks.device(device),
+        like.dtype if dtype is None else _checks.float_dtype("dtype", dtype),
+    )
+    # As the parameters will hold it, so that step lengths are safe for what is computed with.
+    rounded = given.to(_CPU, placement.dtype)
+    _check_rows(rounded, f" in {placement.dtype}")
+    rounded = rounded.double()
+    lengths = rounded.square().sum(-1)
+    if not bool((lengths > 0).all()) or not math.isfinite(float(lengths.sum())):
+        raise ValueError("dictionary must have rows whose squared lengths float64 holds")
+    return rounded, placement
+
+
+def lipschitz(dictionary: Tensor, dtype: torch.dtype) -> float:
+    """L >= ||D||^2, by a few roundings of `dtype`: a gradient step of 1 / L never overshoots."""
+    gram = (
+        dictionary.T @ dictionary
+        if dictionary.size(0) > dictionary.size(1)
+        else dictionary @ dictionary.T
+    )
+    return float(torch.linalg.eigvalsh(gram)[-1]) * (1 + 16 * torch.finfo(dtype).eps)
+
+
+def reflected(x: Tensor) -> Tensor:
+    """|x|, with a slope at 0, where that of torch.abs is 0 and a threshold would stay for ever."""
+    return torch.where(x < 0, -x, x)
+
+
+class Thresholding(nn.Module):
+    """Parameters that must not be negative, and stay so however they are trained.
+
+    In training mode `forward` takes their absolute values. `project_()` puts those in their place,
+    which changes no code, and `eval()` and `load_state_dict` call it, so that `forward` in
+    evaluation mode uses the parameters as they are; there negative ones raise a ValueError (on the
+    CPU, in plain calls).
+    """
+
+    _non_negative: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
+
+    def _feasible_values(self, name: str) -> Tensor:
+        """A parameter as `forward` uses it."""
+        parameter: Tensor = getattr(self, name)
+        if self.training:
+            return reflected(parameter)
+        if plain(parameter):
+            _checks.finite(name, parameter, least=0)
+        return parameter
+
+    @torch.no_grad()
+    def project_(self: _Self) -> _Self:
+        """Replaces thresholds (step lengths, for "step") by their absolute values, in place; codes
+        stay the same.
+
+        Call it after an optimizer's steps where the module trains in evaluation mode.
+        """
+        for name in self._non_negative:
+            parameter = getattr(self, name)
+            # written to only where needed: a write between forward and backward would be an error
+            # of autograd's
+            if not parameter.is_meta and bool((parameter < 0).any()):
+                parameter.abs_()
+        return self
+
+    def train(self: _Self, mode: bool = True) -> _Self:
+        """As in torch.nn.Module; `train(False)`, which is `eval()`, projects."""
+        super().train(mode)
+        return self if mode else self.project_()
+
+
+def _after_loading(module: nn.Module, _: object) -> None:
+    assert isinstance(module, Thresholding)
+    module.project_()

@@ -1,0 +1,376 @@
+"""LISTA and its variants as one torch module."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from latent_kernels.sparse.encoders import analytic
+from latent_kernels.sparse.encoders._start import (
+    Array,
+    Placement,
+    Thresholding,
+    count,
+    lipschitz,
+    non_negative,
+    prepared,
+    reflected,
+    shape_of,
+)
+from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
+
+Tensor = torch.Tensor
+Variant = Literal["lista", "cp", "alista", "step"]
+Thresholds = Literal["component", "layer", "shared"]
+
+# What each variant holds fixed; it learns the rest.
+_FIXED: dict[str, tuple[str, ...]] = {
+    "lista": (),
+    "cp": ("dictionary",),
+    "alista": ("dictionary", "weight", "recurrent"),
+    "step": ("dictionary", "weight", "recurrent"),
+}
+_NAMES = ("dictionary", "weight", "recurrent", "bias", "step", "threshold")
+_PER_COMPONENT: dict[str, Thresholds] = {"lista": "component", "cp": "layer", "alista": "layer"}
+
+
+class LISTA(Thresholding):
+    r"""A sparse encoder of T layers of soft-thresholding, whose matrices, steps or thresholds are
+    learned.
+
+    With soft(u, theta) = sign(u) max(abs(u) - theta, 0), z_0 = 0 unless `initial` is given, and t =
+    1..T:
+
+    | variant | layer | learned |
+    | --- | --- | --- |
+    | "lista" | z_t = soft(x W + b + z_{t-1} S_t, theta_t) | W, S_t, theta_t, b |
+    | "cp" | z_t = soft(z_{t-1} + (x - z_{t-1} D) W_t, theta_t) | W_t, theta_t |
+    | "alista" | z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) W, theta_t), W of `analytic_weight` | gamma_t, theta_t |
+    | "step" | z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) D^T, alpha gamma_t) | gamma_t |
+
+    All start where they are safe. With L >= ||D||^2, "lista" (W = D^T / L, S = I - D D^T / L, theta
+    = alpha / L), "cp" (W = D^T / L) and "step" (gamma = 1 / L) are exactly n_layers iterations of
+    ISTA for the objective 1/2 ||x - z D||^2 + alpha ||z||_1. "alista" starts at gamma = 1 / max_j
+    ||D w_j||^2, theta = gamma alpha / ||d_j||^2 (the mean of them where a layer has one).
+
+    Thresholds (gamma, for "step") must not be negative. Any optimizer may train them: in training
+    mode `forward` takes their absolute values, `eval()` and `load_state_dict` put these in their
+    place by `project_()`, and so evaluation uses them as they are, and raises where they are
+    negative (on the CPU, in plain calls of compiled kernels). A module that trains in evaluation
+    mode needs `project_()` after each step.
+
+    Args: n_features: m. n_components: n. n_layers: T >= 1, the number of soft-thresholdings.
+        dictionary: D [n, m] to start from, a tensor or an array; None for random rows of unit
+        length, which
+            torch.manual_seed governs.
+        alpha: weight of the L1 norm, >= 0.
+        variant: "lista", "cp", "alista" or "step".
+        tied: one S ("lista") or W ("cp") for all layers, else one for each. The others have no
+            matrix to learn.
+        thresholds: "component", theta [T, n]; "layer", one for each layer [T, 1]; "shared", [n] for
+            all layers. None for "component" where the variant is "lista" and "layer" for "cp" and
+            "alista"; those of "step" are given.
+        positive: codes >= 0: max(u - theta, 0).
+        bias: with b [n], at first 0 ("lista").
+        select: support selection (p, p_max): in layer t the largest min(p t, p_max) n entries of a
+            row that are beyond the threshold pass as they are. Chen et al. take (0.012, 0.12) for
+            codes that are 10% dense.
+        device: of the parameters; that of the dictionary for None.
+        dtype: of the parameters: float32, float64, bfloat16 or float16; that of the dictionary for
+            None.
+
+    Attributes are as the formulas have them, None where the variant has none: weight W [m, n] ([T,
+    m, n] for untied "cp"), recurrent S [n, n] or [T, n, n] (for "alista" and "step" -D W, fixed),
+    threshold, bias, step gamma [T], dictionary D [n, m]. Without an initial code the first layer
+    does not use S. `state_dict` has alpha too.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Gregor and LeCun, "Learning fast approximations of sparse coding" (2010); Chen, Liu,
+    Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical weights and
+    thresholds" (2018); Liu, Chen, Wang, Yin, "ALISTA: analytic weights are as good as learned
+    weights in LISTA" (2019); Ablin, Moreau, Massias, Gramfort, "Learning step sizes for unfolded
+    sparse coding" (2019).
+
+    """
+
+    dictionary: Tensor | None
+    weight: Tensor
+    recurrent: Tensor | None
+    threshold: Tensor | None
+    bias: Tensor | None
+    step: Tensor | None
+
+    def __init__(
+        self,
+        n_features: int,
+        n_components: int,
+        n_layers: int,
+        *,
+        dictionary: Array | None = None,
+        alpha: float = 0.1,
+        variant: Variant = "lista",
+        tied: bool = True,
+        thresholds: Thresholds | None = None,
+        positive: bool = False,
+        bias: bool = False,
+        select: tuple[float, float] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_layers, self.alpha = count("n_layers", n_layers), non_negative("alpha", alpha)
+        _check_choices(variant, tied, thresholds, bias)
+        start, place = prepared(dictionary, n_components, n_features, device, dtype)
+        self.n_features, self.n_components = n_features, n_components
+        self.variant, self.tied, self.positive, self.select = variant, tied, positive, select
+        self.thresholds: Thresholds = thresholds or _PER_COMPONENT.get(variant, "layer")
+        self._non_negative = ("step",) if variant == "step" else ("threshold",)
+        self._select = _selection(select, n_layers, n_components)
+        values = self._start(start, place)
+        if bias:
+            values["bias"] = place.of(torch.zeros(n_components, device="cpu"))
+        for name in _NAMES:
+            value = values.get(name)
+            if name in _FIXED[variant]:
+                self.register_buffer(name, value)
+            else:
+                self.register_parameter(name, None if value is None else nn.Parameter(value))
+
+    @classmethod
+    def from_dictionary(
+        cls,
+        dictionary: Array,
+        alpha: float,
+        n_layers: int,
+        *,
+        variant: Variant = "lista",
+        tied: bool = True,
+        thresholds: Thresholds | None = None,
+        positive: bool = False,
+        bias: bool = False,
+        select: tuple[float, float] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LISTA:
+        """The encoder that is ISTA for a dictionary [n_components, n_features] and alpha; see the
+        class.
+        """
+        n, m = shape_of(dictionary)
+        return cls(
+            m,
+            n,
+            n_layers,
+            dictionary=dictionary,
+            alpha=alpha,
+            variant=variant,
+            tied=tied,
+            thresholds=thresholds,
+            positive=positive,
+            bias=bias,
+            select=select,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(
+        self, x: Tensor, initial: Tensor | None = None, n_layers: int | None = None
+    ) -> Tensor:
+        """The codes.
+
+        Args:
+            x: [..., n_features].
+            initial: z_0 [..., n_components]; None for zeros.
+            n_layers: only the first n_layers of the layers; None for all.
+
+        Returns:
+            z [..., n_components] of the dtype that x and the parameters promote to.
+
+        Raises: TypeError, ValueError: naming the argument that is wrong. In evaluation mode also
+            for negative thresholds
+                (gamma, for "step"); see the class.
+
+        """
+        weight, recurrent, select, layers = self.weight, self.recurrent, self._select, self.n_layers
+        threshold, step = self._feasible()
+        if n_layers is not None and n_layers != layers:
+            layers = self._at_most_all(n_layers)
+            weight, threshold = (
+                self._first("weight", weight, layers),
+                self._first("threshold", threshold, layers),
+            )
+            recurrent = None if recurrent is None else self._first("recurrent", recurrent, layers)
+            step = None if step is None else self._first("step", step, layers)
+            select = None if select is None else select[:layers]
+        if self.variant == "cp":
+            assert self.dictionary is not None
+            return coupled_lista_encode(
+                x,
+                self.dictionary,
+                weight,
+                threshold,
+                n_layers=layers,
+                initial=initial,
+                positive=self.positive,
+                select=select,
+            )
+        return lista_encode(
+            x,
+            weight,
+            recurrent,
+            threshold,
+            n_layers=layers,
+            bias=self.bias,
+            step=step,
+            initial=initial,
+            positive=self.positive,
+            select=select,
+        )
+
+    @property
+    def layered(self) -> tuple[str, ...]:
+        """The names of what has one entry for each layer in its first dimension."""
+        names = []
+        if not self.tied:
+            names.append("weight" if self.variant == "cp" else "recurrent")
+        if self.step is not None:
+            names.append("step")
+        if self.thresholds != "shared":
+            names.append("threshold")
+        return tuple(names)
+
+    def extra_repr(self) -> str:
+        """The sizes and choices."""
+        text = f"n_features={self.n_features}, n_components={self.n_components}, n_layers={self.n_layers}"
+        text += f", variant={self.variant!r}"
+        if self.variant in ("lista", "cp"):
+            text += f", tied={self.tied}"
+        text += (
+            f", alpha={self.alpha:g}"
+            if self.variant == "step"
+            else f", thresholds={self.thresholds!r}"
+        )
+        for name, on in (("positive", self.positive), ("bias", self.bias is not None)):
+            text += f", {name}=True" if on else ""
+        return text + (f", select={self.select}" if self.select is not None else "")
+
+    def get_extra_state(self) -> Tensor:
+        """What `state_dict` has besides tensors: alpha, which codes of "step" depend on, as
+        float64.
+        """
+        return torch.tensor(self.alpha, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Called by `load_state_dict`."""
+        self.alpha = non_negative("alpha", float(state))
+
+    def _feasible(self) -> tuple[Tensor, Tensor | None]:
+        """Thresholds that are not negative, and the steps."""
+        threshold, step = self.threshold, self.step
+        if threshold is None:
+            step = self._feasible_values("step")
+            return (self.alpha * step).unsqueeze(-1), step
+        return reflected(threshold) if self.training else threshold, step
+
+    def _first(self, name: str, tensor: Tensor, layers: int) -> Tensor:
+        return tensor[:layers] if name in self.layered else tensor
+
+    def _at_most_all(self, n_layers: int) -> int:
+        if count("n_layers", n_layers) > self.n_layers:
+            raise ValueError(
+                f"n_layers must be at most {self.n_layers}, as many as there are; got {n_layers}"
+            )
+        return n_layers
+
+    def _start(self, dictionary: Tensor, place: Placement) -> dict[str, Tensor]:
+        """What the variant starts from; `dictionary` is float64."""
+        layers, n = self.n_layers, self.n_components
+        if self.variant == "alista":
+            weight = analytic.solve(dictionary, place.dtype)
+            recurrent = -(dictionary @ weight)
+            # D W is a projection with its columns scaled, by 1 / q_j = ||D w_j||^2: no eigenvalue
+            # is above the largest.
+            gamma = (
+                1
+                / float((recurrent * recurrent).sum(0).max())
+                / (1 + 16 * torch.finfo(place.dtype).eps)
+            )
+            threshold = gamma * self.alpha / (dictionary * dictionary).sum(-1)
+        else:
+            gamma = 1 / lipschitz(dictionary, place.dtype)
+            weight = dictionary.T
+            recurrent = -(dictionary @ weight)
+            threshold = torch.full((n,), gamma * self.alpha, device="cpu", dtype=torch.float64)
+        theta = self._layer_thresholds(threshold, place)
+        if self.variant in ("alista", "step"):
+            step = torch.full((layers,), gamma, device="cpu", dtype=torch.float64)
+            values = {
+                "dictionary": dictionary,
+                "weight": weight,
+                "recurrent": recurrent,
+                "step": step,
+            }
+            placed = {name: place.of(value) for name, value in values.items()}
+            return placed if self.variant == "step" else {**placed, "threshold": theta}
+        weight = gamma * weight
+        if self.variant == "cp":
+            shape = () if self.tied else (layers, *weight.shape)
+            return {
+                "dictionary": place.of(dictionary),
+                "weight": place.of(weight, *shape),
+                "threshold": theta,
+            }
+        recurrent = torch.eye(n, device="cpu", dtype=torch.float64) + gamma * recurrent
+        shape = () if self.tied else (layers, n, n)
+        return {
+            "weight": place.of(weight),
+            "recurrent": place.of(recurrent, *shape),
+            "threshold": theta,
+        }
+
+    def _layer_thresholds(self, threshold: Tensor, place: Placement) -> Tensor:
+        """[n] in the shape that `thresholds` asks for."""
+        if self.thresholds == "layer":
+            return place.of(threshold.mean(), self.n_layers, 1)
+        if self.thresholds == "shared":
+            return place.of(threshold)
+        return place.of(threshold, self.n_layers, len(threshold))
+
+
+def _check_choices(variant: str, tied: bool, thresholds: str | None, bias: bool) -> None:
+    if variant not in _FIXED:
+        raise ValueError(f"variant must be one of {', '.join(map(repr, _FIXED))}; got {variant!r}")
+    if thresholds is not None:
+        if thresholds not in ("component", "layer", "shared"):
+            raise ValueError(
+                f"thresholds must be 'component', 'layer', 'shared' or None; got {thresholds!r}"
+            )
+        if variant == "step":
+            raise ValueError(
+                f"thresholds must be None where variant is 'step' (alpha gamma_t); got {thresholds!r}"
+            )
+    if not tied and variant in ("alista", "step"):
+        raise ValueError(
+            f"tied must be True where variant is {variant!r}, whose matrix is fixed; got {tied!r}"
+        )
+    if bias and variant != "lista":
+        raise ValueError(f"bias must be False where variant is {variant!r}; got {bias!r}")
+
+
+def _selection(
+    select: tuple[float, float] | None, n_layers: int, n_components: int
+) -> tuple[int, ...] | None:
+    """How many entries of a row pass in each layer."""
+    if select is None:
+        return None
+    if not isinstance(select, (tuple, list)) or len(select) != 2:
+        raise TypeError(
+            f"select must be a pair (p, p_max) of shares of the components, or None; got {select!r}"
+        )
+    p, most = (non_negative("select", share) for share in select)
+    if max(p, most) > 1:
+        raise ValueError(f"select must hold shares of the components, in [0, 1]; got {select!r}")
+    return tuple(round(min(p * (t + 1), most) * n_components) for t in range(n_layers))

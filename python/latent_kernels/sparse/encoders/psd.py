@@ -1,0 +1,85 @@
+"""The predictor of predictive sparse decomposition: one layer."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from latent_kernels import _checks
+from latent_kernels.sparse.encoders._start import Array, lipschitz, prepared, shape_of
+
+Tensor = torch.Tensor
+
+
+class PSDEncoder(nn.Module):
+    r"""Codes predicted by one layer, as in predictive sparse decomposition.
+
+    .. math::
+        z = \beta \odot \tanh(x W + b)
+
+    Its codes approximate sparse ones, and are not exactly 0. It is trained to predict optimal codes
+    z*: the terms of PSD's objective ||x - z* D||^2 + lambda ||z*||_1 + ||z* - z||^2 that have the
+    encoder's parameters in them are what `train_encoder` minimizes given `codes`.
+
+    Args: n_features: m. n_components: n. dictionary: D [n, m] to start from; None for random rows
+        of unit length (torch.manual_seed governs them).
+            W = D^T / L with L >= ||D||^2, b = 0, beta = 1: small x give the first gradient step of
+            ISTA.
+        device: of the parameters; that of the dictionary for None.
+        dtype: of the parameters: float32, float64, bfloat16 or float16; that of the dictionary for
+            None.
+
+    Parameters are weight W [m, n], bias b [n] and gain beta [n].
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding algorithms with
+    applications to object recognition" (2008).
+
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_components: int,
+        *,
+        dictionary: Array | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        start, place = prepared(dictionary, n_components, n_features, device, dtype)
+        self.n_features, self.n_components = n_features, n_components
+        self.weight = nn.Parameter(place.of(start.T / lipschitz(start, place.dtype)))
+        self.bias = nn.Parameter(place.of(torch.zeros(n_components, device="cpu")))
+        self.gain = nn.Parameter(place.of(torch.ones(n_components, device="cpu")))
+
+    @classmethod
+    def from_dictionary(
+        cls,
+        dictionary: Array,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> PSDEncoder:
+        """The encoder for a dictionary [n_components, n_features]; see the class."""
+        n, m = shape_of(dictionary)
+        return cls(m, n, dictionary=dictionary, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes [..., n_components] of x [..., n_features], of the dtype that x and the parameters
+        promote to.
+        """
+        _checks.float_tensor("x", x)
+        if x.size(-1) != self.n_features:
+            raise ValueError(f"x must have shape [..., {self.n_features}]; got {tuple(x.shape)}")
+        tensors, _ = _checks.together(x=x, weight=self.weight, bias=self.bias, gain=self.gain)
+        x, weight, bias, gain = cast(list[Tensor], tensors)
+        return gain * torch.tanh(x @ weight + bias)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"n_features={self.n_features}, n_components={self.n_components}"

@@ -1,0 +1,166 @@
+"""`SparseCoder`: sparse codes over a dictionary that is given."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import validate_data
+
+from latent_kernels._data import as_array
+from latent_kernels.sparse import _sparse_codes
+from latent_kernels.sparse._sparse_codes import CHECKS, Array, Encoder, SparseTransformer
+
+Self = TypeVar("Self", bound="SparseCoder")
+
+
+class SparseCoder(SparseTransformer):
+    r"""Sparse codes of rows over a dictionary that is given.
+
+    .. math::
+        \min_z \tfrac12 \lVert x - z D \rVert^2 + \alpha \lVert z \rVert_1 \qquad (z \ge 0 \text{ if
+        positive})
+
+    Solved for by `latent_kernels.sparse_encode`, or predicted by an encoder that was trained to:
+    the fast path. Names are those of sklearn.decomposition.SparseCoder where they mean the same;
+    its ways of coding other than the Lasso ("omp", "lars", "threshold") are not here. Atoms need
+    not have norm 1. It is transform that does everything: fit only looks at X.
+
+    Args: dictionary: D [n_components, n_features], finite and without rows of zeros; an array, or a
+        tensor on the CPU. transform_algorithm: "cd" (or "lasso_cd", scikit-learn's name for it),
+        "fista" or "ista": see `sparse_encode`;
+            "encoder" for the encoder's codes as they are.
+        transform_alpha: alpha >= 0; None for 1.
+        transform_max_iter: iterations at most; 0 leaves the start as it is.
+        transform_tol: a row is done when its duality gap is at most transform_tol * 0.5 ||x||^2.
+        positive_code: codes >= 0 only; negative ones of an encoder become 0.
+        encoder: a trained `LISTA`, `LCoD` or `PSDEncoder`, or any module or function that maps a
+            tensor [N, n_features] to codes [N, n_components]. The solvers then start from its codes
+            instead of 0: with transform_max_iter=5 they refine them a little, with more they come
+            to the optimum. A module works on its own device, in its own dtype and in the mode that
+            it is in (call `eval()` first); a function gets float32 or float64 on the CPU. `clone`
+            copies a module.
+
+    Attributes:
+        n_components_: the number of atoms.
+        n_features_in_: columns of X. Both are there after `fit`.
+        feature_names_in_: column names, where X has them.
+
+    float32 rows are coded in float32 and give float32 codes, whatever the dictionary's dtype; all
+    else is float64.
+
+    Source: as `sparse_encode`; Gregor and LeCun, "Learning fast approximations of sparse coding"
+        (2010).
+
+    """
+
+    n_components_: int
+    n_features_in_: int
+
+    def __init__(
+        self,
+        dictionary: ArrayLike,
+        *,
+        transform_algorithm: str = "cd",
+        transform_alpha: float | None = None,
+        transform_max_iter: int = 1000,
+        transform_tol: float = 1e-6,
+        positive_code: bool = False,
+        encoder: Encoder | None = None,
+    ) -> None:
+        self.dictionary = dictionary
+        self.transform_algorithm = transform_algorithm
+        self.transform_alpha = transform_alpha
+        self.transform_max_iter = transform_max_iter
+        self.transform_tol = transform_tol
+        self.positive_code = positive_code
+        self.encoder = encoder
+
+    def fit(self: Self, X: Any, y: Any = None) -> Self:
+        """Checks X and the arguments, and remembers the columns' names; nothing is learned.
+
+        Raises:
+            ValueError: as in `transform`.
+
+        """
+        dictionary, _ = self._checked(X, reset=True)
+        self.n_components_ = len(dictionary)
+        return self
+
+    def transform(self, X: Any) -> Array:
+        """The codes.
+
+        Args:
+            X: [N, n_features] array, or a tensor on the CPU. It need not have been fitted.
+
+        Returns: Z [N, n_components], float32 for float32 and else float64. Solved for, a row's
+            codes do not depend on the rows around it.
+
+        Raises: ValueError: an argument of the constructor is wrong; X has a wrong shape, NaN or
+            infinity; the encoder's
+                codes have.
+
+        A ConvergenceWarning tells of rows that did not get to transform_tol, unless there is an
+        encoder.
+
+        """
+        dictionary, data = self._checked(X, reset=False)
+        start = None
+        if self.encoder is not None:
+            start = _sparse_codes.predicted(
+                data, self.encoder, len(dictionary), bool(self.positive_code)
+            )
+            if self.transform_algorithm == "encoder":
+                return start.numpy()
+        how = _sparse_codes.lasso(
+            self.transform_algorithm,
+            1.0 if self.transform_alpha is None else self.transform_alpha,
+            self.transform_max_iter,
+            self.transform_tol,
+            self.positive_code,
+        )
+        return _sparse_codes.solved(data, dictionary, how, start, warn=self.encoder is None)
+
+    def inverse_transform(self, X: Any) -> Array:
+        """The rows Z D [N, n_features] that codes Z [N, n_components] stand for, in the dtype of
+        the codes.
+        """
+        return _sparse_codes.restored(X, self._checked_dictionary())
+
+    def _checked_dictionary(self) -> Array:
+        return _sparse_codes.checked_dictionary("dictionary", self.dictionary)
+
+    def _checked(self, X: Any, *, reset: bool) -> tuple[Array, Array]:
+        """(dictionary, X)."""
+        self._check_settings()
+        dictionary = self._checked_dictionary()
+        data: Array = validate_data(self, as_array(X), reset=reset, **CHECKS)
+        if data.shape[1] != dictionary.shape[1]:
+            raise ValueError(
+                f"X must have as many columns as dictionary, {dictionary.shape[1]}; got n_features = {data.shape[1]}"
+            )
+        return dictionary, data
+
+    def _check_settings(self) -> None:
+        _sparse_codes.check_solver("transform_algorithm", self.transform_algorithm, "encoder")
+        if self.transform_alpha is not None:
+            _sparse_codes.check_number("transform_alpha", self.transform_alpha)
+        _sparse_codes.check_integer("transform_max_iter", self.transform_max_iter, 0)
+        _sparse_codes.check_number("transform_tol", self.transform_tol)
+        _sparse_codes.check_bool("positive_code", self.positive_code)
+        if self.encoder is not None and not callable(self.encoder):
+            raise ValueError(f"encoder must be a module, a function or None; got {self.encoder!r}")
+        if self.transform_algorithm == "encoder" and self.encoder is None:
+            raise ValueError(
+                "encoder must be given where transform_algorithm is 'encoder'; got None"
+            )
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self._checked_dictionary())
+
+    def __sklearn_tags__(self) -> Any:
+        """scikit-learn's tags: transform needs no fit."""
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        return tags

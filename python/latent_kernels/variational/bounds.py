@@ -1,0 +1,201 @@
+"""Lower bounds of log p(x) from samples of q: the ELBO, and importance-weighted bounds with every
+gradient estimator.
+
+All of them start from log-weights log w_s = log p(x, z_s) - log q(z_s), a tensor [S, ...] with
+samples first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from latent_kernels import _checks
+from latent_kernels.kernels.bounds import ops as _ops  # noqa: F401  (registers the opaque ops)
+from latent_kernels.kernels.bounds.autograd import apply_bound
+from latent_kernels.kernels.eager import plain, row_dtype, unbatched
+from latent_kernels.kernels.op import call
+from latent_kernels.variational.diagnostics import normalized_weights
+
+Tensor = torch.Tensor
+
+_WEIGHTED = "_latent_kernels_weighted"  # an attribute of z
+BOUND_ESTIMATORS = ("iwae", "vimco", "stl", "dreg")
+
+
+def importance_bound(
+    log_w: Tensor, *, estimator: str = "iwae", z: Tensor | None = None, log_q: Tensor | None = None
+) -> Tensor:
+    r"""The importance-weighted bound of log p(x), with the gradient of one of four estimators.
+
+    .. math::
+        L_S = \log \frac1S \sum_s w_s \le \log p(x), \qquad \tilde w_s = w_s / \sum_r w_r
+
+    The value is the same for all; S = 1 gives log w itself. Backward puts the normalised weights w~
+    into log_w, so that a model's parameters theta in log p(x, z) always get sum_s w~_s d log p(x,
+    z_s) / d theta, and beyond that:
+
+    ========= ============================== ================================================================
+    estimator what log_w must be made of     the gradient of q's parameters phi
+    ========= ============================== ================================================================
+    "iwae"    z reparameterized, log q(z)    sum_s w~_s d log w_s / d phi, the total derivative; unbiased, but for
+              with its gradients             many samples its signal-to-noise ratio falls like 1 / sqrt(S)
+    "stl"     z, log_q =                     the same along z alone: zero where q is the posterior. Biased for
+              q.rsample_log_prob(S,          S > 1, as "sticking the landing" leaves out a term that has mean zero
+              path_derivative=True)          only for S = 1
+    "dreg"    as for "stl"; and `z`          sum_s w~_s^2 (d log w_s / d z_s) (d z_s / d phi): doubly
+                                             reparameterized, unbiased; where q is not narrower than
+                                             the posterior its signal-to-noise ratio rises like
+                                             sqrt(S)
+    "vimco"   z any samples, also discrete   sum_s w~_s d log w_s / d phi + sum_s (L - L_{-s}) d log q(z_s) / d phi,
+              ones, log q(z) with its        where L_{-s} has the geometric mean of the other weights in the place of
+              gradients; and `log_q`         w_s; unbiased
+    ========= ============================== ================================================================
+
+    The forward pass reads log_w once; backward keeps log_w, its largest value and one sum.
+
+    Args: log_w: [S, ...], float32, float64, bfloat16 or float16; -inf for a weight of zero.
+        estimator: "iwae", "vimco", "stl" or "dreg". z: for "dreg" the samples [S, ..., D] that
+        log_w was computed from, as `rsample_log_prob` returned them.
+            Backward scales the whole gradient that reaches z by w~ (by a hook on this very tensor,
+            not a view of it), and with it that of any other term of a loss that is computed from z:
+            give such a term a z.clone() made before. One bound for each z; another one to look at
+            goes under no_grad.
+        log_q: for "vimco" log q(z_s) [S, ...], the very tensor that log_w was computed with. It
+            gets a gradient and is not read.
+
+    Returns: The bound [...] in nats, float32 for half-precision inputs. NaN where a log-weight is
+        NaN; -inf where all weights are zero, with a gradient of NaN.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016); Mnih and
+    Rezende, "Variational inference for Monte Carlo objectives" (2016); Roeder, Wu and Duvenaud,
+    "Sticking the landing" (2017); Rainforth et al., "Tighter variational bounds are not necessarily
+    better" (2018); Tucker, Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators for
+    Monte Carlo objectives" (2019).
+
+    """
+    _checks.log_weights(log_w)
+    if estimator not in BOUND_ESTIMATORS:
+        known = ", ".join(repr(name) for name in BOUND_ESTIMATORS)
+        raise ValueError(f"estimator must be one of {known}; got {estimator!r}")
+    _wanted("z", z, estimator, "dreg")
+    _wanted("log_q", log_q, estimator, "vimco")
+    if log_q is not None:
+        (log_w, log_q), _ = _checks.together(log_w=log_w, log_q=log_q)  # type: ignore[assignment]
+        assert log_q is not None
+        if log_q.shape != log_w.shape:
+            raise ValueError(
+                f"log_q must have the shape of log_w, {tuple(log_w.shape)}; got {tuple(log_q.shape)}"
+            )
+        if log_w.size(0) < 2:
+            raise ValueError(
+                "estimator 'vimco' compares each sample with the others: log_w must have S >= 2; got S = 1"
+            )
+    if z is not None:
+        _scale_by_weights(z, log_w)
+    return _bound(log_w, log_q)
+
+
+def elbo(
+    log_p: Tensor,
+    *,
+    kl: Tensor | None = None,
+    entropy: Tensor | None = None,
+    log_q: Tensor | None = None,
+) -> Tensor:
+    r"""The evidence lower bound, averaged over S samples, from one of three forms of its second
+    term.
+
+    ============ ======================================= ==========================================================
+    `kl`         mean_s log p(x\|z_s) - KL(q || p(z))     log_p is the likelihood; the prior's part is exact
+    `entropy`    mean_s log p(x, z_s) + H(q)             log_p is the joint; q's part is exact
+    `log_q`      mean_s [log p(x, z_s) - log q(z_s)]     log_p is the joint; nothing is exact, but where q is the
+                                                         posterior every sample gives log p(x)
+                                                         itself
+    ============ ======================================= ==========================================================
+
+    Args:
+        log_p: [S, ...], float32, float64, bfloat16 or float16.
+        kl: KL(q || p(z)), [...]; see `rsample_kl` and `gaussian_kl`.
+        entropy: the entropy of q, [...].
+        log_q: log q(z_s), [S, ...]; see `rsample_log_prob`.
+
+    Returns:
+        The bound [...] in nats, float32 for half-precision inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 6 and 7.
+
+    """
+    given = {
+        name: x for name, x in (("kl", kl), ("entropy", entropy), ("log_q", log_q)) if x is not None
+    }
+    if len(given) != 1:
+        raise ValueError(
+            f"one of kl, entropy and log_q must be given; got {' and '.join(given) or 'none'}"
+        )
+    _checks.log_weights(log_p, "log_p")
+    ((name, term),) = given.items()
+    wanted = log_p.shape if name == "log_q" else log_p.shape[1:]
+    _checks.floating(name, term)
+    if term.shape != wanted:
+        raise ValueError(
+            f"{name} must have shape {tuple(wanted)}, as log_p says; got {tuple(term.shape)}"
+        )
+    _checks.device_of(name, term, "log_p", log_p)
+    dtype = row_dtype(torch.promote_types(log_p.dtype, term.dtype))
+    if name == "log_q":
+        return (log_p.to(dtype) - term.to(dtype)).mean(0)
+    mean = log_p.mean(0, dtype=dtype)
+    return mean - term if name == "kl" else mean + term
+
+
+def _wanted(name: str, x: Tensor | None, estimator: str, user: str) -> None:
+    """The argument that one estimator needs, and the others have no use for."""
+    if (x is not None) == (estimator == user):
+        return
+    if x is None:
+        raise ValueError(f"estimator {estimator!r} needs {name}; got None")
+    raise ValueError(f"{name} is for estimator {user!r}; got it with {estimator!r}")
+
+
+def _scale_by_weights(z: Tensor, log_w: Tensor) -> None:
+    """Has backward multiply what reaches z by the normalised weights."""
+    _checks.float_tensor("z", z)
+    _checks.device_of("z", z, "log_w", log_w)
+    if z.shape[: log_w.dim()] != log_w.shape or z.dim() != log_w.dim() + 1:
+        raise ValueError(
+            f"z must have shape [*{tuple(log_w.shape)}, D], as log_w says; got {tuple(z.shape)}"
+        )
+    if not torch.is_grad_enabled():
+        return
+    if plain(z) and z.requires_grad:
+        if z.is_leaf:
+            raise ValueError(
+                "z must be computed from q's parameters, as rsample_log_prob does; got a leaf of the graph"
+            )
+        if getattr(z, _WEIGHTED, False):
+            raise ValueError(
+                "z already carries the weights of another bound with estimator 'dreg': sample anew"
+            )
+        setattr(z, _WEIGHTED, True)
+    z, weights = unbatched(z, normalized_weights(log_w).unsqueeze(-1))
+    if z.requires_grad:
+        z.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
+
+
+def _bound(log_w: Tensor, log_q: Tensor | None) -> Tensor:
+    if plain(log_w, log_q):
+        out: Tensor = apply_bound(log_w, log_q)
+        return out
+    shape = (1, log_w.size(0), math.prod(log_w.shape[1:]))
+    value: Tensor = call(
+        "bound", log_w.reshape(shape), None if log_q is None else log_q.reshape(shape)
+    )[0]
+    return value.reshape(log_w.shape[1:])

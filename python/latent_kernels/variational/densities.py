@@ -1,0 +1,140 @@
+"""Log-densities summed over the last dimension: the diagonal Gaussian, and Bernoulli variables by
+their logits.
+
+Leading dimensions broadcast. Each is one pass over memory forward and one backward. Parameters that
+lack dimensions of the values, [..., D] under [S, ..., D] or a single row [D], are read where they
+lie, and their gradients are summed in the kernel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from latent_kernels import _checks
+from latent_kernels.kernels.densities import autograd
+from latent_kernels.kernels.densities import ops as _ops  # noqa: F401  (registers the opaque ops)
+from latent_kernels.kernels.eager import plain
+from latent_kernels.kernels.op import call
+
+Tensor = torch.Tensor
+_WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mean, e^logvar), summed over the last dimension.
+
+    -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one
+    lacks the leading dimensions of the others (parameters [..., D] under samples [S, ..., D], or
+    one row [D] for all, such as a learned variance of each pixel) it is read where it lies and its
+    gradient is summed in the kernel. Second derivatives are not implemented and raise.
+
+    Args:
+        z: [S, ..., D] or [..., D], float32, float64, bfloat16 or float16.
+        mean: broadcast with z.
+        logvar: log sigma^2, broadcast with z.
+
+    Returns: The log-density in nats, of the broadcast shape without D; float32 for half-precision
+        inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix C.2.
+
+    """
+    return _log_density("gaussian", {"z": z, "mean": mean, "logvar": logvar})
+
+
+def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+    """Log-probability of x under Bernoulli variables with P(1) = sigmoid(logits), summed over the
+    last dimension.
+
+    sum_d [x l - ln(1 + e^l)], computed as -sum_d [w |l| + ln(1 + e^-|l|)] with w = 1 - x where l >
+    0, else x: right to a few ulp for every logit, infinite ones too. x may be grey values in [0,
+    1], as is usual for images: the sum is then the negative cross-entropy and no normalized density
+    of x. Values outside [0, 1] are not refused; the formula is evaluated as it stands. The gradient
+    of logits is x - sigmoid(l), that of x is l. Second derivatives are not implemented and raise.
+
+    Args: x: [..., D], float32, float64, bfloat16 or float16; or bool or integers, which are
+        converted to logits' dtype. logits: broadcast with x; one that lacks leading dimensions of
+        the other (images [B, D] under decoded samples
+            [S, B, D], or one row [D] for all) is read where it lies and its gradient is summed in
+            the kernel.
+
+    Returns: The log-probability in nats, of the broadcast shape without D; float32 for
+        half-precision inputs.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix C.1.
+
+    """
+    if isinstance(x, Tensor) and x.dtype in _WHOLE:
+        _checks.float_tensor("logits", logits)
+        x = x.to(logits.dtype)
+    return _log_density("bernoulli", {"x": x, "logits": logits})
+
+
+def _log_density(density: str, named: dict[str, Tensor]) -> Tensor:
+    given, _ = _checks.together(**named)
+    inputs: list[Tensor] = given  # type: ignore[assignment]
+    full = tail = tuple(inputs[0].shape)
+    if any(x.shape != full for x in inputs):
+        full = _checks.broadcast(**named)
+        inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
+        tail = _shared_tail(inputs, full)
+        inputs = [_as_shared(x, tail, full) for x in inputs]
+    rows, cols = math.prod(tail[:-1]), full[-1]
+    samples = math.prod(full[: len(full) - len(tail)])
+    shapes = []
+    for x in inputs:
+        shape = tuple(x.shape)
+        own = samples if shape == full else 1
+        shapes.append((1, own, rows, cols) if shape in (tail, full) else (1, 1, 1, cols))
+    if plain(*inputs):
+        out: Tensor = autograd.apply_log_density(
+            (density, (1, samples, rows, cols), shapes, full[:-1]), *inputs
+        )
+        return out
+    out = call(
+        f"{density}_log_prob", *(x.reshape(shape) for x, shape in zip(inputs, shapes, strict=True))
+    )
+    return out.reshape(full[:-1])
+
+
+def _shared_tail(tensors: list[Tensor], full: tuple[int, ...]) -> tuple[int, ...]:
+    """The trailing shape that parameters have and samples repeat: of the shortest input with a
+    batch dimension.
+    """
+    tail = full
+    for x in tensors:
+        shape = tuple(x.shape)
+        if 2 <= len(shape) < len(tail) and shape == full[len(full) - len(shape) :]:
+            tail = shape
+    return tail
+
+
+def _without_leading_ones(x: Tensor) -> Tensor:
+    """[1, B, D] is [B, D] for every sample."""
+    ones = 0
+    while ones < x.dim() - 2 and x.size(ones) == 1:
+        ones += 1
+    return x.reshape(x.shape[ones:]) if ones else x
+
+
+def _as_shared(x: Tensor, tail: tuple[int, ...], full: tuple[int, ...]) -> Tensor:
+    """x in one of three shapes: `full`, `tail`, or a single row [D]; expanded where it has none of
+    them.
+    """
+    shape = tuple(x.shape)
+    if shape in (tail, full):
+        return x
+    if math.prod(shape[:-1]) == 1:
+        return x.reshape(shape[-1]).expand(full[-1])
+    fits_tail = len(shape) <= len(tail) and all(
+        a in (1, b) for a, b in zip(shape[::-1], tail[::-1], strict=False)
+    )
+    return x.expand(tail if fits_tail else full)

@@ -1,0 +1,372 @@
+"""Score-function gradients: the gradient of E_q f(z) from samples of q, with no gradient through f.
+
+    grad E_q f(z) = E_q [(f(z) - b) grad log q(z)]        for any b that does not depend on z
+
+Everything is one fused pass over z [S, ..., D]; the scores are never stored, and z itself need not
+be: given the seed that drew it, it is drawn again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from latent_kernels import _checks
+from latent_kernels._checks import Seed
+from latent_kernels.kernels.eager import as_int, as_seeds, plain
+from latent_kernels.kernels.op import call
+from latent_kernels.kernels.score import ops as _ops  # noqa: F401  (registers the opaque ops)
+from latent_kernels.kernels.score.autograd import (
+    apply_expectation,
+    call_gradient,
+    canonical,
+    run_gradient,
+)
+from latent_kernels.kernels.score.problem import Problem
+from latent_kernels.variational.families import Bernoulli, Family
+
+Tensor = torch.Tensor
+CONTROL_VARIATES = ("none", "leave_one_out", "optimal")
+
+
+def score_function_expectation(
+    q: Family,
+    values: Tensor,
+    z: Tensor | None = None,
+    *,
+    seed: Seed = None,
+    offset: int = 0,
+    control_variate: str | Tensor = "leave_one_out",
+    folds: int = 2,
+) -> Tensor:
+    r"""The mean of `values` over samples of q, whose gradient is the score-function estimator.
+
+    .. math::
+        \hat f = \frac1S \sum_s f(z_s), \qquad
+        \nabla \approx \frac1S \sum_s (f(z_s) - b_s)\, \nabla \log q(z_s)
+
+    Backward puts the second into q's parameters, with values detached in it, and the ordinary mean
+    gradient into `values`, for parameters of a model that they depend on. In an ELBO, values = log
+    p(x, z) - log q(z): detach log q there. Its own gradient has mean zero, so that leaving it in
+    stays unbiased, but noisier.
+
+    Control variates, b_s:
+
+    - "none": 0.
+    - "leave_one_out": the mean of the other values (the default; needs S >= 2).
+    - "optimal": for each parameter the coefficient of least variance, a = sum f s^2 / sum s^2 over
+      the samples outside the fold of s, so that the estimator stays unbiased. Better than
+      leave-one-out for many samples, not always for few. Needs S >= folds.
+    - a tensor: a baseline of your own, broadcast to the shape of values; detached. It must not
+      depend on z_s.
+
+    Args: q: the family that z was drawn from. values: f(z), [S, ...] with q's batch shape, or [S,
+        ..., D]: a term for each latent dimension, which then alone
+            weighs the scores of that dimension (Rao-Blackwellised: f_d need only hold what depends
+            on z_d).
+        z: samples [S, ..., D] without gradient, or None: then `seed` and `offset` say which
+            q.sample drew.
+        seed: the int or 0-d int64 tensor that z was drawn with, where z is not given.
+        offset: the first element's place in the noise stream, where z is not given.
+        control_variate: see above.
+        folds: of "optimal".
+
+    Returns:
+        The mean of values over S, [...] or [..., D]; float32 for half-precision values.
+
+    Raises: TypeError, ValueError: naming the argument that is wrong. Samples outside q's support
+        are found where z is
+            read: in backward. On a GPU such rows give NaN instead.
+
+    Source: Paisley, Blei and Jordan, "Variational Bayesian inference with stochastic search"
+    (2012); Ranganath, Gerrish and Blei, "Black box variational inference" (2014); Kool, van Hoof
+    and Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019).
+
+    """
+    problem, z, baseline, seed = _checked(q, values, z, seed, offset, control_variate, folds)
+    return _expectation(problem, q, values, z, baseline, seed, offset)
+
+
+def score_function_gradient(
+    q: Family,
+    values: Tensor,
+    z: Tensor | None = None,
+    *,
+    seed: Seed = None,
+    offset: int = 0,
+    control_variate: str | Tensor = "leave_one_out",
+    folds: int = 2,
+    return_variance: bool = False,
+) -> tuple[Tensor, ...]:
+    """The gradient of E_q f(z) itself, without autograd; see `score_function_expectation` for the
+    arguments.
+
+    Args: q: the family that z was drawn from. values: f(z), [S, ...] or [S, ..., D]. z: samples [S,
+        ..., D], or None where `seed` says which q.sample drew. seed: the int or 0-d int64 tensor
+        that z was drawn with, where z is not given. offset: the first element's place in the noise
+        stream, where z is not given. control_variate: "none", "leave_one_out", "optimal" or a
+        baseline. folds: of "optimal". return_variance: also return the variance of each gradient,
+        estimated from the samples: the sample variance of
+            the S terms, over S. Unbiased for "none" and a baseline, consistent for the others; NaN
+            where S is 1.
+
+    Returns: The gradient of each of q's parameters, in their order and shape; with
+        `return_variance`, (gradients, variances), two such tuples, the variances in float32 for
+        half-precision parameters.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    """
+    problem, z, baseline, seed = _checked(q, values, z, seed, offset, control_variate, folds)
+    return _gradient(problem, q, values, z, baseline, seed, offset, return_variance)
+
+
+def disarm(
+    q: Bernoulli, values: Tensor, z: Tensor | None = None, *, seed: Seed = None, offset: int = 0
+) -> Tensor:
+    r"""The mean of `values` over antithetic pairs of a Bernoulli, whose gradient is the DisARM
+    estimator.
+
+    .. math::
+        \nabla_l \approx \frac1S \sum_s \tfrac12 (f(z_s) - f(z'_s)) (z_s - z'_s)\, \sigma(|l|)
+
+    Unbiased; each pair costs two evaluations of f, and its samples come from one uniform. Where z =
+    z' in a dimension, that dimension's gradient is 0.
+
+    Args: q: the Bernoulli that the pairs were drawn from. values: f of both samples, [2, S, ...]
+        with q's batch shape, or [2, S, ..., D]. z: pairs [2, S, ..., D] of `q.sample_antithetic`,
+        or None: then `seed` and `offset` say which it drew. seed: the int or 0-d int64 tensor that
+        the pairs were drawn with, where z is not given. offset: the first element's place in the
+        noise stream, where z is not given.
+
+    Returns: The mean of values over both samples of all pairs, [...] or [..., D]; float32 for
+        half-precision values.
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong; see `score_function_expectation`.
+
+    Source: Dong, Mnih and Tucker, "DisARM: an antithetic gradient estimator for binary latent
+    variables" (2020), equation 6; the same estimator as U2G of Yin, Ho, Yan, Qian and Zhou (2020).
+
+    """
+    problem, z, seed = _checked_pairs(q, values, z, seed, offset)
+    return _expectation(problem, q, values, z, None, seed, offset)
+
+
+def disarm_gradient(
+    q: Bernoulli,
+    values: Tensor,
+    z: Tensor | None = None,
+    *,
+    seed: Seed = None,
+    offset: int = 0,
+    return_variance: bool = False,
+) -> tuple[Tensor, ...]:
+    """The DisARM gradient itself, without autograd; see `disarm` for the arguments.
+
+    Args: q: the Bernoulli that the pairs were drawn from. values: f of both samples, [2, S, ...] or
+        [2, S, ..., D]. z: pairs [2, S, ..., D], or None where `seed` says which. seed: the int or
+        0-d int64 tensor that the pairs were drawn with, where z is not given. offset: the first
+        element's place in the noise stream, where z is not given. return_variance: also return the
+        gradient's variance: that of the S pairs' terms, over S; NaN where S is 1.
+
+    Returns:
+        (gradient,) in the logits' shape; with `return_variance`, ((gradient,), (variance,)).
+
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong.
+
+    """
+    problem, z, seed = _checked_pairs(q, values, z, seed, offset)
+    return _gradient(problem, q, values, z, None, seed, offset, return_variance)
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def _checked(
+    q: Family,
+    values: Tensor,
+    z: Tensor | None,
+    seed: Seed,
+    offset: int,
+    control_variate: str | Tensor,
+    folds: int,
+) -> tuple[Problem, Tensor | None, Tensor | None, int | Tensor]:
+    """The problem, z as the kernels take it, the baseline and the seed."""
+    if not isinstance(q, Family):
+        raise TypeError(
+            f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
+        )
+    samples, per_element = _value_shape(q, values, ("S",))
+    z, seed = _samples(q, z, seed, offset, (samples,))
+    baseline = None
+    if isinstance(control_variate, Tensor):
+        baseline, control = _baseline(control_variate, values), "none"
+    elif control_variate in CONTROL_VARIATES:
+        control = control_variate
+    else:
+        known = ", ".join(repr(name) for name in CONTROL_VARIATES)
+        raise ValueError(f"control_variate must be {known} or a tensor; got {control_variate!r}")
+    if control == "leave_one_out" and samples < 2:
+        raise ValueError(
+            "control_variate 'leave_one_out' takes the mean of the other values, of which there are none for S = 1: "
+            "draw more samples, or use 'none' or a baseline of your own"
+        )
+    if control == "optimal":
+        if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
+            raise ValueError(f"folds must be an int >= 2; got {folds!r}")
+        if samples < folds:
+            raise ValueError(
+                f"control_variate 'optimal' takes each fold's coefficient from the others: it needs S >= folds = "
+                f"{folds} samples; got S = {samples}"
+            )
+    else:
+        folds = 1
+    rows = math.prod(q.batch_shape)
+    problem = Problem(q.name, 1, samples, rows, q.cols, q.classes, per_element, control, folds)
+    return problem, z, baseline, seed
+
+
+def _checked_pairs(
+    q: Bernoulli, values: Tensor, z: Tensor | None, seed: Seed, offset: int
+) -> tuple[Problem, Tensor | None, int | Tensor]:
+    if not isinstance(q, Bernoulli):
+        raise TypeError(
+            f"q must be a Bernoulli: DisARM is for binary variables; got {type(q).__name__}"
+        )
+    samples, per_element = _value_shape(q, values, ("2", "S"))
+    z, seed = _samples(q, z, seed, offset, (2, samples))
+    rows = math.prod(q.batch_shape)
+    return Problem("antithetic", 1, samples, rows, q.cols, 0, per_element, "none", 1), z, seed
+
+
+def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[int, bool]:
+    """S, and whether values have a term for each latent dimension."""
+    _checks.float_tensor("values", values)
+    before, batch = len(leading), q.batch_shape
+    after = tuple(values.shape[before:])
+    if (
+        values.dim() < before
+        or after not in (batch, (*batch, q.cols))
+        or (before == 2 and values.size(0) != 2)
+    ):
+        names = ", ".join(leading)
+        wanted = f"[{names}, *{batch}] or [{names}, *{(*batch, q.cols)}]"
+        raise ValueError(f"values must have shape {wanted}, as q has; got {tuple(values.shape)}")
+    if values.device != q.device:
+        raise ValueError(f"values must be on the device of q, {q.device}; got {values.device}")
+    samples = values.size(before - 1)
+    if samples < 1:
+        raise ValueError(f"values must hold at least one sample; got shape {tuple(values.shape)}")
+    return samples, len(after) > len(batch)
+
+
+def _samples(
+    q: Family, z: Tensor | None, seed: Seed, offset: int, leading: tuple[int, ...]
+) -> tuple[Tensor | None, int | Tensor]:
+    """z in the dtype of the kernels, or the seed that draws it."""
+    shape = (*leading, *q.batch_shape, q.cols)
+    if z is None:
+        if seed is None:
+            raise ValueError(
+                "z or seed must be given: the samples that values were computed at, or the seed they had"
+            )
+        _checks.stream(seed, offset, math.prod(shape[-len(shape) + len(leading) - 1 :]), q.device)
+        return None, seed
+    if seed is not None:
+        raise ValueError(
+            "z and seed are both given; one of them says which samples values were computed at"
+        )
+    z = q._samples_of(z)
+    if tuple(z.shape) != shape:
+        raise ValueError(
+            f"z must have shape {shape}, with as many samples as values; got {tuple(z.shape)}"
+        )
+    if z.requires_grad:
+        raise ValueError(
+            "z must not require grad: the estimator takes no gradient through samples; pass z.detach()"
+        )
+    return z, 0
+
+
+def _baseline(baseline: Tensor, values: Tensor) -> Tensor:
+    """A baseline of the shape of values, or of theirs without samples."""
+    _checks.device_of("control_variate", baseline, "values", values)
+    shape = tuple(values.shape)
+    if not baseline.is_floating_point():
+        raise TypeError(f"control_variate as a tensor must be floating; got {baseline.dtype}")
+    one = baseline.dim() < len(shape) or baseline.size(0) == 1
+    whole = _checks.expand("control_variate", baseline, shape, "values")
+    return whole[0] if one else whole
+
+
+# --- the two ways to the kernels ------------------------------------------------------------------
+
+
+def _parameters(q: Family) -> tuple[Tensor, Tensor | None]:
+    return q.parameters[0], q.parameters[1] if len(q.parameters) > 1 else None
+
+
+def _expectation(
+    problem: Problem,
+    q: Family,
+    values: Tensor,
+    z: Tensor | None,
+    baseline: Tensor | None,
+    seed: int | Tensor,
+    offset: int,
+) -> Tensor:
+    first, second = _parameters(q)
+    if plain(first, second, values, z, baseline, seed if isinstance(seed, Tensor) else None):
+        out: Tensor = apply_expectation(
+            first, second, values, z, baseline, (problem, as_int(seed, q.device), offset)
+        )
+        return out
+    first_, second_, z_, values_, baseline_, _ = canonical(
+        problem, first, second, z, values, baseline, None
+    )
+    choices = (problem.family, problem.control, problem.folds)
+    seeds = as_seeds(seed, q.device)
+    out = call(
+        "score_expectation", *choices, first_, second_, z_, seeds, offset, values_, baseline_
+    )
+    return out.reshape(values.shape[2 if problem.family == "antithetic" else 1 :])
+
+
+def _gradient(
+    problem: Problem,
+    q: Family,
+    values: Tensor,
+    z: Tensor | None,
+    baseline: Tensor | None,
+    seed: int | Tensor,
+    offset: int,
+    return_variance: bool,
+) -> tuple[Tensor, ...]:
+    first, second = _parameters(q)
+    if plain(first, second, values, z, baseline, seed if isinstance(seed, Tensor) else None):
+        with torch.no_grad():
+            found, variances = run_gradient(
+                problem,
+                q.parameters,
+                z,
+                as_int(seed, q.device),
+                offset,
+                values,
+                baseline,
+                None,
+                return_variance,
+            )
+        return found if variances is None else (found, variances)  # type: ignore[return-value]
+    shaped = canonical(problem, first, second, z, values, baseline, None)
+    tensors = tuple(None if x is None else x.detach() for x in shaped)
+    seeds = as_seeds(seed, q.device)
+    results = call_gradient(problem, tensors, seeds, offset, return_variance)
+    count, shape = len(q.parameters), first.shape
+    gradients = tuple(g.reshape(shape) for g in results[:count])
+    if not return_variance:
+        return gradients
+    return gradients, tuple(v.reshape(shape) for v in results[2 : 2 + count])  # type: ignore[return-value]
