@@ -172,7 +172,7 @@ def test_fake_tensors() -> None:
         assert kl.shape == (3,)
         assert lk.normal((5, 2), seed=1, dtype=torch.float64).shape == (5, 2)
     meta = torch.zeros(3, 4, device="meta")
-    assert torch.ops.latent_kernels.variational.gaussian(
+    assert torch.ops.latent_kernels.gaussian(
         meta.unsqueeze(0),
         meta.unsqueeze(0),
         None,
