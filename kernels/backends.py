@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -103,16 +104,19 @@ def backend_name(op: str, device: torch.device) -> str:
 
 
 @functools.cache
-def _for_device(op: str, kind: str) -> ModuleType:
-    return _module(op, backend_name(op, torch.device(kind)))
-
-
 def backend(op: str, device: torch.device) -> ModuleType:
-    """The module of kernels that `op` uses on `device`."""
-    return _for_device(op, device.type)
+    """Return the module of kernels that `op` uses on `device`."""
+    return _module(op, backend_name(op, device))
+
+
+@functools.cache
+def function(op: str, name: str, device: torch.device) -> Callable[..., None]:
+    """Return a function of the module of kernels that `op` uses on `device`."""
+    found: Callable[..., None] = getattr(backend(op, device), name)
+    return found
 
 
 def forget() -> None:
     """Forgets every choice, so that the environment is read again (for tests)."""
-    for cached in (triton_missing, forced, _for_device):
+    for cached in (triton_missing, forced, backend, function):
         cached.cache_clear()

@@ -23,12 +23,11 @@ def row_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def in_memory(x: Tensor) -> Tensor:
-    """x without gradient, as contiguous memory that a kernel reads by its address: no lazy negation
-    either.
-    """
-    x = x.detach()
-    return (x.resolve_neg() if x.is_neg() else x).contiguous()
+def in_memory(x: Tensor, shape: object = None) -> Tensor:
+    """Return contiguous memory that a kernel reads by its address: no lazy negation either."""
+    if x.is_neg():
+        x = x.detach().resolve_neg()
+    return x if x.is_contiguous() else x.detach().contiguous()
 
 
 def plain(*tensors: Tensor | None) -> bool:

@@ -1,124 +1,240 @@
-"""Opaque ops: how a kernel reaches torch.compile, fake tensors, dispatch modes and torch.func.
+"""The two doors to an op's kernels, made from its description (`description.py`).
 
-`define` registers one op twice over: with torch.library, for everything that works through the
-dispatcher, and as an autograd.Function with `setup_context` and a vmap rule, which torch.func wants
-instead. `call` picks. Plain eager calls use neither (see `_eager.plain`), since either costs
-microseconds.
+A plain eager call goes straight to an autograd.Function over raw pointers, in the caller's shapes.
+Under torch.compile, torch.func, fake tensors or any dispatch mode the call goes through an opaque
+op, in canonical shapes (`opaque.py`).
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
-from latent_kernels.kernels.eager import as_int
+from latent_kernels.kernels import opaque
+from latent_kernels.kernels.description import OPTIONAL, Description, Dims, Flags, Inputs
+from latent_kernels.kernels.eager import as_int, as_seeds, in_memory, plain
+from latent_kernels.kernels.library import call as call_opaque
 
 Tensor = torch.Tensor
-
-_library = torch.library.Library("latent_kernels", "FRAGMENT")
-_functions: dict[str, Any] = {}
-
-
-def call(name: str, *args: Any) -> Any:
-    """Calls an op, by the door that the present state of torch needs."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return _functions[name].apply(*args)
-    return getattr(torch.ops.latent_kernels, name)(*args)
+Shapes = tuple[tuple[int, ...], ...] | None
+# A caller's call, but for its tensors and its seed: dimensions, options, which outputs are wanted,
+# and the canonical shapes of the inputs where they do not follow from the axes.
+Call = tuple[Dims, tuple[Any, ...], Flags, Shapes]
 
 
-def define(
-    schema: str,
-    implementation: Callable[..., Any],
-    *,
-    fake: Callable[..., Any],
-    vmap: Callable[..., Any],
-    gradients: Callable[..., Any],
-    setup: Callable[..., None] | None = None,
-) -> None:
-    """Registers an op.
+class Op(Description):
+    """An op that can be called. The arguments are those of `Description`."""
 
-    Args:
-        schema: its torch.library schema, `name(...) -> ...`.
-        implementation: runs it on real tensors of any device.
-        fake: empty outputs of the right shape and dtype.
-        vmap: (info, in_dims, *args) -> (outputs, out_dims), by way of `call`.
-        gradients: (ctx, *output_gradients) -> a gradient or None for each input, by way of `call`.
-        setup: (ctx, inputs, output) saves what `gradients` needs.
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._all = (True,) * len(self.results)
+        self._forward_plainly, self._backward_plainly = _passes(self)
+        self._apply = _function(self)
+        opaque.register(self)
 
+    def __call__(
+        self,
+        dims: Dims,
+        inputs: Inputs,
+        options: tuple[Any, ...] = (),
+        *,
+        seed: Any = None,
+        wanted: Flags | None = None,
+        shapes: Shapes = None,
+    ) -> Any:
+        """Return the outputs that are not kept, differentiable; a single one by itself.
+
+        Args:
+            dims: the caller's dimensions for each axis, () for the groups.
+            inputs: the problem's tensors, in their order.
+            options: what follows them in the problem, but for the seed.
+            seed: an int or a tensor, as `draw_seed` returns it, for a problem that has one.
+            wanted: which outputs; one that is not wanted is None.
+            shapes: canonical shapes of the inputs, where they do not follow from the axes.
+
+        """
+        call: Call = (dims, options, wanted or self._all, shapes)
+        if not plain(*inputs, seed if isinstance(seed, Tensor) else None):
+            return self._public(self._forward_by_dispatcher(call, inputs, seed))
+        if seed is not None:
+            seed = as_int(seed, inputs[0].device)
+        if _is_differentiated(inputs):
+            return self._apply(call, seed, *inputs)
+        return self._public(self._forward_plainly(call, inputs, seed))
+
+    def evaluate(self, dims: Dims, inputs: Inputs) -> Any:
+        """Return all outputs, the kept ones too, without gradients; for ops without options."""
+        call: Call = (dims, (), self._all, None)
+        inputs = [None if x is None else x.detach() for x in inputs]
+        forward = self._forward_plainly if plain(*inputs) else self._forward_by_dispatcher
+        return forward(call, inputs, None)
+
+    def differentiate(self, dims: Dims, inputs: Inputs, upstream: Any, needs: Flags) -> Any:
+        """Return gradients that are no part of a graph themselves; for ops without options."""
+        call: Call = (dims, (), (), None)
+        inputs = [None if x is None else x.detach() for x in inputs]
+        is_plain = plain(*inputs, *upstream)
+        backward = self._backward_plainly if is_plain else self._backward_by_dispatcher
+        return backward(call, inputs, None, upstream, needs)
+
+    def _public(self, outputs: Any) -> Any:
+        public = [x for x, field in zip(outputs, self.results, strict=True) if not field.kept]
+        return public[0] if len(public) == 1 else tuple(public)
+
+    # --- the dispatcher's door: canonical shapes there, the caller's shapes back ------------------
+
+    def _canonical(self, dims: Dims) -> Dims:
+        axes = zip(self.axes, dims, strict=True)
+        return [(math.prod(own),) if own or axis not in OPTIONAL else () for axis, own in axes]
+
+    def _opaque_arguments(self, call: Call, canonical: Dims, inputs: Inputs, seed: Any) -> Any:
+        _, options, _, shapes = call
+        shapes = shapes or tuple(field.shape(canonical) for field in self.inputs)
+        tensors = [None if x is None else x.reshape(s) for x, s in zip(inputs, shapes, strict=True)]
+        seeds = [as_seeds(seed, inputs[0].device)] if self.seeded else []
+        free = [canonical[self.axes.index(axis)][0] for axis in self.free]
+        return *tensors, *seeds, *free, *options
+
+    def _forward_by_dispatcher(self, call: Call, inputs: Inputs, seed: Any) -> Any:
+        dims, _, wanted, _ = call
+        arguments = self._opaque_arguments(call, self._canonical(dims), inputs, seed)
+        found = opaque.listed(call_opaque(self.name, *arguments, list(wanted)))
+        fields = zip(self.results, wanted, found, strict=True)
+        outputs = [x.reshape(field.shape(dims)) if want else None for field, want, x in fields]
+        return self.outputs(*outputs)
+
+    def _backward_by_dispatcher(
+        self, call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags
+    ) -> Any:
+        canonical = self._canonical(call[0])
+        arguments = self._opaque_arguments(call, canonical, inputs, seed)
+        above = [
+            None if g is None else g.reshape(field.shape(canonical))
+            for field, g in zip(self.results, upstream, strict=True)
+        ]
+        wanted = [needs[i] for i in self.learned_at]
+        found = opaque.listed(call_opaque(f"{self.name}_backward", *above, *arguments, wanted))
+        fields = zip(self.learned_at, wanted, found, strict=True)
+        return [g.reshape(inputs[i].shape) if want else None for i, want, g in fields]
+
+
+def _is_differentiated(inputs: Inputs) -> bool:
+    """Return whether autograd must see the call, which refuses forward-mode derivatives."""
+    if torch.is_grad_enabled():
+        for x in inputs:
+            if x is not None and x.requires_grad:
+                return True
+    return forward_ad._current_level >= 0
+
+
+def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the forward and the backward pass of plain calls.
+
+    Small calls spend their time here: what does not change from call to call is looked up before.
     """
-    name = schema[: schema.index("(")]
-    save = setup or _save_nothing
-    _library.define(schema)
-    for key in ("CPU", "CUDA", "MPS", "XPU"):  # not Meta: that is the fake's
-        _library.impl(name, implementation, key)
-    torch.library.register_fake(f"latent_kernels::{name}", fake, lib=_library)
-    torch.library.register_autograd(
-        f"latent_kernels::{name}", gradients, setup_context=save, lib=_library
-    )
-    torch.library.register_vmap(f"latent_kernels::{name}", vmap, lib=_library)
-    _functions[name] = type(
-        f"Transformed_{name}",
-        (torch.autograd.Function,),
-        {
-            "forward": staticmethod(getattr(torch.ops.latent_kernels, name)),
-            "setup_context": staticmethod(lambda ctx, inputs, output: save(ctx, inputs, output)),
-            "backward": staticmethod(gradients),
-            "jvp": staticmethod(_no_forward_mode),
-            "vmap": staticmethod(vmap),
-        },
-    )
+    place, seeded, learned_at = op.place, op.seeded, op.learned_at
+    new_problem, new_outputs = _maker(op.problem), _maker(op.outputs)
+    new_gradients = _maker(op.gradients)
+    shapes, dtypes = [f.shape for f in op.results], [f.dtype for f in op.results]
+    empty_like, layout = torch.empty_like, torch.contiguous_format
+
+    def problem_of(call: Call, inputs: Inputs, seed: Any) -> Any:
+        dims, options, _, canonical = call
+        if canonical is None:
+            memory = [None if x is None else place(x) for x in inputs]
+        else:
+            memory = [place(x, shape) for x, shape in zip(inputs, canonical, strict=True)]
+        sizes = tuple(map(math.prod, dims))
+        if seeded:
+            return new_problem((sizes, *memory, seed, *options))
+        return new_problem((sizes, *memory, *options))
+
+    @functools.cache
+    def allocation(dtype: torch.dtype, wanted: tuple[bool, ...]) -> list[Any]:
+        """Return for each output its shape's function and its dtype, where it is another."""
+        own = [dtype if f is None else f(dtype) for f in dtypes]
+        plan = zip(shapes, own, wanted, strict=True)
+        return [(shape, None if d is dtype else d) if want else None for shape, d, want in plan]
+
+    def forward(call: Call, inputs: Inputs, seed: Any) -> Any:
+        first = inputs[0]
+        dims, new_empty = call[0], first.new_empty
+        outputs: list[Tensor | None] = []
+        for plan in allocation(first.dtype, call[2]):
+            if plan is None:
+                outputs.append(None)
+            elif plan[1] is None:
+                outputs.append(new_empty(plan[0](dims)))  # quicker than with a dtype
+            else:
+                outputs.append(new_empty(plan[0](dims), dtype=plan[1]))
+        found = new_outputs(outputs)
+        op.function(op.forward, first.device)(problem_of(call, inputs, seed), found)
+        return found
+
+    def backward(call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags) -> Any:
+        gradients = new_gradients(
+            [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at]
+        )
+        above = new_outputs([None if g is None else in_memory(g) for g in upstream])
+        run = op.function(op.backward, inputs[0].device)
+        run(problem_of(call, inputs, seed), above, gradients)
+        return gradients
+
+    return forward, backward
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
+def _maker(cls: Any) -> Any:
+    """Return what makes a named tuple of a list, in a quarter of the class's own time."""
+    return functools.partial(tuple.__new__, cls)
 
 
-def _no_forward_mode(ctx: Any, *tangents: Any) -> Any:
-    raise NotImplementedError(
-        "latent_kernels: forward-mode derivatives (jvp, jacfwd, hessian) are not implemented"
-    )
+def _function(op: Op) -> Any:
+    """Return the `apply` of an autograd.Function for plain calls: (call, seed, *inputs) -> outputs.
 
-
-def no_second_derivative(ctx: Any, *gradients: Tensor) -> Any:
-    """The `gradients` of an op that is itself a backward pass."""
-    raise RuntimeError("latent_kernels: second derivatives of this op are not implemented")
-
-
-def fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
-    """A vmapped [groups, ...] tensor, its batch at `dim` or none, -> [batch * groups, ...]."""
-    if x is None:
-        return None
-    x = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.reshape(batch * x.size(1), *x.shape[2:])
-
-
-def groups_of(x: Tensor, dim: int | None) -> int:
-    """How many groups a vmapped tensor has, its batch at `dim` or none."""
-    return x.size(1 if dim == 0 else 0)
-
-
-def unfold(x: Tensor, batch: int) -> Tensor:
-    """[batch * groups, ...] -> [batch, groups, ...]."""
-    return x.reshape(batch, x.size(0) // max(batch, 1), *x.shape[1:])
-
-
-def checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
-    """An opaque op's seeds as the kernels take them: one int, or int64 [1] or [groups] on the
-    device.
+    It keeps the inputs, the outputs that are kept, and the seed, from which noise is made anew.
     """
-    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
-        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
-    if seeds.numel() == 1:
-        seed = as_int(seeds, device)
-        return seed if isinstance(seed, int) else seed.reshape(1)
-    return seeds.to(device).contiguous()
+    count, forward_plainly, backward_plainly = len(op.inputs), *_passes(op)
+    nothing = (None,) * (2 + count)
+    kept_at = [i for i, field in enumerate(op.results) if field.kept]
+    public_at = [i for i, field in enumerate(op.results) if not field.kept]
+    only = public_at[0] if len(public_at) == 1 else None
+    all_learned = op.learned_at == list(range(count))
 
+    class Plain(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, call: Call, seed: Any, *inputs: Any) -> Any:
+            outputs = forward_plainly(call, inputs, seed)
+            # Not what `place` may have copied, which second derivatives could not be refused for.
+            if isinstance(seed, Tensor):
+                ctx.save_for_backward(*inputs, *[outputs[i] for i in kept_at], seed)
+                ctx.call = call, None
+            else:
+                ctx.save_for_backward(*inputs, *[outputs[i] for i in kept_at])
+                ctx.call = call, seed
+            ctx.set_materialize_grads(False)
+            return tuple([outputs[i] for i in public_at]) if only is None else outputs[only]
 
-def fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
-    """One seed for each of batch * groups: the same for the whole batch where the seed is not
-    batched.
-    """
-    seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
-    return seeds.expand(batch, groups).reshape(-1)
+        @staticmethod
+        def backward(ctx: Any, *above: Any) -> Any:
+            if above[0] is None and all(g is None for g in above):
+                return nothing
+            saved, (call, seed) = ctx.saved_tensors, ctx.call
+            inputs, kept = saved[:count], saved[count : count + len(kept_at)]
+            if len(saved) > count + len(kept_at):
+                seed = saved[-1]
+            upstream = list(above)
+            for i, x in zip(kept_at, kept, strict=True):
+                upstream.insert(i, x)
+            # With create_graph=True by the opaque op, which knows how to refuse second derivatives.
+            run = op._backward_by_dispatcher if torch.is_grad_enabled() else backward_plainly
+            found = run(call, inputs, seed, upstream, ctx.needs_input_grad[2:])
+            return (None, None, *(found if all_learned else op.for_inputs(found)))
+
+    # Function's own apply, past what Function.apply does in Python for torch.func, which `plain`
+    # has ruled out.
+    return super(torch.autograd.Function, Plain).apply

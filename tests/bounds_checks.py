@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 
 from latent_kernels.kernels.bounds import reference
+from latent_kernels.kernels.bounds.problem import Gradients, Outputs, Problem
 from latent_kernels.kernels.eager import row_dtype
 
 Tensor = torch.Tensor
@@ -54,13 +55,14 @@ def run(
         torch.full_like(gradient, torch.nan),
         gradient.new_full((groups, 2, rows), torch.nan),
     )
-    kernels.forward(sizes, log_w, bound, sums)
+    asked = Problem(sizes, log_w)
+    kernels.forward(asked, Outputs(bound, sums))
     weights, scaled, signal = (torch.full_like(log_w, torch.nan) for _ in range(3))
-    kernels.weights(sizes, log_w, sums, None, weights)
-    kernels.weights(sizes, log_w, sums, gradient, scaled)
+    kernels.backward(asked, Outputs(None, sums), Gradients(weights, None))
+    kernels.backward(asked, Outputs(gradient, sums), Gradients(scaled, None))
     found = {"bound": bound, "weights": weights, "scaled": scaled}
     if samples > 1:
-        kernels.signal(sizes, log_w, gradient, signal)
+        kernels.backward(asked, Outputs(gradient, sums), Gradients(None, signal))
         found["signal"] = signal
     return {name: x.cpu() for name, x in found.items()}
 

@@ -395,11 +395,14 @@ def test_compile_equals_eager(estimator: str) -> None:
 @pytest.mark.parametrize("needs", [[True, True], [True, False], [False, True]])
 def test_opcheck(needs: list[bool]) -> None:
     given_ = tuple(torch.randn(2, 5, 3, requires_grad=need) for need in needs)
-    opcheck(torch.ops.latent_kernels.bound.default, given_)
-    opcheck(torch.ops.latent_kernels.bound.default, (given_[0], None))
-    value, sums = torch.ops.latent_kernels.bound(given_[0].detach(), None)
+    all_outputs = [True, True]
+    opcheck(torch.ops.latent_kernels.bound.default, (*given_, all_outputs))
+    opcheck(torch.ops.latent_kernels.bound.default, (given_[0], None, all_outputs))
+    log_w = given_[0].detach()
+    value, sums = torch.ops.latent_kernels.bound(log_w, None, all_outputs)
     opcheck(
-        torch.ops.latent_kernels.bound_backward.default, (given_[0].detach(), sums, value, needs)
+        torch.ops.latent_kernels.bound_backward.default,
+        (value, sums, log_w, given_[1].detach(), needs),
     )
 
 

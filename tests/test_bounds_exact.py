@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import latent_kernels as lk
+from latent_kernels.variational.bounds import BOUND_ESTIMATORS
 from linear_gaussian import Parameters, critical, flat, hermite, z_scores
 
 Tensor = torch.Tensor
@@ -24,7 +25,7 @@ REPEATS = 60_000
 # How a sample and log q(z) depend on q's parameters: in every way, through z alone, or through log
 # q alone.
 DERIVATIVES = ("total", "path", "score")
-PAIRS = list(itertools.product(lk.bounds.BOUND_ESTIMATORS, DERIVATIVES))
+PAIRS = list(itertools.product(BOUND_ESTIMATORS, DERIVATIVES))
 UNBIASED = {("iwae", "total"), ("stl", "total"), ("dreg", "path"), ("vimco", "score")}
 
 

@@ -18,10 +18,10 @@ import math
 
 import torch
 
+from latent_kernels.kernels.bounds.problem import Gradients, Outputs, Problem
 from latent_kernels.kernels.eager import row_dtype
 
 Tensor = torch.Tensor
-Sizes = tuple[int, int, int]  # groups, samples, rows
 
 
 def bound(log_w: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,35 +37,33 @@ def bound(log_w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_without(log_w: Tensor, s: int) -> Tensor:
-    """log (sum_{r != s} w_r + e^{m_s}) over its own terms: [groups, rows]."""
+    """Return log (sum_{r != s} w_r + e^{m_s}), [groups, rows], summed over its own terms."""
     others = torch.cat((log_w[:, :s], log_w[:, s + 1 :]), 1)
     return torch.logsumexp(torch.cat((others, others.mean(1, keepdim=True)), 1), 1)
 
 
-def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
-    """The interface of the compiled kernels: log_w of `sizes` -> [groups, rows] and [groups, 2,
-    rows].
-    """
-    found = bound(log_w.reshape(sizes).to(row_dtype(log_w.dtype)))
-    for place, value in zip((out, sums), found, strict=True):
-        place.copy_(value.reshape(place.shape))
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write the bound of each row and the sums behind it."""
+    found = bound(_log_weights(problem))
+    for out, value in zip(outputs, found, strict=True):
+        if out is not None:
+            out.copy_(value.reshape(out.shape))
 
 
-def weights(
-    sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor
-) -> None:
-    """The normalised weights, times `gradient` [groups, rows] where it is given."""
-    top, total = sums.reshape(sizes[0], 2, 1, sizes[2]).unbind(1)
-    factor = 1 / total if gradient is None else gradient.reshape(total.shape) / total
-    found = torch.exp(log_w.reshape(sizes).to(top.dtype) - top) * factor
-    out.copy_(found.reshape(out.shape))
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the normalised weights and VIMCO's signal, times the bound's gradient."""
+    groups, samples, rows = problem.sizes
+    log_w = _log_weights(problem)
+    given = 1.0 if upstream.bound is None else upstream.bound.reshape(groups, 1, rows)
+    if gradients.log_w is not None:
+        top, total = upstream.sums.reshape(groups, 2, 1, rows).unbind(1)
+        weights = torch.exp(log_w - top) * (given / total)
+        gradients.log_w.copy_(weights.reshape(gradients.log_w.shape))
+    if gradients.log_q is not None:
+        without = torch.stack([log_without(log_w, s) for s in range(samples)], 1)
+        signal = given * (torch.logsumexp(log_w, 1, keepdim=True) - without)
+        gradients.log_q.copy_(signal.reshape(gradients.log_q.shape))
 
 
-def signal(sizes: Sizes, log_w: Tensor, gradient: Tensor, out: Tensor) -> None:
-    """VIMCO's learning signal for each sample, times `gradient` [groups, rows]."""
-    log_w = log_w.reshape(sizes).to(row_dtype(log_w.dtype))
-    without = torch.stack([log_without(log_w, s) for s in range(sizes[1])], 1)
-    learned = gradient.reshape(sizes[0], 1, sizes[2]) * (
-        torch.logsumexp(log_w, 1, keepdim=True) - without
-    )
-    out.copy_(learned.reshape(out.shape))
+def _log_weights(problem: Problem) -> Tensor:
+    return problem.log_w.reshape(problem.sizes).to(row_dtype(problem.log_w.dtype))

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from latent_kernels.kernels.bounds.problem import Gradients, Outputs, Problem
 from latent_kernels.kernels.launch import (
     OPTIONS,
     TILE,
@@ -21,7 +22,6 @@ from latent_kernels.kernels.launch import (
 )
 from latent_kernels.kernels.triton_math import exp, log1p
 
-Tensor = torch.Tensor
 Sizes = tuple[int, int, int]  # groups, samples, rows
 
 LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
@@ -206,14 +206,14 @@ def _chunks(sizes: Sizes, tiles: int, block_s: int) -> tuple[int, int]:
     return triton.cdiv(samples, per_chunk), per_chunk
 
 
-def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
-    """The bound of each row and the sums behind it."""
-    groups, samples, rows = sizes
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write the bound of each row and the sums behind it."""
+    (groups, samples, rows), log_w = problem.sizes, problem.log_w
     if groups * rows == 0:
         return
-    tiles, block_s, block_n = _blocks(sizes, log_w.dtype)
-    chunks, per_chunk = _chunks(sizes, tiles, block_s)
-    tops, totals = out.new_empty((2, groups, chunks, rows))
+    tiles, block_s, block_n = _blocks(problem.sizes, log_w.dtype)
+    chunks, per_chunk = _chunks(problem.sizes, tiles, block_s)
+    tops, totals = outputs.sums.new_empty((2, groups, chunks, rows))
     compute = _compute(log_w.dtype)
     with on_device_of(log_w):
         sums_kernel[(tiles * chunks * groups,)](
@@ -221,45 +221,27 @@ def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
             compute=compute, BLOCK_S=block_s, BLOCK_N=block_n, **OPTIONS,
         )  # fmt: skip
         merge_kernel[(tiles * groups,)](
-            tops,
-            totals,
-            out,
-            sums,
-            samples,
-            rows,
-            tiles,
-            chunks,
-            compute=compute,
-            BLOCK_N=block_n,
-            **OPTIONS,
-        )
-
-
-def weights(
-    sizes: Sizes, log_w: Tensor, sums: Tensor, gradient: Tensor | None, out: Tensor
-) -> None:
-    """The normalised weights, times `gradient` [groups, rows] where it is given."""
-    groups, samples, rows = sizes
-    if groups * rows == 0:
-        return
-    tiles, block_s, block_n = _blocks(sizes, log_w.dtype)
-    chunks, per_chunk = _chunks(sizes, tiles, block_s)
-    with on_device_of(log_w):
-        weights_kernel[(tiles * chunks * groups,)](
-            log_w, sums, gradient, out, samples, rows, per_chunk, tiles, chunks,
-            has_gradient=gradient is not None, compute=_compute(log_w.dtype), BLOCK_S=block_s, BLOCK_N=block_n,
-            **OPTIONS,
+            tops, totals, *outputs, samples, rows, tiles, chunks,
+            compute=compute, BLOCK_N=block_n, **OPTIONS,
         )  # fmt: skip
 
 
-def signal(sizes: Sizes, log_w: Tensor, gradient: Tensor, out: Tensor) -> None:
-    """VIMCO's learning signal for each sample, times `gradient` [groups, rows]."""
-    groups, samples, rows = sizes
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the normalised weights and VIMCO's signal, times the bound's gradient."""
+    (groups, samples, rows), log_w = problem.sizes, problem.log_w
     if groups * rows == 0:
         return
-    tiles, block_s, block_n = _blocks(sizes, log_w.dtype)
+    tiles, block_s, block_n = _blocks(problem.sizes, log_w.dtype)
+    options = {"compute": _compute(log_w.dtype), "BLOCK_S": block_s, "BLOCK_N": block_n} | OPTIONS
     with on_device_of(log_w):
-        signal_kernel[(tiles * groups,)](
-            log_w, gradient, out, samples, rows, tiles,
-            compute=_compute(log_w.dtype), BLOCK_S=block_s, BLOCK_N=block_n, **OPTIONS,
-        )  # fmt: skip
+        if gradients.log_w is not None:
+            chunks, per_chunk = _chunks(problem.sizes, tiles, block_s)
+            weights_kernel[(tiles * chunks * groups,)](
+                log_w, upstream.sums, upstream.bound, gradients.log_w,
+                samples, rows, per_chunk, tiles, chunks,
+                has_gradient=upstream.bound is not None, **options,
+            )  # fmt: skip
+        if gradients.log_q is not None:
+            signal_kernel[(tiles * groups,)](
+                log_w, upstream.bound, gradients.log_q, samples, rows, tiles, **options
+            )

@@ -10,7 +10,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import in_memory, row_dtype
-from latent_kernels.kernels.op import call
+from latent_kernels.kernels.library import call
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]

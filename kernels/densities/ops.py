@@ -13,7 +13,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import row_dtype
-from latent_kernels.kernels.op import call, define, fold, no_second_derivative, unfold
+from latent_kernels.kernels.library import call, define, fold, no_second_derivative, unfold
 
 Tensor = torch.Tensor
 

@@ -9,7 +9,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import as_int, in_memory
-from latent_kernels.kernels.op import (
+from latent_kernels.kernels.library import (
     call,
     checked_seeds,
     define,

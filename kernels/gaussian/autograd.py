@@ -12,7 +12,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import as_seeds, in_memory, row_dtype
-from latent_kernels.kernels.op import call
+from latent_kernels.kernels.library import call
 
 Tensor = torch.Tensor
 

@@ -13,7 +13,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import row_dtype
-from latent_kernels.kernels.op import (
+from latent_kernels.kernels.library import (
     call,
     checked_seeds,
     define,

@@ -8,7 +8,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import in_memory, row_dtype
-from latent_kernels.kernels.op import call, define, fold, unfold
+from latent_kernels.kernels.library import call, define, fold, unfold
 
 Tensor = torch.Tensor
 

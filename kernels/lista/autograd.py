@@ -9,8 +9,8 @@ import torch
 from latent_kernels import _checks
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import in_memory
+from latent_kernels.kernels.library import call
 from latent_kernels.kernels.lista.problem import Choices, Tensors
-from latent_kernels.kernels.op import call
 
 Tensor = torch.Tensor
 

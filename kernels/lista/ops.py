@@ -13,9 +13,9 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import in_memory
+from latent_kernels.kernels.library import call, define, no_second_derivative
 from latent_kernels.kernels.lista.autograd import checked
 from latent_kernels.kernels.lista.problem import Choices, Tensors
-from latent_kernels.kernels.op import call, define, no_second_derivative
 
 Tensor = torch.Tensor
 _COUNT = len(Tensors._fields)

@@ -8,7 +8,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import as_int
-from latent_kernels.kernels.op import call, define
+from latent_kernels.kernels.library import call, define
 
 Tensor = torch.Tensor
 

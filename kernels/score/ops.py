@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from latent_kernels.kernels.eager import row_dtype
-from latent_kernels.kernels.op import (
+from latent_kernels.kernels.library import (
     call,
     checked_seeds,
     define,

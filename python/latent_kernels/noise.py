@@ -12,8 +12,8 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.eager import as_int, as_seeds, draw_seed, plain
+from latent_kernels.kernels.library import call
 from latent_kernels.kernels.noise import ops
-from latent_kernels.kernels.op import call
 
 Tensor = torch.Tensor
 

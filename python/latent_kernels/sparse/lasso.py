@@ -10,7 +10,7 @@ import torch
 from latent_kernels import _checks
 from latent_kernels.kernels.eager import plain, row_dtype
 from latent_kernels.kernels.lasso import ops
-from latent_kernels.kernels.op import call
+from latent_kernels.kernels.library import call
 
 Tensor = torch.Tensor
 Algorithm = Literal["fista", "ista", "cd"]

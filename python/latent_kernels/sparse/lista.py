@@ -16,10 +16,10 @@ from torch.autograd import forward_ad
 from latent_kernels import _checks
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import plain, row_dtype
+from latent_kernels.kernels.library import call
 from latent_kernels.kernels.lista import autograd, ready
 from latent_kernels.kernels.lista import ops as _ops  # noqa: F401  (registers the opaque ops)
 from latent_kernels.kernels.lista.problem import Choices, Tensors
-from latent_kernels.kernels.op import call
 
 Tensor = torch.Tensor
 _MOST_COLUMNS = 2**24  # places in the lists of a tile are 32-bit

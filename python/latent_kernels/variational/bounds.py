@@ -7,15 +7,11 @@ samples first.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from latent_kernels import _checks
-from latent_kernels.kernels.bounds import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.bounds.autograd import apply_bound
+from latent_kernels.kernels.bounds.problem import BOUND, dims_of
 from latent_kernels.kernels.eager import plain, row_dtype, unbatched
-from latent_kernels.kernels.op import call
 from latent_kernels.variational.diagnostics import normalized_weights
 
 Tensor = torch.Tensor
@@ -97,7 +93,8 @@ def importance_bound(
             )
     if z is not None:
         _scale_by_weights(z, log_w)
-    return _bound(log_w, log_q)
+    value: Tensor = BOUND(dims_of(log_w), (log_w, log_q))
+    return value
 
 
 def elbo(
@@ -188,14 +185,3 @@ def _scale_by_weights(z: Tensor, log_w: Tensor) -> None:
     z, weights = unbatched(z, normalized_weights(log_w).unsqueeze(-1))
     if z.requires_grad:
         z.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
-
-
-def _bound(log_w: Tensor, log_q: Tensor | None) -> Tensor:
-    if plain(log_w, log_q):
-        out: Tensor = apply_bound(log_w, log_q)
-        return out
-    shape = (1, log_w.size(0), math.prod(log_w.shape[1:]))
-    value: Tensor = call(
-        "bound", log_w.reshape(shape), None if log_q is None else log_q.reshape(shape)
-    )[0]
-    return value.reshape(log_w.shape[1:])

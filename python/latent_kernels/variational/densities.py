@@ -16,7 +16,7 @@ from latent_kernels import _checks
 from latent_kernels.kernels.densities import autograd
 from latent_kernels.kernels.densities import ops as _ops  # noqa: F401  (registers the opaque ops)
 from latent_kernels.kernels.eager import plain
-from latent_kernels.kernels.op import call
+from latent_kernels.kernels.library import call
 
 Tensor = torch.Tensor
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -9,8 +9,7 @@ import math
 import torch
 
 from latent_kernels import _checks
-from latent_kernels.kernels.bounds import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.bounds.autograd import bound_and_sums, weights
+from latent_kernels.kernels.bounds.problem import bound_and_sums, weights
 from latent_kernels.kernels.eager import row_dtype
 
 Tensor = torch.Tensor

@@ -19,7 +19,7 @@ from latent_kernels._checks import Seed
 from latent_kernels.kernels.eager import as_seeds, draw_seed, plain, row_dtype
 from latent_kernels.kernels.families import ops
 from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi
-from latent_kernels.kernels.op import call
+from latent_kernels.kernels.library import call
 from latent_kernels.kernels.score import reference
 from latent_kernels.variational.densities import gaussian_log_prob
 from latent_kernels.variational.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob

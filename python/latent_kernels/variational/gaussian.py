@@ -15,7 +15,7 @@ from latent_kernels._checks import Seed
 from latent_kernels.kernels.eager import as_int, as_seeds, draw_seed, plain
 from latent_kernels.kernels.gaussian import autograd
 from latent_kernels.kernels.gaussian import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.op import call
+from latent_kernels.kernels.library import call
 
 Tensor = torch.Tensor
 

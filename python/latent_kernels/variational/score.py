@@ -15,7 +15,7 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.eager import as_int, as_seeds, plain
-from latent_kernels.kernels.op import call
+from latent_kernels.kernels.library import call
 from latent_kernels.kernels.score import ops as _ops  # noqa: F401  (registers the opaque ops)
 from latent_kernels.kernels.score.autograd import (
     apply_expectation,

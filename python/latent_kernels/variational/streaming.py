@@ -16,10 +16,9 @@ import torch
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
-from latent_kernels.kernels.bounds import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.bounds.autograd import bound_and_sums, weights
+from latent_kernels.kernels.bounds.problem import bound_and_sums, weights
 from latent_kernels.kernels.eager import as_int, draw_seed, row_dtype
-from latent_kernels.kernels.op import no_second_derivative
+from latent_kernels.kernels.library import no_second_derivative
 from latent_kernels.variational._replay import Sources, Surroundings
 from latent_kernels.variational.families import DiagonalGaussian
 

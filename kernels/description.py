@@ -1,0 +1,133 @@
+"""What an op is, said once: named tuples, from which `op.py` makes every way to the kernels.
+
+Three named tuples in kernels/<op>/problem.py describe an op:
+
+- its problem, which is what backends are handed: `sizes`; the tensors, each annotated with the
+  axes of its canonical shape, as in `Annotated[Tensor, "GND"]`; `seed` and `offset`, where the op
+  draws noise; the options.
+- its outputs: tensors annotated with their axes and, where it is not that of the first input, their
+  dtype. An output that is `KEPT` is there for the backward pass and has no gradient.
+- its gradients: tensors with the names of the inputs that have one.
+
+Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
+a seed each: torch.vmap makes them of a batch. A caller has no groups, and has any number of
+dimensions, none too, for each of the other axes: a list of them, one tuple for each of the op's
+axes, () for the groups, stands for the caller's shapes, as another for the canonical shapes. The letters of
+`OPTIONAL` are left out of canonical shapes where a caller has no dimension for them. Backends offer
+
+    forward(problem, outputs)               fills the outputs; one that is not wanted is None
+    backward(problem, upstream, gradients)  fills the gradients; `upstream` has the fields of the
+                                            outputs: their gradients, and the kept outputs as such
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from latent_kernels.kernels.backends import function
+from latent_kernels.kernels.eager import in_memory
+
+Tensor = torch.Tensor
+Dims = Sequence[tuple[int, ...]]  # what stands for each of an op's axes in somebody's shapes
+Inputs = Sequence[Any]  # tensors of a problem, None for one that is not given
+Flags = Sequence[bool]
+
+KEPT = "kept"
+OPTIONAL = "PEK"
+
+
+class Field(NamedTuple):
+    """A tensor of an op."""
+
+    name: str
+    axes: str
+    optional: bool
+    kept: bool
+    dtype: Callable[[torch.dtype], torch.dtype] | None  # from that of the first input
+    shape: Callable[[Dims], tuple[int, ...]]  # from somebody's dimensions
+
+
+Fields = tuple[Field, ...]
+
+
+def _shape(axes: str, order: str) -> Callable[[Dims], tuple[int, ...]]:
+    """Return the function that joins the dimensions of `axes`, which come in `order`."""
+    if len(axes) == 2:
+        first, second = map(order.index, axes)
+        return lambda dims: dims[first] + dims[second]
+
+    lengths = [(int(axis),) if axis.isdigit() else None for axis in axes]
+    places = [order.find(axis) for axis in axes]
+
+    def shape(dims: Dims) -> tuple[int, ...]:
+        joined: tuple[int, ...] = ()
+        for length, place in zip(lengths, places, strict=True):
+            joined += length or dims[place]
+        return joined
+
+    return shape
+
+
+def _tensors(cls: Any, order: str) -> Fields:
+    fields = []
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        if typing.get_origin(hint) is typing.Annotated:
+            axes, *marks = hint.__metadata__
+            optional = type(None) in typing.get_args(hint.__origin__)
+            dtype = next((mark for mark in marks if mark != KEPT), None)
+            fields.append(Field(name, axes, optional, KEPT in marks, dtype, _shape(axes, order)))
+    return tuple(fields)
+
+
+class Description:
+    """An op's named tuples, and what both ways to its kernels do with them.
+
+    Args:
+        name: the opaque op's name.
+        kernels: the folder of the backends.
+        axes: all axes, in the order of `problem.sizes` and of lists of dimensions; "G" comes first.
+        problem, outputs, gradients: the named tuples that describe the op; None for no gradients.
+        forward, backward: names of the backends' functions, or functions for any device.
+        place: how a plain call hands an input to the backends: from the tensor and its canonical
+            shape (where a call gives it) to memory that they can read.
+        absent: from the options to the axes of `OPTIONAL` that a call does not have.
+
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kernels: str,
+        axes: str,
+        problem: Any,
+        outputs: Any,
+        gradients: Any = None,
+        *,
+        forward: str | Callable[..., None] = "forward",
+        backward: str | Callable[..., None] = "backward",
+        place: Callable[..., Tensor] = in_memory,
+        absent: Callable[..., str] = lambda *options: OPTIONAL,
+    ):
+        self.name, self.kernels, self.axes = name, kernels, axes
+        self.problem, self.outputs, self.gradients = problem, outputs, gradients
+        self.inputs, self.results = _tensors(problem, axes), _tensors(outputs, axes)
+        learned = () if gradients is None else gradients._fields
+        self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
+        self.seeded = "seed" in problem._fields
+        self.free = "".join(a for a in axes if not any(a in field.axes for field in self.inputs))
+        self.forward, self.backward, self.place, self.absent = forward, backward, place, absent
+
+    def function(self, which: str | Callable[..., None], device: torch.device) -> Any:
+        """Return `forward` or `backward` for the device."""
+        return which if callable(which) else function(self.kernels, which, device)
+
+    def for_inputs(self, gradients: Any) -> list[Any]:
+        """Return a gradient, or None, for each input."""
+        found: list[Any] = [None] * len(self.inputs)
+        for i, gradient in zip(self.learned_at, gradients, strict=True):
+            found[i] = gradient
+        return found

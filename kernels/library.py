@@ -1,0 +1,123 @@
+"""Opaque ops: how a kernel reaches torch.compile, fake tensors, dispatch modes and torch.func.
+
+`define` registers an op twice over: with torch.library, for everything that works through the
+dispatcher, and as an autograd.Function with `setup_context` and a vmap rule, which torch.func wants
+instead. `call` picks. Plain eager calls use neither, since either costs microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from latent_kernels.kernels.eager import as_int
+
+Tensor = torch.Tensor
+
+_library = torch.library.Library("latent_kernels", "FRAGMENT")
+_functions: dict[str, Any] = {}
+
+
+def call(name: str, *args: Any) -> Any:
+    """Calls an op, by the door that the present state of torch needs."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return _functions[name].apply(*args)
+    return getattr(torch.ops.latent_kernels, name)(*args)
+
+
+def define(
+    schema: str,
+    implementation: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    vmap: Callable[..., Any],
+    gradients: Callable[..., Any],
+    setup: Callable[..., None] | None = None,
+) -> None:
+    """Registers an op.
+
+    Args:
+        schema: its torch.library schema, `name(...) -> ...`.
+        implementation: runs it on real tensors of any device.
+        fake: empty outputs of the right shape and dtype.
+        vmap: (info, in_dims, *args) -> (outputs, out_dims), by way of `call`.
+        gradients: (ctx, *output_gradients) -> a gradient or None for each input, by way of `call`.
+        setup: (ctx, inputs, output) saves what `gradients` needs.
+
+    """
+    name = schema[: schema.index("(")]
+    save = setup or _save_nothing
+    _library.define(schema)
+    for key in ("CPU", "CUDA", "MPS", "XPU"):  # not Meta: that is the fake's
+        _library.impl(name, implementation, key)
+    torch.library.register_fake(f"latent_kernels::{name}", fake, lib=_library)
+    torch.library.register_autograd(
+        f"latent_kernels::{name}", gradients, setup_context=save, lib=_library
+    )
+    torch.library.register_vmap(f"latent_kernels::{name}", vmap, lib=_library)
+    _functions[name] = type(
+        f"Transformed_{name}",
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(getattr(torch.ops.latent_kernels, name)),
+            "setup_context": staticmethod(lambda ctx, inputs, output: save(ctx, inputs, output)),
+            "backward": staticmethod(gradients),
+            "jvp": staticmethod(_no_forward_mode),
+            "vmap": staticmethod(vmap),
+        },
+    )
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def _no_forward_mode(ctx: Any, *tangents: Any) -> Any:
+    raise NotImplementedError(
+        "latent_kernels: forward-mode derivatives (jvp, jacfwd, hessian) are not implemented"
+    )
+
+
+def no_second_derivative(ctx: Any, *gradients: Tensor) -> Any:
+    """The `gradients` of an op that is itself a backward pass."""
+    raise RuntimeError("latent_kernels: second derivatives of this op are not implemented")
+
+
+def fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
+    """A vmapped [groups, ...] tensor, its batch at `dim` or none, -> [batch * groups, ...]."""
+    if x is None:
+        return None
+    x = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.reshape(batch * x.size(1), *x.shape[2:])
+
+
+def groups_of(x: Tensor, dim: int | None) -> int:
+    """How many groups a vmapped tensor has, its batch at `dim` or none."""
+    return x.size(1 if dim == 0 else 0)
+
+
+def unfold(x: Tensor, batch: int) -> Tensor:
+    """[batch * groups, ...] -> [batch, groups, ...]."""
+    return x.reshape(batch, x.size(0) // max(batch, 1), *x.shape[1:])
+
+
+def checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
+    """An opaque op's seeds as the kernels take them: one int, or int64 [1] or [groups] on the
+    device.
+    """
+    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
+        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
+    if seeds.numel() == 1:
+        seed = as_int(seeds, device)
+        return seed if isinstance(seed, int) else seed.reshape(1)
+    return seeds.to(device).contiguous()
+
+
+def fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
+    """One seed for each of batch * groups: the same for the whole batch where the seed is not
+    batched.
+    """
+    seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
+    return seeds.expand(batch, groups).reshape(-1)

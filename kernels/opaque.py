@@ -1,0 +1,244 @@
+"""The way to an op's kernels through torch's dispatcher: opaque ops over canonical shapes.
+
+`register` defines two ops from a description, the forward pass and the backward pass, which raises
+where it is to be differentiated itself. An op with groups takes a batch of torch.vmap as groups;
+one without takes it as rows, or slice by slice where slices have parameters of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+from latent_kernels.kernels.description import Description, Dims, Fields, Flags
+from latent_kernels.kernels.eager import in_memory
+from latent_kernels.kernels.library import (
+    call,
+    checked_seeds,
+    define,
+    fold,
+    fold_seeds,
+    groups_of,
+    no_second_derivative,
+    unfold,
+)
+
+Tensor = torch.Tensor
+
+_SCHEMA_TYPES = {
+    int: "SymInt",
+    bool: "bool",
+    str: "str",
+    float: "float",
+    tuple[int, ...] | None: "SymInt[]?",
+}
+
+
+def listed(found: Any) -> Any:
+    """Return what an opaque op returned as a sequence, also where that is a single tensor."""
+    return (found,) if isinstance(found, Tensor) else found
+
+
+def _packed(values: Iterable[Any]) -> Any:
+    found = tuple(values)
+    return found[0] if len(found) == 1 else found
+
+
+class Arguments(NamedTuple):
+    """The arguments that an op's forward and backward passes both take."""
+
+    tensors: tuple[Any, ...]
+    seeds: tuple[Tensor, ...]  # one where the op is seeded, else none
+    free: tuple[int, ...]  # sizes of axes that no tensor has
+    options: tuple[Any, ...]
+
+    @property
+    def first(self) -> Tensor:
+        """The tensor that the others' device and dtype follow."""
+        first: Tensor = self.tensors[0]
+        return first
+
+
+def _arguments(op: Description, args: Any) -> Arguments:
+    seeds = len(op.inputs)
+    free = seeds + op.seeded
+    options = free + len(op.free)
+    rest = tuple(tuple(x) if isinstance(x, list) else x for x in args[options:])
+    return Arguments(tuple(args[:seeds]), tuple(args[seeds:free]), tuple(args[free:options]), rest)
+
+
+def _dims(op: Description, given: Arguments) -> Dims:
+    """Return the size of each axis; where some tensors have 1 for it, that of the others."""
+    absent = op.absent(*given.options)
+    sizes: dict[str, int] = {"P": 2}
+    for field, x in zip(op.inputs, given.tensors, strict=True):
+        if x is None:
+            continue
+        axes = [axis for axis in field.axes if axis not in absent]
+        for axis, size in zip(axes, x.shape, strict=True):
+            if axis not in sizes or size != 1:
+                sizes[axis] = size
+    sizes |= dict(zip(op.free, given.free, strict=True))
+    return [() if axis in absent else (sizes[axis],) for axis in op.axes]
+
+
+def _problem(op: Description, given: Arguments) -> Any:
+    memory = [None if x is None else in_memory(x) for x in given.tensors]
+    seed = checked_seeds(given.seeds[0], given.first.device) if op.seeded else None
+    sizes = tuple(math.prod(own) for own in _dims(op, given))
+    return op.problem(sizes, *memory, *([seed] if op.seeded else []), *given.options)
+
+
+def _empty(op: Description, given: Arguments, wanted: Flags) -> list[Tensor]:
+    """Return outputs to be written; empty ones where they are not wanted."""
+    dims, first, found = _dims(op, given), given.first, []
+    for field, want in zip(op.results, wanted, strict=True):
+        dtype = first.dtype if field.dtype is None else field.dtype(first.dtype)
+        found.append(first.new_empty(field.shape(dims) if want else 0, dtype=dtype))
+    return found
+
+
+def _schema(op: Description) -> str:
+    hints = typing.get_type_hints(op.problem)
+    tensors = [f"Tensor{'?' if field.optional else ''} {field.name}" for field in op.inputs]
+    seeds = ["Tensor seeds"] if op.seeded else []
+    free = [f"SymInt size_of_{axis.lower()}" for axis in op.free]
+    known = {"sizes", "seed", *(field.name for field in op.inputs)}
+    options = [f"{_SCHEMA_TYPES[hints[name]]} {name}" for name in hints if name not in known]
+    return ", ".join(tensors + seeds + free + options)
+
+
+def register(op: Description) -> None:
+    """Define `<name>`: (tensors, seeds, free sizes, options, wanted) -> outputs.
+
+    And, where the op has gradients, `<name>_backward`: (upstream gradients and kept outputs, the
+    same arguments, needs) -> gradients. What is not wanted or needed comes back empty.
+    """
+
+    def fake(*args: Any) -> Any:
+        given, wanted = _arguments(op, args[:-1]), args[-1]
+        return _packed(_empty(op, given, wanted))
+
+    def forward(*args: Any) -> Any:
+        given, wanted = _arguments(op, args[:-1]), args[-1]
+        found = _empty(op, given, wanted)
+        outputs = op.outputs(*[x if want else None for x, want in zip(found, wanted, strict=True)])
+        op.function(op.forward, given.first.device)(_problem(op, given), outputs)
+        return _packed(found)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        given = _arguments(op, inputs[:-1])
+        kept = [x for x, field in zip(listed(output), op.results, strict=True) if field.kept]
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept, *given.tensors, *given.seeds)
+        ctx.kept, ctx.rest, ctx.wanted = len(kept), (*given.free, *given.options), inputs[-1]
+
+    def gradients(ctx: Any, *above: Any) -> Any:
+        count, kept = len(op.inputs), iter(ctx.saved_tensors[: ctx.kept])
+        needs = [ctx.needs_input_grad[i] for i in op.learned_at]
+        fields = zip(op.results, above, ctx.wanted, strict=True)
+        upstream = [next(kept) if field.kept else g if want else None for field, g, want in fields]
+        none = (None,) * len(ctx.needs_input_grad)
+        if all(g is None for g, f in zip(upstream, op.results, strict=True) if not f.kept):
+            return none
+        saved = ctx.saved_tensors[ctx.kept :]
+        found = listed(call(f"{op.name}_backward", *upstream, *saved, *ctx.rest, needs))
+        wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
+        return *op.for_inputs(wanted), *none[count:]
+
+    def backward_fake(*args: Any) -> Any:
+        given, needs = _arguments(op, args[len(op.results) : -1]), args[-1]
+        inputs = [given.tensors[i] for i in op.learned_at]
+        return _packed(
+            given.first.new_empty(0) if x is None or not need else x.new_empty(x.shape)
+            for x, need in zip(inputs, needs, strict=True)
+        )
+
+    def backward(*args: Any) -> Any:
+        above, given, needs = args[: len(op.results)], args[len(op.results) : -1], args[-1]
+        found = listed(backward_fake(*args))
+        wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
+        problem = _problem(op, _arguments(op, given))
+        run = op.function(op.backward, problem[1].device)
+        upstream = [None if g is None else in_memory(g) for g in above]
+        run(problem, op.outputs(*upstream), op.gradients(*wanted))
+        return _packed(found)
+
+    schema, count = _schema(op), len(op.learned_at)
+    vmap = _with_groups if "G" in op.axes else _with_rows
+    define(
+        f"{op.name}({schema}, bool[] wanted) -> ({', '.join(['Tensor'] * len(op.results))})",
+        forward,
+        fake=fake,
+        vmap=vmap(op, op.name, op.inputs),
+        setup=setup,
+        gradients=gradients if count else _no_gradient,
+    )
+    if count:
+        above = [f"Tensor{'' if f.kept else '?'} of_{f.name}" for f in op.results]
+        define(
+            f"{op.name}_backward({', '.join(above)}, {schema}, bool[] needs)"
+            f" -> ({', '.join(['Tensor'] * count)})",
+            backward,
+            fake=backward_fake,
+            vmap=vmap(op, f"{op.name}_backward", (*op.results, *op.inputs)),
+            gradients=no_second_derivative,
+        )
+
+
+def _no_gradient(ctx: Any, *gradients: Any) -> tuple[None, ...]:
+    return (None,) * len(ctx.needs_input_grad)
+
+
+# --- vmap -----------------------------------------------------------------------------------------
+
+
+def _with_groups(op: Description, name: str, tensors: Fields) -> Callable[..., Any]:
+    """Return the rule by which a batch joins the groups."""
+    count = len(tensors)
+    first = count - len(op.inputs)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        batch, wanted, rest = info.batch_size, args[-1], list(args[count:])
+        folded = [fold(x, d, batch) for x, d in zip(args[:count], in_dims[:count], strict=True)]
+        if op.seeded:
+            groups = groups_of(args[first], in_dims[first])
+            rest[0] = fold_seeds(rest[0], in_dims[count], batch, groups)
+        found = zip(listed(call(name, *folded, *rest)), wanted, strict=True)
+        dims = tuple(0 if want else None for want in wanted)
+        return _packed(unfold(x, batch) if want else x for x, want in found), _packed(dims)
+
+    return rule
+
+
+def _with_rows(op: Description, name: str, tensors: Fields) -> Callable[..., Any]:
+    """Return the rule by which a batch joins the rows, or goes slice by slice."""
+    count, is_row = len(tensors), [field.axes.startswith("N") for field in tensors]
+    sums_over_rows = len(tensors) > len(op.inputs)  # as gradients of parameters are
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        batch, wanted = info.batch_size, args[-1]
+        dims = [None if isinstance(d, (list, tuple)) else d for d in in_dims]  # lists of numbers
+        shared = all(row or d is None for row, d in zip(is_row, dims[:count], strict=True))
+        out_dims = _packed(0 if want else None for want in wanted)
+        if shared and not sums_over_rows:
+            folded = [
+                fold(x, d, batch) if row else x
+                for x, d, row in zip(args[:count], dims[:count], is_row, strict=True)
+            ]
+            found = zip(listed(call(name, *folded, *args[count:])), wanted, strict=True)
+            return _packed(unfold(x, batch) if want else x for x, want in found), out_dims
+        slices = [listed(call(name, *_slice(args, dims, i))) for i in range(batch)]
+        found = zip(zip(*slices, strict=True), wanted, strict=True)
+        return _packed(torch.stack(xs) if want else xs[0] for xs, want in found), out_dims
+
+    return rule
+
+
+def _slice(args: tuple[Any, ...], dims: list[int | None], i: int) -> list[Any]:
+    return [x if d is None else x.select(d, i) for x, d in zip(args, dims, strict=True)]
