@@ -20,10 +20,13 @@ import latent_kernels as lk
 from latent_kernels.examples import sparse_pictures, sparse_problems
 from latent_kernels.examples.sparse_curves import (
     Comparison,
+    Layers,
+    Patches,
     Solver,
     compare_with_solvers,
     train_by_layer,
 )
+from latent_kernels.examples.sparse_problems import Photographs
 from latent_kernels.examples.variance_command import check_writable
 
 Tensor = torch.Tensor
@@ -63,20 +66,6 @@ _DRAWN_BATCH, _VALIDATION, _CHECKS = (
 _QUICK = 4  # so many times fewer steps
 
 
-@dataclass(frozen=True)
-class Photographs:
-    """The sizes of the problem of patches."""
-
-    patches: int = 140_000  # flat ones too, which are left out
-    held_out: int = 1000
-    components: int = 256
-    alpha: float = 0.1
-    passes: int = 2  # of dictionary learning
-    steps: int = 500  # as in Learned
-    learning_rate: float = 0.025
-    batch_size: int = 128
-
-
 PHOTOGRAPHS = Photographs()
 QUICK = Photographs(patches=40_000, components=144, steps=100)
 DEMO, DEMO_LAYERS = Photographs(patches=40_000, held_out=500, components=144, steps=200), 8
@@ -103,34 +92,6 @@ class Request:
             raise
         for name in FIGURES:
             check_writable(self.out / name)
-
-
-@dataclass(frozen=True)
-class Layers:
-    """NMSE in dB of drawn codes; entry t - 1 of a curve is for t layers or iterations."""
-
-    shape: tuple[int, int]  # of the dictionary
-    samples: int
-    curves: dict[str, list[float]]
-    alphas: dict[str, list[float]]  # of ISTA and FISTA
-    worth: dict[str, Comparison]  # of the encoders
-
-
-@dataclass(frozen=True)
-class Patches:
-    """The Lasso objective of patches above its minimum."""
-
-    sizes: Photographs
-    dictionary: Tensor
-    rows: int  # trained with
-    zeros: float  # mean objective of codes of zeros, above the minimum as all below
-    density: float  # share of non-zeros at the minimum
-    curves: dict[str, list[float]]  # entry t - 1 for t layers or iterations
-    fista: dict[int, float]  # by iterations, as far as the encoder goes
-    layers_worth: list[
-        int | None
-    ]  # iterations of FISTA that come as far as t layers; None beyond MOST_ITERATIONS
-    worth: Comparison
 
 
 # --- drawn codes ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from latent_kernels.examples.pictures import new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from latent_kernels.examples.sparse_command import Layers, Patches
+    from latent_kernels.examples.sparse_curves import Layers, Patches
 
 Floats = NDArray[np.float64]
 

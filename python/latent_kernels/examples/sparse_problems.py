@@ -59,6 +59,20 @@ def drawn(n_features: int, n_components: int, generator: torch.Generator) -> Dra
     return Drawn(torch.nn.functional.normalize(atoms, dim=-1))
 
 
+@dataclass(frozen=True)
+class Photographs:
+    """The sizes of the problem of patches."""
+
+    patches: int = 140_000  # flat ones too, which are left out
+    held_out: int = 1000
+    components: int = 256
+    alpha: float = 0.1
+    passes: int = 2  # of dictionary learning
+    steps: int = 500  # as in Learned
+    learning_rate: float = 0.025
+    batch_size: int = 128
+
+
 def patches(rows: int, seed: int) -> Tensor:
     """Grey 8 x 8 patches of scikit-learn's two photographs [N, 64], in random order.
 
