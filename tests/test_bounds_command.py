@@ -1,4 +1,4 @@
-"""`latent-kernels bounds`: its numbers against plain torch, its tables and files, and its errors."""
+"""`latent-kernels bounds`: numbers against plain torch, tables and files, and errors."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import latent_kernels as lk
+from latent_kernels.variational.bounds import BOUND_ESTIMATORS
 from linear_gaussian import Parameters, critical, flat, hermite, z_scores
 
 Tensor = torch.Tensor
@@ -24,7 +25,7 @@ REPEATS = 60_000
 # How a sample and log q(z) depend on q's parameters: in every way, through z alone, or through log
 # q alone.
 DERIVATIVES = ("total", "path", "score")
-PAIRS = list(itertools.product(lk.bounds.BOUND_ESTIMATORS, DERIVATIVES))
+PAIRS = list(itertools.product(BOUND_ESTIMATORS, DERIVATIVES))
 UNBIASED = {("iwae", "total"), ("stl", "total"), ("dreg", "path"), ("vimco", "score")}
 
 
@@ -322,7 +323,7 @@ GROUPS = 10
 
 
 def close_to_the_optimum(groups: int, repeats: int) -> Parameters:
-    """Two latent variables seen directly: the posterior is N(x / 2, 1 / 2), and q is a little off."""
+    """Return two latent variables seen directly: posterior N(x / 2, 1 / 2), and q a little off."""
     mean, logvar = doubles([0.15, -0.62], [-0.65, -0.68])
     eye, zero = torch.eye(2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     return Parameters(mean, logvar, eye, zero.expand(2), zero).repeated(groups, repeats)

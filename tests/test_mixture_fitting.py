@@ -1,4 +1,4 @@
-"""What both mixture estimators do with weights, missing values, errors, and parameters set by hand."""
+"""Both mixture estimators: weights, missing values, errors, and parameters set by hand."""
 
 from __future__ import annotations
 

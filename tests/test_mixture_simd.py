@@ -159,7 +159,8 @@ for kind, dtype in (("diag", np.float32), ("full", np.float64), ("tied", np.floa
     a = rng.normal(size=(k, d, d))
     s = a @ a.swapaxes(1, 2) / d + 0.3 * np.eye(d)
     covariances = {"full": s, "tied": s[0], "diag": rng.uniform(0.5, 2, (k, d))}[kind]
-    p = mixture.gaussian_parameters(rng.dirichlet(np.ones(k)), rng.normal(size=(k, d)), covariances, kind, d)
+    weights, means = rng.dirichlet(np.ones(k)), rng.normal(size=(k, d))
+    p = mixture.gaussian_parameters(weights, means, covariances, kind, d)
     got = numba_cpu.statistics(X, p, None, False)
     expected = reference.statistics(X, p, None, False)
     # float32: a row's log density is good to some 1e-6, a sum of 700 rows of random errors to

@@ -87,7 +87,8 @@ def test_estimators_come_when_asked_for() -> None:
     """And the rest of the module behaves as if they had been there: dir, star imports, errors."""
     code = """
 import sys, latent_kernels
-assert {"DictionaryLearning", "GaussianMixture", "MixtureModel", "SparseCoder"} <= set(dir(latent_kernels))
+later = {"DictionaryLearning", "GaussianMixture", "MixtureModel", "SparseCoder"}
+assert later <= set(dir(latent_kernels))
 assert "sklearn" not in sys.modules
 from latent_kernels import *
 print(GaussianMixture.__module__, MixtureModel is latent_kernels.MixtureModel)
@@ -104,7 +105,7 @@ except AttributeError as error:
 
 
 def test_import_brings_nothing_heavy() -> None:
-    """Importing us imports torch and the extension, and none of the packages that single ops need."""
+    """The import loads torch and the extension, and no package that only some ops need."""
     code = f"""
 import torch, sys
 before = set(sys.modules)
