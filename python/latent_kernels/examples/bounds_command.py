@@ -92,7 +92,7 @@ class Request:
 
 
 def run(request: Request, console: Console) -> bool:
-    """Trains, writes, prints and draws; returns whether it was interrupted after the first model."""
+    """Train, write, print and draw; return whether it was interrupted after the first model."""
     request.check()
     study, interrupted = Study(request.recipe(), request.estimator), False
     console.print(about(study, request), highlight=False, soft_wrap=True)
@@ -169,9 +169,12 @@ def about(study: Study, request: Request) -> str:
     """What the tables are about."""
     r = study.recipe
     return (
-        f"Handwritten digits of 8x8, binarized by their grey values; VAEs with {r.latent} latent units, {r.hidden} "
-        f"hidden ones and a Bernoulli likelihood, {r.epochs} epoch{'s' * (r.epochs > 1)} by {request.estimator}, "
-        f"{request.seeds} seed{'s' * (request.seeds > 1)} each. Bounds are means over 360 held-out images, in nats."
+        f"Handwritten digits of 8x8, binarized by their grey values; VAEs with {r.latent} latent "
+        f"units, {r.hidden} "
+        f"hidden ones and a Bernoulli likelihood, {r.epochs} epoch{'s' * (r.epochs > 1)} by "
+        f"{request.estimator}, "
+        f"{request.seeds} seed{'s' * (request.seeds > 1)} each. Bounds are means over 360 held-out "
+        "images, in nats."
     )
 
 
@@ -199,7 +202,8 @@ def proposals_table(study: Study, rows: Sequence[Row]) -> Table:
     """What q is good for."""
     r = study.recipe
     caption = (
-        f"means over images and seeds; Pareto k: the median, and the share of images above {study.usable:.2g}, "
+        "means over images and seeds; Pareto k: the median, and the share of images above "
+        f"{study.usable:.2g}, "
         f"beyond which {r.samples} samples are not dependable"
     )
     table = Table(title="q as a proposal, and the latent units in use", caption=caption, box=SIMPLE)
@@ -244,7 +248,8 @@ def summary(study: Study, rows: Sequence[Row]) -> list[str]:
         "" if whole.spread is None else f" Seeds move this difference by {whole.spread:.2f} (sd)."
     )
     return [
-        f"The held-out bound {order}: with k = {last.k} it is {_estimate(whole, '+')} nats beside k = {first.k} "
+        f"The held-out bound {order}: with k = {last.k} it is {_estimate(whole, '+')} nats beside "
+        f"k = {first.k} "
         f"(z = {whole.z:.1f}, {_unit(whole.seeds)}).{noise}"
     ]
 

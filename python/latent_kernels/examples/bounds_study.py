@@ -227,7 +227,7 @@ class Study:
         return min(1 - 1 / math.log10(self.recipe.samples), 0.7)
 
     def seeds(self) -> set[int]:
-        """Those that every k has: seeds come one after another, and the last may not be complete."""
+        """Return the seeds that every k has; the last seed may not be complete."""
         return set.intersection(*({x.seed for x in self.fits if x.k == one.k} for one in self.fits))
 
 

@@ -1,4 +1,4 @@
-"""`latent-kernels mixture`: EM on real data, drawn as it goes, and its speed beside scikit-learn's."""
+"""`latent-kernels mixture`: EM on real data, drawn, and its speed beside scikit-learn's."""
 
 from __future__ import annotations
 
@@ -300,10 +300,13 @@ def summary(outcome: Outcome) -> list[str]:
     rows = len(outcome.data.X)
     least = min(outcome.bic, key=outcome.bic.__getitem__)
     lines = [
-        f"{outcome.data.title}: {rows} rows, {components} components, {outcome.covariance_type} covariances.",
-        f"Log-likelihood {best.log_likelihood[-1]:.6f} nats per row after {len(best.log_likelihood)} iterations, "
+        f"{outcome.data.title}: {rows} rows, {components} components, {outcome.covariance_type} "
+        "covariances.",
+        f"Log-likelihood {best.log_likelihood[-1]:.6f} nats per row after "
+        f"{len(best.log_likelihood)} iterations, "
         f"the best of {STARTS} starts.",
-        f"BIC {outcome.bic[components]:.1f}; it is least, {outcome.bic[least]:.1f}, with {least} components.",
+        f"BIC {outcome.bic[components]:.1f}; it is least, {outcome.bic[least]:.1f}, with {least} "
+        "components.",
     ]
     if not best.converged:
         lines.append(f"It did not converge in {len(best.log_likelihood)} iterations.")
@@ -315,7 +318,10 @@ def summary(outcome: Outcome) -> list[str]:
 def _table(speeds: list[Speed]) -> Table:
     threads = torch.get_num_threads()
     title = f"An iteration of EM, {SIZE.rows} x {SIZE.columns}, {SIZE.components} components, "
-    caption = "medians of runs in turns; difference: the greatest of the new parameters, relative to 1 + |value|"
+    caption = (
+        "medians of runs in turns; difference: the greatest of the new parameters, relative to 1 + "
+        "|value|"
+    )
     table = Table(
         title=title + f"{threads} thread{'s' * (threads > 1)}", caption=caption, box=SIMPLE
     )

@@ -337,8 +337,10 @@ def about_drawn(outcome: Layers) -> str:
     ends = " and ".join(f"{alphas[-1]:g}" for alphas in outcome.alphas.values())
     return (
         f"Codes of {n} numbers, {sparse_problems.DENSITY:.0%} of them not 0, seen by {m} with "
-        f"{sparse_problems.DECIBELS:.0f} dB of signal over noise; {outcome.samples} held-out rows. ISTA and FISTA "
-        f"have the best alpha of {', '.join(f'{alpha:g}' for alpha in ALPHAS)} for each number of iterations, "
+        f"{sparse_problems.DECIBELS:.0f} dB of signal over noise; {outcome.samples} held-out rows. "
+        "ISTA and FISTA "
+        f"have the best alpha of {', '.join(f'{alpha:g}' for alpha in ALPHAS)} for each number of "
+        "iterations, "
         f"{ends} at last. LISTA-CP and ALISTA have support selection."
     )
 
@@ -348,8 +350,10 @@ def about_patches(outcome: Patches) -> str:
     n, m = outcome.dictionary.shape
     return (
         f"Patches of {m} grey values, their mean taken away, of norm 1; {n} learned atoms, "
-        f"alpha {outcome.sizes.alpha:g}; {outcome.rows} rows to train with, {outcome.sizes.held_out} held out. "
-        f"Codes of zeros are {1e3 * outcome.zeros:.1f} above the minimum, with {outcome.density:.1%} of a code not 0."
+        f"alpha {outcome.sizes.alpha:g}; {outcome.rows} rows to train with, "
+        f"{outcome.sizes.held_out} held out. "
+        f"Codes of zeros are {1e3 * outcome.zeros:.1f} above the minimum, with "
+        f"{outcome.density:.1%} of a code not 0."
     )
 
 
@@ -360,6 +364,7 @@ def summary(layers: Layers, patches: Patches) -> list[str]:
     ends = ", ".join(f"{name} {curve[-1]:.1f} dB" for name, curve in curves.items())
     return [
         f"Drawn codes, {many} or iterations: {ends}.",
-        f"Patches: one learned layer is worth {in_iterations(patches.layers_worth[0])} iterations of FISTA, "
+        f"Patches: one learned layer is worth {in_iterations(patches.layers_worth[0])} iterations "
+        "of FISTA, "
         f"{many} are worth {in_iterations(patches.layers_worth[-1])}.",
     ]

@@ -40,7 +40,7 @@ class Drawn:
 
     @property
     def noise(self) -> float:
-        """Standard deviation of an entry; rows have DENSITY n_components for their expected square."""
+        """Standard deviation of an entry; the expected square of a row is DENSITY n_components."""
         n, m = self.dictionary.shape
         return math.sqrt(DENSITY * n / m) * 10 ** (-DECIBELS / 20)
 
