@@ -10,9 +10,9 @@ cmake=$("$python" -c 'import shutil, sys; print(shutil.which("cmake") or sys.exi
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
   -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
 "$cmake" --build "$build" -j2
-rm -rf "$build/package" && mkdir -p "$build/package"
-cp -rLs "$PWD/python/latent_kernels" "$build/package/"
-cp --remove-destination "$build"/_core*.so "$build/package/latent_kernels/kernels/"
+rm -rf "$build/package" && mkdir -p "$build/package/latent_kernels"
+ln -s "$PWD"/python/latent_kernels/* "$PWD/kernels" "$build/package/latent_kernels/"
+cp "$build"/_core*.so "$build/package/latent_kernels/"
 # The editable install's import hook comes before any path; it has to go first.
 run='import sys; sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__];
 sys.path.insert(0, sys.argv.pop(1)); import latent_kernels.kernels._core as core; print(core.__file__);

@@ -26,8 +26,9 @@ def train_by_layer(
 ) -> list[float]:
     """Trains an encoder in stages by `train_encoder(encoder, data, **options)`.
 
-    Returns: The score of the codes of layer t when stage t was done, t = 1..n_layers. Later stages
-        change what layers share, and the first layers of the encoder that is left do worse.
+    Returns:
+        The score of the codes of layer t when stage t was done, t = 1..n_layers. Later stages
+        change what layers share, and the first layers of the final encoder do worse.
 
     """
     scores: dict[int, float] = {}
