@@ -50,7 +50,8 @@ def main() -> None:
             expm1 = 0.5 * (torch.expm1(logvar) - logvar).sum().item()
             errors = [float(abs(mpmath.mpf(x) - exact) / exact) for x in (textbook, expm1)]
             print(
-                f"| {value:g} | {float(exact):.4g} | {float(ours):.2f} | {errors[0]:.1e} | {errors[1]:.1e} |"
+                f"| {value:g} | {float(exact):.4g} | {float(ours):.2f} "
+                f"| {errors[0]:.1e} | {errors[1]:.1e} |"
             )
 
 

@@ -95,7 +95,8 @@ def _groups(
 ) -> list[Group]:
     return [
         Group(
-            f"lista {'training' if train else 'forward'}{'' if form == 'tied' else f' {form}'} {100 * density:g}%",
+            f"lista {'training' if train else 'forward'}"
+            f"{'' if form == 'tied' else f' {form}'} {100 * density:g}%",
             shape,
             *place,
             ("ours", "eager", "compile"),
@@ -143,8 +144,9 @@ def test_lista_memory(capsys: pytest.CaptureFixture[str], shape: Shape, density:
     found = {name: peers.memory_of(name, "tied", shape, density) for name in ("ours", "eager")}
     mine, eager = (found[name] for name in ("ours", "eager"))
     # what ours keeps is no tensor, and autograd's hooks see nothing of it
-    text = f"lista training {100 * density:g}% {'x'.join(map(str, shape))}, peak memory of a step: ours "
-    text += f"{mine.peak / 2**20:.1f} MiB, eager {eager.peak / 2**20:.1f} MiB (saved tensors {eager.saved / 2**20:.1f})"
+    text = f"lista training {100 * density:g}% {'x'.join(map(str, shape))}, peak memory of a step: "
+    text += f"ours {mine.peak / 2**20:.1f} MiB, eager {eager.peak / 2**20:.1f} MiB "
+    text += f"(saved tensors {eager.saved / 2**20:.1f})"
     with capsys.disabled():
         print("\n" + text)
     if backend_name("lista", torch.device("cpu")) == "reference":

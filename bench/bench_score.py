@@ -266,7 +266,7 @@ def _variant(family: str, variant: str, shape: Shape, threads: int, device: str)
 
 
 def _check_samples(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> None:
-    """Every class as often as its probabilities say, over all elements, within six standard errors."""
+    """Check that the frequency of every class is its probability within six standard errors."""
     logits = parameters[0].double()
     if family == "bernoulli":
         p = torch.sigmoid(logits)

@@ -141,7 +141,7 @@ def check(call: Call, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tens
 def contenders(
     passes: str, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]
 ) -> dict[str, Call]:
-    """Calls to time. Backward alone keeps its graph, which torch.compile's backward does not allow."""
+    """Return the calls to time. A backward pass alone keeps its graph: torch.compile has none."""
     torch._dynamo.reset()
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
     compiled, prior = torch.compile(peers.rsample_kl), peers.standard_normal("cuda")
@@ -292,7 +292,7 @@ def measure(elements: int, copy: float) -> dict[str, Any]:
 
 
 def score_bytes(family: str, samples: int) -> int:
-    """What the least algorithm moves: z and values read once, parameters read, gradients written."""
+    """Return the least bytes moved: z, values and parameters read, gradients written."""
     n = SCORE_ROWS * COLUMNS
     of_q = n * {"gaussian": 2, "bernoulli": 1, "categorical": CLASSES}[family]
     return samples * n * (8 if family == "categorical" else 4) + 4 * samples * SCORE_ROWS + 8 * of_q

@@ -271,7 +271,7 @@ def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str
 
 
 def moments(x: torch.Tensor, mean: float, variance: float, fourth: float, what: str) -> None:
-    """Sample mean and variance within six standard errors; `fourth` is the fourth central moment."""
+    """Check sample mean and variance to six standard errors, given the `fourth` central moment."""
     x = x.double().flatten()
     n = x.numel()
     assert bool(torch.isfinite(x).all()), f"{what} is not finite"

@@ -30,7 +30,8 @@ Shape = tuple[int, int, int, int]  # m, n, batch, layers
 Shrink = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 FIELDS = ("x", "weight", "inner", "threshold", "step", "upstream")
-LEARNED = {  # what training changes; with steps, and in the coupled form, the dictionary stays as it is
+# The tensors that training changes: with steps, and in the coupled form, the dictionary is fixed.
+LEARNED = {
     "tied": ("weight", "inner", "threshold"),
     "untied": ("weight", "inner", "threshold"),
     "step": ("threshold", "step"),
@@ -173,7 +174,7 @@ class Layer(NamedTuple):
     """One layer of the formulas."""
 
     u: Tensor  # [N, n], before the threshold
-    magnitude: Tensor  # [N, n], the sum of u's absolute terms: what the rounding errors of u are relative to
+    magnitude: Tensor  # [N, n], sums of the absolute terms of u, which scale its rounding errors
     z: Tensor
 
 
@@ -348,7 +349,8 @@ def check_gradients(got: tuple[Tensor, ...], expected: Truth, names: tuple[str, 
         assert x.shape == y.shape
         off = ((x.double() - y).norm() / y.norm()).item()
         assert off <= expected.allowed_gradients, (
-            f"the gradient of {name} is off by {off:.2g} of its norm, allowed {expected.allowed_gradients:.2g}"
+            f"the gradient of {name} is off by {off:.2g} of its norm, "
+            f"allowed {expected.allowed_gradients:.2g}"
         )
 
 

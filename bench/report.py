@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import harness
 import machine
 
-HEAD = f"{'size':>14}  {'where':9}  {'contender':>9} {'median':>10} {'ns/elem':>8} {'GB/s':>6} {'% copy':>6}   "
+HEAD = f"{'size':>14}  {'where':9}  {'contender':>9} {'median':>10} {'ns/elem':>8} "
+HEAD += f"{'GB/s':>6} {'% copy':>6}   "
 HEAD += f"{'best peer':>13} {'median':>10} {'ratio':>7} {'fastest':>8}"
 
 
@@ -19,9 +20,10 @@ def closing_table() -> Iterator[str]:
     if not done:
         return
     yield ""
-    yield "Medians of interleaved rounds. ratio = best peer / ours, so below 1 a peer wins; fastest = the same of"
-    yield "the fastest rounds; ~ = other work took the cores in half of the rounds: believe the fastest, or run again."
-    yield "GB/s counts the bytes of the least algorithm; % copy is of a plain copy beyond the caches:"
+    yield "Medians of interleaved rounds. ratio = best peer / ours, so below 1 a peer wins;"
+    yield "fastest = the same of the fastest rounds; ~ = other work took the cores in half of the"
+    yield "rounds: believe the fastest, or run again. GB/s counts the bytes of the least algorithm;"
+    yield "% copy is of a plain copy beyond the caches:"
     for threads, device in sorted({(r.group.threads, r.group.device) for r in done}):
         place = device if device != "cpu" else f"{threads} thread{'s' * (threads > 1)}"
         rate = machine.copy_bandwidth(threads, device) * 1e-9
@@ -44,12 +46,14 @@ def closing_table() -> Iterator[str]:
 
 def _line(result: harness.Result, name: str) -> tuple[str, bool]:
     group, seconds = result.group, result.seconds[name]
-    line = f"{group.size:>14}  {group.place:9}  {name:>9} {_time(seconds)} {seconds * 1e9 / group.elements:8.3f}"
+    line = f"{group.size:>14}  {group.place:9}  {name:>9} "
+    line += f"{_time(seconds)} {seconds * 1e9 / group.elements:8.3f}"
     line += (
         f" {group.bytes / seconds * 1e-9:6.1f} {harness.percent_of_copy(group, seconds):6.0f}   "
     )
     peer, ratio = result.best_peer(), result.ratio(name)
-    line += f"{peer:>13} {_time(result.seconds[peer])} {ratio:6.2f}x {result.ratio_of_fastest(name):7.2f}x"
+    line += f"{peer:>13} {_time(result.seconds[peer])} "
+    line += f"{ratio:6.2f}x {result.ratio_of_fastest(name):7.2f}x"
     return line + " ~" * result.disturbed(name) + "  LOSES" * (ratio < 1), ratio < 1
 
 

@@ -36,7 +36,7 @@ USUAL: dict[str, list[Sharing]] = {
 
 
 def every_sharing(density: str) -> list[Sharing]:
-    """All patterns in which some input has all samples and rows, without which there would be none."""
+    """Return the patterns of missing axes; some input always has all samples and all rows."""
     patterns = itertools.product(("full", "samples", "row"), repeat=len(INPUTS[density]))
     return [pattern for pattern in patterns if "full" in pattern]
 

@@ -71,7 +71,7 @@ def gradients(bound: Tensor, inputs: Sequence[Tensor], **options: Any) -> tuple[
 
 
 def close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
-    """Float64 to a hundred roundings of the largest value: sums of S = 20 terms in another order."""
+    """Compare to 100 float64 roundings of the largest value: sums of S = 20 terms, reordered."""
     for a, b in zip(ours, theirs, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         largest = float(b.detach().abs().max()) if b.numel() else 0.0

@@ -101,7 +101,7 @@ def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, dtype: torch.dtype
 def test_hard_columns(
     simd_build: str, kernels: object, column: list[float], bound: float, weights: list[float]
 ) -> None:
-    """Each in the midst of others, which are what they are without it; also where rows are folded."""
+    """Each extreme row leaves the rows around it unchanged, also where rows are folded."""
     for samples, rows in ((3, 5), (3, 1), (3, 400)):
         log_w, gradient = problem((1, samples, rows), torch.float32)
         alone = run(kernels, log_w, gradient)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`latent-kernels bounds`: its numbers against plain torch, its tables and files, and its errors."""
+"""`latent-kernels bounds`: numbers against plain torch, tables and files, and errors."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def fit_with(k, seed, bounds, tails=(0.1, 0.2, 0.9)):
 def test_gains_are_paired_by_image_and_their_error_is_of_means_over_seeds():
     fits = [fit_with(1, 0, [-8.0, -6.0, -4.0]), fit_with(5, 0, [-7.0, -5.5, -3.6])]
     fits += [fit_with(1, 1, [-8.2, -6.2, -4.2]), fit_with(5, 1, [-7.0, -5.3, -3.2])]
-    first, second = command.Study(SMALL, "iwae", fits).rows()
+    first, second = study.Study(SMALL, "iwae", fits).rows()
     assert (first.k, second.k) == (1, 5)
     assert first.gain is None
     gains = torch.tensor([[1.0, 0.5, 0.4], [1.2, 0.9, 1.0]], dtype=torch.float64)
@@ -288,25 +288,23 @@ def test_z_is_over_images_and_over_seeds_where_there_are_several():
     values = torch.tensor(
         [[1.0, 2.0, 4.0], [3.0, 3.0, 5.0], [2.0, 2.5, 3.0], [0.0, 1.0, 1.0]], dtype=torch.float64
     )
-    found = command.Estimate.of(values)
+    found = study.Estimate.of(values)
     assert found.seeds == 4
     assert found.error == pytest.approx(float(values.mean(0).std()) / math.sqrt(3))
     over_seeds = float(values.mean(1).std()) / math.sqrt(4)
     assert found.z == pytest.approx(
         float(values.mean()) / math.sqrt(found.error**2 + over_seeds**2)
     )
-    one = command.Estimate.of(values[:1])
+    one = study.Estimate.of(values[:1])
     assert (one.seeds, one.spread) == (1, None)
     assert one.z == pytest.approx(one.mean / one.error)
     constant = torch.ones(1, 3)
-    assert [command.Estimate.of(x).z for x in (constant, -constant, 0 * constant)] == [
+    assert [study.Estimate.of(x).z for x in (constant, -constant, 0 * constant)] == [
         math.inf,
         -math.inf,
         0.0,
     ]
-    alike = command.Estimate.of(
-        torch.tensor([[1.0, 1.0], [2.0, 2.0]])
-    )  # images agree, seeds do not
+    alike = study.Estimate.of(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))  # images agree, seeds do not
     assert alike.z == pytest.approx(1.5 / 0.5)
 
 
@@ -319,7 +317,7 @@ def test_z_is_over_images_and_over_seeds_where_there_are_several():
 )
 def test_what_z_is_in_is_said(seeds, text):
     fits = [fit_with(k, s, [-8.0 + k + s, -6.0 + 2 * k]) for s in range(seeds) for k in (1, 2)]
-    found = command.Study(SMALL, "iwae", fits)
+    found = study.Study(SMALL, "iwae", fits)
     assert f"z: {text}; sd" in command.bounds_table(found, found.rows()).caption
     (line,) = command.summary(found, found.rows())
     assert f"{text})." in line
@@ -330,7 +328,7 @@ def test_what_z_is_in_is_said(seeds, text):
 )
 def test_the_share_of_heavy_tails_is_above_what_so_many_samples_can_bear(samples, share, shown):
     recipe = dataclasses.replace(SMALL, samples=samples)
-    found = command.Study(
+    found = study.Study(
         recipe, "iwae", [fit_with(1, 0, [-8.0, -6.0, -4.0, -5.0], (0.1, 0.62, 0.64, 0.71))]
     )
     (row,) = found.rows()
@@ -345,7 +343,7 @@ def test_the_share_of_heavy_tails_is_above_what_so_many_samples_can_bear(samples
 
 def test_rows_have_the_seeds_that_every_k_has():
     fits = [fit_with(k, seed, [-k - seed, -2.0 - seed]) for seed, k in ((0, 1), (0, 5), (1, 1))]
-    rows = command.Study(SMALL, "iwae", fits).rows()
+    rows = study.Study(SMALL, "iwae", fits).rows()
     assert [[one.seed for one in row.fits] for row in rows] == [[0], [0]]
     assert rows[0].bound.spread is None
 
@@ -369,7 +367,7 @@ def test_rows_have_the_seeds_that_every_k_has():
 )
 def test_the_summary_says_what_the_order_is(bounds, text):
     fits = [fit_with(k, 0, values) for k, values in zip((1, 5, 50), bounds, strict=True)]
-    found = command.Study(SMALL, "iwae", fits)
+    found = study.Study(SMALL, "iwae", fits)
     (line,) = command.summary(found, found.rows())
     assert text in line
     assert "Seeds move" not in line
@@ -552,7 +550,7 @@ def test_ctrl_c_while_drawing_keeps_the_numbers(tmp_path, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
-    found = command.Study(
+    found = study.Study(
         SMALL, "iwae", [fit_with(1, 0, [-8.0, -6.0]), fit_with(2, 0, [math.nan, -math.inf])]
     )
     command._write(command.as_json(found, found.rows()), tmp_path / "bounds.json")
@@ -581,7 +579,7 @@ def test_the_picture_has_a_colour_and_a_ring_for_each_of_six(tmp_path, monkeypat
     monkeypatch.setattr(bounds_pictures, "save_figure", lambda figure, path: figures.append(figure))
     fits = [fit_with(k, 0, [-8.0 + k, -6.0]) for k in range(1, 7)]
     fits = [dataclasses.replace(one, by_samples={1: -9.0, one.k: -8.0, 60: -7.0}) for one in fits]
-    found = command.Study(SMALL, "iwae", fits)
+    found = study.Study(SMALL, "iwae", fits)
     bounds_pictures.draw(found, found.rows(), tmp_path / "p.png")
     (figure,) = figures
     left = figure.axes[0]

@@ -323,7 +323,7 @@ GROUPS = 10
 
 
 def close_to_the_optimum(groups: int, repeats: int) -> Parameters:
-    """Two latent variables seen directly: the posterior is N(x / 2, 1 / 2), and q is a little off."""
+    """Return two latent variables seen directly: posterior N(x / 2, 1 / 2), and q a little off."""
     mean, logvar = doubles([0.15, -0.62], [-0.65, -0.68])
     eye, zero = torch.eye(2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     return Parameters(mean, logvar, eye, zero.expand(2), zero).repeated(groups, repeats)

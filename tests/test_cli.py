@@ -13,7 +13,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from latent_kernels import cli
-from latent_kernels.examples import demo, measure, problems, report, sparse_command, vae
+from latent_kernels.examples import (
+    demo,
+    measure,
+    problems,
+    report,
+    sparse_command,
+    sparse_problems,
+    vae,
+)
 from latent_kernels.kernels import _core, backends
 
 TINY = demo.Settings(
@@ -25,7 +33,7 @@ TINY = demo.Settings(
     held_out_samples=4,
     profiled_samples=(1, 2, 8),
     profiled_repeats=64,
-    photographs=sparse_command.Photographs(
+    photographs=sparse_problems.Photographs(
         patches=600, held_out=64, components=20, passes=1, steps=3
     ),
     encoder_layers=2,

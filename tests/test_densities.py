@@ -214,11 +214,12 @@ def test_extreme_variances(simd_build: str, value: float) -> None:
     "module", [cpp_cpu, reference], ids=lambda m: m.__name__.rsplit(".", 1)[-1]
 )
 def test_extreme_logits(module: object) -> None:
-    """(x, logit, value, gradient): the limits, also where x l and ln(1 + e^l) are infinite alike."""
+    """(x, logit, value, gradient): the limits, also where x l and ln(1 + e^l) are both infinite."""
     table = [
-        (1.0, 1e4, 0, 0), (0.0, -1e4, 0, 0), (0.0, 1e4, -1e4, -1), (1.0, -1e4, -1e4, 1), (0.5, 1e4, -5e3, -0.5),
-        (1.0, INF, 0, 0), (0.0, -INF, 0, 0), (0.0, INF, -INF, -1), (1.0, -INF, -INF, 1), (0.5, INF, -INF, -0.5),
-        (0.5, -INF, -INF, 0.5), (1.0, 0.0, -math.log(2), 0.5),
+        (1.0, 1e4, 0, 0), (0.0, -1e4, 0, 0), (0.0, 1e4, -1e4, -1), (1.0, -1e4, -1e4, 1),
+        (0.5, 1e4, -5e3, -0.5),
+        (1.0, INF, 0, 0), (0.0, -INF, 0, 0), (0.0, INF, -INF, -1), (1.0, -INF, -INF, 1),
+        (0.5, INF, -INF, -0.5), (0.5, -INF, -INF, 0.5), (1.0, 0.0, -math.log(2), 0.5),
         (2.0, 1.0, 2 - math.log1p(math.e), 2 - 1 / (1 + 1 / math.e)),
     ]  # fmt: skip
     for dtype in (torch.float32, torch.float64, torch.bfloat16):

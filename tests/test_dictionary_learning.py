@@ -156,7 +156,7 @@ def test_the_objective_of_all_rows_falls_with_every_step(
         i = step % 6
         learner, codes, _ = learner.step(batches[i], options, visits[i])
         visits[i] = Visit(_dictionary_steps.csr_array(codes), 1.0, step + 1)
-        D, codes_of = learner.dictionary, [v.alive(learner.statistics) for v in visits]
+        D, codes_of = learner.dictionary, [v.current_codes(learner.statistics) for v in visits]
         total = sum(
             _dictionary_steps.row_losses(b, z, D, 1.0).sum()
             for b, z in zip(batches, codes_of, strict=True)

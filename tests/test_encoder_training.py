@@ -363,7 +363,7 @@ def test_the_best_weights_have_their_running_statistics() -> None:
 
 
 def test_validation_leaves_no_trace() -> None:
-    """Neither in running statistics nor in the global generator: checks more often change nothing."""
+    """More frequent checks change neither running statistics nor the global generator."""
     x, z = problem(300)
     trained = []
     for every in (1, 4):

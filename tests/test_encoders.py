@@ -281,7 +281,7 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
 def test_equals_the_formula_with_its_gradients(
     variant: Any, options: Any, with_initial: bool
 ) -> None:
-    """At parameters away from the start, for each number of layers; negative thresholds among them."""
+    """At parameters away from the start, negative thresholds too, for each number of layers."""
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, LAYERS, variant=variant, **options)
     g = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The families: densities, entropies and divergences by identities, torch.distributions and mpmath."""
+"""The families: densities, entropies, divergences by identities, torch.distributions, mpmath."""
 
 from __future__ import annotations
 

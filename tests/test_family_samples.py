@@ -200,7 +200,7 @@ def test_samples_are_the_inverse_of_the_distribution(dtype: torch.dtype) -> None
 
 
 def test_the_second_of_a_pair_is_the_mirrored_draw() -> None:
-    """z' is 1 where 1 - u would give it: the negation of what the mirrored logit draws, ties apart."""
+    """z' is 1 where 1 - u would give it; but for ties, the mirrored logit draws its negation."""
     q = bernoulli((500, 9), torch.float32)
     pairs = q.sample_antithetic(30, seed=2)
     assert torch.equal(pairs[0], q.sample(30, seed=2))

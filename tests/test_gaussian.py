@@ -1,4 +1,4 @@
-"""The Gaussian op on the CPU: every build against float64, accuracy of the KL, layouts, bad input."""
+"""The Gaussian op on the CPU: builds against float64, accuracy of the KL, layouts, bad input."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, dtype: torch.dtype
 
 
 def test_noise_is_the_stream(simd_build: str) -> None:
-    """z - 0 over sigma 1 is the stream itself, in the logical order [S, ..., D] from `offset` on."""
+    """Mean 0 and sigma 1 give the stream itself, in the order [S, ..., D] from `offset` on."""
     zero = torch.zeros(7, 5, 3)
     z = lk.rsample(zero, zero, 4, seed=9, offset=10)
     assert torch.equal(z, lk.normal((4, 7, 5, 3), seed=9, offset=10))
@@ -109,7 +109,7 @@ LOGVARS = [s * m * 10.0**e for e in range(-8, 2) for m in (1, 2, 3.7, 8) for s i
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_kl_in_ulp(simd_build: str, dtype: torch.dtype) -> None:
-    """A few ulp for every logvar, never negative; the table stands in kernels/gaussian/README.md."""
+    """A few ulp for every logvar, never negative; the table is in kernels/gaussian/README.md."""
     logvar = torch.tensor(LOGVARS, dtype=dtype).unsqueeze(1)
     kl = lk.gaussian_kl(torch.zeros_like(logvar), logvar)
     assert bool((kl > 0).all())
@@ -247,7 +247,7 @@ def test_extreme_variances_of_the_prior(simd_build: str, value: float) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 20.0, 60.0])
 def test_kl_to_a_prior_in_ulp(simd_build: str, scale: float) -> None:
-    """Against mpmath, over random pairs: what rounding logvar - prior_logvar loses is brought back."""
+    """Random pairs against mpmath: the rounding of logvar - prior_logvar is made good."""
     logvar, prior = (scale * (2 * torch.rand(300, 1) - 1) for _ in range(2))
     kl = lk.gaussian_kl(
         torch.zeros(300, 1), logvar, prior_mean=torch.zeros(300, 1), prior_logvar=prior

@@ -24,14 +24,16 @@ import numpy as np, torch
 from latent_kernels.sparse.lista import lista_encode, coupled_lista_encode
 torch.set_num_threads(3)
 g = np.random.default_rng(5)
-def draw(*shape, scale=1.0): return torch.from_numpy((scale * g.standard_normal(shape)).astype(np.float32))
+def draw(*shape, scale=1.0):
+    return torch.from_numpy((scale * g.standard_normal(shape)).astype(np.float32))
 M, N, ROWS = 150, 120, 600
 x, w, s, d = draw(ROWS, M), draw(M, N, scale=0.08), draw(N, N, scale=0.05), draw(N, M, scale=0.05)
 theta, upstream = torch.full((3, 1), 0.5), draw(ROWS, N)
 leaves = [torch.from_numpy(t.numpy().copy()).requires_grad_() for t in (x, w, s, d, theta)]
 def bytes_of(tensors): return b"".join(t.detach().numpy().tobytes() for t in tensors)
 def passes(x, w, s, d, theta):
-    found = [lista_encode(x, w, s, theta, n_layers=3), coupled_lista_encode(x, d, w, theta, step=0.5, n_layers=3)]
+    found = [lista_encode(x, w, s, theta, n_layers=3)]
+    found += [coupled_lista_encode(x, d, w, theta, step=0.5, n_layers=3)]
     if x.requires_grad:
         found += torch.autograd.grad(found[0], (x, w, s, theta), upstream)
         found += torch.autograd.grad(found[1], (x, d, w, theta), upstream)
@@ -66,13 +68,14 @@ assert encode() == encoded and train() == trained
 
 
 def test_fork_while_another_thread_computes() -> None:
-    """Fork catches the pool in the middle of a job, its locks held by threads that the child lacks."""
+    """Fork in the middle of a job: its locks are held by threads that the child does not have."""
     code = """
 stop = False
 def busy():
     while not stop: encode()
 t = threading.Thread(target=busy); t.start()
-import warnings; warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork under threads
+# Python 3.12 warns of fork under threads.
+import warnings; warnings.simplefilter("ignore", DeprecationWarning)
 for _ in range(10):
     pid = os.fork()
     if pid == 0:
@@ -134,7 +137,7 @@ threading.Thread(target=busy, daemon=True).start()
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_tape_read_by_several_threads(form: str) -> None:
-    """Backward passes of one forward pass at the same time; different problems beside one another."""
+    """Backward passes of one forward pass at the same time, and different problems at once."""
     torch.set_num_threads(2)
     problems = [
         ListaProblem(form, sizes, torch.float32, bias=True, initial=True, seed=i)

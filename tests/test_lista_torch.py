@@ -795,7 +795,7 @@ def test_mixed_dtypes_promote(form: str) -> None:
 
 
 def test_autocast() -> None:
-    """Layers give bfloat16 x under autocast; float32 weights promote it, and the codes are float32."""
+    """Autocast makes x bfloat16; float32 weights promote it, and the codes are float32."""
     layer = torch.nn.Linear(6, 4)
     w, s, theta = (torch.randn(4, 5).requires_grad_(), torch.randn(5, 5), torch.rand(5))
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The E-step of mixtures on every backend against a truth computed row by row (mixture_checks.py)."""
+"""The E-step of mixtures on every backend against values computed row by row."""
 
 from __future__ import annotations
 
@@ -173,7 +173,8 @@ LAYOUTS = {
     "memory-mapped": None,
     "tensor": lambda X: torch.from_numpy(X.copy()),
     "transposed tensor": lambda X: torch.from_numpy(X.T.copy()).t(),
-    "rows of a tensor with gradients": lambda X: torch.from_numpy(np.repeat(X, 2, axis=0)).requires_grad_()[::2],
+    "rows of a tensor with gradients":
+        lambda X: torch.from_numpy(np.repeat(X, 2, axis=0)).requires_grad_()[::2],
 }  # fmt: skip
 
 

@@ -291,11 +291,13 @@ def test_an_error_in_one_process_is_raised_in_all(processes: list[dict[str, Any]
     for name, message in (
         (
             "weights_init",
-            "weights_init must be the same in every process of the group; got [0.5, 0.5], [0.5, 0.4]",
+            "weights_init must be the same in every process of the group; "
+            "got [0.5, 0.5], [0.5, 0.4]",
         ),
         (
             "warm",
-            "being fitted already, with warm_start, must be the same in every process of the group; got True, False",
+            "being fitted already, with warm_start, must be the same in every process of the "
+            "group; got True, False",
         ),
         ("components", "n_components must be the same in every process of the group; got 2, 3"),
         ("tol", "tol must be the same in every process of the group; got 1.0, 0.1"),

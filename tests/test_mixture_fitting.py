@@ -1,4 +1,4 @@
-"""What both mixture estimators do with weights, missing values, errors, and parameters set by hand."""
+"""Both mixture estimators: weights, missing values, errors, and parameters set by hand."""
 
 from __future__ import annotations
 
@@ -195,11 +195,11 @@ def test_random_responsibilities_are_never_all_there() -> None:
     weight = np.random.RandomState(1).uniform(size=10_000)
     X = np.random.RandomState(2).standard_normal((10_000, 2))
     generator, same = np.random.RandomState(0), np.random.RandomState(0)
-    parts = _initialization.parts("random", X, weight, 50, generator)
+    assignment = _initialization.assign("random", X, weight, 50, generator)
     r = same.uniform(size=(10_000, 50))
     r *= weight[:, None] / r.sum(axis=1)[:, None]
-    np.testing.assert_allclose(parts.sums(X), r.T @ X, atol=1e-9)
-    np.testing.assert_allclose(parts.counts, r.sum(axis=0))
+    np.testing.assert_allclose(assignment.sums(X), r.T @ X, atol=1e-9)
+    np.testing.assert_allclose(assignment.counts, r.sum(axis=0))
     assert generator.uniform() == same.uniform()
     tracemalloc.start()
     GaussianMixture(
@@ -300,5 +300,5 @@ def test_one_array_makes_no_copy_of_its_statistics(monkeypatch: pytest.MonkeyPat
     def never(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(_em, "no_statistics", never)
+    monkeypatch.setattr(_em, "zero_statistics", never)
     agree(GaussianMixture(3, random_state=0).fit(IRIS), model, 0.0)

@@ -25,7 +25,7 @@ ROWS = 300_000  # of two or three columns: many parts
 
 @pytest.fixture(autouse=True)
 def _two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(task, "PART", 2**17)
+    monkeypatch.setattr(task, "WORK_PER_PART", 2**17)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

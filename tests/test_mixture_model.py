@@ -1,4 +1,4 @@
-"""MixtureModel: known truths, the laws of EM, each family's values, and scikit-learn's own checks."""
+"""MixtureModel: known truths, the laws of EM, values of each family, scikit-learn's checks."""
 
 from __future__ import annotations
 

@@ -118,7 +118,8 @@ import os, sys, threading, time, numpy as np, torch, latent_kernels as lk
 torch.set_num_threads(3)
 g = np.random.default_rng(0)
 X = g.standard_normal((30_000, 4), dtype=np.float32)
-counts = np.concatenate([X[:, :2], g.poisson(2, (30_000, 1)), g.integers(0, 3, (30_000, 1))], axis=1).astype(np.float32)
+counts = (X[:, :2], g.poisson(2, (30_000, 1)), g.integers(0, 3, (30_000, 1)))
+counts = np.concatenate(counts, axis=1).astype(np.float32)
 holes = np.where(g.uniform(size=X.shape) < 0.05, np.nan, X).astype(np.float32)
 w, m = np.full(3, 1 / 3), g.standard_normal((3, 4))
 S = np.tile(np.eye(4), (3, 1, 1))
@@ -134,7 +135,7 @@ def draw():
 
 
 def test_fork_after_use() -> None:
-    """A child of a process that has used its threads, and the child's child; then the parent again."""
+    """A child of a process that has used its threads, its own child, and the parent again."""
     code = """
 expected = draw()
 def child(depth):
@@ -171,7 +172,8 @@ stop = False
 def busy():
     while not stop: draw()
 t = threading.Thread(target=busy); t.start()
-import warnings; warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork under threads
+# Python 3.12 warns of fork under threads.
+import warnings; warnings.simplefilter("ignore", DeprecationWarning)
 for _ in range(10):
     time.sleep(0.01)
     pid = os.fork()
@@ -185,14 +187,16 @@ stop = True; t.join()
 
 def test_dataloader_workers() -> None:
     code = """
-def of(i): return lk.gaussian_e_step(X[i * 5000 : (i + 1) * 5000], w, m, np.ones((3, 4))).to_vector()
+def of(i):
+    return lk.gaussian_e_step(X[i * 5000 : (i + 1) * 5000], w, m, np.ones((3, 4))).to_vector()
 class Shards(torch.utils.data.Dataset):
     def __len__(self): return 6
     def __getitem__(self, i):
         torch.set_num_threads(2)
         return of(i)
 expected = [of(i).tobytes() for i in range(6)]
-loader = torch.utils.data.DataLoader(Shards(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+options = dict(batch_size=None, num_workers=2, multiprocessing_context="fork")
+loader = torch.utils.data.DataLoader(Shards(), **options)
 assert [x.numpy().tobytes() for x in loader] == expected
 """
     run(PRELUDE + code)
@@ -211,7 +215,8 @@ if __name__ == "__main__":
     for got, arguments in zip((a, b), given):
         assert got.to_vector().tobytes() == lk.gaussian_e_step(*arguments).to_vector().tobytes()
     whole = lk.gaussian_e_step(X, w, m, S, "full").to_vector()
-    assert np.abs((a + b).to_vector() - whole).max() <= 1e-6 * np.abs(whole).max()  # float32 tiles cut elsewhere
+    # not equal: tiles of float32 are cut elsewhere
+    assert np.abs((a + b).to_vector() - whole).max() <= 1e-6 * np.abs(whole).max()
 """
     run(PRELUDE + code)
 
@@ -257,8 +262,10 @@ for i in range(0, n, 10_000): X[i : i + 10_000] = g.standard_normal((10_000, d),
 w, m = np.full(k, 1 / k), g.standard_normal((k, d))
 def e_step(x):
     if kind == "mixed":
-        return lk.exponential_family_e_step(x, w, ["gaussian"] * d, [(m[:, i], np.ones(k)) for i in range(d)])
-    c = {"full": np.tile(np.eye(d), (k, 1, 1)), "tied": np.eye(d), "diag": np.ones((k, d)), "spherical": np.ones(k)}
+        columns = [(m[:, i], np.ones(k)) for i in range(d)]
+        return lk.exponential_family_e_step(x, w, ["gaussian"] * d, columns)
+    c = {"full": np.tile(np.eye(d), (k, 1, 1)), "tied": np.eye(d)}
+    c |= {"diag": np.ones((k, d)), "spherical": np.ones(k)}
     return lk.gaussian_e_step(x, w, m, c[kind], kind)
 for warm in (X[:5000], X[:5000].copy()): e_step(warm)
 def peak():

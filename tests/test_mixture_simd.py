@@ -35,7 +35,7 @@ def logs(x, out):
 def arithmetic(a, b, c, out):
     for i in range(0, len(a), simd.lanes(a)):
         x, y, z = simd.load(a, i), simd.load(b, i), simd.load(c, i)
-        value = (x + y) * z - simd.spread(c, 3) / simd.like(x, 4.0)
+        value = (x + y) * z - simd.broadcast(c, 3) / simd.full_like(x, 4.0)
         value = simd.select_less(x, y, value, z)
         simd.store(out, i, simd.select_equal(z, z, value, x))
 
@@ -159,7 +159,8 @@ for kind, dtype in (("diag", np.float32), ("full", np.float64), ("tied", np.floa
     a = rng.normal(size=(k, d, d))
     s = a @ a.swapaxes(1, 2) / d + 0.3 * np.eye(d)
     covariances = {"full": s, "tied": s[0], "diag": rng.uniform(0.5, 2, (k, d))}[kind]
-    p = mixture.gaussian_parameters(rng.dirichlet(np.ones(k)), rng.normal(size=(k, d)), covariances, kind, d)
+    weights, means = rng.dirichlet(np.ones(k)), rng.normal(size=(k, d))
+    p = e_step.gaussian_parameters(weights, means, covariances, kind, d)
     got = numba_cpu.statistics(X, p, None, False)
     expected = reference.statistics(X, p, None, False)
     # float32: a row's log density is good to some 1e-6, a sum of 700 rows of random errors to

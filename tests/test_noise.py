@@ -1,4 +1,4 @@
-"""Noise stream v1: known answers, equal bits everywhere, frozen values, errors in ulp, statistics."""
+"""Noise stream v1: known answers, equal bits, frozen values, errors in ulp, statistics."""
 
 from __future__ import annotations
 
@@ -415,7 +415,7 @@ def correlation_score(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_neighbours_are_uncorrelated() -> None:
-    """Neighbouring seeds, offsets and lanes; also squares, since Box-Muller's pair shares a radius."""
+    """Neighbouring seeds, offsets and lanes; squares too: Box-Muller's pair shares a radius."""
     n = 1 << 19
     x = lk.normal(n, seed=100)
     others = {"seed": lk.normal(n, seed=101), "seed high word": lk.normal(n, seed=100 + 2**32)}
@@ -457,7 +457,8 @@ def test_statistics_of_2_to_the_28(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\nmoments z {np.round(z, 2)}, tails beyond {thresholds} z {np.round(tail, 2)}")
         print(
-            f"Kolmogorov-Smirnov p {ks:.3f}, chi-square (4096 bins) p {chi2:.3f}, largest |x| {largest:.4f}"
+            f"Kolmogorov-Smirnov p {ks:.3f}, chi-square (4096 bins) p {chi2:.3f}, "
+            f"largest |x| {largest:.4f}"
         )
     assert np.abs(z).max() < 4.5
     assert np.abs(tail).max() < 4.5

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import importlib.util
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -83,7 +87,8 @@ def test_estimators_come_when_asked_for() -> None:
     """And the rest of the module behaves as if they had been there: dir, star imports, errors."""
     code = """
 import sys, latent_kernels
-assert {"DictionaryLearning", "GaussianMixture", "MixtureModel", "SparseCoder"} <= set(dir(latent_kernels))
+later = {"DictionaryLearning", "GaussianMixture", "MixtureModel", "SparseCoder"}
+assert later <= set(dir(latent_kernels))
 assert "sklearn" not in sys.modules
 from latent_kernels import *
 print(GaussianMixture.__module__, MixtureModel is latent_kernels.MixtureModel)
@@ -100,7 +105,7 @@ except AttributeError as error:
 
 
 def test_import_brings_nothing_heavy() -> None:
-    """Importing us imports torch and the extension, and none of the packages that single ops need."""
+    """The import loads torch and the extension, and no package that only some ops need."""
     code = f"""
 import torch, sys
 before = set(sys.modules)
@@ -125,27 +130,121 @@ c = time.perf_counter(); print((c - b) / (b - a))
     assert shares[2] < 0.10, shares
 
 
-def imports(path: Path) -> set[str]:
+# --- imports --------------------------------------------------------------------------------------
+
+PACKAGES = {"latent_kernels": "python/latent_kernels", "latent_kernels/kernels": "kernels"}
+# Parts of the package from the lowest to the highest; "" is the package's own __init__.
+LAYERS = (
+    {"kernels"},
+    {"_checks", "_data"},
+    {"noise", "variational", "mixtures", "sparse"},
+    {""},
+    {"examples"},
+    {"cli"},
+)
+
+
+def modules() -> dict[str, Path]:
+    """Return the file of every module of the project, by the module's full name."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sorted((ROOT / folder).rglob("*.py*")):
+            if path.suffix in (".py", ".pyi"):
+                parts = (
+                    *package.split("/"),
+                    *path.relative_to(ROOT / folder).with_suffix("").parts,
+                )
+                found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(module: str, path: Path, known: Collection[str]) -> set[str]:
+    """Return those of the `known` modules that `module` imports, anywhere in its file.
+
+    The packages that a module lies in are imported with it, unless `module` lies in them too.
+    """
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-    return found
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            source = importlib.util.resolve_name(relative, package)
+            for name in node.names:
+                full = f"{source}.{name.name}"
+                found.add(full if full in known else source)
+    for name in tuple(found):
+        parents = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
+        found |= {p for p in parents if not f"{module}.".startswith(f"{p}.")}
+    return found & set(known)
 
 
-def test_kernels_do_not_import_the_public_ops() -> None:
-    """Imports point one way: public op -> kernels -> shared plumbing -> _core."""
-    public = {
-        f"latent_kernels.{p.stem}" for p in (ROOT / "python/latent_kernels").glob("[a-z]*.py")
-    }
-    for path in (ROOT / "kernels").rglob("*.py"):
-        assert not imports(path) & public, path
-    for path in (ROOT / "python/latent_kernels").glob("_[a-z]*.py"):
-        assert not {
-            i for i in imports(path) if i in public or i.startswith("latent_kernels.kernels")
-        }, path
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    found = modules()
+    return {module: imports(module, path, found) for module, path in found.items()}
+
+
+def test_imports_point_one_way(graph: dict[str, set[str]]) -> None:
+    """A module imports from its own part of the package and from lower layers.
+
+    So a file in kernels/ imports of this project only other files in kernels/, and only examples
+    and the command import the package's root.
+    """
+
+    def part(module: str) -> str:
+        return module.split(".")[1] if "." in module else ""
+
+    height = {part: i for i, layer in enumerate(LAYERS) for part in layer}
+    assert {part(module) for module in graph} == height.keys()
+    assert [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        for other in sorted(others)
+        if part(module) != part(other) and height[part(module)] <= height[part(other)]
+    ] == []
+
+
+def test_imports_have_no_circle(graph: dict[str, set[str]]) -> None:
+    """Imports inside functions and for type checkers count like all others."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_circles_are_seen(tmp_path: Path) -> None:
+    """The graph takes in every form of import, and resolves it to a module."""
+    known = ("p", "p.a", "p.b", "p.sub", "p.sub.c", "p.sub.d")
+    for text, expected in {
+        "import os, p": {"p"},
+        "import p.a": {"p.a"},
+        "from p import a, thing": {"p.a", "p"},
+        "from p.sub import c": {"p.sub.c", "p.sub"},
+        "from p.sub.c import thing": {"p.sub.c", "p.sub"},
+        "from . import a\nfrom .sub.d import thing": {"p.a", "p.sub.d", "p.sub"},
+        "if TYPE_CHECKING:\n    def f():\n        import p.a": {"p.a"},
+    }.items():
+        path = tmp_path / "b.py"
+        path.write_text(text)
+        assert imports("p.b", path, known) == expected, text
+    assert imports("p.sub.d", path, known) == {"p.a"}
+    path.write_text("from p.sub import c\nfrom .c import thing")
+    assert imports("p.sub.d", path, known) == {"p.sub.c"}
+
+
+def test_packaging_takes_the_kernels_once() -> None:
+    """Editors and linters follow the link to kernels/; wheels and sdists take the folder itself."""
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library since Python 3.11")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    link = "python/latent_kernels/kernels"
+    assert settings["wheel"]["packages"] == PACKAGES
+    assert f"/{link}" in settings["sdist"]["exclude"]
+    assert "DESTINATION latent_kernels/kernels)" in (ROOT / "CMakeLists.txt").read_text()
+    if (ROOT / ".git").exists():  # an sdist has no link
+        assert (ROOT / link).is_symlink()
+        assert (ROOT / link).resolve() == (ROOT / "kernels").resolve()
 
 
 def test_every_op_has_its_backends() -> None:

@@ -119,7 +119,7 @@ def test_training_the_binary_vae_raises_its_elbo():
 
 
 def test_the_linear_gaussian_model_is_close_to_its_optimum():
-    """The bound of many samples is log p(x), N(0, 2) in each dimension; the ELBO is a little below."""
+    """The bound of many samples is log p(x), of N(0, 2) in each dimension; the ELBO is less."""
     problem = problems.linear_gaussian(points=5)
     mean, logvar = problem.q.parameters
     x = problem.exact_gradient[0] + 2 * mean
@@ -251,8 +251,8 @@ def test_a_clear_winner():
     )
     assert default_budget(profile) == pytest.approx(2e-3)
     assert verdict(profile) == (
-        "With 2 ms for a gradient, leave-one-out wins: variance 2 nats² (95%: 1.82 to 2.2) at S = 4; "
-        "no control variate 50 times as much."
+        "With 2 ms for a gradient, leave-one-out wins: variance 2 nats² (95%: 1.82 to 2.2) "
+        "at S = 4; no control variate 50 times as much."
     )
 
 
@@ -268,8 +268,8 @@ def test_a_longer_budget_averages_and_a_shorter_one_leaves_out():
     ]
     assert "at S = 4, 4 times over" in verdict(profile, 8e-3)
     assert verdict(profile, 1.5e-3) == (
-        "With 1.5 ms for a gradient, no control variate reaches variance 333 nats² (95%: 303 to 367) at S = 1, "
-        "1.5 times over, without rival."
+        "With 1.5 ms for a gradient, no control variate reaches variance 333 nats² "
+        "(95%: 303 to 367) at S = 1, 1.5 times over, without rival."
     )
     assert (
         verdict(profile, 5e-4)
@@ -284,8 +284,9 @@ def test_a_tie_is_called_one():
         ("leave_one_out", 4, 2.3, 1.1, 0.2),
     )
     assert verdict(made(*rows)) == (
-        "With 0.2 s for a gradient, optimal coefficient (2 nats² at S = 4) and leave-one-out (2.3 nats² at S = 4) tie "
-        "for the least variance: their 95% intervals overlap; no control variate 45 times as much."
+        "With 0.2 s for a gradient, optimal coefficient (2 nats² at S = 4) and leave-one-out "
+        "(2.3 nats² at S = 4) tie for the least variance: their 95% intervals overlap; "
+        "no control variate 45 times as much."
     )
 
 
@@ -381,8 +382,10 @@ def test_the_highest_signal_wins():
     )
     assert signal_verdict.verdict(made_signals(*rows)) == (
         "Signal to noise of q's gradient: IWAE goes like S^(-0.50 ± 0.05) from S = 1 to 16; "
-        "STL goes like S^(+0.50 ± 0.05) from S = 1 to 16; DReG goes like S^(+0.25 ± 0.05) from S = 1 to 16. "
-        "At S = 16, DReG wins with 1 (95%: 0.909 to 1.1); IWAE has 0.125. STL is biased for S > 1, and not compared."
+        "STL goes like S^(+0.50 ± 0.05) from S = 1 to 16; "
+        "DReG goes like S^(+0.25 ± 0.05) from S = 1 to 16. "
+        "At S = 16, DReG wins with 1 (95%: 0.909 to 1.1); IWAE has 0.125. "
+        "STL is biased for S > 1, and not compared."
     )
 
 
@@ -396,8 +399,8 @@ def test_the_highest_signal_wins():
                 ("dreg", 4, 0.35, 0.25, 0.45),
                 ("vimco", 4, 0.0, 0.0, 0.1),
             ],
-            "At S = 4, DReG (0.35) and IWAE (0.3) tie for the highest: their 95% intervals overlap; "
-            "VIMCO less than 0.1.",
+            "At S = 4, DReG (0.35) and IWAE (0.3) tie for the highest: their 95% intervals "
+            "overlap; VIMCO less than 0.1.",
         ),
         (
             [("iwae", 4, 0.1, 0.0, 0.2)],

@@ -105,7 +105,7 @@ def test_estimated_variance_is_unbiased(name: str, control: str, samples: int) -
 @elements
 @pytest.mark.parametrize("samples", [1, 2])
 def test_exact_mean_and_variance_of_disarm(samples: int, per_element: bool) -> None:
-    """Over every S-tuple of pairs that a uniform can give; its variance is that of one pair over S."""
+    """Over every S-tuple of pairs of a uniform; the variance is that of one pair over S."""
     pairs, p = pairs_law()
     assert torch.allclose(p.sum(), torch.ones((), dtype=torch.float64))
     value = f_elements if per_element else f

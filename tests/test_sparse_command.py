@@ -23,7 +23,7 @@ from latent_kernels.examples import sparse_problems as problems
 from latent_kernels.kernels import backends
 from latent_kernels.sparse.encoders.training import TrainingDiverged
 
-SMALL = command.Photographs(
+SMALL = problems.Photographs(
     patches=1500, held_out=100, components=30, passes=1, steps=8, batch_size=64
 )
 OPTIONS = ("--layers", 3, "--features", 16, "--components", 24, "--samples", 40)

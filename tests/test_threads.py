@@ -60,11 +60,15 @@ assert draw() == expected
 # NumPy makes the inputs, since torch's own threads do not survive fork.
 SCORE = """
 import numpy as np
-def line(end, *shape): return torch.from_numpy(np.linspace(-end, end, np.prod(shape), dtype=np.float32).reshape(shape))
-q, b, values = lk.Categorical(line(2, 2000, 10, 3)), lk.Bernoulli(line(2, 2000, 100)), line(1, 4, 2000)
+def line(end, *shape):
+    values = np.linspace(-end, end, np.prod(shape), dtype=np.float32)
+    return torch.from_numpy(values.reshape(shape))
+q, b = lk.Categorical(line(2, 2000, 10, 3)), lk.Bernoulli(line(2, 2000, 100))
+values = line(1, 4, 2000)
 def draw():
     found = [q.sample(4, seed=5), b.sample_antithetic(4, seed=5)]
-    found += lk.score_function_gradient(q, values, seed=5) + lk.score_function_gradient(b, values, seed=6)
+    found += lk.score_function_gradient(q, values, seed=5)
+    found += lk.score_function_gradient(b, values, seed=6)
     return b"".join(x.numpy().tobytes() for x in found)
 expected = draw()
 """
@@ -165,13 +169,14 @@ def test_several_python_threads() -> None:
 
 
 def test_fork_while_another_thread_computes() -> None:
-    """Fork catches the pool in the middle of a job, its locks held by threads that the child lacks."""
+    """Fork in the middle of a job: its locks are held by threads that the child does not have."""
     code = """
 stop = False
 def busy():
     while not stop: lk.normal(2_000_000, seed=1)
 t = threading.Thread(target=busy); t.start()
-import warnings; warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of fork under threads
+# Python 3.12 warns of fork under threads.
+import warnings; warnings.simplefilter("ignore", DeprecationWarning)
 for _ in range(20):
     pid = os.fork()
     if pid == 0:

@@ -33,35 +33,44 @@ def data(*shape: int) -> Tensor:
 
 SEEDS = torch.tensor([3, 2**40])
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
-    ("gaussian", lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True, True)),
+    ("gaussian",
+     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True, True)),
     ("gaussian", lambda: (*(leaf(2, 5, 4) for _ in range(4)), SEEDS[:1], 7, 1, False, True, False)),
-    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True, False)),
-    ("gaussian", lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 2, True, False, False)),
+    ("gaussian",
+     lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True, False)),
+    ("gaussian",
+     lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 2, True, False, False)),
     (
         "gaussian_backward",
-        lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS)
+        lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 3, 5), data(2, 5, 4), data(2, 5, 4),
+                 None, None, SEEDS)
         + (0, 3, False)
         + ([True, True, False, False],),
     ),
     (
         "gaussian_backward",
-        lambda: (None, data(2, 5), None, data(2, 5, 4), data(2, 5, 4), data(2, 5, 4), None, SEEDS, 0, 0, False)
+        lambda: (None, data(2, 5), None, data(2, 5, 4), data(2, 5, 4), data(2, 5, 4), None,
+                 SEEDS, 0, 0, False)
         + ([False, True, True, False],),
     ),
     (
         "gaussian_backward",
-        lambda: (None, None, data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS, 0, 3, False)
+        lambda: (None, None, data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS,
+                 0, 3, False)
         + ([True, True, False, False],),
     ),
     ("gaussian_path", lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1)),
-    ("gaussian_path_backward", lambda: (data(2, 3, 5), data(2, 3, 5, 4), data(2, 5, 4), SEEDS[:1], 1)),
+    ("gaussian_path_backward",
+     lambda: (data(2, 3, 5), data(2, 3, 5, 4), data(2, 5, 4), SEEDS[:1], 1)),
     ("gaussian_log_prob", lambda: (leaf(2, 3, 5, 4), leaf(2, 1, 5, 4), leaf(2, 1, 1, 4))),
     (
         "gaussian_log_prob_backward",
-        lambda: (data(2, 3, 5), data(2, 3, 5, 4), data(2, 1, 5, 4), data(2, 1, 1, 4), [True, False, True]),
+        lambda: (data(2, 3, 5), data(2, 3, 5, 4), data(2, 1, 5, 4), data(2, 1, 1, 4),
+                 [True, False, True]),
     ),
     ("bernoulli_log_prob", lambda: (leaf(2, 1, 5, 4), leaf(2, 3, 5, 4))),
-    ("bernoulli_log_prob_backward", lambda: (data(2, 3, 5), data(2, 1, 1, 4), data(2, 3, 5, 4), [True, True])),
+    ("bernoulli_log_prob_backward",
+     lambda: (data(2, 3, 5), data(2, 1, 1, 4), data(2, 3, 5, 4), [True, True])),
     ("noise", lambda: ("normal", [3, 4], SEEDS, 1, torch.float32, torch.device("cpu"))),
     ("noise", lambda: ("uniform", [], SEEDS, 1, torch.bfloat16, torch.device("cpu"))),
 ]  # fmt: skip
@@ -133,7 +142,7 @@ def test_compile(backend: str) -> None:
 
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_seeds_are_fresh_and_distinct() -> None:
-    """Two layers draw two seeds, even where the compiler merges equal calls; each run draws anew."""
+    """Two layers draw two seeds, even if the compiler merges equal calls; each run draws anew."""
 
     def layers(x: Tensor) -> tuple[Tensor, Tensor]:
         return lk.rsample(x, x), lk.rsample(x, x)
@@ -293,7 +302,7 @@ def test_no_samples_under_a_transformation() -> None:
 
 
 def test_vmap_of_densities() -> None:
-    """A batch joins the groups, whichever of the inputs has it; in a group one row may serve all."""
+    """A batch joins the groups, whichever input has it; one row may serve a whole group."""
     z, m, l = torch.randn(4, 3, 7, 5), torch.randn(4, 7, 5), torch.randn(4, 5)
     for in_dims in ((0, 0, 0), (0, None, 0), (None, 0, 0), (0, 0, None), (None, None, 0)):
         args = [x if d == 0 else x[0] for x, d in zip((z, m, l), in_dims, strict=True)]
@@ -350,7 +359,7 @@ def test_compiled_vmap() -> None:
 
 
 def test_autocast() -> None:
-    """Under autocast the layers give bfloat16, and the op takes it: z in bfloat16, kl in float32."""
+    """Under autocast the op takes bfloat16 and returns z in bfloat16 and kl in float32."""
     layer = torch.nn.Linear(6, 8)
     with torch.autocast("cpu", torch.bfloat16):
         mean, logvar = layer(torch.randn(5, 6)).chunk(2, -1)

@@ -175,7 +175,7 @@ def signal(gradients):
 
 @pytest.mark.parametrize(("repeats", "truth"), [(64, 0.1), (64, 3.0), (256, 0.05), (256, 30.0)])
 def test_the_interval_covers_the_signal(repeats, truth):
-    """400 profiles of normal gradients with eight parameters of unlike noise; binomial error 1.1%."""
+    """400 profiles of normal gradients, eight parameters of unlike noise; binomial error 1.1%."""
     scale = np.sqrt(np.arange(1, 9))
     gradients = np.random.default_rng(repeats).normal(size=(400, repeats, 8)) * scale
     gradients += truth * math.sqrt((scale**2).sum() / 8)
@@ -313,7 +313,8 @@ BAD = [
     (
         {"objective": "elbo", "estimators": ["vimco"]},
         ValueError,
-        r"'vimco', which does not apply: it is for the objective 'importance_bound'; got objective 'elbo'",
+        r"'vimco', which does not apply: it is for the objective 'importance_bound'; "
+        r"got objective 'elbo'",
     ),
     (
         {"q": BERNOULLI, "estimators": ["dreg"]},

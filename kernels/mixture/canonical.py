@@ -1,9 +1,8 @@
-"""Columns of other exponential families: features, their products with natural parameters, their
-sums.
+"""Columns of other exponential families: features, products with natural parameters, and sums.
 
-The features phi(x) of a tile are rows of `phi`; behind them, at the next multiple of four, a row
-for each column says where it is there: 1, or 0 where it is missing. With nothing missing these rows
-are left out, and the log-partition functions stand in the constants.
+The features phi(x) of a tile are rows of `phi`. After them, from the next multiple of four, one row
+for each column holds 1 where the column is present and 0 where it is missing. If nothing is
+missing, these rows are left out and the log-partition functions are part of the constants.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 from numba import njit
 
 from latent_kernels.kernels.mixture.model import KINDS
-from latent_kernels.kernels.mixture.simd import lanes, load, multiply_add, spread, store
+from latent_kernels.kernels.mixture.simd import broadcast, lanes, load, multiply_add, store
 from latent_kernels.kernels.mixture.tiles import INVALID, MISSING, STRIDE
 
 BERNOULLI, POISSON, CATEGORICAL = (
@@ -23,9 +22,7 @@ BERNOULLI, POISSON, CATEGORICAL = (
 
 @njit(nogil=True, error_model="numpy")
 def read_features(X, columns, kinds, starts, first, rows, padded, phi, log_base):
-    """phi(x) of the rows, 0 where x is missing, and log h(x) [rows]; which of MISSING and INVALID
-    were met.
-    """
+    """Read phi(x), 0 where x is missing, and log h(x) [rows]; return MISSING | INVALID."""
     found = 0
     for i in range(starts[-1] * STRIDE):
         phi[i] = 0
@@ -55,7 +52,7 @@ def read_features(X, columns, kinds, starts, first, rows, padded, phi, log_base)
 
 @njit(nogil=True, error_model="numpy")
 def read_observed(X, columns, first, rows, padded, phi, at):
-    """From row `at` of phi on: 1 where a column is there."""
+    """Write 1 where a column is present and 0 elsewhere, into the rows of phi from `at` on."""
     for c in range(len(columns)):
         o = (at + c) * STRIDE
         for r in range(rows):
@@ -67,7 +64,7 @@ def read_observed(X, columns, first, rows, padded, phi, at):
 
 @njit(nogil=True, error_model="numpy")
 def add_products(phi, features, padded, natural, at, size, components, joint):
-    """joint_k += <natural_k, phi>, for four components and two registers of rows at a time.
+    """Compute joint_k += <natural_k, phi>, for four components and two registers of rows at a time.
 
     natural: [components / 4, size, 4], of which the features at:at + features are used.
     """
@@ -83,20 +80,20 @@ def add_products(phi, features, padded, natural, at, size, components, joint):
             for i in range(g + at * STRIDE, g + (at + features) * STRIDE, STRIDE):
                 x0, x1 = load(phi, i), load(phi, i + step)
                 a0, a1 = (
-                    multiply_add(x0, spread(natural, n), a0),
-                    multiply_add(x1, spread(natural, n), a1),
+                    multiply_add(x0, broadcast(natural, n), a0),
+                    multiply_add(x1, broadcast(natural, n), a1),
                 )
                 b0, b1 = (
-                    multiply_add(x0, spread(natural, n + 1), b0),
-                    multiply_add(x1, spread(natural, n + 1), b1),
+                    multiply_add(x0, broadcast(natural, n + 1), b0),
+                    multiply_add(x1, broadcast(natural, n + 1), b1),
                 )
                 c0, c1 = (
-                    multiply_add(x0, spread(natural, n + 2), c0),
-                    multiply_add(x1, spread(natural, n + 2), c1),
+                    multiply_add(x0, broadcast(natural, n + 2), c0),
+                    multiply_add(x1, broadcast(natural, n + 2), c1),
                 )
                 d0, d1 = (
-                    multiply_add(x0, spread(natural, n + 3), d0),
-                    multiply_add(x1, spread(natural, n + 3), d1),
+                    multiply_add(x0, broadcast(natural, n + 3), d0),
+                    multiply_add(x1, broadcast(natural, n + 3), d1),
                 )
                 n += 4
             store(joint, o, a0)

@@ -1,4 +1,4 @@
-"""Compiling the spans: once for each dtype of the data, kept in numba's cache on disk."""
+"""Compile the kernels, once for each dtype of the data, and keep them in numba's cache on disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 
 @functools.cache
-def _sources() -> str:
-    """A fingerprint of every kernel: numba's cache would look at the file of the outermost function
-    alone.
+def _fingerprint() -> str:
+    """Return a fingerprint of the sources of all kernels.
+
+    numba's own cache would look at the file of the outermost function alone.
     """
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
@@ -27,18 +28,18 @@ def _sources() -> str:
 
 _functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
 _lock = threading.RLock()
-# A child must not be born while another thread compiles: numba's own lock would stay taken in it
-# for ever.
+# The process must not fork while another thread compiles: numba's own lock would stay taken in the
+# child for ever.
 os.register_at_fork(
     before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
 )
 
 
 def compiled(function: Callable[..., Any], X: NDArray[Any], *arguments: Any) -> Callable[..., Any]:
-    """`function` compiled for (X, *arguments), whatever the strides of X and whether it is
-    read-only or not.
+    """Return `function` compiled for (X, *arguments), for any strides of X, read-only or not.
 
-    Callers pass arguments of the same types for the same dtype of X, but that some may be None.
+    For one dtype of X, callers always pass arguments of the same types, except that some may be
+    None.
     """
     key = (function, X.dtype, tuple(argument is None for argument in arguments))
     found = _functions.get(key)
@@ -53,18 +54,16 @@ def compiled(function: Callable[..., Any], X: NDArray[Any], *arguments: Any) -> 
 def _compile(function: FunctionType, signature: tuple[Any, ...]) -> Callable[..., Any]:
     if getattr(config, "DISABLE_JIT", False):
         raise RuntimeError(
-            "NUMBA_DISABLE_JIT is set, and these kernels are no Python; LATENT_KERNELS_BACKEND=mixture=reference is"
+            "NUMBA_DISABLE_JIT is set, and these kernels are no Python; "
+            "LATENT_KERNELS_BACKEND=mixture=reference is"
         )
     named = FunctionType(function.__code__, function.__globals__, function.__name__)
-    named.__qualname__ = f"{function.__name__}_{_sources()}"  # part of the name of numba's file
+    named.__qualname__ = f"{function.__name__}_{_fingerprint()}"  # part of the name of numba's file
     named.__module__ = function.__module__
     try:
         overload = _dispatcher(named, signature, cache=True).overloads[signature]
-    except (
-        RuntimeError,
-        KeyError,
-        OSError,
-    ):  # nowhere to keep it, or a file that another process is writing
+    except (RuntimeError, KeyError, OSError):
+        # There is no place for the cache, or another process is writing the file.
         overload = _dispatcher(named, signature, cache=False).overloads[signature]
     entry: Callable[..., Any] = overload.entry_point
     return entry  # the dispatcher would look for conversions of X at every call

@@ -1,10 +1,10 @@
-"""Gaussian columns with diagonal covariances: log densities and moments of a tile.
+"""Gaussian columns with diagonal covariances: log-densities and moments of a tile.
 
-Where all means are near enough to one center c, relative to their sigmas, x - c serves every
-component (`densities`, `moments`): y = (x - c)/sigma - (m - c)/sigma is one multiply-add and so is
-the sum of y^2, and both moments are products of the responsibilities with x - c and its square,
-moved to the means afterwards. Elsewhere, and where values are missing, each component subtracts its
-own mean from x first (`direct_densities`, `direct_moments`).
+Where all means are near enough to one center c, relative to their standard deviations, x - c serves
+every component (`densities`, `moments`): y = (x - c)/sigma - (m - c)/sigma is one multiply-add and
+so is the sum of y^2, and both moments are products of the responsibilities with x - c and its
+square, moved to the means afterwards. Otherwise, and where values are missing, each component
+subtracts its own mean from x first (`direct_densities`, `direct_moments`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 from numba import njit
 
 from latent_kernels.kernels.mixture.simd import (
+    broadcast,
+    full_like,
     lanes,
-    like,
     load,
     multiply_add,
     select_equal,
-    spread,
     store,
     store_sums,
 )
@@ -32,14 +32,14 @@ def _add_square(total, x, scale, shift):
 
 @njit(nogil=True, error_model="numpy")
 def densities(x, dims, padded, factors, constants, components, joint):
-    """joint_k = constant_k - |x * scale_k + shift_k|^2 / 2, for four components and two registers
-    of rows at a time.
+    """Compute joint_k = constant_k - |x * scale_k + shift_k|^2 / 2.
 
-    factors: [components / 4, dims, (scale, shift), 4].
+    Works on four components and two registers of rows at a time. factors: [components / 4, dims,
+    (scale, shift), 4].
     """
     step = lanes(x)
-    half = like(x, -0.5)
-    zero = like(x, 0.0)
+    half = full_like(x, -0.5)
+    zero = full_like(x, 0.0)
     for k in range(0, components, 4):
         for g in range(0, padded, 2 * step):
             a0 = b0 = c0 = d0 = zero
@@ -47,37 +47,37 @@ def densities(x, dims, padded, factors, constants, components, joint):
             at = k * 2 * dims
             for i in range(g, g + dims * STRIDE, STRIDE):
                 x0, x1 = load(x, i), load(x, i + step)
-                scale, shift = spread(factors, at), spread(factors, at + 4)
+                scale, shift = broadcast(factors, at), broadcast(factors, at + 4)
                 a0, a1 = _add_square(a0, x0, scale, shift), _add_square(a1, x1, scale, shift)
-                scale, shift = spread(factors, at + 1), spread(factors, at + 5)
+                scale, shift = broadcast(factors, at + 1), broadcast(factors, at + 5)
                 b0, b1 = _add_square(b0, x0, scale, shift), _add_square(b1, x1, scale, shift)
-                scale, shift = spread(factors, at + 2), spread(factors, at + 6)
+                scale, shift = broadcast(factors, at + 2), broadcast(factors, at + 6)
                 c0, c1 = _add_square(c0, x0, scale, shift), _add_square(c1, x1, scale, shift)
-                scale, shift = spread(factors, at + 3), spread(factors, at + 7)
+                scale, shift = broadcast(factors, at + 3), broadcast(factors, at + 7)
                 d0, d1 = _add_square(d0, x0, scale, shift), _add_square(d1, x1, scale, shift)
                 at += 8
             o = k * STRIDE + g
-            store(joint, o, multiply_add(a0, half, spread(constants, k)))
-            store(joint, o + step, multiply_add(a1, half, spread(constants, k)))
+            store(joint, o, multiply_add(a0, half, broadcast(constants, k)))
+            store(joint, o + step, multiply_add(a1, half, broadcast(constants, k)))
             o += STRIDE
-            store(joint, o, multiply_add(b0, half, spread(constants, k + 1)))
-            store(joint, o + step, multiply_add(b1, half, spread(constants, k + 1)))
+            store(joint, o, multiply_add(b0, half, broadcast(constants, k + 1)))
+            store(joint, o + step, multiply_add(b1, half, broadcast(constants, k + 1)))
             o += STRIDE
-            store(joint, o, multiply_add(c0, half, spread(constants, k + 2)))
-            store(joint, o + step, multiply_add(c1, half, spread(constants, k + 2)))
+            store(joint, o, multiply_add(c0, half, broadcast(constants, k + 2)))
+            store(joint, o + step, multiply_add(c1, half, broadcast(constants, k + 2)))
             o += STRIDE
-            store(joint, o, multiply_add(d0, half, spread(constants, k + 3)))
-            store(joint, o + step, multiply_add(d1, half, spread(constants, k + 3)))
+            store(joint, o, multiply_add(d0, half, broadcast(constants, k + 3)))
+            store(joint, o + step, multiply_add(d1, half, broadcast(constants, k + 3)))
 
 
 @njit(nogil=True, error_model="numpy")
 def moments(joint, components, x, dims, padded, sums):
-    """sums = r x and r x^2 over the rows, for four components and two columns at a time.
+    """Compute sums = r x and r x^2 over the rows, for four components and two columns at a time.
 
     sums: [components / 4, dims / 2, 4, 2, (x, x^2)].
     """
     step = lanes(x)
-    zero = like(x, 0.0)
+    zero = full_like(x, 0.0)
     at = 0
     for k in range(0, components, 4):
         for d in range(0, dims, 2):
@@ -106,45 +106,45 @@ def moments(joint, components, x, dims, padded, sums):
 
 @njit(nogil=True, error_model="numpy")
 def direct_densities(x, dims, padded, factors, constants, components, joint):
-    """joint_k = constant_k + the log density of the columns that are there; x holds NaN where one
-    is not.
+    """Compute joint_k = constant_k + the log-density of the columns that are present.
 
-    factors: [components, dims, (mean, 1/sigma, what rounding the mean left, log(1/sigma) - log(2
-    pi)/2)].
+    x is NaN where a column is missing. factors: [components, dims, (mean, 1/sigma, rounding error
+    of the mean, log(1/sigma) - log(2 pi)/2)].
     """
     step = lanes(x)
-    zero = like(x, 0.0)
+    zero = full_like(x, 0.0)
     for k in range(components):
         for g in range(0, padded, step):
             squares = zero
-            logs = spread(constants, k)
+            logs = broadcast(constants, k)
             at = 4 * k * dims
             for i in range(g, g + dims * STRIDE, STRIDE):
                 value = load(x, i)
                 y = multiply_add(
-                    value - spread(factors, at), spread(factors, at + 1), spread(factors, at + 2)
+                    value - broadcast(factors, at),
+                    broadcast(factors, at + 1),
+                    broadcast(factors, at + 2),
                 )
                 y = select_equal(value, value, y, zero)
                 squares = multiply_add(y, y, squares)
-                logs = logs + select_equal(value, value, spread(factors, at + 3), zero)
+                logs = logs + select_equal(value, value, broadcast(factors, at + 3), zero)
                 at += 4
-            store(joint, k * STRIDE + g, multiply_add(squares, like(x, -0.5), logs))
+            store(joint, k * STRIDE + g, multiply_add(squares, full_like(x, -0.5), logs))
 
 
 @njit(nogil=True, error_model="numpy")
 def direct_moments(joint, components, x, dims, padded, factors, sums):
-    """sums = r, r (x - mean), r (x - mean)^2 over the rows where x is there, with the (rounded)
-    mean of `factors`.
+    """Compute sums = r, r (x - mean), r (x - mean)^2 over the rows where x is present.
 
-    sums: [components, dims, (r, first, second, 0)].
+    The mean is the rounded one in `factors`. sums: [components, dims, (r, first, second, 0)].
     """
     step = lanes(x)
-    zero = like(x, 0.0)
+    zero = full_like(x, 0.0)
     at = 0
     for k in range(components):
         for d in range(dims):
             observed = first = second = zero
-            mean = spread(factors, at)
+            mean = broadcast(factors, at)
             o = k * STRIDE
             for i in range(d * STRIDE, d * STRIDE + padded, step):
                 value = load(x, i)

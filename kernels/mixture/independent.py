@@ -1,9 +1,8 @@
-"""The E-step where columns are independent within a component: diagonal Gaussians and other
-exponential families.
+"""The E-step where columns are independent: diagonal Gaussians and other exponential families.
 
-One function for a span of rows. Its sums go into one vector `total`, whose parts `layout` lists, so
-that spans merge by adding vectors. It writes densities, labels and responsibilities where it is
-given arrays with room for them.
+One function works on consecutive rows. Its sums go into one vector `total`, whose sections `layout`
+lists, so that results merge by adding vectors. Densities, labels and responsibilities are written
+into the arrays in `outputs` that are not empty.
 """
 
 from __future__ import annotations
@@ -28,37 +27,40 @@ from latent_kernels.kernels.mixture.tiles import (
     MISSING,
     ROWS,
     add,
-    count,
     outer_sums,
     padded_rows,
     read,
     read_weights,
-    respond_to_tile,
+    round_up,
+    sum_responsibilities,
+    tile_responsibilities,
     total_density,
-    up,
 )
 
 
 class Layout(NamedTuple):
-    """Where the parts of `total` begin, for K components, G Gaussian columns, F features, C other
-    columns.
+    """The offsets of the sections of `total`.
+
+    There are K components, G Gaussian columns, F features and C other columns; K4 is K rounded up
+    to a multiple of 4, G2 is G rounded up to a multiple of 2.
     """
 
-    moments: int  # [K4 / 4, G2 / 2, 4, 2, 2] about the center: K4 and G2 are the next multiples of 4 and 2
+    moments: int  # [K4 / 4, G2 / 2, 4, 2, 2] about the center
     direct: int  # [K, G, 4] about the rounded means
     features: int  # [K4 / 4, (F4 + C4) / 4, 4, 4]
     counts: int  # [K]
-    near: int  # [K], of the tiles whose moments are about the center
+    centered: int  # [K], of the tiles whose moments are about the center
     complete: int  # [K], of the tiles with no value missing among the other columns
     log_likelihood: int
     size: int
 
 
 def layout(components: int, gaussian: int, features: int, columns: int) -> Layout:
-    """The parts of `total`."""
-    k4, g2 = up(components, 4), up(gaussian, 2)
+    """Return the offsets of the sections of `total`, and its size."""
+    k4, g2 = round_up(components, 4), round_up(gaussian, 2)
     sizes = [k4 * g2 * 2, components * gaussian * 4]
-    sizes += [k4 * (up(features, 4) + up(columns, 4)), components, components, components, 1]
+    sizes += [k4 * (round_up(features, 4) + round_up(columns, 4))]
+    sizes += [components, components, components, 1]
     return Layout(*np.cumsum([0, *sizes]).tolist())
 
 
@@ -69,28 +71,29 @@ def span(
     sample_weight,
     hard,
     components,
-    gaussian,  # columns, center, zero center, factors, direct factors, whether the direct form must be taken
-    base,  # [3, K]: log weights; what the Gaussian columns and what the others add where nothing is missing
+    gaussian,  # columns, center, zero center, factors, direct factors, whether to use the latter
+    base,  # [3, K]: log weights; constants of the Gaussian columns, and of the others if complete
     canonical,  # None, or columns, kinds, starts, natural parameters, phi, log h
-    work,  # x, joint, weight, density, constants, sums
-    parts,
-    total,  # with no room: sums are not wanted
+    workspace,  # x, joint, weight, density, constants, sums
+    offsets,
+    total,  # empty if no sums are wanted
     outputs,  # densities, labels, responsibilities
 ):
-    """The E-step of the rows first:last; returns INVALID if a value is outside its column's family,
-    else 0.
+    """Run the E-step of the rows first:last.
+
+    Returns INVALID if a value is outside its column's family, else 0.
     """
-    columns, center, no_center, factors, direct_factors, always_direct = gaussian
-    x, joint, weight, density, constants, sums = work
+    columns, center, zero_center, factors, direct_factors, always_direct = gaussian
+    x, joint, weight, density, constants, sums = workspace
     dims = len(columns)
-    even = up(dims, 2)
-    blocks = up(components, 4)
+    even = round_up(dims, 2)
+    blocks = round_up(components, 4)
     for start in range(first, last, ROWS):
         rows = min(ROWS, last - start)
         padded = padded_rows(x, rows)
         direct = always_direct or read(X, columns, start, rows, center, x)
         if direct:
-            read(X, columns, start, rows, no_center, x)
+            read(X, columns, start, rows, zero_center, x)
         complete = True
         if canonical is not None:
             others, kinds, starts, natural, phi, log_base = canonical
@@ -110,25 +113,27 @@ def span(
             densities(x, dims, padded, factors, constants, components, joint)
         if canonical is not None:
             features = starts[-1]
-            observed = up(features, 4)
-            size = observed + up(len(others), 4)
+            observed = round_up(features, 4)
+            size = observed + round_up(len(others), 4)
             add_products(phi, features, padded, natural, 0, size, components, joint)
             if not complete:
                 read_observed(X, others, start, rows, padded, phi, observed)
                 add_products(phi, len(others), padded, natural, observed, size, components, joint)
         read_weights(sample_weight, start, rows, weight)
-        respond_to_tile(joint, components, start, rows, hard, weight, density, outputs)
+        tile_responsibilities(joint, components, start, rows, hard, weight, density, outputs)
         if canonical is not None and len(outputs[0]) > 0:
             for r in range(rows):
                 outputs[0][start + r] += log_base[r]
         if len(total) == 0:
             continue
-        at_moments, at_direct, at_features, at_counts, at_near, at_complete, at_likelihood = parts
+        at_moments, at_direct, at_features, at_counts, at_centered, at_complete, at_likelihood = (
+            offsets
+        )
         total[at_likelihood] += total_density(density, weight, rows)
-        count(joint, components, padded, sums)
+        sum_responsibilities(joint, components, padded, sums)
         add(total, at_counts, sums, components)
         if not direct:
-            add(total, at_near, sums, components)
+            add(total, at_centered, sums, components)
         if complete:
             add(total, at_complete, sums, components)
         if direct:

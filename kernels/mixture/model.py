@@ -1,7 +1,7 @@
-"""What the kernels of a mixture take and give, as NumPy arrays.
+"""The inputs and outputs of the mixture kernels, as NumPy arrays.
 
-K components, G Gaussian columns, C columns of other exponential families with F features.
-Everything is float64 but the data; `covariance_type` and the shapes are scikit-learn's.
+There are K components, G Gaussian columns, and C columns of other exponential families with F
+features. Everything but the data is float64; `covariance_type` and the shapes are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ KINDS = ("bernoulli", "poisson", "categorical")
 class GaussianColumns(NamedTuple):
     """Columns with a Gaussian density in each component."""
 
-    columns: Integers  # [G], where they stand in X
+    columns: Integers  # [G], their indices in X
     covariance_type: str
     means: Floats  # [K, G]
-    precisions_cholesky: Floats  # U, Sigma^-1 = U U^T: [K, G, G] full, [G, G] tied; 1/sigma: [K, G] diag, [K] spherical
+    # U, Sigma^-1 = U U^T: [K, G, G] full, [G, G] tied; 1/sigma: [K, G] diag, [K] spherical
+    precisions_cholesky: Floats
 
 
 class CanonicalColumns(NamedTuple):
-    """Columns of other exponential families: log p(x | k) = <natural_k, phi(x)> - log_partition_k +
-    log h(x).
+    """Columns of other exponential families.
+
+    log p(x | k) = <natural_k, phi(x)> - log_partition_k + log h(x).
     """
 
-    columns: Integers  # [C], where they stand in X
+    columns: Integers  # [C], their indices in X
     kinds: tuple[str, ...]  # [C], of KINDS
     starts: Integers  # [C + 1]: the features of column c are starts[c]:starts[c + 1]
     natural: Floats  # [K, F]
@@ -40,8 +42,9 @@ class CanonicalColumns(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """A mixture: columns are independent of one another within a component, but for the Gaussian
-    block.
+    """The parameters of a mixture.
+
+    Within a component, columns are independent of one another, but for the Gaussian ones.
     """
 
     log_weights: Floats  # [K], -inf for a component without weight
@@ -50,31 +53,32 @@ class Parameters(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over rows, weighted with the responsibilities and the sample weights."""
+    """Sums over rows, weighted by the responsibilities and the sample weights."""
 
     log_likelihood: float
     counts: Floats  # [K]
-    observed: Floats  # [K, G]: of the rows in which the column is there (full, tied: the counts)
+    observed: Floats  # [K, G]: of the rows in which the column is present (full, tied: the counts)
     first: Floats  # [K, G]: sum of x - mean
-    second: Floats  # sum of (x - mean)(x - mean)^T: [K, G, G] full, [G, G] tied; of squares: [K, G] diag and spherical
+    # sum of (x - mean)(x - mean)^T: [K, G, G] full, [G, G] tied; of squares: [K, G] diag, spherical
+    second: Floats
     features: Floats  # [K, F]: sum of phi(x)
     features_observed: Floats  # [K, C]
 
 
 def no_gaussian(components: int) -> GaussianColumns:
-    """No Gaussian columns."""
+    """Return parameters without Gaussian columns."""
     empty = np.zeros((components, 0))
     return GaussianColumns(np.zeros(0, np.int64), "diag", empty, empty)
 
 
 def no_canonical(components: int) -> CanonicalColumns:
-    """No columns of other families."""
+    """Return parameters without columns of other families."""
     empty = np.zeros((components, 0))
     return CanonicalColumns(np.zeros(0, np.int64), (), np.zeros(1, np.int64), empty, empty)
 
 
 def roots(gaussian: GaussianColumns) -> Floats:
-    """1/sigma [K, G] of diagonal and spherical covariances, U [K, G, G] of the others."""
+    """Return 1/sigma [K, G] for diagonal and spherical covariances, U [K, G, G] for the others."""
     u = gaussian.precisions_cholesky
     components, size = gaussian.means.shape
     if gaussian.covariance_type == "spherical":
@@ -85,7 +89,7 @@ def roots(gaussian: GaussianColumns) -> Floats:
 
 
 def check_domain(X: NDArray[np.floating], canonical: CanonicalColumns) -> None:
-    """Raises ValueError if a value is outside its column's family; NaN is missing."""
+    """Raise a ValueError if a value is outside its column's family; NaN means missing."""
     for c, (column, kind) in enumerate(zip(canonical.columns, canonical.kinds, strict=True)):
         x = X[:, column]
         categories = int(canonical.starts[c + 1] - canonical.starts[c])

@@ -1,18 +1,18 @@
-"""The E-step on the CPU by numba: which task does it, and whether it must be done in a slower way."""
+"""The E-step on the CPU by numba: choose the task, and repeat it in a slower form if needed."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from latent_kernels.kernels.mixture import patterns
-from latent_kernels.kernels.mixture.columns import Independent
-from latent_kernels.kernels.mixture.matrices import Full, Tied
+from latent_kernels.kernels.mixture.independent_task import Independent
+from latent_kernels.kernels.mixture.matrix_tasks import Full, Tied
 from latent_kernels.kernels.mixture.model import Floats, Integers, Parameters, Sums
 from latent_kernels.kernels.mixture.task import Data, Task
 
 
 def statistics(X: Data, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
-    """The sums of the E-step."""
+    """Return the sums of the E-step."""
     matrices = parameters.gaussian.covariance_type in ("full", "tied")
     task = _matrix_task(X, parameters) if matrices else Independent(X, parameters)
     incomplete = task.run(sample_weight, hard, None) != 0
@@ -22,7 +22,7 @@ def statistics(X: Data, parameters: Parameters, sample_weight: Floats | None, ha
         task.run(sample_weight, hard, None)
         sums = task.sums()
     if incomplete:
-        sums = patterns.with_incomplete(sums, _matrix_task, X, parameters, sample_weight, hard)
+        sums = patterns.add_incomplete_rows(sums, _matrix_task, X, parameters, sample_weight, hard)
     return sums
 
 
@@ -33,9 +33,7 @@ def posterior(
     labels: Integers | None,
     responsibilities: Data | None,
 ) -> None:
-    """log p(x_i), the component of greatest responsibility, and r_ik, into the arrays that are
-    given.
-    """
+    """Write log p(x_i), the most probable component and r_ik into the arrays that are given."""
     outputs = (
         np.empty(0) if log_density is None else log_density,
         np.empty(0, np.int64) if labels is None else labels,
@@ -50,6 +48,6 @@ def posterior(
 def _matrix_task(X: Data, parameters: Parameters) -> Task:
     if parameters.gaussian.covariance_type == "tied":
         task = Tied(X, parameters)
-        if task.near:
+        if task.center_is_near:
             return task
     return Full(X, parameters)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 State = TypeVar("State")
 
-_PATIENCE = 1.0  # seconds between two looks at whether the run has ended
+_POLL_SECONDS = 1.0  # seconds between checks whether the run has ended
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -19,7 +19,7 @@ def _forget_pool() -> None:
     _pool = None
 
 
-os.register_at_fork(after_in_child=_forget_pool)  # its threads are not in the child
+os.register_at_fork(after_in_child=_forget_pool)  # the child does not have its threads
 
 
 def _executor() -> ThreadPoolExecutor:
@@ -30,9 +30,7 @@ def _executor() -> ThreadPoolExecutor:
 
 
 class _Run(Generic[State]):
-    """One problem: threads take the parts in order, and each merges its part when those before it
-    are merged.
-    """
+    """One problem: threads take the parts in order, and merge each one after those before it."""
 
     def __init__(
         self,
@@ -47,7 +45,7 @@ class _Run(Generic[State]):
         self.error: BaseException | None = None
 
     def take(self) -> int | None:
-        """The next part, or None where there is none or an error has ended the run."""
+        """Return the next part, or None if there is none left or an error has ended the run."""
         with self.changed:
             if self.taken == self.parts or self.error is not None:
                 return None
@@ -55,10 +53,10 @@ class _Run(Generic[State]):
             return self.taken - 1
 
     def finish(self, part: int, state: State) -> bool:
-        """Merges a part after its predecessors; False if an error has ended the run."""
+        """Merge a part after its predecessors; return False if an error has ended the run."""
         with self.changed:
             while self.merged != part and self.error is None:
-                self.changed.wait(_PATIENCE)
+                self.changed.wait(_POLL_SECONDS)
             if self.error is not None:
                 return False
             self.merge(state)
@@ -67,7 +65,7 @@ class _Run(Generic[State]):
             return True
 
     def loop(self) -> None:
-        """What a thread does."""
+        """Work on parts until none is left; every thread runs this."""
         try:
             part = self.take()
             state = self.make() if part is not None else None
@@ -80,17 +78,18 @@ class _Run(Generic[State]):
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Ends the run: nobody waits any longer for a part that will not come."""
+        """End the run, so that no thread waits for a part that will not come."""
         if self.error is None:
-            self.error = error  # before the lock: waiting threads look every now and then, should this be interrupted
+            # Before the lock is taken: should that be interrupted, waiting threads still see it.
+            self.error = error
         with self.changed:
             self.changed.notify_all()
 
     def wait(self) -> None:
-        """Until every part is merged; raises what a thread raised."""
+        """Wait until every part is merged; raise what a thread raised."""
         with self.changed:
             while self.merged != self.parts and self.error is None:
-                self.changed.wait(_PATIENCE)
+                self.changed.wait(_POLL_SECONDS)
         if self.error is not None:
             raise self.error
 
@@ -102,20 +101,18 @@ def in_order(
     work: Callable[[int, State], None],
     merge: Callable[[State], None],
 ) -> None:
-    """work(part, state) for every part, then merge(state) in the order of the parts, under a lock.
+    """Call work(part, state) for every part, then merge(state) in the order of the parts.
 
-    Each thread has one state, from `make`, and takes its next part after it has merged: there are
-    never more states than threads, and the order of merging does not depend on their number. The
-    caller is one of the threads.
+    `merge` is called under a lock. Each thread has one state, from `make`, and takes its next part
+    after it has merged the last: there are never more states than threads, and the order of merging
+    does not depend on their number. The calling thread works too.
     """
     run = _Run(parts, make, work, merge)
     for _ in range(min(threads, parts) - 1):
         try:
             _executor().submit(run.loop)
-        except (
-            RuntimeError
-        ):  # the interpreter is shutting down: no thread can begin, and this one works alone
-            break
+        except RuntimeError:
+            break  # the interpreter is shutting down: no thread can start, and this one works alone
     try:
         run.loop()
         run.wait()

@@ -1,10 +1,9 @@
-"""Full and tied covariances: rows in which something is missing, by the pattern of their missing
-columns.
+"""Rows with missing values under full and tied covariances, grouped by their missing columns.
 
-The columns o that are there have the marginal N(m_o, S_oo), whose E-step over the rows of a pattern
-gives sums F, Q about m_o. The conditional expectation of x - m is B (x_o - m_o) with B = S_:o
-S_oo^-1, and its covariance C = S - B S_o: does not depend on x; so the completed sums are B F and B
-Q B^T + N C (Ghahramani & Jordan 1994).
+The columns o that are present have the marginal N(m_o, S_oo), whose E-step over the rows of a
+pattern gives sums F, Q about m_o. The conditional expectation of x - m is B (x_o - m_o) with B =
+S_:o S_oo^-1, and the conditional covariance C = S - B S_o: does not depend on x. The completed sums
+are therefore B F and B Q B^T + N C (Ghahramani & Jordan 1994).
 """
 
 from __future__ import annotations
@@ -29,65 +28,64 @@ CHUNK = 65536  # rows whose patterns are sorted at a time
 
 
 def posterior(make_task: Any, X: Any, parameters: Parameters, outputs: tuple[Any, ...]) -> None:
-    """Log densities, labels and responsibilities of the incomplete rows, into the arrays that have
-    room.
+    """Write log-densities, labels and responsibilities of the incomplete rows.
+
+    They go into the arrays of `outputs` that are not empty.
     """
     marginals = _Marginals(parameters)
-    for rows, there in _patterns(X, parameters.gaussian.columns):
+    for rows, present in _patterns(X, parameters.gaussian.columns):
         part = tuple(
             np.empty((len(rows) if len(out) else 0, *out.shape[1:]), out.dtype) for out in outputs
         )
-        if len(there) == 0:
-            _of_nothing(parameters, part)
+        if len(present) == 0:
+            _write_prior(parameters, part)
         else:
-            make_task(_take(X, rows, there, parameters), marginals(tuple(there)).parameters).run(
-                None, False, part
-            )
+            make_task(
+                _present_values(X, rows, present, parameters), marginals(tuple(present)).parameters
+            ).run(None, False, part)
         for out, values in zip(outputs, part, strict=True):
             if len(out):
                 out[rows] = values
 
 
 class _Marginal(NamedTuple):
-    """What a pattern makes of the parameters."""
+    """The parameters for one pattern of missing columns."""
 
     parameters: Parameters
     regression: Floats  # B [K, D, O]
-    rest: Floats  # C [K, D, D]
+    covariance: Floats  # C [K, D, D]
 
 
 class _Marginals:
-    """The marginal of each pattern, those of the latest patterns kept."""
+    """The marginals of patterns; the most recently used ones are kept."""
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
         inverse = np.linalg.inv(roots(parameters.gaussian))
         self.covariances = inverse.swapaxes(-1, -2) @ inverse  # S = U^-T U^-1
-        self.latest = functools.lru_cache(maxsize=64)(self._make)
+        self._cached = functools.lru_cache(maxsize=64)(self._make)
 
-    def __call__(self, there: tuple[int, ...]) -> _Marginal:
-        return self.latest(there)
+    def __call__(self, present: tuple[int, ...]) -> _Marginal:
+        return self._cached(present)
 
-    def _make(self, there: tuple[int, ...]) -> _Marginal:
-        at = list(there)
+    def _make(self, present: tuple[int, ...]) -> _Marginal:
+        at = list(present)
         lower = np.linalg.cholesky(self.covariances[:, at][:, :, at])
         u = np.triu(np.linalg.inv(lower).swapaxes(-1, -2))
         regression = self.covariances[:, :, at] @ u @ u.swapaxes(-1, -2)
         regression[:, at] = np.eye(len(at))
-        rest = self.covariances - regression @ self.covariances[:, at]
-        rest[:, at] = 0
-        rest[:, :, at] = 0
+        covariance = self.covariances - regression @ self.covariances[:, at]
+        covariance[:, at] = 0
+        covariance[:, :, at] = 0
         gaussian = GaussianColumns(
             np.arange(len(at)), "full", self.parameters.gaussian.means[:, at], u
         )
         parameters = Parameters(self.parameters.log_weights, gaussian, no_canonical(len(u)))
-        return _Marginal(parameters, regression, rest)
+        return _Marginal(parameters, regression, covariance)
 
 
 def _patterns(X: Any, columns: Integers) -> Iterator[tuple[Integers, Integers]]:
-    """(rows, the columns of the Gaussian block that are there in exactly these rows), of the
-    incomplete rows.
-    """
+    """Yield the incomplete rows by pattern: (rows, Gaussian columns present in exactly these)."""
     for first in range(0, len(X), CHUNK):
         missing = np.isnan(X[first : first + CHUNK][:, columns])
         incomplete = np.flatnonzero(missing.any(axis=1))
@@ -101,12 +99,12 @@ def _patterns(X: Any, columns: Integers) -> Iterator[tuple[Integers, Integers]]:
             yield first + incomplete[rows], np.flatnonzero(~masks[rows[0]])
 
 
-def _take(X: Any, rows: Integers, there: Integers, parameters: Parameters) -> Any:
-    return X[rows[:, None], parameters.gaussian.columns[there]]
+def _present_values(X: Any, rows: Integers, present: Integers, parameters: Parameters) -> Any:
+    return X[rows[:, None], parameters.gaussian.columns[present]]
 
 
-def _of_nothing(parameters: Parameters, outputs: tuple[Any, ...]) -> None:
-    """The posterior of a row in which everything is missing: the weights."""
+def _write_prior(parameters: Parameters, outputs: tuple[Any, ...]) -> None:
+    """Write the posterior of rows in which everything is missing, which is the weights."""
     densities, labels, responsibilities = outputs
     densities[:] = np.logaddexp.reduce(parameters.log_weights)
     labels[:] = int(parameters.log_weights.argmax())
@@ -116,7 +114,7 @@ def _of_nothing(parameters: Parameters, outputs: tuple[Any, ...]) -> None:
         )
 
 
-def with_incomplete(
+def add_incomplete_rows(
     complete: Sums,
     make_task: Any,
     X: Any,
@@ -124,14 +122,14 @@ def with_incomplete(
     sample_weight: Floats | None,
     hard: bool,
 ) -> Sums:
-    """The sums of all rows, given those of the complete ones."""
+    """Return the sums of all rows, given those of the complete ones."""
     components, size = parameters.gaussian.means.shape
     marginals = _Marginals(parameters)
     likelihood, counts = 0.0, np.zeros(components)
     first, second = np.zeros((components, size)), np.zeros((components, size, size))
-    for rows, there in _patterns(X, parameters.gaussian.columns):
+    for rows, present in _patterns(X, parameters.gaussian.columns):
         weight = None if sample_weight is None else np.ascontiguousarray(sample_weight[rows])
-        if len(there) == 0:
+        if len(present) == 0:
             total = float(len(rows)) if weight is None else float(weight.sum())
             likelihood += total * (
                 parameters.log_weights.max()
@@ -143,15 +141,17 @@ def with_incomplete(
             counts += total * share
             second += (total * share)[:, None, None] * marginals.covariances
             continue
-        marginal = marginals(tuple(there))
-        task = make_task(_take(X, rows, there, parameters), marginal.parameters)
+        marginal = marginals(tuple(present))
+        task = make_task(_present_values(X, rows, present, parameters), marginal.parameters)
         task.run(weight, hard, None)
         sums = task.sums()
         b = marginal.regression
         likelihood += sums.log_likelihood
         counts += sums.counts
         first += (b @ sums.first[:, :, None])[..., 0]
-        second += b @ sums.second @ b.swapaxes(-1, -2) + sums.counts[:, None, None] * marginal.rest
+        second += (
+            b @ sums.second @ b.swapaxes(-1, -2) + sums.counts[:, None, None] * marginal.covariance
+        )
     if parameters.gaussian.covariance_type == "tied":
         second = second.sum(axis=0)
     counts = complete.counts + counts

@@ -1,10 +1,9 @@
-"""The E-step as the formulas have it, in NumPy and float64, with [N, K] arrays. Missing values are
-NaN.
+"""The E-step as its formulas, in NumPy and float64, with [N, K] arrays. Missing values are NaN.
 
 r_ik = softmax_k(log pi_k + log p(x_i | k)) (Dempster, Laird, Rubin 1977; Bishop, PRML, section
-9.2); the sums of r_ik and of r_ik times the sufficient statistics of x_i. For full and tied
-covariances a missing part is replaced by its conditional expectation, and its square by that of the
-square (Ghahramani & Jordan 1994).
+9.2), and sums of r_ik and of r_ik times the sufficient statistics of x_i. For full and tied
+covariances, missing values and their squares are replaced by their conditional expectations
+(Ghahramani & Jordan 1994).
 """
 
 from __future__ import annotations
@@ -25,27 +24,25 @@ from latent_kernels.kernels.mixture.model import (
 
 
 def features(X: Floats, canonical: CanonicalColumns) -> tuple[Floats, Floats, Floats]:
-    """phi(x) [N, F], which columns are there [N, C], and log h(x) summed over columns [N]."""
+    """Return phi(x) [N, F], which columns are present [N, C], and the sum of log h(x) [N]."""
     check_domain(X, canonical)
     phi = np.zeros((len(X), canonical.starts[-1]))
     x = X[:, canonical.columns]
-    there = ~np.isnan(x)
+    present = ~np.isnan(x)
     log_base = np.zeros(len(X))
     for c, kind in enumerate(canonical.kinds):
-        rows, start = there[:, c], canonical.starts[c]
+        rows, start = present[:, c], canonical.starts[c]
         if kind == "categorical":
             phi[rows, start + x[rows, c].astype(np.int64)] = 1.0
         else:
             phi[rows, start] = x[rows, c]
         if kind == "poisson":
             log_base[rows] -= gammaln(x[rows, c] + 1)
-    return phi, there.astype(np.float64), log_base
+    return phi, present.astype(np.float64), log_base
 
 
 def _patterns(x: Floats) -> list[tuple[Integers, Integers]]:
-    """(the columns that are there, the rows in which exactly these are) for each pattern of missing
-    values.
-    """
+    """Return (present columns, the rows in which exactly these are) for each pattern."""
     masks, which = np.unique(~np.isnan(x), axis=0, return_inverse=True)
     return [
         (np.flatnonzero(mask), np.flatnonzero(which.ravel() == i)) for i, mask in enumerate(masks)
@@ -53,7 +50,7 @@ def _patterns(x: Floats) -> list[tuple[Integers, Integers]]:
 
 
 def _gaussian_log_density(x: Floats, gaussian: GaussianColumns) -> Floats:
-    """log p(the part of x that is there | k), [N, K]."""
+    """Return log p(the present part of x | k), [N, K]."""
     u, means = roots(gaussian), gaussian.means
     result = np.zeros((len(x), len(means)))
     if gaussian.covariance_type in ("diag", "spherical"):
@@ -61,23 +58,25 @@ def _gaussian_log_density(x: Floats, gaussian: GaussianColumns) -> Floats:
             terms = np.log(u[k]) - 0.5 * np.log(2 * np.pi) - 0.5 * ((x - means[k]) * u[k]) ** 2
             result[:, k] = np.nansum(terms, axis=1)
         return result
-    for there, rows in _patterns(x):
+    for present, rows in _patterns(x):
         for k in range(len(means)):
-            covariance = np.linalg.inv(u[k] @ u[k].T)[np.ix_(there, there)]
-            t = x[np.ix_(rows, there)] - means[k, there]
+            covariance = np.linalg.inv(u[k] @ u[k].T)[np.ix_(present, present)]
+            t = x[np.ix_(rows, present)] - means[k, present]
             squares = (t * np.linalg.solve(covariance, t.T).T).sum(axis=1)
             result[rows, k] = -0.5 * (squares + np.linalg.slogdet(2 * np.pi * covariance)[1])
     return result
 
 
 def _posterior(X: Floats, parameters: Parameters, hard: bool) -> tuple[Floats, Floats]:
-    """log p(x_i) [N] (hard: the greatest log joint) and r_ik [N, K] (hard: 0 or 1)."""
-    phi, there, log_base = features(X, parameters.canonical)
+    """Return log p(x_i) [N] (hard: the greatest log joint) and r_ik [N, K] (hard: 0 or 1)."""
+    phi, present, log_base = features(X, parameters.canonical)
     joint = parameters.log_weights + _gaussian_log_density(
         X[:, parameters.gaussian.columns], parameters.gaussian
     )
     joint = (
-        joint + phi @ parameters.canonical.natural.T - there @ parameters.canonical.log_partition.T
+        joint
+        + phi @ parameters.canonical.natural.T
+        - present @ parameters.canonical.log_partition.T
     )
     if hard:
         one = np.eye(joint.shape[1])[joint.argmax(axis=1)]
@@ -87,26 +86,28 @@ def _posterior(X: Floats, parameters: Parameters, hard: bool) -> tuple[Floats, F
 
 
 def _completed(x: Floats, k: int, r: Floats, gaussian: GaussianColumns) -> tuple[Floats, Floats]:
-    """E[x - mean] [N, G] given what is there, and the sum of r times its covariance [G, G]."""
+    """Return E[x - mean | present values] [N, G], and the sum of r times its covariance [G, G]."""
     u = roots(gaussian)[k]
     covariance = np.linalg.inv(u @ u.T)
     t = x - gaussian.means[k]
     extra = np.zeros_like(covariance)
-    for there, rows in _patterns(x):
-        gone = np.setdiff1d(np.arange(x.shape[1]), there)
-        if len(gone) == 0:
+    for present, rows in _patterns(x):
+        missing = np.setdiff1d(np.arange(x.shape[1]), present)
+        if len(missing) == 0:
             continue
         regression = np.linalg.solve(
-            covariance[np.ix_(there, there)], covariance[np.ix_(there, gone)]
+            covariance[np.ix_(present, present)], covariance[np.ix_(present, missing)]
         )
-        t[np.ix_(rows, gone)] = t[np.ix_(rows, there)] @ regression
-        rest = covariance[np.ix_(gone, gone)] - covariance[np.ix_(gone, there)] @ regression
-        extra[np.ix_(gone, gone)] += r[rows].sum() * rest
+        t[np.ix_(rows, missing)] = t[np.ix_(rows, present)] @ regression
+        conditional = (
+            covariance[np.ix_(missing, missing)] - covariance[np.ix_(missing, present)] @ regression
+        )
+        extra[np.ix_(missing, missing)] += r[rows].sum() * conditional
     return t, extra
 
 
 def statistics(X: Floats, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
-    """The sums of the E-step."""
+    """Return the sums of the E-step."""
     X = np.asarray(X, np.float64)
     weight = np.ones(len(X)) if sample_weight is None else sample_weight
     log_density, r = _posterior(X, parameters, hard)
@@ -114,12 +115,12 @@ def statistics(X: Floats, parameters: Parameters, sample_weight: Floats | None, 
     gaussian = parameters.gaussian
     x, counts = X[:, gaussian.columns], r.sum(axis=0)
     components, size = gaussian.means.shape
-    phi, there, _ = features(X, parameters.canonical)
+    phi, column_present, _ = features(X, parameters.canonical)
     if gaussian.covariance_type in ("diag", "spherical"):
         t = x[:, None, :] - gaussian.means
-        is_there = ~np.isnan(t)
-        t = np.where(is_there, t, 0.0)
-        observed = np.einsum("nk,nkg->kg", r, is_there)
+        present = ~np.isnan(t)
+        t = np.where(present, t, 0.0)
+        observed = np.einsum("nk,nkg->kg", r, present)
         first, second = np.einsum("nk,nkg->kg", r, t), np.einsum("nk,nkg->kg", r, t * t)
     else:
         observed = np.repeat(counts[:, None], size, axis=1)
@@ -131,7 +132,13 @@ def statistics(X: Floats, parameters: Parameters, sample_weight: Floats | None, 
         if gaussian.covariance_type == "tied":
             second = second.sum(axis=0)
     return Sums(
-        float(weight @ log_density), counts, observed, first, second, r.T @ phi, r.T @ there
+        float(weight @ log_density),
+        counts,
+        observed,
+        first,
+        second,
+        r.T @ phi,
+        r.T @ column_present,
     )
 
 
@@ -142,9 +149,7 @@ def posterior(
     labels: Integers | None,
     responsibilities: Floats | None,
 ) -> None:
-    """log p(x_i), the component of greatest responsibility, and r_ik, into the arrays that are
-    given.
-    """
+    """Write log p(x_i), the most probable component and r_ik into the arrays that are given."""
     X = np.asarray(X, np.float64)
     density, r = _posterior(X, parameters, hard=False)
     if log_density is not None:

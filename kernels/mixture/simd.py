@@ -1,8 +1,7 @@
-"""Vector registers as a numba type: `load`, `store`, arithmetic by operators, one register or
-several a value.
+"""Vector registers as a numba type: `load`, `store`, and arithmetic by operators.
 
 LLVM's loop vectorizer does not keep a block of accumulators in registers over a loop, which is what
-makes a product of matrices fast; with registers as values, numba code says what stays where. A
+makes a product of matrices fast; with registers as values, numba code says what stays in them. A
 `Vector` has as many lanes as fit the widest registers of this machine. Addresses are (array, index
 of the first element), with no check of bounds.
 """
@@ -21,7 +20,7 @@ from numba.extending import intrinsic, lower_builtin, register_model
 
 
 def _features() -> set[str]:
-    """Of the machine, or those that NUMBA_CPU_FEATURES makes numba compile for."""
+    """Return the CPU features of this machine, or those in NUMBA_CPU_FEATURES."""
     chosen = getattr(config, "CPU_FEATURES", None)
     if chosen is not None:
         return {name[1:] for name in chosen.split(",") if name.startswith("+")}
@@ -44,7 +43,7 @@ class Vector(types.Type):
 
     @property
     def key(self) -> Any:
-        """What makes two of these types the same."""
+        """Return what tells these types apart."""
         return (self.element, self.lanes)
 
 
@@ -83,7 +82,7 @@ def _splat(builder: ir.IRBuilder, vector: Vector, scalar: ir.Value) -> ir.Value:
 
 @intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
-    """The lanes array[index:index + lanes]."""
+    """Return the lanes array[index:index + lanes]."""
     vector = Vector(array.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -95,7 +94,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """array[index:index + lanes] = value."""
+    """Set array[index:index + lanes] = value."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _vector_pointer(context, builder, signature, args, value)
@@ -106,8 +105,8 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def spread(typingctx: Any, array: Any, index: Any) -> Any:
-    """array[index] in every lane."""
+def broadcast(typingctx: Any, array: Any, index: Any) -> Any:
+    """Return array[index] in every lane."""
     vector = Vector(array.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -118,8 +117,8 @@ def spread(typingctx: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def like(typingctx: Any, model: Any, value: Any) -> Any:
-    """The number `value` in every lane of a register like `model`, an array or a register."""
+def full_like(typingctx: Any, model: Any, value: Any) -> Any:
+    """Return the number `value` in every lane of a register like `model` (an array or register)."""
     vector = model if isinstance(model, Vector) else Vector(model.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -134,7 +133,7 @@ class _Elementwise(AbstractTemplate):
     """The typing of a binary operator: two registers of one type give a third."""
 
     def generic(self, args: Any, kws: Any) -> Any:
-        """The signature, or None where this is not ours."""
+        """Return the signature, or None if the arguments are not two registers of one type."""
         if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
             return args[0](*args)
         return None
@@ -155,7 +154,7 @@ _define_operator(operator.truediv, "fdiv")
 
 
 def fused(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    """The instruction a*b + c, rounded once where the machine can."""
+    """Return a*b + c as an instruction, rounded once if the machine has one for it."""
     bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
     signature = ir.FunctionType(a.type, [a.type] * 3)
     name = f"llvm.fmuladd.v{a.type.count}f{bits}"
@@ -164,7 +163,7 @@ def fused(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Va
 
 @intrinsic
 def multiply_add(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """a*b + c, rounded once where the machine can."""
+    """Return a*b + c, rounded once if the machine has an instruction for it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return fused(builder, *args)
@@ -174,7 +173,7 @@ def multiply_add(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def select_less(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
-    """`then` in the lanes where a < b, `otherwise` in the others, those with a NaN among them."""
+    """Return `then` in the lanes where a < b, `otherwise` in the others and for NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
@@ -184,7 +183,7 @@ def select_less(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> An
 
 @intrinsic
 def select_equal(typingctx: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
-    """`then` in the lanes where a == b, `otherwise` in the others, those with a NaN among them."""
+    """Return `then` in the lanes where a == b, `otherwise` in the others and for NaN."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered("==", args[0], args[1]), args[2], args[3])
@@ -197,11 +196,12 @@ def _shuffle(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, lanes: list[int]) 
     return builder.shuffle_vector(a, b, mask)
 
 
-def _fold(builder: ir.IRBuilder, registers: list[ir.Value]) -> list[ir.Value]:
-    """The sums over the lanes of each of 2^n registers, in order, side by side in fewer registers.
+def _lane_sums(builder: ir.IRBuilder, registers: list[ir.Value]) -> list[ir.Value]:
+    """Return the sums over the lanes of each of 2^n registers, in order, in fewer registers.
 
-    A register holds groups of lanes yet to be summed, at first one. A step adds the two halves of
-    every group, of two registers into one, or of the last one into half a register.
+    A register holds groups of lanes that have yet to be summed, at first one group. A step adds the
+    two halves of every group, from two registers into one, or from the last register into half of
+    one.
     """
     width = registers[0].type.count
     while width > 1:
@@ -223,11 +223,11 @@ def _fold(builder: ir.IRBuilder, registers: list[ir.Value]) -> list[ir.Value]:
 
 @intrinsic
 def store_sums(typingctx: Any, array: Any, index: Any, registers: Any) -> Any:
-    """array[index + i] = the sum over the lanes of registers[i], for a tuple of 2^n registers."""
+    """Set array[index + i] to the sum over the lanes of registers[i], a tuple of 2^n."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, array, args[0], args[1])
-        for sums in _fold(builder, cgutils.unpack_tuple(builder, args[2])):
+        for sums in _lane_sums(builder, cgutils.unpack_tuple(builder, args[2])):
             builder.store(
                 sums,
                 builder.bitcast(pointer, sums.type.as_pointer()),
@@ -241,7 +241,7 @@ def store_sums(typingctx: Any, array: Any, index: Any, registers: Any) -> Any:
 
 @intrinsic
 def lanes(typingctx: Any, array: Any) -> Any:
-    """The lanes of a register of the array's elements."""
+    """Return the number of lanes in a register of the array's elements."""
     count = LANES[array.dtype.bitwidth // 8]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One E-step on several threads: what the tasks of every kind of mixture share."""
+"""One E-step on several threads, for every kind of mixture."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from latent_kernels.kernels.mixture.model import Floats, Integers, Sums
 from latent_kernels.kernels.mixture.parts import in_order
 from latent_kernels.kernels.mixture.tiles import INVALID, ROWS
 
-PART = (
-    2**22
-)  # of rows * components * features in a part: about half a millisecond; a part costs 30 us beside
-MOST_PARTS = 256
+# Rows * components * features in a part: about half a millisecond; a part itself costs 30 us.
+WORK_PER_PART = 2**22
+MAX_PARTS = 256
 
-# What a common center may cost in a variance, relative: (m - c)^2 / sigma^2 * epsilon / 2, by the
-# working dtype.
-ALLOWED = {np.dtype(np.float32): 2.0**-14, np.dtype(np.float64): 2.0**-32}
+# The greatest relative error of a variance by a common center, (m - c)^2 / sigma^2 * epsilon / 2,
+# for each dtype that is computed in.
+MAX_RELATIVE_ERROR = {np.dtype(np.float32): 2.0**-14, np.dtype(np.float64): 2.0**-32}
 
 Data = NDArray[Any]
 Outputs = tuple[Floats, Integers, Data]
 
 
-def most_distance(dtype: np.dtype[Any]) -> float:
-    """The greatest (m - c)^2 / sigma^2 for which a common center is near enough."""
-    return 2 * ALLOWED[dtype] / float(np.finfo(dtype).eps)
+def max_distance(dtype: np.dtype[Any]) -> float:
+    """Return the greatest (m - c)^2 / sigma^2 for which a common center is accurate enough."""
+    return 2 * MAX_RELATIVE_ERROR[dtype] / float(np.finfo(dtype).eps)
 
 
-def _deal(rows: int, work: int) -> tuple[int, int]:
-    """(parts, rows in each): by the shape alone, so that the sums have the same bits for any number
-    of threads.
+def _split(rows: int, work: int) -> tuple[int, int]:
+    """Return (number of parts, rows in each).
+
+    They depend on the shape alone, so that the sums have the same bits for any number of threads.
     """
     tiles = max(1, -(-rows // ROWS))
-    in_part = max(1, PART // (ROWS * work), -(-tiles // MOST_PARTS))
+    in_part = max(1, WORK_PER_PART // (ROWS * work), -(-tiles // MAX_PARTS))
     return -(-tiles // in_part), in_part * ROWS
 
 
 @dataclass
 class _State:
-    """A thread's own."""
+    """The sums and arguments of one worker thread."""
 
     total: Floats
     arguments: tuple[Any, ...]
@@ -52,7 +52,7 @@ class _State:
 
 
 class Task:
-    """One E-step: `span` does a span of rows, with `buffers` of a thread's own."""
+    """One E-step: `span` works on consecutive rows, in the `workspace` of one worker thread."""
 
     span: ClassVar[Callable[..., int]]
     X: Data
@@ -61,42 +61,42 @@ class Task:
     total: Floats
     status: int
 
-    def buffers(self) -> Any:
-        """Of one thread."""
+    def workspace(self) -> Any:
+        """Return the workspace of one worker thread."""
         raise NotImplementedError
 
     def arguments(
-        self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs
+        self, weight: Floats, hard: bool, workspace: Any, total: Floats, out: Outputs
     ) -> tuple[Any, ...]:
-        """Those of `span` behind (X, first, last)."""
+        """Return the arguments of `span` after (X, first, last)."""
         raise NotImplementedError
 
     def sums(self) -> Sums:
-        """What `run` has left in `total`, in shape and about the means."""
+        """Return the sums that `run` has left in `total`, as arrays and about the means."""
         raise NotImplementedError
 
     def lost_digits(self, sums: Sums) -> bool:
-        """Whether the common center has cost more digits of a variance than it may."""
+        """Return whether the common center has cost a variance more digits than it may."""
         return False
 
     def run(self, sample_weight: Floats | None, hard: bool, outputs: Outputs | None) -> int:
-        """The E-step into `self.total`, or into `outputs`; returns what the kernel reported, 0 if
-        nothing.
+        """Run the E-step into `self.total`, or into `outputs`; return the kernels' reports.
+
+        A report is a sum of MISSING and INVALID, 0 if there is nothing to report.
         """
         rows = len(self.X)
         weight = np.empty(0) if sample_weight is None else sample_weight
         out = outputs or (np.empty(0), np.empty(0, np.int64), np.empty((0, 0), self.X.dtype))
         self.total = np.zeros(self.size if outputs is None else 0)
         self.status = 0
-        parts, step = _deal(rows, self.work_per_row)
+        parts, step = _split(rows, self.work_per_row)
 
         def make() -> _State:
             total = np.zeros_like(self.total)
-            return _State(total, self.arguments(weight, hard, self.buffers(), total, out))
+            return _State(total, self.arguments(weight, hard, self.workspace(), total, out))
 
-        spare = [
-            make()
-        ]  # its types choose the compiled function, and the first thread works with it
+        # The types of the first state choose the compiled function; the first thread uses it.
+        spare = [make()]
         function = compiled(type(self).span, self.X, 0, 0, *spare[0].arguments)
 
         def take() -> _State:
@@ -116,7 +116,7 @@ class Task:
 
         def merge(state: _State) -> None:  # under a lock
             self.status |= state.status
-            with np.errstate(over="ignore", invalid="ignore"):  # belongs to the thread
+            with np.errstate(over="ignore", invalid="ignore"):  # the setting is each thread's own
                 np.add(self.total, state.total, out=self.total)
 
         if parts == 1:  # without threads there is nothing to order

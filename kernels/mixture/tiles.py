@@ -1,9 +1,7 @@
-"""What every E-step does with a tile of rows: read it, turn log joint densities into
-responsibilities, sum these.
+"""Tiles of rows, for every E-step: reading them, responsibilities, and sums of these.
 
-A tile holds `ROWS` rows as columns: feature d of row r stands at x[d * STRIDE + r], so that a
-register holds one feature of several rows. Rows beyond the end of the data are zero, and have
-weight zero.
+A tile holds `ROWS` rows as columns: feature d of row r is x[d * STRIDE + r], so that a register
+holds one feature of several rows. Rows beyond the end of the data are zero and have weight zero.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ from numba import njit
 from numba.extending import register_jitable
 
 from latent_kernels.kernels.mixture.simd import (
+    full_like,
     lanes,
-    like,
     load,
     multiply_add,
     select_equal,
@@ -24,30 +22,27 @@ from latent_kernels.kernels.mixture.simd import (
 from latent_kernels.kernels.mixture.vector_math import exp, log
 
 ROWS = 256
-MISSING, INVALID = (
-    1,
-    2,
-)  # what a span reports: rows with NaN that it has set aside, a value outside its family
-STRIDE = (
-    ROWS + 16
-)  # not a multiple of 4096 bytes: else every feature would fall into the same sets of the L1 cache
+# Reports of a kernel: rows with NaN that it has left out, a value outside its column's family.
+MISSING, INVALID = 1, 2
+# Not a multiple of 4096 bytes: else every feature would fall into the same sets of the L1 cache.
+STRIDE = ROWS + 16
 
 
 @register_jitable
-def up(n: int, step: int) -> int:
-    """n made a multiple of step."""
+def round_up(n: int, step: int) -> int:
+    """Return the least multiple of step that is at least n."""
     return n + -n % step
 
 
 @njit(nogil=True, error_model="numpy")
 def padded_rows(x, rows):
-    """`rows` made a multiple of two registers, which is what the kernels work on at a time."""
-    return up(rows, 2 * lanes(x))
+    """Return `rows` rounded up to a multiple of two registers, as the kernels take them."""
+    return round_up(rows, 2 * lanes(x))
 
 
 @njit(nogil=True, error_model="numpy")
 def read(X, columns, first, rows, center, x):
-    """x = the rows less the center; whether a value among them is NaN."""
+    """Set x = the rows less the center; return whether a value among them is NaN."""
     padded = padded_rows(x, rows)
     dims = len(columns)
     whole = rows // 8 * 8
@@ -70,7 +65,7 @@ def read(X, columns, first, rows, center, x):
 
 @njit(nogil=True, error_model="numpy")
 def read_weights(sample_weight, first, rows, weight):
-    """The weights of the rows, 1 where `sample_weight` is empty; 0 for the rows beyond."""
+    """Read the weights of the rows, 1 where `sample_weight` is empty; 0 for rows beyond the end."""
     padded = padded_rows(weight, rows)
     for r in range(rows):
         weight[r] = 1
@@ -82,10 +77,8 @@ def read_weights(sample_weight, first, rows, weight):
 
 
 @njit(nogil=True, error_model="numpy")
-def set_aside(x, dims, rows, values, weight):
-    """Rows with a NaN get these values and no weight, so that the tile's sums are those of the
-    others.
-    """
+def clear_incomplete_rows(x, dims, rows, values, weight):
+    """Give rows with a NaN these values and no weight: the tile's sums leave them out."""
     for d in range(dims):
         for r in range(rows):
             if x[d * STRIDE + r] != x[d * STRIDE + r]:
@@ -98,15 +91,15 @@ def set_aside(x, dims, rows, values, weight):
 
 
 @njit(nogil=True, error_model="numpy")
-def respond(joint, components, padded, weight, density):
-    """Log joint densities become weighted responsibilities; density = log sum_k exp(joint_k)."""
+def soft_responsibilities(joint, components, padded, weight, density):
+    """Turn log joint densities into weighted responsibilities; density = log sum_k exp(joint_k)."""
     step = lanes(joint)
     for g in range(0, padded, step):
         top = load(joint, g)
         for k in range(1, components):
             value = load(joint, k * STRIDE + g)
             top = select_less(top, value, value, top)
-        total = like(joint, 0.0)
+        total = full_like(joint, 0.0)
         for k in range(components):
             value = exp(load(joint, k * STRIDE + g) - top)
             store(joint, k * STRIDE + g, value)
@@ -118,12 +111,13 @@ def respond(joint, components, padded, weight, density):
 
 
 @njit(nogil=True, error_model="numpy")
-def respond_hard(joint, components, padded, weight, density):
-    """The whole weight goes to the first of the greatest log joint densities; density = that
-    density.
+def hard_responsibilities(joint, components, padded, weight, density):
+    """Give the whole weight to the first component of the greatest log joint density.
+
+    density = that log joint density.
     """
     step = lanes(joint)
-    zero = like(joint, 0.0)
+    zero = full_like(joint, 0.0)
     for g in range(0, padded, step):
         top = load(joint, g)
         for k in range(1, components):
@@ -138,11 +132,11 @@ def respond_hard(joint, components, padded, weight, density):
 
 
 @njit(nogil=True, error_model="numpy")
-def count(joint, components, padded, counts):
-    """counts = the sum of each component's responsibilities."""
+def sum_responsibilities(joint, components, padded, counts):
+    """Set counts = the sum of each component's responsibilities."""
     step = lanes(joint)
     for k in range(components):
-        total = like(joint, 0.0)
+        total = full_like(joint, 0.0)
         for g in range(0, padded, step):
             total = total + load(joint, k * STRIDE + g)
         store_sums(counts, k, (total,))
@@ -150,11 +144,12 @@ def count(joint, components, padded, counts):
 
 @njit(nogil=True, error_model="numpy")
 def outer_sums(a, i, b, j, padded, sums, at):
-    """sums[at:at + 16] = the sums over the rows of a_p b_q, [4, 4], for features p from i on and q
-    from j on.
+    """Set sums[at:at + 16] = the sums over the rows of a_p b_q, [4, 4].
+
+    The features p begin at i, the features q at j.
     """
     step = lanes(a)
-    zero = like(a, 0.0)
+    zero = full_like(a, 0.0)
     s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero
     u0 = u1 = u2 = u3 = v0 = v1 = v2 = v3 = zero
     o = i * STRIDE
@@ -179,7 +174,7 @@ def outer_sums(a, i, b, j, padded, sums, at):
 
 @njit(nogil=True, error_model="numpy")
 def total_density(density, weight, rows):
-    """The sum of weight * density, in float64, by four sums in step."""
+    """Return the sum of weight * density in float64, as four interleaved sums."""
     a = b = c = d = 0.0
     for r in range(0, rows - 3, 4):
         a += weight[r] * float(density[r])
@@ -193,14 +188,14 @@ def total_density(density, weight, rows):
 
 @njit(nogil=True, error_model="numpy")
 def add(total, at, values, size):
-    """total[at:at + size] += values[:size], in float64."""
+    """Compute total[at:at + size] += values[:size], in float64."""
     for i in range(size):
         total[at + i] += values[i]
 
 
 @njit(nogil=True, error_model="numpy")
 def write_labels(joint, components, first, rows, labels):
-    """The component of the greatest log joint density of each row, if `labels` has room."""
+    """Write the component of the greatest log joint density, unless `labels` is empty."""
     if len(labels) > 0:
         for r in range(rows):
             best = 0
@@ -212,7 +207,7 @@ def write_labels(joint, components, first, rows, labels):
 
 @njit(nogil=True, error_model="numpy")
 def write_posterior(joint, components, density, first, rows, densities, responsibilities):
-    """Log densities and responsibilities of each row, if the arrays have room."""
+    """Write log-densities and responsibilities of each row into the arrays that are not empty."""
     if len(densities) > 0:
         for r in range(rows):
             densities[first + r] = density[r]
@@ -223,24 +218,23 @@ def write_posterior(joint, components, density, first, rows, densities, responsi
 
 
 @njit(nogil=True, error_model="numpy")
-def respond_to_tile(joint, components, first, rows, hard, weight, density, outputs):
-    """Log joint densities become weighted responsibilities; what `outputs` has room for is written
-    there.
-    """
+def tile_responsibilities(joint, components, first, rows, hard, weight, density, outputs):
+    """Turn log joint densities into weighted responsibilities; write the non-empty `outputs`."""
     densities, labels, responsibilities = outputs
     padded = padded_rows(joint, rows)
     write_labels(joint, components, first, rows, labels)
     if hard:
-        respond_hard(joint, components, padded, weight, density)
+        hard_responsibilities(joint, components, padded, weight, density)
     else:
-        respond(joint, components, padded, weight, density)
+        soft_responsibilities(joint, components, padded, weight, density)
     write_posterior(joint, components, density, first, rows, densities, responsibilities)
 
 
 @njit(nogil=True, error_model="numpy")
 def add_lower_products(a, b, dims, padded, sums, total, at):
-    """total, from `at` on, += the sums over the rows of a_p b_q, the [4, 4] blocks with q <= p, row
-    by row.
+    """Add the sums over the rows of a_p b_q to total, from `at` on.
+
+    These are the [4, 4] blocks with q <= p, row by row.
     """
     for i in range(0, dims, 4):
         for j in range(0, i + 4, 4):

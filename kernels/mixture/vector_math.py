@@ -1,6 +1,4 @@
-"""exp and log of vector registers, by Taylor series after the usual reductions: within two and
-three ulp.
-"""
+"""exp and log of vector registers, by Taylor series after range reduction: 2 and 3 ulp."""
 
 from __future__ import annotations
 
@@ -17,6 +15,8 @@ from latent_kernels.kernels.mixture.simd import Vector, fused
 
 @dataclass(frozen=True)
 class _Format:
+    """The constants of one floating-point format."""
+
     mantissa: int  # bits
     bias: int
     ln2: tuple[float, float]  # the first part ends in zeros, so that an integer times it is exact
@@ -64,7 +64,7 @@ class _Registers:
 
 @intrinsic
 def exp(typingctx: Any, x: Any) -> Any:
-    """exp of x <= 0: exactly 0 below the least normal number, NaN of NaN."""
+    """Return exp of x <= 0: exactly 0 below the least normal number, NaN for NaN."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         r = _Registers(builder, x)
@@ -87,14 +87,13 @@ def exp(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def log(typingctx: Any, x: Any) -> Any:
-    """log of positive normal x, NaN of NaN."""
+    """Return log of positive normal x, NaN for NaN."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         r = _Registers(builder, x)
         f = r.format
         one = r.number(1.0)
-        # x = m 2^n with 1/sqrt(2) <= m < sqrt(2); n is read as a number by standing in the mantissa
-        # of 2^mantissa.
+        # x = m 2^n with 1/sqrt(2) <= m < sqrt(2); n becomes a number as the mantissa of 2^mantissa.
         low = builder.and_(r.bits(args[0]), r.integer((1 << f.mantissa) - 1))
         m = r.of_bits(builder.or_(low, r.integer(f.bias << f.mantissa)))
         biased = builder.lshr(r.bits(args[0]), r.integer(f.mantissa))

@@ -1,4 +1,4 @@
-"""Data and warnings of the scikit-learn estimators, in mixtures/ and sparse/ alike."""
+"""Data and warnings of the scikit-learn estimators in mixtures/ and sparse/."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def main() -> None:
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         print(
-            f"latent-kernels: the command line needs {', '.join(missing)}: pip install latent-kernels[cli]",
+            f"latent-kernels: the command line needs {', '.join(missing)}: pip install "
+            "latent-kernels[cli]",
             file=sys.stderr,
         )
         sys.exit(1)
@@ -83,7 +84,8 @@ def application() -> "typer.Typer":
         problem: Annotated[
             str,
             typer.Option(
-                help="quadratic, linear-gaussian, logistic-regression, bernoulli-vae or categorical."
+                help="quadratic, linear-gaussian, logistic-regression, bernoulli-vae "
+                "or categorical."
             ),
         ] = "logistic-regression",
         objective: Annotated[
@@ -93,8 +95,8 @@ def application() -> "typer.Typer":
         estimators: Annotated[
             str | None,
             typer.Option(
-                help="Such as none,leave_one_out,optimal,disarm,reparameterized, and for importance-bound "
-                "iwae,stl,dreg,vimco; else all that apply."
+                help="Such as none,leave_one_out,optimal,disarm,reparameterized, and for "
+                "importance-bound iwae,stl,dreg,vimco; else all that apply."
             ),
         ] = None,
         samples: Annotated[

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from latent_kernels.examples import bounds_pictures
-from latent_kernels.examples.bounds_study import HELD_OUT_SEED, Fit, Recipe, binarized, fit
+from latent_kernels.examples.bounds_study import (
+    HELD_OUT_SEED,
+    Estimate,
+    Fit,
+    Recipe,
+    Row,
+    Study,
+    binarized,
+    fit,
+)
 from latent_kernels.examples.digits import load
 from latent_kernels.examples.objectives import ESTIMATORS
 from latent_kernels.examples.variance_command import BadOption, check_writable
@@ -81,90 +88,11 @@ class Request:
         return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
 
 
-@dataclass
-class Study:
-    """The models that are complete."""
-
-    recipe: Recipe
-    estimator: str
-    fits: list[Fit] = field(default_factory=list)
-
-    def rows(self) -> list[Row]:
-        """One for each k, from the seeds that every k has."""
-        found: list[Row] = []
-        for k in sorted({one.k for one in self.fits}):
-            fits = [one for one in self.fits if one.k == k and one.seed in self.seeds()]
-            found.append(Row(k, fits, found[-1].fits if found else None, self.usable))
-        return found
-
-    @property
-    def usable(self) -> float:
-        """Pareto k, above which so many samples are not dependable.
-
-        Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling"
-            (2024).
-        """
-        return min(1 - 1 / math.log10(self.recipe.samples), 0.7)
-
-    def seeds(self) -> set[int]:
-        """Those that every k has: seeds come one after another, and the last may not be complete."""
-        return set.intersection(*({x.seed for x in self.fits if x.k == one.k} for one in self.fits))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images and seeds."""
-
-    mean: float
-    error: float  # standard error over images, of means over seeds
-    spread: float | None  # standard deviation of the seeds' means; None for one seed
-    seeds: int
-
-    @classmethod
-    def of(cls, values: torch.Tensor) -> Estimate:
-        """Of values [seeds, images]."""
-        values = values.double()
-        over_seeds = values.mean(0)
-        error = float(over_seeds.std()) / math.sqrt(len(over_seeds))
-        spread = float(values.mean(1).std()) if len(values) > 1 else None
-        return cls(float(over_seeds.mean()), error, spread, len(values))
-
-    @property
-    def z(self) -> float:
-        """The mean in standard errors over images and seeds; for one seed over images, which says
-        nothing of others.
-        """
-        error = math.hypot(self.error, (self.spread or 0.0) / math.sqrt(self.seeds))
-        return self.mean / error if error else math.inf * self.mean if self.mean else 0.0
-
-
-class Row:
-    """What the models of one k come to."""
-
-    def __init__(
-        self, k: int, fits: Sequence[Fit], before: Sequence[Fit] | None, usable: float
-    ) -> None:
-        self.k, self.fits = k, fits
-        bounds = torch.stack([one.bounds for one in fits])
-        self.bound = Estimate.of(bounds)
-        self.gain = (
-            None
-            if before is None
-            else Estimate.of(bounds - torch.stack([one.bounds for one in before]))
-        )
-        self.elbo = statistics.mean(one.elbo for one in fits)
-        self.active = statistics.mean(one.active for one in fits)
-        self.effective = float(torch.stack([one.effective for one in fits]).mean())
-        tails = torch.stack([one.tails for one in fits])
-        self.tail, self.heavy = float(tails.median()), float((tails > usable).double().mean())
-        self.seconds = statistics.mean(one.seconds for one in fits)
-
-
 # --- the command ----------------------------------------------------------------------------------
 
 
 def run(request: Request, console: Console) -> bool:
-    """Trains, writes, prints and draws; returns whether it was interrupted after the first model."""
+    """Train, write, print and draw; return whether it was interrupted after the first model."""
     request.check()
     study, interrupted = Study(request.recipe(), request.estimator), False
     console.print(about(study, request), highlight=False, soft_wrap=True)
@@ -241,9 +169,12 @@ def about(study: Study, request: Request) -> str:
     """What the tables are about."""
     r = study.recipe
     return (
-        f"Handwritten digits of 8x8, binarized by their grey values; VAEs with {r.latent} latent units, {r.hidden} "
-        f"hidden ones and a Bernoulli likelihood, {r.epochs} epoch{'s' * (r.epochs > 1)} by {request.estimator}, "
-        f"{request.seeds} seed{'s' * (request.seeds > 1)} each. Bounds are means over 360 held-out images, in nats."
+        f"Handwritten digits of 8x8, binarized by their grey values; VAEs with {r.latent} latent "
+        f"units, {r.hidden} "
+        f"hidden ones and a Bernoulli likelihood, {r.epochs} epoch{'s' * (r.epochs > 1)} by "
+        f"{request.estimator}, "
+        f"{request.seeds} seed{'s' * (request.seeds > 1)} each. Bounds are means over 360 held-out "
+        "images, in nats."
     )
 
 
@@ -271,7 +202,8 @@ def proposals_table(study: Study, rows: Sequence[Row]) -> Table:
     """What q is good for."""
     r = study.recipe
     caption = (
-        f"means over images and seeds; Pareto k: the median, and the share of images above {study.usable:.2g}, "
+        "means over images and seeds; Pareto k: the median, and the share of images above "
+        f"{study.usable:.2g}, "
         f"beyond which {r.samples} samples are not dependable"
     )
     table = Table(title="q as a proposal, and the latent units in use", caption=caption, box=SIMPLE)
@@ -316,7 +248,8 @@ def summary(study: Study, rows: Sequence[Row]) -> list[str]:
         "" if whole.spread is None else f" Seeds move this difference by {whole.spread:.2f} (sd)."
     )
     return [
-        f"The held-out bound {order}: with k = {last.k} it is {_estimate(whole, '+')} nats beside k = {first.k} "
+        f"The held-out bound {order}: with k = {last.k} it is {_estimate(whole, '+')} nats beside "
+        f"k = {first.k} "
         f"(z = {whole.z:.1f}, {_unit(whole.seeds)}).{noise}"
     ]
 

@@ -12,7 +12,7 @@ from latent_kernels.examples.pictures import new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from latent_kernels.examples.bounds_command import Row, Study
+    from latent_kernels.examples.bounds_study import Row, Study
 
 # Okabe and Ito's colours, told apart by people of every colour vision, and a marker each for those
 # who print grey.

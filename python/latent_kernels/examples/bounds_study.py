@@ -15,9 +15,10 @@ table 1.
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -195,3 +196,85 @@ def active_units(model: VAE, x: Tensor) -> int:
     """
     mean, _ = model.encode(x)
     return int((mean.double().var(0) > _ACTIVE).sum())
+
+
+# --- studies of several models --------------------------------------------------------------------
+
+
+@dataclass
+class Study:
+    """The models that are complete."""
+
+    recipe: Recipe
+    estimator: str
+    fits: list[Fit] = field(default_factory=list)
+
+    def rows(self) -> list[Row]:
+        """One for each k, from the seeds that every k has."""
+        found: list[Row] = []
+        for k in sorted({one.k for one in self.fits}):
+            fits = [one for one in self.fits if one.k == k and one.seed in self.seeds()]
+            found.append(Row(k, fits, found[-1].fits if found else None, self.usable))
+        return found
+
+    @property
+    def usable(self) -> float:
+        """Pareto k, above which so many samples are not dependable.
+
+        Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling"
+            (2024).
+        """
+        return min(1 - 1 / math.log10(self.recipe.samples), 0.7)
+
+    def seeds(self) -> set[int]:
+        """Return the seeds that every k has; the last seed may not be complete."""
+        return set.intersection(*({x.seed for x in self.fits if x.k == one.k} for one in self.fits))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images and seeds."""
+
+    mean: float
+    error: float  # standard error over images, of means over seeds
+    spread: float | None  # standard deviation of the seeds' means; None for one seed
+    seeds: int
+
+    @classmethod
+    def of(cls, values: torch.Tensor) -> Estimate:
+        """Of values [seeds, images]."""
+        values = values.double()
+        over_seeds = values.mean(0)
+        error = float(over_seeds.std()) / math.sqrt(len(over_seeds))
+        spread = float(values.mean(1).std()) if len(values) > 1 else None
+        return cls(float(over_seeds.mean()), error, spread, len(values))
+
+    @property
+    def z(self) -> float:
+        """The mean in standard errors over images and seeds; for one seed over images, which says
+        nothing of others.
+        """
+        error = math.hypot(self.error, (self.spread or 0.0) / math.sqrt(self.seeds))
+        return self.mean / error if error else math.inf * self.mean if self.mean else 0.0
+
+
+class Row:
+    """What the models of one k come to."""
+
+    def __init__(
+        self, k: int, fits: Sequence[Fit], before: Sequence[Fit] | None, usable: float
+    ) -> None:
+        self.k, self.fits = k, fits
+        bounds = torch.stack([one.bounds for one in fits])
+        self.bound = Estimate.of(bounds)
+        self.gain = (
+            None
+            if before is None
+            else Estimate.of(bounds - torch.stack([one.bounds for one in before]))
+        )
+        self.elbo = statistics.mean(one.elbo for one in fits)
+        self.active = statistics.mean(one.active for one in fits)
+        self.effective = float(torch.stack([one.effective for one in fits]).mean())
+        tails = torch.stack([one.tails for one in fits])
+        self.tail, self.heavy = float(tails.median()), float((tails > usable).double().mean())
+        self.seconds = statistics.mean(one.seconds for one in fits)

@@ -28,14 +28,15 @@ from latent_kernels.examples import (
 )
 from latent_kernels.examples.digits import Digits, load
 from latent_kernels.examples.measure import Size
-from latent_kernels.examples.objectives import ELBO, Objective
+from latent_kernels.examples.objectives import ELBO, Objective, Ops
+from latent_kernels.examples.sparse_curves import Patches
+from latent_kernels.examples.sparse_problems import Photographs
 from latent_kernels.examples.vae import (
     FUSED,
     LIKELIHOODS,
     PLAIN,
     VAE,
     Epoch,
-    Ops,
     Terms,
     evaluate,
     train,
@@ -58,7 +59,7 @@ class Settings:
     objective: Objective = ELBO
     profiled_samples: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     profiled_repeats: int = 64
-    photographs: sparse_command.Photographs = sparse_command.DEMO
+    photographs: Photographs = sparse_command.DEMO
     encoder_layers: int = sparse_command.DEMO_LAYERS
     sizes: tuple[Size, ...] = (
         Size("demo", 64, None, 10, 256, 400),
@@ -108,7 +109,7 @@ def run(settings: Settings, out: Path, console: Console) -> Outcome:
     )
     runs: list[Run] = []
     profile: VarianceProfile | None = None
-    patches: sparse_command.Patches | None = None
+    patches: Patches | None = None
     interrupted = False
     try:
         _train_all(settings, digits, runs, comparison, console)
@@ -219,7 +220,7 @@ def _write(
     runs: list[Run],
     comparison: report.Comparison,
     profile: VarianceProfile | None,
-    patches: sparse_command.Patches | None,
+    patches: Patches | None,
     out: Path,
 ) -> list[Path]:
     """Everything that at least one epoch of training gives reason for; returns what was written."""

@@ -42,7 +42,8 @@ def main() -> None:
     """Fits, and prints in the first process."""
     if not dist.is_torchelastic_launched():
         sys.exit(
-            "start it with: torchrun --nproc-per-node=2 -m latent_kernels.examples.distributed_mixture"
+            "start it with: torchrun --nproc-per-node=2 -m "
+            "latent_kernels.examples.distributed_mixture"
         )
     dist.init_process_group("gloo")
     try:
@@ -58,7 +59,8 @@ def main() -> None:
         for name in ("weights_", "means_", "covariances_"):
             here, there = getattr(alone, name), getattr(together, name)
             print(
-                f"{name:12s} differ from one process's by {np.abs(here - there).max() / np.abs(here).max():.1e}"
+                f"{name:12s} differ from one process's by "
+                f"{np.abs(here - there).max() / np.abs(here).max():.1e}"
             )
 
 

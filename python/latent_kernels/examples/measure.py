@@ -21,8 +21,14 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from latent_kernels.examples.objectives import ELBO, WEIGHTED_OPS, Objective, weighted_bound
-from latent_kernels.examples.vae import FUSED, PIXELS, PLAIN, VAE, Ops
+from latent_kernels.examples.objectives import (
+    ELBO,
+    WEIGHTED_OPS,
+    Objective,
+    Ops,
+    weighted_bound,
+)
+from latent_kernels.examples.vae import FUSED, PIXELS, PLAIN, VAE
 
 Step = Callable[[], None]
 

@@ -122,7 +122,8 @@ def check_answers(
             tiny = _SLACK[name] * float(exact[parameter].abs().max())
             if not error <= 2 * allowed[parameter] + tiny:
                 raise AssertionError(
-                    f"{name}, {likelihood}: the gradient of {parameter} is off by {error:.3g}, where plain torch is "
+                    f"{name}, {likelihood}: the gradient of {parameter} is off by {error:.3g}, "
+                    "where plain torch is "
                     f"off by {allowed[parameter]:.3g}"
                 )
 
@@ -158,8 +159,10 @@ def main() -> None:
     for likelihood in LIKELIHOODS:
         for r in compare(size, likelihood, images, compiled=given.compile):
             print(
-                f"{r.likelihood:<10} {r.rival:<14} {r.milliseconds:6.2f} -> {r.ours_milliseconds:6.2f} ms "
-                f"({r.milliseconds / r.ours_milliseconds:.2f}x), peak {r.peak_bytes / 2**20:5.2f} -> "
+                f"{r.likelihood:<10} {r.rival:<14} {r.milliseconds:6.2f} -> "
+                f"{r.ours_milliseconds:6.2f} ms "
+                f"({r.milliseconds / r.ours_milliseconds:.2f}x), peak {r.peak_bytes / 2**20:5.2f} "
+                "-> "
                 f"{r.ours_peak_bytes / 2**20:5.2f} MiB ({r.peak_bytes / r.ours_peak_bytes:.2f}x)",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""`latent-kernels mixture`: EM on real data, drawn as it goes, and its speed beside scikit-learn's."""
+"""`latent-kernels mixture`: EM on real data, drawn, and its speed beside scikit-learn's."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import latent_kernels as lk
 from latent_kernels.examples import measure, mixture_pictures
+from latent_kernels.examples.mixture_data import DATA, TOLERANCE, Data, Fit, Outcome
 from latent_kernels.examples.variance_command import FORMATS, BadOption, check_writable
 from latent_kernels.kernels.mixture.model import COVARIANCE_TYPES
 from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
@@ -30,50 +31,8 @@ Advance = Callable[[], None]
 
 STARTS = 5
 REG_COVAR = 1e-6  # added to every variance; more of it, and the likelihood could fall
-TOLERANCE, MOST_ITERATIONS = 1e-5, 500
+MOST_ITERATIONS = 500
 LEAST_COMPARED = 8  # BIC is drawn up to this K, or to two more than the one asked for
-
-
-@dataclass(frozen=True)
-class Data:
-    """Two columns of a data set."""
-
-    title: str
-    X: Floats  # [N, 2]
-    columns: tuple[str, str]
-    classes: int
-
-
-@dataclass(frozen=True)
-class Fit:
-    """EM from one start."""
-
-    trace: list[GaussianParameters]  # the start, then after each iteration
-    log_likelihood: list[float]  # of each but the last of them, mean over rows in nats
-
-    @property
-    def converged(self) -> bool:
-        """Whether the log-likelihood had come to rest."""
-        return (
-            len(self.log_likelihood) > 1
-            and abs(self.log_likelihood[-1] - self.log_likelihood[-2]) < TOLERANCE
-        )
-
-    @property
-    def lost(self) -> int:
-        """How many components ended without weight."""
-        return int(np.count_nonzero(self.trace[-1].weights == 0))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What there is to draw."""
-
-    data: Data
-    covariance_type: str
-    fits: list[Fit]  # the best one first
-    responsibilities: Floats  # [N, K], of the best one's end
-    bic: dict[int, float]  # by the number of components
 
 
 @dataclass(frozen=True)
@@ -100,65 +59,6 @@ class Request:
         if self.out.suffix.lower() not in FORMATS:
             raise BadOption("--out", f"must end in {', '.join(FORMATS)}; got {str(self.out)!r}")
         check_writable(self.out)
-
-
-# --- data, shipped with scikit-learn --------------------------------------------------------------
-
-
-def iris() -> Data:
-    """R. A. Fisher, "The use of multiple measurements in taxonomic problems", Annals of Eugenics 7
-    (1936).
-
-    Lengths are rounded to 1 mm, so that a component on one value of them has an infinite density:
-    uniform noise, the same in every run, undoes the rounding.
-    """
-    from sklearn.datasets import load_iris
-
-    X = load_iris(return_X_y=True)[0][:, 2:]
-    X = X + np.random.default_rng(0).uniform(-0.05, 0.05, X.shape)
-    return Data(
-        "Fisher's irises, noise in place of rounding",
-        X,
-        ("petal length (cm)", "petal width (cm)"),
-        3,
-    )
-
-
-def wine() -> Data:
-    """S. Aeberhard and M. Forina, "Wine", UCI repository (1992): 13 chemical measurements of 178
-    wines.
-    """
-    from sklearn.datasets import load_wine
-
-    X = load_wine(return_X_y=True)[0]
-    X, shares = _principal((X - X.mean(0)) / X.std(0))
-    names = [
-        f"principal component {i + 1} ({share:.0%} of variance)" for i, share in enumerate(shares)
-    ]
-    return Data("Wines, 13 standardized measurements", X, (names[0], names[1]), 3)
-
-
-def digits() -> Data:
-    """The images of `digits.load`, all of them."""
-    from sklearn.datasets import load_digits
-
-    X, shares = _principal(load_digits(return_X_y=True)[0])
-    names = [
-        f"principal component {i + 1} (grey levels, {share:.0%} of variance)"
-        for i, share in enumerate(shares)
-    ]
-    return Data("Handwritten digits, 8 x 8 grey values", X, (names[0], names[1]), 10)
-
-
-DATA: dict[str, Callable[[], Data]] = {"iris": iris, "digits": digits, "wine": wine}
-
-
-def _principal(X: Floats) -> tuple[Floats, Floats]:
-    """The first two principal components, and their shares of the variance."""
-    centred = X - X.mean(axis=0)
-    _, s, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = axes[:2] * np.sign(axes[np.arange(2), np.abs(axes[:2]).argmax(axis=1)])[:, None]
-    return centred @ axes.T, s[:2] ** 2 / (s**2).sum()
 
 
 # --- fitting --------------------------------------------------------------------------------------
@@ -400,10 +300,13 @@ def summary(outcome: Outcome) -> list[str]:
     rows = len(outcome.data.X)
     least = min(outcome.bic, key=outcome.bic.__getitem__)
     lines = [
-        f"{outcome.data.title}: {rows} rows, {components} components, {outcome.covariance_type} covariances.",
-        f"Log-likelihood {best.log_likelihood[-1]:.6f} nats per row after {len(best.log_likelihood)} iterations, "
+        f"{outcome.data.title}: {rows} rows, {components} components, {outcome.covariance_type} "
+        "covariances.",
+        f"Log-likelihood {best.log_likelihood[-1]:.6f} nats per row after "
+        f"{len(best.log_likelihood)} iterations, "
         f"the best of {STARTS} starts.",
-        f"BIC {outcome.bic[components]:.1f}; it is least, {outcome.bic[least]:.1f}, with {least} components.",
+        f"BIC {outcome.bic[components]:.1f}; it is least, {outcome.bic[least]:.1f}, with {least} "
+        "components.",
     ]
     if not best.converged:
         lines.append(f"It did not converge in {len(best.log_likelihood)} iterations.")
@@ -415,7 +318,10 @@ def summary(outcome: Outcome) -> list[str]:
 def _table(speeds: list[Speed]) -> Table:
     threads = torch.get_num_threads()
     title = f"An iteration of EM, {SIZE.rows} x {SIZE.columns}, {SIZE.components} components, "
-    caption = "medians of runs in turns; difference: the greatest of the new parameters, relative to 1 + |value|"
+    caption = (
+        "medians of runs in turns; difference: the greatest of the new parameters, relative to 1 + "
+        "|value|"
+    )
     table = Table(
         title=title + f"{threads} thread{'s' * (threads > 1)}", caption=caption, box=SIMPLE
     )

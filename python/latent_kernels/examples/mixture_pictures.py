@@ -15,7 +15,7 @@ from latent_kernels.examples.pictures import new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from latent_kernels.examples.mixture_command import Outcome
+    from latent_kernels.examples.mixture_data import Outcome
 
 Floats = NDArray[np.float64]
 

@@ -73,7 +73,10 @@ def logistic() -> Problem:
     """
     model = logistic_regression.load()
     q = model.start()
-    text = f"Bayesian logistic regression, breast-cancer data, {q.cols} weights, at the start of the fit"
+    text = (
+        f"Bayesian logistic regression, breast-cancer data, {q.cols} weights, at the start of the "
+        "fit"
+    )
     return Problem(q, model.log_joint, model.elbo_gradient(q), text)
 
 
@@ -139,7 +142,10 @@ def bernoulli_vae(images: int = 4, steps: int = 200) -> Problem:
     model.train(data.train, steps=steps)
     x = data.held_out[:images]
     q = lk.Bernoulli(model.q(x).logits.detach())
-    text = f"Bernoulli VAE on handwritten digits, {images} images with {q.cols} binary latents, after {steps} steps"
+    text = (
+        f"Bernoulli VAE on handwritten digits, {images} images with {q.cols} binary latents, after "
+        f"{steps} steps"
+    )
     return Problem(q, lambda z: model.log_joint(x, z), None, text)
 
 

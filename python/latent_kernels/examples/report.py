@@ -53,8 +53,10 @@ class Comparison:
             share = min(1.0, ops.plain.milliseconds / step.plain.milliseconds)
             memory = 1 - step.ours.peak_bytes / step.plain.peak_bytes
             sentences.append(
-                f"At {step.size.name} size ({describe(step.size)}) the replaced ops are {share:.0%} of a plain step, "
-                f"the rest is network and Adam: the ops run {_times(ops.speedup)}, the step {_times(step.speedup)}, "
+                f"At {step.size.name} size ({describe(step.size)}) the replaced ops are "
+                f"{share:.0%} of a plain step, "
+                f"the rest is network and Adam: the ops run {_times(ops.speedup)}, the step "
+                f"{_times(step.speedup)}, "
                 f"and its memory peaks {abs(memory):.0%} {'lower' if memory >= 0 else 'higher'}."
             )
         return " ".join(sentences)
@@ -89,7 +91,10 @@ class Comparison:
         error = math.sqrt((statistics.variance(ours) + statistics.variance(plain)) / len(seeds))
         reach = _T_975.get(len(seeds), 2.0) * error
         place = "within" if abs(difference) <= reach else "outside"
-        return f"Difference {difference:+.2f} nats, {place} the noise of {len(seeds)} seeds (95%: ±{reach:.2f} nats)."
+        return (
+            f"Difference {difference:+.2f} nats, {place} the noise of {len(seeds)} seeds (95%: "
+            f"±{reach:.2f} nats)."
+        )
 
     def summary(self) -> list[str]:
         """Two closing lines: how well, and how fast."""
@@ -98,7 +103,8 @@ class Comparison:
             for r in self.costs
         )
         lines = [
-            f"Held-out {self.objective.name}: {', '.join(f'{name} {x}' for name, x, _ in self.bound_rows())}. "
+            f"Held-out {self.objective.name}: "
+            f"{', '.join(f'{name} {x}' for name, x, _ in self.bound_rows())}. "
             f"{self.verdict()}"
         ]
         return lines + ([f"Speed against plain torch: {speeds}."] if speeds else [])
@@ -128,10 +134,13 @@ class Comparison:
             "" if self.objective == ELBO else f" Trained with --bound {bound} --samples {samples}."
         )
         return (
-            f"A VAE with Gaussian likelihood and learned variance on scikit-learn's digits (8x8), on the CPU with "
+            "A VAE with Gaussian likelihood and learned variance on scikit-learn's digits (8x8), "
+            "on the CPU with "
             f"{self.threads} thread{'s' if self.threads > 1 else ''}.{trained} "
-            f"{'Bounds' if self.objective.weighted else 'ELBOs'} are of latent size D = {self.latent}. "
-            "Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = randn_like(std)`, the textbook KL, or "
+            f"{'Bounds' if self.objective.weighted else 'ELBOs'} are of latent size D = "
+            f"{self.latent}. "
+            "Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = randn_like(std)`, the "
+            "textbook KL, or "
             "log q(z) and logsumexp for weighted bounds, and log-density."
         )
 
@@ -162,8 +171,10 @@ class Comparison:
 
 _WHAT = {"step": "step", "ops": "ops"}
 _NOTES = (
-    "Times are medians of steps taken in turns. Peak memory is the most that torch's allocator held during one step "
-    "beyond what it held before (torch.profiler); kept for backward is what autograd saves, parameters and images "
+    "Times are medians of steps taken in turns. Peak memory is the most that torch's allocator "
+    "held during one step "
+    "beyond what it held before (torch.profiler); kept for backward is what autograd saves, "
+    "parameters and images "
     "not counted. A step is forward, backward and Adam; the ops are {ops} "
     "on their own, forward and backward, in a loop and so with warmer caches than inside a step."
 )

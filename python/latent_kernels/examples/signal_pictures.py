@@ -112,7 +112,7 @@ def _draw_variance(ax: Axes, name: str, rows: npt.NDArray[np.void]) -> None:
 def _finish(
     ax: Axes, shown: npt.NDArray[np.int64], heights: Floats, slopes: dict[str, float]
 ) -> None:
-    """Logarithmic axes about what is drawn, a tick for each S, and a fan of lines for powers of S."""
+    """Set logarithmic axes around the curves, a tick for each S, and lines for powers of S."""
     from matplotlib.ticker import NullLocator
 
     first, last = float(shown[0]), float(shown[-1])

@@ -20,10 +20,13 @@ import latent_kernels as lk
 from latent_kernels.examples import sparse_pictures, sparse_problems
 from latent_kernels.examples.sparse_curves import (
     Comparison,
+    Layers,
+    Patches,
     Solver,
     compare_with_solvers,
     train_by_layer,
 )
+from latent_kernels.examples.sparse_problems import Photographs
 from latent_kernels.examples.variance_command import check_writable
 
 Tensor = torch.Tensor
@@ -63,20 +66,6 @@ _DRAWN_BATCH, _VALIDATION, _CHECKS = (
 _QUICK = 4  # so many times fewer steps
 
 
-@dataclass(frozen=True)
-class Photographs:
-    """The sizes of the problem of patches."""
-
-    patches: int = 140_000  # flat ones too, which are left out
-    held_out: int = 1000
-    components: int = 256
-    alpha: float = 0.1
-    passes: int = 2  # of dictionary learning
-    steps: int = 500  # as in Learned
-    learning_rate: float = 0.025
-    batch_size: int = 128
-
-
 PHOTOGRAPHS = Photographs()
 QUICK = Photographs(patches=40_000, components=144, steps=100)
 DEMO, DEMO_LAYERS = Photographs(patches=40_000, held_out=500, components=144, steps=200), 8
@@ -103,34 +92,6 @@ class Request:
             raise
         for name in FIGURES:
             check_writable(self.out / name)
-
-
-@dataclass(frozen=True)
-class Layers:
-    """NMSE in dB of drawn codes; entry t - 1 of a curve is for t layers or iterations."""
-
-    shape: tuple[int, int]  # of the dictionary
-    samples: int
-    curves: dict[str, list[float]]
-    alphas: dict[str, list[float]]  # of ISTA and FISTA
-    worth: dict[str, Comparison]  # of the encoders
-
-
-@dataclass(frozen=True)
-class Patches:
-    """The Lasso objective of patches above its minimum."""
-
-    sizes: Photographs
-    dictionary: Tensor
-    rows: int  # trained with
-    zeros: float  # mean objective of codes of zeros, above the minimum as all below
-    density: float  # share of non-zeros at the minimum
-    curves: dict[str, list[float]]  # entry t - 1 for t layers or iterations
-    fista: dict[int, float]  # by iterations, as far as the encoder goes
-    layers_worth: list[
-        int | None
-    ]  # iterations of FISTA that come as far as t layers; None beyond MOST_ITERATIONS
-    worth: Comparison
 
 
 # --- drawn codes ----------------------------------------------------------------------------------
@@ -376,8 +337,10 @@ def about_drawn(outcome: Layers) -> str:
     ends = " and ".join(f"{alphas[-1]:g}" for alphas in outcome.alphas.values())
     return (
         f"Codes of {n} numbers, {sparse_problems.DENSITY:.0%} of them not 0, seen by {m} with "
-        f"{sparse_problems.DECIBELS:.0f} dB of signal over noise; {outcome.samples} held-out rows. ISTA and FISTA "
-        f"have the best alpha of {', '.join(f'{alpha:g}' for alpha in ALPHAS)} for each number of iterations, "
+        f"{sparse_problems.DECIBELS:.0f} dB of signal over noise; {outcome.samples} held-out rows. "
+        "ISTA and FISTA "
+        f"have the best alpha of {', '.join(f'{alpha:g}' for alpha in ALPHAS)} for each number of "
+        "iterations, "
         f"{ends} at last. LISTA-CP and ALISTA have support selection."
     )
 
@@ -387,8 +350,10 @@ def about_patches(outcome: Patches) -> str:
     n, m = outcome.dictionary.shape
     return (
         f"Patches of {m} grey values, their mean taken away, of norm 1; {n} learned atoms, "
-        f"alpha {outcome.sizes.alpha:g}; {outcome.rows} rows to train with, {outcome.sizes.held_out} held out. "
-        f"Codes of zeros are {1e3 * outcome.zeros:.1f} above the minimum, with {outcome.density:.1%} of a code not 0."
+        f"alpha {outcome.sizes.alpha:g}; {outcome.rows} rows to train with, "
+        f"{outcome.sizes.held_out} held out. "
+        f"Codes of zeros are {1e3 * outcome.zeros:.1f} above the minimum, with "
+        f"{outcome.density:.1%} of a code not 0."
     )
 
 
@@ -399,6 +364,7 @@ def summary(layers: Layers, patches: Patches) -> list[str]:
     ends = ", ".join(f"{name} {curve[-1]:.1f} dB" for name, curve in curves.items())
     return [
         f"Drawn codes, {many} or iterations: {ends}.",
-        f"Patches: one learned layer is worth {in_iterations(patches.layers_worth[0])} iterations of FISTA, "
+        f"Patches: one learned layer is worth {in_iterations(patches.layers_worth[0])} iterations "
+        "of FISTA, "
         f"{many} are worth {in_iterations(patches.layers_worth[-1])}.",
     ]

@@ -5,12 +5,14 @@ takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 import latent_kernels as lk
 from latent_kernels.examples import measure
+from latent_kernels.examples.sparse_problems import Photographs
 
 Tensor = torch.Tensor
 Score = Callable[[Tensor], float]  # of codes: less is better
@@ -24,8 +26,9 @@ def train_by_layer(
 ) -> list[float]:
     """Trains an encoder in stages by `train_encoder(encoder, data, **options)`.
 
-    Returns: The score of the codes of layer t when stage t was done, t = 1..n_layers. Later stages
-        change what layers share, and the first layers of the encoder that is left do worse.
+    Returns:
+        The score of the codes of layer t when stage t was done, t = 1..n_layers. Later stages
+        change what layers share, and the first layers of the final encoder do worse.
 
     """
     scores: dict[int, float] = {}
@@ -144,3 +147,31 @@ def compare_with_solvers(
         seconds = measure.interleaved(encode, solve, rounds=_ROUNDS)
     ours, theirs = (s / len(x) for s in seconds)
     return Comparison(ours, Worth(iterations, solver.alpha, theirs) if best else None)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """NMSE in dB of drawn codes; entry t - 1 of a curve is for t layers or iterations."""
+
+    shape: tuple[int, int]  # of the dictionary
+    samples: int
+    curves: dict[str, list[float]]
+    alphas: dict[str, list[float]]  # of ISTA and FISTA
+    worth: dict[str, Comparison]  # of the encoders
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The Lasso objective of patches above its minimum."""
+
+    sizes: Photographs
+    dictionary: Tensor
+    rows: int  # trained with
+    zeros: float  # mean objective of codes of zeros, above the minimum as all below
+    density: float  # share of non-zeros at the minimum
+    curves: dict[str, list[float]]  # entry t - 1 for t layers or iterations
+    fista: dict[int, float]  # by iterations, as far as the encoder goes
+    layers_worth: list[
+        int | None
+    ]  # iterations of FISTA that come as far as t layers; None beyond MOST_ITERATIONS
+    worth: Comparison

@@ -17,7 +17,7 @@ from latent_kernels.examples.pictures import new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from latent_kernels.examples.sparse_command import Layers, Patches
+    from latent_kernels.examples.sparse_curves import Layers, Patches
 
 Floats = NDArray[np.float64]
 
@@ -50,8 +50,14 @@ def draw_layers(outcome: Layers, path: Path) -> None:
         ax.plot(range(1, len(curve) + 1), curve, **_style(name))
     _name_ends(ax, outcome.curves)
     ax.set(xlabel="layers, or iterations", ylabel="NMSE of held-out codes (dB; less is better)")
-    text = "10% of a code is not 0, 40 dB of signal over noise. ISTA, FISTA: the best alpha at each point.\n"
-    text += "LISTA-CP, ALISTA: with support selection. Each point of an encoder is trained for its depth."
+    text = (
+        "10% of a code is not 0, 40 dB of signal over noise. ISTA, FISTA: the best alpha at each "
+        "point.\n"
+    )
+    text += (
+        "LISTA-CP, ALISTA: with support selection. Each point of an encoder is trained for its "
+        "depth."
+    )
     ax.set_title(text, fontsize=10)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.25)
@@ -64,7 +70,10 @@ def draw_patches(outcome: Patches, path: Path) -> None:
     """
     figure = new_figure(13.0, 6.4)
     n, alpha = len(outcome.dictionary), outcome.sizes.alpha
-    title = f"Patches of photographs: {n} learned atoms of 8 x 8, and an encoder that learned to code with them"
+    title = (
+        f"Patches of photographs: {n} learned atoms of 8 x 8, and an encoder that learned to code "
+        "with them"
+    )
     figure.suptitle(title, fontsize=12)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.22))
     left.imshow(tiles(outcome.dictionary), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")

@@ -40,7 +40,7 @@ class Drawn:
 
     @property
     def noise(self) -> float:
-        """Standard deviation of an entry; rows have DENSITY n_components for their expected square."""
+        """Standard deviation of an entry; the expected square of a row is DENSITY n_components."""
         n, m = self.dictionary.shape
         return math.sqrt(DENSITY * n / m) * 10 ** (-DECIBELS / 20)
 
@@ -57,6 +57,20 @@ def drawn(n_features: int, n_components: int, generator: torch.Generator) -> Dra
     """The problem with a random dictionary."""
     atoms = torch.randn(n_components, n_features, generator=generator)
     return Drawn(torch.nn.functional.normalize(atoms, dim=-1))
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """The sizes of the problem of patches."""
+
+    patches: int = 140_000  # flat ones too, which are left out
+    held_out: int = 1000
+    components: int = 256
+    alpha: float = 0.1
+    passes: int = 2  # of dictionary learning
+    steps: int = 500  # as in Learned
+    learning_rate: float = 0.025
+    batch_size: int = 128
 
 
 def patches(rows: int, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equation 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import latent_kernels as lk
-from latent_kernels.examples.objectives import ELBO, Objective
+from latent_kernels.examples.objectives import ELBO, Objective, Ops
 
 Tensor = torch.Tensor
 
@@ -28,15 +28,6 @@ PIXELS = 64
 # means anything, and without a floor the border pixels, which are always 0, would drive the
 # likelihood to infinity.
 _LOGVAR_FLOOR = -2 * math.log(16 * math.sqrt(12))
-
-
-class Ops(NamedTuple):
-    """Where the model takes its arithmetic from."""
-
-    name: str
-    rsample_kl: Callable[..., tuple[Tensor, Tensor]]
-    log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]
-    bernoulli_log_prob: Callable[[Tensor, Tensor], Tensor]
 
 
 def plain_rsample_kl(

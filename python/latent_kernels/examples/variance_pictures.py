@@ -88,7 +88,7 @@ def _draw_estimator(left: Axes, right: Axes, name: str, rows: npt.NDArray[np.voi
 
 
 def _name_ends(ax: Axes, rows: npt.NDArray[np.void], colour: str) -> None:
-    """Says at which S a curve begins and stops, where another curve's end does not say so already."""
+    """Say at which S a curve begins and stops, unless the end of another curve says so."""
     for row, (dx, align) in zip((rows[0], rows[-1]), ((-7, "right"), (7, "left")), strict=True):
         at, text = (
             (1e3 * float(row["seconds"]), float(row["variance"])),

@@ -80,7 +80,10 @@ def verdict(profile: VarianceProfile, budget: float | None = None) -> str:
         )
     best, others = found[0], found[1:]
     if not others:
-        return f"{within}, {_name(best)} reaches variance {digits(best.variance)} nats² {_detail(best)}, without rival."
+        return (
+            f"{within}, {_name(best)} reaches variance {digits(best.variance)} nats² "
+            f"{_detail(best)}, without rival."
+        )
     tied = [x for x in others if x.low <= best.high]
     beaten = [x for x in others if x.low > best.high]
     if tied:

@@ -1,4 +1,4 @@
-"""What EM needs around an E-step: batches gone through again and again, and the loop."""
+"""EM around an E-step: batches that are read again and again, and the loop."""
 
 from __future__ import annotations
 
@@ -24,33 +24,34 @@ Batch = tuple[NDArray[Any], Floats | None]
 class Stream:
     """Batches that a caller makes anew for each pass, checked as they come.
 
-    Args: source: an iterable that can be gone through again, or a callable without arguments that
-        returns an iterator;
-            of X, (X,) or (X, sample_weight), as tuples or lists.
+    Args:
+        source: an iterable that can be iterated again, or a callable without arguments that returns
+            an iterator; of X, (X,) or (X, sample_weight), as tuples or lists.
         check: (X, sample_weight, whether this is the first pass, whether the first batch) -> the
             checked batch.
 
     Raises:
-        TypeError: the source can be gone through only once, or is itself an array.
+        TypeError: the source can be iterated only once, or is itself an array.
 
     """
 
     def __init__(self, source: Any, check: Callable[[Any, Any, bool, bool], Batch]) -> None:
         if hasattr(source, "ndim"):
             raise TypeError(
-                f"make_batches is itself an array ({type(source).__name__}), whose rows are no batches: wrap it in a "
-                "list, [X]"
+                f"make_batches is itself an array ({type(source).__name__}), whose rows are no "
+                "batches: wrap it in a list, [X]"
             )
         if not callable(source):
             if not isinstance(source, Iterable):
                 raise TypeError(
-                    f"make_batches must be an iterable or a callable that returns one; got {type(source).__name__}"
+                    "make_batches must be an iterable or a callable that returns one; "
+                    f"got {type(source).__name__}"
                 )
             if isinstance(source, Iterator):
                 raise TypeError(
-                    "make_batches is an iterator, which can be gone through only once, and EM goes through the data "
-                    "many times: give a list, an object whose __iter__ starts anew, or a function that returns an "
-                    "iterator"
+                    "make_batches is an iterator, which can be gone through only once, and EM goes "
+                    "through the data many times: give a list, an object whose __iter__ starts "
+                    "anew, or a function that returns an iterator"
                 )
         self._source, self._check = source, check
         self._rows: int | None = None
@@ -70,7 +71,7 @@ class Stream:
 
 
 def _dimensions(X: Any) -> int:
-    """Of an array, a tensor or nested lists; -1 for anything else."""
+    """Return the dimensions of an array, a tensor or nested lists; -1 for anything else."""
     try:
         return int(X.ndim) if hasattr(X, "ndim") else np.ndim(X)
     except (TypeError, ValueError):  # lists of unequal lengths
@@ -78,47 +79,47 @@ def _dimensions(X: Any) -> int:
 
 
 def _unpacked(item: Any, index: int) -> tuple[Any, Any]:
-    """(X, sample_weight) of a batch."""
+    """Return (X, sample_weight) of a batch."""
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2 and _dimensions(item[0]) == 2:
         return item[0], item[1] if len(item) == 2 else None
     if isinstance(item, tuple) or _dimensions(item) != 2:
         shape = f" of shape {tuple(item.shape)}" if hasattr(item, "shape") else ""
         shape = f" of length {len(item)}" if isinstance(item, (tuple, list)) else shape
         raise ValueError(
-            f"every batch of make_batches must be X [n, D], or (X,) or (X, sample_weight) as a tuple or list; "
-            f"batch {index} is a {type(item).__name__}{shape}"
+            "every batch of make_batches must be X [n, D], or (X,) or (X, sample_weight) as a "
+            f"tuple or list; batch {index} is a {type(item).__name__}{shape}"
         )
     return item, None
 
 
-# The census looks at so many rows at a time, so that it makes no copy of X.
+# The census reads this many rows at a time, so that it makes no copy of X.
 _BLOCK = 1 << 16
 
 
 class Census(NamedTuple):
-    """What one pass finds out about the data of a process."""
+    """The facts about the data of a process that one pass collects."""
 
-    rows: int  # those of positive weight: the others do not count anywhere
-    features: int  # 0: it has no batches
+    rows: int  # of positive weight: the others do not count anywhere
+    features: int  # 0 if there are no batches
     weight: float  # their total
-    greatest: Floats  # of the columns that are asked for; [0] without rows
-    missing: Floats  # [D], the weight of the rows in which a column is missing, where it is asked for; else [0]
+    greatest: Floats  # values of the columns asked for; [0] without rows
+    missing: Floats  # [D], weight of the rows in which a column is missing; [0] if not asked for
 
 
-def _counted(weight: Floats | None, rows: int) -> NDArray[np.int64]:
-    """The rows of positive weight."""
+def _counted_rows(weight: Floats | None, rows: int) -> NDArray[np.int64]:
+    """Return the indices of the rows of positive weight."""
     return np.arange(rows) if weight is None else np.flatnonzero(weight > 0)
 
 
 def survey(
     batches: Iterable[Batch], columns: Callable[[int], Sequence[int]], wants_missing: bool
 ) -> Census:
-    """One pass over this process's batches.
+    """Return the census of this process's batches, in one pass.
 
     Args:
         batches: see above.
-        columns: the number of columns -> those whose greatest value is asked for.
-        wants_missing: whether the weight of missing values is.
+        columns: the number of columns -> the columns whose greatest value is needed.
+        wants_missing: whether the weight of missing values is needed.
 
     """
     rows, features, total, most, missing = 0, 0, 0.0, np.zeros(0), np.zeros(0)
@@ -144,7 +145,7 @@ def survey(
 
 
 def merged(censuses: Sequence[Census]) -> Census:
-    """The census of all processes."""
+    """Return the census of all processes."""
     sizes = sorted({c.features for c in censuses if c.features > 0})
     if len(sizes) > 1:
         raise ValueError(f"X must have the same number of columns in every process; got {sizes}")
@@ -160,8 +161,9 @@ def merged(censuses: Sequence[Census]) -> Census:
 def copy_rows(
     batches: Iterable[Batch], indices: NDArray[np.int64], start: int, out: Floats
 ) -> None:
-    """Rows and weights of the sample that lie in this process, into out [n, D + 1], which is 0
-    elsewhere.
+    """Copy the sampled rows of this process, and their weights, into out [n, D + 1].
+
+    Other rows of out stay as they are, which is 0.
 
     Args:
         batches: of this process.
@@ -171,7 +173,7 @@ def copy_rows(
 
     """
     for X, weight in batches:
-        counted = _counted(weight, len(X))
+        counted = _counted_rows(weight, len(X))
         low, high = np.searchsorted(indices, [start, start + len(counted)])
         rows = counted[indices[low:high] - start]
         out[low:high, :-1] = X[rows]
@@ -182,8 +184,8 @@ def copy_rows(
 # --- EM -------------------------------------------------------------------------------------------
 
 
-def no_statistics(parameters: model.Parameters) -> SufficientStatistics:
-    """The statistics of no rows."""
+def zero_statistics(parameters: model.Parameters) -> SufficientStatistics:
+    """Return the statistics of no rows."""
     gaussian, canonical = parameters.gaussian, parameters.canonical
     components, size = gaussian.means.shape
     kind = gaussian.covariance_type
@@ -203,16 +205,19 @@ def no_statistics(parameters: model.Parameters) -> SufficientStatistics:
     )
 
 
-def all_statistics(
+def total_statistics(
     batches: Iterable[Batch],
     parameters: model.Parameters,
     processes: Processes,
     error: Exception | None = None,
 ) -> SufficientStatistics:
-    """The statistics of every batch of every process: one pass and one all-reduce.
+    """Return the statistics of every batch of every process: one pass and one all-reduce.
 
-    Args: batches: of this process. parameters: as in `e_step`. processes: those of the fit. error:
-        what went wrong in this process since the last all-reduce, which all of them shall know.
+    Args:
+        batches: of this process.
+        parameters: as in `e_step`.
+        processes: those of the fit.
+        error: an error in this process since the last all-reduce, to be raised in all of them.
 
     """
     if (
@@ -223,7 +228,7 @@ def all_statistics(
     ):
         X, weight = batches[0]
         return e_step(X, parameters, weight)
-    nothing = no_statistics(parameters)
+    nothing = zero_statistics(parameters)
 
     def add_to(sums: Floats) -> None:
         if error is not None:
@@ -236,7 +241,7 @@ def all_statistics(
 
 
 class Run(NamedTuple):
-    """The end of one run of EM."""
+    """The result of one run of EM."""
 
     parameters: Any
     lower_bounds: list[float]  # the mean log-likelihood in the E-step of each iteration
@@ -245,13 +250,13 @@ class Run(NamedTuple):
 
 
 class Progress:
-    """Prints how EM goes on to stderr.
+    """Prints the progress of EM to stderr.
 
-    Args: verbose: 0: nothing. 1: one line for each initialization, rewritten as it goes where
-        stderr is a terminal.
-            2: a line for every `interval`-th iteration too.
+    Args:
+        verbose: 0: nothing. 1: one line for each initialization, rewritten as it goes where stderr
+            is a terminal. 2: also a line for every `interval`-th iteration.
         inits: number of initializations.
-        max_iter: most iterations of one.
+        max_iter: the maximum number of iterations of one of them.
         interval: see verbose.
 
     """
@@ -269,7 +274,7 @@ class Progress:
         self._line = ""
 
     def step(self, iteration: int, bound: float, change: float) -> None:
-        """After each iteration."""
+        """Print one iteration."""
         filled = self._WIDTH * iteration // max(self._max_iter, 1)
         bar = "#" * filled + "." * (self._WIDTH - filled)
         line = (
@@ -283,7 +288,7 @@ class Progress:
         self._line = line
 
     def end(self, converged: bool) -> None:
-        """After each run."""
+        """Print the end of a run."""
         if self._verbose >= 1:
             line = self._line if self._verbose == 1 else f"init {self._init + 1}/{self._inits}"
             start = "\r" if self._verbose == 1 and sys.stderr.isatty() else ""
@@ -307,20 +312,20 @@ def run(
     max_iter: int,
     tol: float,
 ) -> Run:
-    """EM from `start`, until the mean log-likelihood changes by less than tol.
+    """Run EM from `start`, until the mean log-likelihood changes by less than tol.
 
-    When to stop depends on sums that all processes have alike. What fails in one of them between
-    two of these sums is handed on to the next, so that all of them stop there.
+    When to stop depends on sums that are the same in all processes. An error in one of them between
+    two of these sums is handed on to the next sum, so that all of them stop there.
 
     Args:
         start: parameters of any kind.
-        kernel: parameters -> what the E-step takes.
+        kernel: parameters -> the parameters of the E-step.
         statistics: the E-step of these, or of an error.
         m_step: (statistics, previous parameters) -> new ones.
-        progress: told of every iteration.
+        progress: called for every iteration.
         processes: those of the fit.
-        bound: the mean log-likelihood before the first iteration, -inf where it is not known.
-        max_iter: most iterations.
+        bound: the mean log-likelihood before the first iteration, -inf if unknown.
+        max_iter: the maximum number of iterations.
         tol: see above; 0 goes on to max_iter.
 
     """
@@ -328,7 +333,7 @@ def run(
     bounds: list[float] = []
     if max_iter == 0:
         return Run(parameters, bounds, converged, sums)
-    mixture = processes.together(lambda: kernel(start))
+    mixture = processes.run_in_all(lambda: kernel(start))
     error: Exception | None = None
     for iteration in range(1, max_iter + 1):
         sums = statistics(mixture, error)
@@ -352,5 +357,5 @@ def run(
             raise error
         progress.end(converged)
 
-    processes.together(end)
+    processes.run_in_all(end)
     return Run(parameters, bounds, converged, sums)

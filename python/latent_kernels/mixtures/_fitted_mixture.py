@@ -1,4 +1,4 @@
-"""A fitted mixture: what the kinds of mixture say of themselves, prediction, scores and samples."""
+"""A fitted mixture: the hooks that each kind of mixture defines, prediction, scores and samples."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CHECKS: dict[str, Any] = {"dtype": [np.float64, np.float32], "order": None, "cop
 
 
 class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
-    """One kind of mixture; the parameters have any form that the subclass's hooks agree on."""
+    """The base of all mixtures; parameters have any form that the hooks of a subclass agree on."""
 
-    # --- what a subclass says ---------------------------------------------------------------------
+    # --- hooks of a subclass ----------------------------------------------------------------------
 
     def _check_settings(self) -> None:
-        """Raises where a constructor argument is wrong."""
+        """Raise if a constructor argument is wrong."""
         for name, least in (("n_components", 1), ("max_iter", 0), ("n_init", 1), ("verbose", 0)):
             value = getattr(self, name)
             if not isinstance(value, (Integral, np.bool_)) or value < least:
@@ -51,67 +51,70 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"init_size must be None or an integer >= n_components; got {size!r}")
 
     def _check_values(self, X: NDArray[Any], fitted: bool) -> None:
-        """Raises where X holds values that the model cannot; fitted: by what is known of the data
-        since the census.
+        """Raise if X holds values that the model cannot.
+
+        fitted: whether to check against what the census has found.
         """
 
     def _categorical(self, features: int) -> Sequence[int]:
-        """The columns whose greatest value the census must say."""
+        """Return the columns whose greatest value the census must find."""
         return ()
 
     def _wants_missing(self) -> bool:
-        """Whether the census must say how much of each column is missing."""
+        """Return whether the census must sum the weight of missing values in each column."""
         return False
 
     def _corrected(self, statistics: SufficientStatistics, missing: Floats) -> SufficientStatistics:
-        """The statistics that the M-step takes; missing: the share of each column that is, where it
-        is wanted.
+        """Return the statistics for the M-step.
+
+        missing: the share of each column that is missing, if `_wants_missing`.
         """
         return statistics
 
     def _counted_rows(self, batch: Batch) -> Batch:
-        """The batch that EM goes through: rows of weight 0 may be left out."""
+        """Return the batch that EM uses, which may leave out rows of weight 0."""
         return batch
 
     def _prepare(self, census: Census, warm: bool) -> None:
-        """Called with the census before EM begins; warm: raises where fitted parameters do not go
-        with it.
+        """Take note of the census before EM begins.
+
+        warm: raise if the fitted parameters do not agree with it.
         """
 
-    def _given(self, features: int) -> Any | None:
-        """Start parameters, where the constructor's arguments say all of them."""
+    def _given_parameters(self, features: int) -> Any | None:
+        """Return start parameters if the constructor's arguments give all of them, else None."""
         raise NotImplementedError
 
     def _start(self, sample: Sample, generator: np.random.RandomState) -> Any:
-        """Start parameters from a sample of the rows."""
+        """Return start parameters from a sample of the rows."""
         raise NotImplementedError
 
     def _parameters(self) -> Any:
-        """The fitted parameters; raises where the constructor's arguments do not go with them."""
+        """Return the fitted parameters; raise if they disagree with the constructor's arguments."""
         raise NotImplementedError
 
     def _width(self) -> int:
-        """D, also of a model whose parameters were set by hand."""
+        """Return D, also for a model whose parameters were set by hand."""
         raise NotImplementedError
 
     def _store(self, parameters: Any) -> None:
-        """Sets the fitted attributes."""
+        """Set the fitted attributes."""
         raise NotImplementedError
 
     def _kernel(self, parameters: Any) -> model.Parameters:
-        """What the E-step takes."""
+        """Return the parameters of the E-step."""
         raise NotImplementedError
 
     def _m_step(self, statistics: SufficientStatistics, previous: Any) -> Any:
-        """New parameters."""
+        """Return new parameters."""
         raise NotImplementedError
 
     def _n_parameters(self) -> int:
-        """The number of free parameters."""
+        """Return the number of free parameters."""
         raise NotImplementedError
 
     def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
-        """A row [D] of each of these components (ascending)."""
+        """Return a random row [D] for each of these components, which ascend."""
         raise NotImplementedError
 
     # --- with a fitted model ----------------------------------------------------------------------
@@ -130,13 +133,13 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return data, self._kernel(parameters)
 
     def score_samples(self, X: Any) -> Floats:
-        """log p(x_i), [N] float64; of the values that are there, where some are missing."""
+        """Return log p(x_i), [N] float64; where values are missing, that of the others."""
         density, _, _ = posterior(*self._fitted_data(X), log_density=True)
         assert density is not None
         return density
 
     def _total(self, X: Any, sample_weight: ArrayLike | None) -> tuple[float, float]:
-        """(the sum of w_i log p(x_i), the sum of w_i)."""
+        """Return the sum of w_i log p(x_i), and the sum of w_i."""
         density = self.score_samples(X)
         weight = checked_sample_weight(sample_weight, len(density))
         if weight is None:
@@ -146,24 +149,24 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return float(weight @ density), float(weight.sum())
 
     def score(self, X: Any, y: Any = None, *, sample_weight: ArrayLike | None = None) -> float:
-        """The mean of log p(x_i) over the rows of X, with their weights."""
+        """Return the mean of log p(x_i) over the rows of X, with their weights."""
         log_likelihood, weight = self._total(X, sample_weight)
         return log_likelihood / weight
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """The component of greatest responsibility for each row, [N]."""
+        """Return the component of greatest responsibility for each row, [N]."""
         _, labels, _ = posterior(*self._fitted_data(X), labels=True)
         assert labels is not None
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
-        """The responsibilities p(k | x_i), [N, n_components] in X's dtype."""
+        """Return the responsibilities p(k | x_i), [N, n_components] in X's dtype."""
         _, _, responsibilities = posterior(*self._fitted_data(X), responsibilities=True)
         assert responsibilities is not None
         return responsibilities
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
-        """Draws rows [n_samples, D], ordered by component, and their components [n_samples]."""
+        """Draw rows [n_samples, D], ordered by component, and return them and their components."""
         check_is_fitted(self, "weights_")
         if n_samples < 1:
             raise ValueError(f"n_samples must be >= 1; got {n_samples}")
@@ -174,23 +177,24 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self._draw(labels, generator), labels
 
     def aic(self, X: Any, *, sample_weight: ArrayLike | None = None) -> float:
-        """Akaike's information criterion on X: -2 log-likelihood + 2 (number of free parameters);
-        lower is better.
+        """Return Akaike's information criterion on X; lower is better.
+
+        It is -2 log-likelihood + 2 (number of free parameters).
         """
         log_likelihood, _ = self._total(X, sample_weight)
         return -2 * log_likelihood + 2 * self._n_parameters()
 
     def bic(self, X: Any, *, sample_weight: ArrayLike | None = None) -> float:
-        """The Bayesian information criterion on X: -2 log-likelihood + log(N) (number of free
-        parameters).
+        """Return the Bayesian information criterion on X; lower is better.
 
-        With sample_weight, N is the sum of the weights.
+        It is -2 log-likelihood + log(N) (number of free parameters). With sample_weight, N is the
+        sum of the weights.
         """
         log_likelihood, weight = self._total(X, sample_weight)
         return -2 * log_likelihood + self._n_parameters() * math.log(weight)
 
     def __sklearn_tags__(self) -> Any:
-        """scikit-learn's tags: NaN is allowed."""
+        """Return scikit-learn's tags: NaN is allowed."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags

@@ -1,4 +1,4 @@
-"""Where EM starts: a sample of the rows, responsibilities for it, and the statistics of these."""
+"""The start of EM: a sample of the rows, responsibilities for it, and the statistics of these."""
 
 from __future__ import annotations
 
@@ -14,47 +14,55 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
-# These give each component one row and leave the others to none.
+# These give each of the components one row, and the other rows to none.
 SINGLE_ROWS = ("k-means++", "random_from_data")
 
-# The k-means encoding has a column for so many categories; rarer ones are alike to it.
+# The k-means encoding has columns for this many categories; rarer ones are all the same to it.
 _MOST_ENCODED = 1000
 
 
 class Sample(NamedTuple):
-    """Rows that the initialization looks at."""
+    """The rows that the initialization uses."""
 
     X: Floats  # [n, D], NaN where a value is missing
     weight: Floats | None  # [n], all > 0; None for 1
 
 
-class Parts:
-    """The rows of every component, and their responsibilities times their weights; other rows have
-    none.
+class Assignment:
+    """The rows of every component, and their responsibilities times their weights.
+
+    All other responsibilities are 0.
+
+    Args:
+        members: for each component its rows and their responsibilities times weights.
+
     """
 
-    def __init__(self, of_components: list[tuple[Integers, Floats]]) -> None:
-        self._of_components = of_components
-        self.counts = np.array([r.sum() for _, r in of_components])  # [K]
+    def __init__(self, members: list[tuple[Integers, Floats]]) -> None:
+        self._members = members
+        self.counts = np.array([r.sum() for _, r in members])  # [K]
 
     def pieces(self) -> Iterator[tuple[int, Any, Floats]]:
-        """(component, rows, r of these rows), the same ones each time; a component may have several
-        or none.
+        """Yield (component, rows, r of these rows), the same ones each time.
+
+        A component may have several pieces or none.
         """
-        for k, (rows, r) in enumerate(self._of_components):
+        for k, (rows, r) in enumerate(self._members):
             yield k, rows, r
 
     def sums(self, Y: Floats) -> Floats:
-        """sum_i r_ik y_i, [K, E]."""
+        """Return sum_i r_ik y_i, [K, E]."""
         result = np.zeros((len(self.counts), Y.shape[1]))
         for k, rows, r in self.pieces():
             result[k] += r @ Y[rows]
         return result
 
 
-class RandomParts(Parts):
-    """Random responsibilities of all rows, drawn anew from the same state by each call: they are
-    never all there.
+class RandomAssignment(Assignment):
+    """Random responsibilities of all rows.
+
+    Each call draws them again from the same state of the generator, so that they are never all in
+    memory.
     """
 
     _BLOCK = 1 << 10
@@ -89,12 +97,12 @@ class RandomParts(Parts):
 
 
 def sample_size(init_size: int | None, components: int, rows: int) -> int:
-    """How many rows the initialization looks at."""
+    """Return how many rows the initialization uses."""
     return min(rows, init_size if init_size is not None else max(10_000, 100 * components))
 
 
 def sample_indices(rows: int, size: int, generator: np.random.RandomState) -> Integers:
-    """`size` of `rows` indices, ascending; all of them take nothing from the generator."""
+    """Return `size` of `rows` indices, ascending; all of them take nothing from the generator."""
     if size >= rows:
         return np.arange(rows)
     from sklearn.utils.random import sample_without_replacement
@@ -104,7 +112,7 @@ def sample_indices(rows: int, size: int, generator: np.random.RandomState) -> In
 
 
 def filled(X: Floats, weight: Floats | None) -> Floats:
-    """X with column means in place of NaN; 0 in a column without any value."""
+    """Return X with column means in place of NaN, 0 in a column without any value."""
     missing = np.isnan(X)
     if not missing.any():
         return X
@@ -116,70 +124,69 @@ def filled(X: Floats, weight: Floats | None) -> Floats:
 
 
 def without_values(X: Floats) -> NDArray[np.bool_]:
-    """Whether a column is NaN in every row, [D]."""
+    """Return whether a column is NaN in every row, [D]."""
     return np.asarray(np.isnan(X).all(axis=0))
 
 
 def standardized(X: Floats, weight: Floats | None) -> Floats:
-    """Columns of mean 0 and variance 1; constant ones are 0."""
+    """Return columns of mean 0 and variance 1; constant ones become 0."""
     centred = X - np.average(X, axis=0, weights=weight)
     scale = np.sqrt(np.average(centred**2, axis=0, weights=weight))
     return centred / np.where(scale > 0, scale, 1.0)
 
 
 def one_hot(x: Floats) -> Floats:
-    """[n, C] for the C categories that occur, at most the _MOST_ENCODED most frequent ones; NaN
-    where x is.
+    """Return [n, C] for the C categories that occur, NaN where x is NaN.
+
+    C is at most _MOST_ENCODED, for the most frequent ones.
     """
-    there = ~np.isnan(x)
-    values, which, counts = np.unique(x[there], return_inverse=True, return_counts=True)
+    present = ~np.isnan(x)
+    values, which, counts = np.unique(x[present], return_inverse=True, return_counts=True)
     kept = np.sort(np.argsort(-counts, kind="stable")[:_MOST_ENCODED])
     column = np.full(len(values), len(kept))
     column[kept] = np.arange(len(kept))
     result = np.zeros((len(x), len(kept) + 1))
-    result[there, column[which]] = 1.0
-    result[~there] = np.nan
+    result[present, column[which]] = 1.0
+    result[~present] = np.nan
     return result[:, : max(len(kept), 1)]
 
 
 def category_counts(
-    x: Floats, weight: Floats | None, of_components: Parts, categories: int
+    x: Floats, weight: Floats | None, assignment: Assignment, categories: int
 ) -> Floats:
-    """The weight of each category in each component [K, C], and one row of the whole sample's
-    frequencies more.
+    """Return the weight of each category in each component [K, C], smoothed.
 
-    Without it a probability of 0 would stay 0 for ever. Missing values count as the whole sample's
-    mean.
-
+    The whole sample's frequencies are added as one more row: without it a probability of 0 would
+    stay 0 for ever. Missing values count as the whole sample's mean.
     """
-    there = ~np.isnan(x)
-    values = np.where(there, x, 0).astype(np.int64)
+    present = ~np.isnan(x)
+    values = np.where(present, x, 0).astype(np.int64)
     ones = np.ones(len(x)) if weight is None else weight
-    whole = np.bincount(values, ones * there, categories)
-    mean = whole / max(float((ones * there).sum()), np.finfo(float).tiny)
+    whole = np.bincount(values, ones * present, categories)
+    mean = whole / max(float((ones * present).sum()), np.finfo(float).tiny)
     smooth = (mean * ones.sum() + 1) / (mean * ones.sum() + 1).sum()
-    counts = np.tile(smooth, (len(of_components.counts), 1))
-    for k, rows, r in of_components.pieces():
-        counts[k] += np.bincount(values[rows], r * there[rows], categories)
-        counts[k] += (r * ~there[rows]).sum() * mean
+    counts = np.tile(smooth, (len(assignment.counts), 1))
+    for k, rows, r in assignment.pieces():
+        counts[k] += np.bincount(values[rows], r * present[rows], categories)
+        counts[k] += (r * ~present[rows]).sum() * mean
     return counts
 
 
-def parts(
+def assign(
     init_params: str,
     Z: Floats,
     weight: Floats | None,
     components: int,
     generator: np.random.RandomState,
-) -> Parts:
-    """The rows of every component, drawn from the generator as scikit-learn's mixtures draw them.
+) -> Assignment:
+    """Return the rows of every component, drawn as scikit-learn's mixtures draw them.
 
     Args:
         init_params: of INIT_PARAMS.
-        Z: [n, E] without NaN, in which distances mean something.
+        Z: [n, E] without NaN, with meaningful distances.
         weight: [n], or None for 1.
         components: at most n.
-        generator: what is drawn from.
+        generator: the source of random numbers.
 
     """
     if init_params == "kmeans":
@@ -192,9 +199,9 @@ def parts(
         )
         order = np.argsort(labels, kind="stable")
         rows = np.split(order, np.searchsorted(labels[order], np.arange(1, components)))
-        return Parts([(i, _ones(weight, i)) for i in rows])
+        return Assignment([(i, _weights(weight, i)) for i in rows])
     if init_params == "random":
-        return RandomParts(len(Z), weight, components, generator)
+        return RandomAssignment(len(Z), weight, components, generator)
     if init_params == "random_from_data":
         p = None if weight is None else weight / weight.sum()
         chosen = generator.choice(len(Z), size=components, replace=False, p=p)
@@ -202,46 +209,46 @@ def parts(
         from sklearn.cluster import kmeans_plusplus
 
         _, chosen = kmeans_plusplus(Z, components, sample_weight=weight, random_state=generator)
-    return Parts([(np.array([i]), _ones(weight, np.array([i]))) for i in chosen])
+    return Assignment([(np.array([i]), _weights(weight, np.array([i]))) for i in chosen])
 
 
-def _ones(weight: Floats | None, rows: Integers) -> Floats:
+def _weights(weight: Floats | None, rows: Integers) -> Floats:
     return np.ones(len(rows)) if weight is None else weight[rows]
 
 
 def gaussian_statistics(
     X: Floats,
     weight: Floats | None,
-    of_components: Parts,
+    assignment: Assignment,
     covariance_type: str,
     single_rows: bool,
     unknown: NDArray[np.bool_],
 ) -> SufficientStatistics:
-    """The statistics of these responsibilities, about the components' own means.
+    """Return the statistics of these responsibilities, about the components' own means.
 
-    A component without rows has the sample's mean as its anchor. Where each component has a single
-    row, a "tied" covariance would be 0: as in scikit-learn, the rows that no component has then
-    count with their second moment about the origin.
+    A component without rows has the sample's mean as its anchor. If each component has a single
+    row, a "tied" covariance would be 0: as in scikit-learn, the rows without a component then count
+    with their second moment about the origin.
 
     Args:
         X: [n, D] without NaN.
         weight: [n], or None for 1.
-        of_components: for each one its rows.
+        assignment: the rows of each component.
         covariance_type: "full", "tied", "diag" or "spherical".
-        single_rows: see above.
+        single_rows: whether each component has a single row.
         unknown: [D], the columns without any value, whose variance is 1.
 
     """
-    components, size = len(of_components.counts), X.shape[1]
+    components, size = len(assignment.counts), X.shape[1]
     matrices = covariance_type in ("full", "tied")
-    counts = of_components.counts
+    counts = assignment.counts
     anchor = np.tile(np.average(X, axis=0, weights=weight), (components, 1))
     some = counts > 0
-    anchor[some] = of_components.sums(X)[some] / counts[some, None]
+    anchor[some] = assignment.sums(X)[some] / counts[some, None]
     first = np.zeros((components, size))
     second = np.zeros((components, size, size) if covariance_type == "full" else (components, size))
     shared = np.zeros((size, size))
-    for k, rows, r in of_components.pieces():
+    for k, rows, r in assignment.pieces():
         t = X[rows] - anchor[k]
         first[k] += r @ t
         squares = (t * r[:, None]).T @ t if matrices else r @ t**2
@@ -252,9 +259,9 @@ def gaussian_statistics(
     if covariance_type == "tied":
         if single_rows:
             rest = np.setdiff1d(
-                np.arange(len(X)), np.concatenate([rows for _, rows, _ in of_components.pieces()])
+                np.arange(len(X)), np.concatenate([rows for _, rows, _ in assignment.pieces()])
             )
-            shared += (X[rest] * _ones(weight, rest)[:, None]).T @ X[rest]
+            shared += (X[rest] * _weights(weight, rest)[:, None]).T @ X[rest]
         second = shared + counts.sum() * np.diag(1.0 * unknown)
     elif covariance_type == "full":
         second += counts[:, None, None] * np.diag(1.0 * unknown)
@@ -286,8 +293,9 @@ def sample_covariances(
     reg_covar: float,
     unknown: NDArray[np.bool_],
 ) -> Floats:
-    """The sample's covariance, with reg_covar on its diagonal, for every component, in the shape of
-    covariance_type.
+    """Return the sample's covariance for every component, in the shape of covariance_type.
+
+    reg_covar is added to its diagonal.
     """
     t = X - np.average(X, axis=0, weights=weight)
     w = np.ones(len(X)) if weight is None else weight

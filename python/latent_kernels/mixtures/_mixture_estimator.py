@@ -1,6 +1,4 @@
-"""What the mixture estimators share: fitting by EM over arrays, batches or processes, and online
-EM.
-"""
+"""Fitting a mixture by EM, over arrays, batches or processes, and online EM."""
 
 from __future__ import annotations
 
@@ -46,14 +44,16 @@ class MixtureEstimator(FittedMixture):
         *,
         group: Any | None = None,
     ) -> Self:
-        """Fits by EM, `n_init` times, and keeps the parameters of the greatest likelihood.
+        """Fit by EM, `n_init` times, and keep the parameters of the greatest likelihood.
 
-        Args: X: [N, D] array or tensor on the CPU, NaN where a value is missing. float32 and
-            float64 are taken as they
-                are, in any order and memory-mapped too, and not copied; other types become float64.
+        Args:
+            X: [N, D] array or tensor on the CPU, NaN where a value is missing. float32 and float64
+                are used as they are, in any order and memory-mapped too, and not copied; other
+                types become float64.
             y: ignored.
             sample_weight: [N], >= 0; None for 1. The unit does not matter. From the same start an
-                integer weight is as good as so many equal rows, but where n_samples is counted.
+                integer weight is equivalent to so many equal rows, except where n_samples is
+                counted.
             group: a torch.distributed process group (`torch.distributed.group.WORLD`, which is
                 None, this process alone, before init_process_group) whose processes all call fit,
                 each with its own rows, maybe none; the data are these in rank order. The result is
@@ -62,10 +62,10 @@ class MixtureEstimator(FittedMixture):
                 argument must be the same in all of them. Where the group has no backend for the CPU
                 (NCCL alone), call torch.cuda.set_device first: sums go through the current device.
 
-        Raises: ValueError: X is infinite somewhere or of a wrong shape, a constructor argument is
-            wrong, there are fewer
-                rows than components, or a covariance becomes singular (a greater reg_covar mends
-                it).
+        Raises:
+            ValueError: X is infinite somewhere or of a wrong shape, a constructor argument is
+                wrong, there are fewer rows than components, or a covariance becomes singular (which
+                a greater reg_covar prevents).
 
         """
 
@@ -75,24 +75,23 @@ class MixtureEstimator(FittedMixture):
         return self._fit(whole, Processes(group))
 
     def fit_batches(self: Self, make_batches: Any, *, group: Any | None = None) -> Self:
-        """Fits by EM to data that need not fit in memory: exact, not stochastic; every iteration is
-        one pass.
+        """Fit by EM to data that need not fit in memory: exact, not stochastic.
 
-        The result is that of `fit` on all rows at once, up to rounding: likelihoods and sums add
-            over batches. One
-        pass counts the rows, one more gathers those that the initialization looks at.
+        Every iteration is one pass. The result is that of `fit` on all rows at once, up to
+        rounding: likelihoods and sums add over batches. One pass counts the rows, one more gathers
+        those that the initialization uses.
 
-        Args: make_batches: an iterable that can be gone through again (a list, an object whose
-            __iter__ starts anew), or
-                a callable without arguments that returns an iterator: of X [n, D], or of (X,) or
-                    (X, sample_weight), as
-                tuples or lists; a torch DataLoader without shuffling will do. Every pass must give
-                the same rows in the same order.
+        Args:
+            make_batches: an iterable that can be iterated again (a list, an object whose __iter__
+                starts anew), or a callable without arguments that returns an iterator: of X [n, D],
+                or of (X,) or (X, sample_weight), as tuples or lists; a torch DataLoader without
+                shuffling will do. Every pass must give the same rows in the same order.
             group: as in `fit`.
 
-        Raises: TypeError: make_batches can be gone through only once, or is an array. ValueError:
-            as in `fit`; a pass gives another number of rows than the first; a batch is none of
-            these.
+        Raises:
+            TypeError: make_batches can be iterated only once, or is an array.
+            ValueError: as in `fit`; a pass gives another number of rows than the first; a batch is
+                none of these.
 
         """
         return self._fit(
@@ -101,7 +100,7 @@ class MixtureEstimator(FittedMixture):
 
     @contextmanager
     def _kept_on_error(self) -> Iterator[None]:
-        """What fails leaves the attributes as they were: a fitted model stays one."""
+        """Restore the attributes if the body fails: a fitted model stays one."""
         before = dict(self.__dict__)
         try:
             yield
@@ -114,20 +113,20 @@ class MixtureEstimator(FittedMixture):
         with self._kept_on_error():
             warm = bool(self.warm_start) and hasattr(self, "converged_")
 
-            def looked_through() -> tuple[Iterable[Batch], tuple[Census, dict[str, str]]]:
+            def survey_data() -> tuple[Iterable[Batch], tuple[Census, dict[str, str]]]:
                 self._check_settings()
                 batches = opened()
                 settings = {} if processes.group is None else self._agreement(warm)
                 return batches, (self._survey(batches), settings)
 
-            batches, own = processes.together(looked_through)
-            told = processes.gather(own)
-            check_agreed([settings for _, settings in told])
-            self._finish(self._best(batches, [census for census, _ in told], warm, processes))
+            batches, report = processes.run_in_all(survey_data)
+            reports = processes.gather(report)
+            check_agreed([settings for _, settings in reports])
+            self._finish(self._best(batches, [census for census, _ in reports], warm, processes))
         if not self.converged_ and self.max_iter > 0:
             warn(
-                f"EM did not converge in max_iter = {self.max_iter} iterations (the best of n_init = {self.n_init}): "
-                "raise max_iter or tol, or try another initialization"
+                f"EM did not converge in max_iter = {self.max_iter} iterations (the best of "
+                f"n_init = {self.n_init}): raise max_iter or tol, or try another initialization"
             )
         self._warn_of_lost_components()
         return self
@@ -136,35 +135,35 @@ class MixtureEstimator(FittedMixture):
         return _em.survey(batches, self._categorical, self._wants_missing())
 
     def _agreement(self, warm: bool) -> dict[str, str]:
-        """What must be the same in every process of a group."""
-        said = {
+        """Return the settings that must be the same in every process of a group."""
+        settings = {
             k: spelled(v) for k, v in self.get_params(deep=False).items() if k not in _OWN_SETTINGS
         }
-        said["the class"] = type(self).__name__
-        said["being fitted already, with warm_start,"] = str(warm)
+        settings["the class"] = type(self).__name__
+        settings["being fitted already, with warm_start,"] = str(warm)
         if warm:
-            said.update(
+            settings.update(
                 {
                     name: spelled(getattr(self, name, None))
                     for name in ("families_", "n_categories_")
                 }
             )
-        return said
+        return settings
 
     def _best(
         self, batches: Iterable[Batch], censuses: list[Census], warm: bool, processes: Processes
     ) -> _em.Run:
-        """The likeliest of the runs of EM."""
+        """Return the likeliest of the runs of EM."""
         census = _em.merged(censuses)
 
-        def prepared() -> tuple[Any, np.random.RandomState]:
+        def prepare() -> tuple[Any, np.random.RandomState]:
             self._check_rows(census.rows)
             self.n_features_in_ = census.features
             self._prepare(census, warm)
-            start = self._parameters() if warm else self._given(census.features)
+            start = self._parameters() if warm else self._given_parameters(census.features)
             return start, check_random_state(self.random_state)
 
-        start, generator = processes.together(prepared)
+        start, generator = processes.run_in_all(prepare)
         sample = (
             None
             if start is not None
@@ -175,18 +174,20 @@ class MixtureEstimator(FittedMixture):
         progress = _em.Progress(verbose, inits, self.max_iter, getattr(self, "verbose_interval", 1))
         share = census.missing / census.weight
 
-        def begun() -> tuple[Any, float]:
+        def start_of_run() -> tuple[Any, float]:
             first = self._start(sample, generator) if sample is not None else start
             return first, self.lower_bound_ if warm else -np.inf
 
         def statistics(
             parameters: model.Parameters, error: Exception | None
         ) -> SufficientStatistics:
-            return self._corrected(_em.all_statistics(batches, parameters, processes, error), share)
+            return self._corrected(
+                _em.total_statistics(batches, parameters, processes, error), share
+            )
 
         best: _em.Run | None = None
         for _ in range(inits):
-            first, bound = processes.first(begun)
+            first, bound = processes.run_in_first(start_of_run)
             run = _em.run(
                 first,
                 self._kernel,
@@ -217,9 +218,9 @@ class MixtureEstimator(FittedMixture):
         generator: np.random.RandomState,
         processes: Processes,
     ) -> Sample:
-        """The rows that the initialization looks at, in every process."""
+        """Return the rows that the initialization uses, in every process."""
         size = _initialization.sample_size(self.init_size, self.n_components, sum(counts))
-        indices = processes.first(
+        indices = processes.run_in_first(
             lambda: _initialization.sample_indices(sum(counts), size, generator)
         )
         shape = (size, self.n_features_in_ + 1)
@@ -242,7 +243,7 @@ class MixtureEstimator(FittedMixture):
         self.n_iter_ = len(run.lower_bounds)
         self.lower_bounds_ = run.lower_bounds
         self.lower_bound_ = run.lower_bounds[-1] if run.lower_bounds else -np.inf
-        # What partial_fit goes on from: the mean over rows.
+        # partial_fit continues from these, the mean over rows.
         self._statistics = (
             None if run.statistics is None else run.statistics * (1 / run.statistics.total_weight)
         )
@@ -253,20 +254,20 @@ class MixtureEstimator(FittedMixture):
         lost = np.flatnonzero(self.weights_ == 0)
         if len(lost) > 0:
             warn(
-                f"components without any weight: {', '.join(map(str, lost))}. They keep the parameters that they had; "
-                "use fewer components or another initialization"
+                f"components without any weight: {', '.join(map(str, lost))}. They keep the "
+                "parameters that they had; use fewer components or another initialization"
             )
 
     def fit_predict(
         self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None
     ) -> NDArray[np.int64]:
-        """`fit`, then `predict` for the same rows: labels [N]."""
+        """Fit, then return the labels [N] of the same rows."""
         return self.fit(X, y, sample_weight).predict(X)
 
     def partial_fit(
         self: Self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None
     ) -> Self:
-        r"""One step of online EM on a batch: stochastic, not exact; `fit_batches` is exact.
+        r"""Do one step of online EM on a batch: stochastic, not exact; `fit_batches` is exact.
 
         .. math::
             s \leftarrow (1 - \gamma_t) s + \gamma_t \bar s(X), \qquad \gamma_t = (t + 2)^{-0.6}
@@ -275,10 +276,10 @@ class MixtureEstimator(FittedMixture):
         before, and an M-step from s. The first batch initializes as `fit` does (it should be large
         enough for that) and gives s alone. Batches count equally, whatever their rows and weights:
         weights only matter within a batch. After `fit`, the fit counts as so many batches of the
-        weight of the first one that follows, rounded up: one like all of its data takes part with a
-        weight of 3^-0.6 = 0.52, one of a hundredth of them with 0.06. Parameters approach a maximum
-        of the likelihood on a stationary stream, and never rest. `lower_bounds_` gains the batch's
-        mean log-likelihood before the step. An error leaves the model as it was.
+        weight of the first one that follows, rounded up: a batch like all of its data takes part
+        with a weight of 3^-0.6 = 0.52, one of a hundredth of them with 0.06. Parameters approach a
+        maximum of the likelihood on a stationary stream, and never rest. `lower_bounds_` gains the
+        batch's mean log-likelihood before the step. An error leaves the model as it was.
 
         Args:
             X: [N, D], as in `fit`.
@@ -289,7 +290,7 @@ class MixtureEstimator(FittedMixture):
             ValueError: as in `fit`; the batch has no weight.
 
         Source: Cappe and Moulines, "On-line expectation-maximization algorithm for latent data
-            models" (2009).
+        models" (2009).
 
         """
         self._check_settings()
@@ -299,9 +300,9 @@ class MixtureEstimator(FittedMixture):
         return self
 
     def _step(self, X: Any, sample_weight: ArrayLike | None) -> None:
-        begun = hasattr(self, "converged_")
-        data, weight = self._checked_batch(X, sample_weight, reset=not begun)
-        if begun:
+        has_begun = hasattr(self, "converged_")
+        data, weight = self._checked_batch(X, sample_weight, reset=not has_begun)
+        if has_begun:
             parameters = self._parameters()
             if not len(data) or (weight is not None and not weight.any()):
                 raise ValueError(
@@ -334,12 +335,12 @@ class MixtureEstimator(FittedMixture):
         self.lower_bound_, self.n_iter_ = bound, self.n_iter_ + 1
 
     def _first_parameters(self, data: NDArray[Any], weight: Floats | None) -> Any:
-        """Start parameters from the first batch of partial_fit."""
+        """Return start parameters from the first batch of partial_fit."""
         batches: list[Batch] = [(data, weight)]
         census = self._survey(batches)
         self._check_rows(census.rows)
         self._prepare(census, False)
-        start = self._given(census.features)
+        start = self._given_parameters(census.features)
         if start is not None:
             return start
         generator = check_random_state(self.random_state)
@@ -366,8 +367,8 @@ class MixtureEstimator(FittedMixture):
     ) -> Batch:
         if first_pass:
             return self._checked_batch(X, sample_weight, reset=first_batch)
-        # The E-step finds infinite values by itself; looking for them here would read the data
-        # twice in each pass.
+        # The E-step finds infinite values itself; a check here would read the data twice in each
+        # pass.
         data = check_array(as_array(X), ensure_all_finite=False, ensure_min_samples=0, **CHECKS)
         if data.shape[1] != self.n_features_in_:
             raise ValueError(

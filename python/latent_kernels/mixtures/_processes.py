@@ -1,6 +1,4 @@
-"""The processes that fit one model together: what they tell each other, and errors, which all of
-them get.
-"""
+"""The processes that fit one model together: exchange of values, and of errors."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ T = TypeVar("T")
 
 
 def attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """(the answer, the error), one of them None."""
+    """Return (the answer, the error), one of them None."""
     try:
         return compute(), None
     except Exception as error:
@@ -26,11 +24,10 @@ def attempt(compute: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 class Processes:
-    """The processes of a torch.distributed group, which fit one model together; group None: this
-    one alone.
+    """The processes of a torch.distributed group, which fit one model together.
 
-    A method is called by all of them or by none. An error in one is raised in every process, so
-    that none waits for it.
+    If `group` is None, this process is alone. A method is called by all of them or by none. An
+    error in one is raised in every process, so that none waits for it.
     """
 
     def __init__(self, group: Any | None) -> None:
@@ -40,15 +37,15 @@ class Processes:
             raise ValueError("group must hold this process")
 
     def gather(self, value: T) -> list[T]:
-        """What every process gives, in rank order."""
+        """Return the values of all processes, in rank order."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def together(self, compute: Callable[[], T]) -> T:
-        """What compute gives here, where it raises in no process."""
+    def run_in_all(self, compute: Callable[[], T]) -> T:
+        """Return what compute gives here; raise if it raises in any process."""
         answer, error = attempt(compute)
         messages = self.gather(None if error is None else str(error))
         if error is not None:
@@ -58,8 +55,8 @@ class Processes:
                 raise RuntimeError(f"process {rank} of the group failed: {message}")
         return answer  # type: ignore[return-value]
 
-    def first(self, compute: Callable[[], T]) -> T:
-        """What compute gives in process 0, everywhere."""
+    def run_in_first(self, compute: Callable[[], T]) -> T:
+        """Return in every process what compute gives in process 0."""
         if self.group is None:
             return compute()
         answer, error = attempt(compute) if self.rank == 0 else (None, None)
@@ -73,7 +70,7 @@ class Processes:
         return result
 
     def total(self, add_to: Callable[[Floats], None], size: int) -> Floats:
-        """The sum over processes of what add_to adds to `size` zeros: one all-reduce."""
+        """Return the sum over processes of what add_to adds to `size` zeros, by one all-reduce."""
         sums = np.zeros(size + 1)
         _, error = attempt(lambda: add_to(sums[:-1]))
         if error is not None:
@@ -97,14 +94,15 @@ class Processes:
 
 
 def device_types(config: str) -> set[str]:
-    """The device types that a group communicates for, of a backend configuration such as
-    "cpu:gloo,cuda:nccl".
+    """Return the device types that a group communicates for.
+
+    config: a backend configuration such as "cpu:gloo,cuda:nccl".
     """
     return {pair.partition(":")[0] for pair in config.split(",")}
 
 
 def spelled(value: Any) -> str:
-    """A setting as text that is the same for equal values, and short."""
+    """Return a setting as a short text, which is the same for equal values."""
     text = _text(value)
     return (
         text
@@ -124,9 +122,7 @@ def _text(value: Any) -> str:
 
 
 def check_agreed(settings: Sequence[dict[str, str]]) -> None:
-    """Raises the same error in every process where one of the settings of these processes is not
-    that of the others.
-    """
+    """Raise the same error in every process if one of their settings differs."""
     for name in sorted({name for one in settings for name in one}):
         values = [one.get(name, "nothing") for one in settings]
         if len(set(values)) > 1:

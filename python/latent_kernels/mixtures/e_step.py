@@ -1,6 +1,4 @@
-"""E-steps of mixtures: one pass over the data, no N x K array, the same bits for any number of
-threads.
-"""
+"""E-steps of mixtures: one pass over the data, no N x K array, the same bits for all threads."""
 
 from __future__ import annotations
 
@@ -15,12 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from latent_kernels._data import dense_on_cpu
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.mixture import model
-from latent_kernels.mixtures import _columns
+from latent_kernels.mixtures import _families
 from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics, positive_definite
 
 Floats = NDArray[np.float64]
 _CPU = torch.device("cpu")
-_OVERFLOW = "X must not hold infinite values, nor ones so far from every component that their squares overflow {dtype}"
+_OVERFLOW = (
+    "X must not hold infinite values, nor ones so far from every component that their squares "
+    "overflow {dtype}"
+)
 
 
 def gaussian_e_step(
@@ -33,23 +34,22 @@ def gaussian_e_step(
     sample_weight: ArrayLike | None = None,
     hard: bool = False,
 ) -> SufficientStatistics:
-    """The E-step of a Gaussian mixture: expected sufficient statistics about the given means, and
-    the log-likelihood.
+    """Return the expected sufficient statistics of a Gaussian mixture about the given means.
 
     With r_ik = pi_k N(x_i; m_k, S_k) / sum_j pi_j N(x_i; m_j, S_j):
 
         N_k = sum_i w_i r_ik,  sum_i w_i r_ik (x_i - m_k),  sum_i w_i r_ik (x_i - m_k)(x_i - m_k)^T,
         log-likelihood = sum_i w_i log sum_k pi_k N(x_i; m_k, S_k)
 
-    (Dempster, Laird & Rubin 1977). NaN means missing at random, and is dealt with exactly: diagonal
-    and spherical densities are those of the columns that are there; full and tied ones are
+    (Dempster, Laird & Rubin 1977). NaN means missing at random, and is treated exactly: diagonal
+    and spherical densities are those of the columns that are present; full and tied ones are
     marginal, and the sums are completed by their conditional expectations (Ghahramani & Jordan
     1994), which takes a Cholesky factor for each component and pattern of missing columns.
 
-    Args: X: [N, D] float32 or float64, of any strides, a NumPy array (memory-mapped or read-only
-        too) or a tensor on
-            the CPU; it is not copied. Tiles of it are computed with in its dtype, and summed in
-            float64.
+    Args:
+        X: [N, D] float32 or float64, of any strides, a NumPy array (memory-mapped or read-only too)
+            or a tensor on the CPU; it is not copied. Its tiles are computed with in its dtype, and
+            summed in float64.
         weights: [K], pi_k >= 0, of sum 1.
         means: [K, D].
         covariances: "full" [K, D, D], "tied" [D, D], "diag" [K, D] variances, "spherical" [K]
@@ -65,9 +65,10 @@ def gaussian_e_step(
         `SufficientStatistics` about `means`; `.m_step()` gives the new parameters. Threads follow
         `torch.get_num_threads()` and change no bit.
 
-    Raises: TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
+    Raises:
+        TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
         ValueError: a shape or value is wrong; a covariance is not positive definite; X holds
-        infinite values.
+            infinite values.
 
     """
     data = checked_data(X)
@@ -84,12 +85,11 @@ def exponential_family_e_step(
     sample_weight: ArrayLike | None = None,
     hard: bool = False,
 ) -> SufficientStatistics:
-    """The E-step of a mixture whose columns are of several families, independent within a
-    component.
+    """Return the expected sufficient statistics of a mixture with columns of several families.
 
-    For canonical families log p(x | k) = <eta_k, phi(x)> - A(eta_k) + log h(x), the sums are those
-    of phi(x); diagonal Gaussian columns are as in `gaussian_e_step`. A value that is NaN is missing
-    at random and contributes nothing.
+    Columns are independent within a component. For canonical families log p(x | k) = <eta_k,
+    phi(x)> - A(eta_k) + log h(x), the sums are those of phi(x); diagonal Gaussian columns are as in
+    `gaussian_e_step`. A value that is NaN is missing at random and contributes nothing.
 
     | family | values | parameters of a column |
     | --- | --- | --- |
@@ -98,21 +98,25 @@ def exponential_family_e_step(
     | "poisson" | 0, 1, 2, ... | rates [K] |
     | "categorical" | 0, ..., C - 1 | p [K, C] |
 
-    Args: X: [N, D] float32 or float64, as in `gaussian_e_step`. weights: [K], pi_k >= 0, of sum 1.
-        families: one name for each column of X. parameters: mean parameters for each column of X,
-        as in the table. Probabilities and rates nearer than 1e-12
-            to 0 or 1 (rates: to 0) are taken as that far from it, so that natural parameters are
-            finite.
+    Args:
+        X: [N, D] float32 or float64, as in `gaussian_e_step`.
+        weights: [K], pi_k >= 0, of sum 1.
+        families: one name for each column of X.
+        parameters: mean parameters for each column of X, as in the table. Probabilities and rates
+            nearer than 1e-12 to 0 or 1 (rates: to 0) are moved to that distance, so that natural
+            parameters are finite.
         sample_weight: [N], w_i >= 0; None for 1.
         hard: as in `gaussian_e_step`.
 
-    Returns: `SufficientStatistics`: the Gaussian columns (in their order in X) have anchor, first
-        and second; the features of the others (in their order in X) have `features`, whose M-step
-        is `mean_parameters()`.
+    Returns:
+        `SufficientStatistics`: the Gaussian columns (in their order in X) have anchor, first and
+        second; the features of the others (in their order in X) have `features`, whose M-step is
+        `mean_parameters()`.
 
-    Raises: TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
+    Raises:
+        TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
         ValueError: a shape or value is wrong, an unknown family, or a value of X outside its
-        column's family.
+            column's family.
 
     """
     data = checked_data(X)
@@ -120,22 +124,21 @@ def exponential_family_e_step(
     return e_step(data, mixture, checked_sample_weight(sample_weight, len(data)), hard)
 
 
-# --- from here on: what the estimators share ------------------------------------------------------
+# --- shared with the estimators -------------------------------------------------------------------
 
 
 def e_step(
     X: NDArray[Any], parameters: model.Parameters, sample_weight: Floats | None, hard: bool = False
 ) -> SufficientStatistics:
-    """The statistics of checked data."""
+    """Return the statistics of checked data."""
     scale = 1.0
     if sample_weight is not None and X.dtype == np.float32 and len(X) > 0:
         most = float(sample_weight.max())
         if most > 0 and not 2.0**-60 < most < 2.0**60:  # products with them must fit float32
             scale = 2.0 ** math.floor(math.log2(most))
             sample_weight = sample_weight / scale
-    with np.errstate(
-        over="ignore", invalid="ignore", divide="ignore"
-    ):  # what comes of these is looked at below
+    # The results of these are checked below.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         sums = backend("mixture", _CPU).statistics(X, parameters, sample_weight, bool(hard))
     total = float(len(X)) if sample_weight is None else float(sample_weight.sum())
     result = SufficientStatistics(
@@ -164,8 +167,9 @@ def posterior(
     labels: bool = False,
     responsibilities: bool = False,
 ) -> tuple[Floats | None, NDArray[np.int64] | None, NDArray[Any] | None]:
-    """(log p(x_i) [N], the most probable component [N], r_ik [N, K] in X's dtype), each where it is
-    asked for.
+    """Return (log p(x_i), the most probable component, r_ik), each None unless it is asked for.
+
+    They are [N] float64, [N] and [N, K] in X's dtype.
     """
     rows, components = len(X), len(parameters.log_weights)
     density = np.empty(rows)
@@ -180,7 +184,7 @@ def posterior(
 
 
 def checked_data(X: Any, name: str = "X") -> NDArray[Any]:
-    """X as an array over the same memory."""
+    """Return X as an array over the same memory."""
     if isinstance(X, torch.Tensor):
         X = dense_on_cpu(name, X)
         if X.dtype not in (torch.float32, torch.float64):
@@ -190,11 +194,13 @@ def checked_data(X: Any, name: str = "X") -> NDArray[Any]:
         raise TypeError(f"{name} must be a NumPy array or a torch.Tensor; got {type(X).__name__}")
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} must not be a masked array: missing values are NaN, as {name}.filled(np.nan) has them"
+            f"{name} must not be a masked array: missing values are NaN, "
+            f"as {name}.filled(np.nan) has them"
         )
     if X.dtype not in (np.float32, np.float64) or not X.dtype.isnative:
         raise TypeError(
-            f"{name} must have dtype float32 or float64 in this machine's byte order; got {X.dtype!r}"
+            f"{name} must have dtype float32 or float64 in this machine's byte order; "
+            f"got {X.dtype!r}"
         )
     if X.ndim != 2 or X.shape[1] == 0:
         raise ValueError(f"{name} must have shape [N, D] with D >= 1; got {X.shape}")
@@ -202,13 +208,14 @@ def checked_data(X: Any, name: str = "X") -> NDArray[Any]:
 
 
 def checked_sample_weight(sample_weight: ArrayLike | None, rows: int) -> Floats | None:
-    """Weights [N] as float64."""
+    """Return the weights [N] as float64."""
     if sample_weight is None:
         return None
     weight = _floats("sample_weight", sample_weight)
     if weight.shape != (rows,):
         raise ValueError(
-            f"sample_weight must have shape ({rows},), one weight for each row of X; got {weight.shape}"
+            f"sample_weight must have shape ({rows},), one weight for each row of X; "
+            f"got {weight.shape}"
         )
     if not (np.isfinite(weight) & (weight >= 0)).all():
         raise ValueError("sample_weight must be finite and >= 0")
@@ -222,9 +229,8 @@ def _floats(name: str, x: Any) -> Floats:
         array = np.asarray(x)
         if np.iscomplexobj(array):
             raise TypeError("complex numbers")
-        return array.astype(
-            np.float64
-        )  # a copy: what the statistics keep must not change with the caller's array
+        # A copy: the statistics' arrays must not change with the caller's.
+        return array.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be an array of numbers; got {type(x).__name__} ({error})"
@@ -243,7 +249,7 @@ def _log_weights(weights: ArrayLike) -> Floats:
 
 
 def covariance_shape(covariance_type: str, components: int, size: int) -> tuple[int, ...]:
-    """The shape of `covariances`."""
+    """Return the shape of `covariances`."""
     if covariance_type not in model.COVARIANCE_TYPES:
         known = ", ".join(map(repr, model.COVARIANCE_TYPES))
         raise ValueError(f"covariance_type must be one of {known}; got {covariance_type!r}")
@@ -256,7 +262,7 @@ def covariance_shape(covariance_type: str, components: int, size: int) -> tuple[
 
 
 def precisions_cholesky(covariances: Floats, covariance_type: str) -> Floats:
-    """U with Sigma^-1 = U U^T, upper triangular; 1/sigma for "diag" and "spherical"."""
+    """Return U with Sigma^-1 = U U^T, upper triangular; 1/sigma for "diag" and "spherical"."""
     if covariance_type in ("diag", "spherical"):
         bad = ~(np.isfinite(covariances) & (covariances > 0))
         if bad.any():
@@ -277,7 +283,8 @@ def precisions_cholesky(covariances: Floats, covariance_type: str) -> Floats:
             bad = np.array([not positive_definite(covariance) for covariance in stack])
     if bad.any():
         raise ValueError(
-            f"covariances must be symmetric and positive definite; number {int(np.flatnonzero(bad)[0])} is not"
+            "covariances must be symmetric and positive definite; "
+            f"number {int(np.flatnonzero(bad)[0])} is not"
         )
     result: Floats = np.triu(np.linalg.inv(lower).swapaxes(1, 2)).reshape(covariances.shape)
     return result
@@ -286,7 +293,7 @@ def precisions_cholesky(covariances: Floats, covariance_type: str) -> Floats:
 def gaussian_parameters(
     weights: ArrayLike, means: ArrayLike, covariances: ArrayLike, covariance_type: str, size: int
 ) -> model.Parameters:
-    """Checked parameters of a Gaussian mixture over `size` columns."""
+    """Return checked parameters of a Gaussian mixture over `size` columns."""
     log_weights = _log_weights(weights)
     components = len(log_weights)
     m, s = _floats("means", means), _floats("covariances", covariances)
@@ -311,12 +318,13 @@ def gaussian_parameters(
 def mixed_parameters(
     weights: ArrayLike, families: Sequence[str], parameters: Sequence[Any], size: int
 ) -> model.Parameters:
-    """Checked parameters of a mixture of several families."""
+    """Return checked parameters of a mixture of several families."""
     log_weights = _log_weights(weights)
     components = len(log_weights)
     if isinstance(families, str):
         raise TypeError(
-            f"families must be a sequence of one name for each column of X; got the string {families!r}"
+            "families must be a sequence of one name for each column of X; "
+            f"got the string {families!r}"
         )
     families = list(families)
     if len(families) != size or len(parameters) != size:
@@ -327,8 +335,8 @@ def mixed_parameters(
     gaussians: list[tuple[int, Floats, Floats]] = []
     columns, kinds, starts, naturals, partitions = [], [], [0], [], []
     for i, (family, parameter) in enumerate(zip(families, parameters, strict=True)):
-        if family not in _columns.FAMILIES:
-            known = ", ".join(map(repr, _columns.FAMILIES))
+        if family not in _families.FAMILIES:
+            known = ", ".join(map(repr, _families.FAMILIES))
             raise ValueError(f"families must be of {known}; got {family!r} for column {i}")
         if family == "gaussian":
             mean, variance = _gaussian_column(i, parameter, components)
@@ -336,7 +344,7 @@ def mixed_parameters(
             continue
         mean = _floats(f"parameters[{i}]", parameter)
         _check_mean(i, family, mean, components)
-        natural, partition = _columns.natural_parameters(family, mean)
+        natural, partition = _families.natural_parameters(family, mean)
         columns.append(i)
         kinds.append(family)
         starts.append(starts[-1] + natural.shape[1])
@@ -373,7 +381,8 @@ def _gaussian_column(i: int, parameter: Any, components: int) -> tuple[Floats, F
         or not (arrays[1] > 0).all()
     ):
         raise ValueError(
-            f"parameters[{i}] must be finite means and variances > 0, two arrays of shape ({components},)"
+            f"parameters[{i}] must be finite means and variances > 0, "
+            f"two arrays of shape ({components},)"
         )
     return arrays[0], arrays[1]
 

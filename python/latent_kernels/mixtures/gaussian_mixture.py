@@ -1,4 +1,4 @@
-"""`GaussianMixture`: scikit-learn's estimator, with missing values, weights, batches and processes."""
+"""`GaussianMixture`: scikit-learn's estimator, with missing values, weights, batches, processes."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ class GaussianMixture(MixtureEstimator):
     An iteration is one pass over the data (`gaussian_e_step`) that stores no [N, K] array.
     Arguments, attributes and the stream of random numbers are scikit-learn's: with the same
     random_state both start alike (as long as the data have no more rows than the initialization
-    looks at) and end alike. Beyond it there are sample_weight, missing values (NaN, at random),
+    uses) and end alike. Beyond it there are sample_weight, missing values (NaN, at random),
     `partial_fit`, `fit_batches`, and `group=` for torch.distributed.
 
-    Args: n_components: K >= 1. covariance_type: "full", "tied" (one for all components), "diag" or
-        "spherical". tol: EM stops where the mean log-likelihood changes by less than this.
+    Args:
+        n_components: K >= 1.
+        covariance_type: "full", "tied" (one for all components), "diag" or "spherical".
+        tol: EM stops where the mean log-likelihood changes by less than this.
         reg_covar: added to every variance; >= 0. With 0 the likelihood never falls; with more it
-        may, slightly. What
-            "full" and "tied" covariances complete missing values with holds it already: they gain
-            it times the share of rows (of all components together) that have the column, so that it
-            does not compound.
-        max_iter: most iterations of one run.
+            may, slightly. What "full" and "tied" covariances complete missing values with holds it
+            already: they gain it times the share of rows (of all components together) that have the
+            column, so that it does not compound.
+        max_iter: the maximum number of iterations of one run.
         n_init: number of runs; the one of greatest likelihood is kept.
         init_params: "kmeans", "k-means++" (rows far apart as means), "random_from_data" (any rows
             as means) or "random" (responsibilities).
@@ -54,20 +55,26 @@ class GaussianMixture(MixtureEstimator):
         precisions_init: inverse covariances, in the shape of `precisions_`, likewise. With all
             three nothing is drawn.
         random_state: int, RandomState or None.
-        warm_start: fit goes on from where the last one ended, with one run.
+        warm_start: fit continues from the result of the last one, with one run.
         verbose: 1 shows progress on stderr, 2 a line for each iteration.
         verbose_interval: with verbose=2, a line only for every so many iterations.
-        init_size: how many rows, drawn at random, the initialization looks at; None: at most
+        init_size: how many rows, drawn at random, the initialization uses; None: at most
             max(10_000, 100 n_components). Missing values count there as their column's mean, and a
             column without any value has mean 0 and variance 1.
 
-    Attributes: weights_: [K], float64 as everything here. means_: [K, D]. covariances_: "full" [K,
-        D, D], "tied" [D, D], "diag" [K, D], "spherical" [K]. precisions_: their inverses, of the
-        same shapes. precisions_cholesky_: U, upper triangular, with precision U U^T; 1/sigma for
-        "diag" and "spherical". converged_: whether the best run stopped by tol. n_iter_: its number
-        of iterations. lower_bound_: mean log-likelihood in its last E-step. lower_bounds_: list of
-        those of all its iterations. n_features_in_: D. feature_names_in_: column names, where X has
-        them.
+    Attributes:
+        weights_: [K], float64 as everything here.
+        means_: [K, D].
+        covariances_: "full" [K, D, D], "tied" [D, D], "diag" [K, D], "spherical" [K].
+        precisions_: their inverses, of the same shapes.
+        precisions_cholesky_: U, upper triangular, with precision U U^T; 1/sigma for "diag" and
+            "spherical".
+        converged_: whether the best run stopped by tol.
+        n_iter_: its number of iterations.
+        lower_bound_: mean log-likelihood in its last E-step.
+        lower_bounds_: list of those of all its iterations.
+        n_features_in_: D.
+        feature_names_in_: column names, where X has them.
 
     A component that loses all its weight keeps its mean and covariance with weight 0, and a
     ConvergenceWarning names it; a singular covariance raises a ValueError.
@@ -123,7 +130,7 @@ class GaussianMixture(MixtureEstimator):
             )
 
     def _initial(self, name: str, shape: tuple[int, ...]) -> Floats | None:
-        """One of the arrays that the constructor was given, checked."""
+        """Return one of the constructor's initial arrays, checked, or None."""
         value = getattr(self, name)
         if value is None:
             return None
@@ -133,7 +140,7 @@ class GaussianMixture(MixtureEstimator):
         return array
 
     def _initials(self, features: int) -> tuple[Floats | None, Floats | None, Floats | None]:
-        """(weights, means, covariances), each None where it was not given."""
+        """Return the initial (weights, means, covariances), each None where it was not given."""
         weights = initial_weights(self.weights_init, self.n_components)
         means = self._initial("means_init", (self.n_components, features))
         shape = covariance_shape(self.covariance_type, self.n_components, features)
@@ -144,7 +151,7 @@ class GaussianMixture(MixtureEstimator):
             None if precisions is None else _inverses(precisions, self.covariance_type),
         )
 
-    def _given(self, features: int) -> _Parameters | None:
+    def _given_parameters(self, features: int) -> _Parameters | None:
         weights, means, covariances = self._initials(features)
         if weights is None or means is None or covariances is None:
             return None
@@ -154,12 +161,12 @@ class GaussianMixture(MixtureEstimator):
         weights, means, covariances = self._initials(sample.X.shape[1])
         Z = _initialization.filled(sample.X, sample.weight)
         unknown = _initialization.without_values(sample.X)
-        parts = _initialization.parts(
+        assignment = _initialization.assign(
             self.init_params, Z, sample.weight, self.n_components, generator
         )
         single = self.init_params in _initialization.SINGLE_ROWS
         statistics = _initialization.gaussian_statistics(
-            Z, sample.weight, parts, self.covariance_type, single, unknown
+            Z, sample.weight, assignment, self.covariance_type, single, unknown
         )
         if weights is None:
             weights = statistics.counts / statistics.counts.sum()
@@ -185,7 +192,8 @@ class GaussianMixture(MixtureEstimator):
         if fitted != self.covariance_type:
             raise ValueError(
                 f"the model was fitted with covariance_type = {fitted!r}, which does not go with "
-                f"covariance_type = {self.covariance_type!r}: set it back, or fit again without warm_start"
+                f"covariance_type = {self.covariance_type!r}: set it back, or fit again without "
+                "warm_start"
             )
         width = self._width()
         shape = covariance_shape(self.covariance_type, self.n_components, width)
@@ -196,9 +204,10 @@ class GaussianMixture(MixtureEstimator):
             or result.precisions_cholesky.shape != shape
         ):
             raise ValueError(
-                f"the fitted model has means of shape {result.means.shape} and covariances of shape "
-                f"{result.covariances.shape}, which do not go with n_components = {self.n_components}, "
-                f"covariance_type = {self.covariance_type!r} and {width} columns"
+                f"the fitted model has means of shape {result.means.shape} and covariances of "
+                f"shape {result.covariances.shape}, which do not go with n_components = "
+                f"{self.n_components}, covariance_type = {self.covariance_type!r} and "
+                f"{width} columns"
             )
         return result
 
@@ -267,7 +276,7 @@ class GaussianMixture(MixtureEstimator):
 
 
 def initial_weights(weights_init: ArrayLike | None, components: int) -> Floats | None:
-    """The constructor's weights_init [K], checked."""
+    """Return the constructor's weights_init [K], checked."""
     if weights_init is None:
         return None
     weights: Floats = np.array(weights_init, np.float64)
@@ -285,7 +294,7 @@ def initial_weights(weights_init: ArrayLike | None, components: int) -> Floats |
 
 
 def _inverses(precisions: Floats, covariance_type: str) -> Floats:
-    """Covariances of precisions_init."""
+    """Return the covariances of precisions_init."""
     try:
         u = precisions_cholesky(precisions, covariance_type)
     except ValueError:

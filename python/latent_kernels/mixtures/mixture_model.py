@@ -1,4 +1,4 @@
-"""`MixtureModel`: EM for columns of several exponential families, latent class analysis among them."""
+"""`MixtureModel`: EM for columns of several exponential families, such as latent class analysis."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from latent_kernels.kernels.mixture import model
-from latent_kernels.mixtures import _columns, _initialization
+from latent_kernels.mixtures import _families, _initialization
 from latent_kernels.mixtures._em import Batch, Census
-from latent_kernels.mixtures._initialization import Parts, Sample
+from latent_kernels.mixtures._initialization import Assignment, Sample
 from latent_kernels.mixtures._mixture_estimator import MixtureEstimator
 from latent_kernels.mixtures.e_step import mixed_parameters
 from latent_kernels.mixtures.gaussian_mixture import initial_weights
@@ -20,9 +20,9 @@ from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
 Floats = NDArray[np.float64]
 
 _VALUES = {"bernoulli": "0 and 1", "poisson": "0, 1, 2, ...", "categorical": "0, 1, 2, ..."}
-# A column may have so many categories, or as many as there are rows; more must be a mistake.
+# A column may have this many categories, or as many as there are rows; more must be a mistake.
 _MOST_CATEGORIES = 1000
-# Values are checked in blocks of so many rows, so that no copy of X is made.
+# Values are checked in blocks of this many rows, so that no copy of X is made.
 _BLOCK = 1 << 16
 
 
@@ -32,8 +32,7 @@ class _Parameters(NamedTuple):
 
 
 class MixtureModel(MixtureEstimator):
-    r"""A mixture whose columns are of several families, independent within a component, fitted by
-    EM.
+    r"""A mixture with columns of several families, independent within a component, fitted by EM.
 
     .. math::
         p(x) = \sum_k \pi_k \prod_d p_d(x_d; \theta_{dk})
@@ -49,14 +48,15 @@ class MixtureModel(MixtureEstimator):
     | "poisson" | 0, 1, 2, ... | rates [K] |
     | "categorical" | 0, ..., C - 1 | p [K, C] |
 
-    Args: n_components: K >= 1. families: one name for each column, or one for all; None:
-        "gaussian". min_categories: least C of categorical columns, an int or one for each column of
-        X. C is the greatest value in
-            the data of `fit` (or the first batch of `partial_fit`) + 1, where that is more; rows of
-            weight 0 do not count. It may be at most max(1000, rows), or this.
+    Args:
+        n_components: K >= 1.
+        families: one name for each column, or one for all; None: "gaussian".
+        min_categories: least C of categorical columns, an int or one for each column of X. C is the
+            greatest value in the data of `fit` (or the first batch of `partial_fit`) + 1, where
+            that is more; rows of weight 0 do not count. It may be at most max(1000, rows), or this.
         tol: EM stops where the mean log-likelihood changes by less than this.
         reg_covar: added to every variance of a Gaussian column; >= 0.
-        max_iter: most iterations of one run.
+        max_iter: the maximum number of iterations of one run.
         n_init: number of runs; the one of greatest likelihood is kept.
         init_params: "kmeans", "k-means++", "random_from_data" or "random", as in `GaussianMixture`.
             Distances are those of columns made comparable: Gaussian ones and square roots of
@@ -64,14 +64,16 @@ class MixtureModel(MixtureEstimator):
         weights_init: [K], in place of those of init_params.
         parameters_init: in the form of `parameters_`, likewise. With both nothing is drawn.
         random_state: int, RandomState or None.
-        warm_start: fit goes on from where the last one ended, with one run.
+        warm_start: fit continues from the result of the last one, with one run.
         verbose: 1 shows progress on stderr, 2 a line for each iteration.
-        init_size: how many rows, drawn at random, the initialization looks at; None: at most
+        init_size: how many rows, drawn at random, the initialization uses; None: at most
             max(10_000, 100 n_components).
 
-    Attributes: weights_: [K], float64 as everything here. parameters_: list with an entry for each
-        column, as in the table; what `exponential_family_e_step` takes.
-            Probabilities and rates on the boundary are kept 1e-12 inside of it.
+    Attributes:
+        weights_: [K], float64 as everything here.
+        parameters_: list with an entry for each column, as in the table; what
+            `exponential_family_e_step` takes. Probabilities and rates on the boundary are kept
+            1e-12 inside of it.
         families_: tuple with the name of each column's family.
         n_categories_: [D], C of categorical columns and 0 of others.
         converged_: whether the best run stopped by tol.
@@ -127,23 +129,24 @@ class MixtureModel(MixtureEstimator):
     # --- columns ----------------------------------------------------------------------------------
 
     def _families(self, features: int) -> tuple[str, ...]:
-        """A family for each column."""
+        """Return a family for each column."""
         if self.families is None or isinstance(self.families, str):
             families: tuple[str, ...] = (self.families or "gaussian",) * features
         else:
             families = tuple(self.families)
         if len(families) != features:
             raise ValueError(
-                f"families must name one for each of the {features} columns of X; got {len(families)}"
+                f"families must name one for each of the {features} columns of X; "
+                f"got {len(families)}"
             )
         for i, family in enumerate(families):
-            if family not in _columns.FAMILIES:
-                known = ", ".join(map(repr, _columns.FAMILIES))
+            if family not in _families.FAMILIES:
+                known = ", ".join(map(repr, _families.FAMILIES))
                 raise ValueError(f"families must be of {known}; got {family!r} for column {i}")
         return families
 
     def _least_categories(self, features: int) -> NDArray[np.int64]:
-        """min_categories for each column."""
+        """Return min_categories for each column."""
         least = np.asarray(1 if self.min_categories is None else self.min_categories)
         if (
             least.shape not in ((), (features,))
@@ -151,8 +154,8 @@ class MixtureModel(MixtureEstimator):
             or (least < 0).any()
         ):
             raise ValueError(
-                f"min_categories must be None, an integer or one for each of the {features} columns; "
-                f"got {self.min_categories!r}"
+                "min_categories must be None, an integer or one for each of the "
+                f"{features} columns; got {self.min_categories!r}"
             )
         return np.broadcast_to(np.maximum(least, 1), (features,)).astype(np.int64)
 
@@ -160,8 +163,8 @@ class MixtureModel(MixtureEstimator):
         return [i for i, family in enumerate(self._families(features)) if family == "categorical"]
 
     def _counted_rows(self, batch: Batch) -> Batch:
-        # A row without weight may be of a category that no other one has, and for which there is no
-        # room.
+        # A row without weight may be of a category that no other row has, and that has no column
+        # among the features.
         X, weight = batch
         if weight is None or weight.all() or not self._categorical(X.shape[1]):
             return batch
@@ -170,23 +173,23 @@ class MixtureModel(MixtureEstimator):
     def _prepare(self, census: Census, warm: bool) -> None:
         families = self._families(census.features)
         categories = np.zeros(census.features, np.int64)
-        of_categories = np.array([family == "categorical" for family in families])
-        if of_categories.any():
-            least = self._least_categories(census.features)[of_categories]
+        categorical = np.array([family == "categorical" for family in families])
+        if categorical.any():
+            least = self._least_categories(census.features)[categorical]
             most = max(_MOST_CATEGORIES, census.rows, *least)
-            for i, greatest in zip(np.flatnonzero(of_categories), census.greatest, strict=True):
+            for i, greatest in zip(np.flatnonzero(categorical), census.greatest, strict=True):
                 if greatest >= most:
                     raise ValueError(
-                        f"column {i} of X is 'categorical' with values up to {greatest:.0f} in {census.rows} rows: "
-                        "recode its values as 0, 1, 2, ..., without gaps"
+                        f"column {i} of X is 'categorical' with values up to {greatest:.0f} in "
+                        f"{census.rows} rows: recode its values as 0, 1, 2, ..., without gaps"
                     )
-            categories[of_categories] = np.maximum(least, census.greatest.astype(np.int64) + 1)
+            categories[categorical] = np.maximum(least, census.greatest.astype(np.int64) + 1)
         if not warm:
             self.families_, self.n_categories_ = families, categories
         elif families != self.families_ or (categories > self.n_categories_).any():
             raise ValueError(
-                f"warm_start goes on with {self.families_} and {self.n_categories_} categories, which do not go with "
-                f"{families} and {categories}"
+                f"warm_start goes on with {self.families_} and {self.n_categories_} categories, "
+                f"which do not go with {families} and {categories}"
             )
 
     def _check_values(self, X: NDArray[Any], fitted: bool) -> None:
@@ -199,14 +202,16 @@ class MixtureModel(MixtureEstimator):
             for start in range(0, len(X), _BLOCK):
                 _check_block(family, X[start : start + _BLOCK, columns], columns, bound)
 
-    def _of(self, *families: str) -> list[int]:
-        """The columns of these families."""
+    def _columns_of(self, *families: str) -> list[int]:
+        """Return the columns of these families."""
         return [i for i, family in enumerate(self.families_) if family in families]
 
     # --- hooks ------------------------------------------------------------------------------------
 
     def _checked_initials(self) -> tuple[Floats | None, tuple[Any, ...] | None]:
-        """(weights, parameters of the columns), each None where the constructor was not given it."""
+        """Return the initial (weights, parameters of the columns), each None where it was not
+        given.
+        """
         weights = initial_weights(self.weights_init, self.n_components)
         if self.parameters_init is None:
             return weights, None
@@ -225,73 +230,74 @@ class MixtureModel(MixtureEstimator):
             mean = np.array(given, np.float64)
             if family == "categorical" and mean.shape[1] != self.n_categories_[i]:
                 raise ValueError(
-                    f"parameters_init[{i}] must have a probability for each of the {self.n_categories_[i]} categories "
-                    f"of column {i}; got {mean.shape[1]}"
+                    f"parameters_init[{i}] must have a probability for each of the "
+                    f"{self.n_categories_[i]} categories of column {i}; got {mean.shape[1]}"
                 )
-            columns.append(_columns.inside(family, mean))
+            columns.append(_families.clipped(family, mean))
         return weights, tuple(columns)
 
-    def _given(self, features: int) -> _Parameters | None:
+    def _given_parameters(self, features: int) -> _Parameters | None:
         weights, columns = self._checked_initials()
         return None if weights is None or columns is None else _Parameters(weights, columns)
 
     def _start(self, sample: Sample, generator: np.random.RandomState) -> _Parameters:
         weights, columns = self._checked_initials()
         Z = np.empty((len(sample.X), 0))
-        if self.init_params in ("kmeans", "k-means++"):  # the others look at no distance
+        if self.init_params in ("kmeans", "k-means++"):  # the others use no distances
             Z = np.concatenate(
                 [self._encoded(i, sample) for i in range(len(self.families_))], axis=1
             )
-        parts = _initialization.parts(
+        assignment = _initialization.assign(
             self.init_params, Z, sample.weight, self.n_components, generator
         )
-        counts = parts.counts
+        counts = assignment.counts
         if columns is None:
             columns = tuple(
-                self._first_column(i, sample, parts) for i in range(len(self.families_))
+                self._first_column(i, sample, assignment) for i in range(len(self.families_))
             )
         return _Parameters(counts / counts.sum() if weights is None else weights, columns)
 
     def _encoded(self, i: int, sample: Sample) -> Floats:
-        """Column i as columns [n, E] whose distances mean something."""
+        """Return column i as columns [n, E] with meaningful distances."""
         x, family = sample.X[:, i : i + 1], self.families_[i]
         if family == "categorical":
             return _initialization.filled(_initialization.one_hot(x[:, 0]), sample.weight)
         x = _initialization.filled(np.sqrt(x) if family == "poisson" else x, sample.weight)
         return x if family == "bernoulli" else _initialization.standardized(x, sample.weight)
 
-    def _first_column(self, i: int, sample: Sample, parts: Parts) -> Any:
-        """Start parameters of column i."""
+    def _first_column(self, i: int, sample: Sample, assignment: Assignment) -> Any:
+        """Return start parameters of column i."""
         x, family = sample.X[:, i : i + 1], self.families_[i]
         if family == "categorical":
             counts = _initialization.category_counts(
-                x[:, 0], sample.weight, parts, int(self.n_categories_[i])
+                x[:, 0], sample.weight, assignment, int(self.n_categories_[i])
             )
-            return _columns.inside(family, counts)
+            return _families.clipped(family, counts)
         unknown = _initialization.without_values(x)
         x = _initialization.filled(x, sample.weight)
         if family == "gaussian":
             statistics = _initialization.gaussian_statistics(
-                x, sample.weight, parts, "diag", False, unknown
+                x, sample.weight, assignment, "diag", False, unknown
             )
-            components = len(parts.counts)
+            components = len(assignment.counts)
             whole = _initialization.sample_covariances(
                 x, sample.weight, "diag", components, self.reg_covar, unknown
             )
             _, means, variances = statistics.m_step(reg_covar=self.reg_covar, covariances=whole)
             return means[:, 0], variances[:, 0]
-        # A row of the whole sample's mean beside a component's own: a probability of 0 would stay 0
-        # for ever.
+        # The whole sample's mean counts as one more row of every component: a probability of 0
+        # would stay 0 for ever.
         whole = np.average(x, axis=0, weights=sample.weight)
-        mean = (parts.sums(x) + whole) / (parts.counts[:, None] + 1)
-        return _columns.inside(family, mean[:, 0])
+        mean = (assignment.sums(x) + whole) / (assignment.counts[:, None] + 1)
+        return _families.clipped(family, mean[:, 0])
 
     def _parameters(self) -> _Parameters:
         width = self._width()
         if len(self.weights_) != self.n_components or len(self.parameters_) != width:
             raise ValueError(
-                f"the fitted model has {len(self.weights_)} components and {len(self.parameters_)} columns, which do "
-                f"not go with n_components = {self.n_components} and {width} columns"
+                f"the fitted model has {len(self.weights_)} components and "
+                f"{len(self.parameters_)} columns, which do not go with "
+                f"n_components = {self.n_components} and {width} columns"
             )
         if not hasattr(self, "families_"):  # the parameters were set by hand
             self.families_ = self._families(width)
@@ -315,19 +321,19 @@ class MixtureModel(MixtureEstimator):
 
     def _m_step(self, statistics: SufficientStatistics, previous: _Parameters) -> _Parameters:
         columns = list(previous.columns)
-        gaussian = self._of("gaussian")
+        gaussian = self._columns_of("gaussian")
         if gaussian:
             variances = np.stack([previous.columns[i][1] for i in gaussian], axis=1)
             _, means, variances = statistics.m_step(reg_covar=self.reg_covar, covariances=variances)
             for at, i in enumerate(gaussian):
                 columns[i] = (means[:, at].copy(), variances[:, at].copy())
         mean_parameters, starts = statistics.mean_parameters(), statistics.feature_starts
-        for at, i in enumerate(self._of(*_VALUES)):
+        for at, i in enumerate(self._columns_of(*_VALUES)):
             mean = mean_parameters[:, starts[at] : starts[at + 1]]
             if self.families_[i] != "categorical":
                 mean = mean[:, 0]
             # NaN: no row of the component has the column.
-            columns[i] = _columns.inside(
+            columns[i] = _families.clipped(
                 self.families_[i], np.where(np.isnan(mean), previous.columns[i], mean)
             )
         return _Parameters(statistics.counts / statistics.counts.sum(), tuple(columns))
@@ -349,14 +355,14 @@ class MixtureModel(MixtureEstimator):
                     len(labels)
                 )
             else:
-                result[:, i] = _columns.sample(family, parameter[labels], generator)
+                result[:, i] = _families.sample(family, parameter[labels], generator)
         return result
 
 
 def _check_block(
     family: str, x: NDArray[Any], columns: NDArray[np.int64], bound: NDArray[np.int64] | None
 ) -> None:
-    """Raises where a value [n, C] is not one of the family's, or not below its column's bound."""
+    """Raise if a value [n, C] is not one of the family's, or not below its column's bound."""
     whole = (x >= 0) & (x == np.floor(x)) & np.isfinite(x)
     bad = ~(whole & (x <= 1)) if family == "bernoulli" else ~whole
     if bound is not None:

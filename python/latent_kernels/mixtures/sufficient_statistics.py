@@ -1,6 +1,4 @@
-"""What an E-step leaves of the data: sums, which add over shards, move to another anchor, and give
-the M-step.
-"""
+"""The sufficient statistics of an E-step: sums that add over shards and give the M-step."""
 
 from __future__ import annotations
 
@@ -27,29 +25,32 @@ class GaussianParameters(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SufficientStatistics:
-    """The expected sufficient statistics of a mixture, from `gaussian_e_step` or
-    `exponential_family_e_step`.
+    """The expected sufficient statistics of a mixture, from one of the E-steps.
 
     With responsibilities r_ik (times the sample weights) and one anchor a_k for each component, the
     previous mean:
 
-        counts N_k = sum_i r_ik,   first = sum_i r_ik (x_i - a_k),   second = sum_i r_ik (x_i - a_k)(x_i - a_k)^T
+        counts N_k = sum_i r_ik,   first = sum_i r_ik (x_i - a_k),
+        second = sum_i r_ik (x_i - a_k)(x_i - a_k)^T
 
     Sums about an anchor near the data keep their digits where E[x^2] - E[x]^2 has none left. They
     are float64.
 
-    Args: covariance_type: "full", "tied", "diag" or "spherical". log_likelihood: sum_i w_i log
-        p(x_i), in nats, of the parameters that the E-step was given. total_weight: sum of the
-        sample weights. counts: [K]. observed: [K, D], the weight of the rows in which a column is
-        there; the counts where nothing is missing, and
-            for "full" and "tied", whose sums are completed by their expectations.
+    Args:
+        covariance_type: "full", "tied", "diag" or "spherical".
+        log_likelihood: sum_i w_i log p(x_i), in nats, of the parameters that the E-step was given.
+        total_weight: sum of the sample weights.
+        counts: [K].
+        observed: [K, D], the weight of the rows in which a column is present; the counts where
+            nothing is missing, and for "full" and "tied", whose sums are completed by their
+            expectations.
         anchor: [K, D].
         first: [K, D].
         second: [K, D, D] full, [D, D] tied (summed over components), [K, D] diag and spherical (the
             squares alone).
-        features: [K, F], sum_i r_ik phi(x_i) over the columns of other families (F = 0: there are
-            none).
-        features_observed: [K, C], the weight of the rows in which such a column is there.
+        features: [K, F], sum_i r_ik phi(x_i) over the columns of other families; F = 0 if there are
+            none.
+        features_observed: [K, C], the weight of the rows in which such a column is present.
         feature_starts: [C + 1], the features of column c are feature_starts[c]:feature_starts[c +
             1].
 
@@ -80,15 +81,18 @@ class SufficientStatistics:
             )
         if self._shapes() != other._shapes():
             raise ValueError(
-                f"statistics must have the same shapes to be added; got {self._shapes()}, {other._shapes()}"
+                "statistics must have the same shapes to be added; "
+                f"got {self._shapes()}, {other._shapes()}"
             )
         if self._starts() != other._starts():
             raise ValueError(
-                f"statistics must have the same features; they start at {self._starts()}, {other._starts()}"
+                "statistics must have the same features; "
+                f"they start at {self._starts()}, {other._starts()}"
             )
         if not np.array_equal(self.anchor, other.anchor):
             raise ValueError(
-                "statistics can be added only about one anchor; move one of them: a.about(b.anchor) + b"
+                "statistics can be added only about one anchor; "
+                "move one of them: a.about(b.anchor) + b"
             )
         return self.from_vector(self.to_vector() + other.to_vector())
 
@@ -115,15 +119,16 @@ class SufficientStatistics:
         ]
 
     def to_vector(self) -> Floats:
-        """Every sum in one vector, without the anchor: adding vectors adds statistics about one
-        anchor.
+        """Return every sum in one vector, without the anchor.
+
+        Adding vectors adds statistics about one anchor.
         """
         return np.concatenate(
             [[self.log_likelihood, self.total_weight], *(x.ravel() for x in self._arrays())]
         )
 
     def from_vector(self, vector: Floats) -> SufficientStatistics:
-        """Statistics of this one's shapes and anchor with the sums of `vector`."""
+        """Return statistics of this one's shapes and anchor with the sums of `vector`."""
         vector = np.array(vector, dtype=np.float64)
         if vector.shape != (2 + sum(x.size for x in self._arrays()),):
             raise ValueError(
@@ -147,7 +152,7 @@ class SufficientStatistics:
         )
 
     def about(self, anchor: Floats) -> SufficientStatistics:
-        """The same statistics about another anchor [K, D].
+        """Return the same statistics about another anchor [K, D].
 
         Raises:
             ValueError: anchor has another shape than [K, D], or is not finite.
@@ -171,10 +176,10 @@ class SufficientStatistics:
         return replace(self, anchor=anchor, first=first, second=second)
 
     def mean_parameters(self) -> Floats:
-        """The mean of every feature in every component [K, F]: the M-step of the columns of other
-        families.
+        """Return the mean of every feature in every component [K, F].
 
-        NaN where the column is missing in every row of a component.
+        This is the M-step of the columns of other families. It is NaN where the column is missing
+        in every row of a component.
         """
         column = np.repeat(np.arange(len(self.feature_starts) - 1), np.diff(self.feature_starts))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -183,21 +188,20 @@ class SufficientStatistics:
     def m_step(
         self, *, reg_covar: float = 0.0, covariances: ArrayLike | None = None
     ) -> GaussianParameters:
-        """The parameters that maximize the expected log-likelihood, from the statistics of the
-        Gaussian columns.
+        """Return the Gaussian parameters that maximize the expected log-likelihood.
 
         weights = N_k / sum N, means = a_k + first / N_k, covariances = second / N_k less the square
         of the change of the mean, plus reg_covar on the diagonal. With missing values N_k is
         `observed` of the column.
 
-        Args: reg_covar: added to every variance; >= 0. covariances: the previous ones. A component
-            without weight (or a column missing in all its rows) has no
-                estimate: it keeps its anchor as its mean and these, as they are.
+        Args:
+            reg_covar: added to every variance; >= 0.
+            covariances: the previous ones. A component without weight (or a column missing in all
+                its rows) has no estimate: it keeps its anchor as its mean and these, as they are.
 
-        Raises: ValueError: a component has no weight and covariances is not given ("tied" needs
-            none); a covariance is not
-                positive definite,
-                which a greater reg_covar mends.
+        Raises:
+            ValueError: a component has no weight and covariances is not given ("tied" needs none);
+                a covariance is not positive definite, which a greater reg_covar prevents.
 
         """
         if not reg_covar >= 0:
@@ -229,7 +233,7 @@ class SufficientStatistics:
         return GaussianParameters(counts / counts.sum(), self.anchor + delta, new)
 
     def _covariances(self, counts: Floats, observed: Floats, delta: Floats, empty: Mask) -> Floats:
-        """The estimates, of any value where there is nothing to estimate from."""
+        """Return the estimates, of any value where there is nothing to estimate from."""
         if self.covariance_type == "full":
             return self.second / observed[:, :, None] - delta[:, :, None] * delta[:, None, :]
         if self.covariance_type == "tied":
@@ -244,7 +248,7 @@ class SufficientStatistics:
         return spherical
 
     def _with_previous(self, new: Floats, previous: Floats, empty: Mask) -> Floats:
-        """The previous covariances where there is nothing to estimate from."""
+        """Return the new covariances, the previous ones where there is nothing to estimate from."""
         if previous.shape != new.shape:
             raise ValueError(f"covariances must have shape {new.shape}; got {previous.shape}")
         if self.covariance_type == "tied":
@@ -270,13 +274,13 @@ class SufficientStatistics:
                 else f"of component {bad.argmax()}"
             )
             raise ValueError(
-                f"the covariance {whose} is not positive definite: too few distinct rows are in it. "
-                "Use fewer components, a greater reg_covar, or scale the data"
+                f"the covariance {whose} is not positive definite: too few distinct rows are in "
+                "it. Use fewer components, a greater reg_covar, or scale the data"
             )
 
 
 def positive_definite(covariances: Floats) -> bool:
-    """Whether symmetric matrices [..., D, D] all have Cholesky factors."""
+    """Return whether symmetric matrices [..., D, D] all have Cholesky factors."""
     try:
         return bool(np.isfinite(np.linalg.cholesky(covariances)).all())
     except np.linalg.LinAlgError:

@@ -6,7 +6,7 @@ encoders              torch modules over them (`LISTA`, `LCoD`, `PSDEncoder`), a
 sparse_coder          `SparseCoder`: scikit-learn's interface for a given dictionary
 dictionary_learning   `DictionaryLearning`: scikit-learn's interface for a learned dictionary
 _dictionary_steps     the online update of a dictionary, and the step of an encoder beside it
-_sparse_codes         what the two estimators share: checks, solving, the encoder's fast path
+_sparse_codes         the base of both estimators: checks, solving, the encoder's fast path
 
-The estimators import scikit-learn, so `latent_kernels` imports them when they are asked for.
+The estimators import scikit-learn, so `latent_kernels` imports them only when they are asked for.
 """

@@ -1,6 +1,4 @@
-"""The steps of online dictionary learning: codes of a batch, statistics, atoms, and an encoder
-beside them.
-"""
+"""The steps of online dictionary learning: codes of a batch, statistics, atoms, and an encoder."""
 
 from __future__ import annotations
 
@@ -21,22 +19,24 @@ from latent_kernels.sparse.encoders._start import Thresholding
 
 Floats = NDArray[np.float64]
 
-# An atom that no code has used for so many rows per atom is replaced: one used by a row in
+# An atom that no code has used for this many rows per atom is replaced: one used by a row in
 # n_components, which is rare for an atom, passes for unused with a probability of e^-10.
-_IDLE = 10
-# Atoms are updated by blocks of so many numbers, which stay in the cache.
+_UNUSED_LIMIT = 10
+# Atoms are updated by blocks of this many numbers, which stay in the cache.
 _BLOCK = 8192
-# Below so many multiplications in a batch's A, NumPy's BLAS uses one thread: its threads and those
-# that code the batch would wait for one another, which takes ten times as long on a busy machine.
-_THREADED = 1 << 28
+# Below this many multiplications in a batch's A, NumPy's BLAS uses one thread: its threads and
+# those that code the batch would wait for one another, which takes ten times as long on a busy
+# machine.
+_MIN_THREADED_WORK = 1 << 28
 
 
 # --- statistics and atoms -------------------------------------------------------------------------
 
 
 class Statistics:
-    """What the dictionary's update takes: A = sum_i w_i z_i^T z_i [n, n] and B = sum_i w_i z_i^T
-    x_i [n, m], float64.
+    """The statistics for the dictionary's update, in float64.
+
+    These are A = sum_i w_i z_i^T z_i [n, n] and B = sum_i w_i z_i^T x_i [n, m].
 
     Args:
         n_components: n.
@@ -47,41 +47,38 @@ class Statistics:
     def __init__(self, n_components: int, n_features: int) -> None:
         self.A: Floats = np.zeros((n_components, n_components))
         self.B: Floats = np.zeros((n_components, n_features))
-        self.idle: NDArray[np.int64] = np.zeros(
-            n_components, np.int64
-        )  # rows since a code used the atom
-        self.born: NDArray[np.int64] = np.zeros(
-            n_components, np.int64
-        )  # the step that an atom was replaced in
+        # rows since a code used the atom, and the step in which it was replaced
+        self.unused_rows: NDArray[np.int64] = np.zeros(n_components, np.int64)
+        self.replaced_at: NDArray[np.int64] = np.zeros(n_components, np.int64)
         self.step = 0
 
     def add(self, codes: Array, X: Array, weight: float = 1.0) -> None:
-        """Adds rows, or takes them away with a weight < 0."""
+        """Add rows, or take them away with a weight < 0."""
         z = codes.astype(np.float64)
         self.A += weight * (z.T @ z)
         self.B += weight * (z.T @ X.astype(np.float64))
 
-    def fade(self, rows: int) -> None:
-        """Lets all that there is count less, as a batch of so many rows comes."""
-        beta = fading(self.step + 1, rows)
+    def discount(self, rows: int) -> None:
+        """Make all rows so far count less, before a batch of `rows` rows is added."""
+        beta = discount_factor(self.step + 1, rows)
         self.A *= beta
         self.B *= beta
 
-    def mark(self, codes: Array) -> None:
-        """Counts the rows that have gone by since an atom was last used."""
+    def count_unused(self, codes: Array) -> None:
+        """Count the rows since each atom was last used."""
         used = codes.any(axis=0)
-        self.idle = np.where(used, 0, self.idle + len(codes))
+        self.unused_rows = np.where(used, 0, self.unused_rows + len(codes))
 
     def update(self, dictionary: Floats, positive: bool) -> None:
-        r"""One pass of block coordinate descent over the atoms, in place.
+        r"""Do one pass of block coordinate descent over the atoms, in place.
 
         .. math::
             \min_D \tfrac12 \operatorname{tr}(D^T A D) - \operatorname{tr}(D^T B) \text{ where }
             ||d_k|| = 1, \qquad d_k \leftarrow v_k / ||v_k||, \quad v_k = b_k - \sum_{j \ne k}
             A_{kj} d_j
 
-        which is the minimum over one atom (over those >= 0 with v_k cut off at 0). Atoms hardly
-        used stay.
+        which is the minimum over one atom (over those >= 0 with v_k clipped at 0). Atoms that are
+        hardly used stay as they are.
 
         Source: Mairal et al. (2009), algorithm 2, on the sphere instead of the ball.
         """
@@ -105,11 +102,12 @@ class Statistics:
                     change[i] = v - D[k]
                     D[k] = v
 
-    def revive(self, dictionary: Floats, X: Array, loss: Array, positive: bool) -> int:
-        """Puts rows of X in the place of atoms unused for long, those of greatest loss first;
-        returns how many.
+    def replace_unused(self, dictionary: Floats, X: Array, loss: Array, positive: bool) -> int:
+        """Replace atoms that have long been unused by rows of X, those of greatest loss first.
+
+        Returns how many were replaced.
         """
-        unused = np.flatnonzero(self.idle >= _IDLE * len(dictionary))
+        unused = np.flatnonzero(self.unused_rows >= _UNUSED_LIMIT * len(dictionary))
         if len(unused) == 0:
             return 0
         atoms = directions(X[np.argsort(-loss, kind="stable")[: 4 * len(unused)]], positive)[
@@ -118,12 +116,12 @@ class Statistics:
         unused = unused[: len(atoms)]
         dictionary[unused] = atoms
         self.A[unused], self.A[:, unused], self.B[unused] = 0, 0, 0
-        self.idle[unused], self.born[unused] = 0, self.step
+        self.unused_rows[unused], self.replaced_at[unused] = 0, self.step
         return len(unused)
 
 
-def fading(t: int, rows: int) -> float:
-    r"""What the statistics are multiplied by before batch t >= 1, of eta rows.
+def discount_factor(t: int, rows: int) -> float:
+    r"""Return the factor of the statistics before batch t >= 1, of eta rows.
 
     .. math::
         \beta_t = \frac{\theta_t + 1 - \eta}{\theta_t + 1}, \qquad
@@ -136,30 +134,30 @@ def fading(t: int, rows: int) -> float:
 
 
 class Visit(NamedTuple):
-    """How a batch was coded when it was last seen, and what it weighs in the statistics."""
+    """The codes of a batch when it was last seen, and its weight in the statistics."""
 
     codes: csr_array
     weight: float
     step: int
 
-    def alive(self, statistics: Statistics) -> Array:
-        """The codes, 0 for atoms that have been replaced since."""
+    def current_codes(self, statistics: Statistics) -> Array:
+        """Return the codes, 0 for atoms that have been replaced since."""
         codes: Array = self.codes.toarray()
-        codes[:, statistics.born > self.step] = 0
+        codes[:, statistics.replaced_at > self.step] = 0
         return codes
 
 
 def directions(X: Array, positive: bool) -> Floats:
-    """The distinct rows of X that are not 0, at length 1 and in float64; those >= 0 with negative
-    entries cut off.
+    """Return the distinct rows of X that are not 0, at length 1 and in float64.
+
+    positive: negative entries are set to 0 first.
     """
     rows = X.astype(np.float64)
     if positive:
         rows = np.maximum(rows, 0)
     greatest = np.abs(rows).max(axis=1, initial=0.0)
-    rows = (
-        rows[greatest > 0] / greatest[greatest > 0, None]
-    )  # so that squares neither overflow nor vanish
+    # Scaled, so that squares neither overflow nor vanish.
+    rows = rows[greatest > 0] / greatest[greatest > 0, None]
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
     result: Floats = rows[first]
@@ -169,9 +167,7 @@ def directions(X: Array, positive: bool) -> Floats:
 def first_dictionary(
     X: Array, n_components: int, positive: bool, generator: np.random.RandomState
 ) -> Floats:
-    """Rows of X at length 1 in random order, and random directions where there are not enough of
-    them.
-    """
+    """Return rows of X at length 1 in random order; random directions if there are too few."""
     atoms = directions(X[generator.permutation(len(X))[: 4 * n_components]], positive)[
         :n_components
     ]
@@ -191,8 +187,9 @@ def joint_codes(
     weight: float,
     start: torch.Tensor | None = None,
 ) -> Array:
-    r"""Codes that are sparse and near a prediction: the inference of predictive sparse
-    decomposition.
+    r"""Return codes that are sparse and near a prediction.
+
+    This is the inference of predictive sparse decomposition,
 
     .. math::
         \min_z \tfrac12 ||x - z D||^2 + \alpha ||z||_1 + \tfrac\kappa2 ||z - F(x)||^2,
@@ -205,7 +202,7 @@ def joint_codes(
         how: alpha and the solver.
         prediction: F(x) [N, n].
         weight: kappa >= 0.
-        start: what the solver starts from, [N, n].
+        start: the solver's starting point, [N, n].
 
     Source: Kavukcuoglu, Ranzato, LeCun (2008), equation 5.
 
@@ -219,7 +216,7 @@ def joint_codes(
 
 
 def row_losses(X: Array, codes: Array, dictionary: Array, alpha: float) -> Floats:
-    """1/2 ||x - z D||^2 + alpha ||z||_1 of each row, [N] in float64."""
+    """Return 1/2 ||x - z D||^2 + alpha ||z||_1 of each row, [N] in float64."""
     residual = X - codes @ dictionary.astype(X.dtype, copy=False)
     squares: Floats = np.einsum("ij,ij->i", residual, residual, dtype=np.float64)
     result: Floats = 0.5 * squares + alpha * np.abs(codes).sum(axis=1, dtype=np.float64)
@@ -236,7 +233,7 @@ class Predictor:
 
     Args:
         encoder: a module with parameters, trained in place.
-        codes: of a batch; they say the scale of parameters that start at 0.
+        codes: of a batch; they set the scale of parameters that start at 0.
         rate: Adam's.
 
     """
@@ -257,7 +254,7 @@ class Predictor:
         self.optimizer = torch.optim.Adam(groups)
 
     def step(self, X: Array, codes: Array) -> None:
-        """One step on a batch."""
+        """Do one step on a batch."""
         like = self.optimizer.param_groups[0]["params"][0]
         x, z = _sparse_codes.tensor(X).to(like), _sparse_codes.tensor(codes).to(like)
         self.encoder.train()
@@ -279,7 +276,7 @@ def _libraries() -> ThreadpoolController:
 
 
 class Options(NamedTuple):
-    """What a step needs to know."""
+    """The settings of a step."""
 
     how: Lasso
     positive_dict: bool
@@ -288,7 +285,7 @@ class Options(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """A dictionary on its way, in the dtype of the data."""
+    """The state of learning: a dictionary in the dtype of the data, statistics, and an encoder."""
 
     dictionary: Array
     statistics: Statistics
@@ -296,16 +293,20 @@ class Learner(NamedTuple):
     predictor: Predictor | None = None  # None before the first step
 
     def step(self, X: Array, options: Options, visit: Visit | None) -> tuple[Learner, Array, float]:
-        """Learns from a batch.
+        """Learn from a batch.
 
-        Args: X: [N, m] in the dictionary's dtype. options: see above. visit: how the same batch was
-            coded before; None for a new one, before which others fade.
+        Args:
+            X: [N, m] in the dictionary's dtype.
+            options: see above.
+            visit: the codes and weight of the same batch before; None for a new one, before which
+                the others are discounted.
 
-        Returns: (the learner after it, codes [N, n], the sum of the rows' objectives). Statistics,
+        Returns:
+            (the learner after it, codes [N, n], the sum of the rows' objectives). Statistics,
             encoder and predictor were changed in place, the dictionary was not.
 
         """
-        small = len(X) * len(self.dictionary) ** 2 < _THREADED
+        small = len(X) * len(self.dictionary) ** 2 < _MIN_THREADED_WORK
         with _libraries().limit(limits=1 if small else None, user_api="blas"):
             return self._step(X, options, visit)
 
@@ -313,19 +314,19 @@ class Learner(NamedTuple):
         self, X: Array, options: Options, visit: Visit | None
     ) -> tuple[Learner, Array, float]:
         how, statistics = options.how, self.statistics
-        old = None if visit is None else visit.alive(statistics)
+        old = None if visit is None else visit.current_codes(statistics)
         codes, losses = self._codes(X, options, old)
         if visit is None or old is None:
-            statistics.fade(len(X))
+            statistics.discount(len(X))
         else:
             statistics.add(old, X, -visit.weight)
         statistics.add(codes, X)
         statistics.step += 1
-        statistics.mark(codes)
+        statistics.count_unused(codes)
         atoms = self.dictionary.astype(np.float64)
         statistics.update(atoms, options.positive_dict)
-        if statistics.idle.max() >= _IDLE * len(atoms):
-            statistics.revive(
+        if statistics.unused_rows.max() >= _UNUSED_LIMIT * len(atoms):
+            statistics.replace_unused(
                 atoms, X, row_losses(X, codes, atoms, how.alpha), options.positive_dict
             )
         predictor = self.predictor
@@ -336,7 +337,7 @@ class Learner(NamedTuple):
         return after, codes, float(losses.sum())
 
     def _codes(self, X: Array, options: Options, start: Array | None) -> tuple[Array, Floats]:
-        """Codes, and the objectives of the rows."""
+        """Return codes, and the objectives of the rows."""
         how, first = options.how, None if start is None else _sparse_codes.tensor(start)
         if self.encoder is None:
             codes = _sparse_codes.solved(X, self.dictionary, how, first)

@@ -1,4 +1,4 @@
-"""What the sparse estimators share: checks, codes by the Lasso or by an encoder, and the way back."""
+"""The base of the sparse estimators: checks, codes by the Lasso or by an encoder, and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SOLVERS: dict[str, Algorithm] = {"cd": "cd", "lasso_cd": "cd", "fista": "fista"
 
 
 class Lasso(NamedTuple):
-    """How codes are solved for."""
+    """The settings of a Lasso solver."""
 
     algorithm: Algorithm
     alpha: float
@@ -36,7 +36,7 @@ class Lasso(NamedTuple):
 
 
 def lasso(algorithm: str, alpha: float, max_iter: int, tol: float, positive: bool) -> Lasso:
-    """The same from checked arguments of an estimator."""
+    """Return the settings from checked arguments of an estimator."""
     return Lasso(_SOLVERS[algorithm], float(alpha), int(max_iter), float(tol), bool(positive))
 
 
@@ -44,37 +44,37 @@ def lasso(algorithm: str, alpha: float, max_iter: int, tol: float, positive: boo
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Raises where `value` is not an integer >= least."""
+    """Raise if `value` is not an integer >= least."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
 
 
 def check_number(name: str, value: object) -> None:
-    """Raises where `value` is not a finite number >= 0."""
+    """Raise if `value` is not a finite number >= 0."""
     number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
     if not number or not 0 <= float(value) < np.inf:  # type: ignore[arg-type]
         raise ValueError(f"{name} must be a finite number >= 0; got {value!r}")
 
 
 def check_bool(name: str, value: object) -> None:
-    """Raises where `value` is not a bool."""
+    """Raise if `value` is not a bool."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} must be a bool; got {value!r}")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises where `value` is not one of the choices."""
+    """Raise if `value` is not one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
 def check_solver(name: str, value: object, *more: str) -> None:
-    """Raises where `value` is no way to solve for codes, nor one of `more`."""
+    """Raise if `value` is neither the name of a solver nor one of `more`."""
     check_choice(name, value, (*_SOLVERS, *more))
 
 
 def checked_dictionary(name: str, dictionary: Any) -> Array:
-    """[n_components, n_features] in float32 or float64; a new array only where it must be."""
+    """Return [n_components, n_features] in float32 or float64, copied only if necessary."""
     array: Array = check_array(
         as_array(dictionary), input_name=name, ensure_min_samples=0, **CHECKS
     )
@@ -91,40 +91,41 @@ def checked_dictionary(name: str, dictionary: Any) -> Array:
 
 
 def tensor(array: Array) -> torch.Tensor:
-    """A tensor over the array's memory, or over a copy of what is read-only."""
+    """Return a tensor over the array's memory, or over a copy if that is read-only."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def solved(
     X: Array, dictionary: Array, how: Lasso, start: torch.Tensor | None = None, warn: bool = False
 ) -> Array:
-    """Codes [N, n] of X [N, m] in its dtype, solved for.
+    """Return Lasso codes [N, n] of X [N, m] in its dtype.
 
     Args:
         X: float32 or float64.
         dictionary: [n, m], converted to X's dtype.
         how: see above.
-        start: what the solver starts from, [N, n].
-        warn: whether a ConvergenceWarning tells of rows that did not get there.
+        start: the solver's starting point, [N, n].
+        warn: whether a ConvergenceWarning reports rows that did not reach the tolerance.
 
     """
     x, D = tensor(X), tensor(dictionary.astype(X.dtype, copy=False))
     codes, gap = sparse_encode(x, D, **how._asdict(), init=start, return_gap=True)
     if warn:
-        # Rounding keeps a gap in X's dtype from getting as small as tol may ask for.
+        # Rounding keeps a gap in X's dtype from becoming as small as tol may ask for.
         tol = max(how.tol, float(np.finfo(X.dtype).eps) ** 0.5)
         missed = int((gap > tol * 0.5 * x.square().sum(-1)).sum())
         if missed > 0:
             _data.warn(
-                f"the codes of {missed} of {len(x)} rows are not within transform_tol = {how.tol:g} of the optimum "
-                f"after transform_max_iter = {how.max_iter} iterations: raise either"
+                f"the codes of {missed} of {len(x)} rows are not within transform_tol = "
+                f"{how.tol:g} of the optimum after transform_max_iter = {how.max_iter} iterations: "
+                "raise either"
             )
     return codes.numpy()
 
 
 @torch.no_grad()
 def predicted(X: Array, encoder: Encoder, n_components: int, positive: bool) -> torch.Tensor:
-    """Codes [N, n] of X [N, m] in its dtype on the CPU, as an encoder has them.
+    """Return an encoder's codes [N, n] of X [N, m], in X's dtype on the CPU.
 
     A module is called with X on its device and in its dtype, in the mode that it is in. Negative
     codes become 0 where codes must be positive.
@@ -133,7 +134,8 @@ def predicted(X: Array, encoder: Encoder, n_components: int, positive: bool) -> 
     codes = torch.as_tensor(encoder(_like_parameters(x, encoder)))
     if tuple(codes.shape) != (len(x), n_components):
         raise ValueError(
-            f"encoder must map X to codes of shape {(len(x), n_components)}; got {tuple(codes.shape)}"
+            f"encoder must map X to codes of shape {(len(x), n_components)}; "
+            f"got {tuple(codes.shape)}"
         )
     codes = codes.to("cpu", x.dtype)
     if not bool(torch.isfinite(codes).all()):
@@ -142,7 +144,7 @@ def predicted(X: Array, encoder: Encoder, n_components: int, positive: bool) -> 
 
 
 def _like_parameters(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
-    """On the device and in the dtype of a module's parameters and buffers."""
+    """Return x on the device and in the dtype of a module's parameters and buffers."""
     if not isinstance(encoder, torch.nn.Module):
         return x
     for value in chain(encoder.parameters(), encoder.buffers()):
@@ -152,11 +154,12 @@ def _like_parameters(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
 
 
 def restored(codes: Any, dictionary: Array) -> Array:
-    """The rows codes @ dictionary, in the dtype of the codes."""
+    """Return the rows codes @ dictionary, in the dtype of the codes."""
     checked: Array = check_array(as_array(codes), input_name="X", **CHECKS)
     if checked.shape[1] != len(dictionary):
         raise ValueError(
-            f"X must have n_components = {len(dictionary)} columns, as codes have; got {checked.shape[1]}"
+            f"X must have n_components = {len(dictionary)} columns, as codes have; "
+            f"got {checked.shape[1]}"
         )
     result: Array = checked @ dictionary.astype(checked.dtype, copy=False)
     return result
@@ -166,7 +169,7 @@ class SparseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     """Maps rows to sparse codes, in float32 or in float64."""
 
     def __sklearn_tags__(self) -> Any:
-        """scikit-learn's tags: float32 stays float32."""
+        """Return scikit-learn's tags: float32 stays float32."""
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

@@ -1,4 +1,4 @@
-"""`DictionaryLearning`: online, with an encoder beside the dictionary if one is wanted."""
+"""`DictionaryLearning`: online, optionally with an encoder beside the dictionary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from torch import nn
 
 from latent_kernels._data import as_array, warn
 from latent_kernels.sparse import _dictionary_steps, _sparse_codes
-from latent_kernels.sparse._dictionary_steps import Learner, Options, Statistics, Visit, fading
+from latent_kernels.sparse._dictionary_steps import (
+    Learner,
+    Options,
+    Statistics,
+    Visit,
+    discount_factor,
+)
 from latent_kernels.sparse._sparse_codes import CHECKS, Array, Lasso, SparseTransformer
 from latent_kernels.sparse.encoders.psd import PSDEncoder
 
@@ -52,37 +58,46 @@ class DictionaryLearning(SparseTransformer):
     transform_algorithm="encoder" is then the fast path; `SparseCoder(model.components_,
     encoder=model.encoder_)` starts solvers from it.
 
-    Args: n_components: the number of atoms; None for the number of columns. alpha: >= 0. max_iter:
-        passes over X at most, >= 1. fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`.
-        batch_size: rows of a batch. shuffle: whether batches are of rows in random order, drawn
-        once; else of X's. dict_init: [n_components, n_features] to start from, made to have norm 1;
-        None for random rows of X. transform_algorithm: "cd" (or "lasso_cd"), "fista", "ista";
-        "encoder" for the codes of encoder_. transform_alpha: None for alpha. transform_max_iter:
-        iterations for codes at most, in `fit` too. transform_tol: the tolerance of `sparse_encode`,
-        in `fit` too. positive_code: codes >= 0 only. positive_dict: atoms >= 0 only. tol: `fit`
-        stops where a pass changes the mean objective by less than this share; 0 goes on to
-        max_iter. encoder: None; "psd" for a `PSDEncoder` that starts from the first dictionary; a
-        module [N, n_features] -> [N,
-            n_components], of which a copy in X's dtype is trained; or a function of the first
-            dictionary (a tensor) that returns such a module, such as
+    Args:
+        n_components: the number of atoms; None for the number of columns.
+        alpha: >= 0.
+        max_iter: the maximum number of passes over X, >= 1.
+        fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`.
+        batch_size: rows of a batch.
+        shuffle: whether batches are of rows in random order, drawn once; else of X's.
+        dict_init: [n_components, n_features] to start from, made to have norm 1; None for random
+            rows of X.
+        transform_algorithm: "cd" (or "lasso_cd"), "fista", "ista"; "encoder" for the codes of
+            encoder_.
+        transform_alpha: None for alpha.
+        transform_max_iter: the maximum number of iterations for codes, in `fit` too.
+        transform_tol: the tolerance of `sparse_encode`, in `fit` too.
+        positive_code: codes >= 0 only.
+        positive_dict: atoms >= 0 only.
+        tol: `fit` stops where a pass changes the mean objective by less than this share; 0 goes on
+            to max_iter.
+        encoder: None; "psd" for a `PSDEncoder` that starts from the first dictionary; a module [N,
+            n_features] -> [N, n_components], of which a copy in X's dtype is trained; or a function
+            of the first dictionary (a tensor) that returns such a module, such as
             functools.partial(lk.LISTA.from_dictionary, alpha=0.1, n_layers=3).
         encoder_weight: kappa >= 0.
         encoder_learning_rate: Adam's, relative to each parameter's root mean square.
         random_state: int, RandomState or None: the first dictionary and the batches.
         verbose: whether `fit` prints a line for each pass to stderr.
 
-    Attributes: components_: D [n_components, n_features] in X's dtype. encoder_: the trained
-        module, in evaluation mode; None without. objectives_: mean objectives of a row, when it was
-        coded: one for each pass of `fit`, then one for each batch of
-            `partial_fit`. With an encoder its term is in it.
+    Attributes:
+        components_: D [n_components, n_features] in X's dtype.
+        encoder_: the trained module, in evaluation mode; None without.
+        objectives_: mean objectives of a row, when it was coded: one for each pass of `fit`, then
+            one for each batch of `partial_fit`. With an encoder they include its term.
         converged_: whether `fit` stopped by tol.
         n_iter_: the passes of `fit`; 1 after `partial_fit` alone.
         n_steps_: batches seen.
         n_features_in_, feature_names_in_: columns of X, and their names where it has them.
 
     float32 stays float32 all the way, except for A, B and the update of the atoms. The same
-    random_state gives the same result, for a number of threads. A ConvergenceWarning tells that
-    max_iter passes were not enough.
+    random_state gives the same result, for a given number of threads. A ConvergenceWarning is
+    raised if max_iter passes were not enough.
 
     Source: Mairal, Bach, Ponce, Sapiro, "Online dictionary learning for sparse coding" (2009),
     algorithms 1 and 2, section 3.4; Mairal, "Incremental majorization-minimization optimization"
@@ -141,13 +156,16 @@ class DictionaryLearning(SparseTransformer):
     # --- fitting ----------------------------------------------------------------------------------
 
     def fit(self: Self, X: Any, y: Any = None) -> Self:
-        """Learns the dictionary anew.
+        """Learn the dictionary anew.
 
-        Args: X: [N, n_features], float32 or float64 (other types become float64); an array, or a
-            tensor on the CPU. y: ignored.
+        Args:
+            X: [N, n_features], float32 or float64 (other types become float64); an array, or a
+                tensor on the CPU.
+            y: ignored.
 
-        Raises: ValueError: X has a wrong shape, NaN or infinity; an argument of the constructor is
-            wrong.
+        Raises:
+            ValueError: X has a wrong shape, NaN or infinity; an argument of the constructor is
+                wrong.
 
         """
         self._check_settings()
@@ -161,16 +179,17 @@ class DictionaryLearning(SparseTransformer):
         self.objectives_, self.converged_, self.n_iter_ = objectives, converged, len(objectives)
         if not converged and self.tol > 0:
             warn(
-                f"the objective still changed by more than tol = {self.tol:g} in the last of max_iter = "
-                f"{self.max_iter} passes: raise max_iter or tol"
+                f"the objective still changed by more than tol = {self.tol:g} in the last of "
+                f"max_iter = {self.max_iter} passes: raise max_iter or tol"
             )
         return self
 
     def _passes(
         self, learner: Learner, data: Array, batches: list[NDArray[np.int64]]
     ) -> tuple[Learner, list[float], bool]:
-        """Goes through the batches again and again: (learner, mean objectives of the passes,
-        whether they rest).
+        """Learn from the batches pass by pass.
+
+        Returns (learner, mean objectives of the passes, whether they have converged).
         """
         options = self._options()
         weights = _weights([len(rows) for rows in batches])
@@ -196,13 +215,13 @@ class DictionaryLearning(SparseTransformer):
         return learner, objectives, False
 
     def partial_fit(self: Self, X: Any, y: Any = None) -> Self:
-        """One step on one batch, of any number of rows; the first one begins a dictionary, and
-        `fit` may have been.
+        """Do one step on one batch, of any number of rows.
 
-        Over the batches of `fit`, from the same dictionary, this is its first pass.
+        The first one begins a dictionary, unless `fit` has. Over the batches of `fit`, from the
+        same dictionary, this is its first pass.
 
         Args:
-            X: [N, n_features], as in `fit`; converted to the dtype of the dictionary that there is.
+            X: [N, n_features], as in `fit`; converted to the dtype of the present dictionary.
             y: ignored.
 
         Raises:
@@ -226,7 +245,7 @@ class DictionaryLearning(SparseTransformer):
         return self
 
     def _learner(self, data: Array, generator: np.random.RandomState) -> Learner:
-        """Where learning starts."""
+        """Return the state in which learning starts."""
         n = data.shape[1] if self.n_components is None else int(self.n_components)
         positive = bool(self.positive_dict)
         if self.dict_init is None:
@@ -248,7 +267,7 @@ class DictionaryLearning(SparseTransformer):
         return Learner(dictionary, Statistics(*dictionary.shape), self._first_encoder(dictionary))
 
     def _first_encoder(self, dictionary: Array) -> nn.Module | None:
-        """The encoder in the dictionary's dtype, before training."""
+        """Return the encoder in the dictionary's dtype, before training."""
         if self.encoder is None:
             return None
         atoms = _sparse_codes.tensor(dictionary)
@@ -273,7 +292,7 @@ class DictionaryLearning(SparseTransformer):
     # --- codes ------------------------------------------------------------------------------------
 
     def transform(self, X: Any) -> Array:
-        """The codes.
+        """Return the codes.
 
         Args:
             X: [N, n_features], as in `fit`.
@@ -284,7 +303,7 @@ class DictionaryLearning(SparseTransformer):
         Raises:
             ValueError: as in `fit`; transform_algorithm is "encoder" and the model has none.
 
-        A ConvergenceWarning tells of rows that did not get to transform_tol.
+        A ConvergenceWarning reports rows that did not reach transform_tol.
 
         """
         check_is_fitted(self, "components_")
@@ -303,9 +322,7 @@ class DictionaryLearning(SparseTransformer):
         return _sparse_codes.predicted(data, self.encoder_, n, bool(self.positive_code)).numpy()
 
     def inverse_transform(self, X: Any) -> Array:
-        """The rows Z D [N, n_features] that codes Z [N, n_components] stand for, in the dtype of
-        the codes.
-        """
+        """Return the rows Z D [N, n_features] of codes Z [N, n_components], in the codes' dtype."""
         check_is_fitted(self, "components_")
         return _sparse_codes.restored(X, self.components_)
 
@@ -348,11 +365,11 @@ class DictionaryLearning(SparseTransformer):
             )
 
     def _check_components(self) -> None:
-        """Raises where the constructor's arguments do not go with the dictionary that there is."""
+        """Raise if the constructor's arguments do not agree with the present dictionary."""
         if self.n_components is not None and len(self.components_) != self.n_components:
             raise ValueError(
-                f"the model has {len(self.components_)} components, which does not go with n_components = "
-                f"{self.n_components}: set it back, or call fit"
+                f"the model has {len(self.components_)} components, which does not go with "
+                f"n_components = {self.n_components}: set it back, or call fit"
             )
         if (self.encoder is None) != (self.encoder_ is None):
             raise ValueError(
@@ -361,9 +378,10 @@ class DictionaryLearning(SparseTransformer):
 
 
 def _weights(sizes: list[int]) -> list[float]:
-    """What batches of these sizes weigh after the first pass, each having faded with every one that
-    came after it.
+    """Return the weights of batches of these sizes after the first pass.
+
+    Each has been discounted by every batch after it.
     """
-    factors = [fading(t, rows) for t, rows in enumerate(sizes, 1)]
+    factors = [discount_factor(t, rows) for t, rows in enumerate(sizes, 1)]
     weights = np.append(np.cumprod(factors[:0:-1])[::-1], 1.0)
     return [float(w) for w in weights]

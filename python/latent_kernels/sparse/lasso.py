@@ -54,20 +54,20 @@ def sparse_encode(
     init: Tensor | None = None,
     return_gap: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""Codes of each row of x over the dictionary's atoms: the Lasso.
+    r"""Return codes of each row of x over the dictionary's atoms: the Lasso.
 
     .. math::
-        \min_z \tfrac12 \lVert x - z D \rVert^2 + \alpha \lVert z \rVert_1 \qquad (z \ge 0 \text{ if
-        positive})
+        \min_z \tfrac12 \lVert x - z D \rVert^2 + \alpha \lVert z \rVert_1
+        \qquad (z \ge 0 \text{ if positive})
 
     Each row is solved by itself, until its duality gap is at most ``tol * 0.5 * ||x||^2`` (0.5
-    ||x||^2 is the objective of z = 0), or for max_iter iterations; ``return_gap`` tells. ``"cd"``
-    also ends where rounding lets it come no closer; the others may then take all of max_iter.
-    ``"cd"`` is the fastest by far. It sweeps over working sets of coordinates; an iteration is a
-    sweep. ``"ista"`` and ``"fista"`` are proximal gradient steps of 1/L, L the largest eigenvalue
-    of D D^T, FISTA's momentum with adaptive restart. Half inputs are computed in float32. On the
-    CPU a row's bits depend on that row, the dictionary and the options: not on the batch around it,
-    threads or SIMD width.
+    ||x||^2 is the objective of z = 0), or for max_iter iterations; ``return_gap`` returns the gaps.
+    ``"cd"`` also ends where rounding lets it come no closer; the others may then take all of
+    max_iter. ``"cd"`` is the fastest by far. It sweeps over working sets of coordinates; an
+    iteration is a sweep. ``"ista"`` and ``"fista"`` are proximal gradient steps of 1/L, L the
+    largest eigenvalue of D D^T, FISTA's momentum with adaptive restart. Half inputs are computed in
+    float32. On the CPU a row's bits depend on that row, the dictionary and the options: not on the
+    batch around it, threads or SIMD width.
 
     0.5 ||x||^2, tol times it, alpha ||z||_1 and the atoms' squared norms must lie within the range
     of the dtype that is computed in: 1e-38 to 3e38 for float32. Beyond it a row may end early, with
@@ -77,27 +77,30 @@ def sparse_encode(
     held fixed (Danskin): put the codes into ``0.5 * (x - z @ D).square().sum()``, and autograd
     gives the gradient in D and x of the minimum.
 
-    Args: x: [..., n_features], float32, float64, bfloat16 or float16. dictionary: D, [n_components,
-        n_features], one atom a row as in scikit-learn; finite, without zero rows
-            (or such whose squared norm is not a normal number). Atoms need not have norm 1. Its
-            Gram matrix is formed: n_components^2 numbers.
+    Args:
+        x: [..., n_features], float32, float64, bfloat16 or float16.
+        dictionary: D, [n_components, n_features], one atom a row as in scikit-learn; finite,
+            without zero rows (or such whose squared norm is not a normal number). Atoms need not
+            have norm 1. Its Gram matrix is formed: n_components^2 numbers.
         algorithm: "fista", "ista" or "cd".
         alpha: the weight of the l1 norm, finite and >= 0, in the dtype computed in too; a number,
             or a tensor that broadcasts to x.shape[:-1]. 0 is least squares, whose gap is no smaller
             than 0.5 ||x - zD||^2.
-        max_iter: iterations at most, an int >= 0; 0 returns init.
+        max_iter: the maximum number of iterations, an int >= 0; 0 returns init.
         tol: the tolerance on the gap, a number >= 0.
         positive: codes >= 0 only.
         init: codes to start from, [..., n_components], finite, and >= 0 where positive; None for 0.
         return_gap: whether to return the gaps too.
 
-    Returns: codes [..., n_components] in the inputs' dtype; with return_gap, (codes, gap). gap
-        [...], float32 for half inputs, is an upper bound on the objective of the returned codes
-        above its minimum, computed in float64 from x - zD with an allowance for rounding and
-        rounded up. Rows of x that hold NaN or infinity give NaN in both.
+    Returns:
+        codes [..., n_components] in the inputs' dtype; with return_gap, (codes, gap). gap [...],
+        float32 for half inputs, is an upper bound on the objective of the returned codes above its
+        minimum, computed in float64 from x - zD with an allowance for rounding and rounded up. Rows
+        of x that hold NaN or infinity give NaN in both.
 
-    Raises: TypeError, ValueError: naming the argument that is wrong. Values of tensors are checked
-        on the CPU only.
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong. Values of tensors are checked on
+            the CPU only.
 
     Source: Tibshirani, "Regression shrinkage and selection via the Lasso" (1996); Beck and
     Teboulle, "A fast iterative shrinkage-thresholding algorithm" (2009); O'Donoghue and Candes,
@@ -126,7 +129,7 @@ def sparse_encode(
 
 
 def _check_shapes(x: Tensor, dictionary: Tensor, init: Tensor | None) -> int:
-    """The number of components."""
+    """Return the number of components; raise if shapes do not agree."""
     if dictionary.dim() != 2 or dictionary.size(0) == 0 or dictionary.size(1) == 0:
         expected = "[n_components, n_features], neither of them 0"
         raise ValueError(f"dictionary must have shape {expected}; got {tuple(dictionary.shape)}")
@@ -140,7 +143,7 @@ def _check_shapes(x: Tensor, dictionary: Tensor, init: Tensor | None) -> int:
 
 
 def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
-    """One for each row of x, [B], or [1] for all, in float64 (float32 on devices without)."""
+    """Return alpha for each row of x, [B], or [1] for all; in float64 where the device has it."""
     batch = tuple(x.shape[:-1])
     kind = torch.float32 if x.device.type == "mps" else torch.float64
     if isinstance(alpha, Tensor):

@@ -1,4 +1,4 @@
-"""`SparseCoder`: sparse codes over a dictionary that is given."""
+"""`SparseCoder`: sparse codes over a given dictionary."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ Self = TypeVar("Self", bound="SparseCoder")
 
 
 class SparseCoder(SparseTransformer):
-    r"""Sparse codes of rows over a dictionary that is given.
+    r"""Sparse codes of rows over a given dictionary.
 
     .. math::
-        \min_z \tfrac12 \lVert x - z D \rVert^2 + \alpha \lVert z \rVert_1 \qquad (z \ge 0 \text{ if
-        positive})
+        \min_z \tfrac12 \lVert x - z D \rVert^2 + \alpha \lVert z \rVert_1
+        \qquad (z \ge 0 \text{ if positive})
 
-    Solved for by `latent_kernels.sparse_encode`, or predicted by an encoder that was trained to:
-    the fast path. Names are those of sklearn.decomposition.SparseCoder where they mean the same;
-    its ways of coding other than the Lasso ("omp", "lars", "threshold") are not here. Atoms need
-    not have norm 1. It is transform that does everything: fit only looks at X.
+    They are computed by `latent_kernels.sparse_encode`, or predicted by an encoder that was trained
+    for it: the fast path. Names are those of sklearn.decomposition.SparseCoder where they mean the
+    same; its ways of coding other than the Lasso ("omp", "lars", "threshold") are not here. Atoms
+    need not have norm 1. The codes are the work of transform: fit only checks X.
 
-    Args: dictionary: D [n_components, n_features], finite and without rows of zeros; an array, or a
-        tensor on the CPU. transform_algorithm: "cd" (or "lasso_cd", scikit-learn's name for it),
-        "fista" or "ista": see `sparse_encode`;
-            "encoder" for the encoder's codes as they are.
+    Args:
+        dictionary: D [n_components, n_features], finite and without rows of zeros; an array, or a
+            tensor on the CPU.
+        transform_algorithm: "cd" (or "lasso_cd", scikit-learn's name for it), "fista" or "ista":
+            see `sparse_encode`; "encoder" for the encoder's codes as they are.
         transform_alpha: alpha >= 0; None for 1.
-        transform_max_iter: iterations at most; 0 leaves the start as it is.
+        transform_max_iter: the maximum number of iterations; 0 leaves the start as it is.
         transform_tol: a row is done when its duality gap is at most transform_tol * 0.5 ||x||^2.
         positive_code: codes >= 0 only; negative ones of an encoder become 0.
         encoder: a trained `LISTA`, `LCoD` or `PSDEncoder`, or any module or function that maps a
@@ -43,14 +44,14 @@ class SparseCoder(SparseTransformer):
 
     Attributes:
         n_components_: the number of atoms.
-        n_features_in_: columns of X. Both are there after `fit`.
+        n_features_in_: columns of X. Both exist after `fit`.
         feature_names_in_: column names, where X has them.
 
     float32 rows are coded in float32 and give float32 codes, whatever the dictionary's dtype; all
     else is float64.
 
     Source: as `sparse_encode`; Gregor and LeCun, "Learning fast approximations of sparse coding"
-        (2010).
+    (2010).
 
     """
 
@@ -77,7 +78,7 @@ class SparseCoder(SparseTransformer):
         self.encoder = encoder
 
     def fit(self: Self, X: Any, y: Any = None) -> Self:
-        """Checks X and the arguments, and remembers the columns' names; nothing is learned.
+        """Check X and the arguments, and remember the columns' names; nothing is learned.
 
         Raises:
             ValueError: as in `transform`.
@@ -88,19 +89,20 @@ class SparseCoder(SparseTransformer):
         return self
 
     def transform(self, X: Any) -> Array:
-        """The codes.
+        """Return the codes.
 
         Args:
             X: [N, n_features] array, or a tensor on the CPU. It need not have been fitted.
 
-        Returns: Z [N, n_components], float32 for float32 and else float64. Solved for, a row's
-            codes do not depend on the rows around it.
+        Returns:
+            Z [N, n_components], float32 for float32 and else float64. A solver's codes of a row do
+            not depend on the rows around it.
 
-        Raises: ValueError: an argument of the constructor is wrong; X has a wrong shape, NaN or
-            infinity; the encoder's
-                codes have.
+        Raises:
+            ValueError: an argument of the constructor is wrong; X has a wrong shape, NaN or
+                infinity, or the encoder's codes have.
 
-        A ConvergenceWarning tells of rows that did not get to transform_tol, unless there is an
+        A ConvergenceWarning reports rows that did not reach transform_tol, unless there is an
         encoder.
 
         """
@@ -122,22 +124,21 @@ class SparseCoder(SparseTransformer):
         return _sparse_codes.solved(data, dictionary, how, start, warn=self.encoder is None)
 
     def inverse_transform(self, X: Any) -> Array:
-        """The rows Z D [N, n_features] that codes Z [N, n_components] stand for, in the dtype of
-        the codes.
-        """
+        """Return the rows Z D [N, n_features] of codes Z [N, n_components], in the codes' dtype."""
         return _sparse_codes.restored(X, self._checked_dictionary())
 
     def _checked_dictionary(self) -> Array:
         return _sparse_codes.checked_dictionary("dictionary", self.dictionary)
 
     def _checked(self, X: Any, *, reset: bool) -> tuple[Array, Array]:
-        """(dictionary, X)."""
+        """Return the checked (dictionary, X)."""
         self._check_settings()
         dictionary = self._checked_dictionary()
         data: Array = validate_data(self, as_array(X), reset=reset, **CHECKS)
         if data.shape[1] != dictionary.shape[1]:
             raise ValueError(
-                f"X must have as many columns as dictionary, {dictionary.shape[1]}; got n_features = {data.shape[1]}"
+                f"X must have as many columns as dictionary, {dictionary.shape[1]}; "
+                f"got n_features = {data.shape[1]}"
             )
         return dictionary, data
 
@@ -160,7 +161,7 @@ class SparseCoder(SparseTransformer):
         return len(self._checked_dictionary())
 
     def __sklearn_tags__(self) -> Any:
-        """scikit-learn's tags: transform needs no fit."""
+        """Return scikit-learn's tags: transform needs no fit."""
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         return tags

@@ -1,4 +1,4 @@
-"""The E-step of covariance matrices: parameters laid out for the kernels, sums put back in shape."""
+"""The E-step with covariance matrices: the kernels' parameters, and their sums as arrays."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from numpy.typing import NDArray
 
 from latent_kernels.kernels.mixture import full, tied
 from latent_kernels.kernels.mixture.model import Floats, Parameters, Sums, roots
-from latent_kernels.kernels.mixture.task import Data, Outputs, Task, most_distance
-from latent_kernels.kernels.mixture.tiles import STRIDE, up
+from latent_kernels.kernels.mixture.task import Data, Outputs, Task, max_distance
+from latent_kernels.kernels.mixture.tiles import STRIDE, round_up
 
 
 def _factor_blocks(u: Floats, dtype: np.dtype[Any]) -> Data:
-    """U [..., D, D] as [..., D4 / 4, D, 4], four columns side by side."""
+    """Return U [..., D, D] as [..., D4 / 4, D, 4], four columns side by side."""
     size = u.shape[-1]
-    padded = np.zeros((*u.shape[:-1], up(size, 4)), dtype)
+    padded = np.zeros((*u.shape[:-1], round_up(size, 4)), dtype)
     padded[..., :size] = u
     return np.ascontiguousarray(padded.reshape(*u.shape[:-1], -1, 4).swapaxes(-2, -3)).ravel()
 
 
 @functools.lru_cache(maxsize=16)
-def _places(size: int) -> NDArray[np.int64]:
-    """Where the elements of a symmetric matrix [D, D] stand among its lower [4, 4] blocks, row by
-    row.
+def _block_indices(size: int) -> NDArray[np.int64]:
+    """Return where each element of a symmetric matrix [D, D] is stored among its lower blocks.
+
+    The blocks are [4, 4] and follow row by row.
     """
     row, column = np.indices((size, size))
     row, column = np.maximum(row, column), np.minimum(row, column)
@@ -35,20 +36,18 @@ def _places(size: int) -> NDArray[np.int64]:
 
 
 def _symmetric(blocks: Floats, size: int) -> Floats:
-    """The symmetric matrices [..., D, D] whose lower [4, 4] blocks are given."""
-    return blocks[..., _places(size)]
+    """Return the symmetric matrices [..., D, D] whose lower [4, 4] blocks are given."""
+    return blocks[..., _block_indices(size)]
 
 
 def _mean_with_transpose(x: Floats) -> Floats:
-    """x [..., D, D] without what rounding made of its symmetry."""
+    """Return x [..., D, D] made symmetric where rounding has left it not quite so."""
     result: Floats = 0.5 * (x + x.swapaxes(-1, -2))
     return result
 
 
 class _Matrices(Task):
-    """What the tasks share: their arguments, and sums that hold expectations in place of missing
-    values.
-    """
+    """The base of both tasks; their sums hold expectations in place of missing values."""
 
     components: int
     dims: int
@@ -56,10 +55,10 @@ class _Matrices(Task):
     constants: Data
 
     def arguments(
-        self, weight: Floats, hard: bool, buffers: Any, total: Floats, out: Outputs
+        self, weight: Floats, hard: bool, workspace: Any, total: Floats, out: Outputs
     ) -> tuple[Any, ...]:
-        """Those of `span` behind (X, first, last)."""
-        return weight, hard, self.components, self.gaussian, self.constants, buffers, total, out
+        """Return the arguments of `span` after (X, first, last)."""
+        return weight, hard, self.components, self.gaussian, self.constants, workspace, total, out
 
     def _sums(self, counts: Floats, first: Floats, second: Floats) -> Sums:
         none = np.zeros((self.components, 0))
@@ -68,7 +67,7 @@ class _Matrices(Task):
 
 
 class Full(_Matrices):
-    """Full covariances; a tied one is every component's."""
+    """An E-step with full covariances; a tied one is used for every component."""
 
     span = full.span
 
@@ -76,7 +75,7 @@ class Full(_Matrices):
         self.X, self.parameters = X, parameters
         gaussian = parameters.gaussian
         self.components, self.dims = gaussian.means.shape
-        self.blocks = up(self.dims, 4)
+        self.blocks = round_up(self.dims, 4)
         self.dtype = X.dtype
         self.size = full.size_of_total(self.components, self.dims)
         self.work_per_row = self.components * self.dims * (self.dims + 1)
@@ -97,8 +96,8 @@ class Full(_Matrices):
             shifts.ravel(),
         )
 
-    def buffers(self) -> Any:
-        """Of one thread."""
+    def workspace(self) -> Any:
+        """Return the workspace of one worker thread."""
         block = self.blocks * STRIDE
         sizes = (
             block,
@@ -112,7 +111,7 @@ class Full(_Matrices):
         return tuple(np.zeros(size, self.dtype) for size in sizes)
 
     def sums(self) -> Sums:
-        """The sums about the means."""
+        """Return the sums about the means."""
         k, d = self.components, self.dims
         per_component = self.total[: -k - 1].reshape(k, -1)
         counts = self.total[-k - 1 : -1].copy()
@@ -127,7 +126,7 @@ class Full(_Matrices):
 
 
 class Tied(_Matrices):
-    """One covariance, near enough to one center that x - c serves every component."""
+    """An E-step with one covariance, all means near enough to one center c to share x - c."""
 
     span = tied.span
 
@@ -135,19 +134,18 @@ class Tied(_Matrices):
         self.X, self.parameters = X, parameters
         gaussian = parameters.gaussian
         self.components, self.dims = gaussian.means.shape
-        self.blocks, padded = up(self.dims, 4), up(self.components, 4)
+        self.blocks, padded = round_up(self.dims, 4), round_up(self.components, 4)
         self.triangle = 2 * self.blocks * (self.blocks // 4 + 1)
         self.size = padded * self.blocks + self.triangle + self.components + 1
         self.work_per_row = self.dims * (2 * self.components + self.dims)
         weights, u = np.exp(parameters.log_weights), gaussian.precisions_cholesky
         self.center = (weights @ gaussian.means) / weights.sum()
-        turned = (gaussian.means - self.center) @ u
-        self.near = bool(
-            (turned**2).max() <= most_distance(np.dtype(np.float64))
-        )  # else Full must do it
+        whitened = (gaussian.means - self.center) @ u
+        # If not, the task must be `Full`.
+        self.center_is_near = bool((whitened**2).max() <= max_distance(np.dtype(np.float64)))
         factors = np.zeros((padded, self.dims, 2))
         factors[..., 0] = 1
-        factors[: self.components, :, 1] = -turned
+        factors[: self.components, :, 1] = -whitened
         self.constants = (
             parameters.log_weights + (np.log(np.diagonal(u)) - 0.5 * np.log(2 * np.pi)).sum()
         )
@@ -162,17 +160,17 @@ class Tied(_Matrices):
             ).ravel(),
         )
 
-    def buffers(self) -> Any:
-        """Of one thread."""
+    def workspace(self) -> Any:
+        """Return the workspace of one worker thread."""
         block = self.blocks * STRIDE
-        joint = up(self.components, 4) * STRIDE
+        joint = round_up(self.components, 4) * STRIDE
         sums = max(16, self.blocks, self.components)
         return tuple(np.zeros(size) for size in (block, block, block, joint, STRIDE, STRIDE, sums))
 
     def sums(self) -> Sums:
-        """The sums about the means."""
+        """Return the sums about the means."""
         k, d = self.components, self.dims
-        at = up(k, 4) * self.blocks
+        at = round_up(k, 4) * self.blocks
         blocks = self.total[:at].reshape(-1, self.blocks // 4, 4, 4).swapaxes(1, 2)
         first = blocks.reshape(-1, self.blocks)[:k, :d]
         second = _symmetric(self.total[at : at + self.triangle], d)
@@ -182,9 +180,9 @@ class Tied(_Matrices):
         return self._sums(counts, moved, _mean_with_transpose(second - b.T @ first - moved.T @ b))
 
     def lost_digits(self, sums: Sums) -> bool:
-        """Whether the components are so close to their means that the center was too far after all."""
-        at = up(self.components, 4) * self.blocks
+        """Return whether the common center was too far for rows so close to their means."""
+        at = round_up(self.components, 4) * self.blocks
         about_center = np.diagonal(_symmetric(self.total[at : at + self.triangle], self.dims))
         counts = np.where(sums.counts > 0, sums.counts, 1.0)[:, None]
         about_means = np.diagonal(sums.second) - (sums.first**2 / counts).sum(axis=0)
-        return bool((about_center > most_distance(np.dtype(np.float64)) * about_means).any())
+        return bool((about_center > max_distance(np.dtype(np.float64)) * about_means).any())

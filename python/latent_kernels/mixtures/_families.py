@@ -1,5 +1,4 @@
-"""The exponential families of single columns: natural and mean parameters, log-partition functions,
-samples.
+"""The exponential families of single columns: parameters, log-partition functions, samples.
 
 | kind | phi(x) | natural parameter | mean parameter |
 | --- | --- | --- | --- |
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 FAMILIES = ("gaussian", "bernoulli", "poisson", "categorical")
-# A mean on the boundary has an infinite natural parameter, and 0 * inf is NaN: it is taken as this
-# far inside.
+# A mean on the boundary has an infinite natural parameter, and 0 * inf is NaN: it is moved this far
+# inside.
 BOUNDARY = 1e-12
 
 
-def inside(kind: str, mean: Floats) -> Floats:
-    """The nearest mean parameters [K] (categorical: [K, C]) whose natural parameters are finite."""
+def clipped(kind: str, mean: Floats) -> Floats:
+    """Return the nearest mean parameters [K] or [K, C] whose natural parameters are finite."""
     if kind == "poisson":
         return np.maximum(mean, BOUNDARY)
     if kind == "bernoulli":
@@ -33,10 +32,11 @@ def inside(kind: str, mean: Floats) -> Floats:
 
 
 def natural_parameters(kind: str, mean: Floats) -> tuple[Floats, Floats]:
-    """(the natural parameters [K, features], the log-partition function [K]) of mean parameters [K]
-    or [K, C].
+    """Return the natural parameters [K, features] and log-partition functions [K] of a column.
+
+    mean: its mean parameters, [K], or [K, C] for a categorical column.
     """
-    mean = inside(kind, mean)
+    mean = clipped(kind, mean)
     if kind == "poisson":
         return np.log(mean)[:, None], mean
     if kind == "bernoulli":
@@ -45,7 +45,7 @@ def natural_parameters(kind: str, mean: Floats) -> tuple[Floats, Floats]:
 
 
 def sample(kind: str, mean: Floats, generator: np.random.RandomState) -> Floats:
-    """One value for each row of mean parameters [n] or [n, C]."""
+    """Return one value for each row of mean parameters [n] or [n, C]."""
     if kind == "poisson":
         return generator.poisson(mean).astype(np.float64)
     if kind == "bernoulli":
