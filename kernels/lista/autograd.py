@@ -6,25 +6,27 @@ from typing import Any
 
 import torch
 
-from latent_kernels import _checks
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import in_memory
 from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.lista.values import finite
 from latent_kernels.kernels.op import call
 
 Tensor = torch.Tensor
 
 
-def _memory(tensors: Tensors) -> Tensors:
+def memory(tensors: Tensors) -> Tensors:
+    """Return the tensors as contiguous memory, without gradients."""
     return Tensors(*(None if t is None else in_memory(t) for t in tensors))  # type: ignore[arg-type]
 
 
-def checked(tensors: Tensors) -> Tensors:
-    """Tensors as memory, their values checked."""
+def checked_memory(tensors: Tensors) -> Tensors:
+    """Return the same after a check of the parameters' values."""
+    found = memory(tensors)
     for name in ("weight", "bias", "recurrent", "dictionary", "step", "initial"):
-        _checks.finite(name, getattr(tensors, name))
-    _checks.finite("threshold", tensors.threshold, least=0)
-    return _memory(tensors)
+        finite(name, getattr(found, name))
+    finite("threshold", found.threshold, least=0)
+    return found
 
 
 def op_arguments(tensors: Tensors, choices: Choices) -> tuple[Any, ...]:
@@ -43,7 +45,7 @@ class Lista(torch.autograd.Function):
         with_drive = ctx.needs_input_grad[Tensors._fields.index("step")]
         z: Tensor
         z, ctx.tape = backend("lista", tensors.x.device).forward(
-            checked(tensors), choices, True, with_drive
+            checked_memory(tensors), choices, True, with_drive
         )
         ctx.save_for_backward(
             *tensors
@@ -62,7 +64,7 @@ class Lista(torch.autograd.Function):
             found = call("lista_backward", *op_arguments(tensors, choices), upstream, list(wanted))
             return (*(g if w else None for g, w in zip(found, wanted, strict=True)), None)
         kernels = backend("lista", upstream.device)
-        found = kernels.backward(_memory(tensors), choices, ctx.tape, in_memory(upstream), wanted)
+        found = kernels.backward(memory(tensors), choices, ctx.tape, in_memory(upstream), wanted)
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.tape = None  # as torch frees its saved tensors
         return (*found, None)

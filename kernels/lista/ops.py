@@ -13,7 +13,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import in_memory
-from latent_kernels.kernels.lista.autograd import checked
+from latent_kernels.kernels.lista.autograd import checked_memory, memory
 from latent_kernels.kernels.lista.problem import Choices, Tensors
 from latent_kernels.kernels.op import call, define, no_second_derivative
 
@@ -37,7 +37,7 @@ def _unpacked(arguments: tuple[Any, ...]) -> tuple[Tensors, Choices]:
 
 def _encode(*arguments: Any) -> Tensor:
     tensors, choices = _unpacked(arguments)
-    z: Tensor = backend("lista", tensors.x.device).forward(checked(tensors), choices)[0]
+    z: Tensor = backend("lista", tensors.x.device).forward(checked_memory(tensors), choices)[0]
     return z
 
 
@@ -62,7 +62,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     tensors, choices = _unpacked(arguments)
     upstream, wanted = arguments[-2:]
     kernels = backend("lista", upstream.device)
-    found = kernels.backward(checked(tensors), choices, None, in_memory(upstream), tuple(wanted))
+    found = kernels.backward(memory(tensors), choices, None, in_memory(upstream), tuple(wanted))
     return tuple(upstream.new_empty(0) if g is None else g for g in found)
 
 

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from latent_kernels import _checks
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import plain, row_dtype
-from latent_kernels.kernels.lista import autograd, ready
+from latent_kernels.kernels.lista import autograd
 from latent_kernels.kernels.lista import ops as _ops  # noqa: F401  (registers the opaque ops)
 from latent_kernels.kernels.lista.problem import Choices, Tensors
 from latent_kernels.kernels.op import call
@@ -76,16 +76,13 @@ def lista_encode(
     "Learning step sizes for unfolded sparse coding" (2019).
 
     """
-    parameters, asked = (weight, recurrent, threshold, bias, step), (n_layers, positive, select)
-    if initial is None and (z := ready.encode(x, parameters, asked)) is not None:
-        return z
     named = {"x": x, "weight": weight, "recurrent": recurrent, "bias": bias, "initial": initial}
     tensors, dtype = _prepare(named, threshold, step, n_layers, per_layer="recurrent")
     if recurrent is None and (n_layers > 1 or initial is not None):
         raise ValueError(
             "recurrent may be None only where n_layers is 1 and there is no initial code"
         )
-    return _run(x, tensors, dtype, _choices(n_layers, positive, select), parameters, asked)
+    return _run(x, tensors, dtype, _choices(n_layers, positive, select))
 
 
 def coupled_lista_encode(
@@ -126,12 +123,9 @@ def coupled_lista_encode(
     weights in LISTA" (2019).
 
     """
-    parameters, asked = (dictionary, weight, threshold, step), (n_layers, positive, select)
-    if initial is None and (z := ready.encode(x, parameters, asked)) is not None:
-        return z
     named = {"x": x, "weight": weight, "dictionary": dictionary, "initial": initial}
     tensors, dtype = _prepare(named, threshold, step, n_layers, per_layer="weight")
-    return _run(x, tensors, dtype, _choices(n_layers, positive, select), parameters, asked)
+    return _run(x, tensors, dtype, _choices(n_layers, positive, select))
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -269,31 +263,26 @@ def _choices(n_layers: int, positive: bool, select: int | Sequence[int] | None) 
 # --- dispatch -------------------------------------------------------------------------------------
 
 
-def _run(
-    x: Tensor,
-    tensors: Tensors,
-    dtype: torch.dtype,
-    choices: Choices,
-    parameters: tuple[object, ...],
-    asked: tuple[object, ...],
-) -> Tensor:
-    """The codes in the caller's shape and dtype; notes a call that another may repeat."""
+def _run(x: Tensor, tensors: Tensors, dtype: torch.dtype, choices: Choices) -> Tensor:
+    """Return the codes in the caller's shape and dtype."""
     if choices.select is not None:
         choices = choices._replace(select=tuple(min(c, tensors.components) for c in choices.select))
-    z, memory = _encode(tensors, choices)
-    if memory is not None and tensors.x.device.type == "cpu":
-        ready.remember(parameters, asked, memory, choices)
+    z = _encode(tensors, choices)
     if z.dtype != dtype:
         z = z.to(dtype)
     return z if x.dim() == 2 else z.reshape(*x.shape[:-1], tensors.components)
 
 
-def _encode(tensors: Tensors, choices: Choices) -> tuple[Tensor, Tensors | None]:
-    """The codes of rows; and the tensors that a kernel read, where no gradient was asked for."""
+def _encode(tensors: Tensors, choices: Choices) -> Tensor:
+    """Return the codes of rows."""
+    z: Tensor
     if not plain(*tensors):
-        return call("lista_encode", *autograd.op_arguments(tensors, choices)), None
+        z = call("lista_encode", *autograd.op_arguments(tensors, choices))
+        return z
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if wanted or forward_ad._current_level >= 0:  # the Function says that it has no forward mode
-        return autograd.apply_lista(*tensors, choices), None
-    memory = autograd.checked(tensors)
-    return backend("lista", tensors.x.device).forward(memory, choices)[0], memory
+        z = autograd.apply_lista(*tensors, choices)
+        return z
+    kernels = backend("lista", tensors.x.device)
+    z = kernels.forward(autograd.checked_memory(tensors), choices)[0]
+    return z

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from latent_kernels import _checks
-from latent_kernels.kernels.eager import plain
+from latent_kernels.kernels.eager import in_memory, plain, row_dtype
+from latent_kernels.kernels.lista.values import finite
 
 Tensor = torch.Tensor
 Array = Tensor | NDArray[Any]
@@ -166,8 +167,8 @@ class Thresholding(nn.Module):
         parameter: Tensor = getattr(self, name)
         if self.training:
             return reflected(parameter)
-        if plain(parameter):
-            _checks.finite(name, parameter, least=0)
+        if plain(parameter) and parameter.is_cpu:
+            finite(name, in_memory(parameter).to(row_dtype(parameter.dtype)), least=0)
         return parameter
 
     @torch.no_grad()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
+from latent_kernels.kernels.lista.plan import Derived, Plan, readable, takes
+from latent_kernels.kernels.lista.problem import Choices, Tensors
 from latent_kernels.sparse.encoders import analytic
 from latent_kernels.sparse.encoders._start import (
     Array,
@@ -103,6 +106,7 @@ class LISTA(Thresholding):
     threshold: Tensor | None
     bias: Tensor | None
     step: Tensor | None
+    _plan: Plan | None = None  # of the last call that wanted no gradients
 
     def __init__(
         self,
@@ -194,41 +198,35 @@ class LISTA(Thresholding):
                 (gamma, for "step"); see the class.
 
         """
-        weight, recurrent, select, layers = self.weight, self.recurrent, self._select, self.n_layers
-        threshold, step = self._feasible()
+        layers = self.n_layers
         if n_layers is not None and n_layers != layers:
             layers = self._at_most_all(n_layers)
-            weight, threshold = (
-                self._first("weight", weight, layers),
-                self._first("threshold", threshold, layers),
-            )
-            recurrent = None if recurrent is None else self._first("recurrent", recurrent, layers)
-            step = None if step is None else self._first("step", step, layers)
-            select = None if select is None else select[:layers]
+        asked = (layers, self.training, self.positive, self._select, self.alpha)
+        may_plan = initial is None and takes(x)
+        if may_plan and (plan := self._plan) is not None and plan.asked == asked:
+            planned = plan.encode(x)
+            if planned is not None:
+                return planned
+        threshold, step = self._feasible()
+        options: dict[str, Any] = {
+            "n_layers": layers,
+            "initial": initial,
+            "positive": self.positive,
+            "select": None if self._select is None else self._select[:layers],
+        }
+        weight = self._first("weight", self.weight, layers)
+        threshold = self._first("threshold", threshold, layers)
         if self.variant == "cp":
             assert self.dictionary is not None
-            return coupled_lista_encode(
-                x,
-                self.dictionary,
-                weight,
-                threshold,
-                n_layers=layers,
-                initial=initial,
-                positive=self.positive,
-                select=select,
-            )
-        return lista_encode(
-            x,
-            weight,
-            recurrent,
-            threshold,
-            n_layers=layers,
-            bias=self.bias,
-            step=step,
-            initial=initial,
-            positive=self.positive,
-            select=select,
-        )
+            z = coupled_lista_encode(x, self.dictionary, weight, threshold, **options)
+        else:
+            assert self.recurrent is not None
+            recurrent = self._first("recurrent", self.recurrent, layers)
+            step = None if step is None else self._first("step", step, layers)
+            z = lista_encode(x, weight, recurrent, threshold, bias=self.bias, step=step, **options)
+        if may_plan and not z.requires_grad:
+            self._plan = self._planned(x, asked, layers)
+        return z
 
     @property
     def layered(self) -> tuple[str, ...]:
@@ -267,6 +265,16 @@ class LISTA(Thresholding):
         """Called by `load_state_dict`."""
         self.alpha = non_negative("alpha", float(state))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the module's state without its plan, which is not copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
+    def _apply(self, *arguments: Any, **options: Any) -> LISTA:
+        """Let the plan go, and with it memory that `to` and its like replace."""
+        self._plan = None
+        super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        return self
+
     def _feasible(self) -> tuple[Tensor, Tensor | None]:
         """Thresholds that are not negative, and the steps."""
         threshold, step = self.threshold, self.step
@@ -275,8 +283,37 @@ class LISTA(Thresholding):
             return (self.alpha * step).unsqueeze(-1), step
         return reflected(threshold) if self.training else threshold, step
 
+    def _planned(self, x: Tensor, asked: tuple[object, ...], layers: int) -> Plan | None:
+        """Return a plan of the call that has just run, or None where there can be none."""
+        watched, derived = [], []
+        tensors: dict[str, Tensor] = {}
+        for name in _NAMES if self.variant == "cp" else _NAMES[1:]:
+            registry = self._parameters if name in self._parameters else self._buffers
+            tensor = registry.get(name)
+            if tensor is not getattr(self, name):  # it is parametrized
+                return None
+            watched.append((registry, name))
+            if tensor is not None:
+                tensors[name] = self._first(name, tensor, layers).detach()
+        if not readable(tensors.values(), x.dtype):
+            return None
+        if self.training:
+            (name,) = self._non_negative
+            out = torch.empty_like(tensors[name])
+            derived.append(Derived(np.abs, (tensors[name].numpy(),), out.numpy()))
+            tensors[name] = out
+        if self.variant == "step":
+            step = tensors["step"].unsqueeze(-1)
+            out = torch.empty_like(step)
+            derived.append(Derived(np.multiply, (step.numpy(), self.alpha), out.numpy()))
+            tensors["threshold"] = out
+        select = None if self._select is None else self._select[:layers]
+        choices = Choices(layers, self.positive, select)
+        return Plan(asked, watched, Tensors(x, **tensors), choices, derived)
+
     def _first(self, name: str, tensor: Tensor, layers: int) -> Tensor:
-        return tensor[:layers] if name in self.layered else tensor
+        """Return the tensor of that name for the first layers."""
+        return tensor[:layers] if layers < self.n_layers and name in self.layered else tensor
 
     def _at_most_all(self, n_layers: int) -> int:
         if count("n_layers", n_layers) > self.n_layers:
