@@ -24,8 +24,10 @@ c = time.perf_counter(); print(b - a, c - b)
 # What numba loads only at a first call (its registries of NumPy functions) is in the call's time;
 # importing numba and scipy.special, which the call would do too, is not.
 FIRST_CALL = """
-import time, numba, numpy as np, scipy.special, latent_kernels as lk
-X, w, m, c = np.ones((1000, 8), np.float32), [.5, .5], np.arange(16.).reshape(2, 8), np.ones((2, 8))
+import time, numba, scipy.special
+import numpy as np, latent_kernels as lk
+X, w = np.ones((1000, 8), np.float32), [.5, .5]
+m, c = np.arange(16.).reshape(2, 8), np.ones((2, 8))
 a = time.perf_counter(); lk.gaussian_e_step(X, w, m, c)
 b = time.perf_counter(); lk.gaussian_e_step(X, w, m, c)
 c = time.perf_counter(); print(b - a, c - b)
@@ -35,7 +37,7 @@ c = time.perf_counter(); print(b - a, c - b)
 def _measure(
     benchmark: Any, code: str, names: tuple[str, ...], rounds: int, environment: dict[str, str]
 ) -> str:
-    """Run `code` in new processes, and return the medians of the seconds that it prints, as text."""
+    """Run `code` in new processes; return the medians of the seconds that it prints, as text."""
     found: list[list[float]] = []
 
     def call() -> None:
@@ -64,7 +66,8 @@ def _print(capsys: pytest.CaptureFixture[str], text: str) -> None:
 
 def test_import(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """`import latent_kernels` after `import torch`."""
-    _print(capsys, "import: " + _measure(benchmark, IMPORT, ("torch", "latent_kernels"), 7, {}))
+    found = _measure(benchmark, IMPORT, ("torch", "latent_kernels"), 7, {})
+    _print(capsys, f"import: {found}")
 
 
 @pytest.mark.parametrize("state", ["cold", "warm"])

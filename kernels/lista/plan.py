@@ -1,6 +1,7 @@
-"""The compiled kernel's call for parameters that a module holds, which were checked before.
+"""A planned call of the compiled kernel, for the parameters of a module.
 
-Most of what the codes of a single row cost is checking the parameters.
+For a single row, checking the parameters takes longer than computing the codes. A module therefore
+keeps a plan of its last call, which is valid until one of the parameters changes.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _CPU = torch.device("cpu")
 
 
 class Derived(NamedTuple):
-    """What is computed before each call, `function(*arguments, out=out)`, by NumPy.
+    """A tensor to compute before each call: `function(*arguments, out=out)`.
 
-    A forked process does not have torch's threads.
+    The function is NumPy's: torch may use threads that do not exist in a forked process.
     """
 
     function: Callable[..., Any]
@@ -34,9 +35,9 @@ class Derived(NamedTuple):
 
 
 class _Watched(NamedTuple):
-    """A parameter and its state when it was checked."""
+    """A parameter, and its state when its values were checked."""
 
-    registry: Registry  # of the module that holds it
+    registry: Registry  # where the module holds it: its parameters or its buffers
     name: str
     parameter: Tensor | None
     version: int
@@ -45,7 +46,7 @@ class _Watched(NamedTuple):
 
 
 def takes(x: object) -> bool:
-    """Return whether a plan may compute the codes of x: a matrix, whose gradient nobody wants."""
+    """Return whether a plan can serve x: a matrix in CPU memory that needs no gradient."""
     return (
         type(x) is Tensor
         and plain(x)
@@ -60,7 +61,7 @@ def takes(x: object) -> bool:
 
 
 def readable(parameters: Iterable[Tensor], dtype: torch.dtype) -> bool:
-    """Return whether the kernel for rows of `dtype` can read the parameters where they lie."""
+    """Return whether the kernel for rows of `dtype` can read the parameters in place."""
     given = tuple(parameters)
     if dtype not in (torch.float32, torch.float64) or not plain(*given):
         return False
@@ -75,10 +76,10 @@ def readable(parameters: Iterable[Tensor], dtype: torch.dtype) -> bool:
 
 
 class Plan:
-    """A call of the compiled kernel for checked parameters, which it holds and reads in place.
+    """A call of the compiled kernel for parameters that were checked, and that it reads in place.
 
-    Values that change without torch's knowledge (by way of `.data`, NumPy or another process) are
-    computed with, but not checked.
+    The plan holds strong references to the parameters. New values that torch is not told of
+    (written through `.data`, by NumPy or by another process) are used, but not checked.
     """
 
     def __init__(
@@ -89,21 +90,21 @@ class Plan:
         choices: Choices,
         derived: Iterable[Derived],
     ) -> None:
-        """Plan a call like one that has just run, and so is right.
+        """Plan the repetition of a call that has just run without an error.
 
         Args:
-            asked: what the call depends on besides tensors, for the caller to compare.
-            watched: where the module holds the parameters that are to stay as they are.
-            tensors: of the call: x as `takes` has it; `readable` parameters, slices of them, or
-                derived.
-            choices: of the call.
-            derived: those of the tensors that are computed before each call.
+            asked: what else the call depended on; the caller compares it.
+            watched: the registry and name of each parameter that must not change.
+            tensors: x, for which `takes` is true, and the parameters, for which `readable` is: the
+                watched ones, slices of them, or tensors derived from them.
+            choices: the options of the call.
+            derived: the tensors among these that are computed before each call.
 
         """
         self.asked = asked
         self._dtype, self._features = tensors.x.dtype, tensors.x.size(1)
         self._components, self._derived = tensors.components, tuple(derived)
-        self._memory = tensors[1:]  # the kernel has the addresses alone
+        self._memory = tensors[1:]  # kept alive: the kernel has only the addresses
         self._kernel = cpp_cpu.plan(tensors, choices)
         self._watched = []
         for registry, name in watched:
@@ -112,9 +113,7 @@ class Plan:
             self._watched.append(_Watched(registry, name, p, *state))
 
     def encode(self, x: Tensor) -> Tensor | None:
-        """Return the codes of an x that `takes` accepts; None if the plan is not, or no longer, for
-        it.
-        """
+        """Return the codes of x, for which `takes` is true; None if the plan is not valid."""
         if x.dtype is not self._dtype or x.size(1) != self._features or not self._holds():
             return None
         for function, arguments, out in self._derived:
@@ -126,7 +125,7 @@ class Plan:
         return z
 
     def _holds(self) -> bool:
-        """Return whether all parameters are as they were, and no gradient is wanted."""
+        """Return whether no parameter has changed and none needs a gradient."""
         grad, dtype = torch.is_grad_enabled(), self._dtype
         for registry, name, p, version, address, shape in self._watched:
             if registry.get(name) is not p:

@@ -1,4 +1,4 @@
-"""Checks of parameters' values, without torch's threads, which a forked process does not have."""
+"""Checks of parameter values that are safe in forked processes: torch's threads are not used."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 import torch
 
 Tensor = torch.Tensor
-_SERIAL = 32768  # elements below which torch sums on the calling thread
+_SERIAL = 32768  # torch sums fewer elements than this on the calling thread
 
 
 def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
     """Raise a ValueError where x is not finite, or has values below `least`.
 
     Args:
-        name: of x, in the error.
-        x: float32 or float64 memory without gradient. Not read on a GPU, which would be waited for.
-        least: the smallest value that x may have.
+        name: the name of x in the error message.
+        x: float32 or float64, detached. On a GPU nothing is checked, since reading would wait.
+        least: the least value that is allowed.
 
     """
     if x is None or not x.is_cpu or not x.numel():
