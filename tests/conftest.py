@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from latent_kernels.kernels import _core, backends
+from latent_kernels.variational import variance
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +36,23 @@ def simd_build(request: pytest.FixtureRequest) -> str:
     """Runs the test once with each build of the C++ kernels that this processor can run."""
     assert _core.select_simd_build(request.param)
     return request.param
+
+
+class Clock:
+    """A clock that only the test moves: by `now`, and by `step` with each reading."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.now, self.step = 0.0, step
+
+    def read(self) -> float:
+        """Return the time in seconds, and let `step` pass."""
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of `profile_variance`, which stands still until the test moves it."""
+    clock = Clock()
+    monkeypatch.setattr(variance, "time", SimpleNamespace(perf_counter=clock.read))
+    return clock

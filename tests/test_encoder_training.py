@@ -170,7 +170,7 @@ def test_a_new_layer_trains_before_the_others() -> None:
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 3, variant="cp", tied=False)
     before = copy.deepcopy(encoder)
-    data = training.batches.prepare(x, z, 0.1, 64, torch.Generator().manual_seed(0))
+    data = training._batches.prepare(x, z, 0.1, 64, torch.Generator().manual_seed(0))
     options = training._Options(0.02, 10, 5, 4)
     trainer = training._Trainer(encoder, data, training._Objective(), options, lambda done: None)
     trainer.depth = 2
@@ -275,19 +275,19 @@ def test_an_iterables_first_batches_are_only_validated_with() -> None:
     """In no epoch are they trained on; what is given to validate with leaves all of them."""
     items = [torch.full((3, M), float(i)) for i in range(7)]
     generator = torch.Generator().manual_seed(0)
-    data = training.batches.prepare(items, None, 0.5, 1, generator)
+    data = training._batches.prepare(items, None, 0.5, 1, generator)
     assert data.validation.x[:, 0].tolist() == [i for i in range(4) for _ in range(3)]
     assert [int(next(data.training).x[0, 0]) for _ in range(9)] == [4, 5, 6] * 3
-    data = training.batches.prepare(items[:2], None, items[0], 1, generator)
+    data = training._batches.prepare(items[:2], None, items[0], 1, generator)
     assert [int(next(data.training).x[0, 0]) for _ in range(4)] == [0, 1] * 2
     calls = iter(items)
-    data = training.batches.prepare(lambda: next(calls), None, 0.5, 1, generator)
+    data = training._batches.prepare(lambda: next(calls), None, 0.5, 1, generator)
     assert [int(next(data.training).x[0, 0]) for _ in range(3)] == [4, 5, 6]
     for few in (items[:1], items[:4]):
         with pytest.raises(
             ValueError, match=f"x must give more than 4 batches .* got {len(few)}. Give validation"
         ):
-            training.batches.prepare(few, None, 0.5, 1, generator)
+            training._batches.prepare(few, None, 0.5, 1, generator)
 
 
 class Noisy(torch.nn.Module):
@@ -371,7 +371,7 @@ def test_validation_leaves_no_trace() -> None:
         for parameter in trained[-1].parameters():
             parameter.requires_grad_(False)
         trained[-1].linear.bias.requires_grad_(True)
-        data = training.batches.prepare(x, z, 0.1, 64, torch.Generator().manual_seed(0))
+        data = training._batches.prepare(x, z, 0.1, 64, torch.Generator().manual_seed(0))
         trainer = training._Trainer(
             trained[-1],
             data,

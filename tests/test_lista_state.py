@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from latent_kernels.sparse.lista import lista_encode
+from latent_kernels.kernels.lista import cpp_cpu, reference
+from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 
 Tensor = torch.Tensor
 
@@ -30,15 +34,16 @@ def test_steps_that_turn_nan_behind_torchs_back_stay_inside_their_lists(
     """
     x, weight, recurrent = problem
     memory = np.array(0.5, np.float32)
-    step = torch.from_numpy(memory)
-    assert bool(
-        torch.isfinite(lista_encode(x, weight, recurrent, 0.01, n_layers=3, step=step)).all()
-    )
+    step, theta = torch.from_numpy(memory), torch.tensor(0.01)
+    tensors, choices = Tensors(x, weight, theta, recurrent=recurrent, step=step), Choices(3)
+    assert bool(torch.isfinite(cpp_cpu.forward(tensors, choices)[0]).all())
     memory[...] = np.nan
     for _ in range(50):
-        z = lista_encode(x.repeat(40, 1), weight, recurrent, 0.01, n_layers=3, step=step)
+        z, _ = cpp_cpu.forward(tensors._replace(x=x.repeat(40, 1)), choices)
         assert z.shape == (120, 6)
         assert bool(z.isnan().all())
+    with pytest.raises(ValueError, match="step must be finite"):
+        lista_encode(x, weight, recurrent, 0.01, n_layers=3, step=step)
 
 
 def test_second_derivatives_by_way_of_another_term_raise(
@@ -83,16 +88,51 @@ def test_codes_are_let_go_with_the_graph(problem: tuple[Tensor, Tensor, Tensor])
     assert z.grad_fn.tape is None  # type: ignore[attr-defined]
 
 
-def test_numbers_are_told_apart(problem: tuple[Tensor, Tensor, Tensor]) -> None:
-    """A call that is known by the numbers it was given is not another's."""
+class Number(float):
+    """A subclass of float, as NumPy's float64 is one."""
+
+
+KINDS = [float, np.float64, Number, lambda t: torch.tensor(t, dtype=torch.float64)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["float", "numpy", "subclass", "tensor"])
+@pytest.mark.parametrize("form", ["recurrent", "steps", "coupled", "coupled steps"])
+def test_no_call_answers_for_another(
+    problem: tuple[Tensor, Tensor, Tensor], form: str, kind: Callable[[float], Any]
+) -> None:
+    """Each number is gone before the next takes its place in memory."""
     x, weight, recurrent = problem
-    for _ in range(2):
-        found = [
-            lista_encode(x, weight, recurrent, t, n_layers=3, step=s)
-            for t in (0.01, 0.02)
-            for s in (0.3, 0.2, None)
-        ]
-        assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+    dictionary = weight.t().contiguous()
+
+    def run(threshold: Any, step: Any) -> Tensor:
+        if form.startswith("coupled"):
+            return coupled_lista_encode(x, dictionary, weight, threshold, n_layers=3, step=step)
+        return lista_encode(x, weight, recurrent, threshold, n_layers=3, step=step)
+
+    for i in range(200):
+        threshold, step = 0.001 * (i % 40 + 1), 0.2 + 0.002 * i
+        vector = torch.tensor([[threshold]] * 3)
+        expected = run(vector, torch.tensor([step] * 3) if "steps" in form else None)
+        for _ in range(2):
+            z = run(kind(threshold), kind(step) if "steps" in form else None)
+            assert torch.equal(z, expected), i
+
+
+def test_weights_that_die_and_others_in_their_place(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    """New tensors get the identities and the memory of old ones."""
+    x, weight, recurrent = problem
+    identities = set()
+    for i in range(200):
+        w, s, theta = weight * (1 + i), recurrent / (1 + i), torch.tensor([0.01 * i] * 6)
+        identities |= {id(w), id(s), id(theta)}
+        z = lista_encode(x, w, s, theta, n_layers=2)
+        choices = Choices(2)
+        expected = reference.encode(Tensors(x, w, theta, recurrent=s), choices)
+        assert torch.allclose(z, expected, rtol=1e-4, atol=1e-4), i
+        bad = torch.full((6,), -0.01) if i % 2 else torch.full((6,), torch.nan)
+        with pytest.raises(ValueError, match="threshold must be"):
+            lista_encode(x, w, s, bad, n_layers=2)
+    assert len(identities) < 600
 
 
 def test_few_rows_and_many_give_x_the_same_gradient(problem: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -213,7 +213,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 START = """
-import os, threading, time
+import os, threading
 import numpy as np, torch
 import latent_kernels as lk
 X = np.random.default_rng(0).normal(size=(1000, 2))
@@ -226,9 +226,15 @@ def test_fork_while_another_thread_compiles(tmp_path: Any) -> None:
     code = (
         START
         + """
+from numba.core import event
+compiling = threading.Event()
+class Listener(event.Listener):
+    def on_start(self, event): compiling.set()
+    def on_end(self, event): pass
+event.register("numba:compile", Listener())
 thread = threading.Thread(target=step)
 thread.start()
-time.sleep(0.8)
+assert compiling.wait(100)
 child = os.fork()
 if child == 0:
     import signal

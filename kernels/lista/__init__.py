@@ -1,1 +1,1 @@
-"""Unrolled iterative soft-thresholding: sparse encoders of a fixed number of layers."""
+"""Unrolled iterative soft-thresholding: sparse encoders with a fixed number of layers."""

@@ -12,7 +12,10 @@ Tape = _core.ListaTape | None
 
 
 def plan(tensors: Tensors, choices: Choices) -> _core.ListaPlan:
-    """A call for these parameters, by their addresses; x and initial are given to each call."""
+    """Return the call for these parameters, which it reads at their addresses.
+
+    Each call is given its x and initial codes.
+    """
     x, weight, threshold, _, recurrent, _, step, _ = tensors
     n = weight.size(-1)
     flags = (  # csrc/lista.cpp, Plan
@@ -31,8 +34,9 @@ def plan(tensors: Tensors, choices: Choices) -> _core.ListaPlan:
 
 
 def _address(x: Tensor | None) -> int:
-    """Where a tensor lies; 0 for none. An empty one lies nowhere, yet is given: any other address
-    will do.
+    """Return the address of a tensor, 0 for None.
+
+    An empty tensor has no address but must differ from None: any other number serves.
     """
     return 0 if x is None else x.data_ptr() or 1
 
@@ -40,10 +44,14 @@ def _address(x: Tensor | None) -> int:
 def forward(
     tensors: Tensors, choices: Choices, with_tape: bool = False, with_drive: bool = False
 ) -> tuple[Tensor, Tape]:
-    """The codes, and the supports and values of all layers' codes where a backward pass will want
-    them.
+    """Return the codes and, where `with_tape`, what the backward pass needs of all layers' codes.
 
-    `with_drive`: that pass will want the gradient of steps.
+    Args:
+        tensors: contiguous.
+        choices: the options.
+        with_tape: a backward pass will follow.
+        with_drive: it will want the gradient of the steps.
+
     """
     x = tensors.x
     z = x.new_empty((x.size(0), tensors.components))
@@ -57,8 +65,9 @@ def forward(
 def backward(
     tensors: Tensors, choices: Choices, tape: Tape, upstream: Tensor, wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Gradients of the wanted tensors, in the order of `Tensors`. Without a tape the forward pass
-    runs again.
+    """Return the gradients of the wanted tensors, in the order of `Tensors`.
+
+    Without a tape the forward pass runs again.
     """
     x = tensors.x
     gradients = [

@@ -1,8 +1,8 @@
-"""Unrolled soft-thresholding as opaque ops, for torch.compile, torch.func and fake tensors: shapes
-as in `Tensors`.
+"""Unrolled soft-thresholding as opaque ops, for torch.compile, torch.func and fake tensors.
 
-An op's results are tensors of shapes known beforehand, which lists of non-zeros are not: so the
-backward op runs the forward pass again and keeps nothing in between.
+Shapes are those of `Tensors`. The results of an op must be tensors whose shapes are known
+beforehand. Lists of non-zeros are not, so nothing is kept between the passes, and the backward op
+runs the forward pass again.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import torch
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import in_memory
 from latent_kernels.kernels.library import call, define, no_second_derivative
-from latent_kernels.kernels.lista.autograd import checked
+from latent_kernels.kernels.lista.autograd import checked_memory, memory
 from latent_kernels.kernels.lista.problem import Choices, Tensors
 
 Tensor = torch.Tensor
 _COUNT = len(Tensors._fields)
-_ROWS = tuple(
-    name in ("x", "initial") for name in Tensors._fields
-)  # which have a row for each sample
+# Which of the tensors have a row for each sample.
+_ROWS = tuple(name in ("x", "initial") for name in Tensors._fields)
 _SCHEMA = (
-    "Tensor x, Tensor weight, Tensor threshold, Tensor? bias, Tensor? recurrent, Tensor? dictionary, Tensor? step,"
-    " Tensor? initial, SymInt layers, bool positive, SymInt[]? select"
+    "Tensor x, Tensor weight, Tensor threshold, Tensor? bias, Tensor? recurrent,"
+    " Tensor? dictionary, Tensor? step, Tensor? initial,"
+    " SymInt layers, bool positive, SymInt[]? select"
 )
+_GRADIENTS = ", ".join(["Tensor"] * _COUNT)
 
 
 def _unpacked(arguments: tuple[Any, ...]) -> tuple[Tensors, Choices]:
@@ -37,7 +38,7 @@ def _unpacked(arguments: tuple[Any, ...]) -> tuple[Tensors, Choices]:
 
 def _encode(*arguments: Any) -> Tensor:
     tensors, choices = _unpacked(arguments)
-    z: Tensor = backend("lista", tensors.x.device).forward(checked(tensors), choices)[0]
+    z: Tensor = backend("lista", tensors.x.device).forward(checked_memory(tensors), choices)[0]
     return z
 
 
@@ -58,11 +59,11 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    """A gradient for each tensor, empty where none is wanted."""
+    """Return a gradient for each tensor, an empty one where it is not wanted."""
     tensors, choices = _unpacked(arguments)
     upstream, wanted = arguments[-2:]
     kernels = backend("lista", upstream.device)
-    found = kernels.backward(checked(tensors), choices, None, in_memory(upstream), tuple(wanted))
+    found = kernels.backward(memory(tensors), choices, None, in_memory(upstream), tuple(wanted))
     return tuple(upstream.new_empty(0) if g is None else g for g in found)
 
 
@@ -83,7 +84,7 @@ def _at(x: Any, dim: int | None, i: int) -> Any:
 
 
 def _folded(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
-    """Rows of all slices after one another."""
+    """Return the rows of all slices as one matrix."""
     if x is None:
         return None
     x = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -91,14 +92,14 @@ def _folded(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
 
 
 def _only_rows(in_dims: tuple[Any, ...]) -> bool:
-    """Whether the slices share all parameters."""
+    """Return whether the slices differ in their rows only, and share all parameters."""
     return all(rows or dim is None for dim, rows in zip(in_dims[:_COUNT], _ROWS, strict=True))
 
 
 def _slices(info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> list[list[Any]]:
-    dims = [
-        None if isinstance(dim, (list, tuple)) else dim for dim in in_dims
-    ]  # of lists of numbers
+    """Return the arguments of each slice."""
+    # vmap gives a list of dimensions for an argument that is a list of numbers.
+    dims = [None if isinstance(dim, (list, tuple)) else dim for dim in in_dims]
     return [
         [_at(x, dim, i) for x, dim in zip(arguments, dims, strict=True)]
         for i in range(info.batch_size)
@@ -120,7 +121,7 @@ def _encode_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[
 
 
 def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    """Slice by slice: each has gradients of its own for the parameters that all share."""
+    """Run slice by slice, since each has its own gradients even of parameters that all share."""
     found = [call("lista_backward", *one) for one in _slices(info, in_dims, arguments)]
     return tuple(torch.stack(gradients) for gradients in zip(*found, strict=True)), (0,) * _COUNT
 
@@ -134,7 +135,7 @@ define(
     gradients=_gradients,
 )
 define(
-    f"lista_backward({_SCHEMA}, Tensor upstream, bool[] wanted) -> ({', '.join(['Tensor'] * _COUNT)})",
+    f"lista_backward({_SCHEMA}, Tensor upstream, bool[] wanted) -> ({_GRADIENTS})",
     _backward,
     fake=_backward_fake,
     vmap=_backward_vmap,

@@ -1,6 +1,4 @@
-"""What a sparse encoder is asked to compute: its tensors and choices, as every backend is handed
-them.
-"""
+"""The tensors and options of a sparse encoder, as every backend takes them."""
 
 from __future__ import annotations
 
@@ -12,32 +10,31 @@ Tensor = torch.Tensor
 
 
 class Tensors(NamedTuple):
-    """The inputs of T layers over N rows of m features and n components: one dtype; contiguous for
-    the compiled kernel.
+    """The tensors of T layers for N rows of m features and n components, all of one dtype.
 
-    Where two shapes stand, the one without T is shared by all layers.
+    The compiled kernel needs them contiguous. A parameter that has no dimension T is shared by all
+    layers.
     """
 
     x: Tensor  # [N, m]
     weight: Tensor  # [m, n]; with a dictionary also [T, m, n]
     threshold: Tensor  # [], [n], [T, 1] or [T, n], >= 0
     bias: Tensor | None = None  # [n]; not with a dictionary
-    recurrent: Tensor | None = None  # [n, n] or [T, n, n]; this or a dictionary
+    recurrent: Tensor | None = None  # [n, n] or [T, n, n]; not with a dictionary
     dictionary: Tensor | None = None  # [n, m]
     step: Tensor | None = None  # [] or [T]
     initial: Tensor | None = None  # [N, n]; None for zeros
 
     @property
     def components(self) -> int:
-        """The number of components n."""
+        """Return the number n of components."""
         return self.weight.size(-1)
 
 
 class Choices(NamedTuple):
-    """What is no tensor."""
+    """Options of the encoder that are not tensors."""
 
     layers: int  # T, the number of soft-thresholdings
     positive: bool = False  # codes >= 0
-    select: tuple[int, ...] | None = (
-        None  # for each layer, how many of the largest entries pass unthresholded
-    )
+    # For each layer, how many of the largest entries pass unthresholded.
+    select: tuple[int, ...] | None = None

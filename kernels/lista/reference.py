@@ -1,5 +1,6 @@
-"""Unrolled soft-thresholding in plain torch, differentiable by autograd: see README.md for the
-formulas.
+"""Unrolled soft-thresholding in plain torch, differentiable by autograd.
+
+README.md has the formulas.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ Tensor = torch.Tensor
 
 
 def shrink(u: Tensor, threshold: Tensor, *, positive: bool = False, select: int = 0) -> Tensor:
-    """Soft-thresholding: sign(u) max(|u| - threshold, 0), or max(u - threshold, 0) where
-    `positive`.
+    """Return sign(u) max(|u| - threshold, 0), or max(u - threshold, 0) where `positive`.
 
-    Of entries beyond the threshold those as large as the `select`-th largest of their row pass as
-    they are. NaN passes.
+    Entries beyond the threshold that are at least as large as the `select`-th largest of their row
+    are not reduced by it. NaN stays NaN.
     """
     size = u if positive else u.abs()
     active = ~(size <= threshold)
@@ -28,10 +28,10 @@ def shrink(u: Tensor, threshold: Tensor, *, positive: bool = False, select: int 
 
 
 def encode(tensors: Tensors, choices: Choices) -> Tensor:
-    """The codes z_T, [N, n]."""
+    """Return the codes z_T, [N, n]."""
     x, weight, threshold, bias, recurrent, dictionary, step, initial = tensors
     z = initial
-    drive = x  # not used with a dictionary
+    drive = x  # a placeholder: with a dictionary there is no x W + b
     if dictionary is None:
         drive = x @ weight if bias is None else x @ weight + bias
     for t in range(choices.layers):
@@ -47,19 +47,22 @@ def encode(tensors: Tensors, choices: Choices) -> Tensor:
             u = z + u
         select = choices.select[t] if choices.select is not None else 0
         z = shrink(u, _of_layer(threshold, 1, t), positive=choices.positive, select=select)
-    assert z is not None  # as there is a layer
+    assert z is not None  # there is at least one layer
     return z
 
 
 def _of_layer(parameter: Tensor, dims: int, t: int) -> Tensor:
-    """The parameter of layer t, of `dims` dimensions, where it has one more for the layers."""
+    """Return the parameter of layer t.
+
+    A parameter has `dims` dimensions, and one more in front where each layer has its own.
+    """
     return parameter[t] if parameter.dim() > dims else parameter
 
 
 def forward(
     tensors: Tensors, choices: Choices, with_tape: bool = False, with_drive: bool = False
 ) -> tuple[Tensor, None]:
-    """As the compiled kernels, without a tape."""
+    """Return the codes, as the compiled kernels do, without a tape."""
     with torch.no_grad():
         return encode(tensors, choices), None
 
@@ -67,8 +70,9 @@ def forward(
 def backward(
     tensors: Tensors, choices: Choices, tape: None, upstream: Tensor, wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
-    """Gradients of the wanted tensors, in the order of `Tensors`: runs the forward pass again under
-    autograd.
+    """Return the gradients of the wanted tensors, in the order of `Tensors`.
+
+    The forward pass runs again, under autograd.
     """
     with torch.enable_grad():
         leaves = [

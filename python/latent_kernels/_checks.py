@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import weakref
-
 import torch
 
 Tensor = torch.Tensor
@@ -51,31 +48,6 @@ def log_weights(x: object, name: str = "log_w") -> None:
         raise ValueError(
             f"{name} must have shape [S, ...] with S >= 1 samples; got {tuple(x.shape)}"
         )
-
-
-_known: dict[int, tuple[object, ...]] = {}  # by id: a weak reference, and the state that passed
-
-
-def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
-    """Finite values, none below `least`; on the CPU only, as it would wait for a GPU.
-
-    A tensor that passed is not read again until torch knows that it changed. (What is written by
-    way of `.data`, NumPy or another process goes unseen.)
-    """
-    if x is None or x.device.type != "cpu":
-        return
-    known = _known.get(id(x))
-    state = (0 if x.is_inference() else x._version, x.data_ptr(), x.shape, least)
-    if known is not None and known[1:] == state and known[0]() is x:  # type: ignore[operator]
-        return
-    values = x.detach()
-    if not math.isfinite(values.sum().item()) and not bool(torch.isfinite(values).all()):
-        raise ValueError(f"{name} must be finite; got infinite values or NaN")
-    if least is not None and bool((values < least).any()):
-        raise ValueError(f"{name} must be >= {least}; got {values.min().item():.4g}")
-    if not x.is_inference():
-        key = id(x)
-        _known[key] = (weakref.ref(x, lambda _: _known.pop(key, None)), *state)
 
 
 def device(device: torch.device | str) -> torch.device:

@@ -1,8 +1,8 @@
-"""Sparse encoders of a fixed number of layers: unrolled iterative soft-thresholding.
+"""Sparse encoders with a fixed number of layers: unrolled iterative soft-thresholding.
 
-Codes are rows, as everywhere here: [..., n_components], with scikit-learn's dictionary
-[n_components, n_features]. On the CPU one compiled call runs all layers and uses that the codes are
-sparse, forward and backward. `latent_kernels.LISTA` holds the parameters as a torch module.
+Codes are rows, [..., n_components], and a dictionary is [n_components, n_features], as in
+scikit-learn. On the CPU one compiled call runs all layers and makes use of the sparsity of the
+codes, forward and backward. `latent_kernels.LISTA` holds the parameters as a torch module.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from latent_kernels import _checks
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import plain, row_dtype
 from latent_kernels.kernels.library import call
-from latent_kernels.kernels.lista import autograd, ready
+from latent_kernels.kernels.lista import autograd
 from latent_kernels.kernels.lista import ops as _ops  # noqa: F401  (registers the opaque ops)
 from latent_kernels.kernels.lista.problem import Choices, Tensors
 
 Tensor = torch.Tensor
-_MOST_COLUMNS = 2**24  # places in the lists of a tile are 32-bit
+_MOST_COLUMNS = 2**24  # positions in the lists of a tile are 32-bit numbers
 
 
 def lista_encode(
@@ -38,7 +38,7 @@ def lista_encode(
     positive: bool = False,
     select: int | Sequence[int] | None = None,
 ) -> Tensor:
-    r"""Codes by T layers of soft-thresholding with a matrix between the layers.
+    r"""Return codes computed by T layers of soft-thresholding with a matrix between the layers.
 
     .. math::
         z_t = \mathrm{soft}(c + z_{t-1} S_t,\ \theta_t), \quad c = x W + b, \qquad z_t =
@@ -48,44 +48,48 @@ def lista_encode(
     is W = D^T / L, S = I - D D^T / L, theta = alpha / L, or W = D^T, S = -D D^T, step = 1 / L, with
     L >= ||D||^2.
 
-    The backward pass works on the non-zeros too: autograd keeps the inputs and, for each layer, the
-    places and values of the non-zero codes. Gradients are those of almost every point: 0 for
-    entries that a threshold holds at 0. Second derivatives are not implemented and raise.
-    Non-finite x gives non-finite codes in its row only.
+    The backward pass uses the sparsity, too: autograd keeps the inputs and, for each layer, the
+    positions and values of the non-zero codes. Gradients are those of the formula wherever it is
+    differentiable; entries that a threshold sets to 0 have gradient 0. Second derivatives are not
+    implemented and raise an error. A row of x that is not finite gives codes that are not finite in
+    that row only.
 
-    Args: x: [..., m], float32, float64, bfloat16 or float16 (halves are computed in float32).
-        weight: W [m, n]. recurrent: S, [n, n] for all layers or [T, n, n]; None where n_layers is 1
-        and there is no initial code.
-            Where `initial` is None the first layer does not use it.
-        threshold: theta >= 0: a number, [n] for all layers, or [T, 1] or [T, n].
+    Nothing is kept between calls: each checks the values of all weights. A `latent_kernels.LISTA`
+    checks them once, until they change.
+
+    Args:
+        x: [..., m], float32, float64, bfloat16 or float16 (halves are computed in float32).
+        weight: W [m, n].
+        recurrent: S, [n, n] for all layers or [T, n, n]. The first layer does not use it where
+            `initial` is None. It may be None where n_layers is 1 and `initial` is None.
+        threshold: theta >= 0: a number, [n] for all layers, [T, 1] or [T, n].
         n_layers: T >= 1, the number of soft-thresholdings.
         bias: b [n].
         step: gamma: a number, or [T].
-        initial: z_0 [..., n], as many rows as x; None for zeros.
+        initial: z_0 [..., n], with as many rows as x; None for zeros.
         positive: keep codes >= 0: max(u - theta, 0).
-        select: support selection: for each layer (or all), how many of a row's largest entries
-            beyond the threshold pass unthresholded (of equal ones, all).
+        select: support selection: how many of the largest entries of a row that are beyond the
+            threshold pass without being reduced by it (with ties, all of them). A number for all
+            layers, or one for each.
 
     Returns:
         z_T [..., n] in the dtype that the tensors promote to.
 
-    Raises: TypeError, ValueError: naming the argument that is wrong; weights that are not finite
-        among them (on the CPU).
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong; also for weights that are not
+            finite (on the CPU).
 
     Source: Gregor and LeCun, "Learning fast approximations of sparse coding" (2010); Ablin et al.,
     "Learning step sizes for unfolded sparse coding" (2019).
 
     """
-    parameters, asked = (weight, recurrent, threshold, bias, step), (n_layers, positive, select)
-    if initial is None and (z := ready.encode(x, parameters, asked)) is not None:
-        return z
     named = {"x": x, "weight": weight, "recurrent": recurrent, "bias": bias, "initial": initial}
     tensors, dtype = _prepare(named, threshold, step, n_layers, per_layer="recurrent")
     if recurrent is None and (n_layers > 1 or initial is not None):
         raise ValueError(
             "recurrent may be None only where n_layers is 1 and there is no initial code"
         )
-    return _run(x, tensors, dtype, _choices(n_layers, positive, select), parameters, asked)
+    return _run(x, tensors, dtype, _choices(n_layers, positive, select))
 
 
 def coupled_lista_encode(
@@ -100,38 +104,44 @@ def coupled_lista_encode(
     positive: bool = False,
     select: int | Sequence[int] | None = None,
 ) -> Tensor:
-    r"""Codes by T layers of soft-thresholding that correct the residual: the coupled form.
+    r"""Return codes computed by T layers of soft-thresholding that correct the residual.
+
+    This is the coupled form:
 
     .. math::
         z_t = \mathrm{soft}(z_{t-1} + \gamma_t (x - z_{t-1} D) W_t,\ \theta_t)
 
-    ISTA is W = D^T, gamma = 1 / L, theta = alpha / L. See `lista_encode` for what is common to
-    both.
+    ISTA is W = D^T, gamma = 1 / L, theta = alpha / L. `lista_encode` says what holds for both
+    forms.
 
-    Args: x: [..., m]. dictionary: D [n, m]. weight: W, [m, n] for all layers or [T, m, n].
-        threshold: theta >= 0: a number, [n] for all layers, or [T, 1] or [T, n]. n_layers: T >= 1,
-        the number of soft-thresholdings. step: gamma: a number, or [T]; None for 1. initial: z_0
-        [..., n], as many rows as x; None for zeros. positive: keep codes >= 0. select: support
-        selection: for each layer (or all), how many of a row's largest entries beyond the threshold
-            pass unthresholded (of equal ones, all).
+    Args:
+        x: [..., m].
+        dictionary: D [n, m].
+        weight: W, [m, n] for all layers or [T, m, n].
+        threshold: theta >= 0: a number, [n] for all layers, [T, 1] or [T, n].
+        n_layers: T >= 1, the number of soft-thresholdings.
+        step: gamma: a number, or [T]; None for 1.
+        initial: z_0 [..., n], with as many rows as x; None for zeros.
+        positive: keep codes >= 0.
+        select: support selection: how many of the largest entries of a row that are beyond the
+            threshold pass without being reduced by it (with ties, all of them). A number for all
+            layers, or one for each.
 
     Returns:
         z_T [..., n] in the dtype that the tensors promote to.
 
-    Raises: TypeError, ValueError: naming the argument that is wrong; weights that are not finite
-        among them (on the CPU).
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong; also for weights that are not
+            finite (on the CPU).
 
     Source: Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical
     weights and thresholds" (2018); Liu et al., "ALISTA: analytic weights are as good as learned
     weights in LISTA" (2019).
 
     """
-    parameters, asked = (dictionary, weight, threshold, step), (n_layers, positive, select)
-    if initial is None and (z := ready.encode(x, parameters, asked)) is not None:
-        return z
     named = {"x": x, "weight": weight, "dictionary": dictionary, "initial": initial}
     tensors, dtype = _prepare(named, threshold, step, n_layers, per_layer="weight")
-    return _run(x, tensors, dtype, _choices(n_layers, positive, select), parameters, asked)
+    return _run(x, tensors, dtype, _choices(n_layers, positive, select))
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -145,7 +155,10 @@ def _prepare(
     *,
     per_layer: str,
 ) -> tuple[Tensors, torch.dtype]:
-    """The tensors in the dtype that is computed in, rows in two dimensions; and the result's dtype."""
+    """Check the arguments; return the tensors that the kernels take, and the dtype of the result.
+
+    The tensors have the dtype of the computation, and x and initial two dimensions.
+    """
     _layers(n_layers)
     _of_layers("threshold", threshold)
     if step is not None:
@@ -181,7 +194,7 @@ def _layers(n_layers: object) -> None:
 
 
 def _of_layers(name: str, value: object) -> None:
-    """A parameter that may be a number."""
+    """Check a parameter of the layers that is a number or a tensor."""
     if isinstance(value, Tensor):
         if value.dtype not in _checks.FLOATS:
             raise TypeError(
@@ -196,7 +209,10 @@ def _of_layers(name: str, value: object) -> None:
 
 
 def _dtype(named: dict[str, Tensor | None]) -> torch.dtype:
-    """The dtype that tensors on one device promote to; 0-d ones do not take part, as in torch."""
+    """Check that the tensors are on one device; return the dtype that they promote to.
+
+    Tensors without dimensions do not count, as in torch.
+    """
     x = named["x"]
     assert x is not None
     dtype = x.dtype
@@ -210,6 +226,7 @@ def _dtype(named: dict[str, Tensor | None]) -> torch.dtype:
 
 
 def _shapes(named: dict[str, Tensor | None], n_layers: int, per_layer: str) -> None:
+    """Check the shapes; the tensor called `per_layer` may have one matrix for each layer."""
     x, weight = named["x"], named["weight"]
     assert x is not None
     assert weight is not None
@@ -225,7 +242,8 @@ def _shapes(named: dict[str, Tensor | None], n_layers: int, per_layer: str) -> N
         if tuple(tensor.shape) != ((n_layers,) if layered else ()) + shape:
             both = f" or {(n_layers, *shape)}" if name == per_layer else ""
             raise ValueError(
-                f"{name} must have shape {shape}{both} beside x {tuple(x.shape)}; got {tuple(tensor.shape)}"
+                f"{name} must have shape {shape}{both} beside x {tuple(x.shape)};"
+                f" got {tuple(tensor.shape)}"
             )
     initial, threshold, step = named.get("initial"), named["threshold"], named.get("step")
     if initial is not None and tuple(initial.shape) != (*x.shape[:-1], n):
@@ -245,6 +263,7 @@ def _shapes(named: dict[str, Tensor | None], n_layers: int, per_layer: str) -> N
 
 
 def _choices(n_layers: int, positive: bool, select: int | Sequence[int] | None) -> Choices:
+    """Check the options that are not tensors, and return them."""
     if not isinstance(positive, bool):
         raise TypeError(f"positive must be True or False; got {positive!r}")
     if select is None:
@@ -269,31 +288,26 @@ def _choices(n_layers: int, positive: bool, select: int | Sequence[int] | None) 
 # --- dispatch -------------------------------------------------------------------------------------
 
 
-def _run(
-    x: Tensor,
-    tensors: Tensors,
-    dtype: torch.dtype,
-    choices: Choices,
-    parameters: tuple[object, ...],
-    asked: tuple[object, ...],
-) -> Tensor:
-    """The codes in the caller's shape and dtype; notes a call that another may repeat."""
+def _run(x: Tensor, tensors: Tensors, dtype: torch.dtype, choices: Choices) -> Tensor:
+    """Return the codes in the caller's shape and dtype."""
     if choices.select is not None:
         choices = choices._replace(select=tuple(min(c, tensors.components) for c in choices.select))
-    z, memory = _encode(tensors, choices)
-    if memory is not None and tensors.x.device.type == "cpu":
-        ready.remember(parameters, asked, memory, choices)
+    z = _encode(tensors, choices)
     if z.dtype != dtype:
         z = z.to(dtype)
     return z if x.dim() == 2 else z.reshape(*x.shape[:-1], tensors.components)
 
 
-def _encode(tensors: Tensors, choices: Choices) -> tuple[Tensor, Tensors | None]:
-    """The codes of rows; and the tensors that a kernel read, where no gradient was asked for."""
+def _encode(tensors: Tensors, choices: Choices) -> Tensor:
+    """Return the codes z_T, [N, n]."""
+    z: Tensor
     if not plain(*tensors):
-        return call("lista_encode", *autograd.op_arguments(tensors, choices)), None
+        z = call("lista_encode", *autograd.op_arguments(tensors, choices))
+        return z
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if wanted or forward_ad._current_level >= 0:  # the Function says that it has no forward mode
-        return autograd.apply_lista(*tensors, choices), None
-    memory = autograd.checked(tensors)
-    return backend("lista", tensors.x.device).forward(memory, choices)[0], memory
+    if wanted or forward_ad._current_level >= 0:  # the Function refuses forward mode
+        z = autograd.apply_lista(*tensors, choices)
+        return z
+    kernels = backend("lista", tensors.x.device)
+    z = kernels.forward(autograd.checked_memory(tensors), choices)[0]
+    return z

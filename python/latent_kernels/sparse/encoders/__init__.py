@@ -1,11 +1,11 @@
 """Learned sparse encoders as torch modules, and their training.
 
-start                what they start from: checks of a dictionary, safe step lengths, thresholds that stay >= 0
-analytic             ALISTA's weights
+_start               initial parameters: checked dictionaries, safe steps, thresholds that stay >= 0
+analytic             the weights of ALISTA
 lista                `LISTA`: unrolled soft-thresholding, over `latent_kernels.lista_encode`
 coordinate_descent   `LCoD`: unrolled greedy coordinate descent
 psd                  `PSDEncoder`: one layer of tanh
-batches, training    `train_encoder`
+_batches, training   `train_encoder`
 """
 
 from __future__ import annotations

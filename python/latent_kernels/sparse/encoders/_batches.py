@@ -1,6 +1,4 @@
-"""Where the rows that an encoder learns from come from: tensors or streams, and what is kept for
-validation.
-"""
+"""The rows that an encoder learns from, out of tensors or streams, and those for validation."""
 
 from __future__ import annotations
 
@@ -16,29 +14,29 @@ Tensor = torch.Tensor
 Stream = Callable[[], Any] | Iterable[Any]
 Validation = float | Tensor | tuple[Tensor, Tensor]
 
-_STREAM_VALIDATION = 4  # batches of a stream
+_STREAM_VALIDATION = 4  # batches of a stream that are kept for validation
 
 
 class Batch(NamedTuple):
-    """Rows x [B, m], and the codes [B, n] to learn where there are any."""
+    """Rows x [B, m], and their codes [B, n] where these are to be learned."""
 
     x: Tensor
     codes: Tensor | None = None
 
     def rows(self, index: Tensor) -> Batch:
-        """Some of the rows."""
+        """Return the rows of that index."""
         index = index.to(self.x.device)
         return Batch(
             self.x[index], None if self.codes is None else self.codes[index.to(self.codes.device)]
         )
 
     def to(self, like: Tensor) -> Batch:
-        """On the device and in the dtype of `like`."""
+        """Return the batch on the device and in the dtype of `like`."""
         return Batch(self.x.to(like), None if self.codes is None else self.codes.to(like))
 
 
 class Batches(NamedTuple):
-    """What to train on, without end, and what to validate with."""
+    """The batches to train with, without end, and the rows to validate with."""
 
     training: Iterator[Batch]
     validation: Batch
@@ -51,7 +49,7 @@ def prepare(
     batch_size: int,
     generator: torch.Generator,
 ) -> Batches:
-    """Batches from tensors or from a stream."""
+    """Check the data, and return batches from tensors or from a stream."""
     if isinstance(validation, (int, float)):
         if not 0 < validation < 1:
             raise ValueError(
@@ -84,7 +82,7 @@ def prepare(
 
 
 def _item(name: str, item: object) -> Batch:
-    """A tensor, (x,) or (x, codes), checked."""
+    """Check a tensor, (x,) or (x, codes), and return it as a batch."""
     parts = tuple(item) if isinstance(item, (tuple, list)) else (item,)
     if len(parts) not in (1, 2):
         raise ValueError(f"{name} must give x or (x, codes); got {len(parts)} things")
@@ -118,8 +116,9 @@ def _joined(batches: list[Batch]) -> Batch:
 
 
 def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Epochs in orders of their own; rows at the end that do not fill a batch are left out of that
-    epoch.
+    """Yield batches without end, each epoch in a new random order.
+
+    Rows at the end of an epoch that do not fill a batch are left out of it.
     """
     while True:
         order = torch.randperm(len(data.x), generator=generator)
@@ -128,13 +127,17 @@ def _shuffled(data: Batch, size: int, generator: torch.Generator) -> Iterator[Ba
 
 
 def _stream(x: Stream, kept: int = 0) -> Iterator[Batch]:
-    """Batches without end; after the first epoch of an iterable without the first `kept` of each."""
+    """Yield batches without end.
+
+    The first `kept` batches of an iterable are yielded in its first epoch only.
+    """
     if callable(x):
         while True:
             yield _item("x", x())
     if not isinstance(x, Iterable):
         raise TypeError(
-            f"x must be a torch.Tensor, or a callable or iterable that gives batches; got {type(x).__name__}"
+            "x must be a torch.Tensor, or a callable or iterable that gives batches;"
+            f" got {type(x).__name__}"
         )
     skipped = 0
     while True:
@@ -148,7 +151,7 @@ def _stream(x: Stream, kept: int = 0) -> Iterator[Batch]:
             )
         if given <= kept:
             raise ValueError(
-                f"x must give more than {kept} batches where validation is a share, which keeps the first {kept}; "
-                f"got {given}. Give validation what to validate with"
+                f"x must give more than {kept} batches where validation is a share, which keeps"
+                f" the first {kept}; got {given}. Give validation what to validate with"
             )
         skipped = kept

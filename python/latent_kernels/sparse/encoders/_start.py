@@ -1,6 +1,4 @@
-"""What the encoders start from: a checked dictionary, a step length that is safe for it, and
-thresholds >= 0.
-"""
+"""Initial parameters of the encoders: a checked dictionary, a safe step length, thresholds >= 0."""
 
 from __future__ import annotations
 
@@ -13,7 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from latent_kernels import _checks
-from latent_kernels.kernels.eager import plain
+from latent_kernels.kernels.eager import in_memory, plain, row_dtype
+from latent_kernels.kernels.lista.values import finite
 
 Tensor = torch.Tensor
 Array = Tensor | NDArray[Any]
@@ -22,17 +21,18 @@ _Self = TypeVar("_Self", bound="Thresholding")
 
 
 class Placement(NamedTuple):
-    """Where parameters go, and as what."""
+    """The device and the dtype of the parameters."""
 
     device: torch.device
     dtype: torch.dtype
 
     def of(self, value: Tensor, *shape: int) -> Tensor:
-        """A contiguous copy of its own, expanded to `shape` where given."""
+        """Return a contiguous copy, expanded to `shape` where one is given."""
         rounded = value.detach().to(dtype=self.dtype)
         if not bool(torch.isfinite(rounded).all()):
             raise ValueError(
-                f"dictionary must be of a scale at which {self.dtype} holds the weights made from it"
+                f"dictionary must be of a scale at which {self.dtype} holds the weights"
+                " made from it"
             )
         moved = rounded.to(self.device)
         return (moved.expand(shape) if shape else moved).clone(
@@ -41,7 +41,7 @@ class Placement(NamedTuple):
 
 
 def count(name: str, value: object) -> int:
-    """An int >= 1."""
+    """Check that the argument `name` is an int >= 1, and return it."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int >= 1; got {value!r}")
     if value < 1:
@@ -50,7 +50,7 @@ def count(name: str, value: object) -> int:
 
 
 def non_negative(name: str, value: object) -> float:
-    """A finite number >= 0."""
+    """Check that the argument `name` is a finite number >= 0, and return it as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number >= 0; got {value!r}")
     if not math.isfinite(value) or value < 0:
@@ -59,9 +59,9 @@ def non_negative(name: str, value: object) -> float:
 
 
 def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) -> Tensor:
-    """D [n_components, n_features], finite and without zero rows."""
+    """Return the dictionary as a tensor: [n_components, n_features], finite, without zero rows."""
     if isinstance(dictionary, np.ndarray):
-        # read-only arrays (memory-mapped ones, say) make torch warn; nothing here writes to it
+        # torch warns of read-only arrays, such as memory-mapped ones.
         dictionary = torch.as_tensor(
             dictionary if dictionary.flags.writeable else dictionary.copy()
         )
@@ -72,7 +72,8 @@ def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) 
         )
     if shape is not None and tuple(dictionary.shape) != shape:
         raise ValueError(
-            f"dictionary must have shape {shape} (n_components, n_features); got {tuple(dictionary.shape)}"
+            f"dictionary must have shape {shape} (n_components, n_features);"
+            f" got {tuple(dictionary.shape)}"
         )
     dictionary = dictionary.detach()
     _check_rows(dictionary)
@@ -85,19 +86,20 @@ def _check_rows(dictionary: Tensor, where: str = "") -> None:
     zero = (dictionary == 0).all(-1).nonzero().flatten().tolist()
     if zero:
         raise ValueError(
-            f"dictionary must not have rows of zeros{where}; row {zero[0]} is one ({len(zero)} in all)"
+            f"dictionary must not have rows of zeros{where};"
+            f" row {zero[0]} is one ({len(zero)} in all)"
         )
 
 
 def random_dictionary(n_components: int, n_features: int) -> Tensor:
-    """Gaussian rows of unit length, from torch's default CPU generator."""
+    """Draw Gaussian rows of unit length from torch's default CPU generator."""
     return nn.functional.normalize(
         torch.randn(n_components, n_features, device=_CPU, dtype=torch.float64), dim=-1
     )
 
 
 def shape_of(dictionary: Array) -> tuple[int, int]:
-    """(n_components, n_features) of a dictionary that is right."""
+    """Check the dictionary, and return (n_components, n_features)."""
     n_components, n_features = checked_dictionary(dictionary).shape
     return n_components, n_features
 
@@ -109,7 +111,7 @@ def prepared(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Placement]:
-    """The dictionary to start from, in float64 on the CPU, and where the parameters go."""
+    """Return the initial dictionary, in float64 on the CPU, and the placement of the parameters."""
     shape = (count("n_components", n_components), count("n_features", n_features))
     if dictionary is None:
         given = random_dictionary(*shape)
@@ -121,7 +123,7 @@ def prepared(
         like.device if device is None else _checks.device(device),
         like.dtype if dtype is None else _checks.float_dtype("dtype", dtype),
     )
-    # As the parameters will hold it, so that step lengths are safe for what is computed with.
+    # Rounded as the parameters will be, so that step lengths are safe for the values in use.
     rounded = given.to(_CPU, placement.dtype)
     _check_rows(rounded, f" in {placement.dtype}")
     rounded = rounded.double()
@@ -132,7 +134,10 @@ def prepared(
 
 
 def lipschitz(dictionary: Tensor, dtype: torch.dtype) -> float:
-    """L >= ||D||^2, by a few roundings of `dtype`: a gradient step of 1 / L never overshoots."""
+    """Return an L that is above ||D||^2 by a few roundings of `dtype`.
+
+    A gradient step of length 1 / L never overshoots.
+    """
     gram = (
         dictionary.T @ dictionary
         if dictionary.size(0) > dictionary.size(1)
@@ -142,17 +147,17 @@ def lipschitz(dictionary: Tensor, dtype: torch.dtype) -> float:
 
 
 def reflected(x: Tensor) -> Tensor:
-    """|x|, with a slope at 0, where that of torch.abs is 0 and a threshold would stay for ever."""
+    """Return |x| with slope 1 at 0; with torch.abs, of slope 0, a threshold could not leave 0."""
     return torch.where(x < 0, -x, x)
 
 
 class Thresholding(nn.Module):
-    """Parameters that must not be negative, and stay so however they are trained.
+    """A module with parameters that must not be negative, whatever optimizer trains them.
 
-    In training mode `forward` takes their absolute values. `project_()` puts those in their place,
-    which changes no code, and `eval()` and `load_state_dict` call it, so that `forward` in
-    evaluation mode uses the parameters as they are; there negative ones raise a ValueError (on the
-    CPU, in plain calls).
+    In training mode `forward` uses their absolute values. `project_()` replaces the parameters by
+    their absolute values, which changes no code. `eval()` and `load_state_dict` call it, so that
+    `forward` in evaluation mode can use the parameters as they are; negative ones raise a
+    ValueError there (on the CPU, in plain calls).
     """
 
     _non_negative: tuple[str, ...] = ()
@@ -162,31 +167,30 @@ class Thresholding(nn.Module):
         self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
     def _feasible_values(self, name: str) -> Tensor:
-        """A parameter as `forward` uses it."""
+        """Return the parameter `name` as `forward` uses it."""
         parameter: Tensor = getattr(self, name)
         if self.training:
             return reflected(parameter)
-        if plain(parameter):
-            _checks.finite(name, parameter, least=0)
+        if plain(parameter) and parameter.is_cpu:
+            finite(name, in_memory(parameter).to(row_dtype(parameter.dtype)), least=0)
         return parameter
 
     @torch.no_grad()
     def project_(self: _Self) -> _Self:
-        """Replaces thresholds (step lengths, for "step") by their absolute values, in place; codes
-        stay the same.
+        """Replace thresholds (step lengths, for "step") by their absolute values, in place.
 
-        Call it after an optimizer's steps where the module trains in evaluation mode.
+        The codes do not change. A module that is trained in evaluation mode needs it after each
+        step of the optimizer.
         """
         for name in self._non_negative:
             parameter = getattr(self, name)
-            # written to only where needed: a write between forward and backward would be an error
-            # of autograd's
+            # Written only where needed: autograd refuses the backward pass after a write.
             if not parameter.is_meta and bool((parameter < 0).any()):
                 parameter.abs_()
         return self
 
     def train(self: _Self, mode: bool = True) -> _Self:
-        """As in torch.nn.Module; `train(False)`, which is `eval()`, projects."""
+        """Set the mode as torch.nn.Module does; `train(False)`, which is `eval()`, projects."""
         super().train(mode)
         return self if mode else self.project_()
 

@@ -1,4 +1,4 @@
-"""The weights of ALISTA, that no training is needed for."""
+"""The weights of ALISTA, which need no training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Tensor = torch.Tensor
 
 
 def analytic_weight(dictionary: Array) -> Tensor:
-    r"""Weights whose coherence with a dictionary is smallest, in the mean square.
+    r"""Return the weights whose coherence with a dictionary is least, in the mean square.
 
     .. math::
         \min_W ||D W||_F^2 \text{ where } d_j \cdot w_j = 1 \text{ for each } j, \qquad
@@ -19,14 +19,16 @@ def analytic_weight(dictionary: Array) -> Tensor:
     Computed in float64, by the pseudo-inverse where D is not of full rank at the precision of its
     dtype.
 
-    Args: dictionary: D [n_components, n_features], float32, float64, bfloat16 or float16; a tensor
-        or an array.
+    Args:
+        dictionary: D [n_components, n_features], float32, float64, bfloat16 or float16; a tensor or
+            an array.
 
     Returns:
         W [n_features, n_components] of the dictionary's dtype, on its device.
 
-    Raises: TypeError, ValueError: dictionary has a wrong shape or dtype, rows of zeros, or is not
-        finite.
+    Raises:
+        TypeError, ValueError: dictionary has a wrong shape or dtype, rows of zeros, or is not
+            finite.
 
     Source: Liu, Chen, Wang, Yin, "ALISTA: analytic weights are as good as learned weights in LISTA"
         (2019).
@@ -37,17 +39,18 @@ def analytic_weight(dictionary: Array) -> Tensor:
 
 
 def solve(dictionary: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weights in float64, of a checked float64 dictionary whose entries have the precision of
-    `dtype`.
+    """Return the weights in float64.
+
+    `dictionary` is checked and float64, and its entries have the precision of `dtype`.
     """
     left, values, right = torch.linalg.svd(dictionary, full_matrices=False)
-    # half-precision entries are numbers in their own right: singular values below float32's
-    # rounding count
+    # Entries of half precision are taken as exact numbers, so singular values count down to the
+    # rounding of float32.
     precision = min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     rank = int((values > max(dictionary.shape) * precision * values[0]).sum())
     left, values, right = left[:, :rank], values[:rank], right[:rank]
-    # A row too short to take part in the rank is orthogonal to what is left: its own direction is
-    # best.
+    # A row that is too short to count for the rank is orthogonal to the rest: its own direction is
+    # the best.
     inside = ((left * values) ** 2).sum(-1) > 0.5 * (dictionary * dictionary).sum(-1)
     weight = torch.where(inside, right.T @ (left / values).T, dictionary.T)
     weight /= (dictionary.T * weight).sum(0)
@@ -55,8 +58,9 @@ def solve(dictionary: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def generalized_coherence(dictionary: Tensor, weight: Tensor) -> float:
-    """max over i != j of abs(d_i . w_j): ALISTA's measure of how much components disturb one
-    another.
+    """Return the largest abs(d_i . w_j) over i != j.
+
+    It is ALISTA's measure of how much the components disturb one another.
 
     Args:
         dictionary: D [n, m].

@@ -22,7 +22,7 @@ Tensor = torch.Tensor
 
 
 class LCoD(Thresholding):
-    r"""Codes by T updates of one coordinate each, with learned matrices.
+    r"""An encoder that updates one coordinate of the codes, T times, with learned matrices.
 
     .. math::
         u = x W, \quad z = 0; \qquad
@@ -30,20 +30,27 @@ class LCoD(Thresholding):
         u \leftarrow u + (\bar z_k - z_k) S_k,\ z_k \leftarrow \bar z_k; \qquad
         z = \mathrm{soft}(u, \theta)
 
-    with soft(u, theta) = sign(u) max(abs(u) - theta, 0), each row of x choosing its own k. It
-    starts exactly at greedy coordinate descent for 1/2 ||x - z D||^2 + alpha ||z||_1: W = D^T G^-1,
-    S = I - D D^T G^-1, theta = alpha G^-1, where G = diag(||d_j||^2). Plain torch on every device;
-    autograd keeps [N, n_components] tensors for each iteration.
+    with soft(u, theta) = sign(u) max(abs(u) - theta, 0), where each row of x chooses its own k. The
+    initial parameters are exactly those of greedy coordinate descent for 1/2 ||x - z D||^2 + alpha
+    ||z||_1: W = D^T G^-1, S = I - D D^T G^-1, theta = alpha G^-1, where G = diag(||d_j||^2). It is
+    computed in plain torch on every device; autograd keeps [N, n_components] tensors for each
+    iteration.
 
-    Args: n_features: m. n_components: n. n_iterations: T >= 1 updates; the last line of the formula
-        follows them. dictionary: D [n, m] to start from; None for random rows of unit length
-        (torch.manual_seed governs them). alpha: weight of the L1 norm, >= 0. positive: codes >= 0:
-        max(u - theta, 0). device: of the parameters; that of the dictionary for None. dtype: of the
-        parameters: float32, float64, bfloat16 or float16; that of the dictionary for None.
+    Args:
+        n_features: m.
+        n_components: n.
+        n_iterations: T >= 1 updates, before the last line of the formula.
+        dictionary: D [n, m] to start from; None for random rows of unit length, drawn by torch's
+            default generator.
+        alpha: the weight of the L1 norm, >= 0.
+        positive: codes >= 0: max(u - theta, 0).
+        device: of the parameters; None for that of the dictionary.
+        dtype: of the parameters: float32, float64, bfloat16 or float16; None for that of the
+            dictionary.
 
-    Parameters are weight W [m, n], recurrent S [n, n] and threshold theta [n], of which `forward`
-    uses the absolute value in training mode; in evaluation mode a negative one raises (on the CPU,
-    in plain calls). See `project_`.
+    Parameters are weight W [m, n], recurrent S [n, n] and threshold theta [n]. `forward` uses the
+    absolute value of the threshold in training mode; in evaluation mode a negative one raises an
+    error (on the CPU, in plain calls). See `project_`.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -76,9 +83,8 @@ class LCoD(Thresholding):
         lengths = (start * start).sum(-1)
         recurrent = -(start @ start.T) / lengths
         self.weight = nn.Parameter(place.of(start.T / lengths))
-        self.recurrent = nn.Parameter(
-            place.of(recurrent.fill_diagonal_(0))
-        )  # 1 - ||d||^2 / ||d||^2, without rounding
+        # The diagonal is 1 - ||d||^2 / ||d||^2, here without rounding.
+        self.recurrent = nn.Parameter(place.of(recurrent.fill_diagonal_(0)))
         self.threshold = nn.Parameter(place.of(self.alpha / lengths))
 
     @classmethod
@@ -92,8 +98,9 @@ class LCoD(Thresholding):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> LCoD:
-        """The encoder that is greedy coordinate descent for a dictionary [n_components,
-        n_features]; see the class.
+        """Return the encoder that is greedy coordinate descent for a dictionary and alpha.
+
+        The dictionary is [n_components, n_features]. The class describes the other arguments.
         """
         n, m = shape_of(dictionary)
         return cls(
@@ -108,18 +115,18 @@ class LCoD(Thresholding):
         )
 
     def forward(self, x: Tensor, n_iterations: int | None = None) -> Tensor:
-        """The codes.
+        """Return the codes.
 
         Args:
             x: [..., n_features].
-            n_iterations: how many updates; None for as many as there are.
+            n_iterations: the number of updates; None for that of the encoder.
 
         Returns:
             z [..., n_components] of the dtype that x and the parameters promote to.
 
-        Raises: TypeError, ValueError: naming the argument that is wrong. In evaluation mode also
-            for a negative threshold;
-                see the class.
+        Raises:
+            TypeError, ValueError: naming the argument that is wrong; in evaluation mode also for a
+                negative threshold (see the class).
 
         """
         _checks.float_tensor("x", x)
@@ -144,6 +151,7 @@ class LCoD(Thresholding):
         )
 
     def extra_repr(self) -> str:
-        """The sizes and choices."""
-        sizes = f"n_features={self.n_features}, n_components={self.n_components}, n_iterations={self.n_iterations}"
-        return sizes + (", positive=True" if self.positive else "")
+        """Return the sizes and options as text."""
+        text = f"n_features={self.n_features}, n_components={self.n_components}"
+        text += f", n_iterations={self.n_iterations}"
+        return text + (", positive=True" if self.positive else "")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
+from latent_kernels.kernels.lista.plan import Derived, Plan, readable, takes
+from latent_kernels.kernels.lista.problem import Choices, Tensors
 from latent_kernels.sparse.encoders import analytic
 from latent_kernels.sparse.encoders._start import (
     Array,
@@ -25,7 +28,7 @@ Tensor = torch.Tensor
 Variant = Literal["lista", "cp", "alista", "step"]
 Thresholds = Literal["component", "layer", "shared"]
 
-# What each variant holds fixed; it learns the rest.
+# The tensors that each variant holds fixed; it learns the others.
 _FIXED: dict[str, tuple[str, ...]] = {
     "lista": (),
     "cp": ("dictionary",),
@@ -37,8 +40,7 @@ _PER_COMPONENT: dict[str, Thresholds] = {"lista": "component", "cp": "layer", "a
 
 
 class LISTA(Thresholding):
-    r"""A sparse encoder of T layers of soft-thresholding, whose matrices, steps or thresholds are
-    learned.
+    r"""A sparse encoder: T layers of soft-thresholding, with learned matrices, steps or thresholds.
 
     With soft(u, theta) = sign(u) max(abs(u) - theta, 0), z_0 = 0 unless `initial` is given, and t =
     1..T:
@@ -47,44 +49,53 @@ class LISTA(Thresholding):
     | --- | --- | --- |
     | "lista" | z_t = soft(x W + b + z_{t-1} S_t, theta_t) | W, S_t, theta_t, b |
     | "cp" | z_t = soft(z_{t-1} + (x - z_{t-1} D) W_t, theta_t) | W_t, theta_t |
-    | "alista" | z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) W, theta_t), W of `analytic_weight` | gamma_t, theta_t |
+    | "alista" | z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) W, theta_t) | gamma_t, theta_t |
     | "step" | z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) D^T, alpha gamma_t) | gamma_t |
 
-    All start where they are safe. With L >= ||D||^2, "lista" (W = D^T / L, S = I - D D^T / L, theta
-    = alpha / L), "cp" (W = D^T / L) and "step" (gamma = 1 / L) are exactly n_layers iterations of
-    ISTA for the objective 1/2 ||x - z D||^2 + alpha ||z||_1. "alista" starts at gamma = 1 / max_j
-    ||D w_j||^2, theta = gamma alpha / ||d_j||^2 (the mean of them where a layer has one).
+    The fixed W of "alista" is `analytic_weight(D)`.
 
-    Thresholds (gamma, for "step") must not be negative. Any optimizer may train them: in training
-    mode `forward` takes their absolute values, `eval()` and `load_state_dict` put these in their
-    place by `project_()`, and so evaluation uses them as they are, and raises where they are
-    negative (on the CPU, in plain calls of compiled kernels). A module that trains in evaluation
-    mode needs `project_()` after each step.
+    The initial parameters are safe. With L >= ||D||^2, "lista" (W = D^T / L, S = I - D D^T / L,
+    theta = alpha / L), "cp" (W = D^T / L) and "step" (gamma = 1 / L) begin as exactly n_layers
+    iterations of ISTA for the objective 1/2 ||x - z D||^2 + alpha ||z||_1. "alista" begins with
+    gamma = 1 / max_j ||D w_j||^2 and theta = gamma alpha / ||d_j||^2 (their mean where a layer has
+    one threshold).
 
-    Args: n_features: m. n_components: n. n_layers: T >= 1, the number of soft-thresholdings.
+    Thresholds (gamma, for "step") must not be negative, but any optimizer may train them. In
+    training mode `forward` uses their absolute values. `eval()` and `load_state_dict` replace them
+    by these (`project_()`), so that evaluation mode uses them as they are, and raises an error
+    where they are negative (on the CPU, in plain calls of compiled kernels). A module that is
+    trained in evaluation mode needs `project_()` after each step.
+
+    In calls without gradients on the CPU, the module keeps a plan of the kernel's call: the next
+    one is faster, since parameter values are checked again only after torch has recorded a change
+    (writes through `.data` are not recorded). Copies and pickles of the module do not contain it.
+
+    Args:
+        n_features: m.
+        n_components: n.
+        n_layers: T >= 1, the number of soft-thresholdings.
         dictionary: D [n, m] to start from, a tensor or an array; None for random rows of unit
-        length, which
-            torch.manual_seed governs.
-        alpha: weight of the L1 norm, >= 0.
+            length, drawn by torch's default generator.
+        alpha: the weight of the L1 norm, >= 0.
         variant: "lista", "cp", "alista" or "step".
-        tied: one S ("lista") or W ("cp") for all layers, else one for each. The others have no
-            matrix to learn.
-        thresholds: "component", theta [T, n]; "layer", one for each layer [T, 1]; "shared", [n] for
-            all layers. None for "component" where the variant is "lista" and "layer" for "cp" and
-            "alista"; those of "step" are given.
+        tied: one S ("lista") or W ("cp") for all layers, else one for each. The other variants
+            learn no matrix.
+        thresholds: "component", theta [T, n]; "layer", one for each layer [T, 1]; or "shared", [n]
+            for all layers. None for "component" where the variant is "lista" and for "layer" where
+            it is "cp" or "alista". Those of "step" follow from gamma.
         positive: codes >= 0: max(u - theta, 0).
-        bias: with b [n], at first 0 ("lista").
+        bias: with b [n], initially 0 ("lista").
         select: support selection (p, p_max): in layer t the largest min(p t, p_max) n entries of a
-            row that are beyond the threshold pass as they are. Chen et al. take (0.012, 0.12) for
-            codes that are 10% dense.
-        device: of the parameters; that of the dictionary for None.
-        dtype: of the parameters: float32, float64, bfloat16 or float16; that of the dictionary for
-            None.
+            row that are beyond the threshold pass without being reduced by it. Chen et al. take
+            (0.012, 0.12) for codes that are 10% dense.
+        device: of the parameters; None for that of the dictionary.
+        dtype: of the parameters: float32, float64, bfloat16 or float16; None for that of the
+            dictionary.
 
-    Attributes are as the formulas have them, None where the variant has none: weight W [m, n] ([T,
-    m, n] for untied "cp"), recurrent S [n, n] or [T, n, n] (for "alista" and "step" -D W, fixed),
-    threshold, bias, step gamma [T], dictionary D [n, m]. Without an initial code the first layer
-    does not use S. `state_dict` has alpha too.
+    Attributes have the shapes of the formulas, and are None where the variant has none: weight W
+    [m, n] ([T, m, n] for untied "cp"), recurrent S [n, n] or [T, n, n] (for "alista" and "step" the
+    fixed -D W), threshold, bias, step gamma [T], dictionary D [n, m]. Without an initial code the
+    first layer does not use S. `state_dict` holds alpha, too.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -103,6 +114,7 @@ class LISTA(Thresholding):
     threshold: Tensor | None
     bias: Tensor | None
     step: Tensor | None
+    _plan: Plan | None = None  # of the last call that wanted no gradients
 
     def __init__(
         self,
@@ -156,8 +168,9 @@ class LISTA(Thresholding):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> LISTA:
-        """The encoder that is ISTA for a dictionary [n_components, n_features] and alpha; see the
-        class.
+        """Return the encoder that is ISTA for a dictionary [n_components, n_features] and alpha.
+
+        The class describes the other arguments.
         """
         n, m = shape_of(dictionary)
         return cls(
@@ -179,60 +192,54 @@ class LISTA(Thresholding):
     def forward(
         self, x: Tensor, initial: Tensor | None = None, n_layers: int | None = None
     ) -> Tensor:
-        """The codes.
+        """Return the codes.
 
         Args:
             x: [..., n_features].
             initial: z_0 [..., n_components]; None for zeros.
-            n_layers: only the first n_layers of the layers; None for all.
+            n_layers: use only the first n_layers layers; None for all.
 
         Returns:
             z [..., n_components] of the dtype that x and the parameters promote to.
 
-        Raises: TypeError, ValueError: naming the argument that is wrong. In evaluation mode also
-            for negative thresholds
-                (gamma, for "step"); see the class.
+        Raises:
+            TypeError, ValueError: naming the argument that is wrong; in evaluation mode also for
+                negative thresholds (gamma, for "step"; see the class).
 
         """
-        weight, recurrent, select, layers = self.weight, self.recurrent, self._select, self.n_layers
-        threshold, step = self._feasible()
+        layers = self.n_layers
         if n_layers is not None and n_layers != layers:
             layers = self._at_most_all(n_layers)
-            weight, threshold = (
-                self._first("weight", weight, layers),
-                self._first("threshold", threshold, layers),
-            )
-            recurrent = None if recurrent is None else self._first("recurrent", recurrent, layers)
-            step = None if step is None else self._first("step", step, layers)
-            select = None if select is None else select[:layers]
+        asked = (layers, self.training, self.positive, self._select, self.alpha)
+        may_plan = initial is None and takes(x)
+        if may_plan and (plan := self._plan) is not None and plan.asked == asked:
+            planned = plan.encode(x)
+            if planned is not None:
+                return planned
+        threshold, step = self._feasible()
+        options: dict[str, Any] = {
+            "n_layers": layers,
+            "initial": initial,
+            "positive": self.positive,
+            "select": None if self._select is None else self._select[:layers],
+        }
+        weight = self._first("weight", self.weight, layers)
+        threshold = self._first("threshold", threshold, layers)
         if self.variant == "cp":
             assert self.dictionary is not None
-            return coupled_lista_encode(
-                x,
-                self.dictionary,
-                weight,
-                threshold,
-                n_layers=layers,
-                initial=initial,
-                positive=self.positive,
-                select=select,
-            )
-        return lista_encode(
-            x,
-            weight,
-            recurrent,
-            threshold,
-            n_layers=layers,
-            bias=self.bias,
-            step=step,
-            initial=initial,
-            positive=self.positive,
-            select=select,
-        )
+            z = coupled_lista_encode(x, self.dictionary, weight, threshold, **options)
+        else:
+            assert self.recurrent is not None
+            recurrent = self._first("recurrent", self.recurrent, layers)
+            step = None if step is None else self._first("step", step, layers)
+            z = lista_encode(x, weight, recurrent, threshold, bias=self.bias, step=step, **options)
+        if may_plan and not z.requires_grad:
+            self._plan = self._planned(x, asked, layers)
+        return z
 
     @property
     def layered(self) -> tuple[str, ...]:
-        """The names of what has one entry for each layer in its first dimension."""
+        """Return the names of the tensors whose first dimension is that of the layers."""
         names = []
         if not self.tied:
             names.append("weight" if self.variant == "cp" else "recurrent")
@@ -243,9 +250,9 @@ class LISTA(Thresholding):
         return tuple(names)
 
     def extra_repr(self) -> str:
-        """The sizes and choices."""
-        text = f"n_features={self.n_features}, n_components={self.n_components}, n_layers={self.n_layers}"
-        text += f", variant={self.variant!r}"
+        """Return the sizes and options as text."""
+        text = f"n_features={self.n_features}, n_components={self.n_components}"
+        text += f", n_layers={self.n_layers}, variant={self.variant!r}"
         if self.variant in ("lista", "cp"):
             text += f", tied={self.tied}"
         text += (
@@ -258,25 +265,62 @@ class LISTA(Thresholding):
         return text + (f", select={self.select}" if self.select is not None else "")
 
     def get_extra_state(self) -> Tensor:
-        """What `state_dict` has besides tensors: alpha, which codes of "step" depend on, as
-        float64.
-        """
+        """Return alpha as float64, for `state_dict`: the codes of "step" depend on it."""
         return torch.tensor(self.alpha, dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Called by `load_state_dict`."""
+        """Set alpha, for `load_state_dict`."""
         self.alpha = non_negative("alpha", float(state))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the module's state without its plan, which is neither copied nor pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
+    def _apply(self, *arguments: Any, **options: Any) -> LISTA:
+        """Drop the plan, which holds the memory that methods such as `to` replace."""
+        self._plan = None
+        super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
+        return self
+
     def _feasible(self) -> tuple[Tensor, Tensor | None]:
-        """Thresholds that are not negative, and the steps."""
+        """Return thresholds that are not negative, and the steps."""
         threshold, step = self.threshold, self.step
         if threshold is None:
             step = self._feasible_values("step")
             return (self.alpha * step).unsqueeze(-1), step
         return reflected(threshold) if self.training else threshold, step
 
+    def _planned(self, x: Tensor, asked: tuple[object, ...], layers: int) -> Plan | None:
+        """Return a plan of the call that has just run, or None where there can be none."""
+        watched, derived = [], []
+        tensors: dict[str, Tensor] = {}
+        for name in _NAMES if self.variant == "cp" else _NAMES[1:]:
+            registry = self._parameters if name in self._parameters else self._buffers
+            tensor = registry.get(name)
+            if tensor is not getattr(self, name):  # it is parametrized
+                return None
+            watched.append((registry, name))
+            if tensor is not None:
+                tensors[name] = self._first(name, tensor, layers).detach()
+        if not readable(tensors.values(), x.dtype):
+            return None
+        if self.training:
+            (name,) = self._non_negative
+            out = torch.empty_like(tensors[name])
+            derived.append(Derived(np.abs, (tensors[name].numpy(),), out.numpy()))
+            tensors[name] = out
+        if self.variant == "step":
+            step = tensors["step"].unsqueeze(-1)
+            out = torch.empty_like(step)
+            derived.append(Derived(np.multiply, (step.numpy(), self.alpha), out.numpy()))
+            tensors["threshold"] = out
+        select = None if self._select is None else self._select[:layers]
+        choices = Choices(layers, self.positive, select)
+        return Plan(asked, watched, Tensors(x, **tensors), choices, derived)
+
     def _first(self, name: str, tensor: Tensor, layers: int) -> Tensor:
-        return tensor[:layers] if name in self.layered else tensor
+        """Return the tensor of that name for the first layers."""
+        return tensor[:layers] if layers < self.n_layers and name in self.layered else tensor
 
     def _at_most_all(self, n_layers: int) -> int:
         if count("n_layers", n_layers) > self.n_layers:
@@ -286,13 +330,13 @@ class LISTA(Thresholding):
         return n_layers
 
     def _start(self, dictionary: Tensor, place: Placement) -> dict[str, Tensor]:
-        """What the variant starts from; `dictionary` is float64."""
+        """Return the initial tensors of the variant; `dictionary` is float64."""
         layers, n = self.n_layers, self.n_components
         if self.variant == "alista":
             weight = analytic.solve(dictionary, place.dtype)
             recurrent = -(dictionary @ weight)
-            # D W is a projection with its columns scaled, by 1 / q_j = ||D w_j||^2: no eigenvalue
-            # is above the largest.
+            # D W is a projection whose columns are scaled by 1 / q_j = ||D w_j||^2: no eigenvalue
+            # is larger than the largest of these.
             gamma = (
                 1
                 / float((recurrent * recurrent).sum(0).max())
@@ -332,7 +376,7 @@ class LISTA(Thresholding):
         }
 
     def _layer_thresholds(self, threshold: Tensor, place: Placement) -> Tensor:
-        """[n] in the shape that `thresholds` asks for."""
+        """Return thresholds [n] in the shape that the option `thresholds` asks for."""
         if self.thresholds == "layer":
             return place.of(threshold.mean(), self.n_layers, 1)
         if self.thresholds == "shared":
@@ -350,7 +394,8 @@ def _check_choices(variant: str, tied: bool, thresholds: str | None, bias: bool)
             )
         if variant == "step":
             raise ValueError(
-                f"thresholds must be None where variant is 'step' (alpha gamma_t); got {thresholds!r}"
+                "thresholds must be None where variant is 'step' (alpha gamma_t);"
+                f" got {thresholds!r}"
             )
     if not tied and variant in ("alista", "step"):
         raise ValueError(
@@ -363,7 +408,7 @@ def _check_choices(variant: str, tied: bool, thresholds: str | None, bias: bool)
 def _selection(
     select: tuple[float, float] | None, n_layers: int, n_components: int
 ) -> tuple[int, ...] | None:
-    """How many entries of a row pass in each layer."""
+    """Return, for each layer, how many entries of a row pass unthresholded."""
     if select is None:
         return None
     if not isinstance(select, (tuple, list)) or len(select) != 2:

@@ -14,22 +14,24 @@ Tensor = torch.Tensor
 
 
 class PSDEncoder(nn.Module):
-    r"""Codes predicted by one layer, as in predictive sparse decomposition.
+    r"""An encoder of one layer, the predictor of predictive sparse decomposition (PSD).
 
     .. math::
         z = \beta \odot \tanh(x W + b)
 
-    Its codes approximate sparse ones, and are not exactly 0. It is trained to predict optimal codes
-    z*: the terms of PSD's objective ||x - z* D||^2 + lambda ||z*||_1 + ||z* - z||^2 that have the
-    encoder's parameters in them are what `train_encoder` minimizes given `codes`.
+    Its codes approximate sparse codes but are not exactly 0. It is trained to predict optimal codes
+    z*: of PSD's objective ||x - z* D||^2 + lambda ||z*||_1 + ||z* - z||^2, `train_encoder` given
+    `codes` minimizes the term that depends on the encoder.
 
-    Args: n_features: m. n_components: n. dictionary: D [n, m] to start from; None for random rows
-        of unit length (torch.manual_seed governs them).
-            W = D^T / L with L >= ||D||^2, b = 0, beta = 1: small x give the first gradient step of
-            ISTA.
-        device: of the parameters; that of the dictionary for None.
-        dtype: of the parameters: float32, float64, bfloat16 or float16; that of the dictionary for
-            None.
+    Args:
+        n_features: m.
+        n_components: n.
+        dictionary: D [n, m] to start from; None for random rows of unit length, drawn by torch's
+            default generator. W = D^T / L with L >= ||D||^2, b = 0 and beta = 1, so that for small
+            x the codes are the first gradient step of ISTA.
+        device: of the parameters; None for that of the dictionary.
+        dtype: of the parameters: float32, float64, bfloat16 or float16; None for that of the
+            dictionary.
 
     Parameters are weight W [m, n], bias b [n] and gain beta [n].
 
@@ -65,13 +67,17 @@ class PSDEncoder(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> PSDEncoder:
-        """The encoder for a dictionary [n_components, n_features]; see the class."""
+        """Return the encoder for a dictionary [n_components, n_features].
+
+        The class describes the other arguments.
+        """
         n, m = shape_of(dictionary)
         return cls(m, n, dictionary=dictionary, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Codes [..., n_components] of x [..., n_features], of the dtype that x and the parameters
-        promote to.
+        """Return the codes [..., n_components] of x [..., n_features].
+
+        Their dtype is the one that x and the parameters promote to.
         """
         _checks.float_tensor("x", x)
         if x.size(-1) != self.n_features:
@@ -81,5 +87,5 @@ class PSDEncoder(nn.Module):
         return gain * torch.tanh(x @ weight + bias)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes as text."""
         return f"n_features={self.n_features}, n_components={self.n_components}"

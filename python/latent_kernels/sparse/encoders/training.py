@@ -26,46 +26,51 @@ from latent_kernels.sparse.encoders.lista import LISTA
 Tensor = torch.Tensor
 Watcher = bool | Callable[[int, int], object] | None
 
-# Chen et al. (2018), appendix: a new layer by itself, then all layers with rates that fall.
+# Shares of the learning rate: after a new layer alone, all layers are trained with lower rates
+# (Chen et al. 2018, appendix).
 _REFINEMENTS = (0.2, 0.02)
-# A validation loss this many times that of the start, or of codes that are all 0 where that is
-# more, is divergence,
+# Training has diverged when the validation loss is this many times the best loss, or that of codes
+# that are all 0 where this is more.
 _EXPLODED = 10.0
-# which so many halvings of the rate in a row must heal.
+# The rate is halved at most this often in a row to recover from divergence.
 _BACKOFFS = 6
-# So many batches in a row that are not finite, or whose loss or gradient is not, are divergence;
-# fewer are skipped.
+# Training has diverged after this many batches in a row that are not finite, or whose loss or
+# gradient is not; fewer are skipped.
 _SKIPPED = 5
-# Gradients longer than this many times their running mean are cut to that.
+# Gradients are shortened to this many times the running mean of their length.
 _CLIP = 5.0
-# An improvement by less than this share does not count for patience.
+# A relative improvement below this does not count for patience.
 _SMALLEST_GAIN = 1e-4
-# Adam's epsilon for a parameter of size 1; gradients are the larger the smaller the parameter is.
+# Adam's epsilon for a parameter of size 1. It is divided by the size, as gradients are larger where
+# the parameter is smaller.
 _EPSILON = 1e-8
 _SEED_END = 2**63
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is not finite, or many times that of codes of zeros, and smaller steps did not help."""
+    """Training diverged, and lower learning rates did not help.
+
+    The loss is not finite, or many times that of codes of zeros.
+    """
 
 
 class Stage(NamedTuple):
-    """What training up to one depth came to."""
+    """The result of training up to one depth."""
 
     n_layers: int | None  # None for an encoder that does not come in layers
     steps: int
-    losses: tuple[float, ...]  # of validation, per row: before the stage, then at each check
-    loss: float  # of the weights that were kept
+    losses: tuple[float, ...]  # in validation, per row: before the stage, then at each check
+    loss: float  # in validation, of the weights that were kept
 
 
 class Training(NamedTuple):
-    """What `train_encoder` returns; the encoder itself was trained in place."""
+    """The result of `train_encoder`; the encoder itself was trained in place."""
 
     stages: tuple[Stage, ...]
 
     @property
     def loss(self) -> float:
-        """The validation loss of the encoder as it now is, per row."""
+        """The final validation loss of the encoder, per row."""
         return self.stages[-1].loss
 
 
@@ -87,7 +92,7 @@ def train_encoder(
     seed: int | None = None,
     progress: Watcher = None,
 ) -> Training:
-    r"""Trains an encoder in place, and leaves it with the weights that were best in validation.
+    r"""Train an encoder in place, and leave it with the weights that were best in validation.
 
     The loss is a mean over rows z = encoder(x):
 
@@ -95,57 +100,59 @@ def train_encoder(
         \text{"codes"}: ||z - z^*||^2, \qquad \text{"lasso"}: \tfrac12 ||x - z D||^2 + \alpha
         ||z||_1
 
-    A `LISTA` is trained in stages: stage t adds layer t, trains what it brings (and what layers
-    share), then all of the first t layers at 0.2 and at 0.02 of the rate, on the codes of layer t
-    (Chen et al. 2018); when all is done the whole is what was trained, and its first layers alone
-    are no longer at their best. Another encoder is trained at these rates in one stage. Adam's rate
-    and epsilon for a parameter are relative to the parameter's root mean square, so that neither
-    the data's scale nor the dictionary's matters as long as squares stay in the dtype's range. Each
-    phase checks the validation loss every `check_every` steps, halves the rate when it rose, and
-    ends when `patience` checks brought nothing. A batch that is not finite, or whose loss or
-    gradient is not, is skipped. Five of them in a row, or a loss that explodes, send training back
-    to its best weights with half the rate, and `TrainingDiverged` is raised when that does not
-    help.
+    A `LISTA` is trained in stages. Stage t adds layer t and trains its parameters (and those that
+    the layers share), then all of the first t layers with 0.2 and with 0.02 of the rate, on the
+    codes of layer t (Chen et al. 2018). In the end the whole encoder has been trained, and its
+    first layers alone are no longer at their best. Other encoders are trained with these three
+    rates in one stage.
 
-    The encoder trains in training mode (where it already is, submodules put into evaluation mode
-    stay in it) and is validated in evaluation mode, which leaves torch's generators as they are.
-    All modes come back at the end. The best weights are a whole `state_dict`, with buffers such as
+    Adam's rate and epsilon for a parameter are relative to the parameter's root mean square, so
+    that neither the scale of the data nor that of the dictionary matters as long as squares stay in
+    the dtype's range. Each phase checks the validation loss every `check_every` steps, halves the
+    rate when the loss rose, and ends after `patience` checks without improvement. A batch that is
+    not finite, or whose loss or gradient is not, is skipped. After five of them in a row, or when
+    the loss explodes, training returns to its best weights and halves the rate; where this does not
+    help, `TrainingDiverged` is raised.
+
+    The encoder is trained in training mode (if it is in that mode already, submodules in evaluation
+    mode stay in it) and validated in evaluation mode, without a change to torch's generators. All
+    modes are restored at the end. The best weights are a whole `state_dict`, with buffers such as
     running statistics.
 
-    Args: encoder: `LISTA`, `LCoD`, `PSDEncoder`, or any module that maps [B, m] to [B, n], in
-        float32 or float64; one of
-            half precision is trained so and converted afterwards.
+    Args:
+        encoder: `LISTA`, `LCoD`, `PSDEncoder`, or any module that maps [B, m] to [B, n], in float32
+            or float64. (Train an encoder for half precision in float32, and convert it afterwards.)
         x: [N, m]; or a stream: a callable that returns a batch, or an iterable of batches (a
-            DataLoader) that can be iterated over again and again. A batch is x, (x,) or (x, codes).
-            All is converted to the encoder's device and dtype.
+            DataLoader) that can be iterated over repeatedly. A batch is x, (x,) or (x, codes). All
+            of it is converted to the encoder's device and dtype.
         codes: z* [N, n] for the loss "codes", such as the optimal codes of PSD (Kavukcuoglu et al.
             2008).
         dictionary: D [n, m] for the loss "lasso"; None for that of the encoder, if it has one.
         alpha: for the loss "lasso", >= 0; None for that of the encoder.
         loss: "codes" or "lasso"; None for "codes" where there are codes.
         learning_rate: Adam's, relative to each parameter's root mean square.
-        batch_size: of tensors; streams bring their own.
-        max_steps: at most so many for each of the three phases of a stage.
+        batch_size: for tensors; a stream has batches of its own.
+        max_steps: the most steps in each of the three phases of a stage.
         check_every: steps between two validations.
         patience: checks without improvement before a phase ends.
-        layerwise: in stages; otherwise all layers at once.
+        layerwise: train in stages; otherwise all layers at once.
         validation: the share of x that is kept for validation; or x, or (x, codes), to validate
-            with. Where x is a stream and this a share, however large, the first four batches are
-            kept. An iterable's first four are then left out each time it is iterated over: where
-            its order changes (shuffle=True) later ones bring rows that are validated with, so give
-            it what to validate with.
-        seed: of the split and the order of the rows, in [0, 2^63); None draws one from torch's
+            with. Where x is a stream and this a share of any size, the first four batches are kept.
+            They are left out each time an iterable is iterated over. If its order changes
+            (shuffle=True), later epochs train with rows that are validated with: then give the
+            rows to validate with.
+        seed: for the split and the order of the rows, in [0, 2^63); None draws one from torch's
             default CPU generator.
         progress: True for a bar (needs the package rich), False for none, None for a bar where rich
-            is installed and standard error is a terminal; or called as progress(done, total) after
-            each step.
+            is installed and standard error is a terminal; or a function that is called as
+            progress(done, total) after each step.
 
     Returns:
-        `Training`: for each stage its validation losses.
+        `Training`, with the validation losses of each stage.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
-        TrainingDiverged: see above. The encoder has the best weights until then.
+        TrainingDiverged: see above. The encoder has the best weights found until then.
 
     Source: Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical
     weights and thresholds" (2018); the loss "lasso" is that of Ablin, Moreau, Massias, Gramfort,
@@ -163,7 +170,8 @@ def train_encoder(
         raise ValueError("encoder must have parameters that require gradients")
     for dtype in {p.dtype for p in trained} - {torch.float32, torch.float64}:
         raise TypeError(
-            f"encoder must have float32 or float64 parameters (train in float32, then convert it); got {dtype}"
+            "encoder must have float32 or float64 parameters (train in float32, then convert it);"
+            f" got {dtype}"
         )
     generator = torch.Generator().manual_seed(_seed(seed))
     data = _batches.prepare(x, codes, validation, count("batch_size", batch_size), generator)
@@ -198,7 +206,7 @@ def _seed(seed: int | None) -> int:
 
 
 class _Objective(NamedTuple):
-    """The mean loss of rows; with a dictionary the Lasso objective."""
+    """The mean loss of rows: the Lasso objective with a dictionary, else the error of codes."""
 
     dictionary: Tensor | None = None
     alpha: float = 0.0
@@ -209,13 +217,15 @@ class _Objective(NamedTuple):
                 raise ValueError("x must give (x, codes) in every batch where loss is 'codes'")
             if batch.codes.shape != z.shape:
                 raise ValueError(
-                    f"codes must have the encoder's shape, {tuple(z.shape)}; got {tuple(batch.codes.shape)}"
+                    f"codes must have the encoder's shape, {tuple(z.shape)};"
+                    f" got {tuple(batch.codes.shape)}"
                 )
             return (z - batch.codes).square().sum(-1).mean()
         shape = (z.size(-1), batch.x.size(-1))
         if tuple(self.dictionary.shape) != shape:
             raise ValueError(
-                f"dictionary must have shape {shape}, as encoder and x have; got {tuple(self.dictionary.shape)}"
+                f"dictionary must have shape {shape}, as encoder and x have;"
+                f" got {tuple(self.dictionary.shape)}"
             )
         residual = batch.x - z @ self.dictionary
         return (0.5 * residual.square().sum(-1) + self.alpha * z.abs().sum(-1)).mean()
@@ -257,7 +267,7 @@ class _Options(NamedTuple):
 
 
 class _Trainer:
-    """Runs stages of three phases each, and remembers the best weights."""
+    """Training in stages of three phases each, which keeps the best weights."""
 
     def __init__(
         self,
@@ -278,16 +288,14 @@ class _Trainer:
         self.devices = {p.device for p in self.trained if p.device.type == "cuda"}
         self.depth: int | None = None
         self.skipped = 0  # batches in a row
-        self.done = 0  # steps as the progress bar counts them: those left out too
+        self.done = 0  # steps for the progress bar, with those that phases left out
         self.best, self.best_loss = self._weights(), math.inf
         self.losses: list[float] = []
-        self.exploded: tuple[float, float] | None = (
-            None  # to what loss, at what rate, in this stage
-        )
+        self.exploded: tuple[float, float] | None = None  # the loss and the rate, in this stage
         self.unit = 1.0  # the loss of codes of zeros
 
     def stage(self, depth: int | None, *, alone: bool) -> Stage:
-        """All phases for the first `depth` layers; `alone`: there was no stage before."""
+        """Run all phases for the first `depth` layers; `alone`: there was no stage before."""
         self.depth, self.losses, self.exploded, steps = depth, [], None, 0
         self.best, self.best_loss = self._weights(), self._validate()
         if not math.isfinite(self.best_loss):
@@ -301,7 +309,10 @@ class _Trainer:
         return Stage(depth, steps, tuple(self.losses), self.best_loss)
 
     def _phase(self, rate: float, new: int | None) -> int:
-        """Steps until patience ends, from the best weights and to them; returns how many."""
+        """Train from the best weights until patience ends, and return the number of steps.
+
+        The best weights are restored at the end.
+        """
         end, limit = self.done + self.options.max_steps, _EXPLODED * max(self.best_loss, self.unit)
         optimizer, previous, waited, backoffs, step = self._optimizer(rate), self.best_loss, 0, 0, 0
         self.norm = math.inf  # of gradients, their running mean
@@ -337,14 +348,13 @@ class _Trainer:
         return step
 
     def _step(self, optimizer: torch.optim.Optimizer, new: int | None) -> bool:
-        """One step of Adam, or none where the batch, the loss or its gradient is not finite.
+        """Take a step of Adam, or skip it where the batch, the loss or its gradient is not finite.
 
-        False where there were too many such in a row, or the weights are not finite.
+        Return False after too many skipped steps in a row, or if the weights are not finite.
         """
         batch = next(self.batches).to(self.trained[0])
-        if not bool(
-            torch.isfinite(batch.x).all()
-        ):  # the encoder, which may keep running statistics, must not see it
+        # An encoder that keeps running statistics must not see such a batch.
+        if not bool(torch.isfinite(batch.x).all()):
             return self._skip()
         loss = self.objective(self._encode(batch.x), batch) / self.unit
         optimizer.zero_grad()
@@ -367,14 +377,12 @@ class _Trainer:
         return math.isfinite(_norm(self.trained))
 
     def _skip(self) -> bool:
-        """Whether that may be."""
+        """Skip a step, and return whether this one may be skipped."""
         self.skipped += 1
         return self.skipped < _SKIPPED
 
     def _freeze_before(self, new: int) -> None:
-        """No gradient for the layers before a new one; Adam, begun anew, then leaves them as they
-        are.
-        """
+        """Set the gradients of the layers before a new one to 0; a new Adam then leaves them."""
         assert isinstance(self.encoder, LISTA)
         for name in self.encoder.layered:
             parameter: Tensor | None = getattr(self.encoder, name)
@@ -387,7 +395,10 @@ class _Trainer:
 
     @torch.no_grad()
     def _codes(self) -> Tensor:
-        """Those to validate, in evaluation mode; torch's generators and the modes stay as they are."""
+        """Return the codes of the validation rows, computed in evaluation mode.
+
+        torch's generators and the modes stay as they are.
+        """
         with _modes_kept(self.encoder), torch.random.fork_rng(self.devices):
             self.encoder.eval()
             return self._encode(self.validation.x)
@@ -408,8 +419,9 @@ class _Trainer:
         )
 
     def _size(self, parameter: Tensor) -> float:
-        """Root mean square of a parameter; that of the codes for one that is 0 (a bias, thresholds
-        without alpha).
+        """Return the root mean square of a parameter.
+
+        For a parameter that is 0 (a bias, thresholds without alpha) it is that of the codes.
         """
         return _root_mean_square(parameter) or _root_mean_square(self._codes()) or 1.0
 
@@ -422,8 +434,9 @@ class _Trainer:
     def _explanation(self, loss: float, rate: float) -> str:
         where = "" if self.depth is None else f" with {self.depth} layers"
         return (
-            f"training diverged{where}: the loss came to {loss:.3g} from {self.best_loss:.3g} at a learning rate of "
-            f"{rate:.3g}, and backing off did not help; the best weights so far are back. Try a smaller learning_rate"
+            f"training diverged{where}: the loss came to {loss:.3g} from {self.best_loss:.3g} at a"
+            f" learning rate of {rate:.3g}, and backing off did not help; the best weights so far"
+            " are back. Try a smaller learning_rate"
         )
 
 
@@ -440,7 +453,7 @@ def _root_mean_square(x: Tensor) -> float:
 
 @contextmanager
 def _modes_kept(encoder: nn.Module) -> Iterator[None]:
-    """Each submodule is in training or evaluation mode afterwards as before."""
+    """Restore the training or evaluation mode of each submodule afterwards."""
     modes = [(module, module.training) for module in encoder.modules()]
     try:
         yield
@@ -454,7 +467,7 @@ def _modes_kept(encoder: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _bar(progress: Watcher, total: int) -> Iterator[Callable[[int], object]]:
-    """What to call with the number of steps done."""
+    """Yield the function to call with the number of steps done."""
     if callable(progress):
         watcher = progress
         yield lambda done: watcher(done, total)

@@ -1,0 +1,80 @@
+"""What a process pays once: importing the package, and the first call of the mixture kernels.
+
+Each measurement is a process of its own, whose whole time is the row; what the part in question
+takes stands in the row's extra_info and is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+IMPORT = """
+import time
+a = time.perf_counter(); import torch
+b = time.perf_counter(); import latent_kernels
+c = time.perf_counter(); print(b - a, c - b)
+"""
+# What numba loads only at a first call (its registries of NumPy functions) is in the call's time;
+# importing numba and scipy.special, which the call would do too, is not.
+FIRST_CALL = """
+import time, numba, scipy.special
+import numpy as np, latent_kernels as lk
+X, w = np.ones((1000, 8), np.float32), [.5, .5]
+m, c = np.arange(16.).reshape(2, 8), np.ones((2, 8))
+a = time.perf_counter(); lk.gaussian_e_step(X, w, m, c)
+b = time.perf_counter(); lk.gaussian_e_step(X, w, m, c)
+c = time.perf_counter(); print(b - a, c - b)
+"""
+
+
+def _measure(
+    benchmark: Any, code: str, names: tuple[str, ...], rounds: int, environment: dict[str, str]
+) -> str:
+    """Run `code` in new processes; return the medians of the seconds that it prints, as text."""
+    found: list[list[float]] = []
+
+    def call() -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **environment},
+        )
+        assert done.returncode == 0, done.stderr
+        found.append([float(x) for x in done.stdout.split()])
+
+    benchmark.pedantic(call, rounds=rounds, iterations=1, warmup_rounds=1 if rounds > 1 else 0)
+    medians = [statistics.median(times) for times in zip(*found, strict=True)]
+    benchmark.extra_info.update(
+        {f"{name}_ms": float(f"{1e3 * x:.4g}") for name, x in zip(names, medians, strict=True)}
+    )
+    return ", ".join(f"{name} {1e3 * x:.3g} ms" for name, x in zip(names, medians, strict=True))
+
+
+def _print(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    with capsys.disabled():
+        print("\n" + text)
+
+
+def test_import(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`import latent_kernels` after `import torch`."""
+    found = _measure(benchmark, IMPORT, ("torch", "latent_kernels"), 7, {})
+    _print(capsys, f"import: {found}")
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_mixture_first_call(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, state: str
+) -> None:
+    """An E-step without numba's cache on disk, and with it; then a second one in that process."""
+    rounds, cache = (1 if state == "cold" else 5), {"NUMBA_CACHE_DIR": str(tmp_path)}
+    found = _measure(benchmark, FIRST_CALL, ("first_call", "second_call"), rounds, cache)
+    _print(capsys, f"mixture, {state} cache: {found}")
