@@ -1,4 +1,4 @@
-"""Bounds on the CPU, in C++ (csrc/bounds.hpp)."""
+"""Bounds on the CPU, in C++ (csrc/bounds/)."""
 
 from __future__ import annotations
 

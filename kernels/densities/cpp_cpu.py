@@ -1,4 +1,4 @@
-"""The log-densities on the CPU, in C++ (csrc/densities.hpp)."""
+"""The log-densities on the CPU, in C++ (csrc/densities/)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples of discrete families on the CPU, in C++ (csrc/families.hpp)."""
+"""Samples of discrete families on the CPU, in C++ (csrc/families/)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Gaussian kernels on the CPU, in C++ (csrc/gaussian.hpp)."""
+"""The Gaussian kernels on the CPU, in C++ (csrc/gaussian/)."""
 
 from __future__ import annotations
 

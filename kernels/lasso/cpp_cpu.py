@@ -1,4 +1,4 @@
-"""Lasso codes on the CPU, in C++ (csrc/lasso.hpp)."""
+"""Lasso codes on the CPU, in C++ (csrc/lasso/)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES
 
 Tensor = torch.Tensor
 
-ALGORITHMS = {"ista": 0, "fista": 1, "cd": 2}  # csrc/kernels.hpp, enum LassoAlgorithm
+ALGORITHMS = {"ista": 0, "fista": 1, "cd": 2}  # csrc/lasso/problem.hpp
 
 
 class Dictionary(NamedTuple):
     """A dictionary [K, F] as the kernels read it, its columns in whole registers; see
-    csrc/kernels.hpp, Lasso.
+    csrc/lasso/problem.hpp.
     """
 
     plain: Tensor

@@ -1,4 +1,4 @@
-"""Unrolled soft-thresholding on the CPU, in C++ (csrc/lista.hpp)."""
+"""Unrolled soft-thresholding on the CPU, in C++ (csrc/lista/)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def plan(tensors: Tensors, choices: Choices) -> _core.ListaPlan:
     """A call for these parameters, by their addresses; x and initial are given to each call."""
     x, weight, threshold, _, recurrent, _, step, _ = tensors
     n = weight.size(-1)
-    flags = (  # csrc/lista.cpp, Plan
+    flags = (  # csrc/lista/bindings.cpp, Plan
         choices.positive
         | (weight.dim() == 3) << 1
         | (recurrent is not None and recurrent.dim() == 3) << 2

@@ -1,4 +1,4 @@
-"""Noise on the CPU, in C++ (csrc/noise.hpp)."""
+"""Noise on the CPU, in C++ (csrc/noise/)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from latent_kernels.kernels import _core
 
-# csrc/kernels.hpp, enum Type
+# csrc/common.hpp, enum Type
 TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 

@@ -1,4 +1,4 @@
-"""Score-function gradients on the CPU, in C++ (csrc/score.hpp)."""
+"""Score-function gradients on the CPU, in C++ (csrc/score/)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from latent_kernels.kernels.score.problem import Problem
 
 Tensor = torch.Tensor
 
-# csrc/kernels.hpp, enums Family and Control
+# csrc/score/problem.hpp, enums Family and Control
 _FAMILIES = {"gaussian": 0, "bernoulli": 1, "antithetic": 2, "categorical": 3}
 _CONTROLS = {"none": 0, "leave_one_out": 1, "optimal": 2}
 

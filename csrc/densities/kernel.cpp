@@ -1,0 +1,12 @@
+#include "densities/kernel.hpp"
+
+namespace lk {
+
+const DensityKernels DensityKernels::LK_ISA = {
+    LK_TYPES(LK_ISA::density_ready),
+    LK_TYPES(LK_ISA::density_forward),
+    LK_TYPES(LK_ISA::density_backward),
+    LK_TYPES(LK_ISA::density_total),
+};
+
+}  // namespace lk

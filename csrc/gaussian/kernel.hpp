@@ -1,0 +1,248 @@
+// The Gaussian kernels: z = mean + sigma eps with KL to the prior and log q(z), forward and backward.
+// eps is made anew from the seed in both directions, a tile at a time, and never reaches memory.
+#pragma once
+
+#include "gaussian/problem.hpp"
+#include "noise/kernel.hpp"
+#include "simd/tile.hpp"
+
+namespace lk {
+namespace LK_ISA {
+
+// sigma of a tile, from log sigma^2 or as given.
+template <class C>
+inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
+  if (is_scale) return spread;
+  each<C>(n, [&](int64_t i, auto part) { store(room + i, exp(load(spread + i, part) * C(0.5)), part); });
+  return room;
+}
+
+// What the KL and its gradients are made of, at one place: quadratic = ((mean - m0) / sigma0)^2, scaled = (mean - m0) /
+// sigma0^2, and psi and expm1 of logvar - l0. That difference is d + lost, d rounded: what was lost is exact (Knuth's
+// TwoDiff), and psi' = expm1, expm1' = e^d bring it back.
+template <class V>
+struct KlTerms {
+  V quadratic, scaled, psi, expm1;
+};
+
+template <class C, class Place>
+LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0, int64_t i, Place k) {
+  auto delta = load(mean + i, k), l = load(logvar + i, k);
+  if (m0 != nullptr) delta = delta - load(m0 + i, k);
+  KlTerms<decltype(l)> t{delta * delta, delta, l, l};
+  if (l0 == nullptr) {
+    psi_expm1(l, t.psi, t.expm1);
+    return t;
+  }
+  const auto prior = load(l0 + i, k), d = l - prior, back = d - l, lost = (l - (d - back)) - (prior + back);
+  // By one exp, and only where that would overflow by its root twice.
+  const auto choose = [](auto at, auto once, auto twice) { return at > C(-80) ? once : twice; };
+  const auto once = delta * exp(-prior), root = exp(prior * C(-0.5)), ratio = delta * root;
+  t.quadratic = map(choose, prior, delta * once, ratio * ratio);
+  t.scaled = map(choose, prior, once, ratio * root);
+  psi_expm1(d, t.psi, t.expm1);
+  const auto psi = t.psi + lost * t.expm1, expm1 = t.expm1 + lost * (t.expm1 + C(1));
+  const auto if_finite = [](auto slope, auto corrected, auto plain) { return slope < C(1e38) ? corrected : plain; };
+  t.psi = map(if_finite, t.expm1, psi, t.psi);
+  t.expm1 = map(if_finite, t.expm1, expm1, t.expm1);
+  return t;
+}
+
+template <class T>
+void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> mean_room, spread_room, prior_mean_room, prior_logvar_room, sigma_room, work;
+  alignas(64) float noise[noise_room(kTile)];
+  const int64_t plane = p.rows * p.cols;
+  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const bool with_kl = out.kl.out != nullptr || out.kl.partial != nullptr;
+  const bool with_log_q = out.log_q.out != nullptr || out.log_q.partial != nullptr;
+  RowSumWriter<C> kl{out.kl};
+  Scratch<C> terms;
+  double log_q_row[kLongRowSamples];  // of each sample's row in progress, where a row is longer than a tile
+
+  each_tile(part, [&](const Tile& tile) {
+    const int n = tile.size();
+    const int64_t begin = tile.row0 * p.cols + tile.col0;
+    const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
+    const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+
+    if ((out.z != nullptr || with_log_q) && part.sample0 < part.sample1) {  // z of no columns has no address
+      const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+      const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
+      const C* means = repeat(mean, n, copies, mean_room.at);
+      const C* sigmas = repeat(sigma, n, copies, sigma_room.at);
+      const C* logvars = with_log_q ? repeat(spread, n, copies, spread_room.at) : nullptr;
+      for (int64_t s = part.sample0; s < part.sample1; s += copies) {
+        const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
+        const int64_t e = s * plane + begin;
+        const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
+        T* to = static_cast<T*>(out.z) + part.group * p.samples * plane + e;
+        C* z = output_tile(to, work.at);
+        each<C>(m, [&](int64_t i, auto k) {
+          store(z + i, load(means + i, k) + load(sigmas + i, k) * load_noise<C>(eps + i, k), k);
+        });
+        finish_tile(work.at, m, to);
+        if (with_log_q) {
+          each<C>(m, [&](int64_t i, auto k) {
+            const auto v = load_noise<C>(eps + i, k);
+            store(terms + i, v * v + (load(logvars + i, k) + C(kLogTwoPi)), k);
+          });
+          const bool whole = tile.first && tile.last;
+          double& row = log_q_row[whole ? 0 : s - part.sample0];
+          RowSumWriter<C> log_q{out.log_q, tile.first ? 0 : row};
+          const Tile side_by_side{0, 0, tile.rows * count, tile.cols, tile.first, tile.last};
+          log_q.add(terms, side_by_side, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
+          row = log_q.row;
+        }
+      }
+    }
+
+    if (with_kl) {  // ((mean - m0) / sigma0)^2 + psi(logvar - l0); the factor 1/2 joins the sum
+      const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
+      const C* l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
+      each<C>(n, [&](int64_t i, auto k) {
+        const auto t = kl_terms(mean, spread, m0, l0, i, k);
+        store(work + i, t.quadratic + t.psi, k);
+      });
+      kl.add(work, tile, part.group * p.rows + tile.row0, C(0.5));
+    }
+  });
+}
+
+template <class T>
+void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> mean_room, spread_room, prior_mean_room, prior_logvar_room, sigma_room, sum_g, sum_g_eps, row_gradient;
+  Scratch<C> outputs[4], sum_log_q;
+  alignas(64) float noise[noise_room(kTile)];
+  const int64_t plane = p.rows * p.cols;
+  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const Input z_gradient{g.z, p.samples * plane, plane, p.cols};
+  const bool need_noise = g.spread != nullptr;
+
+  each_tile(part, [&](const Tile& tile) {
+    const int n = tile.size();
+    const int64_t begin = tile.row0 * p.cols + tile.col0;
+    const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
+    const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+    const bool with_z = g.z != nullptr && p.samples > 0;
+
+    // sum_s g_s and sum_s g_s eps_s: over every copies-th sample side by side, then over those sums
+    const int copies = with_z ? samples_at_once(p.rows, p.cols, tile, p.samples) : 1;
+    if (!with_z) {
+      std::memset(sum_g.at, 0, sizeof(C) * static_cast<size_t>(n));
+      std::memset(sum_g_eps.at, 0, sizeof(C) * static_cast<size_t>(n));
+    }
+    for (int64_t s = 0; with_z && s < p.samples; s += copies) {
+      const int m = n * static_cast<int>(smaller(copies, p.samples - s));
+      const int64_t e = s * plane + begin;
+      const Tile flat{0, e, 1, m, true, true};
+      const C* gz = load_tile<T>(z_gradient, part.group, 0, flat, row_gradient.at);
+      const float* eps = noise;
+      if (need_noise) eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
+      each<C>(m, [&](int64_t i, auto k) {
+        const auto v = load(gz + i, k);
+        store(sum_g + i, s == 0 ? v : load(sum_g + i, k) + v, k);
+        if (need_noise) {
+          const auto w = v * load_noise<C>(eps + i, k);
+          store(sum_g_eps + i, s == 0 ? w : load(sum_g_eps + i, k) + w, k);
+        }
+      });
+    }
+    for (int c = 1; c < copies; ++c) {
+      each<C>(n, [&](int64_t i, auto k) {
+        store(sum_g + i, load(sum_g + i, k) + load(sum_g + c * n + i, k), k);
+        store(sum_g_eps + i, load(sum_g_eps + i, k) + load(sum_g_eps + c * n + i, k), k);
+      });
+    }
+
+    const bool with_kl = g.kl != nullptr;
+    const C *sigma = nullptr, *m0 = nullptr, *l0 = nullptr;
+    if (with_z && need_noise) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+    if (with_kl) {
+      spread_rows(static_cast<const C*>(g.kl) + part.group * p.rows + tile.row0, tile, row_gradient.at);
+      m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
+      l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
+    }
+
+    void* const targets[4] = {g.mean, g.spread, g.prior_mean, g.prior_logvar};
+    T* to[4];
+    C* at[4];
+    for (int j = 0; j < 4; ++j) {
+      to[j] = targets[j] ? static_cast<T*>(targets[j]) + part.group * plane + begin : nullptr;
+      at[j] = targets[j] ? output_tile(to[j], outputs[j].at) : nullptr;
+    }
+    each<C>(n, [&](int64_t i, auto k) {
+      auto d_mean = load(sum_g + i, k), d_spread = load(sum_g_eps + i, k);
+      if (sigma != nullptr && !p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
+      auto toward_prior = d_mean, d_prior_logvar = d_mean;
+      if (with_kl) {
+        const auto gk = load(row_gradient + i, k);
+        const auto t = kl_terms(mean, spread, m0, l0, i, k);
+        toward_prior = gk * t.scaled;
+        d_mean = d_mean + toward_prior;
+        d_spread = d_spread + (gk * C(0.5)) * t.expm1;
+        if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (t.expm1 + t.quadratic);
+      } else {
+        toward_prior = d_prior_logvar = map([](auto v) { return decltype(v){}; }, d_mean);
+      }
+      if (at[0] != nullptr) store(at[0] + i, d_mean, k);
+      if (at[1] != nullptr) store(at[1] + i, d_spread, k);
+      if (at[2] != nullptr) store(at[2] + i, -toward_prior, k);
+      if (at[3] != nullptr) store(at[3] + i, d_prior_logvar, k);
+    });
+    if (g.log_q != nullptr && at[1] != nullptr && n > 0) {  // log q has the spread through -1/2 sum_d logvar alone
+      const C* gradients = static_cast<const C*>(g.log_q) + part.group * p.samples * p.rows + tile.row0;
+      const int together = samples_at_once(p.rows, p.cols, tile, p.samples);
+      std::memset(sum_log_q.at, 0, sizeof(C) * static_cast<size_t>(tile.rows * together));
+      for (int64_t s = 0; s < p.samples; s += together) {
+        const int64_t values = tile.rows * smaller(together, p.samples - s);
+        each<C>(values, [&](int64_t i, auto k) {
+          store(sum_log_q + i, load(sum_log_q + i, k) + load(gradients + s * p.rows + i, k), k);
+        });
+      }
+      for (int c = 1; c < together; ++c)
+        for (int r = 0; r < tile.rows; ++r) sum_log_q[r] += sum_log_q[c * tile.rows + r];
+      spread_rows(sum_log_q.at, tile, row_gradient.at);
+      each<C>(n,
+              [&](int64_t i, auto k) { store(at[1] + i, load(at[1] + i, k) - load(row_gradient + i, k) * C(0.5), k); });
+    }
+    for (int j = 0; j < 4; ++j)
+      if (to[j] != nullptr) finish_tile(outputs[j].at, n, to[j]);
+  });
+}
+
+// The gradient of z where log q depends on z alone: -g eps / sigma.
+template <class T>
+void gaussian_path_backward(const Gaussian& p, const void* log_q_gradient, void* z_gradient, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> spread_room, inverse_room, row_gradient, work;
+  alignas(64) float noise[noise_room(kTile)];
+  const int64_t plane = p.rows * p.cols;
+  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+
+  each_tile(part, [&](const Tile& tile) {
+    const int n = tile.size();
+    const int64_t begin = tile.row0 * p.cols + tile.col0;
+    const C* logvar = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+    each<C>(n, [&](int64_t i, auto k) { store(inverse_room + i, exp(load(logvar + i, k) * C(-0.5)), k); });
+    const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
+    const C* inverses = repeat<C>(inverse_room, n, copies, inverse_room);
+    for (int64_t s = part.sample0; s < part.sample1; s += copies) {
+      const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
+      const int64_t e = s * plane + begin, first_row = (part.group * p.samples + s) * p.rows + tile.row0;
+      const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
+      const Tile side_by_side{0, 0, tile.rows * count, tile.cols, true, true};
+      spread_rows(static_cast<const C*>(log_q_gradient) + first_row, side_by_side, row_gradient.at);
+      T* to = static_cast<T*>(z_gradient) + part.group * p.samples * plane + e;
+      C* at = output_tile(to, work.at);
+      each<C>(m, [&](int64_t i, auto k) {
+        store(at + i, -(load(row_gradient + i, k) * (load_noise<C>(eps + i, k) * load(inverses + i, k))), k);
+      });
+      finish_tile(work.at, m, to);
+    }
+  });
+}
+}  // namespace LK_ISA
+}  // namespace lk
