@@ -7,7 +7,9 @@
 
 namespace lk {
 
-enum Type : int { kFloat32, kFloat64, kBFloat16, kFloat16, kTypes };
+enum Dtype : int { kFloat32, kFloat64, kBFloat16, kFloat16, kDtypes };
+static inline int64_t bytes_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+static inline int64_t compute_bytes_of(Dtype dtype) { return dtype == kFloat64 ? 8 : 4; }  // halves compute in float32
 
 // One input of shape [groups, samples, rows, cols]; cols are contiguous, a stride of 0 repeats. Strides are in
 // elements. data == nullptr stands for an input that is not given.
@@ -15,6 +17,16 @@ struct Input {
   const void* data;
   int64_t group, sample, row;
 };
+
+// The seed of every group, or where that of each group stands.
+struct Seeds {
+  int64_t value;
+  const int64_t* of_groups;  // or null
+  int64_t stride;
+};
+static inline uint64_t seed_of(const Seeds& seeds, int64_t group) {
+  return static_cast<uint64_t>(seeds.of_groups != nullptr ? seeds.of_groups[group * seeds.stride] : seeds.value);
+}
 
 // Elements of a tile, the piece of the problem that stays in the first-level cache; and how many whole rows of
 // `cols` columns make one. Rows come in numbers that fill registers, where that leaves a tile at all.

@@ -23,6 +23,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("simd_build", [] { return lk::kBuilds[lk::active_build()].name; });
   m.def("simd_lanes", [] { return lk::kBuilds[lk::active_build()].lanes; });
   m.def("select_simd_build", [](const std::string& name) { return lk::select_build(name.c_str()); });
+  lk::define_enum<lk::Dtype>(m, "Dtype", {"float32", "float64", "bfloat16", "float16"});
   lk::bind_noise(m);
   lk::bind_gaussian(m);
   lk::bind_densities(m);

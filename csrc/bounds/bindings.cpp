@@ -5,24 +5,30 @@
 #include "bounds/problem.hpp"
 #include "host/bind.hpp"
 
-namespace py = pybind11;
-using std::uintptr_t;
-
 namespace lk {
+
+template <>
+struct FieldsOf<BoundProblem> {
+  using P = BoundProblem;
+  static constexpr auto list =
+      std::make_tuple(Field{"dtype", &P::dtype}, Field{"groups", &P::groups}, Field{"samples", &P::samples},
+                      Field{"rows", &P::rows}, Field{"log_w", &P::log_w});
+};
+
 namespace {
 
 constexpr int64_t kFewRows = 64, kFoldedWidth = 256, kMostChunks = 64;
 
-Bounds folded(int64_t groups, int64_t samples, int64_t rows, uintptr_t log_w) {
-  const int64_t fold = rows < kFewRows ? std::max<int64_t>(std::min(kFoldedWidth / rows, samples), 1) : 1;
-  return {groups, samples, rows, fold, at(log_w)};
+BoundProblem folded(BoundProblem p) {
+  p.fold = p.rows < kFewRows ? std::max<int64_t>(std::min(kFoldedWidth / p.rows, p.samples), 1) : 1;
+  return p;
 }
 
 // Cuts lines into chunks and columns, by shape alone.
 struct LineCut {
   int64_t groups, lines, width, line_step, col_step, chunks, col_parts;
 
-  explicit LineCut(const Bounds& p) : groups(p.groups), lines(lines_of(p)), width(width_of(p)) {
+  explicit LineCut(const BoundProblem& p) : groups(p.groups), lines(lines_of(p)), width(width_of(p)) {
     col_step = std::min(width, kBoundColumns);
     line_step = std::max(kTaskElements / col_step, (lines + kMostChunks - 1) / kMostChunks);
     line_step = (line_step + 7) / 8 * 8;  // as many as the kernel takes at once
@@ -45,22 +51,22 @@ struct LineCut {
 
 // Whether a row holds NaN, which no longer shows beside an infinite largest value.
 template <class T>
-bool has_nan(const Bounds& p, int64_t group, int64_t row, bool (*is_nan)(T)) {
+bool has_nan(const BoundProblem& p, int64_t group, int64_t row, bool (*is_nan)(T)) {
   const T* x = static_cast<const T*>(p.log_w) + group * p.samples * p.rows + row;
   for (int64_t s = 0; s < p.samples; ++s)
     if (is_nan(x[s * p.rows])) return true;
   return false;
 }
-bool has_nan(const Bounds& p, int type, int64_t group, int64_t row) {
-  if (type == kFloat64) return has_nan<double>(p, group, row, [](double x) { return std::isnan(x); });
-  if (type == kFloat32) return has_nan<float>(p, group, row, [](float x) { return std::isnan(x); });
-  if (type == kBFloat16) return has_nan<uint16_t>(p, group, row, [](uint16_t x) { return (x & 0x7FFF) > 0x7F80; });
+bool has_nan(const BoundProblem& p, int64_t group, int64_t row) {
+  if (p.dtype == kFloat64) return has_nan<double>(p, group, row, [](double x) { return std::isnan(x); });
+  if (p.dtype == kFloat32) return has_nan<float>(p, group, row, [](float x) { return std::isnan(x); });
+  if (p.dtype == kBFloat16) return has_nan<uint16_t>(p, group, row, [](uint16_t x) { return (x & 0x7FFF) > 0x7F80; });
   return has_nan<uint16_t>(p, group, row, [](uint16_t x) { return (x & 0x7FFF) > 0x7C00; });
 }
 
 // Sums of every chunk, then of all, then of what was folded; and the bound.
 template <class C>
-void sum(const Bounds& p, int type, int threads, C* bound, C* sums) {
+void sum(const BoundProblem& p, int threads, C* bound, C* sums) {
   const LineCut cut(p);
   const BoundKernels& kernels = active<BoundKernels>();
   const int64_t room = p.groups * cut.chunks * cut.width;
@@ -70,7 +76,7 @@ void sum(const Bounds& p, int type, int threads, C* bound, C* sums) {
     int64_t chunk;
     const Part part = cut.part(i, chunk);
     const int64_t begin = (part.group * cut.chunks + chunk) * cut.width;
-    kernels.sums[type](p, {tops.get() + begin, totals.get() + begin}, part);
+    kernels.sums[p.dtype](p, {tops.get() + begin, totals.get() + begin}, part);
   });
   for (int64_t g = 0; g < p.groups; ++g) {
     const int64_t begin = g * cut.chunks * cut.width;
@@ -85,36 +91,34 @@ void sum(const Bounds& p, int type, int threads, C* bound, C* sums) {
       }
       sums[2 * g * p.rows + row] = static_cast<C>(most);
       sums[(2 * g + 1) * p.rows + row] = static_cast<C>(all);
-      const bool infinite = most == std::numeric_limits<double>::infinity() && !has_nan(p, type, g, row);
+      const bool infinite = most == std::numeric_limits<double>::infinity() && !has_nan(p, g, row);
       bound[g * p.rows + row] =
           static_cast<C>(infinite ? most : most + (std::log(all) - std::log(static_cast<double>(p.samples))));
     }
   }
 }
 
-void forward(int type, int threads, int64_t groups, int64_t samples, int64_t rows, uintptr_t log_w, uintptr_t bound,
-             uintptr_t sums) {
-  if (groups * rows == 0) return;
-  const Bounds problem = folded(groups, samples, rows, log_w);
+void forward(const BoundProblem& given, int threads, void* bound, void* sums) {
+  if (given.groups * given.rows == 0) return;
+  const BoundProblem p = folded(given);
   without_gil([&] {
-    if (type == kFloat64)
-      sum(problem, type, threads, at<double>(bound), at<double>(sums));
+    if (p.dtype == kFloat64)
+      sum(p, threads, static_cast<double*>(bound), static_cast<double*>(sums));
     else
-      sum(problem, type, threads, at<float>(bound), at<float>(sums));
+      sum(p, threads, static_cast<float*>(bound), static_cast<float*>(sums));
   });
 }
 
-void weights(int type, int threads, int64_t groups, int64_t samples, int64_t rows, uintptr_t log_w, uintptr_t sums,
-             uintptr_t gradient, uintptr_t out) {
-  if (groups * rows == 0) return;
-  const Bounds problem = folded(groups, samples, rows, log_w);
-  const BoundWeights given{at(sums), at(gradient), at(out)};
-  const LineCut cut(problem);
-  const auto kernel = active<BoundKernels>().weights[type];
+void weights(const BoundProblem& given, int threads, const void* sums, const void* gradient, void* out) {
+  if (given.groups * given.rows == 0) return;
+  const BoundProblem p = folded(given);
+  const BoundWeights weights{sums, gradient, out};
+  const LineCut cut(p);
+  const auto kernel = active<BoundKernels>().weights[p.dtype];
   without_gil([&] {
-    parallel_for(cut.parts(), worthwhile_threads(threads, groups * samples * rows), [&](int64_t i) {
+    parallel_for(cut.parts(), worthwhile_threads(threads, p.groups * p.samples * p.rows), [&](int64_t i) {
       int64_t chunk;
-      kernel(problem, given, cut.part(i, chunk));
+      kernel(p, weights, cut.part(i, chunk));
     });
   });
 }
@@ -122,29 +126,30 @@ void weights(int type, int threads, int64_t groups, int64_t samples, int64_t row
 // Columns of one part for VIMCO: each needs all of its samples.
 constexpr int64_t kSignalColumns = 64;
 
-void signal(int type, int threads, int64_t groups, int64_t samples, int64_t rows, uintptr_t log_w, uintptr_t gradient,
-            uintptr_t out) {
-  const Bounds problem{groups, samples, rows, 1, at(log_w)};
-  const auto kernel = active<BoundKernels>().signal[type];
-  const int64_t parts = (rows + kSignalColumns - 1) / kSignalColumns;
+void signal(const BoundProblem& given, int threads, const void* gradient, void* out) {
+  BoundProblem p = given;
+  p.fold = 1;
+  const auto kernel = active<BoundKernels>().signal[p.dtype];
+  const int64_t parts = (p.rows + kSignalColumns - 1) / kSignalColumns;
   without_gil([&] {
-    parallel_for(groups * parts, worthwhile_threads(threads, groups * samples * rows), [&](int64_t i) {
+    parallel_for(p.groups * parts, worthwhile_threads(threads, p.groups * p.samples * p.rows), [&](int64_t i) {
       Part part{};
       part.group = i / parts;
-      part.sample1 = samples;
+      part.sample1 = p.samples;
       part.col0 = i % parts * kSignalColumns;
-      part.col1 = std::min(part.col0 + kSignalColumns, rows);
-      kernel(problem, at(gradient), at(out), part);
+      part.col1 = std::min(part.col0 + kSignalColumns, p.rows);
+      kernel(p, gradient, out, part);
     });
   });
 }
 
 }  // namespace
 
-void bind_bounds(py::module_& m) {
-  m.def("bound_forward", &forward);
-  m.def("bound_weights", &weights);
-  m.def("bound_signal", &signal);
+void bind_bounds(pybind11::module_& m) {
+  define_struct<BoundProblem>(m, "BoundProblem");
+  define<&forward>(m, "bound_forward", {"threads", "bound", "sums"});
+  define<&weights>(m, "bound_weights", {"threads", "sums", "gradient", "out"});
+  define<&signal>(m, "bound_signal", {"threads", "gradient", "out"});
 }
 
 }  // namespace lk

@@ -27,7 +27,8 @@ constexpr auto larger_lane = [](auto a, auto b) LK_INLINE_LAMBDA { return a > b 
 
 // Line `line` of the part's columns, and how many of them it has.
 template <class T>
-inline const Compute<T>* load_line(const Bounds& p, const Part& part, int64_t line, Compute<T>* room, int64_t& count) {
+inline const Compute<T>* load_line(const BoundProblem& p, const Part& part, int64_t line, Compute<T>* room,
+                                   int64_t& count) {
   const int64_t begin = line * width_of(p) + part.col0;
   count = larger(smaller(part.col1 - part.col0, p.samples * p.rows - begin), 0);
   const T* from = static_cast<const T*>(p.log_w) + part.group * p.samples * p.rows + begin;
@@ -58,7 +59,7 @@ inline void absorb(const C* const (&lines)[kLinesAtOnce], int64_t n, C* top, C* 
 }
 
 template <class T>
-void bound_sums(const Bounds& p, const BoundSums& out, const Part& part) {
+void bound_sums(const BoundProblem& p, const BoundSums& out, const Part& part) {
   using C = Compute<T>;
   Columns<C> rooms[kLinesAtOnce];
   C *top = static_cast<C*>(out.top) + part.col0, *total = static_cast<C*>(out.total) + part.col0;
@@ -95,7 +96,7 @@ void bound_merge(int64_t chunks, int64_t stride, int64_t n, void* tops, void* to
 }
 
 template <class T>
-void bound_weights(const Bounds& p, const BoundWeights& w, const Part& part) {
+void bound_weights(const BoundProblem& p, const BoundWeights& w, const Part& part) {
   using C = Compute<T>;
   Columns<C> room, work, top, factor;
   const C *tops = static_cast<const C*>(w.sums) + 2 * part.group * p.rows, *totals = tops + p.rows;
@@ -147,7 +148,7 @@ inline void finish_signal_sums(int64_t samples, int64_t i, SignalSums<C>& s) {
 }
 
 template <class T>
-void bound_signal(const Bounds& p, const void* gradients, void* to, const Part& part) {
+void bound_signal(const BoundProblem& p, const void* gradients, void* to, const Part& part) {
   using C = Compute<T>;
   SignalSums<C> s;
   Columns<C> room, work;

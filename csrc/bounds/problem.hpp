@@ -8,12 +8,14 @@ namespace lk {
 // Importance-weighted bounds of log_w [groups, samples, rows]: sums over samples, for each row. Few rows are `fold`ed:
 // consecutive samples lie side by side as lines of `width` = fold * rows values, the last line shorter where samples
 // are not a multiple of fold.
-struct Bounds {
-  int64_t groups, samples, rows, fold;
+struct BoundProblem {
+  Dtype dtype;
+  int64_t groups, samples, rows;
   const void* log_w;
+  int64_t fold;
 };
-static inline int64_t width_of(const Bounds& p) { return p.fold * p.rows; }
-static inline int64_t lines_of(const Bounds& p) { return (p.samples + p.fold - 1) / p.fold; }
+static inline int64_t width_of(const BoundProblem& p) { return p.fold * p.rows; }
+static inline int64_t lines_of(const BoundProblem& p) { return (p.samples + p.fold - 1) / p.fold; }
 constexpr int64_t kBoundColumns = 512;  // of a line, that one call works on at most
 
 // For each place of a line the largest log-weight and the sum of e^(log_w - largest), [groups, width] in the compute
@@ -33,11 +35,11 @@ struct BoundWeights {
 struct BoundKernels {
   static const BoundKernels baseline, avx2, avx512;
   // Parts have lines for samples: [sample0, sample1) of columns [col0, col1), at most kBoundColumns.
-  void (*sums[kTypes])(const Bounds&, const BoundSums&, const Part&);
+  void (*sums[kDtypes])(const BoundProblem&, const BoundSums&, const Part&);
   void (*merge[2])(int64_t chunks, int64_t stride, int64_t n, void* tops, void* totals);
-  void (*weights[kTypes])(const Bounds&, const BoundWeights&, const Part&);
+  void (*weights[kDtypes])(const BoundProblem&, const BoundWeights&, const Part&);
   // VIMCO's signal, times gradient [groups, rows] in the compute type, into out; fold is 1, parts have all samples.
-  void (*signal[kTypes])(const Bounds&, const void* gradient, void* out, const Part&);
+  void (*signal[kDtypes])(const BoundProblem&, const void* gradient, void* out, const Part&);
 };
 
 }  // namespace lk

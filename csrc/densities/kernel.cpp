@@ -3,10 +3,10 @@
 namespace lk {
 
 const DensityKernels DensityKernels::LK_ISA = {
-    LK_TYPES(LK_ISA::density_ready),
-    LK_TYPES(LK_ISA::density_forward),
-    LK_TYPES(LK_ISA::density_backward),
-    LK_TYPES(LK_ISA::density_total),
+    LK_DTYPES(LK_ISA::density_ready),
+    LK_DTYPES(LK_ISA::density_forward),
+    LK_DTYPES(LK_ISA::density_backward),
+    LK_DTYPES(LK_ISA::density_total),
 };
 
 }  // namespace lk

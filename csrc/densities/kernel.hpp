@@ -42,7 +42,7 @@ struct Places {
 
 // A formula says what its last input gives (`prepare`, which may work in place), the term of an element, which `factor`
 // multiplies in the sum, and the gradients: give(j, value) for each input j whose fate is not kUnwanted. Operands as in
-// LogDensity.
+// DensityProblem.
 
 // -1/2 (t^2 + logvar + ln 2 pi), t = (z - mean) / sigma. dz = -g t / sigma, dmean = g t / sigma, dlogvar = g (t^2 - 1)
 // / 2.
@@ -127,7 +127,7 @@ struct Operands {
   Scratch<C> rooms[kMostOperands], raw;
   Places<C> places = {};
 
-  void load(const LogDensity& p, int64_t group, int64_t sample, const Tile& tile, bool new_tile, bool backward) {
+  void load(const DensityProblem& p, int64_t group, int64_t sample, const Tile& tile, bool new_tile, bool backward) {
     for (int j = 0; j <= last; ++j) {
       if (!new_tile && p.inputs[j].sample == 0) continue;
       if (one_row(p, j)) {
@@ -146,7 +146,7 @@ struct Operands {
 };
 
 template <class Formula, class T>
-void density_ready_of(const LogDensity& p, int j, int64_t group, bool backward, void* const* operands) {
+void density_ready_of(const DensityProblem& p, int j, int64_t group, bool backward, void* const* operands) {
   using C = Compute<T>;
   const int last = Formula::inputs - 1;
   const Tile row{0, 0, 1, static_cast<int>(p.cols), true, true};
@@ -163,7 +163,7 @@ void density_ready_of(const LogDensity& p, int j, int64_t group, bool backward, 
 }
 
 template <class Formula, class T>
-void density_forward_of(const LogDensity& p, const RowSums& out, const Part& part) {
+void density_forward_of(const DensityProblem& p, const RowSums& out, const Part& part) {
   using C = Compute<T>;
   Operands<T, Formula> operands;
   Scratch<C> work;
@@ -214,7 +214,7 @@ inline void tile_gradients(Places<C> from, Targets<C> into, int n, const C* upst
 }
 
 template <class Formula, class T>
-void density_backward_of(const LogDensity& p, const LogDensityGradients& g, const Part& part) {
+void density_backward_of(const DensityProblem& p, const DensityGradients& g, const Part& part) {
   using C = Compute<T>;
   constexpr int inputs = Formula::inputs;
   Operands<T, Formula> operands;
@@ -296,21 +296,21 @@ void density_total(const double* sums, int64_t blocks, int64_t stride, int64_t n
 // --- for the table of kernels ---------------------------------------------------------------------------------
 
 template <class T>
-void density_ready(const LogDensity& p, int j, int64_t group, bool backward, void* const* operands) {
+void density_ready(const DensityProblem& p, int j, int64_t group, bool backward, void* const* operands) {
   const auto f =
       p.density == kGaussianDensity ? density_ready_of<GaussianFormula, T> : density_ready_of<BernoulliFormula, T>;
   f(p, j, group, backward, operands);
 }
 
 template <class T>
-void density_forward(const LogDensity& p, const RowSums& out, const Part& part) {
+void density_forward(const DensityProblem& p, const RowSums& out, const Part& part) {
   const auto f =
       p.density == kGaussianDensity ? density_forward_of<GaussianFormula, T> : density_forward_of<BernoulliFormula, T>;
   f(p, out, part);
 }
 
 template <class T>
-void density_backward(const LogDensity& p, const LogDensityGradients& g, const Part& part) {
+void density_backward(const DensityProblem& p, const DensityGradients& g, const Part& part) {
   const auto f = p.density == kGaussianDensity ? density_backward_of<GaussianFormula, T>
                                                : density_backward_of<BernoulliFormula, T>;
   f(p, g, part);

@@ -3,8 +3,8 @@
 namespace lk {
 
 const FamilyKernels FamilyKernels::LK_ISA = {
-    LK_TYPES(LK_ISA::bernoulli_sample),
-    LK_TYPES(LK_ISA::categorical_sample),
+    LK_DTYPES(LK_ISA::bernoulli_sample),
+    LK_DTYPES(LK_ISA::categorical_sample),
 };
 
 }  // namespace lk

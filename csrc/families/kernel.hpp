@@ -78,12 +78,12 @@ inline int64_t categorical_draw(const float* c, int64_t classes, float u) {
 
 // Works on the plane [rows, cols] as one row: part.col0 and col1 are places in it.
 template <class T>
-void bernoulli_sample(const Discrete& p, void* out, const Part& part) {
+void bernoulli_sample(const FamilyProblem& p, void* out, const Part& part) {
   using C = Compute<T>;
   alignas(64) float noise[noise_room(kTile)];
   alignas(64) float x[kTile + kReduceLanes];
   Scratch<C> logits_room, work;
-  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const uint64_t seed = seed_of(p.seed, part.group);
   const Input input{p.logits, p.cols, 0, p.cols};
   for (int64_t s = part.sample0; s < part.sample1; ++s) {
     each_tile(part, [&](const Tile& tile) {
@@ -101,9 +101,9 @@ void bernoulli_sample(const Discrete& p, void* out, const Part& part) {
 }
 
 template <class T>
-void categorical_sample(const Discrete& p, void* out, const Part& part, float* table) {
+void categorical_sample(const FamilyProblem& p, void* out, const Part& part, float* table) {
   alignas(64) float noise[noise_room(kTile)];
-  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const uint64_t seed = seed_of(p.seed, part.group);
   const int64_t block = elements_of_block(p.classes);
   for (int64_t begin = part.col0; begin < part.col1; begin += block) {
     const int n = static_cast<int>(smaller(block, part.col1 - begin));

@@ -6,12 +6,12 @@
 namespace lk {
 
 // Samples of Bernoulli or Categorical variables over a plane of `cols` elements.
-struct Discrete {
+struct FamilyProblem {
+  Dtype dtype;
   int64_t groups, samples, cols, classes;  // classes: 0 for Bernoulli
-  const void* logits;                      // [groups, cols], or [groups, cols, classes]
   bool antithetic;                         // out is [groups, 2, samples, cols]
-  const int64_t* seeds;
-  int64_t seed_stride;
+  const void* logits;                      // [groups, cols], or [groups, cols, classes]
+  Seeds seed;
   uint64_t offset;
 };
 
@@ -24,8 +24,8 @@ static inline int64_t elements_of_block(int64_t classes) {
 
 struct FamilyKernels {
   static const FamilyKernels baseline, avx2, avx512;
-  void (*bernoulli_sample[kTypes])(const Discrete&, void* out, const Part&);
-  void (*categorical_sample[kTypes])(const Discrete&, void* out, const Part&, float* table);
+  void (*bernoulli_sample[kDtypes])(const FamilyProblem&, void* out, const Part&);
+  void (*categorical_sample[kDtypes])(const FamilyProblem&, void* out, const Part&, float* table);
 };
 
 }  // namespace lk

@@ -1,105 +1,81 @@
 #include "gaussian/problem.hpp"
+
 #include "host/bind.hpp"
 
-namespace py = pybind11;
-using std::uintptr_t;
-
 namespace lk {
+
+template <>
+struct FieldsOf<GaussianProblem> {
+  using P = GaussianProblem;
+  static constexpr auto list =
+      std::make_tuple(Field{"dtype", &P::dtype}, Field{"groups", &P::groups}, Field{"samples", &P::samples},
+                      Field{"rows", &P::rows}, Field{"cols", &P::cols}, Field{"mean", &P::mean},
+                      Field{"logvar", &P::logvar}, Field{"scale", &P::scale}, Field{"prior_mean", &P::prior_mean},
+                      Field{"prior_logvar", &P::prior_logvar}, Field{"seed", &P::seed}, Field{"offset", &P::offset});
+};
+
 namespace {
 
-// The arguments that forward and backward share, in the order in which Python passes them.
-#define LK_GAUSSIAN_PARAMETERS                                                                                   \
-  int type, int threads, int64_t groups, int64_t samples, int64_t rows, int64_t cols, uintptr_t mean,            \
-      int64_t mean_group, int64_t mean_row, uintptr_t spread, int64_t spread_group, int64_t spread_row,          \
-      uintptr_t prior_mean, int64_t prior_mean_group, int64_t prior_mean_row, uintptr_t prior_logvar,            \
-      int64_t prior_logvar_group, int64_t prior_logvar_row, bool spread_is_scale, int64_t seed, uintptr_t seeds, \
-      int64_t seed_stride, uint64_t offset
-#define LK_GAUSSIAN_PROBLEM                                     \
-  {groups,                                                      \
-   samples,                                                     \
-   rows,                                                        \
-   cols,                                                        \
-   {at(mean), mean_group, 0, mean_row},                         \
-   {at(spread), spread_group, 0, spread_row},                   \
-   {at(prior_mean), prior_mean_group, 0, prior_mean_row},       \
-   {at(prior_logvar), prior_logvar_group, 0, prior_logvar_row}, \
-   spread_is_scale,                                             \
-   seeds != 0 ? at<const int64_t>(seeds) : &seed,               \
-   seeds != 0 ? seed_stride : 0,                                \
-   offset}
-
-void forward(LK_GAUSSIAN_PARAMETERS, uintptr_t z, uintptr_t kl, uintptr_t log_q) {
-  const Gaussian problem = LK_GAUSSIAN_PROBLEM;
-  const Cut cut(groups, samples, rows, cols, true, kTaskColumns);
-  const auto kernel = active<GaussianKernels>().forward[type];
-  PartialSums kl_sums(kl != 0 ? groups * rows : 0, cut.col_parts);
-  PartialSums log_q_sums(log_q != 0 ? groups * samples * rows : 0, cut.col_parts);
+void forward(const GaussianProblem& p, int threads, void* z, void* kl, void* log_q) {
+  const Cut cut(p.groups, p.samples, p.rows, p.cols, true, kTaskColumns);
+  const auto kernel = active<GaussianKernels>().forward[p.dtype];
+  PartialSums kl_sums(kl != nullptr ? p.groups * p.rows : 0, cut.col_parts);
+  PartialSums log_q_sums(log_q != nullptr ? p.groups * p.samples * p.rows : 0, cut.col_parts);
   const int workers = worthwhile_threads(threads, cut.elements());
   without_gil([&] {
     parallel_for(cut.parts(), workers, [&](int64_t i) {
       int64_t col_part;
       const Part part = cut.part(i, col_part);
-      const bool with_kl = kl != 0 && part.sample0 == 0;  // the part with the first samples brings the KL
+      const bool with_kl = kl != nullptr && part.sample0 == 0;  // the part with the first samples brings the KL
       const RowSums none{nullptr, nullptr, 0};
-      kernel(problem,
-             {at(z), with_kl ? kl_sums.target(at(kl), col_part) : none,
-              log_q != 0 ? log_q_sums.target(at(log_q), col_part) : none},
+      kernel(p,
+             {z, with_kl ? kl_sums.target(kl, col_part) : none,
+              log_q != nullptr ? log_q_sums.target(log_q, col_part) : none},
              part);
     });
   });
-  if (kl != 0) kl_sums.finish(type, at(kl));
-  if (log_q != 0) log_q_sums.finish(type, at(log_q));
+  if (kl != nullptr) kl_sums.finish(p.dtype, kl);
+  if (log_q != nullptr) log_q_sums.finish(p.dtype, log_q);
 }
 
-void backward(LK_GAUSSIAN_PARAMETERS, uintptr_t z, uintptr_t kl, uintptr_t log_q, uintptr_t d_mean, uintptr_t d_spread,
-              uintptr_t d_prior_mean, uintptr_t d_prior_logvar) {
-  const Gaussian problem = LK_GAUSSIAN_PROBLEM;
-  const GaussianGradients gradients{at(z),        at(kl),           at(log_q),         at(d_mean),
-                                    at(d_spread), at(d_prior_mean), at(d_prior_logvar)};
-  const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(samples, 1));
-  const Cut cut(groups, samples, rows, cols, false, kTile * std::max<int64_t>(tiles, 1));
-  const auto kernel = active<GaussianKernels>().backward[type];
+void backward(const GaussianProblem& p, int threads, const void* z_gradient, const void* kl_gradient,
+              const void* log_q_gradient, void* mean_gradient, void* logvar_gradient, void* scale_gradient,
+              void* prior_mean_gradient, void* prior_logvar_gradient) {
+  const GaussianGradients gradients{z_gradient,      kl_gradient,    log_q_gradient,      mean_gradient,
+                                    logvar_gradient, scale_gradient, prior_mean_gradient, prior_logvar_gradient};
+  const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(p.samples, 1));
+  const Cut cut(p.groups, p.samples, p.rows, p.cols, false, kTile * std::max<int64_t>(tiles, 1));
+  const auto kernel = active<GaussianKernels>().backward[p.dtype];
   const int workers = worthwhile_threads(threads, cut.elements());
   without_gil([&] {
     parallel_for(cut.parts(), workers, [&](int64_t i) {
       int64_t col_part;
-      kernel(problem, gradients, cut.part(i, col_part));
+      kernel(p, gradients, cut.part(i, col_part));
     });
   });
 }
 
-void path_backward(int type, int threads, int64_t groups, int64_t samples, int64_t rows, int64_t cols, uintptr_t logvar,
-                   int64_t logvar_group, int64_t logvar_row, int64_t seed, uintptr_t seeds, int64_t seed_stride,
-                   uint64_t offset, uintptr_t log_q_gradient, uintptr_t z_gradient) {
-  const Input absent{nullptr, 0, 0, 0};
-  const Gaussian problem{groups,
-                         samples,
-                         rows,
-                         cols,
-                         absent,
-                         {at(logvar), logvar_group, 0, logvar_row},
-                         absent,
-                         absent,
-                         false,
-                         seeds != 0 ? at<const int64_t>(seeds) : &seed,
-                         seeds != 0 ? seed_stride : 0,
-                         offset};
-  const Cut cut(groups, samples, rows, cols, true, kTaskColumns);
-  const auto kernel = active<GaussianKernels>().path_backward[type];
+void path_backward(const GaussianProblem& p, int threads, const void* log_q_gradient, void* z_gradient) {
+  const Cut cut(p.groups, p.samples, p.rows, p.cols, true, kTaskColumns);
+  const auto kernel = active<GaussianKernels>().path_backward[p.dtype];
   const int workers = worthwhile_threads(threads, cut.elements());
   without_gil([&] {
     parallel_for(cut.parts(), workers, [&](int64_t i) {
       int64_t col_part;
-      kernel(problem, at(log_q_gradient), at(z_gradient), cut.part(i, col_part));
+      kernel(p, log_q_gradient, z_gradient, cut.part(i, col_part));
     });
   });
 }
+
 }  // namespace
 
-void bind_gaussian(py::module_& m) {
-  m.def("gaussian_forward", &forward);
-  m.def("gaussian_backward", &backward);
-  m.def("gaussian_path_backward", &path_backward);
+void bind_gaussian(pybind11::module_& m) {
+  define_struct<GaussianProblem>(m, "GaussianProblem");
+  define<&forward>(m, "gaussian_forward", {"threads", "z", "kl", "log_q"});
+  define<&backward>(m, "gaussian_backward",
+                    {"threads", "z_gradient", "kl_gradient", "log_q_gradient", "mean_gradient", "logvar_gradient",
+                     "scale_gradient", "prior_mean_gradient", "prior_logvar_gradient"});
+  define<&path_backward>(m, "gaussian_path_backward", {"threads", "log_q_gradient", "z_gradient"});
 }
 
 }  // namespace lk

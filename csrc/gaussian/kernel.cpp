@@ -3,9 +3,9 @@
 namespace lk {
 
 const GaussianKernels GaussianKernels::LK_ISA = {
-    LK_TYPES(LK_ISA::gaussian_forward),
-    LK_TYPES(LK_ISA::gaussian_backward),
-    LK_TYPES(LK_ISA::gaussian_path_backward),
+    LK_DTYPES(LK_ISA::gaussian_forward),
+    LK_DTYPES(LK_ISA::gaussian_backward),
+    LK_DTYPES(LK_ISA::gaussian_path_backward),
 };
 
 }  // namespace lk

@@ -9,11 +9,13 @@
 namespace lk {
 namespace LK_ISA {
 
-// sigma of a tile, from log sigma^2 or as given.
-template <class C>
-inline const C* sigma_tile(const C* spread, bool is_scale, int n, C* room) {
-  if (is_scale) return spread;
-  each<C>(n, [&](int64_t i, auto part) { store(room + i, exp(load(spread + i, part) * C(0.5)), part); });
+// sigma of a tile, as given or from log sigma^2.
+template <class T>
+inline const Compute<T>* sigma_tile(const GaussianProblem& p, int64_t group, const Tile& tile, const Compute<T>* logvar,
+                                    Compute<T>* room) {
+  using C = Compute<T>;
+  if (p.scale.data != nullptr) return load_tile<T>(p.scale, group, 0, tile, room);
+  each<C>(tile.size(), [&](int64_t i, auto part) { store(room + i, exp(load(logvar + i, part) * C(0.5)), part); });
   return room;
 }
 
@@ -49,12 +51,12 @@ LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0
 }
 
 template <class T>
-void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part& part) {
+void gaussian_forward(const GaussianProblem& p, const GaussianOutputs& out, const Part& part) {
   using C = Compute<T>;
-  Scratch<C> mean_room, spread_room, prior_mean_room, prior_logvar_room, sigma_room, work;
+  Scratch<C> mean_room, logvar_room, prior_mean_room, prior_logvar_room, sigma_room, work;
   alignas(64) float noise[noise_room(kTile)];
   const int64_t plane = p.rows * p.cols;
-  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const uint64_t seed = seed_of(p.seed, part.group);
   const bool with_kl = out.kl.out != nullptr || out.kl.partial != nullptr;
   const bool with_log_q = out.log_q.out != nullptr || out.log_q.partial != nullptr;
   RowSumWriter<C> kl{out.kl};
@@ -65,14 +67,14 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
     const int n = tile.size();
     const int64_t begin = tile.row0 * p.cols + tile.col0;
     const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
-    const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+    const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, logvar_room);
 
     if ((out.z != nullptr || with_log_q) && part.sample0 < part.sample1) {  // z of no columns has no address
-      const C* sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+      const C* sigma = sigma_tile<T>(p, part.group, tile, logvar, sigma_room);
       const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
       const C* means = repeat(mean, n, copies, mean_room.at);
       const C* sigmas = repeat(sigma, n, copies, sigma_room.at);
-      const C* logvars = with_log_q ? repeat(spread, n, copies, spread_room.at) : nullptr;
+      const C* logvars = with_log_q ? repeat(logvar, n, copies, logvar_room.at) : nullptr;
       for (int64_t s = part.sample0; s < part.sample1; s += copies) {
         const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
         const int64_t e = s * plane + begin;
@@ -102,7 +104,7 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
       const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
       const C* l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
       each<C>(n, [&](int64_t i, auto k) {
-        const auto t = kl_terms(mean, spread, m0, l0, i, k);
+        const auto t = kl_terms(mean, logvar, m0, l0, i, k);
         store(work + i, t.quadratic + t.psi, k);
       });
       kl.add(work, tile, part.group * p.rows + tile.row0, C(0.5));
@@ -111,21 +113,21 @@ void gaussian_forward(const Gaussian& p, const GaussianOutputs& out, const Part&
 }
 
 template <class T>
-void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part& part) {
+void gaussian_backward(const GaussianProblem& p, const GaussianGradients& g, const Part& part) {
   using C = Compute<T>;
-  Scratch<C> mean_room, spread_room, prior_mean_room, prior_logvar_room, sigma_room, sum_g, sum_g_eps, row_gradient;
+  Scratch<C> mean_room, logvar_room, prior_mean_room, prior_logvar_room, sigma_room, sum_g, sum_g_eps, row_gradient;
   Scratch<C> outputs[4], sum_log_q;
   alignas(64) float noise[noise_room(kTile)];
   const int64_t plane = p.rows * p.cols;
-  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const uint64_t seed = seed_of(p.seed, part.group);
   const Input z_gradient{g.z, p.samples * plane, plane, p.cols};
-  const bool need_noise = g.spread != nullptr;
+  const bool need_noise = g.logvar != nullptr || g.scale != nullptr;
 
   each_tile(part, [&](const Tile& tile) {
     const int n = tile.size();
     const int64_t begin = tile.row0 * p.cols + tile.col0;
     const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_room);
-    const C* spread = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+    const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, logvar_room);
     const bool with_z = g.z != nullptr && p.samples > 0;
 
     // sum_s g_s and sum_s g_s eps_s: over every copies-th sample side by side, then over those sums
@@ -159,14 +161,14 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
 
     const bool with_kl = g.kl != nullptr;
     const C *sigma = nullptr, *m0 = nullptr, *l0 = nullptr;
-    if (with_z && need_noise) sigma = sigma_tile<C>(spread, p.spread_is_scale, n, sigma_room);
+    if (with_z && g.logvar != nullptr) sigma = sigma_tile<T>(p, part.group, tile, logvar, sigma_room);
     if (with_kl) {
       spread_rows(static_cast<const C*>(g.kl) + part.group * p.rows + tile.row0, tile, row_gradient.at);
       m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_room);
       l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_room);
     }
 
-    void* const targets[4] = {g.mean, g.spread, g.prior_mean, g.prior_logvar};
+    void* const targets[4] = {g.mean, g.scale != nullptr ? g.scale : g.logvar, g.prior_mean, g.prior_logvar};
     T* to[4];
     C* at[4];
     for (int j = 0; j < 4; ++j) {
@@ -174,25 +176,25 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
       at[j] = targets[j] ? output_tile(to[j], outputs[j].at) : nullptr;
     }
     each<C>(n, [&](int64_t i, auto k) {
-      auto d_mean = load(sum_g + i, k), d_spread = load(sum_g_eps + i, k);
-      if (sigma != nullptr && !p.spread_is_scale) d_spread = d_spread * (load(sigma + i, k) * C(0.5));
+      auto d_mean = load(sum_g + i, k), d_sigma = load(sum_g_eps + i, k);  // d_sigma: of logvar where that is given
+      if (sigma != nullptr) d_sigma = d_sigma * (load(sigma + i, k) * C(0.5));
       auto toward_prior = d_mean, d_prior_logvar = d_mean;
       if (with_kl) {
         const auto gk = load(row_gradient + i, k);
-        const auto t = kl_terms(mean, spread, m0, l0, i, k);
+        const auto t = kl_terms(mean, logvar, m0, l0, i, k);
         toward_prior = gk * t.scaled;
         d_mean = d_mean + toward_prior;
-        d_spread = d_spread + (gk * C(0.5)) * t.expm1;
+        d_sigma = d_sigma + (gk * C(0.5)) * t.expm1;
         if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (t.expm1 + t.quadratic);
       } else {
         toward_prior = d_prior_logvar = map([](auto v) { return decltype(v){}; }, d_mean);
       }
       if (at[0] != nullptr) store(at[0] + i, d_mean, k);
-      if (at[1] != nullptr) store(at[1] + i, d_spread, k);
+      if (at[1] != nullptr) store(at[1] + i, d_sigma, k);
       if (at[2] != nullptr) store(at[2] + i, -toward_prior, k);
       if (at[3] != nullptr) store(at[3] + i, d_prior_logvar, k);
     });
-    if (g.log_q != nullptr && at[1] != nullptr && n > 0) {  // log q has the spread through -1/2 sum_d logvar alone
+    if (g.log_q != nullptr && at[1] != nullptr && n > 0) {  // log q has logvar in -1/2 sum_d logvar alone
       const C* gradients = static_cast<const C*>(g.log_q) + part.group * p.samples * p.rows + tile.row0;
       const int together = samples_at_once(p.rows, p.cols, tile, p.samples);
       std::memset(sum_log_q.at, 0, sizeof(C) * static_cast<size_t>(tile.rows * together));
@@ -215,17 +217,17 @@ void gaussian_backward(const Gaussian& p, const GaussianGradients& g, const Part
 
 // The gradient of z where log q depends on z alone: -g eps / sigma.
 template <class T>
-void gaussian_path_backward(const Gaussian& p, const void* log_q_gradient, void* z_gradient, const Part& part) {
+void gaussian_path_backward(const GaussianProblem& p, const void* log_q_gradient, void* z_gradient, const Part& part) {
   using C = Compute<T>;
-  Scratch<C> spread_room, inverse_room, row_gradient, work;
+  Scratch<C> logvar_room, inverse_room, row_gradient, work;
   alignas(64) float noise[noise_room(kTile)];
   const int64_t plane = p.rows * p.cols;
-  const uint64_t seed = static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]);
+  const uint64_t seed = seed_of(p.seed, part.group);
 
   each_tile(part, [&](const Tile& tile) {
     const int n = tile.size();
     const int64_t begin = tile.row0 * p.cols + tile.col0;
-    const C* logvar = load_tile<T>(p.spread, part.group, 0, tile, spread_room);
+    const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, logvar_room);
     each<C>(n, [&](int64_t i, auto k) { store(inverse_room + i, exp(load(logvar + i, k) * C(-0.5)), k); });
     const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
     const C* inverses = repeat<C>(inverse_room, n, copies, inverse_room);

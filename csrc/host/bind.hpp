@@ -1,4 +1,4 @@
-// What bindings share. Tensors arrive as addresses and sizes, checked in Python; nothing here links torch.
+// What bindings share. Tensors arrive as addresses and strides, checked in Python; nothing here links torch.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,6 +7,7 @@
 #include <exception>
 
 #include "host/dispatch.hpp"
+#include "host/keywords.hpp"
 #include "host/parts.hpp"
 #include "host/threads.hpp"
 
@@ -24,11 +25,6 @@ inline void without_gil(F f) {
     throw;
   }
   PyEval_RestoreThread(state);
-}
-
-template <class T = void>
-inline T* at(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
 }
 
 }  // namespace lk

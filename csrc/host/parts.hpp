@@ -75,13 +75,13 @@ struct PartialSums {
     return {nullptr, room.data() + block, blocks};
   }
 
-  void finish(int type, void* out) const {
+  void finish(Dtype dtype, void* out) const {
     if (blocks == 1) return;
     const int64_t sums = static_cast<int64_t>(room.size()) / blocks;
     for (int64_t i = 0; i < sums; ++i) {
       double total = 0;
       for (int64_t b = 0; b < blocks; ++b) total += room[static_cast<size_t>(i * blocks + b)];
-      if (type == kFloat64)
+      if (dtype == kFloat64)
         static_cast<double*>(out)[i] = total;
       else
         static_cast<float*>(out)[i] = static_cast<float>(total);

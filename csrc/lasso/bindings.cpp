@@ -3,16 +3,25 @@
 #include "host/bind.hpp"
 #include "lasso/problem.hpp"
 
-namespace py = pybind11;
-using std::uintptr_t;
-
 namespace lk {
+
+template <>
+struct FieldsOf<LassoProblem> {
+  using P = LassoProblem;
+  static constexpr auto list = std::make_tuple(
+      Field{"dtype", &P::dtype}, Field{"algorithm", &P::algorithm}, Field{"positive", &P::positive},
+      Field{"rows", &P::rows}, Field{"features", &P::features}, Field{"components", &P::components},
+      Field{"max_iter", &P::max_iter}, Field{"tolerance", &P::tolerance}, Field{"curvature", &P::curvature},
+      Field{"x", &P::x}, Field{"dictionary", &P::dictionary}, Field{"panels", &P::panels}, Field{"gram", &P::gram},
+      Field{"alpha", &P::alpha}, Field{"alpha_stride", &P::alpha_stride}, Field{"init", &P::init});
+};
+
 namespace {
 
 // Runs f(row0, row1, room) for parts of the rows, which do not depend on one another. Rows take unequal time, so a
 // thread gets several parts; a part has enough rows to be worth its room.
 template <class F>
-void each_part(const Lasso& p, int64_t rows, int threads, F f) {
+void each_part(const LassoProblem& p, int64_t rows, int threads, F f) {
   const int64_t most = 8 * kLassoRows, share = rows / (4 * std::max(threads, 1)) / kLassoRows * kLassoRows;
   const int64_t step = std::max<int64_t>(std::min(share, most), kLassoRows);
   const int64_t bytes = active<LassoKernels>().room(p.features, p.components);
@@ -23,71 +32,58 @@ void each_part(const Lasso& p, int64_t rows, int threads, F f) {
                });
 }
 
-// The dictionary with its columns padded, and transposed in panels; see Lasso.
+// The dictionary with its columns padded, and transposed in panels; see LassoProblem.
 template <class T>
-void pack(int64_t features, int64_t components, const T* dictionary, T* atoms, T* panels) {
-  const int64_t width = padded(features);
-  std::fill(atoms, atoms + components * width, T(0));
-  std::fill(panels, panels + padded(components) * features, T(0));
-  for (int64_t k = 0; k < components; ++k) {
-    for (int64_t f = 0; f < features; ++f) {
-      const T value = dictionary[k * features + f];
+void pack(const LassoProblem& p, const T* dictionary, T* atoms, T* panels) {
+  const int64_t width = padded(p.features);
+  std::fill(atoms, atoms + p.components * width, T(0));
+  std::fill(panels, panels + padded(p.components) * p.features, T(0));
+  for (int64_t k = 0; k < p.components; ++k) {
+    for (int64_t f = 0; f < p.features; ++f) {
+      const T value = dictionary[k * p.features + f];
       atoms[k * width + f] = value;
-      panels[(k / 16 * features + f) * 16 + k % 16] = value;
+      panels[(k / 16 * p.features + f) * 16 + k % 16] = value;
     }
   }
 }
 
 // Not by torch, whose own threads do not survive fork, and whose sums may depend on their number.
-void prepare(int type, int threads, int64_t features, int64_t components, uintptr_t dictionary, uintptr_t atoms,
-             uintptr_t panels, uintptr_t gram) {
-  Lasso p{};
+void prepare(Dtype dtype, int threads, int64_t features, int64_t components, const void* dictionary, void* atoms,
+             void* panels, void* gram) {
+  LassoProblem p{};
   p.features = features;
   p.components = components;
-  p.dictionary = at(atoms);
-  p.panels = at(panels);
-  const LassoKernels& kernels = active<LassoKernels>();
+  p.dictionary = atoms;
+  p.panels = panels;
+  const auto kernel = active<LassoKernels>().gram[dtype];
   without_gil([&] {
-    if (type == kFloat64)
-      pack(features, components, at<const double>(dictionary), at<double>(atoms), at<double>(panels));
+    if (dtype == kFloat64)
+      pack(p, static_cast<const double*>(dictionary), static_cast<double*>(atoms), static_cast<double*>(panels));
     else
-      pack(features, components, at<const float>(dictionary), at<float>(atoms), at<float>(panels));
+      pack(p, static_cast<const float*>(dictionary), static_cast<float*>(atoms), static_cast<float*>(panels));
     each_part(p, components, threads,
-              [&](int64_t row0, int64_t row1, void* room) { kernels.gram[type](p, row0, row1, at(gram), room); });
+              [&](int64_t row0, int64_t row1, void* room) { kernel(p, row0, row1, gram, room); });
   });
 }
 
-void encode(int type, int threads, int algorithm, bool positive, int64_t rows, int64_t features, int64_t components,
-            int64_t max_iter, double tolerance, double curvature, uintptr_t x, uintptr_t dictionary, uintptr_t panels,
-            uintptr_t gram, uintptr_t alpha, int64_t alpha_stride, uintptr_t init, uintptr_t codes, uintptr_t gap) {
-  const Lasso p{static_cast<LassoAlgorithm>(algorithm),
-                positive,
-                features,
-                components,
-                max_iter,
-                tolerance,
-                curvature,
-                at(x),
-                at(dictionary),
-                at(panels),
-                at(gram),
-                at<const double>(alpha),
-                alpha_stride,
-                at(init),
-                at(codes),
-                at(gap)};
-  const LassoKernels& kernels = active<LassoKernels>();
+void encode(const LassoProblem& given, int threads, void* codes, void* gap) {
+  LassoProblem p = given;
+  p.codes = codes;
+  p.gap = gap;
+  const auto kernel = active<LassoKernels>().encode[p.dtype];
   without_gil([&] {
-    each_part(p, rows, threads,
-              [&](int64_t row0, int64_t row1, void* room) { kernels.encode[type](p, row0, row1, room); });
+    each_part(p, p.rows, threads, [&](int64_t row0, int64_t row1, void* room) { kernel(p, row0, row1, room); });
   });
 }
 
 }  // namespace
 
-void bind_lasso(py::module_& m) {
-  m.def("lasso_prepare", &prepare);
-  m.def("lasso_encode", &encode);
+void bind_lasso(pybind11::module_& m) {
+  define_enum<LassoAlgorithm>(m, "LassoAlgorithm", {"ista", "fista", "cd"});
+  define_struct<LassoProblem>(m, "LassoProblem");
+  define<&prepare>(m, "lasso_prepare",
+                   {"dtype", "threads", "features", "components", "dictionary", "atoms", "panels", "gram"});
+  define<&encode>(m, "lasso_encode", {"threads", "codes", "gap"});
 }
 
 }  // namespace lk

@@ -17,7 +17,7 @@ namespace LK_ISA {
 // starts again where the step points against it. y G comes from z_t G and z_(t-1) G, each made once from the rows of
 // G where z_t is not zero.
 template <class T>
-inline void iterate(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row) {
+inline void iterate(const LassoProblem& p, LassoRoom<T>& room, LassoRow<T>& row) {
   const int64_t columns = padded(p.components);
   const T* gram = static_cast<const T*>(p.gram);
   const double alpha = p.alpha[row.index * p.alpha_stride], goal = row.goal;
@@ -73,14 +73,14 @@ inline void iterate(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row) {
 // --- rows -----------------------------------------------------------------------------------------------------
 
 template <class T>
-inline int64_t find_residual(const Lasso& p, LassoRoom<T>& room, const LassoRow<T>& row) {
+inline int64_t find_residual(const LassoProblem& p, LassoRoom<T>& room, const LassoRow<T>& row) {
   const int64_t count = nonzeros(row.z, p.components, room.index);
   residual(static_cast<const T*>(p.dictionary), padded(p.features), row.z, room.index, count, row.x, row.r);
   return count;
 }
 
 template <class T>
-inline void start_row(const Lasso& p, LassoRow<T>& row, int64_t index) {
+inline void start_row(const LassoProblem& p, LassoRow<T>& row, int64_t index) {
   const T* x = static_cast<const T*>(p.x) + index * p.features;
   row.index = index;
   row.left = p.max_iter;
@@ -107,7 +107,7 @@ inline float round_up(double gap, float) {
 
 // Codes and gap go out; NaN where x is not finite, or products with it are not, or the gap is beyond T.
 template <class T>
-inline void finish_row(const Lasso& p, LassoRow<T>& row) {
+inline void finish_row(const LassoProblem& p, LassoRow<T>& row) {
   T* codes = static_cast<T*>(p.codes) + row.index * p.components;
   const T nan = static_cast<T>(__builtin_nan("")), gap = round_up(row.gap, T(0));
   const bool finite = gap - gap == 0 && row.x_norm2 - row.x_norm2 == 0;
@@ -118,7 +118,7 @@ inline void finish_row(const Lasso& p, LassoRow<T>& row) {
 
 // Looks at the true gap of a row whose correlations are fresh, and ends the row or works on it.
 template <class T>
-inline void advance_row(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row) {
+inline void advance_row(const LassoProblem& p, LassoRoom<T>& room, LassoRow<T>& row) {
   const int64_t columns = padded(p.components), count = nonzeros(row.z, p.components, room.index);
   const double gap = duality_gap(row.z, room.index, count, row.r, row.c, p.features, columns, row.x_norm2,
                                  p.alpha[row.index * p.alpha_stride], p.positive, p.curvature);
@@ -139,7 +139,7 @@ inline void advance_row(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row) {
 }
 
 template <class T>
-inline void encode_rows(const Lasso& p, LassoRoom<T>& room, int64_t row0, int64_t row1) {
+inline void encode_rows(const LassoProblem& p, LassoRoom<T>& room, int64_t row0, int64_t row1) {
   const int64_t columns = padded(p.components);
   const int rows = static_cast<int>(row1 - row0);
   for (int n = 0; n < rows; ++n) start_row(p, room.rows[n], row0 + n);
@@ -162,14 +162,14 @@ inline void encode_rows(const Lasso& p, LassoRoom<T>& room, int64_t row0, int64_
 }
 
 template <class T>
-void lasso_encode(const Lasso& p, int64_t row0, int64_t row1, void* memory) {
+void lasso_encode(const LassoProblem& p, int64_t row0, int64_t row1, void* memory) {
   LassoRoom<T> room(p.features, p.components, memory);
   for (int64_t row = row0; row < row1; row += kLassoRows) encode_rows(p, room, row, smaller(row + kLassoRows, row1));
 }
 
 // Rows of D D^T, each entry summed in double and rounded once.
 template <class T>
-void lasso_gram(const Lasso& p, int64_t row0, int64_t row1, void* gram, void* memory) {
+void lasso_gram(const LassoProblem& p, int64_t row0, int64_t row1, void* gram, void* memory) {
   LassoRoom<T> room(p.features, p.components, memory);
   const int64_t columns = padded(p.components), width = padded(p.features);
   for (int64_t first = row0; first < row1; first += kLassoRows) {

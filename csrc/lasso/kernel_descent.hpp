@@ -118,7 +118,7 @@ inline Sweep<T> sweep(const T* gram, int64_t stride, int64_t columns, const int3
 
 template <class T>
 struct Descent {
-  const Lasso& p;
+  const LassoProblem& p;
   LassoRoom<T>& room;
   LassoRow<T>& row;
   const T* gram;
@@ -126,7 +126,7 @@ struct Descent {
   double alpha, goal;
   Threshold<T> threshold;
 
-  Descent(const Lasso& p, LassoRoom<T>& room, LassoRow<T>& row)
+  Descent(const LassoProblem& p, LassoRoom<T>& room, LassoRow<T>& row)
       : p(p),
         room(room),
         row(row),

@@ -74,7 +74,7 @@ inline int64_t nonzeros(const T* x, int64_t n, int32_t* index) {
 
 // --- products -------------------------------------------------------------------------------------------------
 
-// c_n = r_n D^T in double for N rows; see Lasso for `panels`.
+// c_n = r_n D^T in double for N rows; see LassoProblem for `panels`.
 template <class T, int N>
 inline void correlate_rows(const T* panels, int64_t features, int64_t columns, const double* const* r,
                            double* const* c) {

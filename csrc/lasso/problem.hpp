@@ -8,10 +8,11 @@ namespace lk {
 enum LassoAlgorithm : int { kIsta, kFista, kDescent };
 
 // Lasso codes of rows of x. Columns of what the kernel runs over come in whole registers, `padded`, the rest zeros.
-struct Lasso {
+struct LassoProblem {
+  Dtype dtype;
   LassoAlgorithm algorithm;
   bool positive;
-  int64_t features, components, max_iter;
+  int64_t rows, features, components, max_iter;
   double tolerance, curvature;  // at least G's largest eigenvalue; for kDescent its largest diagonal entry will do
   const void* x;                // [rows, features]
   const void* dictionary;       // [components, padded(features)]
@@ -28,8 +29,8 @@ constexpr int kLassoRows = 4;  // rows whose correlations are computed together
 struct LassoKernels {
   static const LassoKernels baseline, avx2, avx512;
   // Codes of rows [row0, row1); rows of the Gram matrix into `gram`. `room` has room_of_lasso bytes.
-  void (*encode[2])(const Lasso&, int64_t row0, int64_t row1, void* room);
-  void (*gram[2])(const Lasso&, int64_t row0, int64_t row1, void* gram, void* room);
+  void (*encode[2])(const LassoProblem&, int64_t row0, int64_t row1, void* room);
+  void (*gram[2])(const LassoProblem&, int64_t row0, int64_t row1, void* gram, void* room);
   int64_t (*room)(int64_t features, int64_t components);
 };
 

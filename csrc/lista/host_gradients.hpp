@@ -60,7 +60,7 @@ class Backward {
   }
 
  private:
-  static constexpr int kType = std::is_same<T, double>::value ? kFloat64 : kFloat32;
+  static constexpr Dtype kDtype = std::is_same<T, double>::value ? kFloat64 : kFloat32;
   using Tasks = std::vector<std::function<void(T*)>>;
 
   // Transposed matrices, [layers or 1, components, ...].
@@ -186,7 +186,7 @@ class Backward {
     if (wanted_.initial != nullptr) b.initial_gradient = static_cast<T*>(wanted_.initial) + row0 * n_;
     if (wanted_.x != nullptr) b.x_gradient = static_cast<T*>(wanted_.x) + row0 * m_;
     b.room = scratch.take(0);
-    active<ListaKernels>().backward[kType](p_, b);
+    active<ListaKernels>().backward[kDtype](p_, b);
   }
 
   // --- then the matrices, block by block of their rows, samples in order
@@ -249,7 +249,7 @@ class Backward {
     o.right_value = values;
     o.out = out;
     o.out_stride = stride_;
-    active<ListaKernels>().outer[kType](o);
+    active<ListaKernels>().outer[kDtype](o);
   }
   void add_dense(Outer o, const T* right, void* out, int64_t out_stride) const {
     o.columns = m_;
@@ -257,7 +257,7 @@ class Backward {
     o.right_stride = wide_;
     o.out = out;
     o.out_stride = out_stride;
-    active<ListaKernels>().outer[kType](o);
+    active<ListaKernels>().outer[kDtype](o);
   }
 
   T step_of(int64_t layer) const {
@@ -299,7 +299,7 @@ class Backward {
                            m_,
                            drive_gradient_.get(),
                            weight_sums_.get()};
-        active<ListaKernels>().dense_outer[kType](o);
+        active<ListaKernels>().dense_outer[kDtype](o);
       });
     }
   }

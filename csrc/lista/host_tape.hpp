@@ -74,8 +74,9 @@ struct Tape {
 struct Call {
   Lista problem;
   const int64_t* select;  // of each layer, or null
-  int type, threads;
-  int64_t size() const { return type == kFloat64 ? 8 : 4; }
+  Dtype dtype;
+  int threads;
+  int64_t size() const { return bytes_of(dtype); }
 };
 
 // Threads worth waking: some 50 microseconds of work for each, at a tenth of the codes.
@@ -158,7 +159,7 @@ struct TileScratch {
 inline void run_forward(const Call& call, int64_t tile_rows, void* out, Tape* tape) {
   const Lista& p = call.problem;
   const ListaKernels& kernels = active<ListaKernels>();
-  const int type = call.type;
+  const Dtype dtype = call.dtype;
   const bool drive = tape != nullptr && tape->with_drive, passed = tape != nullptr && call.select != nullptr;
   const int64_t tiles = (p.rows + tile_rows - 1) / tile_rows;
   const auto make = [&] { return TileScratch(call, std::min(tile_rows, p.rows), drive, passed); };
@@ -166,14 +167,14 @@ inline void run_forward(const Call& call, int64_t tile_rows, void* out, Tape* ta
     ListaTile& tile = scratch.tile;
     tile.row0 = i * tile_rows;
     tile.rows = std::min(tile_rows, p.rows - tile.row0);
-    kernels.begin[type](p, tile);
+    kernels.begin[dtype](p, tile);
     if (tape != nullptr && tile.coded) tape->at(i, 0).keep(tile.codes, tile.rows, call.size(), false, false);
     for (int64_t layer = 0; layer < p.layers; ++layer) {
-      kernels.layer[type](p, tile, layer);
-      kernels.shrink[type](p, tile, layer, call.select != nullptr ? call.select[layer] : 0);
+      kernels.layer[dtype](p, tile, layer);
+      kernels.shrink[dtype](p, tile, layer, call.select != nullptr ? call.select[layer] : 0);
       if (tape != nullptr) tape->at(i, layer + 1).keep(tile.codes, tile.rows, call.size(), drive, passed);
     }
-    if (out != nullptr) kernels.finish[type](p, tile, out);
+    if (out != nullptr) kernels.finish[dtype](p, tile, out);
   });
 }
 

@@ -29,25 +29,6 @@ void fill(uint64_t seed, uint64_t offset, int64_t n, void* out) {
 }
 
 template <class T>
-void elementary(int function, int64_t n, const void* argument, void* out) {
-  const T* from = static_cast<const T*>(argument);
-  T* to = static_cast<T*>(out);
-  each<T>(n, [&](int64_t i, auto k) {
-    const auto x = load(from + i, k);
-    auto y = x, unused = x;
-    if constexpr (std::is_same<T, float>::value) {
-      if (function == 0) y = ln(x);
-      if (function == 1) sin_cos_pi(x, y, unused);
-      if (function == 2) sin_cos_pi(x, unused, y);
-    }
-    if (function == 3) y = exp(x);
-    if (function == 4) psi_expm1(x, y, unused);
-    if (function == 5) y = log1p(x);
-    store(to + i, y, k);
-  });
-}
-
-template <class T>
 constexpr auto normal = fill<T, kNormals>;
 template <class T>
 constexpr auto uniform = fill<T, kUniforms>;
@@ -56,9 +37,8 @@ constexpr auto uniform = fill<T, kUniforms>;
 }  // namespace LK_ISA
 
 const NoiseKernels NoiseKernels::LK_ISA = {
-    LK_TYPES(LK_ISA::normal),
-    LK_TYPES(LK_ISA::uniform),
-    LK_FLOATS(LK_ISA::elementary),
+    LK_DTYPES(LK_ISA::normal),
+    LK_DTYPES(LK_ISA::uniform),
 };
 
 }  // namespace lk

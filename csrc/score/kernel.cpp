@@ -3,8 +3,8 @@
 namespace lk {
 
 const ScoreKernels ScoreKernels::LK_ISA = {
-    LK_TYPES(LK_ISA::score_gradient),
-    LK_TYPES(LK_ISA::score_merge),
+    LK_DTYPES(LK_ISA::score_gradient),
+    LK_DTYPES(LK_ISA::score_merge),
     LK_FLOATS(LK_ISA::row_means),
 };
 

@@ -63,7 +63,7 @@ struct DiscreteMoments {
 
 // The mean of the terms (f_s - b_s) s_s of one parameter, and the sum of their squares; `of(fold)` gives its moments.
 template <bool coefficients, class C, class V, class MomentsOf>
-LK_INLINE void estimate(const Score& p, MomentsOf of, V& gradient, V& square) {
+LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& square) {
   const C samples = static_cast<C>(p.samples), per_sample = C(1) / samples;
   const C per_other = C(1) / (samples - C(1)), stretch = samples * per_other;
   if constexpr (!coefficients) {
@@ -106,7 +106,7 @@ LK_INLINE void estimate(const Score& p, MomentsOf of, V& gradient, V& square) {
 // Writes `count` cells from `place` on of parameter j: factor times scale (or 1) times the estimate, times weight (or
 // 1); and the variance.
 template <class T, bool coefficients, class MomentsAt>
-LK_NOINLINE void write_cells(const Score& p, int j, int64_t place, int count, Compute<T> factor,
+LK_NOINLINE void write_cells(const ScoreProblem& p, int j, int64_t place, int count, Compute<T> factor,
                              const Compute<T>* scale, const Compute<T>* weight, MomentsAt moments, Compute<T>* room) {
   using C = Compute<T>;
   T* const to = static_cast<T*>(p.gradients[j]) + place;
@@ -133,8 +133,9 @@ LK_NOINLINE void write_cells(const Score& p, int j, int64_t place, int count, Co
 }
 
 template <class T, class MomentsAt>
-inline void write_gradient(const Score& p, int j, int64_t place, int count, Compute<T> factor, const Compute<T>* scale,
-                           const Compute<T>* weight, const MomentsAt& moments, Compute<T>* room) {
+inline void write_gradient(const ScoreProblem& p, int j, int64_t place, int count, Compute<T> factor,
+                           const Compute<T>* scale, const Compute<T>* weight, const MomentsAt& moments,
+                           Compute<T>* room) {
   if (keeps_coefficients(p))
     write_cells<T, true>(p, j, place, count, factor, scale, weight, moments, room);
   else
@@ -151,7 +152,7 @@ LK_INLINE void sigmoids(V l, V& larger, V& smaller) {
 
 // Upstream gradients of a tile, [rows, cols] flat; null for 1.
 template <class C>
-inline const C* upstream_tile(const Score& p, int64_t group, const Tile& tile, C* room) {
+inline const C* upstream_tile(const ScoreProblem& p, int64_t group, const Tile& tile, C* room) {
   if (p.upstream == nullptr) return nullptr;
   const C* from = static_cast<const C*>(p.upstream) + group * p.rows * (p.per_element ? p.cols : 1);
   if (p.per_element) return from + tile.row0 * p.cols + tile.col0;
@@ -160,7 +161,7 @@ inline const C* upstream_tile(const Score& p, int64_t group, const Tile& tile, C
 }
 
 template <class T>
-inline void finish_gradients(const Score& p, int64_t group, const Tile& tile, const Compute<T>* inverse,
+inline void finish_gradients(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* inverse,
                              const Compute<T>* sums, int64_t stride) {
   using C = Compute<T>;
   Scratch<C> room, weight_room, scale, in, out, result;
@@ -219,8 +220,8 @@ inline void softmax(const T* logits, int n, int64_t classes, Compute<T>* p, Comp
 }
 
 template <class T>
-inline void finish_classes(const Score& p, int64_t group, const Tile& tile, const Compute<T>* sums, int64_t stride,
-                           Compute<T>* beside) {
+inline void finish_classes(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* sums,
+                           int64_t stride, Compute<T>* beside) {
   using C = Compute<T>;
   Scratch<C> weight_room;
   const int n = tile.size();
@@ -241,13 +242,13 @@ inline void finish_classes(const Score& p, int64_t group, const Tile& tile, cons
 
 // --- what the bindings call -----------------------------------------------------------------------------------
 
-inline int64_t tile_limit(const Score& p) {
+inline int64_t tile_limit(const ScoreProblem& p) {
   return p.family == kCategorical ? smaller(elements_of_block(p.classes), kTile - 1) : kTile;
 }
 
 // The whole gradient of a part, or with `partial` its samples' sums alone. False where z is outside the support.
 template <class T>
-bool score_gradient(const Score& p, const Part& part, void* room, void* partial) {
+bool score_gradient(const ScoreProblem& p, const Part& part, void* room, void* partial) {
   using C = Compute<T>;
   bool outside = false;
   const int64_t cells = cells_of_tile(p), K = larger(p.classes, 1), plane = p.rows * p.cols;
@@ -279,7 +280,7 @@ bool score_gradient(const Score& p, const Part& part, void* room, void* partial)
 
 // Adds up the partial sums of a part's tiles, chunk after chunk, and finishes.
 template <class T>
-void score_merge(const Score& p, const Part& part, void* room, const void* partial, int64_t chunks) {
+void score_merge(const ScoreProblem& p, const Part& part, void* room, const void* partial, int64_t chunks) {
   using C = Compute<T>;
   const int64_t cells = cells_of_tile(p), K = larger(p.classes, 1), plane = p.rows * p.cols;
   const int64_t stride = p.groups * plane * K;
@@ -320,8 +321,8 @@ void row_means(const void* values, int64_t samples, int64_t rows, int64_t row0, 
 }
 
 // Compiled by kernel_double.cpp, so that no unit takes much longer than the others.
-extern template bool score_gradient<double>(const Score&, const Part&, void*, void*);
-extern template void score_merge<double>(const Score&, const Part&, void*, const void*, int64_t);
+extern template bool score_gradient<double>(const ScoreProblem&, const Part&, void*, void*);
+extern template void score_merge<double>(const ScoreProblem&, const Part&, void*, const void*, int64_t);
 
 }  // namespace LK_ISA
 }  // namespace lk

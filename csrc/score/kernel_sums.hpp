@@ -19,11 +19,11 @@ enum DiscreteSum { kIn, kOut, kSquareIn, kSquareOut, kCountIn, kCountOut, kDiscr
 static_assert(kGaussianSums == kMostSums && kDiscreteSums <= kMostSums, "room_of_score counts them");
 
 // Whether the pass also keeps what coefficients, and what variances need.
-inline bool keeps_coefficients(const Score& p) {
+inline bool keeps_coefficients(const ScoreProblem& p) {
   return p.control == kOptimal || (p.control == kLeaveOneOut && p.per_element);
 }
-inline bool keeps_squares(const Score& p) { return p.variances[0] != nullptr; }
-inline bool keeps(const Score& p, int sum) {
+inline bool keeps_squares(const ScoreProblem& p) { return p.variances[0] != nullptr; }
+inline bool keeps(const ScoreProblem& p, int sum) {
   const bool gaussian = p.family == kGaussian;
   if (sum < 2) return true;
   if (sum < 4) return keeps_squares(p);
@@ -33,7 +33,8 @@ inline bool keeps(const Score& p, int sum) {
 // --- weights f' -----------------------------------------------------------------------------------------------
 
 template <class V, class C>
-inline void row_weights(const Score& p, int64_t group, int64_t s, int64_t row0, int count, const double* shift, C* w) {
+inline void row_weights(const ScoreProblem& p, int64_t group, int64_t s, int64_t row0, int count, const double* shift,
+                        C* w) {
   const int64_t twin = p.family == kAntithetic ? p.samples * p.rows : 0;
   const V* f = static_cast<const V*>(p.values) + (group * (twin != 0 ? 2 : 1) * p.samples + s) * p.rows + row0;
   if (twin != 0) {
@@ -51,7 +52,7 @@ inline void row_weights(const Score& p, int64_t group, int64_t s, int64_t row0, 
 // What weights of a tile need besides the values: rows' shifts, repeated for samples side by side.
 template <class C>
 struct Weights {
-  const Score& p;
+  const ScoreProblem& p;
   int64_t group;
   const Tile& tile;
   int copies;
@@ -59,7 +60,7 @@ struct Weights {
   Scratch<C> element_shift, rows;
   bool shifted = false;
 
-  Weights(const Score& p, int64_t group, const Tile& tile, int copies)
+  Weights(const ScoreProblem& p, int64_t group, const Tile& tile, int copies)
       : p(p), group(group), tile(tile), copies(copies) {
     const int n = tile.size();
     if (!p.per_element) {
@@ -272,13 +273,13 @@ struct SampleRooms {
 
 // Adds the samples s, s + copies, ..., K of them with m elements each, to the sums.
 template <class T, int K>
-inline void add_samples(const Score& p, int64_t group, const Tile& tile, int copies, int64_t s, int m, int64_t ahead,
-                        const Compute<T>* first, const Compute<T>* inverse, Weights<Compute<T>>& weights,
+inline void add_samples(const ScoreProblem& p, int64_t group, const Tile& tile, int copies, int64_t s, int m,
+                        int64_t ahead, const Compute<T>* first, const Compute<T>* inverse, Weights<Compute<T>>& weights,
                         SampleRooms<Compute<T>>& rooms, Compute<T>* const* sums, bool& outside) {
   using C = Compute<T>;
   const int64_t plane = p.rows * p.cols, begin = tile.row0 * p.cols + tile.col0;
   const bool coefficients = keeps_coefficients(p), squares = keeps_squares(p), drawn = p.z == nullptr;
-  const uint64_t seed = drawn ? static_cast<uint64_t>(p.seeds[group * p.seed_stride]) : 0;
+  const uint64_t seed = drawn ? seed_of(p.seed, group) : 0;
   const int64_t pairs = p.family == kAntithetic ? 2 : 1;
   const Input input{p.z, pairs * p.samples * plane, p.samples * plane, 0};
   const C *z[K], *twin[K], *w[K];
@@ -328,7 +329,7 @@ inline void add_samples(const Score& p, int64_t group, const Tile& tile, int cop
 
 // 1 / sigma of a Gaussian's tile.
 template <class T>
-inline void inverse_scales(const Score& p, int64_t group, const Tile& tile, Compute<T>* inverse) {
+inline void inverse_scales(const ScoreProblem& p, int64_t group, const Tile& tile, Compute<T>* inverse) {
   using C = Compute<T>;
   const C* logvar = load_tile<T>({p.parameters[1], p.rows * p.cols, 0, p.cols}, group, 0, tile, inverse);
   each<C>(tile.size(), [&](int64_t i, auto k) { store(inverse + i, exp(load(logvar + i, k) * C(-0.5)), k); });
@@ -336,8 +337,8 @@ inline void inverse_scales(const Score& p, int64_t group, const Tile& tile, Comp
 
 // The sums of a tile over the part's samples: sum j of fold f at sums[(f * kMostSums + j) * stride].
 template <class T>
-inline void tile_sums(const Score& p, const Part& part, const Tile& tile, const Compute<T>* inverse, Compute<T>* sums,
-                      int64_t stride, bool& outside) {
+inline void tile_sums(const ScoreProblem& p, const Part& part, const Tile& tile, const Compute<T>* inverse,
+                      Compute<T>* sums, int64_t stride, bool& outside) {
   using C = Compute<T>;
   Scratch<C> first_room, second_room, side[kMostSums];
   SampleRooms<C> rooms;
@@ -380,13 +381,13 @@ inline void tile_sums(const Score& p, const Part& part, const Tile& tile, const 
 
 // The same of the categorical family, for a tile of elements_of_block(K) elements at most: [n, K] each.
 template <class T>
-inline void class_sums(const Score& p, const Part& part, const Tile& tile, Compute<T>* sums, int64_t stride,
+inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile, Compute<T>* sums, int64_t stride,
                        float* table, bool& outside) {
   using C = Compute<T>;
   const int n = tile.size();
   const int64_t plane = p.rows * p.cols, K = p.classes, place = tile.row0 * p.cols + tile.col0;
   const bool coefficients = keeps_coefficients(p), squares = keeps_squares(p), drawn = p.z == nullptr;
-  const uint64_t seed = drawn ? static_cast<uint64_t>(p.seeds[part.group * p.seed_stride]) : 0;
+  const uint64_t seed = drawn ? seed_of(p.seed, part.group) : 0;
   alignas(64) float noise[noise_room(kTile)];
   int64_t classes[kTile];
   Scratch<C> room;

@@ -17,8 +17,8 @@ struct Float16 {
   uint16_t bits;
 };
 
-// In a table of kernels, one function for each Type, in that order; or for float and double alone.
-#define LK_TYPES(function) {function<float>, function<double>, function<LK_ISA::BFloat16>, function<LK_ISA::Float16>}
+// In a table of kernels, one function for each Dtype, in that order; or for float and double alone.
+#define LK_DTYPES(function) {function<float>, function<double>, function<LK_ISA::BFloat16>, function<LK_ISA::Float16>}
 #define LK_FLOATS(function) {function<float>, function<double>}
 
 template <class T>

@@ -5,18 +5,33 @@ from __future__ import annotations
 import torch
 
 from latent_kernels.kernels import _core
-from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES
+from latent_kernels.kernels.noise.cpp_cpu import DTYPES
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int]  # groups, samples, rows
+
+
+def _problem(sizes: Sizes, log_w: Tensor) -> _core.BoundProblem:
+    groups, samples, rows = sizes
+    return _core.BoundProblem(
+        dtype=DTYPES[log_w.dtype],
+        groups=groups,
+        samples=samples,
+        rows=rows,
+        log_w=log_w.data_ptr(),
+    )
 
 
 def forward(sizes: Sizes, log_w: Tensor, out: Tensor, sums: Tensor) -> None:
     """The bound of each row and the sums behind it; see kernels/bounds/reference.py for the
     formulas.
     """
-    code, threads = TYPE_CODES[log_w.dtype], torch.get_num_threads()
-    _core.bound_forward(code, threads, *sizes, log_w.data_ptr(), out.data_ptr(), sums.data_ptr())
+    _core.bound_forward(
+        _problem(sizes, log_w),
+        threads=torch.get_num_threads(),
+        bound=out.data_ptr(),
+        sums=sums.data_ptr(),
+    )
 
 
 def weights(
@@ -24,17 +39,19 @@ def weights(
 ) -> None:
     """The normalised weights, times `gradient` [groups, rows] where it is given."""
     _core.bound_weights(
-        TYPE_CODES[log_w.dtype],
-        torch.get_num_threads(),
-        *sizes,
-        log_w.data_ptr(),
-        sums.data_ptr(),
-        0 if gradient is None else gradient.data_ptr(),
-        out.data_ptr(),
+        _problem(sizes, log_w),
+        threads=torch.get_num_threads(),
+        sums=sums.data_ptr(),
+        gradient=None if gradient is None else gradient.data_ptr(),
+        out=out.data_ptr(),
     )
 
 
 def signal(sizes: Sizes, log_w: Tensor, gradient: Tensor, out: Tensor) -> None:
     """VIMCO's learning signal for each sample, times `gradient` [groups, rows]."""
-    code, threads = TYPE_CODES[log_w.dtype], torch.get_num_threads()
-    _core.bound_signal(code, threads, *sizes, log_w.data_ptr(), gradient.data_ptr(), out.data_ptr())
+    _core.bound_signal(
+        _problem(sizes, log_w),
+        threads=torch.get_num_threads(),
+        gradient=gradient.data_ptr(),
+        out=out.data_ptr(),
+    )

@@ -99,7 +99,16 @@ def encode(x: object, parameters: Parameters, asked: Asked) -> Tensor | None:
             return None
     rows = x.size(0)
     z = x.new_empty((rows, ready.components))
-    ready.plan.forward(torch.get_num_threads(), rows, x.data_ptr(), 0, z.data_ptr(), False, False)
+    _core.lista_forward(
+        ready.plan,
+        threads=torch.get_num_threads(),
+        rows=rows,
+        x=x.data_ptr(),
+        initial=None,
+        out=z.data_ptr(),
+        with_tape=False,
+        with_drive=False,
+    )
     return z
 
 
