@@ -1,4 +1,7 @@
-"""The C++ extension (csrc/). Addresses and strides in; types are checked here, nothing else."""
+"""The C++ extension (csrc/). Addresses and strides in; types are checked here, nothing else.
+
+Address, Operand and Seeds are names for type checkers alone.
+"""
 
 import enum
 

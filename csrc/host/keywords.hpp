@@ -204,10 +204,12 @@ struct Struct {
       signature.refuse(i, Cast<T>::type, values[i]);
       return false;
     };
-    if (std::apply([&](const auto&... field) { return (load(field) && ...); }, FieldsOf<P>::list))
-      return reinterpret_cast<PyObject*>(object);
-    Py_DECREF(object);
-    return nullptr;
+    PyObject* const made = guarded([&]() -> PyObject* {
+      const bool fits = std::apply([&](const auto&... field) { return (load(field) && ...); }, FieldsOf<P>::list);
+      return fits ? reinterpret_cast<PyObject*>(object) : nullptr;
+    });
+    if (made == nullptr) Py_DECREF(object);
+    return made;
   }
 
   static void destroy(PyObject* self) {
@@ -277,7 +279,7 @@ template <class T>
 struct Argument<T*, std::enable_if_t<std::is_class_v<T>>> {
   pybind11::detail::make_caster<T> value;
   const char* type = "an object of the extension, or None";
-  bool load(PyObject* x) { return value.load(x, false); }
+  bool load(PyObject* x) { return value.load(x, true); }
   T* get() { return pybind11::detail::cast_op<T*>(value); }
 };
 
