@@ -17,10 +17,10 @@ struct FieldsOf<BoundProblem> {
 
 namespace {
 
-constexpr int64_t kFewRows = 64, kFoldedWidth = 256, kMostChunks = 64;
+constexpr int64_t kFewRows = 64, kWrappedWidth = 256, kMostChunks = 64;
 
-BoundProblem folded(BoundProblem p) {
-  p.fold = p.rows < kFewRows ? std::max<int64_t>(std::min(kFoldedWidth / p.rows, p.samples), 1) : 1;
+BoundProblem wrapped(BoundProblem p) {
+  p.wrap = p.rows < kFewRows ? std::max<int64_t>(std::min(kWrappedWidth / p.rows, p.samples), 1) : 1;
   return p;
 }
 
@@ -64,13 +64,13 @@ bool has_nan(const BoundProblem& p, int64_t group, int64_t row) {
   return has_nan<uint16_t>(p, group, row, [](uint16_t x) { return (x & 0x7FFF) > 0x7C00; });
 }
 
-// Sums of every chunk, then of all, then of what was folded; and the bound.
+// Sums of every chunk, then of all, then of what was wrapped; and the bound.
 template <class C>
 void sum(const BoundProblem& p, int threads, C* bound, C* sums) {
   const LineCut cut(p);
   const BoundKernels& kernels = active<BoundKernels>();
-  const int64_t room = p.groups * cut.chunks * cut.width;
-  const std::unique_ptr<C[]> tops(new C[static_cast<size_t>(room)]), totals(new C[static_cast<size_t>(room)]);
+  const int64_t buffer = p.groups * cut.chunks * cut.width;
+  const std::unique_ptr<C[]> tops(new C[static_cast<size_t>(buffer)]), totals(new C[static_cast<size_t>(buffer)]);
   const int workers = worthwhile_threads(threads, p.groups * p.samples * p.rows);
   parallel_for(cut.parts(), workers, [&](int64_t i) {
     int64_t chunk;
@@ -84,7 +84,7 @@ void sum(const BoundProblem& p, int threads, C* bound, C* sums) {
     if (cut.chunks > 1) kernels.merge[sizeof(C) == 8 ? 1 : 0](cut.chunks, cut.width, cut.width, of_place, sum_of_place);
     for (int64_t row = 0; row < p.rows; ++row) {
       double most = of_place[row], all = sum_of_place[row];
-      if (p.fold > 1) {
+      if (p.wrap > 1) {
         for (int64_t i = p.rows + row; i < cut.width; i += p.rows) most = std::max<double>(most, of_place[i]);
         all = 0;
         for (int64_t i = row; i < cut.width; i += p.rows) all += sum_of_place[i] * std::exp(of_place[i] - most);
@@ -100,7 +100,7 @@ void sum(const BoundProblem& p, int threads, C* bound, C* sums) {
 
 void forward(const BoundProblem& given, int threads, void* bound, void* sums) {
   if (given.groups * given.rows == 0) return;
-  const BoundProblem p = folded(given);
+  const BoundProblem p = wrapped(given);
   without_gil([&] {
     if (p.dtype == kFloat64)
       sum(p, threads, static_cast<double*>(bound), static_cast<double*>(sums));
@@ -111,7 +111,7 @@ void forward(const BoundProblem& given, int threads, void* bound, void* sums) {
 
 void weights(const BoundProblem& given, int threads, const void* sums, const void* gradient, void* out) {
   if (given.groups * given.rows == 0) return;
-  const BoundProblem p = folded(given);
+  const BoundProblem p = wrapped(given);
   const BoundWeights weights{sums, gradient, out};
   const LineCut cut(p);
   const auto kernel = active<BoundKernels>().weights[p.dtype];
@@ -128,7 +128,7 @@ constexpr int64_t kSignalColumns = 64;
 
 void signal(const BoundProblem& given, int threads, const void* gradient, void* out) {
   BoundProblem p = given;
-  p.fold = 1;
+  p.wrap = 1;
   const auto kernel = active<BoundKernels>().signal[p.dtype];
   const int64_t parts = (p.rows + kSignalColumns - 1) / kSignalColumns;
   without_gil([&] {

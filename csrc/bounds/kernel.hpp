@@ -27,7 +27,7 @@ constexpr auto larger_lane = [](auto a, auto b) LK_INLINE_LAMBDA { return a > b 
 
 // Line `line` of the part's columns, and how many of them it has.
 template <class T>
-inline const Compute<T>* load_line(const BoundProblem& p, const Part& part, int64_t line, Compute<T>* room,
+inline const Compute<T>* load_line(const BoundProblem& p, const Part& part, int64_t line, Compute<T>* buffer,
                                    int64_t& count) {
   const int64_t begin = line * width_of(p) + part.col0;
   count = larger(smaller(part.col1 - part.col0, p.samples * p.rows - begin), 0);
@@ -35,8 +35,8 @@ inline const Compute<T>* load_line(const BoundProblem& p, const Part& part, int6
   if constexpr (std::is_same<T, Compute<T>>::value) {
     return from;
   } else {
-    widen_all(from, count, room);
-    return room;
+    widen_all(from, count, buffer);
+    return buffer;
   }
 }
 
@@ -61,21 +61,21 @@ inline void absorb(const C* const (&lines)[kLinesAtOnce], int64_t n, C* top, C* 
 template <class T>
 void bound_sums(const BoundProblem& p, const BoundSums& out, const Part& part) {
   using C = Compute<T>;
-  Columns<C> rooms[kLinesAtOnce];
+  Columns<C> buffers[kLinesAtOnce];
   C *top = static_cast<C*>(out.top) + part.col0, *total = static_cast<C*>(out.total) + part.col0;
   for (int64_t i = 0; i < part.col1 - part.col0; ++i) {
     top[i] = -kLargest<C>;
     total[i] = 0;
   }
-  const int64_t whole = smaller(part.sample1, p.samples / p.fold);  // lines that are not cut short
+  const int64_t whole = smaller(part.sample1, p.samples / p.wrap);  // lines that are not cut short
   const C* lines[kLinesAtOnce] = {};
   int64_t line = part.sample0, count = 0;
   for (; line + kLinesAtOnce <= whole; line += kLinesAtOnce) {
-    for (int j = 0; j < kLinesAtOnce; ++j) lines[j] = load_line<T>(p, part, line + j, rooms[j].at, count);
+    for (int j = 0; j < kLinesAtOnce; ++j) lines[j] = load_line<T>(p, part, line + j, buffers[j].at, count);
     absorb<kLinesAtOnce>(lines, count, top, total);
   }
   for (; line < part.sample1; ++line) {
-    lines[0] = load_line<T>(p, part, line, rooms[0].at, count);
+    lines[0] = load_line<T>(p, part, line, buffers[0].at, count);
     absorb<1>(lines, count, top, total);
   }
 }
@@ -98,7 +98,7 @@ void bound_merge(int64_t chunks, int64_t stride, int64_t n, void* tops, void* to
 template <class T>
 void bound_weights(const BoundProblem& p, const BoundWeights& w, const Part& part) {
   using C = Compute<T>;
-  Columns<C> room, work, top, factor;
+  Columns<C> buffer, work, top, factor;
   const C *tops = static_cast<const C*>(w.sums) + 2 * part.group * p.rows, *totals = tops + p.rows;
   const C* gradients = static_cast<const C*>(w.gradient);
   if (gradients != nullptr) gradients += part.group * p.rows;
@@ -110,7 +110,7 @@ void bound_weights(const BoundProblem& p, const BoundWeights& w, const Part& par
   }
   for (int64_t line = part.sample0; line < part.sample1; ++line) {
     int64_t count;
-    const C* x = load_line<T>(p, part, line, room.at, count);
+    const C* x = load_line<T>(p, part, line, buffer.at, count);
     T* to = static_cast<T*>(w.out) + part.group * p.samples * p.rows + line * width_of(p) + part.col0;
     C* out = output_tile(to, work.at);
     each<C>(count, [=, &top, &factor](int64_t i, auto k) LK_INLINE_LAMBDA {
@@ -147,31 +147,34 @@ inline void finish_signal_sums(int64_t samples, int64_t i, SignalSums<C>& s) {
   s.inverse.at[i] = static_cast<C>(none ? __builtin_nan("") : 1 / (1 + left));
 }
 
+// The largest and second largest of the part's columns.
 template <class T>
-void bound_signal(const BoundProblem& p, const void* gradients, void* to, const Part& part) {
+inline void find_largest(const BoundProblem& p, const Part& part, Columns<Compute<T>>& buffer,
+                         SignalSums<Compute<T>>& s) {
   using C = Compute<T>;
-  SignalSums<C> s;
-  Columns<C> room, work;
-  const int64_t n = part.col1 - part.col0;
-  const C* gradient = static_cast<const C*>(gradients) + part.group * p.rows + part.col0;
   int64_t count;
-  for (int64_t i = 0; i < n; ++i) {
-    s.top.at[i] = s.second.at[i] = -kLargest<C>;
-    s.rest.at[i] = s.ties.at[i] = s.distance.at[i] = s.zeros.at[i] = 0;
-  }
   for (int64_t line = 0; line < p.samples; ++line) {
-    const C* x = load_line<T>(p, part, line, room.at, count);
-    each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
+    const C* x = load_line<T>(p, part, line, buffer.at, count);
+    each<C>(part.col1 - part.col0, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
       const auto v = load(x + i, k), top = load(s.top.at + i, k);
       const auto lower = map([](auto a, auto b) { return a < b ? a : b; }, v, top);
       store(s.second.at + i, map(larger_lane, lower, load(s.second.at + i, k)), k);
       store(s.top.at + i, map(larger_lane, v, top), k);
     });
   }
-  constexpr auto nothing = [](auto v) { return decltype(v){}; };
+}
+
+constexpr auto nothing = [](auto v) LK_INLINE_LAMBDA { return decltype(v){}; };
+
+// What is summed relative to them.
+template <class T>
+inline void add_relative(const BoundProblem& p, const Part& part, Columns<Compute<T>>& buffer,
+                         SignalSums<Compute<T>>& s) {
+  using C = Compute<T>;
+  int64_t count;
   for (int64_t line = 0; line < p.samples; ++line) {
-    const C* x = load_line<T>(p, part, line, room.at, count);
-    each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
+    const C* x = load_line<T>(p, part, line, buffer.at, count);
+    each<C>(part.col1 - part.col0, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
       const auto v = load(x + i, k), top = load(s.top.at + i, k), zero = map(nothing, v);
       const auto e = exp(v - load(s.second.at + i, k));
       const auto if_top = [](auto a, auto b, auto yes, auto no) { return a == b ? yes : no; };
@@ -182,26 +185,49 @@ void bound_signal(const BoundProblem& p, const void* gradients, void* to, const 
       store(s.zeros.at + i, load(s.zeros.at + i, k) + map(if_zero, v, zero + C(1), zero), k);
     });
   }
+}
+
+// L - L_{-s} = -ln(1 + (e^m_s - w_s) / sum w), whose argument is between 1/2 and 2 but for the largest weight.
+template <class C, class V>
+LK_INLINE V signal_of(V v, V top, V distance, V zeros, V inverse, V of_top, V others) {
+  const auto d = v - top;
+  const auto mean = map(
+      [](auto v, auto d, auto distance, auto zeros, auto scale) {
+        const auto own = v < -kLargest<C> ? decltype(v){} + C(1) : decltype(v){};
+        const auto left = v < -kLargest<C> ? distance : distance - d;
+        return zeros - own > C(0) ? decltype(v){} - kLargest<C> : left * scale;
+      },
+      v, d, distance, zeros, others);
+  const auto change = (exp(mean) - exp(d)) * inverse;
+  return map([](auto v, auto top, auto of_top, auto y) { return v == top ? of_top : y; }, v, top, of_top,
+             -log1p(change));
+}
+
+template <class T>
+void bound_signal(const BoundProblem& p, const void* gradients, void* to, const Part& part) {
+  using C = Compute<T>;
+  SignalSums<C> s;
+  Columns<C> buffer, work;
+  const int64_t n = part.col1 - part.col0;
+  for (int64_t i = 0; i < n; ++i) {
+    s.top.at[i] = s.second.at[i] = -kLargest<C>;
+    s.rest.at[i] = s.ties.at[i] = s.distance.at[i] = s.zeros.at[i] = 0;
+  }
+  find_largest<T>(p, part, buffer, s);
+  add_relative<T>(p, part, buffer, s);
   for (int64_t i = 0; i < n; ++i) finish_signal_sums(p.samples, i, s);
 
-  // L - L_{-s} = -ln(1 + (e^m_s - w_s) / sum w), whose argument is between 1/2 and 2 but for the largest weight.
+  const C* gradient = static_cast<const C*>(gradients) + part.group * p.rows + part.col0;
   const C others = C(1) / static_cast<C>(p.samples - 1);
+  int64_t count;
   for (int64_t line = 0; line < p.samples; ++line) {
-    const C* x = load_line<T>(p, part, line, room.at, count);
+    const C* x = load_line<T>(p, part, line, buffer.at, count);
     T* at = static_cast<T*>(to) + (part.group * p.samples + line) * p.rows + part.col0;
     C* out = output_tile(at, work.at);
     each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
-      const auto v = load(x + i, k), top = load(s.top.at + i, k), d = v - top;
-      const auto mean = map(
-          [](auto v, auto d, auto distance, auto zeros, auto scale) {
-            const auto own = v < -kLargest<C> ? decltype(v){} + C(1) : decltype(v){};
-            const auto left = v < -kLargest<C> ? distance : distance - d;
-            return zeros - own > C(0) ? decltype(v){} - kLargest<C> : left * scale;
-          },
-          v, d, load(s.distance.at + i, k), load(s.zeros.at + i, k), map(nothing, v) + others);
-      const auto change = (exp(mean) - exp(d)) * load(s.inverse.at + i, k);
-      const auto signal = map([](auto v, auto top, auto of_top, auto y) { return v == top ? of_top : y; }, v, top,
-                              load(s.of_top.at + i, k), -log1p(change));
+      const auto v = load(x + i, k);
+      const auto signal = signal_of<C>(v, load(s.top.at + i, k), load(s.distance.at + i, k), load(s.zeros.at + i, k),
+                                       load(s.inverse.at + i, k), load(s.of_top.at + i, k), map(nothing, v) + others);
       store(out + i, signal * load(gradient + i, k), k);
     });
     finish_tile(work.at, static_cast<int>(n), at);

@@ -5,17 +5,17 @@
 
 namespace lk {
 
-// Importance-weighted bounds of log_w [groups, samples, rows]: sums over samples, for each row. Few rows are `fold`ed:
-// consecutive samples lie side by side as lines of `width` = fold * rows values, the last line shorter where samples
-// are not a multiple of fold.
+// Importance-weighted bounds of log_w [groups, samples, rows]: sums over samples, for each row. Few rows are wrapped:
+// consecutive samples lie side by side, `wrap` of them, as lines of `width` = wrap * rows values, the last line shorter
+// where samples are not a multiple of wrap.
 struct BoundProblem {
   Dtype dtype;
   int64_t groups, samples, rows;
   const void* log_w;
-  int64_t fold;
+  int64_t wrap;
 };
-static inline int64_t width_of(const BoundProblem& p) { return p.fold * p.rows; }
-static inline int64_t lines_of(const BoundProblem& p) { return (p.samples + p.fold - 1) / p.fold; }
+static inline int64_t width_of(const BoundProblem& p) { return p.wrap * p.rows; }
+static inline int64_t lines_of(const BoundProblem& p) { return (p.samples + p.wrap - 1) / p.wrap; }
 constexpr int64_t kBoundColumns = 512;  // of a line, that one call works on at most
 
 // For each place of a line the largest log-weight and the sum of e^(log_w - largest), [groups, width] in the compute
@@ -38,7 +38,7 @@ struct BoundKernels {
   void (*sums[kDtypes])(const BoundProblem&, const BoundSums&, const Part&);
   void (*merge[2])(int64_t chunks, int64_t stride, int64_t n, void* tops, void* totals);
   void (*weights[kDtypes])(const BoundProblem&, const BoundWeights&, const Part&);
-  // VIMCO's signal, times gradient [groups, rows] in the compute type, into out; fold is 1, parts have all samples.
+  // VIMCO's signal, times gradient [groups, rows] in the compute type, into out; wrap is 1, parts have all samples.
   void (*signal[kDtypes])(const BoundProblem&, const void* gradient, void* out, const Part&);
 };
 

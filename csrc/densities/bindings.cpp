@@ -24,24 +24,24 @@ bool shared_by_samples(const DensityProblem& p, int j) {
 }
 
 // Makes the operands of inputs that are one row for all, and keeps them in memory.
-class Ready {
+class Precomputed {
  public:
-  Ready(DensityProblem& p, bool backward) {
-    const int64_t bytes = p.groups * width_of_ready(p) * compute_bytes_of(p.dtype);
+  Precomputed(DensityProblem& p, bool backward) {
+    const int64_t bytes = p.groups * width_of_precomputed(p) * compute_bytes_of(p.dtype);
     for (int j = 0; j < inputs_of(p); ++j) {
       if (!one_row(p, j)) continue;
       const bool last = j + 1 == inputs_of(p);
       for (int k = j; k < (last ? kMostOperands : j + 1); ++k) {
-        room_[k].resize(static_cast<size_t>(bytes));
-        p.ready[k] = operands_[k] = room_[k].data();
+        storage_[k].resize(static_cast<size_t>(bytes));
+        p.precomputed[k] = operands_[k] = storage_[k].data();
       }
       for (int64_t group = 0; p.rows > 0 && group < p.groups; ++group)
-        active<DensityKernels>().ready[p.dtype](p, j, group, backward, operands_);
+        active<DensityKernels>().precompute[p.dtype](p, j, group, backward, operands_);
     }
   }
 
  private:
-  std::vector<char> room_[kMostOperands];
+  std::vector<char> storage_[kMostOperands];
   void* operands_[kMostOperands] = {};
 };
 
@@ -86,7 +86,7 @@ void forward(const DensityProblem& given, int threads, void* out) {
   PartialSums sums(p.groups * p.samples * p.rows, cut.col_parts);
   const int workers = worthwhile_threads(threads, cut.elements());
   without_gil([&] {
-    const Ready ready(p, false);
+    const Precomputed precomputed(p, false);
     parallel_for(cut.parts(), workers, [&](int64_t i) {
       int64_t col_part;
       const Part part = cut.part(i, col_part);
@@ -113,7 +113,7 @@ void backward(const DensityProblem& given, int threads, const void* gradient, vo
   const DensityKernels& kernels = active<DensityKernels>();
   const int workers = worthwhile_threads(threads, cut.elements());
   without_gil([&] {
-    const Ready ready(p, true);
+    const Precomputed precomputed(p, true);
     std::vector<double> sums[3];
     for (int j = 0; j < inputs; ++j)
       if (to_one_row(j)) sums[j].resize(static_cast<size_t>(p.groups * blocks * p.cols));

@@ -124,7 +124,7 @@ template <class T, class Formula>
 struct Operands {
   using C = Compute<T>;
   static constexpr int last = Formula::inputs - 1;
-  Scratch<C> rooms[kMostOperands], raw;
+  Scratch<C> buffers[kMostOperands], raw;
   Places<C> places = {};
 
   void load(const DensityProblem& p, int64_t group, int64_t sample, const Tile& tile, bool new_tile, bool backward) {
@@ -132,33 +132,34 @@ struct Operands {
       if (!new_tile && p.inputs[j].sample == 0) continue;
       if (one_row(p, j)) {
         for (int k = j; k < (j < last ? j + 1 : kMostOperands); ++k)
-          places.at[k] =
-              p.ready[k] ? static_cast<const C*>(p.ready[k]) + group * width_of_ready(p) + tile.col0 : nullptr;
+          places.at[k] = p.precomputed[k]
+                             ? static_cast<const C*>(p.precomputed[k]) + group * width_of_precomputed(p) + tile.col0
+                             : nullptr;
         continue;
       }
-      const C* x = load_tile<T>(p.inputs[j], group, sample, tile, j < last ? rooms[j].at : raw.at);
+      const C* x = load_tile<T>(p.inputs[j], group, sample, tile, j < last ? buffers[j].at : raw.at);
       if (j < 2) places.at[j] = x;
       if (j < last) continue;
-      Formula::prepare(x, tile.size(), backward, rooms[2].at, rooms[3].at);
-      places.at[2] = rooms[2], places.at[3] = rooms[3];
+      Formula::prepare(x, tile.size(), backward, buffers[2].at, buffers[3].at);
+      places.at[2] = buffers[2], places.at[3] = buffers[3];
     }
   }
 };
 
 template <class Formula, class T>
-void density_ready_of(const DensityProblem& p, int j, int64_t group, bool backward, void* const* operands) {
+void density_precompute_of(const DensityProblem& p, int j, int64_t group, bool backward, void* const* operands) {
   using C = Compute<T>;
   const int last = Formula::inputs - 1;
   const Tile row{0, 0, 1, static_cast<int>(p.cols), true, true};
-  const int64_t begin = group * width_of_ready(p);
+  const int64_t begin = group * width_of_precomputed(p);
   C* to[kMostOperands];
   for (int k = 0; k < kMostOperands; ++k) to[k] = operands[k] ? static_cast<C*>(operands[k]) + begin : nullptr;
-  C* room = to[j];
-  const C* x = load_tile<T>(p.inputs[j], group, 0, row, room);
-  if (x != room) std::memcpy(room, x, sizeof(C) * static_cast<size_t>(p.cols));
-  if (j == last) Formula::prepare(room, p.cols, backward, to[2], to[3]);
+  C* buffer = to[j];
+  const C* x = load_tile<T>(p.inputs[j], group, 0, row, buffer);
+  if (x != buffer) std::memcpy(buffer, x, sizeof(C) * static_cast<size_t>(p.cols));
+  if (j == last) Formula::prepare(buffer, p.cols, backward, to[2], to[3]);
   for (int k = j; k < (j < last ? j + 1 : kMostOperands); ++k)
-    for (int64_t end = p.cols; to[k] != nullptr && end < width_of_ready(p); end += p.cols)
+    for (int64_t end = p.cols; to[k] != nullptr && end < width_of_precomputed(p); end += p.cols)
       std::memcpy(to[k] + end, to[k], sizeof(C) * static_cast<size_t>(p.cols));
 }
 
@@ -213,73 +214,96 @@ inline void tile_gradients(Places<C> from, Targets<C> into, int n, const C* upst
   });
 }
 
+// The backward pass of a part.
 template <class Formula, class T>
-void density_backward_of(const DensityProblem& p, const DensityGradients& g, const Part& part) {
+struct DensityBackward {
   using C = Compute<T>;
-  constexpr int inputs = Formula::inputs;
+  static constexpr int inputs = Formula::inputs;
+  const DensityProblem& p;
+  const DensityGradients& g;
+  const Part& part;
+  bool wanted[inputs];
+  bool to_rows[inputs];  // an input that is one row for all: its gradients join g.row_sums
+  bool summed[inputs];   // an input that samples share: its gradient is a sum over them
+  int added_tiles = 0;   // since row sums went to float64
   Operands<T, Formula> operands;
   Scratch<C> row_gradient, outputs[inputs];
-  const int64_t plane = p.rows * p.cols;
-  const int64_t step = p.tile_by_tile ? part.sample1 - part.sample0 : 1;
-  bool wanted[inputs], to_rows[inputs], summed[inputs];
-  for (int j = 0; j < inputs; ++j) {
-    to_rows[j] = g.row_sums[j] != nullptr;
-    wanted[j] = g.inputs[j] != nullptr || to_rows[j];
-    summed[j] = !to_rows[j] && p.inputs[j].sample == 0 && p.samples != 1;
+
+  DensityBackward(const DensityProblem& p, const DensityGradients& g, const Part& part) : p(p), g(g), part(part) {
+    for (int j = 0; j < inputs; ++j) {
+      to_rows[j] = g.row_sums[j] != nullptr;
+      wanted[j] = g.inputs[j] != nullptr || to_rows[j];
+      summed[j] = !to_rows[j] && p.inputs[j].sample == 0 && p.samples != 1;
+    }
   }
-  for (int64_t col = part.col0; col < part.col1; col += kTile) {
-    const int cols = static_cast<int>(smaller(kTile, part.col1 - col));
-    const int tile_rows = static_cast<int>(p.cols > kTile ? 1 : smaller(rows_of_tile(cols), part.row1 - part.row0));
-    int tiles = 0;
-    const auto flush = [&] {
+
+  void run() {
+    const int64_t step = p.tile_by_tile ? part.sample1 - part.sample0 : 1;
+    for (int64_t col = part.col0; col < part.col1; col += kTile) {
+      const int cols = static_cast<int>(smaller(kTile, part.col1 - col));
+      const int rows = static_cast<int>(p.cols > kTile ? 1 : smaller(rows_of_tile(cols), part.row1 - part.row0));
       for (int j = 0; j < inputs; ++j)
-        if (to_rows[j]) flush_rows(outputs[j].at, tile_rows, cols, g.row_sums[j] + (col - part.col0));
-      tiles = 0;
-    };
-    for (int j = 0; j < inputs; ++j)
-      if (to_rows[j]) std::memset(outputs[j].at, 0, sizeof(C) * static_cast<size_t>(tile_rows * cols));
-    for (int64_t s0 = part.sample0; s0 == part.sample0 || s0 < part.sample1; s0 += larger(step, 1)) {
-      for (int64_t row = part.row0; row < part.row1; row += tile_rows) {
-        const Tile tile{row, col, static_cast<int>(smaller(tile_rows, part.row1 - row)), cols, true, true};
-        const int n = tile.size();
-        T* to[inputs];
-        Targets<C> into;
-        for (int j = 0; j < inputs && p.samples == 0; ++j)  // a sum over no samples
-          if (summed[j] && wanted[j])
-            std::memset(static_cast<T*>(g.inputs[j]) + part.group * plane + row * p.cols + col, 0, sizeof(T) * n);
-        for (int64_t s = s0; s < smaller(s0 + step, part.sample1); ++s) {
-          operands.load(p, part.group, s, tile, s == s0, true);
-          // Of a single row the first registers are enough, for all of it.
-          const Tile spread{row,  col, tile.rows, tile.rows == 1 ? static_cast<int>(smaller(cols, 4 * lanes<C>)) : cols,
-                            true, true};
-          const bool many_rows = tile.rows > 1;
-          spread_rows(static_cast<const C*>(g.log_density) + (part.group * p.samples + s) * p.rows + row, spread,
-                      row_gradient.at);
-          int fates[inputs];
-          for (int j = 0; j < inputs; ++j) {
-            const int64_t index = summed[j] ? part.group : part.group * p.samples + s;
-            to[j] =
-                g.inputs[j] != nullptr ? static_cast<T*>(g.inputs[j]) + index * plane + row * p.cols + col : nullptr;
-            into.at[j] = to[j] != nullptr ? output_tile(to[j], outputs[j].at) : outputs[j].at;
-            fates[j] = !wanted[j] ? kUnwanted : to_rows[j] || (summed[j] && s > 0) ? kAdded : kWritten;
+        if (to_rows[j]) std::memset(outputs[j].at, 0, sizeof(C) * static_cast<size_t>(rows * cols));
+      for (int64_t s0 = part.sample0; s0 == part.sample0 || s0 < part.sample1; s0 += larger(step, 1)) {
+        for (int64_t row = part.row0; row < part.row1; row += rows) {
+          const Tile tile{row, col, static_cast<int>(smaller(rows, part.row1 - row)), cols, true, true};
+          if (p.samples == 0) write_zeros(tile);
+          for (int64_t s = s0; s < smaller(s0 + step, part.sample1); ++s) {
+            add_sample(tile, s, s == s0);
+            if (++added_tiles == kTilesOfSum) flush(rows, col, cols);
           }
-          with_fates<inputs>(fates, [&](auto known) {
-            tile_gradients<Formula, decltype(known)>(operands.places, into, n, row_gradient.at, many_rows);
-          });
-          for (int j = 0; j < inputs; ++j)
-            if (to[j] != nullptr && (!summed[j] || s + 1 == p.samples)) finish_tile(outputs[j].at, n, to[j]);
-          if (++tiles == kTilesOfSum) flush();
         }
       }
+      flush(rows, col, cols);
     }
-    flush();
   }
-}
+
+ private:
+  void flush(int rows, int64_t col, int cols) {
+    for (int j = 0; j < inputs; ++j)
+      if (to_rows[j]) flush_rows(outputs[j].at, rows, cols, g.row_sums[j] + (col - part.col0));
+    added_tiles = 0;
+  }
+
+  // Where the gradient of input j at a tile goes: `index` counts planes.
+  T* place(int j, int64_t index, const Tile& tile) const {
+    if (g.inputs[j] == nullptr) return nullptr;
+    return static_cast<T*>(g.inputs[j]) + index * p.rows * p.cols + tile.row0 * p.cols + tile.col0;
+  }
+
+  // Sums over no samples.
+  void write_zeros(const Tile& tile) const {
+    for (int j = 0; j < inputs; ++j)
+      if (summed[j] && wanted[j]) std::memset(place(j, part.group, tile), 0, sizeof(T) * tile.size());
+  }
+
+  void add_sample(const Tile& tile, int64_t s, bool new_tile) {
+    const bool many_rows = tile.rows > 1;
+    operands.load(p, part.group, s, tile, new_tile, true);
+    // Of a single row the first registers are enough, for all of it.
+    const int cols = many_rows ? tile.cols : static_cast<int>(smaller(tile.cols, 4 * lanes<C>));
+    const C* upstream = static_cast<const C*>(g.log_density) + (part.group * p.samples + s) * p.rows + tile.row0;
+    repeat_rows(upstream, Tile{tile.row0, tile.col0, tile.rows, cols, true, true}, row_gradient.at);
+    T* to[inputs];
+    Targets<C> into;
+    int fates[inputs];
+    for (int j = 0; j < inputs; ++j) {
+      to[j] = place(j, summed[j] ? part.group : part.group * p.samples + s, tile);
+      into.at[j] = to[j] != nullptr ? output_tile(to[j], outputs[j].at) : outputs[j].at;
+      fates[j] = !wanted[j] ? kUnwanted : to_rows[j] || (summed[j] && s > 0) ? kAdded : kWritten;
+    }
+    with_fates<inputs>(fates, [&](auto known) {
+      tile_gradients<Formula, decltype(known)>(operands.places, into, tile.size(), row_gradient.at, many_rows);
+    });
+    for (int j = 0; j < inputs; ++j)
+      if (to[j] != nullptr && (!summed[j] || s + 1 == p.samples)) finish_tile(outputs[j].at, tile.size(), to[j]);
+  }
+};
 
 template <class T>
 void density_total(const double* sums, int64_t blocks, int64_t stride, int64_t n, void* out) {
   using C = Compute<T>;
-  Scratch<C> room;
+  Scratch<C> buffer;
   double total[kTile];
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int count = static_cast<int>(smaller(kTile, n - begin));
@@ -287,18 +311,18 @@ void density_total(const double* sums, int64_t blocks, int64_t stride, int64_t n
     for (int64_t b = 0; b < blocks; ++b)
       for (int i = 0; i < count; ++i) total[i] += sums[b * stride + begin + i];
     T* to = static_cast<T*>(out) + begin;
-    C* at = output_tile(to, room.at);
+    C* at = output_tile(to, buffer.at);
     for (int i = 0; i < count; ++i) at[i] = static_cast<C>(total[i]);
-    finish_tile(room.at, count, to);
+    finish_tile(buffer.at, count, to);
   }
 }
 
 // --- for the table of kernels ---------------------------------------------------------------------------------
 
 template <class T>
-void density_ready(const DensityProblem& p, int j, int64_t group, bool backward, void* const* operands) {
-  const auto f =
-      p.density == kGaussianDensity ? density_ready_of<GaussianFormula, T> : density_ready_of<BernoulliFormula, T>;
+void density_precompute(const DensityProblem& p, int j, int64_t group, bool backward, void* const* operands) {
+  const auto f = p.density == kGaussianDensity ? density_precompute_of<GaussianFormula, T>
+                                               : density_precompute_of<BernoulliFormula, T>;
   f(p, j, group, backward, operands);
 }
 
@@ -311,9 +335,10 @@ void density_forward(const DensityProblem& p, const RowSums& out, const Part& pa
 
 template <class T>
 void density_backward(const DensityProblem& p, const DensityGradients& g, const Part& part) {
-  const auto f = p.density == kGaussianDensity ? density_backward_of<GaussianFormula, T>
-                                               : density_backward_of<BernoulliFormula, T>;
-  f(p, g, part);
+  if (p.density == kGaussianDensity)
+    DensityBackward<GaussianFormula, T>(p, g, part).run();
+  else
+    DensityBackward<BernoulliFormula, T>(p, g, part).run();
 }
 
 }  // namespace LK_ISA

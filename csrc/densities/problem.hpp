@@ -14,14 +14,15 @@ struct DensityProblem {
   Density density;
   Dtype dtype;
   int64_t groups, samples, rows, cols;
-  Input inputs[3];                   // z, mean, logvar; or x, logits
-  bool tile_by_tile;                 // all samples of a tile before the next tile, else one sample after the other
-  const void* ready[kMostOperands];  // operands of an input that is one row for all: [groups, width_of_ready]; or null
+  Input inputs[3];    // z, mean, logvar; or x, logits
+  bool tile_by_tile;  // all samples of a tile before the next tile, else one sample after the other
+  const void* precomputed[kMostOperands];  // operands of an input that is one row for all: [groups,
+                                           // width_of_precomputed]; or null
 };
 static inline bool one_row(const DensityProblem& p, int j) { return p.inputs[j].row == 0 && p.rows != 1; }
 
 // One row, repeated so often that it lies under a tile of whole rows; in elements of the compute type.
-static inline int64_t width_of_ready(const DensityProblem& p) {
+static inline int64_t width_of_precomputed(const DensityProblem& p) {
   if (p.cols == 0 || p.cols > kTile) return p.cols;
   const int64_t rows = rows_of_tile(p.cols);
   return (rows < p.rows ? rows : p.rows) * p.cols;
@@ -36,8 +37,8 @@ struct DensityGradients {
 
 struct DensityKernels {
   static const DensityKernels baseline, avx2, avx512;
-  // What one row for all gives of input j in a group, as `ready`; a part; and the total of blocks of row_sums.
-  void (*ready[kDtypes])(const DensityProblem&, int j, int64_t group, bool backward, void* const* operands);
+  // What one row for all gives of input j in a group, as `precomputed`; a part; and the total of blocks of row_sums.
+  void (*precompute[kDtypes])(const DensityProblem&, int j, int64_t group, bool backward, void* const* operands);
   void (*forward[kDtypes])(const DensityProblem&, const RowSums&, const Part&);
   void (*backward[kDtypes])(const DensityProblem&, const DensityGradients&, const Part&);
   void (*total[kDtypes])(const double* sums, int64_t blocks, int64_t stride, int64_t n, void* out);

@@ -9,9 +9,9 @@
 namespace lk {
 namespace LK_ISA {
 
-// ln u - ln(1 - u) of elements e, ..., e + n - 1 of the uniforms; `room` holds noise_room(n) floats.
-inline void logistic_tile(uint64_t seed, uint64_t e, int n, float* room, float* x) {
-  const float* u = noise_tile<kUniforms>(seed, e, n, room);
+// ln u - ln(1 - u) of elements e, ..., e + n - 1 of the uniforms; `buffer` holds noise_length(n) floats.
+inline void logistic_tile(uint64_t seed, uint64_t e, int n, float* buffer, float* x) {
+  const float* u = noise_tile<kUniforms>(seed, e, n, buffer);
   each<float>(n, [&](int64_t i, auto k) {
     const auto v = load(u + i, k);
     store(x + i, ln(v) - ln(-(v - 1.0f)), k);
@@ -80,14 +80,14 @@ inline int64_t categorical_draw(const float* c, int64_t classes, float u) {
 template <class T>
 void bernoulli_sample(const FamilyProblem& p, void* out, const Part& part) {
   using C = Compute<T>;
-  alignas(64) float noise[noise_room(kTile)];
+  alignas(64) float noise[noise_length(kTile)];
   alignas(64) float x[kTile + kReduceLanes];
-  Scratch<C> logits_room, work;
+  Scratch<C> logits_buffer, work;
   const uint64_t seed = seed_of(p.seed, part.group);
   const Input input{p.logits, p.cols, 0, p.cols};
   for (int64_t s = part.sample0; s < part.sample1; ++s) {
     each_tile(part, [&](const Tile& tile) {
-      const C* logits = load_tile<T>(input, part.group, 0, tile, logits_room);
+      const C* logits = load_tile<T>(input, part.group, 0, tile, logits_buffer);
       const int64_t e = s * p.cols + tile.col0;
       logistic_tile(seed, p.offset + static_cast<uint64_t>(e), tile.cols, noise, x);
       for (int64_t twin = 0; twin <= (p.antithetic ? 1 : 0); ++twin) {
@@ -102,7 +102,7 @@ void bernoulli_sample(const FamilyProblem& p, void* out, const Part& part) {
 
 template <class T>
 void categorical_sample(const FamilyProblem& p, void* out, const Part& part, float* table) {
-  alignas(64) float noise[noise_room(kTile)];
+  alignas(64) float noise[noise_length(kTile)];
   const uint64_t seed = seed_of(p.seed, part.group);
   const int64_t block = elements_of_block(p.classes);
   for (int64_t begin = part.col0; begin < part.col1; begin += block) {

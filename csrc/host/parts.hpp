@@ -62,25 +62,25 @@ struct Cut {
   }
 };
 
-// Room for the sums of rows that are cut, and their total in the order of the blocks.
+// The sums of the blocks of rows that are cut, and their total in the order of the blocks.
 struct PartialSums {
-  std::vector<double> room;
+  std::vector<double> of_blocks;
   int64_t blocks;
 
   PartialSums(int64_t sums, int64_t blocks)
-      : room(blocks > 1 ? static_cast<size_t>(sums * blocks) : 0), blocks(blocks) {}
+      : of_blocks(blocks > 1 ? static_cast<size_t>(sums * blocks) : 0), blocks(blocks) {}
 
   RowSums target(void* out, int64_t block) {
     if (blocks == 1) return {out, nullptr, 0};
-    return {nullptr, room.data() + block, blocks};
+    return {nullptr, of_blocks.data() + block, blocks};
   }
 
   void finish(Dtype dtype, void* out) const {
     if (blocks == 1) return;
-    const int64_t sums = static_cast<int64_t>(room.size()) / blocks;
+    const int64_t sums = static_cast<int64_t>(of_blocks.size()) / blocks;
     for (int64_t i = 0; i < sums; ++i) {
       double total = 0;
-      for (int64_t b = 0; b < blocks; ++b) total += room[static_cast<size_t>(i * blocks + b)];
+      for (int64_t b = 0; b < blocks; ++b) total += of_blocks[static_cast<size_t>(i * blocks + b)];
       if (dtype == kFloat64)
         static_cast<double*>(out)[i] = total;
       else

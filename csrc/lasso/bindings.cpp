@@ -18,17 +18,17 @@ struct FieldsOf<LassoProblem> {
 
 namespace {
 
-// Runs f(row0, row1, room) for parts of the rows, which do not depend on one another. Rows take unequal time, so a
-// thread gets several parts; a part has enough rows to be worth its room.
+// Runs f(row0, row1, workspace) for parts of the rows, which do not depend on one another. Rows take unequal time, so a
+// thread gets several parts; a part has enough rows to be worth its workspace.
 template <class F>
 void each_part(const LassoProblem& p, int64_t rows, int threads, F f) {
   const int64_t most = 8 * kLassoRows, share = rows / (4 * std::max(threads, 1)) / kLassoRows * kLassoRows;
   const int64_t step = std::max<int64_t>(std::min(share, most), kLassoRows);
-  const int64_t bytes = active<LassoKernels>().room(p.features, p.components);
+  const int64_t bytes = active<LassoKernels>().workspace(p.features, p.components);
   parallel_for((rows + step - 1) / step, worthwhile_threads(threads, rows * (p.features + 16) * p.components),
                [&](int64_t i) {
-                 const std::unique_ptr<char[]> room(new char[static_cast<size_t>(bytes)]);
-                 f(i * step, std::min((i + 1) * step, rows), room.get());
+                 const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(bytes)]);
+                 f(i * step, std::min((i + 1) * step, rows), workspace.get());
                });
 }
 
@@ -62,7 +62,7 @@ void prepare(Dtype dtype, int threads, int64_t features, int64_t components, con
     else
       pack(p, static_cast<const float*>(dictionary), static_cast<float*>(atoms), static_cast<float*>(panels));
     each_part(p, components, threads,
-              [&](int64_t row0, int64_t row1, void* room) { kernel(p, row0, row1, gram, room); });
+              [&](int64_t row0, int64_t row1, void* workspace) { kernel(p, row0, row1, gram, workspace); });
   });
 }
 
@@ -72,7 +72,8 @@ void encode(const LassoProblem& given, int threads, void* codes, void* gap) {
   p.gap = gap;
   const auto kernel = active<LassoKernels>().encode[p.dtype];
   without_gil([&] {
-    each_part(p, p.rows, threads, [&](int64_t row0, int64_t row1, void* room) { kernel(p, row0, row1, room); });
+    each_part(p, p.rows, threads,
+              [&](int64_t row0, int64_t row1, void* workspace) { kernel(p, row0, row1, workspace); });
   });
 }
 

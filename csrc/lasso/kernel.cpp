@@ -5,7 +5,7 @@ namespace lk {
 const LassoKernels LassoKernels::LK_ISA = {
     LK_FLOATS(LK_ISA::lasso_encode),
     LK_FLOATS(LK_ISA::lasso_gram),
-    LK_ISA::room_of_lasso,
+    LK_ISA::lasso_workspace,
 };
 
 }  // namespace lk

@@ -9,10 +9,10 @@
 namespace lk {
 namespace LK_ISA {
 
-// Hands out pieces of a task's room, each beginning on a cache line; a null one only counts.
-struct Room {
+// Hands out pieces of a task's workspace, each beginning on a cache line; a null one only counts.
+struct Pieces {
   uintptr_t next;
-  explicit Room(void* memory) : next((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64) {}
+  explicit Pieces(void* memory) : next((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64) {}
   template <class X>
   X* take(int64_t n) {
     X* piece = reinterpret_cast<X*>(next);

@@ -161,7 +161,7 @@ class Backward {
       const KeptCodes& kept = tape_.at(tile, layer);
       codes.push_back(kept.codes);
       gradients_[static_cast<size_t>((tile - first_tile_) * (layers + 1) + layer)] =
-          room_of(kept.count(rows) * static_cast<int64_t>(sizeof(T)));
+          allocate(kept.count(rows) * static_cast<int64_t>(sizeof(T)));
       gradients.push_back(gradient(tile, layer));
     }
     const Codes& last = codes.back();
@@ -185,7 +185,7 @@ class Backward {
     b.weight_columns = weight_columns_.get();
     if (wanted_.initial != nullptr) b.initial_gradient = static_cast<T*>(wanted_.initial) + row0 * n_;
     if (wanted_.x != nullptr) b.x_gradient = static_cast<T*>(wanted_.x) + row0 * m_;
-    b.room = scratch.take(0);
+    b.workspace = scratch.take(0);
     active<ListaKernels>().backward[kDtype](p_, b);
   }
 
@@ -200,8 +200,8 @@ class Backward {
       if (threshold_sums_ || step_sums_) tasks.push_back([this, layer](T*) { add_thresholds_and_step(layer); });
     if (bias_sums_) tasks.push_back([this](T*) { add_bias(); });
     const int64_t most_rows = std::min(tape_.tile_rows, tape_.rows);
-    const int64_t room = std::max(stride_, wide_) + (wanted_.recurrent != nullptr ? most_rows * 2 * stride_ : 0);
-    const auto make = [&] { return zeros<T>(room); };
+    const int64_t workspace = std::max(stride_, wide_) + (wanted_.recurrent != nullptr ? most_rows * 2 * stride_ : 0);
+    const auto make = [&] { return zeros<T>(workspace); };
     each_task(static_cast<int64_t>(tasks.size()), workers_, make,
               [&](std::unique_ptr<T[]>& line, int64_t i) { tasks[static_cast<size_t>(i)](line.get()); });
   }
@@ -230,7 +230,7 @@ class Backward {
   // What gradients of matrices share: rows [first, end) of a sum of outer products over a tile's rows, with lists on
   // the left.
   Outer outer_of(int64_t tile, const Codes& left, const void* values, double factor, int64_t first, int64_t end,
-                 T* room) const {
+                 T* workspace) const {
     Outer o{};
     o.rows = tape_.rows_of(tile);
     o.first = first;
@@ -239,7 +239,7 @@ class Backward {
     o.left_index = left.index;
     o.left_value = values;
     o.factor = factor;
-    o.room = room;
+    o.workspace = workspace;
     return o;
   }
   void add_sparse(Outer o, const Codes& right, const T* values, T* out) const {

@@ -12,7 +12,7 @@ namespace lk {
 namespace lista {
 
 using Bytes = std::unique_ptr<char[]>;
-inline Bytes room_of(int64_t bytes) { return Bytes(new char[static_cast<size_t>(std::max<int64_t>(bytes, 1))]); }
+inline Bytes allocate(int64_t bytes) { return Bytes(new char[static_cast<size_t>(std::max<int64_t>(bytes, 1))]); }
 
 constexpr int64_t kTileRows = 64;         // codes of a tile and a block of columns of S fit in the second-level cache
 constexpr int64_t kChunkRows = 512;       // rows whose dense gradients are held at a time
@@ -29,7 +29,7 @@ struct KeptCodes {
     const int64_t count = from.start[rows], starts = (rows + 1) * 4;
     const int64_t values = (starts + 4 * count + 7) / 8 * 8, drives = values + size * count;
     const int64_t flags = drives + (drive ? size * count : 0);
-    bytes = room_of(flags + (passed ? count : 0));
+    bytes = allocate(flags + (passed ? count : 0));
     const auto copy = [&](int64_t at, const void* data, int64_t length) {
       if (length > 0) std::memcpy(bytes.get() + at, data, static_cast<size_t>(length));
       return bytes.get() + at;
@@ -109,7 +109,7 @@ void each_task(int64_t tasks, int workers, Make make, F f) {
 // Memory handed out piece by piece, each at the beginning of a cache line.
 class Pieces {
  public:
-  explicit Pieces(int64_t bytes) : bytes_(room_of(bytes + 64)) {
+  explicit Pieces(int64_t bytes) : bytes_(allocate(bytes + 64)) {
     next_ = reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(bytes_.get()) + 63) / 64 * 64);
   }
   void* take(int64_t bytes) {
@@ -133,10 +133,10 @@ struct TileScratch {
     const int64_t size = call.size(), n = padded(p.components), m = padded(p.features);
     tile.base = pieces.take(rows * n * size);
     tile.product = pieces.take(rows * n * size);
-    tile.room = pieces.take(rows * n * size);
+    tile.workspace = pieces.take(rows * n * size);
     tile.residual = pieces.take(rows * m * size);
     tile.line = pieces.take(3 * n * size);
-    const int64_t most = rows * std::max(n, m) + kListRoom;
+    const int64_t most = rows * std::max(n, m) + kListSlack;
     for (Codes* codes : {&tile.codes, &tile.next}) {
       codes->start = static_cast<int32_t*>(pieces.take((rows + 1) * 4));
       codes->index = static_cast<int32_t*>(pieces.take(most * 4));
@@ -149,7 +149,7 @@ struct TileScratch {
  private:
   static int64_t bytes(const Call& call, int64_t rows, bool drive, bool passed) {
     const int64_t size = call.size(), n = padded(call.problem.components), m = padded(call.problem.features);
-    const int64_t most = rows * std::max(n, m) + kListRoom;
+    const int64_t most = rows * std::max(n, m) + kListSlack;
     const int64_t lists = (rows + 1) * 4 + most * (4 + size + (drive ? size : 0) + (passed ? 1 : 0)) + 5 * 64;
     return (3 * rows * n + rows * m + 3 * n) * size + 2 * lists + 16 * 64;
   }

@@ -66,7 +66,7 @@ void lista_layer(const Lista& p, ListaTile& tile, int64_t layer) {
     if (!tile.coded) return;
     const Matrix<const T> recurrent{of_layer<T>(p.recurrent, p.layered_recurrent, layer, n * n), n};
     product(codes, tile.rows, n, T(1), recurrent, n, Matrix<const T>{static_cast<const T*>(tile.base), stride},
-            product_rows, Matrix<T>{static_cast<T*>(tile.room), stride});
+            product_rows, Matrix<T>{static_cast<T*>(tile.workspace), stride});
     tile.pre = tile.product;
     return;
   }
@@ -75,7 +75,7 @@ void lista_layer(const Lista& p, ListaTile& tile, int64_t layer) {
   if (tile.coded) {
     const Matrix<T> to{static_cast<T*>(tile.residual), padded(m)};
     product(codes, tile.rows, n, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m, x, to,
-            Matrix<T>{static_cast<T*>(tile.room), stride});
+            Matrix<T>{static_cast<T*>(tile.workspace), stride});
     residual = Matrix<const T>{to.at, to.stride};
   }
   T* zeros = static_cast<T*>(tile.line);
@@ -128,12 +128,12 @@ struct Shrinker {
   }
 
   // The size of the `select`-th largest of n entries; NaN counts as infinite.
-  T selection_bound(const T* pre, const T* z, int64_t n, int64_t select, T* room) const {
+  T selection_bound(const T* pre, const T* z, int64_t n, int64_t select, T* workspace) const {
     for (int64_t j = 0; j < n; j += lanes<T>) {
       const Vec<T> at = size(moved(pre + j, z + j));
-      store(room + j, at == at ? at : splat(static_cast<T>(__builtin_inf())));
+      store(workspace + j, at == at ? at : splat(static_cast<T>(__builtin_inf())));
     }
-    return kth_largest(room, n, smaller(select, n));
+    return kth_largest(workspace, n, smaller(select, n));
   }
 };
 
@@ -142,7 +142,7 @@ void lista_shrink(const Lista& p, ListaTile& tile, int64_t layer, int64_t select
   const int64_t n = p.components, stride = padded(n);
   T* const theta = static_cast<T*>(tile.line);
   T* const z = theta + stride;
-  T* const room = z + stride;
+  T* const workspace = z + stride;
   fill_thresholds(p, layer, theta);
   zero(z, stride);
   const bool keeps = tile.coded && keeps_codes(p);
@@ -157,7 +157,7 @@ void lista_shrink(const Lista& p, ListaTile& tile, int64_t layer, int64_t select
       for (int c = old.start[i]; c < old.start[i + 1]; ++c) z[old.index[c]] = old.value[c];
     // Without selection an infinite bound: an infinite entry less its threshold is the entry.
     T bound = static_cast<T>(__builtin_inf());
-    if (select > 0 && n > 0) bound = shrinker.selection_bound(pre, z, n, select, room);
+    if (select > 0 && n > 0) bound = shrinker.selection_bound(pre, z, n, select, workspace);
     end = shrinker.row(pre, z, n, bound, end, tile.next);
     tile.next.start[i + 1] = end;
     if (keeps)

@@ -66,12 +66,12 @@ struct BackwardTile {
   const Lista& p;
   const ListaBackward& b;
   int64_t m, n, stride, wide;
-  T *room, *product_rows, *line;
+  T *workspace, *product_rows, *line;
 
   BackwardTile(const Lista& p, const ListaBackward& b)
       : p(p), b(b), m(p.features), n(p.components), stride(padded(n)), wide(larger(padded(m), stride)) {
-    room = static_cast<T*>(b.room);
-    product_rows = room + b.rows * wide;
+    workspace = static_cast<T*>(b.workspace);
+    product_rows = workspace + b.rows * wide;
     line = product_rows + b.rows * wide;
     zero(line, stride + wide);
   }
@@ -105,7 +105,7 @@ struct BackwardTile {
     if (b.recurrent_columns != nullptr && (all || pairs_cost_more(g, wanted, b.rows, n))) {
       const T* columns = of_layer<T>(b.recurrent_columns, p.layered_recurrent, layer, n * stride);
       product(g, b.rows, n, T(1), Matrix<const T>{columns, stride}, n, Matrix<const T>{zeros(), 0}, products,
-              Matrix<T>{room, stride});
+              Matrix<T>{workspace, stride});
     } else {
       const Matrix<const T> matrix{of_layer<T>(p.recurrent, p.layered_recurrent, layer, n * n), n};
       for (int64_t i = 0; i < b.rows; ++i)
@@ -124,7 +124,7 @@ struct BackwardTile {
       return;
     }
     product(nonzeros<T>(b.codes[layer]), b.rows, n, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m,
-            x, to, Matrix<T>{room, stride});
+            x, to, Matrix<T>{workspace, stride});
   }
 
   void residual_layer(int64_t layer) const {
@@ -140,7 +140,7 @@ struct BackwardTile {
     if (b.weight_columns != nullptr) {
       const T* columns = of_layer<T>(b.weight_columns, p.layered_weight, layer, n * padded(m));
       product(g, b.rows, n, step, Matrix<const T>{columns, padded(m)}, m, Matrix<const T>{zeros(), 0}, dr,
-              Matrix<T>{room, stride});
+              Matrix<T>{workspace, stride});
     } else {
       const Matrix<const T> weight{of_layer<T>(p.weight, p.layered_weight, layer, m * n), n};
       for (int64_t i = 0; i < b.rows; ++i)
@@ -152,12 +152,12 @@ struct BackwardTile {
     const T* dictionary = static_cast<const T*>(p.dictionary);
     for (int64_t i = 0; i < b.rows; ++i) {
       if (all) {
-        for (int64_t j = 0; j < n; ++j) room[j] = dot(dictionary + j * m, dr.row(i), m);
+        for (int64_t j = 0; j < n; ++j) workspace[j] = dot(dictionary + j * m, dr.row(i), m);
       } else {
         for (int c = before.start[i]; c < before.start[i + 1]; ++c)
-          room[before.index[c]] = dot(dictionary + before.index[c] * m, dr.row(i), m);
+          workspace[before.index[c]] = dot(dictionary + before.index[c] * m, dr.row(i), m);
       }
-      give(layer, g, T(-1), room, 0, i);
+      give(layer, g, T(-1), workspace, 0, i);
     }
   }
 
@@ -166,9 +166,9 @@ struct BackwardTile {
     const Matrix<const T> weight{static_cast<const T*>(p.weight), n};
     int32_t* index = static_cast<int32_t*>(static_cast<void*>(product_rows));
     for (int64_t i = 0; i < b.rows; ++i) {
-      const int count = list_row(static_cast<const T*>(b.drive_gradient) + i * stride, n, 0, index, room);
+      const int count = list_row(static_cast<const T*>(b.drive_gradient) + i * stride, n, 0, index, workspace);
       for (int64_t f = 0; f < m; ++f)
-        static_cast<T*>(b.x_gradient)[i * m + f] = gathered_dot(room, index, count, T(1), weight.row(f));
+        static_cast<T*>(b.x_gradient)[i * m + f] = gathered_dot(workspace, index, count, T(1), weight.row(f));
     }
   }
 
@@ -232,7 +232,7 @@ inline bool outer_is_dense(const Outer& o) {
 template <class T>
 inline void dense_outer(const Outer& o) {
   const int64_t block = o.end - o.first, stride = padded(o.columns);
-  T* const left = static_cast<T*>(o.room) + stride;  // the first line stays zero
+  T* const left = static_cast<T*>(o.workspace) + stride;  // the first line stays zero
   T* const right = left + o.rows * block;
   zero(left, o.rows * (block + stride));
   const T* values = static_cast<const T*>(o.left_value);
@@ -254,7 +254,7 @@ void lista_outer(const Outer& o) {
   const T* left = static_cast<const T*>(o.left_value);
   const T* right = static_cast<const T*>(o.right_value);
   const T factor = static_cast<T>(o.factor);
-  T* const line = static_cast<T*>(o.room);
+  T* const line = static_cast<T*>(o.workspace);
   T* const out = static_cast<T*>(o.out);
   for (int64_t i = 0; i < o.rows; ++i) {
     const Range range = left_range(o, i);

@@ -211,7 +211,7 @@ LK_INLINE uint32_t lanes_set(L holds) {
 #endif
 }
 
-// Writes the lanes in `set` one after another. May write a whole register: lists have room for one more.
+// Writes the lanes in `set` one after another. May write a whole register: lists are longer by one.
 template <class T>
 LK_INLINE void compress(T* to, uint32_t set, Vec<T> v) {
 #if defined(__AVX512F__)
@@ -275,16 +275,16 @@ inline bool is_dense(int64_t nonzeros, int64_t rows, int64_t columns) {
   return rows >= 4 && static_cast<double>(nonzeros) > kDenseShare * static_cast<double>(rows * columns);
 }
 
-// out = from + factor a matrix, by whichever way is shorter; `room` for a as dense rows.
+// out = from + factor a matrix, by whichever way is shorter; `workspace` for a as dense rows.
 template <class T>
 inline void product(const Nonzeros<T>& a, int64_t rows, int64_t inner, T factor, Matrix<const T> matrix,
-                    int64_t columns, Matrix<const T> from, Matrix<T> out, Matrix<T> room) {
+                    int64_t columns, Matrix<const T> from, Matrix<T> out, Matrix<T> workspace) {
   if (!is_dense(a.count(rows), rows, inner)) return gather_product(a, rows, factor, matrix, columns, from, out);
-  to_dense(a, rows, inner, room);
+  to_dense(a, rows, inner, workspace);
   if (factor != T(1))
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < inner; ++j) room.row(i)[j] *= factor;
-  dense_product(Left<T>{room.at, room.stride, 1}, rows, inner, matrix, columns, from, out);
+      for (int64_t j = 0; j < inner; ++j) workspace.row(i)[j] *= factor;
+  dense_product(Left<T>{workspace.at, workspace.stride, 1}, rows, inner, matrix, columns, from, out);
 }
 
 // --- the other way round ------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ struct Lista {
   const void* initial;     // [rows, components]
 };
 
-constexpr int64_t kListRoom = 16;  // elements beyond the end of a list that may be written
+constexpr int64_t kListSlack = 16;  // elements beyond the end of a list that may be written
 
 // The non-zero codes of a tile's rows: those of row i in [start[i], start[i + 1]), indices ascending.
 struct Codes {
@@ -36,13 +36,13 @@ struct Codes {
 // A tile of rows on its way through the layers, in scratch.
 struct ListaTile {
   int64_t row0, rows;
-  void* base;      // [rows, padded components]: x W + b
-  void* pre;       // the same shape: what the step multiplies; where it lies after lista_layer
-  void* product;   // the same shape
-  void* room;      // [rows, padded components]
-  void* residual;  // [rows, padded features]
-  void* line;      // three lines of padded components
-  bool coded;      // whether `codes` holds any
+  void* base;       // [rows, padded components]: x W + b
+  void* pre;        // the same shape: what the step multiplies; where it lies after lista_layer
+  void* product;    // the same shape
+  void* workspace;  // [rows, padded components]
+  void* residual;   // [rows, padded features]
+  void* line;       // three lines of padded components
+  bool coded;       // whether `codes` holds any
   Codes codes, next;
 };
 
@@ -59,7 +59,7 @@ struct ListaBackward {
   const void* weight_columns;     // W transposed [layers or 1, components, padded features], or null
   void* initial_gradient;         // [rows, components], or null
   void* x_gradient;               // [rows, features], or null
-  void* room;                     // [2 rows + 1, padded components or features, the larger], and padded components
+  void* workspace;                // [2 rows + 1, padded components or features, the larger], and padded components
 };
 
 // out[j, :] += factor left[i, j] right[i, :] for all rows i in order and first <= j < end. Right is sparse where it has
@@ -72,7 +72,7 @@ struct Outer {
   const int32_t *right_start, *right_index;
   const void* right_value;
   int64_t right_stride;
-  void* room;          // [padded columns] of zeros; where both are sparse besides [rows, end - first + padded columns]
+  void* workspace;     // [padded columns] of zeros; where both are sparse besides [rows, end - first + padded columns]
   void* out;           // [.., out_stride]
   int64_t out_stride;  // where both are sparse: padded columns
 };

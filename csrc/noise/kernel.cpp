@@ -9,7 +9,7 @@ namespace {
 template <class T, Substream substream>
 void fill(uint64_t seed, uint64_t offset, int64_t n, void* out) {
   using C = Compute<T>;
-  alignas(64) float room[noise_room(kTile)];
+  alignas(64) float buffer[noise_length(kTile)];
   Scratch<C> work;
   T* to = static_cast<T*>(out);
   for (int64_t i = 0; i < n; i += kTile) {
@@ -21,7 +21,7 @@ void fill(uint64_t seed, uint64_t offset, int64_t n, void* out) {
         continue;
       }
     }
-    const float* eps = noise_tile<substream>(seed, e, count, room);
+    const float* eps = noise_tile<substream>(seed, e, count, buffer);
     C* at = output_tile(to + i, work.at);
     each<C>(count, [&](int64_t j, auto k) { store(at + j, load_noise<C>(eps + j, k), k); });
     finish_tile(work.at, count, to + i);

@@ -99,21 +99,21 @@ LK_INLINE void noise_steps(const RoundKeys& keys, uint64_t& counter, int& i, int
 constexpr int kStep = 4 * W;  // the least number of elements that are made at once
 constexpr int kChains = 3;    // Philox states advanced side by side: 3 was the fastest of 1, 2, 3, 4
 
-// Room for n elements that begin anywhere in a step.
-constexpr int noise_room(int n) { return n + 3 + kStep; }
+// Floats of whole steps that hold n elements, which begin anywhere in one.
+constexpr int noise_length(int n) { return n + 3 + kStep; }
 
-// Writes elements e, ..., e + n - 1 of the stream into `room` (noise_room(n) floats) and returns where e stands.
-// Where e % 4 == 0 and n % kStep == 0 it writes exactly room[0..n).
+// Writes elements e, ..., e + n - 1 of the stream into `buffer` (noise_length(n) floats) and returns where e stands.
+// Where e % 4 == 0 and n % kStep == 0 it writes exactly buffer[0..n).
 template <Substream substream>
-inline const float* noise_tile(uint64_t seed, uint64_t e, int n, float* room) {
+inline const float* noise_tile(uint64_t seed, uint64_t e, int n, float* buffer) {
   const RoundKeys keys = round_keys(seed);
   const int skipped = static_cast<int>(e % 4);
   const int end = (n + skipped + kStep - 1) / kStep * kStep;
   uint64_t counter = e / 4;
   int i = 0;
-  noise_steps<substream, kChains>(keys, counter, i, end, room);
-  noise_steps<substream, 1>(keys, counter, i, end, room);
-  return room + skipped;
+  noise_steps<substream, kChains>(keys, counter, i, end, buffer);
+  noise_steps<substream, 1>(keys, counter, i, end, buffer);
+  return buffer + skipped;
 }
 
 }  // namespace LK_ISA

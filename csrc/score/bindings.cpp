@@ -20,10 +20,10 @@ struct FieldsOf<ScoreProblem> {
 
 namespace {
 
-// Room that is not filled with zeros first.
-struct Room {
+// Workspace that is not filled with zeros first.
+struct Workspace {
   std::unique_ptr<char[]> bytes;
-  Room(Dtype dtype, int64_t elements) : bytes(new char[static_cast<size_t>(elements * compute_bytes_of(dtype))]) {}
+  Workspace(Dtype dtype, int64_t elements) : bytes(new char[static_cast<size_t>(elements * compute_bytes_of(dtype))]) {}
   void* get() const { return bytes.get(); }
 };
 
@@ -77,7 +77,7 @@ bool gradient(const ScoreProblem& given, int threads, void* const (&gradients)[2
     p.shift = shift.get();
     const int64_t chunks = chunks_of(p), step = (p.samples + chunks - 1) / chunks;
     const int64_t sums = p.folds * kMostSums * p.groups * p.rows * p.cols * std::max<int64_t>(p.classes, 1);
-    const Room partial(p.dtype, chunks > 1 ? chunks * sums : 0);
+    const Workspace partial(p.dtype, chunks > 1 ? chunks * sums : 0);
     const int workers = worthwhile_threads(threads, cut.elements());
     parallel_for(cut.parts() * chunks, workers, [&](int64_t i) {
       int64_t col_part;
@@ -85,15 +85,15 @@ bool gradient(const ScoreProblem& given, int threads, void* const (&gradients)[2
       const int64_t chunk = i % chunks;
       part.sample0 = std::min(chunk * step, p.samples);
       part.sample1 = std::min(part.sample0 + step, p.samples);
-      const Room room(p.dtype, room_of_score(p));
+      const Workspace workspace(p.dtype, score_workspace(p));
       char* to = static_cast<char*>(partial.get()) + chunk * sums * compute_bytes_of(p.dtype);
-      if (!kernels.gradient[p.dtype](p, part, room.get(), chunks > 1 ? to : nullptr)) inside = false;
+      if (!kernels.gradient[p.dtype](p, part, workspace.get(), chunks > 1 ? to : nullptr)) inside = false;
     });
     if (chunks > 1) {
       parallel_for(cut.parts(), workers, [&](int64_t i) {
         int64_t col_part;
-        const Room room(p.dtype, room_of_score(p));
-        kernels.merge[p.dtype](p, cut.part(i, col_part), room.get(), partial.get(), chunks);
+        const Workspace workspace(p.dtype, score_workspace(p));
+        kernels.merge[p.dtype](p, cut.part(i, col_part), workspace.get(), partial.get(), chunks);
       });
     }
   });

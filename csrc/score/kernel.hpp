@@ -107,16 +107,16 @@ LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& squ
 // 1); and the variance.
 template <class T, bool coefficients, class MomentsAt>
 LK_NOINLINE void write_cells(const ScoreProblem& p, int j, int64_t place, int count, Compute<T> factor,
-                             const Compute<T>* scale, const Compute<T>* weight, MomentsAt moments, Compute<T>* room) {
+                             const Compute<T>* scale, const Compute<T>* weight, MomentsAt moments, Compute<T>* buffer) {
   using C = Compute<T>;
   T* const to = static_cast<T*>(p.gradients[j]) + place;
-  C* const out = output_tile(to, room);
+  C* const out = output_tile(to, buffer);
   C* const variance = p.variances[j] != nullptr ? static_cast<C*>(p.variances[j]) + place : nullptr;
   const C per_sample = C(1) / static_cast<C>(p.samples);
   const C per_other = p.samples > 1 ? C(1) / static_cast<C>(p.samples - 1) : C(__builtin_nan(""));
   each<C>(count, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
     const auto of = [&](int64_t fold) LK_INLINE_LAMBDA { return moments(fold, i, k); };
-    auto gradient = load(room + i, k), square = gradient;
+    auto gradient = load(buffer + i, k), square = gradient;
     estimate<coefficients, C>(p, of, gradient, square);
     auto scaled = gradient * factor;
     if (scale != nullptr) scaled = scaled * load(scale + i, k);
@@ -135,11 +135,11 @@ LK_NOINLINE void write_cells(const ScoreProblem& p, int j, int64_t place, int co
 template <class T, class MomentsAt>
 inline void write_gradient(const ScoreProblem& p, int j, int64_t place, int count, Compute<T> factor,
                            const Compute<T>* scale, const Compute<T>* weight, const MomentsAt& moments,
-                           Compute<T>* room) {
+                           Compute<T>* buffer) {
   if (keeps_coefficients(p))
-    write_cells<T, true>(p, j, place, count, factor, scale, weight, moments, room);
+    write_cells<T, true>(p, j, place, count, factor, scale, weight, moments, buffer);
   else
-    write_cells<T, false>(p, j, place, count, factor, scale, weight, moments, room);
+    write_cells<T, false>(p, j, place, count, factor, scale, weight, moments, buffer);
 }
 
 // 1 / (1 + e^-|l|) and e^-|l| / (1 + e^-|l|): the larger and the smaller probability of a Bernoulli.
@@ -152,23 +152,23 @@ LK_INLINE void sigmoids(V l, V& larger, V& smaller) {
 
 // Upstream gradients of a tile, [rows, cols] flat; null for 1.
 template <class C>
-inline const C* upstream_tile(const ScoreProblem& p, int64_t group, const Tile& tile, C* room) {
+inline const C* upstream_tile(const ScoreProblem& p, int64_t group, const Tile& tile, C* buffer) {
   if (p.upstream == nullptr) return nullptr;
   const C* from = static_cast<const C*>(p.upstream) + group * p.rows * (p.per_element ? p.cols : 1);
   if (p.per_element) return from + tile.row0 * p.cols + tile.col0;
-  spread_rows(from + tile.row0, tile, room);
-  return room;
+  repeat_rows(from + tile.row0, tile, buffer);
+  return buffer;
 }
 
 template <class T>
 inline void finish_gradients(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* inverse,
                              const Compute<T>* sums, int64_t stride) {
   using C = Compute<T>;
-  Scratch<C> room, weight_room, scale, in, out, result;
+  Scratch<C> buffer, weight_buffer, scale, in, out, result;
   const int n = tile.size();
   const int64_t plane = p.rows * p.cols, place = group * plane + tile.row0 * p.cols + tile.col0;
   const bool coefficients = keeps_coefficients(p), squares = keeps_squares(p), pairs = p.family == kAntithetic;
-  const C* weight = upstream_tile(p, group, tile, weight_room.at);
+  const C* weight = upstream_tile(p, group, tile, weight_buffer.at);
   if (p.family == kGaussian) {
     const GaussianMoments<C> of_mean{sums, stride, coefficients, squares, 0};
     const GaussianMoments<C> of_logvar{sums, stride, coefficients, squares, 1};
@@ -176,7 +176,7 @@ inline void finish_gradients(const ScoreProblem& p, int64_t group, const Tile& t
     write_gradient<T>(p, 1, place, n, C(0.5), nullptr, weight, of_logvar, result.at);
     return;
   }
-  const C* logits = load_tile<T>({p.parameters[0], plane, 0, p.cols}, group, 0, tile, room);
+  const C* logits = load_tile<T>({p.parameters[0], plane, 0, p.cols}, group, 0, tile, buffer);
   each<C>(n, [&](int64_t i, auto k) {
     const auto l = load(logits + i, k);
     auto larger = l, smaller = l;
@@ -223,21 +223,21 @@ template <class T>
 inline void finish_classes(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* sums,
                            int64_t stride, Compute<T>* beside) {
   using C = Compute<T>;
-  Scratch<C> weight_room;
+  Scratch<C> weight_buffer;
   const int n = tile.size();
   const int64_t K = p.classes, cells = cells_of_tile(p),
                 element = group * p.rows * p.cols + tile.row0 * p.cols + tile.col0;
-  C *const in = beside, *const out = beside + cells, *const spread = beside + 2 * cells,
-           *const room = beside + 3 * cells;
+  C *const in = beside, *const out = beside + cells, *const of_classes = beside + 2 * cells,
+           *const buffer = beside + 3 * cells;
   softmax(static_cast<const T*>(p.parameters[0]) + element * K, n, K, in, out);
-  const C* weight = upstream_tile(p, group, tile, weight_room.at);
+  const C* weight = upstream_tile(p, group, tile, weight_buffer.at);
   if (weight != nullptr) {
     for (int i = 0; i < n; ++i)
-      for (int64_t k = 0; k < K; ++k) spread[i * K + k] = weight[i];
+      for (int64_t k = 0; k < K; ++k) of_classes[i * K + k] = weight[i];
   }
   const DiscreteMoments<C> moments{sums, stride, keeps_coefficients(p), keeps_squares(p), false, in, out};
-  write_gradient<T>(p, 0, element * K, static_cast<int>(n * K), C(1), nullptr, weight != nullptr ? spread : nullptr,
-                    moments, room);
+  write_gradient<T>(p, 0, element * K, static_cast<int>(n * K), C(1), nullptr, weight != nullptr ? of_classes : nullptr,
+                    moments, buffer);
 }
 
 // --- what the bindings call -----------------------------------------------------------------------------------
@@ -248,11 +248,11 @@ inline int64_t tile_limit(const ScoreProblem& p) {
 
 // The whole gradient of a part, or with `partial` its samples' sums alone. False where z is outside the support.
 template <class T>
-bool score_gradient(const ScoreProblem& p, const Part& part, void* room, void* partial) {
+bool score_gradient(const ScoreProblem& p, const Part& part, void* workspace, void* partial) {
   using C = Compute<T>;
   bool outside = false;
   const int64_t cells = cells_of_tile(p), K = larger(p.classes, 1), plane = p.rows * p.cols;
-  C* const sums = static_cast<C*>(room);
+  C* const sums = static_cast<C*>(workspace);
   C* const beside = sums + p.folds * kMostSums * cells;
   each_tile(
       part,
@@ -280,11 +280,11 @@ bool score_gradient(const ScoreProblem& p, const Part& part, void* room, void* p
 
 // Adds up the partial sums of a part's tiles, chunk after chunk, and finishes.
 template <class T>
-void score_merge(const ScoreProblem& p, const Part& part, void* room, const void* partial, int64_t chunks) {
+void score_merge(const ScoreProblem& p, const Part& part, void* workspace, const void* partial, int64_t chunks) {
   using C = Compute<T>;
   const int64_t cells = cells_of_tile(p), K = larger(p.classes, 1), plane = p.rows * p.cols;
   const int64_t stride = p.groups * plane * K;
-  C* const sums = static_cast<C*>(room);
+  C* const sums = static_cast<C*>(workspace);
   each_tile(
       part,
       [&](const Tile& tile) {

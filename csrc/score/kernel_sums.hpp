@@ -16,7 +16,7 @@ namespace LK_ISA {
 // Which sums a family keeps. Names of rows in the arrays of sums.
 enum GaussianSum { kAt, kAu, kEt, kEu, kBt, kBu, kCt, kCu, kDt, kDu, kF, kGaussianSums };
 enum DiscreteSum { kIn, kOut, kSquareIn, kSquareOut, kCountIn, kCountOut, kDiscreteSums };
-static_assert(kGaussianSums == kMostSums && kDiscreteSums <= kMostSums, "room_of_score counts them");
+static_assert(kGaussianSums == kMostSums && kDiscreteSums <= kMostSums, "score_workspace counts them");
 
 // Whether the pass also keeps what coefficients, and what variances need.
 inline bool keeps_coefficients(const ScoreProblem& p) {
@@ -82,33 +82,33 @@ struct Weights {
   // Long rows have one weight each; the rows of short ones are written out.
   bool by_row() const { return !p.per_element && tile.cols >= 4 * lanes<C>; }
 
-  // f' of the m elements from sample s on, or of their rows, in `room` or where values lie.
-  const C* at(int64_t s, int m, C* room) {
+  // f' of the m elements from sample s on, or of their rows, in `buffer` or where values lie.
+  const C* at(int64_t s, int m, C* buffer) {
     if (!p.per_element) {
       const int count = tile.cols > 0 ? m / tile.cols : 0;
-      const bool spread = tile.cols > 1 && !by_row();
-      C* w = spread ? rows.at : room;
+      const bool by_element = tile.cols > 1 && !by_row();
+      C* w = by_element ? rows.at : buffer;
       const double* shift = shifted ? row_shift : nullptr;
       if (p.double_values)
         row_weights<double>(p, group, s, tile.row0, count, shift, w);
       else
         row_weights<C>(p, group, s, tile.row0, count, shift, w);
-      if (spread) spread_rows(w, Tile{0, 0, count, tile.cols, true, true}, room);
-      return room;
+      if (by_element) repeat_rows(w, Tile{0, 0, count, tile.cols, true, true}, buffer);
+      return buffer;
     }
     const int64_t plane = p.rows * p.cols, begin = tile.row0 * p.cols + tile.col0;
     const int64_t pairs = p.family == kAntithetic ? 2 : 1;
     const C* f = static_cast<const C*>(p.values) + (group * pairs * p.samples + s) * plane + begin;
     if (p.family == kAntithetic) {
       const C* other = f + p.samples * plane;
-      each<C>(m, [&](int64_t i, auto k) { store(room + i, (load(f + i, k) - load(other + i, k)) * C(0.5), k); });
-      return room;
+      each<C>(m, [&](int64_t i, auto k) { store(buffer + i, (load(f + i, k) - load(other + i, k)) * C(0.5), k); });
+      return buffer;
     }
     const C* minus = shifted ? element_shift.at : nullptr;
     if (p.baseline_sampled) minus = static_cast<const C*>(p.baseline) + (group * p.samples + s) * plane + begin;
     if (minus == nullptr) return f;
-    each<C>(m, [&](int64_t i, auto k) { store(room + i, load(f + i, k) - load(minus + i, k), k); });
-    return room;
+    each<C>(m, [&](int64_t i, auto k) { store(buffer + i, load(f + i, k) - load(minus + i, k), k); });
+    return buffer;
   }
 };
 
@@ -265,9 +265,9 @@ constexpr int kSamples = 4;  // samples that pass over the sums together
 
 // Rooms for the samples in work.
 template <class C>
-struct SampleRooms {
+struct SampleBuffers {
   Scratch<C> z[kSamples], twin[kSamples], w[kSamples];
-  alignas(64) float noise[kSamples][noise_room(kTile)];
+  alignas(64) float noise[kSamples][noise_length(kTile)];
   alignas(64) float logistic[kTile + kReduceLanes];
 };
 
@@ -275,7 +275,7 @@ struct SampleRooms {
 template <class T, int K>
 inline void add_samples(const ScoreProblem& p, int64_t group, const Tile& tile, int copies, int64_t s, int m,
                         int64_t ahead, const Compute<T>* first, const Compute<T>* inverse, Weights<Compute<T>>& weights,
-                        SampleRooms<Compute<T>>& rooms, Compute<T>* const* sums, bool& outside) {
+                        SampleBuffers<Compute<T>>& buffers, Compute<T>* const* sums, bool& outside) {
   using C = Compute<T>;
   const int64_t plane = p.rows * p.cols, begin = tile.row0 * p.cols + tile.col0;
   const bool coefficients = keeps_coefficients(p), squares = keeps_squares(p), drawn = p.z == nullptr;
@@ -291,20 +291,20 @@ inline void add_samples(const ScoreProblem& p, int64_t group, const Tile& tile, 
     z[j] = twin[j] = nullptr;
     eps[j] = nullptr;
     if (!drawn) {
-      z[j] = load_tile<T>(input, group, 0, flat, rooms.z[j]);
-      if (pairs == 2) twin[j] = load_tile<T>(input, group, 1, flat, rooms.twin[j]);
+      z[j] = load_tile<T>(input, group, 0, flat, buffers.z[j]);
+      if (pairs == 2) twin[j] = load_tile<T>(input, group, 1, flat, buffers.twin[j]);
       if (p.family != kGaussian) outside |= outside_of_bernoulli(z[j], m);
       if (pairs == 2) outside |= outside_of_bernoulli(twin[j], m);
     } else if (p.family == kGaussian) {
-      eps[j] = noise_tile<kNormals>(seed, element, m, rooms.noise[j]);
+      eps[j] = noise_tile<kNormals>(seed, element, m, buffers.noise[j]);
     } else {
-      logistic_tile(seed, element, m, rooms.noise[0], rooms.logistic);
-      bernoulli_tile(rooms.logistic, false, first, m, rooms.z[j].at);
-      z[j] = rooms.z[j];
-      if (pairs == 2) bernoulli_tile(rooms.logistic, true, first, m, rooms.twin[j].at);
-      twin[j] = rooms.twin[j];
+      logistic_tile(seed, element, m, buffers.noise[0], buffers.logistic);
+      bernoulli_tile(buffers.logistic, false, first, m, buffers.z[j].at);
+      z[j] = buffers.z[j];
+      if (pairs == 2) bernoulli_tile(buffers.logistic, true, first, m, buffers.twin[j].at);
+      twin[j] = buffers.twin[j];
     }
-    w[j] = weights.at(s + j * copies, m, rooms.w[j]);
+    w[j] = weights.at(s + j * copies, m, buffers.w[j]);
   }
   if (!std::is_same<T, C>::value) ahead = 0;  // z has been read
   const Run run{m, tile.cols, weights.by_row()};
@@ -340,13 +340,13 @@ template <class T>
 inline void tile_sums(const ScoreProblem& p, const Part& part, const Tile& tile, const Compute<T>* inverse,
                       Compute<T>* sums, int64_t stride, bool& outside) {
   using C = Compute<T>;
-  Scratch<C> first_room, second_room, side[kMostSums];
-  SampleRooms<C> rooms;
+  Scratch<C> first_buffer, second_buffer, side[kMostSums];
+  SampleBuffers<C> buffers;
   const int n = tile.size(), copies = samples_at_once(p.rows, p.cols, tile, p.samples);
   const int64_t plane = p.rows * p.cols;
   const Input input{p.parameters[0], plane, 0, p.cols};
-  const C* first = repeat(load_tile<T>(input, part.group, 0, tile, first_room), n, copies, first_room.at);
-  if (p.family == kGaussian) inverse = repeat(inverse, n, copies, second_room.at);
+  const C* first = repeat(load_tile<T>(input, part.group, 0, tile, first_buffer), n, copies, first_buffer.at);
+  if (p.family == kGaussian) inverse = repeat(inverse, n, copies, second_buffer.at);
   Weights<C> weights(p, part.group, tile, copies);
 
   for (int64_t fold = 0; fold < p.folds; ++fold) {
@@ -364,11 +364,12 @@ inline void tile_sums(const ScoreProblem& p, const Part& part, const Tile& tile,
     };
     for (; s + kSamples * copies <= end; s += kSamples * copies) {
       add_samples<T, kSamples>(p, part.group, tile, copies, s, n * copies, ahead(kSamples * copies), first, inverse,
-                               weights, rooms, at, outside);
+                               weights, buffers, at, outside);
     }
     for (; s < end; s += copies) {
       const int m = n * static_cast<int>(smaller(copies, end - s));
-      add_samples<T, 1>(p, part.group, tile, copies, s, m, ahead(copies), first, inverse, weights, rooms, at, outside);
+      add_samples<T, 1>(p, part.group, tile, copies, s, m, ahead(copies), first, inverse, weights, buffers, at,
+                        outside);
     }
     for (int j = 0; copies > 1 && j < kMostSums; ++j) {
       if (!keeps(p, j)) continue;
@@ -376,6 +377,16 @@ inline void tile_sums(const ScoreProblem& p, const Part& part, const Tile& tile,
         each<C>(n, [&](int64_t i, auto k) { store(at[j] + i, load(at[j] + i, k) + load(at[j] + c * n + i, k), k); });
       std::memcpy(to + j * stride, at[j], sizeof(C) * static_cast<size_t>(n));
     }
+  }
+}
+
+// What is outside a class is the total less the class; of n elements.
+template <class C>
+inline void fill_outside(int n, int64_t classes, const C* in, C* out) {
+  for (int i = 0; i < n; ++i, in += classes, out += classes) {
+    C total = 0;
+    for (int64_t k = 0; k < classes; ++k) total += in[k];
+    for (int64_t k = 0; k < classes; ++k) out[k] = total - in[k];
   }
 }
 
@@ -388,9 +399,9 @@ inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile
   const int64_t plane = p.rows * p.cols, K = p.classes, place = tile.row0 * p.cols + tile.col0;
   const bool coefficients = keeps_coefficients(p), squares = keeps_squares(p), drawn = p.z == nullptr;
   const uint64_t seed = drawn ? seed_of(p.seed, part.group) : 0;
-  alignas(64) float noise[noise_room(kTile)];
+  alignas(64) float noise[noise_length(kTile)];
   int64_t classes[kTile];
-  Scratch<C> room;
+  Scratch<C> buffer;
   Weights<C> weights(p, part.group, tile, 1);
   const bool by_row = weights.by_row();
   if (drawn) cumulative_table(static_cast<const T*>(p.parameters[0]) + (part.group * plane + place) * K, n, K, table);
@@ -408,7 +419,7 @@ inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile
         for (int i = 0; i < n; ++i) classes[i] = categorical_draw(table + i * K, K, u[i]);
         z = classes;
       }
-      const C* w = weights.at(s, n, room);
+      const C* w = weights.at(s, n, buffer);
       C* cells = to;
       for (int i = 0, col = 0; i < n; ++i, cells += K) {
         const C f = *w;
@@ -424,16 +435,8 @@ inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile
         if (coefficients) cell[kCountIn * stride] += C(1);
       }
     }
-    // what is outside a class is the total less the class
-    for (int j = 0; j < kDiscreteSums; j += 2) {
-      if (!keeps(p, j)) continue;
-      for (int i = 0; i < n; ++i) {
-        C* const in = to + j * stride + i * K;
-        C total = 0;
-        for (int64_t k = 0; k < K; ++k) total += in[k];
-        for (int64_t k = 0; k < K; ++k) in[stride + k] = total - in[k];
-      }
-    }
+    for (int j = 0; j < kDiscreteSums; j += 2)
+      if (keeps(p, j)) fill_outside(n, K, to + j * stride, to + (j + 1) * stride);
   }
 }
 

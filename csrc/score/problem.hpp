@@ -35,7 +35,7 @@ constexpr int kMostSums = 11, kBesideSums = 5;
 static inline int64_t cells_of_tile(const ScoreProblem& p) {
   return (p.family == kCategorical ? elements_of_block(p.classes) * p.classes : kTile) + 16;
 }
-static inline int64_t room_of_score(const ScoreProblem& p) {
+static inline int64_t score_workspace(const ScoreProblem& p) {
   return (p.folds * kMostSums + kBesideSums) * cells_of_tile(p);
 }
 
@@ -43,8 +43,8 @@ struct ScoreKernels {
   static const ScoreKernels baseline, avx2, avx512;
   // False where z has values outside the family's support. With `partial`, [chunk, fold, sum, groups * rows * cols *
   // max(classes, 1)], only the sums of the part's samples, which merge adds up over chunks.
-  bool (*gradient[kDtypes])(const ScoreProblem&, const Part&, void* room, void* partial);
-  void (*merge[kDtypes])(const ScoreProblem&, const Part&, void* room, const void* partial, int64_t chunks);
+  bool (*gradient[kDtypes])(const ScoreProblem&, const Part&, void* workspace, void* partial);
+  void (*merge[kDtypes])(const ScoreProblem&, const Part&, void* workspace, const void* partial, int64_t chunks);
   void (*row_means[2])(const void* values, int64_t samples, int64_t rows, int64_t row0, int64_t row1, double* out);
 };
 

@@ -31,7 +31,7 @@ constexpr int kReduceLanes = 16;  // row sums run over this many lanes in every 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Scratch of one tile. One register more than kTile: spread_rows and lane_sum run over the end.
+// Scratch of one tile. One register more than kTile: repeat_rows and lane_sum run over the end.
 template <class C>
 struct alignas(64) Scratch {
   C at[kTile + kReduceLanes];
@@ -72,13 +72,13 @@ inline int samples_at_once(int64_t rows, int64_t cols, const Tile& tile, int64_t
   return static_cast<int>(larger(smaller(kTile / tile.size(), samples), 1));
 }
 
-// x[0..n) `copies` times over; in place where it already lies at `room`.
+// x[0..n) `copies` times over; in place where it already lies at `buffer`.
 template <class C>
-inline const C* repeat(const C* x, int n, int copies, C* room) {
+inline const C* repeat(const C* x, int n, int copies, C* buffer) {
   if (copies == 1) return x;
-  if (x != room) std::memcpy(room, x, sizeof(C) * static_cast<size_t>(n));
-  for (int c = 1; c < copies; ++c) std::memcpy(room + c * n, room, sizeof(C) * static_cast<size_t>(n));
-  return room;
+  if (x != buffer) std::memcpy(buffer, x, sizeof(C) * static_cast<size_t>(n));
+  for (int c = 1; c < copies; ++c) std::memcpy(buffer + c * n, buffer, sizeof(C) * static_cast<size_t>(n));
+  return buffer;
 }
 
 // --- half precision -------------------------------------------------------------------------------------------
@@ -148,33 +148,34 @@ inline void narrow_all(const Compute<T>* from, int64_t n, T* to) {
 
 // --- tiles in and out -----------------------------------------------------------------------------------------
 
-// The tile of an input as a flat [rows * cols] array: in place where it lies so in memory, else through `room`.
+// The tile of an input as a flat [rows * cols] array: in place where it lies so in memory, else through `buffer`.
 template <class T>
-inline const Compute<T>* load_tile(const Input& in, int64_t group, int64_t sample, const Tile& tile, Compute<T>* room) {
+inline const Compute<T>* load_tile(const Input& in, int64_t group, int64_t sample, const Tile& tile,
+                                   Compute<T>* buffer) {
   if (in.data == nullptr) return nullptr;
   const T* from =
       static_cast<const T*>(in.data) + group * in.group + sample * in.sample + tile.row0 * in.row + tile.col0;
   const bool flat = tile.rows == 1 || in.row == tile.cols;
   if constexpr (std::is_same<T, Compute<T>>::value) {
     if (flat) return from;
-    for (int r = 0; r < tile.rows; ++r) std::memcpy(room + r * tile.cols, from + r * in.row, sizeof(T) * tile.cols);
+    for (int r = 0; r < tile.rows; ++r) std::memcpy(buffer + r * tile.cols, from + r * in.row, sizeof(T) * tile.cols);
   } else if (flat) {
-    widen_all(from, tile.size(), room);
+    widen_all(from, tile.size(), buffer);
   } else {
-    for (int r = 0; r < tile.rows; ++r) widen_all(from + r * in.row, tile.cols, room + r * tile.cols);
+    for (int r = 0; r < tile.rows; ++r) widen_all(from + r * in.row, tile.cols, buffer + r * tile.cols);
   }
-  return room;
+  return buffer;
 }
 
-// Where a kernel writes a tile that lies flat at `to`: the place itself, or `room` until finish_tile converts it.
+// Where a kernel writes a tile that lies flat at `to`: the place itself, or `buffer` until finish_tile converts it.
 template <class T>
-inline Compute<T>* output_tile(T* to, Compute<T>* room) {
+inline Compute<T>* output_tile(T* to, Compute<T>* buffer) {
   if constexpr (std::is_same<T, Compute<T>>::value) return to;
-  return room;
+  return buffer;
 }
 template <class T>
-inline void finish_tile(const Compute<T>* room, int n, T* to) {
-  if constexpr (!std::is_same<T, Compute<T>>::value) narrow_all(room, n, to);
+inline void finish_tile(const Compute<T>* buffer, int n, T* to) {
+  if constexpr (!std::is_same<T, Compute<T>>::value) narrow_all(buffer, n, to);
 }
 
 // --- sums over columns ----------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ struct RowSumWriter {
   const RowSums& sums;
   double row = 0;  // of the row in progress, where a row is longer than a tile
 
-  // terms: [rows, cols], with room to be read up to the next multiple of kReduceLanes
+  // terms: [rows, cols], which may be read up to the next multiple of kReduceLanes
   void add(const C* terms, const Tile& tile, int64_t first_row, C factor) {
     for (int r = 0; r < tile.rows; ++r) {
       const C sum = tile.cols == 1 ? terms[r] : lane_sum(terms + r * tile.cols, tile.cols);
@@ -228,9 +229,9 @@ struct RowSumWriter {
   }
 };
 
-// Repeats values[r] over the columns of row r. `to` needs room for one register more than the tile.
+// Repeats values[r] over the columns of row r. `to` is one register longer than the tile.
 template <class C>
-inline void spread_rows(const C* values, const Tile& tile, C* to) {
+inline void repeat_rows(const C* values, const Tile& tile, C* to) {
   for (int r = 0; r < tile.rows; ++r)
     for (int i = 0; i < tile.cols; i += lanes<C>) store(to + r * tile.cols + i, splat<C>(values[r]));
 }
