@@ -1,62 +1,301 @@
-"""The C++ extension (csrc/). Addresses and sizes in; nothing is checked here."""
+"""The C++ extension (csrc/). Addresses and strides in; types are checked here, nothing else.
 
-from collections.abc import Sequence
+Address, Operand and Seeds are names for type checkers alone.
+"""
+
+import enum
+
+Address = int | None  # None or 0 where there is nothing
+Operand = tuple[int, int, int, int] | None  # address; strides of groups, samples and rows
+Seeds = int | tuple[int, int]  # one for all groups; or address and stride of each group's
+
+class Dtype(enum.Enum):
+    float32 = ...
+    float64 = ...
+    bfloat16 = ...
+    float16 = ...
 
 def simd_builds() -> list[str]: ...
 def simd_build() -> str: ...
 def simd_lanes() -> int: ...
 def select_simd_build(name: str) -> bool: ...
-def normal(type: int, threads: int, seed: int, offset: int, n: int, out: int, /) -> None: ...
-def uniform(type: int, threads: int, seed: int, offset: int, n: int, out: int, /) -> None: ...
-def elementary(type: int, function: int, n: int, x: int, out: int, /) -> None: ...
-def bound_forward(*arguments: int) -> None: ...
-def bound_weights(*arguments: int) -> None: ...
-def bound_signal(*arguments: int) -> None: ...
-def gaussian_forward(*arguments: int) -> None: ...
-def gaussian_backward(*arguments: int) -> None: ...
-def gaussian_path_backward(*arguments: int) -> None: ...
-def densities_forward(*arguments: int) -> None: ...
-def densities_backward(*arguments: int) -> None: ...
-def families_sample(*arguments: int) -> None: ...
-def score_gradient(*arguments: int) -> bool: ...
-def lasso_prepare(*arguments: int) -> None: ...
-def lasso_encode(*arguments: float) -> None: ...
+
+# --- noise
+
+def normal(*, dtype: Dtype, threads: int, seed: int, offset: int, n: int, out: Address) -> None: ...
+def uniform(
+    *, dtype: Dtype, threads: int, seed: int, offset: int, n: int, out: Address
+) -> None: ...
+
+# --- gaussian
+
+class GaussianProblem:
+    """Logical noise [samples, rows, cols] of each group; one of logvar and scale."""
+
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        groups: int,
+        samples: int,
+        rows: int,
+        cols: int,
+        mean: Operand,
+        logvar: Operand,
+        scale: Operand,
+        prior_mean: Operand,
+        prior_logvar: Operand,
+        seed: Seeds,
+        offset: int,
+    ) -> None: ...
+
+def gaussian_forward(
+    problem: GaussianProblem, /, *, threads: int, z: Address, kl: Address, log_q: Address
+) -> None: ...
+def gaussian_backward(
+    problem: GaussianProblem,
+    /,
+    *,
+    threads: int,
+    z_gradient: Address,
+    kl_gradient: Address,
+    log_q_gradient: Address,
+    mean_gradient: Address,
+    logvar_gradient: Address,
+    scale_gradient: Address,
+    prior_mean_gradient: Address,
+    prior_logvar_gradient: Address,
+) -> None: ...
+def gaussian_path_backward(
+    problem: GaussianProblem, /, *, threads: int, log_q_gradient: Address, z_gradient: Address
+) -> None: ...
+
+# --- densities
+
+class Density(enum.Enum):
+    gaussian = ...
+    bernoulli = ...
+
+class DensityProblem:
+    """Inputs: z, mean and logvar, or x and logits."""
+
+    def __init__(
+        self,
+        *,
+        density: Density,
+        dtype: Dtype,
+        groups: int,
+        samples: int,
+        rows: int,
+        cols: int,
+        inputs: tuple[Operand, ...],
+    ) -> None: ...
+
+def densities_forward(problem: DensityProblem, /, *, threads: int, out: Address) -> None: ...
+def densities_backward(
+    problem: DensityProblem,
+    /,
+    *,
+    threads: int,
+    gradient: Address,
+    input_gradients: tuple[Address, ...],
+) -> None: ...
+
+# --- families and score
+
+class FamilyProblem:
+    """Bernoulli where classes is 0, else Categorical."""
+
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        groups: int,
+        samples: int,
+        cols: int,
+        classes: int,
+        antithetic: bool,
+        logits: Address,
+        seed: Seeds,
+        offset: int,
+    ) -> None: ...
+
+def families_sample(problem: FamilyProblem, /, *, threads: int, z: Address) -> None: ...
+
+class Family(enum.Enum):
+    gaussian = ...
+    bernoulli = ...
+    antithetic = ...
+    categorical = ...
+
+class Control(enum.Enum):
+    none = ...
+    leave_one_out = ...
+    optimal = ...
+
+class ScoreProblem:
+    """Shapes are in kernels/score/problem.py."""
+
+    def __init__(
+        self,
+        *,
+        family: Family,
+        control: Control,
+        dtype: Dtype,
+        groups: int,
+        samples: int,
+        rows: int,
+        cols: int,
+        classes: int,
+        folds: int,
+        parameters: tuple[Address, ...],
+        z: Address,
+        seed: Seeds,
+        offset: int,
+        per_element: bool,
+        double_values: bool,
+        values: Address,
+        baseline: Address,
+        baseline_sampled: bool,
+        upstream: Address,
+    ) -> None: ...
+
+def score_gradient(
+    problem: ScoreProblem,
+    /,
+    *,
+    threads: int,
+    gradients: tuple[Address, ...],
+    variances: tuple[Address, ...],
+) -> bool: ...
+
+# --- bounds
+
+class BoundProblem:
+    def __init__(
+        self, *, dtype: Dtype, groups: int, samples: int, rows: int, log_w: Address
+    ) -> None: ...
+
+def bound_forward(
+    problem: BoundProblem, /, *, threads: int, bound: Address, sums: Address
+) -> None: ...
+def bound_weights(
+    problem: BoundProblem, /, *, threads: int, sums: Address, gradient: Address, out: Address
+) -> None: ...
+def bound_signal(
+    problem: BoundProblem, /, *, threads: int, gradient: Address, out: Address
+) -> None: ...
+
+# --- lista
+
+class ListaPlan:
+    """Sizes, choices and the addresses of parameters, which whoever holds a plan keeps alive."""
+
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        features: int,
+        components: int,
+        layers: int,
+        positive: bool,
+        layered_weight: bool,
+        layered_recurrent: bool,
+        layered_step: bool,
+        layered_threshold: bool,
+        wide_threshold: bool,
+        weight: Address,
+        threshold: Address,
+        bias: Address,
+        recurrent: Address,
+        dictionary: Address,
+        step: Address,
+        select: tuple[int, ...],
+    ) -> None: ...
 
 class ListaTape:
     @property
     def nonzeros(self) -> list[int]: ...
 
-class ListaPlan:
+class ListaGradients:
     def __init__(
         self,
-        type: int,
+        *,
+        x: Address,
+        weight: Address,
+        threshold: Address,
+        bias: Address,
+        recurrent: Address,
+        dictionary: Address,
+        step: Address,
+        initial: Address,
+    ) -> None: ...
+
+def lista_forward(
+    plan: ListaPlan,
+    /,
+    *,
+    threads: int,
+    rows: int,
+    x: Address,
+    initial: Address,
+    out: Address,
+    with_tape: bool,
+    with_drive: bool,
+) -> ListaTape | None: ...
+def lista_backward(
+    plan: ListaPlan,
+    /,
+    *,
+    threads: int,
+    rows: int,
+    x: Address,
+    initial: Address,
+    tape: ListaTape | None,
+    upstream: Address,
+    gradients: ListaGradients,
+) -> None: ...
+
+# --- lasso
+
+class LassoAlgorithm(enum.Enum):
+    ista = ...
+    fista = ...
+    cd = ...
+
+class LassoProblem:
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        algorithm: LassoAlgorithm,
+        positive: bool,
+        rows: int,
         features: int,
         components: int,
-        layers: int,
-        flags: int,
-        parameters: Sequence[int],
-        select: Sequence[int],
-        /,
+        max_iter: int,
+        tolerance: float,
+        curvature: float,
+        x: Address,
+        dictionary: Address,
+        panels: Address,
+        gram: Address,
+        alpha: Address,
+        alpha_stride: int,
+        init: Address,
     ) -> None: ...
-    def forward(
-        self,
-        threads: int,
-        rows: int,
-        x: int,
-        initial: int,
-        out: int,
-        with_tape: bool,
-        with_drive: bool,
-        /,
-    ) -> ListaTape | None: ...
-    def backward(
-        self,
-        threads: int,
-        rows: int,
-        x: int,
-        initial: int,
-        tape: ListaTape | None,
-        upstream: int,
-        gradients: Sequence[int],
-        /,
-    ) -> None: ...
+
+def lasso_prepare(
+    *,
+    dtype: Dtype,
+    threads: int,
+    features: int,
+    components: int,
+    dictionary: Address,
+    atoms: Address,
+    panels: Address,
+    gram: Address,
+) -> None: ...
+def lasso_encode(
+    problem: LassoProblem, /, *, threads: int, codes: Address, gap: Address
+) -> None: ...

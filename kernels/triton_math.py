@@ -1,4 +1,4 @@
-"""Elementary functions for Triton kernels, the same sequences of operations as csrc/math.hpp."""
+"""Elementary functions for Triton kernels, the same sequences of operations as csrc/simd/math.hpp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOG_TWO_PI = tl.constexpr(1.8378770664093454835606594728112)
 
 @triton.jit
 def exp(x):
-    """e^x: in float32 as csrc/math.hpp does it, bit for bit; in float64 the device's own."""
+    """e^x: in float32 as csrc/simd/math.hpp does it, bit for bit; in float64 the device's own."""
     if x.dtype == tl.float64:
         y = tl.exp(x)
     else:

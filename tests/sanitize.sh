@@ -9,16 +9,17 @@ cmake=$("$python" -c 'import shutil, sys; print(shutil.which("cmake") or sys.exi
 "$cmake" -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DLK_OPTIMIZATION=-O1 -DPython_EXECUTABLE="$(pwd)/$python" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
   -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
-"$cmake" --build "$build" -j2
-rm -rf "$build/package" && mkdir -p "$build/package/latent_kernels"
-ln -s "$PWD"/python/latent_kernels/* "$PWD/kernels" "$build/package/latent_kernels/"
-cp "$build"/_core*.so "$build/package/latent_kernels/"
+"$cmake" --build "$build" -j "$(nproc)"
+rm -rf "$build/package" && mkdir -p "$build/package"
+cp -rL python/latent_kernels "$build/package/"  # kernels/ lies behind a link
+rm -f "$build"/package/latent_kernels/kernels/_core*.so
+cp "$build"/_core*.so "$build/package/latent_kernels/kernels/"
 # The editable install's import hook comes before any path; it has to go first.
 run='import sys; sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__];
 sys.path.insert(0, sys.argv.pop(1)); import latent_kernels.kernels._core as core; print(core.__file__);
 import pytest; sys.exit(pytest.main(sys.argv[1:]))'
 compiler=${CXX:-g++}
 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)" \
-  "$python" -c "$run" "$build/package" tests/test_gaussian.py tests/test_rsample_log_prob.py tests/test_densities.py \
+  "$python" -c "$run" "$build/package" tests/test_core.py tests/test_gaussian.py tests/test_rsample_log_prob.py tests/test_densities.py \
   tests/test_noise.py tests/test_score.py tests/test_family_samples.py tests/test_bounds.py tests/test_lasso.py \
   tests/test_lista.py -q -x -p no:cacheprovider

@@ -135,8 +135,9 @@ def test_exit_while_a_thread_computes() -> None:
     code = """
 from latent_kernels.kernels import _core
 out = torch.empty(10_000_000)
+given = dict(dtype=_core.Dtype.float32, threads=2, seed=1, offset=0, n=out.numel(), out=out.data_ptr())
 def busy():
-    while True: _core.normal(0, 2, 1, 0, out.numel(), out.data_ptr())
+    while True: _core.normal(**given)
 threading.Thread(target=busy, daemon=True).start()
 """
     run(PRELUDE + code)

@@ -1,43 +1,44 @@
-"""The log-densities on the CPU, in C++ (csrc/densities.hpp)."""
+"""The log-densities on the CPU, in C++ (csrc/densities/)."""
 
 from __future__ import annotations
 
 import torch
 
 from latent_kernels.kernels import _core
-from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES
+from latent_kernels.kernels.noise.cpp_cpu import DTYPES
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
-_DENSITIES = {"gaussian": 0, "bernoulli": 1}
-_ABSENT = (0, 0, 0, 0)
+_DENSITIES = {
+    "gaussian": _core.Density.gaussian,
+    "bernoulli": _core.Density.bernoulli,
+}
 
 
-def _problem(density: str, sizes: Sizes, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    """The arguments that forward and backward share."""
-    places: tuple[int, ...] = ()
-    for x in inputs:
-        group, sample, row, _ = x.stride()
-        places += (
-            x.data_ptr(),
-            group,
-            sample if x.size(1) != 1 else 0,
-            row if x.size(2) != 1 else 0,
-        )
-    if len(inputs) == 2:
-        places += _ABSENT
-    return (
-        TYPE_CODES[inputs[0].dtype],
-        torch.get_num_threads(),
-        _DENSITIES[density],
-        *sizes,
-        *places,
+def _operand(x: Tensor) -> _core.Operand:
+    """Return address and strides of an input; a dimension of one repeats."""
+    group, sample, row, _ = x.stride()
+    return x.data_ptr(), group, sample if x.size(1) != 1 else 0, row if x.size(2) != 1 else 0
+
+
+def _problem(density: str, sizes: Sizes, inputs: tuple[Tensor, ...]) -> _core.DensityProblem:
+    groups, samples, rows, cols = sizes
+    return _core.DensityProblem(
+        density=_DENSITIES[density],
+        dtype=DTYPES[inputs[0].dtype],
+        groups=groups,
+        samples=samples,
+        rows=rows,
+        cols=cols,
+        inputs=tuple([_operand(x) for x in inputs]),
     )
 
 
 def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor) -> None:
     """The log-density into `out`; see kernels/densities/reference.py."""
-    _core.densities_forward(*_problem(density, sizes, inputs), out.data_ptr())
+    _core.densities_forward(
+        _problem(density, sizes, inputs), threads=torch.get_num_threads(), out=out.data_ptr()
+    )
 
 
 def backward(
@@ -48,10 +49,9 @@ def backward(
     outputs: tuple[Tensor | None, ...],
 ) -> None:
     """The gradient of each input where `outputs` has a place for it."""
-    places = [0 if x is None else x.data_ptr() for x in outputs]
     _core.densities_backward(
-        *_problem(density, sizes, inputs),
-        gradient.data_ptr(),
-        *places,
-        *(0 for _ in range(3 - len(places))),
+        _problem(density, sizes, inputs),
+        threads=torch.get_num_threads(),
+        gradient=gradient.data_ptr(),
+        input_gradients=tuple([None if x is None else x.data_ptr() for x in outputs]),
     )

@@ -1,11 +1,11 @@
-"""Samples of discrete families on the CPU, in C++ (csrc/families.hpp)."""
+"""Samples of discrete families on the CPU, in C++ (csrc/families/)."""
 
 from __future__ import annotations
 
 import torch
 
 from latent_kernels.kernels import _core
-from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES, seed_arguments
+from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
 
 Tensor = torch.Tensor
 
@@ -20,16 +20,15 @@ def sample(
 ) -> None:
     """Writes samples into `z`; see kernels/families/reference.py for shapes and rules."""
     groups, samples, rows, cols, classes = sizes
-    _core.families_sample(
-        TYPE_CODES[logits.dtype],
-        torch.get_num_threads(),
-        groups,
-        samples,
-        rows * cols,
-        classes,
-        antithetic,
-        logits.data_ptr(),
-        *seed_arguments(seed),
-        offset,
-        z.data_ptr(),
+    problem = _core.FamilyProblem(
+        dtype=DTYPES[logits.dtype],
+        groups=groups,
+        samples=samples,
+        cols=rows * cols,
+        classes=classes,
+        antithetic=antithetic,
+        logits=logits.data_ptr(),
+        seed=seeds(seed),
+        offset=offset,
     )
+    _core.families_sample(problem, threads=torch.get_num_threads(), z=z.data_ptr())

@@ -25,7 +25,7 @@ EXP_Q = [
 
 
 def exp(x: Floats) -> Floats:
-    """e^x = 2^n (1 + r + r^2 Q(r)), n = round(x / ln 2); the sequence of csrc/math.hpp."""
+    """e^x = 2^n (1 + r + r^2 Q(r)), n = round(x / ln 2); the sequence of csrc/simd/math.hpp."""
     x = np.where(x < f32(-104), f32(-104), x)
     x = np.where(x > f32(89), f32(89), x)
     n = (x * f32(1.4426950216293335) + f32(12582912)) - f32(12582912)

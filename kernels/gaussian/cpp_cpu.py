@@ -1,23 +1,54 @@
-"""The Gaussian kernels on the CPU, in C++ (csrc/gaussian.hpp)."""
+"""The Gaussian kernels on the CPU, in C++ (csrc/gaussian/)."""
 
 from __future__ import annotations
 
 import torch
 
 from latent_kernels.kernels import _core
-from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES, seed_arguments
+from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
 
 Tensor = torch.Tensor
-_ABSENT = (0, 0, 0)
 
 
-def _rows(x: Tensor | None, rows: int, cols: int) -> tuple[int, int, int]:
-    """Address, group stride and row stride of an input whose columns are contiguous."""
+def _operand(x: Tensor | None, rows: int, cols: int) -> _core.Operand:
+    """Return address and strides of an input whose columns are contiguous."""
     if x is None:
-        return _ABSENT
+        return None
     if x.is_contiguous():
-        return x.data_ptr(), rows * cols, cols
-    return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, x.stride(-2)
+        return x.data_ptr(), rows * cols, 0, cols
+    return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, 0, x.stride(-2)
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _problem(
+    sizes: tuple[int, int, int, int],
+    mean: Tensor | None,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    spread_is_scale: bool,
+    seed: int | Tensor,
+    offset: int,
+) -> _core.GaussianProblem:
+    groups, samples, rows, cols = sizes
+    given = _operand(spread, rows, cols)
+    return _core.GaussianProblem(
+        dtype=DTYPES[spread.dtype],
+        groups=groups,
+        samples=samples,
+        rows=rows,
+        cols=cols,
+        mean=_operand(mean, rows, cols),
+        logvar=None if spread_is_scale else given,
+        scale=given if spread_is_scale else None,
+        prior_mean=_operand(prior_mean, rows, cols),
+        prior_logvar=_operand(prior_logvar, rows, cols),
+        seed=seeds(seed),
+        offset=offset,
+    )
 
 
 def forward(
@@ -36,21 +67,12 @@ def forward(
     """z = mean + sigma eps into `z`, KL into `kl`, log q(z) into `log_q`; reference.py has the
     formulas.
     """
-    rows, cols = sizes[2:]
     _core.gaussian_forward(
-        TYPE_CODES[mean.dtype],
-        torch.get_num_threads(),
-        *sizes,
-        *_rows(mean, rows, cols),
-        *_rows(spread, rows, cols),
-        *_rows(prior_mean, rows, cols),
-        *_rows(prior_logvar, rows, cols),
-        spread_is_scale,
-        *seed_arguments(seed),
-        offset,
-        0 if z is None else z.data_ptr(),
-        0 if kl is None else kl.data_ptr(),
-        0 if log_q is None else log_q.data_ptr(),
+        _problem(sizes, mean, spread, prior_mean, prior_logvar, spread_is_scale, seed, offset),
+        threads=torch.get_num_threads(),
+        z=_address(z),
+        kl=_address(kl),
+        log_q=_address(log_q),
     )
 
 
@@ -71,22 +93,18 @@ def backward(
     """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place
     for it.
     """
-    rows, cols = sizes[2:]
+    d_mean, d_spread, d_prior_mean, d_prior_logvar = outputs
     _core.gaussian_backward(
-        TYPE_CODES[mean.dtype],
-        torch.get_num_threads(),
-        *sizes,
-        *_rows(mean, rows, cols),
-        *_rows(spread, rows, cols),
-        *_rows(prior_mean, rows, cols),
-        *_rows(prior_logvar, rows, cols),
-        spread_is_scale,
-        *seed_arguments(seed),
-        offset,
-        0 if z_gradient is None else z_gradient.data_ptr(),
-        0 if kl_gradient is None else kl_gradient.data_ptr(),
-        0 if log_q_gradient is None else log_q_gradient.data_ptr(),
-        *(0 if x is None else x.data_ptr() for x in outputs),
+        _problem(sizes, mean, spread, prior_mean, prior_logvar, spread_is_scale, seed, offset),
+        threads=torch.get_num_threads(),
+        z_gradient=_address(z_gradient),
+        kl_gradient=_address(kl_gradient),
+        log_q_gradient=_address(log_q_gradient),
+        mean_gradient=_address(d_mean),
+        logvar_gradient=None if spread_is_scale else _address(d_spread),
+        scale_gradient=_address(d_spread) if spread_is_scale else None,
+        prior_mean_gradient=_address(d_prior_mean),
+        prior_logvar_gradient=_address(d_prior_logvar),
     )
 
 
@@ -100,12 +118,8 @@ def path_backward(
 ) -> None:
     """The gradient of z where log q depends on z alone, -eps / sigma of log q's, into `z_gradient`."""
     _core.gaussian_path_backward(
-        TYPE_CODES[logvar.dtype],
-        torch.get_num_threads(),
-        *sizes,
-        *_rows(logvar, sizes[2], sizes[3]),
-        *seed_arguments(seed),
-        offset,
-        log_q_gradient.data_ptr(),
-        z_gradient.data_ptr(),
+        _problem(sizes, None, logvar, None, None, False, seed, offset),
+        threads=torch.get_num_threads(),
+        log_q_gradient=log_q_gradient.data_ptr(),
+        z_gradient=z_gradient.data_ptr(),
     )

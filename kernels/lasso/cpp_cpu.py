@@ -1,4 +1,4 @@
-"""Lasso codes on the CPU, in C++ (csrc/lasso.hpp)."""
+"""Lasso codes on the CPU, in C++ (csrc/lasso/)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.lasso import reference
-from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES
+from latent_kernels.kernels.noise.cpp_cpu import DTYPES
 
 Tensor = torch.Tensor
 
-ALGORITHMS = {"ista": 0, "fista": 1, "cd": 2}  # csrc/kernels.hpp, enum LassoAlgorithm
+_ALGORITHMS = {algorithm.name: algorithm for algorithm in _core.LassoAlgorithm}
 
 
 class Dictionary(NamedTuple):
     """A dictionary [K, F] as the kernels read it, its columns in whole registers; see
-    csrc/kernels.hpp, Lasso.
+    csrc/lasso/problem.hpp.
     """
 
     plain: Tensor
@@ -41,9 +41,15 @@ def prepare(dictionary: Tensor) -> Dictionary:
         dictionary.new_empty((rows // 16, features, 16)),
     )
     gram = dictionary.new_empty((components, rows))
-    pointers = (t.data_ptr() for t in (dictionary, atoms, panels, gram))
     _core.lasso_prepare(
-        TYPE_CODES[dictionary.dtype], torch.get_num_threads(), features, components, *pointers
+        dtype=DTYPES[dictionary.dtype],
+        threads=torch.get_num_threads(),
+        features=features,
+        components=components,
+        dictionary=dictionary.data_ptr(),
+        atoms=atoms.data_ptr(),
+        panels=panels.data_ptr(),
+        gram=gram.data_ptr(),
     )
     return Dictionary(dictionary, atoms, panels, gram)
 
@@ -72,19 +78,25 @@ def encode(
     # the gap's allowance for rounding needs the largest ||d_k||^2, a gradient step the largest
     # eigenvalue
     bound = float(dictionary.norms.max()) if algorithm == "cd" else curvature(dictionary)
+    rows, features = x.shape
+    problem = _core.LassoProblem(
+        dtype=DTYPES[x.dtype],
+        algorithm=_ALGORITHMS[algorithm],
+        positive=positive,
+        rows=rows,
+        features=features,
+        components=codes.size(1),
+        max_iter=max_iter,
+        tolerance=tol,
+        curvature=bound,
+        x=x.data_ptr(),
+        dictionary=dictionary.atoms.data_ptr(),
+        panels=dictionary.panels.data_ptr(),
+        gram=dictionary.gram.data_ptr(),
+        alpha=alpha.data_ptr(),
+        alpha_stride=1 if alpha.numel() > 1 else 0,
+        init=None if init is None else init.data_ptr(),
+    )
     _core.lasso_encode(
-        TYPE_CODES[x.dtype],
-        torch.get_num_threads(),
-        ALGORITHMS[algorithm],
-        positive,
-        *x.shape,
-        codes.size(1),
-        max_iter,
-        tol,
-        bound,
-        *(t.data_ptr() for t in (x, *dictionary[1:], alpha)),
-        1 if alpha.numel() > 1 else 0,
-        0 if init is None else init.data_ptr(),
-        codes.data_ptr(),
-        gap.data_ptr(),
+        problem, threads=torch.get_num_threads(), codes=codes.data_ptr(), gap=gap.data_ptr()
     )

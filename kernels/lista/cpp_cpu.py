@@ -1,4 +1,4 @@
-"""Unrolled soft-thresholding on the CPU, in C++ (csrc/lista.hpp)."""
+"""Unrolled soft-thresholding on the CPU, in C++ (csrc/lista/)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.noise.cpp_cpu import DTYPES
 
 Tensor = torch.Tensor
 Tape = _core.ListaTape | None
@@ -16,20 +17,26 @@ def plan(tensors: Tensors, choices: Choices) -> _core.ListaPlan:
 
     Each call is given its x and initial codes.
     """
-    x, weight, threshold, _, recurrent, _, step, _ = tensors
+    x, weight, threshold, bias, recurrent, dictionary, step, _ = tensors
     n = weight.size(-1)
-    flags = (  # csrc/lista.cpp, Plan
-        choices.positive
-        | (weight.dim() == 3) << 1
-        | (recurrent is not None and recurrent.dim() == 3) << 2
-        | (step is not None and step.dim() == 1) << 3
-        | (threshold.dim() == 2) << 4
-        | (threshold.dim() > 0 and threshold.size(-1) == n) << 5
-    )
-    code = 1 if x.dtype == torch.float64 else 0
-    addresses = [_address(t) for t in tensors[1:-1]]
     return _core.ListaPlan(
-        code, x.size(1), n, choices.layers, flags, addresses, choices.select or ()
+        dtype=DTYPES[x.dtype],
+        features=x.size(1),
+        components=n,
+        layers=choices.layers,
+        positive=choices.positive,
+        layered_weight=weight.dim() == 3,
+        layered_recurrent=recurrent is not None and recurrent.dim() == 3,
+        layered_step=step is not None and step.dim() == 1,
+        layered_threshold=threshold.dim() == 2,
+        wide_threshold=threshold.dim() > 0 and threshold.size(-1) == n,
+        weight=_address(weight),
+        threshold=_address(threshold),
+        bias=_address(bias),
+        recurrent=_address(recurrent),
+        dictionary=_address(dictionary),
+        step=_address(step),
+        select=choices.select or (),
     )
 
 
@@ -55,9 +62,15 @@ def forward(
     """
     x = tensors.x
     z = x.new_empty((x.size(0), tensors.components))
-    addresses = _address(x), _address(tensors.initial), _address(z)
-    tape = plan(tensors, choices).forward(
-        torch.get_num_threads(), x.size(0), *addresses, with_tape, with_drive
+    tape = _core.lista_forward(
+        plan(tensors, choices),
+        threads=torch.get_num_threads(),
+        rows=x.size(0),
+        x=_address(x),
+        initial=_address(tensors.initial),
+        out=_address(z),
+        with_tape=with_tape,
+        with_drive=with_drive,
     )
     return z, tape
 
@@ -74,13 +87,15 @@ def backward(
         torch.empty_like(t) if t is not None and w else None
         for t, w in zip(tensors, wanted, strict=True)
     ]
-    plan(tensors, choices).backward(
-        torch.get_num_threads(),
-        x.size(0),
-        _address(x),
-        _address(tensors.initial),
-        tape,
-        _address(upstream),
-        [_address(g) for g in gradients],
+    addresses = {name: _address(g) for name, g in zip(Tensors._fields, gradients, strict=True)}
+    _core.lista_backward(
+        plan(tensors, choices),
+        threads=torch.get_num_threads(),
+        rows=x.size(0),
+        x=_address(x),
+        initial=_address(tensors.initial),
+        tape=tape,
+        upstream=_address(upstream),
+        gradients=_core.ListaGradients(**addresses),
     )
     return gradients

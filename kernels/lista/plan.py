@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.autograd import forward_ad
 
+from latent_kernels.kernels import _core
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import plain
 from latent_kernels.kernels.lista import cpp_cpu
@@ -120,8 +121,16 @@ class Plan:
             function(*arguments, out=out)
         rows = x.size(0)
         z = x.new_empty((rows, self._components))
-        addresses = x.data_ptr(), 0, z.data_ptr()
-        self._kernel.forward(torch.get_num_threads(), rows, *addresses, False, False)
+        _core.lista_forward(
+            self._kernel,
+            threads=torch.get_num_threads(),
+            rows=rows,
+            x=x.data_ptr(),
+            initial=None,
+            out=z.data_ptr(),
+            with_tape=False,
+            with_drive=False,
+        )
         return z
 
     def _holds(self) -> bool:

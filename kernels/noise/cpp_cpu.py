@@ -1,4 +1,4 @@
-"""Noise on the CPU, in C++ (csrc/noise.hpp)."""
+"""Noise on the CPU, in C++ (csrc/noise/)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import torch
 
 from latent_kernels.kernels import _core
 
-# csrc/kernels.hpp, enum Type
-TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPES = {
+    torch.float32: _core.Dtype.float32,
+    torch.float64: _core.Dtype.float64,
+    torch.bfloat16: _core.Dtype.bfloat16,
+    torch.float16: _core.Dtype.float16,
+}
 
 
-def seed_arguments(seed: int | torch.Tensor) -> tuple[int, int, int]:
-    """The seed, or the address and stride of one for each group, as the C++ kernels take it."""
+def seeds(seed: int | torch.Tensor) -> _core.Seeds:
+    """Return the seed, or address and stride of one for each group, as the C++ kernels take it."""
     if isinstance(seed, int):
-        return seed, 0, 0
-    return 0, seed.data_ptr(), 1 if seed.numel() > 1 else 0
+        return seed
+    return seed.data_ptr(), 1 if seed.numel() > 1 else 0
 
 
 def fill(kind: str, out: torch.Tensor, seed: int, offset: int) -> None:
@@ -23,5 +27,10 @@ def fill(kind: str, out: torch.Tensor, seed: int, offset: int) -> None:
     """
     function = _core.normal if kind == "normal" else _core.uniform
     function(
-        TYPE_CODES[out.dtype], torch.get_num_threads(), seed, offset, out.numel(), out.data_ptr()
+        dtype=DTYPES[out.dtype],
+        threads=torch.get_num_threads(),
+        seed=seed,
+        offset=offset,
+        n=out.numel(),
+        out=out.data_ptr(),
     )

@@ -1,4 +1,4 @@
-"""Noise stream v1 in Triton: the same operations in the same order as csrc/noise.hpp and
+"""Noise stream v1 in Triton: the same operations in the same order as csrc/noise/kernel.hpp and
 reference.py.
 
 Launched without fp fusion, with the correctly rounded square root; a minus sign is written as a

@@ -1,24 +1,21 @@
-"""Score-function gradients on the CPU, in C++ (csrc/score.hpp)."""
+"""Score-function gradients on the CPU, in C++ (csrc/score/)."""
 
 from __future__ import annotations
 
 import torch
 
 from latent_kernels.kernels import _core
-from latent_kernels.kernels.noise.cpp_cpu import TYPE_CODES, seed_arguments
+from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
 from latent_kernels.kernels.score.problem import Problem
 
 Tensor = torch.Tensor
 
-# csrc/kernels.hpp, enums Family and Control
-_FAMILIES = {"gaussian": 0, "bernoulli": 1, "antithetic": 2, "categorical": 3}
-_CONTROLS = {"none": 0, "leave_one_out": 1, "optimal": 2}
+_FAMILIES = {family.name: family for family in _core.Family}
+_CONTROLS = {control.name: control for control in _core.Control}
 
 
-def _pair(tensors: tuple[Tensor, ...] | None) -> tuple[int, int]:
-    if tensors is None:
-        return 0, 0
-    return tensors[0].data_ptr(), tensors[1].data_ptr() if len(tensors) > 1 else 0
+def _addresses(tensors: tuple[Tensor, ...] | None) -> tuple[int, ...]:
+    return tuple([x.data_ptr() for x in tensors or ()])
 
 
 def gradient(
@@ -35,23 +32,31 @@ def gradient(
 ) -> bool:
     """Writes gradients and variances; see kernels/score/reference.py for shapes and formulas."""
     dtype = parameters[0].dtype
+    groups, samples, rows, cols, classes = problem.sizes
+    given = _core.ScoreProblem(
+        family=_FAMILIES[problem.family],
+        control=_CONTROLS[problem.control],
+        dtype=DTYPES[dtype],
+        groups=groups,
+        samples=samples,
+        rows=rows,
+        cols=cols,
+        classes=classes,
+        folds=problem.folds,
+        parameters=_addresses(parameters),
+        z=None if z is None else z.data_ptr(),
+        seed=seeds(seed),
+        offset=offset,
+        per_element=problem.per_element,
+        double_values=values.dtype == torch.float64 and dtype != torch.float64,
+        values=values.data_ptr(),
+        baseline=None if baseline is None else baseline.data_ptr(),
+        baseline_sampled=baseline is not None and baseline.numel() == values.numel(),
+        upstream=None if upstream is None else upstream.data_ptr(),
+    )
     return _core.score_gradient(
-        TYPE_CODES[dtype],
-        torch.get_num_threads(),
-        _FAMILIES[problem.family],
-        _CONTROLS[problem.control],
-        *problem.sizes,
-        problem.folds,
-        problem.per_element,
-        values.dtype == torch.float64 and dtype != torch.float64,
-        *_pair(parameters),
-        0 if z is None else z.data_ptr(),
-        *seed_arguments(seed),
-        offset,
-        values.data_ptr(),
-        0 if baseline is None else baseline.data_ptr(),
-        baseline is not None and baseline.numel() == values.numel(),
-        0 if upstream is None else upstream.data_ptr(),
-        *_pair(gradients),
-        *_pair(variances),
+        given,
+        threads=torch.get_num_threads(),
+        gradients=_addresses(gradients),
+        variances=_addresses(variances),
     )

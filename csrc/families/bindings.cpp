@@ -1,0 +1,45 @@
+#include <memory>
+
+#include "families/problem.hpp"
+#include "host/bind.hpp"
+
+namespace lk {
+
+template <>
+struct FieldsOf<FamilyProblem> {
+  using P = FamilyProblem;
+  static constexpr auto list =
+      std::make_tuple(Field{"dtype", &P::dtype}, Field{"groups", &P::groups}, Field{"samples", &P::samples},
+                      Field{"cols", &P::cols}, Field{"classes", &P::classes}, Field{"antithetic", &P::antithetic},
+                      Field{"logits", &P::logits}, Field{"seed", &P::seed}, Field{"offset", &P::offset});
+};
+
+namespace {
+
+void sample(const FamilyProblem& p, int threads, void* z) {
+  // Of the categorical family few columns and many samples: the tables serve every sample of a part.
+  const int64_t columns = p.classes == 0 ? kTaskColumns : elements_of_block(p.classes);
+  const Cut cut(p.groups, p.samples, 1, p.cols, true, columns);
+  const FamilyKernels& kernels = active<FamilyKernels>();
+  without_gil([&] {
+    parallel_for(cut.parts(), worthwhile_threads(threads, cut.elements()), [&](int64_t i) {
+      int64_t col_part;
+      const Part part = cut.part(i, col_part);
+      if (p.classes == 0) {
+        kernels.bernoulli_sample[p.dtype](p, z, part);
+      } else {
+        const std::unique_ptr<float[]> table(new float[static_cast<size_t>(elements_of_block(p.classes) * p.classes)]);
+        kernels.categorical_sample[p.dtype](p, z, part, table.get());
+      }
+    });
+  });
+}
+
+}  // namespace
+
+void bind_families(pybind11::module_& m) {
+  define_struct<FamilyProblem>(m, "FamilyProblem");
+  define<&sample>(m, "families_sample", {"threads", "z"});
+}
+
+}  // namespace lk

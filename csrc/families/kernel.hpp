@@ -1,0 +1,121 @@
+// Samples of discrete families from the stream's uniforms. The rules are part of noise stream v1 and frozen:
+// kernels/families/README.md states them, kernels/families/reference.py is their readable form.
+#pragma once
+
+#include "families/problem.hpp"
+#include "noise/kernel.hpp"
+#include "simd/tile.hpp"
+
+namespace lk {
+namespace LK_ISA {
+
+// ln u - ln(1 - u) of elements e, ..., e + n - 1 of the uniforms; `buffer` holds noise_length(n) floats.
+inline void logistic_tile(uint64_t seed, uint64_t e, int n, float* buffer, float* x) {
+  const float* u = noise_tile<kUniforms>(seed, e, n, buffer);
+  each<float>(n, [&](int64_t i, auto k) {
+    const auto v = load(u + i, k);
+    store(x + i, ln(v) - ln(-(v - 1.0f)), k);
+  });
+}
+
+// z = [x < logit], or [-x < logit] mirrored; NaN under NaN.
+template <class C>
+inline void bernoulli_tile(const float* x, bool mirrored, const C* logits, int n, C* z) {
+  const C sign = mirrored ? C(-1) : C(1);
+  each<C>(n, [&](int64_t i, auto k) {
+    const auto draw = [](auto v, auto l) {
+      const auto drawn = v < l ? splat<C>(C(1)) : splat<C>(C(0));
+      return l == l ? drawn : l;
+    };
+    store(z + i, map(draw, load_noise<C>(x + i, k) * sign, load(logits + i, k)), k);
+  });
+}
+
+template <class T>
+inline float to_float32(T x) {
+  return static_cast<float>(x);
+}
+inline float to_float32(BFloat16 x) { return widen(x); }
+inline float to_float32(Float16 x) { return widen(x); }
+
+// Unnormalized cumulative probabilities of n elements, [n, classes].
+template <class T>
+inline void cumulative_table(const T* logits, int n, int64_t classes, float* table) {
+  for (int i = 0; i < n; ++i) {
+    const T* row = logits + i * classes;
+    float* out = table + i * classes;
+    float most = to_float32(row[0]);
+    bool nan = most != most;
+    for (int64_t k = 0; k < classes; ++k) {
+      out[k] = to_float32(row[k]);
+      nan |= out[k] != out[k];
+      most = out[k] > most ? out[k] : most;
+    }
+    if (nan) most = bit_cast<float>(0x7FC00000u);
+    for (int64_t k = 0; k < classes; ++k) out[k] -= most;
+  }
+  each<float>(n * classes, [&](int64_t i, auto k) { store(table + i, exp(load(table + i, k)), k); });
+  for (int i = 0; i < n; ++i)
+    for (int64_t k = 1; k < classes; ++k) table[i * classes + k] += table[i * classes + k - 1];
+}
+
+// How many of the first K - 1 entries are at most u times the last. Sums of non-negative terms do not fall.
+inline int64_t categorical_draw(const float* c, int64_t classes, float u) {
+  const float x = u * c[classes - 1];
+  int64_t below = 0;
+  if (classes <= 8) {
+    for (int64_t k = 0; k < classes - 1; ++k) below += c[k] <= x;
+    return below;
+  }
+  for (int64_t left = classes - 1; left > 0;) {
+    const int64_t half = left / 2;
+    const bool up = c[below + half] <= x;
+    below = up ? below + half + 1 : below;
+    left = up ? left - half - 1 : half;
+  }
+  return below;
+}
+
+// Works on the plane [rows, cols] as one row: part.col0 and col1 are places in it.
+template <class T>
+void bernoulli_sample(const FamilyProblem& p, void* out, const Part& part) {
+  using C = Compute<T>;
+  alignas(64) float noise[noise_length(kTile)];
+  alignas(64) float x[kTile + kReduceLanes];
+  Scratch<C> logits_buffer, work;
+  const uint64_t seed = seed_of(p.seed, part.group);
+  const Input input{p.logits, p.cols, 0, p.cols};
+  for (int64_t s = part.sample0; s < part.sample1; ++s) {
+    each_tile(part, [&](const Tile& tile) {
+      const C* logits = load_tile<T>(input, part.group, 0, tile, logits_buffer);
+      const int64_t e = s * p.cols + tile.col0;
+      logistic_tile(seed, p.offset + static_cast<uint64_t>(e), tile.cols, noise, x);
+      for (int64_t twin = 0; twin <= (p.antithetic ? 1 : 0); ++twin) {
+        const int64_t copies = p.antithetic ? 2 : 1;
+        T* to = static_cast<T*>(out) + (part.group * copies + twin) * p.samples * p.cols + e;
+        bernoulli_tile(x, twin != 0, logits, tile.cols, output_tile(to, work.at));
+        finish_tile(work.at, tile.cols, to);
+      }
+    });
+  }
+}
+
+template <class T>
+void categorical_sample(const FamilyProblem& p, void* out, const Part& part, float* table) {
+  alignas(64) float noise[noise_length(kTile)];
+  const uint64_t seed = seed_of(p.seed, part.group);
+  const int64_t block = elements_of_block(p.classes);
+  for (int64_t begin = part.col0; begin < part.col1; begin += block) {
+    const int n = static_cast<int>(smaller(block, part.col1 - begin));
+    cumulative_table(static_cast<const T*>(p.logits) + (part.group * p.cols + begin) * p.classes, n, p.classes, table);
+    for (int64_t s = part.sample0; s < part.sample1; ++s) {
+      const int64_t e = s * p.cols + begin;
+      const float* u = noise_tile<kUniforms>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
+      int64_t* to = static_cast<int64_t*>(out) + part.group * p.samples * p.cols + e;
+      for (int i = 0; i < n; ++i) to[i] = categorical_draw(table + i * p.classes, p.classes, u[i]);
+    }
+  }
+}
+
+}  // namespace LK_ISA
+}  // namespace lk

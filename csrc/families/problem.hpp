@@ -1,0 +1,31 @@
+// Samples of discrete families: what the host hands to the kernels.
+#pragma once
+
+#include "common.hpp"
+
+namespace lk {
+
+// Samples of Bernoulli or Categorical variables over a plane of `cols` elements.
+struct FamilyProblem {
+  Dtype dtype;
+  int64_t groups, samples, cols, classes;  // classes: 0 for Bernoulli
+  bool antithetic;                         // out is [groups, 2, samples, cols]
+  const void* logits;                      // [groups, cols], or [groups, cols, classes]
+  Seeds seed;
+  uint64_t offset;
+};
+
+// Elements of the categorical family whose classes fill a block of tables: as many as one tile has.
+constexpr int64_t kClassBlock = 4096;
+static inline int64_t elements_of_block(int64_t classes) {
+  const int64_t elements = kClassBlock / classes;
+  return elements < 1 ? 1 : elements < kTile ? elements : kTile;
+}
+
+struct FamilyKernels {
+  static const FamilyKernels baseline, avx2, avx512;
+  void (*bernoulli_sample[kDtypes])(const FamilyProblem&, void* out, const Part&);
+  void (*categorical_sample[kDtypes])(const FamilyProblem&, void* out, const Part&, float* table);
+};
+
+}  // namespace lk

@@ -1,0 +1,273 @@
+// The Gaussian kernels: z = mean + sigma eps with KL to the prior and log q(z), forward and backward.
+// eps is made anew from the seed in both directions, a tile at a time, and never reaches memory.
+#pragma once
+
+#include "gaussian/problem.hpp"
+#include "noise/kernel.hpp"
+#include "simd/tile.hpp"
+
+namespace lk {
+namespace LK_ISA {
+
+// sigma of a tile, as given or from log sigma^2.
+template <class T>
+inline const Compute<T>* sigma_tile(const GaussianProblem& p, int64_t group, const Tile& tile, const Compute<T>* logvar,
+                                    Compute<T>* buffer) {
+  using C = Compute<T>;
+  if (p.scale.data != nullptr) return load_tile<T>(p.scale, group, 0, tile, buffer);
+  each<C>(tile.size(), [&](int64_t i, auto part) { store(buffer + i, exp(load(logvar + i, part) * C(0.5)), part); });
+  return buffer;
+}
+
+// What the KL and its gradients are made of, at one place: quadratic = ((mean - m0) / sigma0)^2, scaled = (mean - m0) /
+// sigma0^2, and psi and expm1 of logvar - l0. That difference is d + lost, d rounded: what was lost is exact (Knuth's
+// TwoDiff), and psi' = expm1, expm1' = e^d bring it back.
+template <class V>
+struct KlTerms {
+  V quadratic, scaled, psi, expm1;
+};
+
+template <class C, class Place>
+LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0, int64_t i, Place k) {
+  auto delta = load(mean + i, k), l = load(logvar + i, k);
+  if (m0 != nullptr) delta = delta - load(m0 + i, k);
+  KlTerms<decltype(l)> t{delta * delta, delta, l, l};
+  if (l0 == nullptr) {
+    psi_expm1(l, t.psi, t.expm1);
+    return t;
+  }
+  const auto prior = load(l0 + i, k), d = l - prior, back = d - l, lost = (l - (d - back)) - (prior + back);
+  // By one exp, and only where that would overflow by its root twice.
+  const auto choose = [](auto at, auto once, auto twice) { return at > C(-80) ? once : twice; };
+  const auto once = delta * exp(-prior), root = exp(prior * C(-0.5)), ratio = delta * root;
+  t.quadratic = map(choose, prior, delta * once, ratio * ratio);
+  t.scaled = map(choose, prior, once, ratio * root);
+  psi_expm1(d, t.psi, t.expm1);
+  const auto psi = t.psi + lost * t.expm1, expm1 = t.expm1 + lost * (t.expm1 + C(1));
+  const auto if_finite = [](auto slope, auto corrected, auto plain) { return slope < C(1e38) ? corrected : plain; };
+  t.psi = map(if_finite, t.expm1, psi, t.psi);
+  t.expm1 = map(if_finite, t.expm1, expm1, t.expm1);
+  return t;
+}
+
+// What a part's samples are made in.
+template <class C>
+struct SampleScratch {
+  Scratch<C> mean, logvar, sigma, work, terms;
+  alignas(64) float noise[noise_length(kTile)];
+  double log_q[kLongRowSamples];  // of each sample's row in progress, where a row is longer than a tile
+};
+
+// z and log q of a tile, all samples of the part.
+template <class T>
+inline void draw_tile(const GaussianProblem& p, const GaussianOutputs& out, const Part& part, const Tile& tile,
+                      bool with_log_q, const Compute<T>* mean, const Compute<T>* logvar,
+                      SampleScratch<Compute<T>>& at) {
+  using C = Compute<T>;
+  const int n = tile.size(), copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
+  const int64_t plane = p.rows * p.cols, begin = tile.row0 * p.cols + tile.col0;
+  const uint64_t seed = seed_of(p.seed, part.group);
+  const C* sigma = sigma_tile<T>(p, part.group, tile, logvar, at.sigma);
+  const C* means = repeat(mean, n, copies, at.mean.at);
+  const C* sigmas = repeat(sigma, n, copies, at.sigma.at);
+  const C* logvars = with_log_q ? repeat(logvar, n, copies, at.logvar.at) : nullptr;
+  for (int64_t s = part.sample0; s < part.sample1; s += copies) {
+    const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
+    const int64_t e = s * plane + begin;
+    const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, at.noise);
+    T* to = static_cast<T*>(out.z) + part.group * p.samples * plane + e;
+    C* z = output_tile(to, at.work.at);
+    each<C>(m, [&](int64_t i, auto k) {
+      store(z + i, load(means + i, k) + load(sigmas + i, k) * load_noise<C>(eps + i, k), k);
+    });
+    finish_tile(at.work.at, m, to);
+    if (!with_log_q) continue;
+    each<C>(m, [&](int64_t i, auto k) {
+      const auto v = load_noise<C>(eps + i, k);
+      store(at.terms + i, v * v + (load(logvars + i, k) + C(kLogTwoPi)), k);
+    });
+    const bool whole = tile.first && tile.last;
+    double& row = at.log_q[whole ? 0 : s - part.sample0];
+    RowSumWriter<C> log_q{out.log_q, tile.first ? 0 : row};
+    const Tile side_by_side{0, 0, tile.rows * count, tile.cols, tile.first, tile.last};
+    log_q.add(at.terms, side_by_side, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
+    row = log_q.row;
+  }
+}
+
+template <class T>
+void gaussian_forward(const GaussianProblem& p, const GaussianOutputs& out, const Part& part) {
+  using C = Compute<T>;
+  SampleScratch<C> scratch;
+  Scratch<C> prior_mean, prior_logvar;
+  const bool with_kl = out.kl.out != nullptr || out.kl.partial != nullptr;
+  const bool with_log_q = out.log_q.out != nullptr || out.log_q.partial != nullptr;
+  RowSumWriter<C> kl{out.kl};
+
+  each_tile(part, [&](const Tile& tile) {
+    const C* mean = load_tile<T>(p.mean, part.group, 0, tile, scratch.mean);
+    const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, scratch.logvar);
+    if ((out.z != nullptr || with_log_q) && part.sample0 < part.sample1)  // z of no columns has no address
+      draw_tile<T>(p, out, part, tile, with_log_q, mean, logvar, scratch);
+    if (with_kl) {  // ((mean - m0) / sigma0)^2 + psi(logvar - l0); the factor 1/2 joins the sum
+      const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean);
+      const C* l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar);
+      each<C>(tile.size(), [&](int64_t i, auto k) {
+        const auto t = kl_terms(mean, logvar, m0, l0, i, k);
+        store(scratch.work + i, t.quadratic + t.psi, k);
+      });
+      kl.add(scratch.work, tile, part.group * p.rows + tile.row0, C(0.5));
+    }
+  });
+}
+
+// Of a tile, sum_s g_s and, where `noise` is given to work in, sum_s g_s eps_s, g the gradient of z: over every
+// copies-th sample side by side, then over those sums.
+template <class T>
+inline void sum_samples(const GaussianProblem& p, const void* z_gradient, int64_t group, const Tile& tile, float* noise,
+                        Compute<T>* sum_g, Compute<T>* sum_g_eps) {
+  using C = Compute<T>;
+  Scratch<C> widened;
+  const int n = tile.size();
+  const int64_t plane = p.rows * p.cols, begin = tile.row0 * p.cols + tile.col0;
+  if (z_gradient == nullptr || p.samples == 0) {
+    std::memset(sum_g, 0, sizeof(C) * static_cast<size_t>(n));
+    std::memset(sum_g_eps, 0, sizeof(C) * static_cast<size_t>(n));
+    return;
+  }
+  const Input gradient{z_gradient, p.samples * plane, plane, p.cols};
+  const uint64_t seed = seed_of(p.seed, group);
+  const int copies = samples_at_once(p.rows, p.cols, tile, p.samples);
+  for (int64_t s = 0; s < p.samples; s += copies) {
+    const int m = n * static_cast<int>(smaller(copies, p.samples - s));
+    const int64_t e = s * plane + begin;
+    const Tile flat{0, e, 1, m, true, true};
+    const C* g = load_tile<T>(gradient, group, 0, flat, widened.at);
+    const float* eps = noise;
+    if (noise != nullptr) eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
+    each<C>(m, [&](int64_t i, auto k) {
+      const auto v = load(g + i, k);
+      store(sum_g + i, s == 0 ? v : load(sum_g + i, k) + v, k);
+      if (noise != nullptr) {
+        const auto w = v * load_noise<C>(eps + i, k);
+        store(sum_g_eps + i, s == 0 ? w : load(sum_g_eps + i, k) + w, k);
+      }
+    });
+  }
+  for (int c = 1; c < copies; ++c) {
+    each<C>(n, [&](int64_t i, auto k) {
+      store(sum_g + i, load(sum_g + i, k) + load(sum_g + c * n + i, k), k);
+      store(sum_g_eps + i, load(sum_g_eps + i, k) + load(sum_g_eps + c * n + i, k), k);
+    });
+  }
+}
+
+// log q has logvar in -1/2 sum_d logvar alone: takes 1/2 sum_s g_s from logvar's gradient `to`, g that of log q.
+template <class C>
+inline void subtract_log_q(const GaussianProblem& p, const void* log_q_gradient, int64_t group, const Tile& tile,
+                           C* to) {
+  Scratch<C> sum, of_elements;
+  const C* gradients = static_cast<const C*>(log_q_gradient) + group * p.samples * p.rows + tile.row0;
+  const int together = samples_at_once(p.rows, p.cols, tile, p.samples);
+  std::memset(sum.at, 0, sizeof(C) * static_cast<size_t>(tile.rows * together));
+  for (int64_t s = 0; s < p.samples; s += together) {
+    const int64_t values = tile.rows * smaller(together, p.samples - s);
+    each<C>(values,
+            [&](int64_t i, auto k) { store(sum + i, load(sum + i, k) + load(gradients + s * p.rows + i, k), k); });
+  }
+  for (int c = 1; c < together; ++c)
+    for (int r = 0; r < tile.rows; ++r) sum[r] += sum[c * tile.rows + r];
+  repeat_rows(sum.at, tile, of_elements.at);
+  each<C>(tile.size(),
+          [&](int64_t i, auto k) { store(to + i, load(to + i, k) - load(of_elements + i, k) * C(0.5), k); });
+}
+
+template <class T>
+void gaussian_backward(const GaussianProblem& p, const GaussianGradients& g, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> mean_buffer, logvar_buffer, prior_mean_buffer, prior_logvar_buffer, sigma_buffer, sum_g, sum_g_eps,
+      row_gradient;
+  Scratch<C> outputs[4];
+  alignas(64) float noise[noise_length(kTile)];
+  const int64_t plane = p.rows * p.cols;
+  const bool need_noise = g.logvar != nullptr || g.scale != nullptr;
+  const bool with_z = g.z != nullptr && p.samples > 0, with_kl = g.kl != nullptr;
+  void* const targets[4] = {g.mean, g.scale != nullptr ? g.scale : g.logvar, g.prior_mean, g.prior_logvar};
+
+  each_tile(part, [&](const Tile& tile) {
+    const int n = tile.size();
+    const int64_t begin = tile.row0 * p.cols + tile.col0;
+    const C* mean = load_tile<T>(p.mean, part.group, 0, tile, mean_buffer);
+    const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, logvar_buffer);
+    const C *sigma = nullptr, *m0 = nullptr, *l0 = nullptr;
+    sum_samples<T>(p, g.z, part.group, tile, need_noise ? noise : nullptr, sum_g.at, sum_g_eps.at);
+    if (with_z && g.logvar != nullptr) sigma = sigma_tile<T>(p, part.group, tile, logvar, sigma_buffer);
+    if (with_kl) {
+      repeat_rows(static_cast<const C*>(g.kl) + part.group * p.rows + tile.row0, tile, row_gradient.at);
+      m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean_buffer);
+      l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar_buffer);
+    }
+    T* to[4];
+    C* at[4];
+    for (int j = 0; j < 4; ++j) {
+      to[j] = targets[j] ? static_cast<T*>(targets[j]) + part.group * plane + begin : nullptr;
+      at[j] = targets[j] ? output_tile(to[j], outputs[j].at) : nullptr;
+    }
+    each<C>(n, [&](int64_t i, auto k) {
+      auto d_mean = load(sum_g + i, k), d_sigma = load(sum_g_eps + i, k);  // d_sigma: of logvar where that is given
+      if (sigma != nullptr) d_sigma = d_sigma * (load(sigma + i, k) * C(0.5));
+      auto toward_prior = d_mean, d_prior_logvar = d_mean;
+      if (with_kl) {
+        const auto gk = load(row_gradient + i, k);
+        const auto t = kl_terms(mean, logvar, m0, l0, i, k);
+        toward_prior = gk * t.scaled;
+        d_mean = d_mean + toward_prior;
+        d_sigma = d_sigma + (gk * C(0.5)) * t.expm1;
+        if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (t.expm1 + t.quadratic);
+      } else {
+        toward_prior = d_prior_logvar = map([](auto v) { return decltype(v){}; }, d_mean);
+      }
+      if (at[0] != nullptr) store(at[0] + i, d_mean, k);
+      if (at[1] != nullptr) store(at[1] + i, d_sigma, k);
+      if (at[2] != nullptr) store(at[2] + i, -toward_prior, k);
+      if (at[3] != nullptr) store(at[3] + i, d_prior_logvar, k);
+    });
+    if (g.log_q != nullptr && at[1] != nullptr && n > 0) subtract_log_q(p, g.log_q, part.group, tile, at[1]);
+    for (int j = 0; j < 4; ++j)
+      if (to[j] != nullptr) finish_tile(outputs[j].at, n, to[j]);
+  });
+}
+
+// The gradient of z where log q depends on z alone: -g eps / sigma.
+template <class T>
+void gaussian_path_backward(const GaussianProblem& p, const void* log_q_gradient, void* z_gradient, const Part& part) {
+  using C = Compute<T>;
+  Scratch<C> logvar_buffer, inverse_buffer, row_gradient, work;
+  alignas(64) float noise[noise_length(kTile)];
+  const int64_t plane = p.rows * p.cols;
+  const uint64_t seed = seed_of(p.seed, part.group);
+
+  each_tile(part, [&](const Tile& tile) {
+    const int n = tile.size();
+    const int64_t begin = tile.row0 * p.cols + tile.col0;
+    const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, logvar_buffer);
+    each<C>(n, [&](int64_t i, auto k) { store(inverse_buffer + i, exp(load(logvar + i, k) * C(-0.5)), k); });
+    const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
+    const C* inverses = repeat<C>(inverse_buffer, n, copies, inverse_buffer);
+    for (int64_t s = part.sample0; s < part.sample1; s += copies) {
+      const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
+      const int64_t e = s * plane + begin, first_row = (part.group * p.samples + s) * p.rows + tile.row0;
+      const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
+      const Tile side_by_side{0, 0, tile.rows * count, tile.cols, true, true};
+      repeat_rows(static_cast<const C*>(log_q_gradient) + first_row, side_by_side, row_gradient.at);
+      T* to = static_cast<T*>(z_gradient) + part.group * p.samples * plane + e;
+      C* at = output_tile(to, work.at);
+      each<C>(m, [&](int64_t i, auto k) {
+        store(at + i, -(load(row_gradient + i, k) * (load_noise<C>(eps + i, k) * load(inverses + i, k))), k);
+      });
+      finish_tile(work.at, m, to);
+    }
+  });
+}
+}  // namespace LK_ISA
+}  // namespace lk

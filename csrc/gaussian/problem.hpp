@@ -1,0 +1,43 @@
+// Gaussian samples, KL and log q: what the host hands to the kernels.
+#pragma once
+
+#include "common.hpp"
+
+namespace lk {
+
+// Logical noise tensor [samples, rows, cols] at `offset` of the stream of each group's seed.
+struct GaussianProblem {
+  Dtype dtype;
+  int64_t groups, samples, rows, cols;
+  Input mean;
+  Input logvar, scale;  // log sigma^2 or sigma, one of them; with sigma there is no KL and no log q
+  Input prior_mean, prior_logvar;
+  Seeds seed;
+  uint64_t offset;
+};
+
+struct GaussianOutputs {
+  void* z;        // [groups, samples, rows, cols]
+  RowSums kl;     // [groups, rows], or both null
+  RowSums log_q;  // [groups, samples, rows], or both null
+};
+
+struct GaussianGradients {
+  const void* z;      // gradient of z, [groups, samples, rows, cols], or null
+  const void* kl;     // gradient of kl, [groups, rows] in the compute type, or null
+  const void* log_q;  // gradient of log q, [groups, samples, rows] in the compute type, or null
+  void* mean;         // the outputs, [groups, rows, cols], each may be null
+  void* logvar;       // this or the next
+  void* scale;
+  void* prior_mean;
+  void* prior_logvar;
+};
+
+struct GaussianKernels {
+  static const GaussianKernels baseline, avx2, avx512;
+  void (*forward[kDtypes])(const GaussianProblem&, const GaussianOutputs&, const Part&);
+  void (*backward[kDtypes])(const GaussianProblem&, const GaussianGradients&, const Part&);
+  void (*path_backward[kDtypes])(const GaussianProblem&, const void* log_q_gradient, void* z_gradient, const Part&);
+};
+
+}  // namespace lk

@@ -1,0 +1,90 @@
+#include <memory>
+
+#include "host/bind.hpp"
+#include "lasso/problem.hpp"
+
+namespace lk {
+
+template <>
+struct FieldsOf<LassoProblem> {
+  using P = LassoProblem;
+  static constexpr auto list = std::make_tuple(
+      Field{"dtype", &P::dtype}, Field{"algorithm", &P::algorithm}, Field{"positive", &P::positive},
+      Field{"rows", &P::rows}, Field{"features", &P::features}, Field{"components", &P::components},
+      Field{"max_iter", &P::max_iter}, Field{"tolerance", &P::tolerance}, Field{"curvature", &P::curvature},
+      Field{"x", &P::x}, Field{"dictionary", &P::dictionary}, Field{"panels", &P::panels}, Field{"gram", &P::gram},
+      Field{"alpha", &P::alpha}, Field{"alpha_stride", &P::alpha_stride}, Field{"init", &P::init});
+};
+
+namespace {
+
+// Runs f(row0, row1, workspace) for parts of the rows, which do not depend on one another. Rows take unequal time, so a
+// thread gets several parts; a part has enough rows to be worth its workspace.
+template <class F>
+void each_part(const LassoProblem& p, int64_t rows, int threads, F f) {
+  const int64_t most = 8 * kLassoRows, share = rows / (4 * std::max(threads, 1)) / kLassoRows * kLassoRows;
+  const int64_t step = std::max<int64_t>(std::min(share, most), kLassoRows);
+  const int64_t bytes = active<LassoKernels>().workspace(p.features, p.components);
+  parallel_for((rows + step - 1) / step, worthwhile_threads(threads, rows * (p.features + 16) * p.components),
+               [&](int64_t i) {
+                 const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(bytes)]);
+                 f(i * step, std::min((i + 1) * step, rows), workspace.get());
+               });
+}
+
+// The dictionary with its columns padded, and transposed in panels; see LassoProblem.
+template <class T>
+void pack(const LassoProblem& p, const T* dictionary, T* atoms, T* panels) {
+  const int64_t width = padded(p.features);
+  std::fill(atoms, atoms + p.components * width, T(0));
+  std::fill(panels, panels + padded(p.components) * p.features, T(0));
+  for (int64_t k = 0; k < p.components; ++k) {
+    for (int64_t f = 0; f < p.features; ++f) {
+      const T value = dictionary[k * p.features + f];
+      atoms[k * width + f] = value;
+      panels[(k / 16 * p.features + f) * 16 + k % 16] = value;
+    }
+  }
+}
+
+// Not by torch, whose own threads do not survive fork, and whose sums may depend on their number.
+void prepare(Dtype dtype, int threads, int64_t features, int64_t components, const void* dictionary, void* atoms,
+             void* panels, void* gram) {
+  LassoProblem p{};
+  p.features = features;
+  p.components = components;
+  p.dictionary = atoms;
+  p.panels = panels;
+  const auto kernel = active<LassoKernels>().gram[dtype];
+  without_gil([&] {
+    if (dtype == kFloat64)
+      pack(p, static_cast<const double*>(dictionary), static_cast<double*>(atoms), static_cast<double*>(panels));
+    else
+      pack(p, static_cast<const float*>(dictionary), static_cast<float*>(atoms), static_cast<float*>(panels));
+    each_part(p, components, threads,
+              [&](int64_t row0, int64_t row1, void* workspace) { kernel(p, row0, row1, gram, workspace); });
+  });
+}
+
+void encode(const LassoProblem& given, int threads, void* codes, void* gap) {
+  LassoProblem p = given;
+  p.codes = codes;
+  p.gap = gap;
+  const auto kernel = active<LassoKernels>().encode[p.dtype];
+  without_gil([&] {
+    each_part(p, p.rows, threads,
+              [&](int64_t row0, int64_t row1, void* workspace) { kernel(p, row0, row1, workspace); });
+  });
+}
+
+}  // namespace
+
+void bind_lasso(pybind11::module_& m) {
+  define_enum<LassoAlgorithm>(m, "LassoAlgorithm", {"ista", "fista", "cd"});
+  define_struct<LassoProblem>(m, "LassoProblem");
+  define<&prepare>(m, "lasso_prepare",
+                   {"dtype", "threads", "features", "components", "dictionary", "atoms", "panels", "gram"});
+  define<&encode>(m, "lasso_encode", {"threads", "codes", "gap"});
+}
+
+}  // namespace lk

@@ -1,0 +1,341 @@
+// Products of rows that may be sparse with a dense matrix: over the non-zeros, or dense in registers. Every element is
+// one sum over the inner index in ascending order, multiplied and added without contraction. A zero adds nothing to it
+// where values are finite, so both ways give the same bits, whatever the tile; the choice is one of speed alone.
+#pragma once
+
+#include "simd/tile.hpp"
+
+namespace lk {
+namespace LK_ISA {
+
+// The non-zeros of some rows: index and value of row i stand in [start[i], start[i + 1]), indices ascending.
+template <class T>
+struct Nonzeros {
+  const int32_t* start;
+  const int32_t* index;
+  const T* value;
+  int count(int64_t rows) const { return start[rows]; }
+};
+
+// A matrix by rows.
+template <class T>
+struct Matrix {
+  T* at;
+  int64_t stride;  // between rows; 0 repeats one row
+  T* row(int64_t i) const { return at + i * stride; }
+  Matrix columns(int64_t first) const { return {at + first, stride}; }
+};
+
+// --- the columns in registers -------------------------------------------------------------------------------------
+
+// Calls f(N, column, last) so that blocks of N registers cover the columns, blocks alike in size. The last register of
+// a block stands `last` after its first column: where the columns end within a register it overlaps the one before,
+// which then computes the same values twice. So a block's results must not be its inputs, unless columns fill
+// registers.
+template <int most, class T, class Body>
+LK_INLINE void each_block(int64_t columns, Body f) {
+  const int64_t registers = (columns + lanes<T> - 1) / lanes<T>, blocks = (registers + most - 1) / most;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t first = b * registers / blocks, n = (b + 1) * registers / blocks - first;
+    const int64_t column = smaller(first * lanes<T>, columns - lanes<T>);
+    const int64_t last = smaller((first + n - 1) * lanes<T>, columns - lanes<T>) - column;
+    f(static_cast<int>(n), column, last);
+  }
+}
+
+template <class T, int N>
+LK_INLINE void load_block(const T* p, int64_t last, Vec<T> (&v)[N]) {
+  for (int k = 0; k < N - 1; ++k) v[k] = load(p + k * lanes<T>);
+  v[N - 1] = load(p + last);
+}
+template <class T, int N>
+LK_INLINE void store_block(T* p, int64_t last, const Vec<T> (&v)[N]) {
+  for (int k = 0; k < N - 1; ++k) store(p + k * lanes<T>, v[k]);
+  store(p + last, v[N - 1]);
+}
+
+// --- over the non-zeros -------------------------------------------------------------------------------------------
+
+constexpr int kGatherRegisters = 8;
+
+template <int N, class T>
+LK_NOINLINE void gather_block(const Nonzeros<T>& a, int64_t rows, T factor, Matrix<const T> matrix,
+                              Matrix<const T> from, Matrix<T> out, int64_t last) {
+  for (int64_t i = 0; i < rows; ++i) {
+    Vec<T> sum[N];
+    load_block(from.row(i), last, sum);
+    const int end = a.start[i + 1];
+    for (int p = a.start[i]; p < end; ++p) {
+      const T* row = matrix.row(a.index[p]);
+      const Vec<T> v = splat<T>(factor * a.value[p]);
+      for (int k = 0; k < N - 1; ++k) sum[k] += v * load(row + k * lanes<T>);
+      sum[N - 1] += v * load(row + last);
+    }
+    store_block(out.row(i), last, sum);
+  }
+}
+
+// out = from + factor a matrix, over the non-zeros of a; columns fewer than a register one by one.
+template <class T>
+inline void gather_product(const Nonzeros<T>& a, int64_t rows, T factor, Matrix<const T> matrix, int64_t columns,
+                           Matrix<const T> from, Matrix<T> out) {
+  if (columns < lanes<T>) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        T sum = from.row(i)[j];
+        for (int p = a.start[i]; p < a.start[i + 1]; ++p) sum += (factor * a.value[p]) * matrix.row(a.index[p])[j];
+        out.row(i)[j] = sum;
+      }
+    }
+    return;
+  }
+  each_block<kGatherRegisters, T>(columns, [&](int n, int64_t column, int64_t last) {
+    const Matrix<const T> m = matrix.columns(column), f = from.columns(column);
+    const Matrix<T> o = out.columns(column);
+    switch (n) {
+      case 1:
+        return gather_block<1>(a, rows, factor, m, f, o, last);
+      case 2:
+        return gather_block<2>(a, rows, factor, m, f, o, last);
+      case 3:
+        return gather_block<3>(a, rows, factor, m, f, o, last);
+      case 4:
+        return gather_block<4>(a, rows, factor, m, f, o, last);
+      case 5:
+        return gather_block<5>(a, rows, factor, m, f, o, last);
+      case 6:
+        return gather_block<6>(a, rows, factor, m, f, o, last);
+      case 7:
+        return gather_block<7>(a, rows, factor, m, f, o, last);
+      default:
+        return gather_block<8>(a, rows, factor, m, f, o, last);
+    }
+  });
+}
+
+// --- dense --------------------------------------------------------------------------------------------------------
+
+// The left factor: element (i, k) at at[i * row + k * inner].
+template <class T>
+struct Left {
+  const T* at;
+  int64_t row, inner;
+};
+
+// As many accumulators as leave registers for a row of the matrix and the products.
+constexpr int kDenseRegisters = W == 16 ? 3 : 2;
+constexpr int kDenseRows = W == 16 ? 8 : 4;
+
+template <int R, int N, class T>
+LK_NOINLINE void dense_block(Left<T> a, int64_t inner, Matrix<const T> matrix, Matrix<const T> from, Matrix<T> out,
+                             int64_t last) {
+  Vec<T> sum[R][N];
+  for (int r = 0; r < R; ++r) load_block(from.row(r), last, sum[r]);
+  for (int64_t i = 0; i < inner; ++i) {
+    Vec<T> b[N];
+    load_block(matrix.row(i), last, b);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> v = splat<T>(a.at[r * a.row + i * a.inner]);
+      for (int k = 0; k < N; ++k) sum[r][k] += v * b[k];
+    }
+  }
+  for (int r = 0; r < R; ++r) store_block(out.row(r), last, sum[r]);
+}
+
+template <int N, class T>
+inline void dense_rows(Left<T> a, int64_t rows, int64_t inner, Matrix<const T> matrix, Matrix<const T> from,
+                       Matrix<T> out, int64_t last) {
+  int64_t i = 0;
+  const auto block = [&](auto many) {
+    dense_block<decltype(many)::value, N>(Left<T>{a.at + i * a.row, a.row, a.inner}, inner, matrix,
+                                          Matrix<const T>{from.row(i), from.stride}, Matrix<T>{out.row(i), out.stride},
+                                          last);
+    i += decltype(many)::value;
+  };
+  while (rows - i >= kDenseRows) block(std::integral_constant<int, kDenseRows>{});
+  if (kDenseRows > 4 && rows - i >= 4) block(std::integral_constant<int, 4>{});
+  if (rows - i >= 2) block(std::integral_constant<int, 2>{});
+  if (rows - i >= 1) block(std::integral_constant<int, 1>{});
+}
+
+// out = from + a matrix, every element of a.
+template <class T>
+inline void dense_product(Left<T> a, int64_t rows, int64_t inner, Matrix<const T> matrix, int64_t columns,
+                          Matrix<const T> from, Matrix<T> out) {
+  if (columns < lanes<T>) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        T sum = from.row(i)[j];
+        for (int64_t k = 0; k < inner; ++k) sum += a.at[i * a.row + k * a.inner] * matrix.row(k)[j];
+        out.row(i)[j] = sum;
+      }
+    }
+    return;
+  }
+  each_block<kDenseRegisters, T>(columns, [&](int n, int64_t column, int64_t last) {
+    const Matrix<const T> m = matrix.columns(column), f = from.columns(column);
+    const Matrix<T> o = out.columns(column);
+    if (n == 1) return dense_rows<1>(a, rows, inner, m, f, o, last);
+    if (n == 2) return dense_rows<2>(a, rows, inner, m, f, o, last);
+    return dense_rows<kDenseRegisters>(a, rows, inner, m, f, o, last);
+  });
+}
+
+// --- from dense rows to lists and back ----------------------------------------------------------------------------
+
+// One bit for each lane whose comparison holds.
+LK_INLINE uint32_t lanes_set(I holds) {
+#if defined(__AVX512F__)
+  return static_cast<uint32_t>(_mm512_movepi32_mask((__m512i)holds));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)holds));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps((__m128)holds));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < W; ++i) bits |= (holds[i] != 0 ? 1u : 0u) << i;
+  return bits;
+#endif
+}
+LK_INLINE uint32_t lanes_set(L holds) {
+#if defined(__AVX512F__)
+  return static_cast<uint32_t>(_mm512_movepi64_mask((__m512i)holds));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)holds));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_pd((__m128d)holds));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < W / 2; ++i) bits |= (holds[i] != 0 ? 1u : 0u) << i;
+  return bits;
+#endif
+}
+
+// Writes the lanes in `set` one after another. May write a whole register: lists are longer by one.
+template <class T>
+LK_INLINE void compress(T* to, uint32_t set, Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    store(to, (F)_mm512_maskz_compress_ps(static_cast<__mmask16>(set), (__m512)v));
+  else
+    store(to, (D)_mm512_maskz_compress_pd(static_cast<__mmask8>(set), (__m512d)v));
+#else
+  T lane[lanes<T>];
+  store(lane, v);
+  for (int n = 0; set != 0; set &= set - 1) to[n++] = lane[__builtin_ctz(set)];
+#endif
+}
+LK_INLINE void compress_indices(int32_t* to, uint32_t set, int32_t first) {
+#if defined(__AVX512F__)
+  const __m512i index = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                         _mm512_set1_epi32(first));
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(set), index));
+#else
+  for (int n = 0; set != 0; set &= set - 1) to[n++] = first + __builtin_ctz(set);
+#endif
+}
+
+// The non-zeros (NaN among them) of one row, appended at `end`; returns the new end.
+template <class T>
+inline int list_row(const T* x, int64_t n, int end, int32_t* index, T* value) {
+  int64_t i = 0;
+  for (; i + lanes<T> <= n; i += lanes<T>) {
+    const Vec<T> v = load(x + i);
+    const uint32_t set = lanes_set(v != T(0));
+    if (set == 0) continue;
+    compress(value + end, set, v);
+    compress_indices(index + end, set, static_cast<int32_t>(i));
+    end += __builtin_popcount(set);
+  }
+  for (; i < n; ++i) {
+    if (!(x[i] != T(0))) continue;
+    index[end] = static_cast<int32_t>(i);
+    value[end++] = x[i];
+  }
+  return end;
+}
+
+template <class T>
+inline void zero(T* x, int64_t n) {
+  std::memset(x, 0, static_cast<size_t>(n) * sizeof(T));
+}
+
+// Rows as they are without lists.
+template <class T>
+inline void to_dense(const Nonzeros<T>& a, int64_t rows, int64_t columns, Matrix<T> out) {
+  for (int64_t i = 0; i < rows; ++i) {
+    zero(out.row(i), columns);
+    for (int p = a.start[i]; p < a.start[i + 1]; ++p) out.row(i)[a.index[p]] = a.value[p];
+  }
+}
+
+// Whether a product over the non-zeros takes longer than a dense one: registers of it are read for one row alone.
+constexpr double kDenseShare = 0.4;
+inline bool is_dense(int64_t nonzeros, int64_t rows, int64_t columns) {
+  return rows >= 4 && static_cast<double>(nonzeros) > kDenseShare * static_cast<double>(rows * columns);
+}
+
+// out = from + factor a matrix, by whichever way is shorter; `workspace` for a as dense rows.
+template <class T>
+inline void product(const Nonzeros<T>& a, int64_t rows, int64_t inner, T factor, Matrix<const T> matrix,
+                    int64_t columns, Matrix<const T> from, Matrix<T> out, Matrix<T> workspace) {
+  if (!is_dense(a.count(rows), rows, inner)) return gather_product(a, rows, factor, matrix, columns, from, out);
+  to_dense(a, rows, inner, workspace);
+  if (factor != T(1))
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < inner; ++j) workspace.row(i)[j] *= factor;
+  dense_product(Left<T>{workspace.at, workspace.stride, 1}, rows, inner, matrix, columns, from, out);
+}
+
+// --- the other way round ------------------------------------------------------------------------------------------
+
+// y += v x.
+template <class T>
+LK_INLINE void add_multiple(T v, const T* x, int64_t n, T* y) {
+  each<T>(n, [&](int64_t i, auto k) { store(y + i, load(y + i, k) + load(x + i, k) * v, k); });
+}
+
+// <x, y> over fixed lanes and a fixed tree; the same bits in every build.
+template <class T>
+inline T dot(const T* x, const T* y, int64_t n) {
+  constexpr int parts = kReduceLanes / lanes<T>;
+  Vec<T> sum[parts] = {};
+  int64_t i = 0;
+  for (; i + kReduceLanes <= n; i += kReduceLanes)
+    for (int k = 0; k < parts; ++k) sum[k] += load(x + i + k * lanes<T>) * load(y + i + k * lanes<T>);
+  for (int k = 0; k < parts && i < n; ++k, i += lanes<T>) {
+    const First part{static_cast<int>(smaller(n - i, lanes<T>))};
+    sum[k] += load(x + i, part) * load(y + i, part);
+  }
+  for (int half = parts / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
+  return sum_by_halves(sum[0]);
+}
+
+// The k-th largest of x[0..n), 1 <= k <= n, which come to stand in another order (Hoare's selection).
+template <class T>
+inline T kth_largest(T* x, int64_t n, int64_t k) {
+  int64_t low = 0, high = n - 1;
+  while (low < high) {
+    const T pivot = x[low + (high - low) / 2];
+    int64_t i = low, j = high;
+    while (i <= j) {
+      while (x[i] > pivot) ++i;
+      while (x[j] < pivot) --j;
+      if (i > j) break;
+      const T held = x[i];
+      x[i++] = x[j];
+      x[j--] = held;
+    }
+    if (k - 1 <= j)
+      high = j;
+    else if (k - 1 >= i)
+      low = i;
+    else
+      break;
+  }
+  return x[k - 1];
+}
+
+}  // namespace LK_ISA
+}  // namespace lk

@@ -1,0 +1,328 @@
+// Score-function gradients from the sums of kernel_sums.hpp.
+#pragma once
+
+#include "score/kernel_sums.hpp"
+
+namespace lk {
+namespace LK_ISA {
+
+// The sums A to F of one parameter at one place; those that are not kept hold anything.
+template <class V>
+struct Moments {
+  V a, b, c, d, e, f;
+};
+
+template <class C>
+struct GaussianMoments {
+  const C* sums;
+  int64_t stride;
+  bool coefficients, squares;
+  int j;  // 0: of t, 1: of u
+
+  template <class Place>
+  LK_INLINE auto operator()(int64_t fold, int64_t i, Place k) const {
+    const auto row = [&](int name) { return load(sums + (fold * kMostSums + name) * stride + i, k); };
+    auto a = row(kAt + j);
+    Moments<decltype(a)> m{a, a, a, a, a, a};
+    if (squares) m.e = row(kEt + j);
+    if (coefficients) m.b = row(kBt + j), m.c = row(kCt + j), m.d = row(kDt + j), m.f = row(kF);
+    return m;
+  }
+};
+
+// Scores are q in the class and -p outside it; of pairs the sums are their moments.
+template <class C>
+struct DiscreteMoments {
+  const C* sums;
+  int64_t stride;
+  bool coefficients, squares, pairs;
+  const C *p, *q;
+
+  template <class Place>
+  LK_INLINE auto operator()(int64_t fold, int64_t i, Place k) const {
+    const auto row = [&](int name) { return load(sums + (fold * kMostSums + name) * stride + i, k); };
+    auto in = row(kIn);
+    Moments<decltype(in)> m{in, in, in, in, in, in};
+    if (pairs) {
+      if (squares) m.e = row(kSquareIn);
+      return m;
+    }
+    const auto pp = load(p + i, k), qq = load(q + i, k), out = row(kOut);
+    m.a = qq * in - pp * out;
+    if (squares) m.e = (qq * qq) * row(kSquareIn) + (pp * pp) * row(kSquareOut);
+    if (coefficients) {
+      const auto count_in = row(kCountIn), count_out = row(kCountOut);
+      m.b = qq * count_in - pp * count_out;
+      m.c = (qq * qq) * in + (pp * pp) * out;
+      m.d = (qq * qq) * count_in + (pp * pp) * count_out;
+      m.f = in + out;
+    }
+    return m;
+  }
+};
+
+// The mean of the terms (f_s - b_s) s_s of one parameter, and the sum of their squares; `of(fold)` gives its moments.
+template <bool coefficients, class C, class V, class MomentsOf>
+LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& square) {
+  const C samples = static_cast<C>(p.samples), per_sample = C(1) / samples;
+  const C per_other = C(1) / (samples - C(1)), stretch = samples * per_other;
+  if constexpr (!coefficients) {
+    const auto m = of(0);
+    gradient = m.a * (p.control == kNone ? per_sample : per_other);
+    square = p.control == kNone ? m.e : m.e * (stretch * stretch);
+    return;
+  }
+  if (p.control == kLeaveOneOut) {  // f' = f - f_0: to be centred
+    const auto m = of(0);
+    const auto mean = m.f * per_sample;
+    gradient = (m.a - mean * m.b) * per_other;
+    square = ((m.e - (mean * m.c) * C(2)) + (mean * mean) * m.d) * (stretch * stretch);
+    return;
+  }
+  for (int64_t fold = 0; fold < p.folds; ++fold) {
+    const auto m = of(fold);
+    const int64_t own = (fold + 1) * p.samples / p.folds - fold * p.samples / p.folds;
+    auto c = m.c - m.c, d = c, f = c;
+    bool any = false;
+    for (int64_t other = 0; other < p.folds; ++other) {
+      if (other == fold) continue;
+      const auto o = of(other);
+      c = any ? c + o.c : o.c;
+      d = any ? d + o.d : o.d;
+      f = any ? f + o.f : o.f;
+      any = true;
+    }
+    const auto mean = f * (C(1) / static_cast<C>(p.samples - own));
+    const auto ratio = [](auto top, auto bottom, auto instead) { return bottom == C(0) ? instead : top / bottom; };
+    const auto coefficient = map(ratio, c, d, mean);
+    const auto term = m.a - coefficient * m.b;
+    const auto term_square = (m.e - (coefficient * m.c) * C(2)) + (coefficient * coefficient) * m.d;
+    gradient = fold == 0 ? term : gradient + term;
+    square = fold == 0 ? term_square : square + term_square;
+  }
+  gradient = gradient * per_sample;
+}
+
+// Writes `count` cells from `place` on of parameter j: factor times scale (or 1) times the estimate, times weight (or
+// 1); and the variance.
+template <class T, bool coefficients, class MomentsAt>
+LK_NOINLINE void write_cells(const ScoreProblem& p, int j, int64_t place, int count, Compute<T> factor,
+                             const Compute<T>* scale, const Compute<T>* weight, MomentsAt moments, Compute<T>* buffer) {
+  using C = Compute<T>;
+  T* const to = static_cast<T*>(p.gradients[j]) + place;
+  C* const out = output_tile(to, buffer);
+  C* const variance = p.variances[j] != nullptr ? static_cast<C*>(p.variances[j]) + place : nullptr;
+  const C per_sample = C(1) / static_cast<C>(p.samples);
+  const C per_other = p.samples > 1 ? C(1) / static_cast<C>(p.samples - 1) : C(__builtin_nan(""));
+  each<C>(count, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
+    const auto of = [&](int64_t fold) LK_INLINE_LAMBDA { return moments(fold, i, k); };
+    auto gradient = load(buffer + i, k), square = gradient;
+    estimate<coefficients, C>(p, of, gradient, square);
+    auto scaled = gradient * factor;
+    if (scale != nullptr) scaled = scaled * load(scale + i, k);
+    if (variance != nullptr) {
+      auto v = (square * per_sample - gradient * gradient) * per_other;
+      v = map([](auto x) { return x < C(0) ? decltype(x){} : x; }, v) * (factor * factor);
+      if (scale != nullptr) v = v * (load(scale + i, k) * load(scale + i, k));
+      store(variance + i, v, k);
+    }
+    if (weight != nullptr) scaled = scaled * load(weight + i, k);
+    store(out + i, scaled, k);
+  });
+  finish_tile(out, count, to);
+}
+
+template <class T, class MomentsAt>
+inline void write_gradient(const ScoreProblem& p, int j, int64_t place, int count, Compute<T> factor,
+                           const Compute<T>* scale, const Compute<T>* weight, const MomentsAt& moments,
+                           Compute<T>* buffer) {
+  if (keeps_coefficients(p))
+    write_cells<T, true>(p, j, place, count, factor, scale, weight, moments, buffer);
+  else
+    write_cells<T, false>(p, j, place, count, factor, scale, weight, moments, buffer);
+}
+
+// 1 / (1 + e^-|l|) and e^-|l| / (1 + e^-|l|): the larger and the smaller probability of a Bernoulli.
+template <class C, class V>
+LK_INLINE void sigmoids(V l, V& larger, V& smaller) {
+  const auto e = exp(map([](auto x) { return x > C(0) ? -x : x; }, l));
+  larger = map([](auto x) { return C(1) / (x + C(1)); }, e);
+  smaller = e * larger;
+}
+
+// Upstream gradients of a tile, [rows, cols] flat; null for 1.
+template <class C>
+inline const C* upstream_tile(const ScoreProblem& p, int64_t group, const Tile& tile, C* buffer) {
+  if (p.upstream == nullptr) return nullptr;
+  const C* from = static_cast<const C*>(p.upstream) + group * p.rows * (p.per_element ? p.cols : 1);
+  if (p.per_element) return from + tile.row0 * p.cols + tile.col0;
+  repeat_rows(from + tile.row0, tile, buffer);
+  return buffer;
+}
+
+template <class T>
+inline void finish_gradients(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* inverse,
+                             const Compute<T>* sums, int64_t stride) {
+  using C = Compute<T>;
+  Scratch<C> buffer, weight_buffer, scale, in, out, result;
+  const int n = tile.size();
+  const int64_t plane = p.rows * p.cols, place = group * plane + tile.row0 * p.cols + tile.col0;
+  const bool coefficients = keeps_coefficients(p), squares = keeps_squares(p), pairs = p.family == kAntithetic;
+  const C* weight = upstream_tile(p, group, tile, weight_buffer.at);
+  if (p.family == kGaussian) {
+    const GaussianMoments<C> of_mean{sums, stride, coefficients, squares, 0};
+    const GaussianMoments<C> of_logvar{sums, stride, coefficients, squares, 1};
+    write_gradient<T>(p, 0, place, n, C(1), inverse, weight, of_mean, result.at);
+    write_gradient<T>(p, 1, place, n, C(0.5), nullptr, weight, of_logvar, result.at);
+    return;
+  }
+  const C* logits = load_tile<T>({p.parameters[0], plane, 0, p.cols}, group, 0, tile, buffer);
+  each<C>(n, [&](int64_t i, auto k) {
+    const auto l = load(logits + i, k);
+    auto larger = l, smaller = l;
+    sigmoids<C>(l, larger, smaller);
+    const auto pick = [](auto x, auto if_positive, auto otherwise) { return x > C(0) ? if_positive : otherwise; };
+    store(scale + i, larger, k);
+    store(in + i, map(pick, l, larger, smaller), k);
+    store(out + i, map(pick, l, smaller, larger), k);
+  });
+  const DiscreteMoments<C> moments{sums, stride, coefficients, squares, pairs, in.at, out.at};
+  write_gradient<T>(p, 0, place, n, C(1), pairs ? scale.at : nullptr, weight, moments, result.at);
+}
+
+// Softmax of n elements and 1 less it, both without cancellation: [n, K].
+template <class T>
+inline void softmax(const T* logits, int n, int64_t classes, Compute<T>* p, Compute<T>* q) {
+  using C = Compute<T>;
+  const int64_t cells = n * classes;
+  if constexpr (std::is_same<T, C>::value)
+    std::memcpy(p, logits, sizeof(C) * static_cast<size_t>(cells));
+  else
+    widen_all(logits, cells, p);
+  for (int i = 0; i < n; ++i) {
+    C* row = p + i * classes;
+    C most = row[0];
+    for (int64_t k = 1; k < classes; ++k) most = row[k] > most || row[k] != row[k] ? row[k] : most;
+    for (int64_t k = 0; k < classes; ++k) row[k] -= most;
+  }
+  each<C>(cells, [&](int64_t i, auto k) { store(p + i, exp(load(p + i, k)), k); });
+  for (int i = 0; i < n; ++i) {
+    C *row = p + i * classes, *rest = q + i * classes, below = 0;
+    int64_t top = 0;
+    for (int64_t k = 1; k < classes; ++k) top = row[k] > row[top] ? k : top;
+    for (int64_t k = 0; k < classes; ++k) below += k == top ? C(0) : row[k];
+    const C share = C(1) / (row[top] + below);
+    for (int64_t k = 0; k < classes; ++k) {
+      row[k] *= share;
+      rest[k] = k == top ? below * share : C(1) - row[k];
+    }
+  }
+}
+
+template <class T>
+inline void finish_classes(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* sums,
+                           int64_t stride, Compute<T>* beside) {
+  using C = Compute<T>;
+  Scratch<C> weight_buffer;
+  const int n = tile.size();
+  const int64_t K = p.classes, cells = cells_of_tile(p),
+                element = group * p.rows * p.cols + tile.row0 * p.cols + tile.col0;
+  C *const in = beside, *const out = beside + cells, *const of_classes = beside + 2 * cells,
+           *const buffer = beside + 3 * cells;
+  softmax(static_cast<const T*>(p.parameters[0]) + element * K, n, K, in, out);
+  const C* weight = upstream_tile(p, group, tile, weight_buffer.at);
+  if (weight != nullptr) {
+    for (int i = 0; i < n; ++i)
+      for (int64_t k = 0; k < K; ++k) of_classes[i * K + k] = weight[i];
+  }
+  const DiscreteMoments<C> moments{sums, stride, keeps_coefficients(p), keeps_squares(p), false, in, out};
+  write_gradient<T>(p, 0, element * K, static_cast<int>(n * K), C(1), nullptr, weight != nullptr ? of_classes : nullptr,
+                    moments, buffer);
+}
+
+// --- what the bindings call -----------------------------------------------------------------------------------
+
+inline int64_t tile_limit(const ScoreProblem& p) {
+  return p.family == kCategorical ? smaller(elements_of_block(p.classes), kTile - 1) : kTile;
+}
+
+// The whole gradient of a part, or with `partial` its samples' sums alone. False where z is outside the support.
+template <class T>
+bool score_gradient(const ScoreProblem& p, const Part& part, void* workspace, void* partial) {
+  using C = Compute<T>;
+  bool outside = false;
+  const int64_t cells = cells_of_tile(p), K = larger(p.classes, 1), plane = p.rows * p.cols;
+  C* const sums = static_cast<C*>(workspace);
+  C* const beside = sums + p.folds * kMostSums * cells;
+  each_tile(
+      part,
+      [&](const Tile& tile) {
+        if (p.family == kGaussian) inverse_scales<T>(p, part.group, tile, beside);
+        if (p.family == kCategorical)  // whose table may take what lies beside the sums
+          class_sums<T>(p, part, tile, sums, cells, reinterpret_cast<float*>(beside), outside);
+        else
+          tile_sums<T>(p, part, tile, beside, sums, cells, outside);
+        if (partial != nullptr) {
+          const int64_t stride = p.groups * plane * K;
+          C* to = static_cast<C*>(partial) + (part.group * plane + tile.row0 * p.cols + tile.col0) * K;
+          for (int64_t j = 0; j < p.folds * kMostSums; ++j)
+            if (keeps(p, static_cast<int>(j % kMostSums)))
+              std::memcpy(to + j * stride, sums + j * cells, sizeof(C) * static_cast<size_t>(tile.size() * K));
+        } else if (p.family == kCategorical) {
+          finish_classes<T>(p, part.group, tile, sums, cells, beside);
+        } else {
+          finish_gradients<T>(p, part.group, tile, beside, sums, cells);
+        }
+      },
+      tile_limit(p));
+  return !outside;
+}
+
+// Adds up the partial sums of a part's tiles, chunk after chunk, and finishes.
+template <class T>
+void score_merge(const ScoreProblem& p, const Part& part, void* workspace, const void* partial, int64_t chunks) {
+  using C = Compute<T>;
+  const int64_t cells = cells_of_tile(p), K = larger(p.classes, 1), plane = p.rows * p.cols;
+  const int64_t stride = p.groups * plane * K;
+  C* const sums = static_cast<C*>(workspace);
+  each_tile(
+      part,
+      [&](const Tile& tile) {
+        const int64_t place = (part.group * plane + tile.row0 * p.cols + tile.col0) * K;
+        for (int64_t j = 0; j < p.folds * kMostSums; ++j) {
+          if (!keeps(p, static_cast<int>(j % kMostSums))) continue;
+          const C* from = static_cast<const C*>(partial) + j * stride + place;
+          C* const to = sums + j * cells;
+          for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const C* part_sums = from + chunk * p.folds * kMostSums * stride;
+            each<C>(tile.size() * K, [&](int64_t i, auto k) {
+              store(to + i, chunk == 0 ? load(part_sums + i, k) : load(to + i, k) + load(part_sums + i, k), k);
+            });
+          }
+        }
+        C* const beside = sums + p.folds * kMostSums * cells;
+        if (p.family == kGaussian) inverse_scales<T>(p, part.group, tile, beside);
+        if (p.family == kCategorical)
+          finish_classes<T>(p, part.group, tile, sums, cells, beside);
+        else
+          finish_gradients<T>(p, part.group, tile, beside, sums, cells);
+      },
+      tile_limit(p));
+}
+
+// Means over samples of rows [row0, row1) of values, in float64.
+template <class V>
+void row_means(const void* values, int64_t samples, int64_t rows, int64_t row0, int64_t row1, double* out) {
+  const V* f = static_cast<const V*>(values);
+  for (int64_t r = row0; r < row1; ++r) out[r] = 0;
+  for (int64_t s = 0; s < samples; ++s)
+    for (int64_t r = row0; r < row1; ++r) out[r] += static_cast<double>(f[s * rows + r]);
+  for (int64_t r = row0; r < row1; ++r) out[r] /= static_cast<double>(samples);
+}
+
+// Compiled by kernel_double.cpp, so that no unit takes much longer than the others.
+extern template bool score_gradient<double>(const ScoreProblem&, const Part&, void*, void*);
+extern template void score_merge<double>(const ScoreProblem&, const Part&, void*, const void*, int64_t);
+
+}  // namespace LK_ISA
+}  // namespace lk

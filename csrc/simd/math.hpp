@@ -1,0 +1,192 @@
+// Elementary functions, written out so that every backend rounds alike. Each is a fixed sequence of IEEE
+// operations, compiled without contraction; kernels/noise and kernels/triton_math.py hold the same sequences for
+// Triton. `ln` and `sin_cos_pi` are part of noise stream v1 and frozen; errors are stated in kernels/*/README.md.
+#pragma once
+
+#include "simd/registers.hpp"
+
+namespace lk {
+namespace LK_ISA {
+
+constexpr double kLogTwoPi = 1.8378770664093454835606594728112;
+
+// c[0] + x (c[1] + x (c[2] + ...)), for a register or a Pack of them.
+template <class V, class T, size_t N>
+LK_INLINE V horner(const T (&c)[N], V x) {
+  V p = x * c[N - 1] + c[N - 2];
+  for (size_t i = N - 2; i-- > 0;) p = p * x + c[i];
+  return p;
+}
+
+// --- frozen: noise stream v1 ----------------------------------------------------------------------------------
+
+// ln(u) for normal u > 0. u = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f - f^2/2 + f^3 P(f).
+template <class V>
+LK_INLINE V ln(V u) {
+  constexpr float P[] = {0.33333316445350647f, -0.25000810623168945f, 0.2000228613615036f,  -0.16624553501605988f,
+                         0.14181192219257355f, -0.13128754496574402f, 0.12881647050380707f, -0.07859611511230469f};
+  constexpr int32_t sqrt_half = 0x3F3504F3;
+  const V k = map([](F x) { return to_float((bit_cast<I>(x) - sqrt_half) >> 23); }, u);
+  const V f = map([](F x) { return bit_cast<F>(((bit_cast<I>(x) - sqrt_half) & 0x7FFFFF) + sqrt_half) - 1.0f; }, u);
+  const V s = f * f;
+  V y = (horner(P, f) * f) * s;
+  y = y + k * -2.12194440e-4f;  // ln 2 = 0.693359375 - 2.12194440e-4, the first exact times any k here
+  y = y - s * 0.5f;
+  y = y + f;
+  return y + k * 0.693359375f;
+}
+
+// sin(pi t) and cos(pi t) for |t| <= 1. t = q/2 + r with q = floor(2t + 1/2), |r| <= 1/4, exact.
+template <class V>
+LK_INLINE void sin_cos_pi(V t, V& sine, V& cosine) {
+  constexpr float S[] = {-5.1677093505859375f, 2.5498106479644775f, -0.5894796848297119f};
+  constexpr float C[] = {-4.934802055358887f, 4.0587077140808105f, -1.3350584506988525f, 0.2314295470714569f};
+  const V q = map([](F x) { return floor(x); }, t * 2.0f + 0.5f);
+  const V r = t - q * 0.5f;
+  const V y = r * r;
+  const V s = (horner(S, y) * y + -8.742277657347586e-08f) * r + r * 3.1415927410125732f;  // pi = high + low
+  const V c = horner(C, y) * y + 1.0f;
+  // Where the quadrant is odd sine and cosine trade places; its bits tell their signs.
+  const auto choose = [](F own, F other, U trade, U sign) {
+    const U differ = (bit_cast<U>(own) ^ bit_cast<U>(other)) & -(trade & 1u);
+    return bit_cast<F>((bit_cast<U>(own) ^ differ) ^ ((sign & 2u) << 30));
+  };
+  sine = map([&](F a, F b, F q) { return choose(a, b, bit_cast<U>(to_int(q)), bit_cast<U>(to_int(q))); }, s, c, q);
+  cosine =
+      map([&](F a, F b, F q) { return choose(a, b, bit_cast<U>(to_int(q)), bit_cast<U>(to_int(q)) + 1u); }, c, s, q);
+}
+
+// --- exp, and psi(d) = e^d - 1 - d ----------------------------------------------------------------------------
+
+template <class T>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float lowest = -104.0f, highest = 89.0f, log2_e = 1.4426950216293335f;
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
+  static constexpr int32_t mantissa_bits = 23, bias = 127;
+  static constexpr float Q[] = {0.4999999403953552f, 0.16666515171527863f, 0.04166845604777336f, 0.008369418792426586f,
+                                0.0013813144760206342f};
+  static constexpr float P[] = {0.5f,
+                                0.1666666567325592f,
+                                0.04166661947965622f,
+                                0.008333361707627773f,
+                                0.0013889892725273967f,
+                                0.00019839138258248568f,
+                                2.4728875359869562e-05f,
+                                2.759976723609725e-06f,
+                                2.9672227697119524e-07f,
+                                2.5569949713144524e-08f};
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double lowest = -746.0, highest = 710.0, log2_e = 1.4426950408889634;
+  static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double to_integer = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int64_t mantissa_bits = 52, bias = 1023;
+  // Taylor: 1 / (k + 2)!
+  static constexpr double Q[] = {1. / 2,          1. / 6,           1. / 24,          1. / 120,     1. / 720,
+                                 1. / 5040,       1. / 40320,       1. / 362880,      1. / 3628800, 1. / 39916800.,
+                                 1. / 479001600., 1. / 6227020800., 1. / 87178291200.};
+  static constexpr double P[] = {1. / 2.,
+                                 1. / 6.,
+                                 1. / 24.,
+                                 1. / 120.,
+                                 1. / 720.,
+                                 1. / 5040.,
+                                 1. / 40320.,
+                                 1. / 362880.,
+                                 1. / 3628800.,
+                                 1. / 39916800.,
+                                 1. / 479001600.,
+                                 1. / 6227020800.,
+                                 1. / 87178291200.,
+                                 1. / 1307674368000.,
+                                 1. / 20922789888000.,
+                                 1. / 355687428096000.,
+                                 1. / 6402373705728000.,
+                                 1. / 121645100408832000.,
+                                 1. / 2432902008176640000.,
+                                 1. / 51090942171709440000.,
+                                 1. / 1124000727777607680000.,
+                                 1. / 25852016738884976640000.,
+                                 1. / 620448401733239439360000.,
+                                 1. / 15511210043330985984000000.};
+};
+
+template <class T>
+LK_INLINE Vec<T> power_of_two(Bits<T> n) {
+  using K = ExpConstants<T>;
+  return bit_cast<Vec<T>>((n + K::bias) << K::mantissa_bits);
+}
+
+// p 2^n, rounded once, subnormal results included; n = shifted - to_integer is a whole number.
+LK_INLINE D scale(D p, D n, D shifted) {
+  using K = ExpConstants<double>;
+  (void)n;
+  const L k = bit_cast<L>(shifted) - bit_cast<L>(splat<double>(K::to_integer));
+  const L half = k >> 1;
+  return (p * power_of_two<double>(half)) * power_of_two<double>(k - half);
+}
+LK_INLINE F scale(F p, F n, F shifted) {
+#if defined(__AVX512F__)
+  (void)shifted;
+  return (F)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  using K = ExpConstants<float>;
+  (void)n;
+  const I k = bit_cast<I>(shifted) - bit_cast<I>(splat<float>(K::to_integer));
+  const I half = k >> 1;
+  return (p * power_of_two<float>(half)) * power_of_two<float>(k - half);
+#endif
+}
+
+// e^x = 2^n e^r, n = round(x / ln 2), e^r = 1 + r + r^2 Q(r). NaN stays NaN.
+template <class V>
+LK_INLINE V exp(V x) {
+  using K = ExpConstants<Scalar<V>>;
+  x = map([](auto v) { return clamp(v, K::lowest, K::highest); }, x);
+  const V shifted = x * K::log2_e + K::to_integer;
+  const V n = shifted - K::to_integer;
+  const V r = (x - n * K::ln2_high) - n * K::ln2_low;
+  const V p = (r * r) * horner(K::Q, r) + r + Scalar<V>(1);
+  return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n, shifted);
+}
+
+// psi(d) = e^d - 1 - d >= 0 and expm1(d) = psi(d) + d, with no cancellation: d^2 P(d) where |d| < 2, so that an error
+// of e^d in its last place weighs at most 1.7 times as much in psi.
+template <class V>
+LK_INLINE void psi_expm1(V d, V& psi, V& expm1) {
+  using T = Scalar<V>;
+  const V small = (d * d) * horner(ExpConstants<T>::P, d);
+  const V large = exp(d) - T(1);
+  const auto near = [](auto x, auto if_near, auto if_far) { return ((x < T(2)) & (x > T(-2))) ? if_near : if_far; };
+  psi = map(near, d, small, large - d);
+  expm1 = map(near, d, small + d, large);
+}
+
+// --- ln(1 + x) for -1/2 <= x <= 1 --------------------------------------------------------------------------------
+
+template <class T>
+struct Log1pConstants;
+template <>
+struct Log1pConstants<float> {
+  static constexpr float Q[] = {0.6666641235351562f, 0.4002170264720917f, 0.2799908220767975f, 0.2802472710609436f};
+};
+template <>
+struct Log1pConstants<double> {
+  // Taylor: 2 / (2 k + 3)
+  static constexpr double Q[] = {2. / 3,  2. / 5,  2. / 7,  2. / 9,  2. / 11, 2. / 13, 2. / 15, 2. / 17, 2. / 19,
+                                 2. / 21, 2. / 23, 2. / 25, 2. / 27, 2. / 29, 2. / 31, 2. / 33, 2. / 35};
+};
+
+// ln(1 + x) = 2 artanh(s), s = x / (2 + x), is x - s (x - R), R = s^2 Q(s^2): the larger part of it is x itself, exact.
+template <class V>
+LK_INLINE V log1p(V e) {
+  const V s = map([](auto x) { return x / (x + Scalar<decltype(x)>(2)); }, e), y = s * s;
+  return e - s * (e - y * horner(Log1pConstants<Scalar<V>>::Q, y));
+}
+
+}  // namespace LK_ISA
+}  // namespace lk
