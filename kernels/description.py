@@ -22,6 +22,7 @@ axes, () for the groups, stands for the caller's shapes, as another for the cano
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -121,9 +122,11 @@ class Description:
         self.free = "".join(a for a in axes if not any(a in field.axes for field in self.inputs))
         self.forward, self.backward, self.place, self.absent = forward, backward, place, absent
 
-    def function(self, which: str | Callable[..., None], device: torch.device) -> Any:
-        """Return `forward` or `backward` for the device."""
-        return which if callable(which) else function(self.kernels, which, device)
+    def runner(self, which: str | Callable[..., None]) -> Callable[[torch.device], Any]:
+        """Return what gives the `forward` or `backward` of a device."""
+        if isinstance(which, str):
+            return functools.partial(function, self.kernels, which)
+        return lambda device: which
 
     def for_inputs(self, gradients: Any) -> list[Any]:
         """Return a gradient, or None, for each input."""

@@ -70,17 +70,16 @@ class Op(Description):
     def evaluate(self, dims: Dims, inputs: Inputs) -> Any:
         """Return all outputs, the kept ones too, without gradients; for ops without options."""
         call: Call = (dims, (), self._all, None)
-        inputs = [None if x is None else x.detach() for x in inputs]
-        forward = self._forward_plainly if plain(*inputs) else self._forward_by_dispatcher
-        return forward(call, inputs, None)
+        if plain(*inputs):
+            return self._forward_plainly(call, inputs, None)
+        return self._forward_by_dispatcher(call, _detached(inputs), None)
 
     def differentiate(self, dims: Dims, inputs: Inputs, upstream: Any, needs: Flags) -> Any:
         """Return gradients that are no part of a graph themselves; for ops without options."""
         call: Call = (dims, (), (), None)
-        inputs = [None if x is None else x.detach() for x in inputs]
-        is_plain = plain(*inputs, *upstream)
-        backward = self._backward_plainly if is_plain else self._backward_by_dispatcher
-        return backward(call, inputs, None, upstream, needs)
+        if plain(*inputs, *upstream):
+            return self._backward_plainly(call, inputs, None, upstream, needs)
+        return self._backward_by_dispatcher(call, _detached(inputs), None, upstream, needs)
 
     def _public(self, outputs: Any) -> Any:
         public = [x for x, field in zip(outputs, self.results, strict=True) if not field.kept]
@@ -123,6 +122,10 @@ class Op(Description):
         return [g.reshape(inputs[i].shape) if want else None for i, want, g in fields]
 
 
+def _detached(inputs: Inputs) -> Inputs:
+    return [None if x is None else x.detach() for x in inputs]
+
+
 def _is_differentiated(inputs: Inputs) -> bool:
     """Return whether autograd must see the call, which refuses forward-mode derivatives."""
     if torch.is_grad_enabled():
@@ -142,6 +145,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
     new_gradients = _maker(op.gradients)
     shapes, dtypes = [f.shape for f in op.results], [f.dtype for f in op.results]
     empty_like, layout = torch.empty_like, torch.contiguous_format
+    run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
 
     def problem_of(call: Call, inputs: Inputs, seed: Any) -> Any:
         dims, options, _, canonical = call
@@ -173,7 +177,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
             else:
                 outputs.append(new_empty(plan[0](dims), dtype=plan[1]))
         found = new_outputs(outputs)
-        op.function(op.forward, first.device)(problem_of(call, inputs, seed), found)
+        run_forward(first.device)(problem_of(call, inputs, seed), found)
         return found
 
     def backward(call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags) -> Any:
@@ -181,8 +185,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
             [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at]
         )
         above = new_outputs([None if g is None else in_memory(g) for g in upstream])
-        run = op.function(op.backward, inputs[0].device)
-        run(problem_of(call, inputs, seed), above, gradients)
+        run_backward(inputs[0].device)(problem_of(call, inputs, seed), above, gradients)
         return gradients
 
     return forward, backward
@@ -198,7 +201,8 @@ def _function(op: Op) -> Any:
 
     It keeps the inputs, the outputs that are kept, and the seed, from which noise is made anew.
     """
-    count, forward_plainly, backward_plainly = len(op.inputs), *_passes(op)
+    forward_plainly, backward_plainly = op._forward_plainly, op._backward_plainly
+    count = len(op.inputs)
     nothing = (None,) * (2 + count)
     kept_at = [i for i, field in enumerate(op.results) if field.kept]
     public_at = [i for i, field in enumerate(op.results) if not field.kept]

@@ -118,6 +118,7 @@ def register(op: Description) -> None:
     And, where the op has gradients, `<name>_backward`: (upstream gradients and kept outputs, the
     same arguments, needs) -> gradients. What is not wanted or needed comes back empty.
     """
+    run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
 
     def fake(*args: Any) -> Any:
         given, wanted = _arguments(op, args[:-1]), args[-1]
@@ -127,7 +128,7 @@ def register(op: Description) -> None:
         given, wanted = _arguments(op, args[:-1]), args[-1]
         found = _empty(op, given, wanted)
         outputs = op.outputs(*[x if want else None for x, want in zip(found, wanted, strict=True)])
-        op.function(op.forward, given.first.device)(_problem(op, given), outputs)
+        run_forward(given.first.device)(_problem(op, given), outputs)
         return _packed(found)
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -164,9 +165,8 @@ def register(op: Description) -> None:
         found = listed(backward_fake(*args))
         wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
         problem = _problem(op, _arguments(op, given))
-        run = op.function(op.backward, problem[1].device)
         upstream = [None if g is None else in_memory(g) for g in above]
-        run(problem, op.outputs(*upstream), op.gradients(*wanted))
+        run_backward(problem[1].device)(problem, op.outputs(*upstream), op.gradients(*wanted))
         return _packed(found)
 
     schema, count = _schema(op), len(op.learned_at)

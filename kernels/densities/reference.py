@@ -73,11 +73,12 @@ def _compute(x: Tensor) -> Tensor:
 def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor) -> None:
     """The log-density into `out` [groups, samples, rows]. The interface of all backends.
 
-    Args: density: "gaussian" with inputs (z, mean, logvar), or "bernoulli" with inputs (x, logits).
-        sizes: groups, samples, rows, cols. inputs: each [groups, samples or 1, rows or 1, cols].
-        With size 1 in samples it is shared by them; with size 1
-            in rows (then in samples too) it is one row for all rows and samples. Columns are
-            contiguous.
+    Args:
+        density: "gaussian" with inputs (z, mean, logvar), or "bernoulli" with inputs (x, logits).
+        sizes: groups, samples, rows, cols.
+        inputs: each [groups, samples or 1, rows or 1, cols]. With size 1 in samples it is shared by
+            them; with size 1 in rows (then in samples too) it is one row for all rows and samples.
+            Columns are contiguous.
         out: contiguous.
 
     """

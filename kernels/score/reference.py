@@ -152,13 +152,18 @@ def gradient(
 
     The variance of a mean of S terms: their sample variance over S. NaN where S is 1.
 
-    Args: problem: shapes and choices. parameters: of q, contiguous. z: contiguous, or None for the
-        samples that `seed` and `offset` draw. seed: an int, or int64 [1] or [G]; unused where z is
-        given. offset: of the noise stream. values: contiguous, in the dtype that the parameters are
-        computed in, or float64. baseline: None, or contiguous, in the dtype of values, of their
-        shape or of theirs without samples. upstream: None for 1, or contiguous, in the parameters'
-        computed dtype. gradients: outputs in the shape and dtype of the parameters. variances:
-        None, or outputs in their shape and computed dtype.
+    Args:
+        problem: shapes and choices.
+        parameters: of q, contiguous.
+        z: contiguous, or None for the samples that `seed` and `offset` draw.
+        seed: an int, or int64 [1] or [G]; unused where z is given.
+        offset: of the noise stream.
+        values: contiguous, in the dtype that the parameters are computed in, or float64.
+        baseline: None, or contiguous, in the dtype of values, of their shape or of theirs without
+            samples.
+        upstream: None for 1, or contiguous, in the parameters' computed dtype.
+        gradients: outputs in the shape and dtype of the parameters.
+        variances: None, or outputs in their shape and computed dtype.
 
     Returns:
         False where z, on a CPU, has a value outside the family's support.

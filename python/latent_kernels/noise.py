@@ -33,10 +33,13 @@ def normal(
     ...)`` equals the concatenation of ``normal(k, ...)`` and ``normal(n - k, ..., offset=offset +
     k)``. Box-Muller over Philox4x32-10, in float32; ``|value| <= 6.76``.
 
-    Args: shape: the shape of the result, an int or a sequence of ints. seed: an int in [0, 2^63), a
-        0-d int64 tensor, or None to draw one from torch's default CPU generator. offset: the first
-        element's place in the stream, an int >= 0. dtype: float32, or another floating dtype that
-        the float32 values are converted to. device: where the result lives.
+    Args:
+        shape: the shape of the result, an int or a sequence of ints.
+        seed: an int in [0, 2^63), a 0-d int64 tensor, or None to draw one from torch's default CPU
+            generator.
+        offset: the first element's place in the stream, an int >= 0.
+        dtype: float32, or another floating dtype that the float32 values are converted to.
+        device: where the result lives.
 
     Returns:
         A tensor of that shape, without gradient.
@@ -64,10 +67,13 @@ def uniform(
     As `normal`; the float32 values lie in [2^-33, 1 - 2^-24]. Conversion to half precision can
     round up to 1.
 
-    Args: shape: the shape of the result, an int or a sequence of ints. seed: an int in [0, 2^63), a
-        0-d int64 tensor, or None to draw one from torch's default CPU generator. offset: the first
-        element's place in the stream, an int >= 0. dtype: float32, or another floating dtype that
-        the float32 values are converted to. device: where the result lives.
+    Args:
+        shape: the shape of the result, an int or a sequence of ints.
+        seed: an int in [0, 2^63), a 0-d int64 tensor, or None to draw one from torch's default CPU
+            generator.
+        offset: the first element's place in the stream, an int >= 0.
+        dtype: float32, or another floating dtype that the float32 values are converted to.
+        device: where the result lives.
 
     Returns:
         A tensor of that shape, without gradient.

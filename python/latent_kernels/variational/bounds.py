@@ -51,18 +51,20 @@ def importance_bound(
 
     The forward pass reads log_w once; backward keeps log_w, its largest value and one sum.
 
-    Args: log_w: [S, ...], float32, float64, bfloat16 or float16; -inf for a weight of zero.
-        estimator: "iwae", "vimco", "stl" or "dreg". z: for "dreg" the samples [S, ..., D] that
-        log_w was computed from, as `rsample_log_prob` returned them.
-            Backward scales the whole gradient that reaches z by w~ (by a hook on this very tensor,
-            not a view of it), and with it that of any other term of a loss that is computed from z:
-            give such a term a z.clone() made before. One bound for each z; another one to look at
-            goes under no_grad.
+    Args:
+        log_w: [S, ...], float32, float64, bfloat16 or float16; -inf for a weight of zero.
+        estimator: "iwae", "vimco", "stl" or "dreg".
+        z: for "dreg" the samples [S, ..., D] that log_w was computed from, as `rsample_log_prob`
+            returned them. Backward scales the whole gradient that reaches z by w~ (by a hook on
+            this very tensor, not a view of it), and with it that of any other term of a loss that
+            is computed from z: give such a term a z.clone() made before. One bound for each z;
+            another one to look at goes under no_grad.
         log_q: for "vimco" log q(z_s) [S, ...], the very tensor that log_w was computed with. It
             gets a gradient and is not read.
 
-    Returns: The bound [...] in nats, float32 for half-precision inputs. NaN where a log-weight is
-        NaN; -inf where all weights are zero, with a gradient of NaN.
+    Returns:
+        The bound [...] in nats, float32 for half-precision inputs. NaN where a log-weight is NaN;
+        -inf where all weights are zero, with a gradient of NaN.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.

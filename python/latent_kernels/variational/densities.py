@@ -35,7 +35,8 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
         mean: broadcast with z.
         logvar: log sigma^2, broadcast with z.
 
-    Returns: The log-density in nats, of the broadcast shape without D; float32 for half-precision
+    Returns:
+        The log-density in nats, of the broadcast shape without D; float32 for half-precision
         inputs.
 
     Raises:
@@ -57,14 +58,16 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     of x. Values outside [0, 1] are not refused; the formula is evaluated as it stands. The gradient
     of logits is x - sigmoid(l), that of x is l. Second derivatives are not implemented and raise.
 
-    Args: x: [..., D], float32, float64, bfloat16 or float16; or bool or integers, which are
-        converted to logits' dtype. logits: broadcast with x; one that lacks leading dimensions of
-        the other (images [B, D] under decoded samples
-            [S, B, D], or one row [D] for all) is read where it lies and its gradient is summed in
-            the kernel.
+    Args:
+        x: [..., D], float32, float64, bfloat16 or float16; or bool or integers, which are converted
+            to logits' dtype.
+        logits: broadcast with x; one that lacks leading dimensions of the other (images [B, D]
+            under decoded samples [S, B, D], or one row [D] for all) is read where it lies and its
+            gradient is summed in the kernel.
 
-    Returns: The log-probability in nats, of the broadcast shape without D; float32 for
-        half-precision inputs.
+    Returns:
+        The log-probability in nats, of the broadcast shape without D; float32 for half-precision
+        inputs.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.

@@ -72,7 +72,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
     Args:
         log_w: log-weights [S, ...], S >= 21, float32, float64, bfloat16 or float16.
 
-    Returns: k of shape [...], float32 for half-precision inputs, without gradient; NaN where a
+    Returns:
+        k of shape [...], float32 for half-precision inputs, without gradient; NaN where a
         log-weight is NaN or inf. -inf where all of the tail is one value; inf where a quarter of it
         is no more than where it begins but the rest is, as with a few weights that are not zero.
 

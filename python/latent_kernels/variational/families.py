@@ -263,11 +263,14 @@ class _Discrete(Family):
         """Samples without gradient; the same from one seed on every device
         (kernels/families/README.md has the rule).
 
-        Args: num_samples: S >= 1, or None for one sample without a sample dimension. seed: an int
-            in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw one. offset:
-            the first element's place in the noise stream.
+        Args:
+            num_samples: S >= 1, or None for one sample without a sample dimension.
+            seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw
+                one.
+            offset: the first element's place in the noise stream.
 
-        Returns: [S, ..., D], or [..., D] for None: 0 and 1 in the logits' dtype (Bernoulli), int64
+        Returns:
+            [S, ..., D], or [..., D] for None: 0 and 1 in the logits' dtype (Bernoulli), int64
             classes (Categorical).
 
         """
@@ -326,8 +329,11 @@ class Bernoulli(_Discrete):
         would draw from 1 - u. Each is a sample of q; the two of a pair are as negatively correlated
         as can be.
 
-        Args: num_pairs: S >= 1. seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters'
-            device, or None to draw one. offset: the first element's place in the noise stream.
+        Args:
+            num_pairs: S >= 1.
+            seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw
+                one.
+            offset: the first element's place in the noise stream.
 
         Returns:
             [2, S, ..., D], 0 and 1 in the logits' dtype.

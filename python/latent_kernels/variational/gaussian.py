@@ -40,17 +40,20 @@ def rsample_kl(
     seed, nothing else. psi has its own series near 0, so that the KL is right to a few ulp and
     never negative. Second derivatives are not implemented and raise.
 
-    Args: mean: [..., D], float32, float64, bfloat16 or float16. logvar: log sigma^2, broadcast with
-        mean. num_samples: S >= 1, or None for one sample without a sample dimension. prior_mean:
-        the prior's mean, broadcast to mean's shape; None for 0. prior_logvar: the prior's
-        log-variance, broadcast likewise; None for 0. seed: an int in [0, 2^63), a 0-d int64 tensor
-        on the device of mean (for CUDA graphs: advance it between
-            replays), or None to draw one from torch's default CPU generator. One seed at two calls
-            gives one noise.
+    Args:
+        mean: [..., D], float32, float64, bfloat16 or float16.
+        logvar: log sigma^2, broadcast with mean.
+        num_samples: S >= 1, or None for one sample without a sample dimension.
+        prior_mean: the prior's mean, broadcast to mean's shape; None for 0.
+        prior_logvar: the prior's log-variance, broadcast likewise; None for 0.
+        seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean (for CUDA graphs:
+            advance it between replays), or None to draw one from torch's default CPU generator. One
+            seed at two calls gives one noise.
         offset: the first element's place in the noise stream, to tell calls with one seed apart.
 
-    Returns: z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype; kl
-        of shape [...] in nats, float32 for half-precision inputs.
+    Returns:
+        z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype; kl of
+        shape [...] in nats, float32 for half-precision inputs.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -119,20 +122,23 @@ def rsample_log_prob(
     no digit. It is the first step of an importance-weighted bound, whose weights are p(x, z) /
     q(z).
 
-    Args: mean: [..., D], float32, float64, bfloat16 or float16. logvar: log sigma^2, broadcast with
-        mean. num_samples: S >= 1, or None for one sample without a sample dimension. seed: an int
-        in [0, 2^63), a 0-d int64 tensor on the device of mean, or None to draw one. offset: the
-        first element's place in the noise stream. path_derivative: which gradient log q has. False:
-        the total derivative by the parameters, of log q(z_s) as the
-            function -1/2 sum_d logvar + constant that it is once z_s moves with them;
-            differentiating it by z gives nothing, for which there is `gaussian_log_prob`. True: the
-            derivative by z alone, the parameters of the density held fixed: -eps / sigma reaches z,
-            beside whatever else does, and through z the parameters. A hook on z sees the sum. The
-            gradient of log p(z) - log q(z) then has no variance where q = p.
+    Args:
+        mean: [..., D], float32, float64, bfloat16 or float16.
+        logvar: log sigma^2, broadcast with mean.
+        num_samples: S >= 1, or None for one sample without a sample dimension.
+        seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean, or None to draw one.
+        offset: the first element's place in the noise stream.
+        path_derivative: which gradient log q has. False: the total derivative by the parameters, of
+            log q(z_s) as the function -1/2 sum_d logvar + constant that it is once z_s moves with
+            them; differentiating it by z gives nothing, for which there is `gaussian_log_prob`.
+            True: the derivative by z alone, the parameters of the density held fixed: -eps / sigma
+            reaches z, beside whatever else does, and through z the parameters. A hook on z sees the
+            sum. The gradient of log p(z) - log q(z) then has no variance where q = p.
 
-    Returns: z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype;
-        log_q of shape [S, ...] or [...] in nats, float32 for half-precision inputs. Both have the
-        same bits with either derivative.
+    Returns:
+        z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype; log_q
+        of shape [S, ...] or [...] in nats, float32 for half-precision inputs. Both have the same
+        bits with either derivative.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.

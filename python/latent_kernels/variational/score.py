@@ -61,10 +61,11 @@ def score_function_expectation(
     - a tensor: a baseline of your own, broadcast to the shape of values; detached. It must not
       depend on z_s.
 
-    Args: q: the family that z was drawn from. values: f(z), [S, ...] with q's batch shape, or [S,
-        ..., D]: a term for each latent dimension, which then alone
-            weighs the scores of that dimension (Rao-Blackwellised: f_d need only hold what depends
-            on z_d).
+    Args:
+        q: the family that z was drawn from.
+        values: f(z), [S, ...] with q's batch shape, or [S, ..., D]: a term for each latent
+            dimension, which then alone weighs the scores of that dimension (Rao-Blackwellised: f_d
+            need only hold what depends on z_d).
         z: samples [S, ..., D] without gradient, or None: then `seed` and `offset` say which
             q.sample drew.
         seed: the int or 0-d int64 tensor that z was drawn with, where z is not given.
@@ -75,9 +76,9 @@ def score_function_expectation(
     Returns:
         The mean of values over S, [...] or [..., D]; float32 for half-precision values.
 
-    Raises: TypeError, ValueError: naming the argument that is wrong. Samples outside q's support
-        are found where z is
-            read: in backward. On a GPU such rows give NaN instead.
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong. Samples outside q's support are
+            found where z is read: in backward. On a GPU such rows give NaN instead.
 
     Source: Paisley, Blei and Jordan, "Variational Bayesian inference with stochastic search"
     (2012); Ranganath, Gerrish and Blei, "Black box variational inference" (2014); Kool, van Hoof
@@ -102,18 +103,22 @@ def score_function_gradient(
     """The gradient of E_q f(z) itself, without autograd; see `score_function_expectation` for the
     arguments.
 
-    Args: q: the family that z was drawn from. values: f(z), [S, ...] or [S, ..., D]. z: samples [S,
-        ..., D], or None where `seed` says which q.sample drew. seed: the int or 0-d int64 tensor
-        that z was drawn with, where z is not given. offset: the first element's place in the noise
-        stream, where z is not given. control_variate: "none", "leave_one_out", "optimal" or a
-        baseline. folds: of "optimal". return_variance: also return the variance of each gradient,
-        estimated from the samples: the sample variance of
-            the S terms, over S. Unbiased for "none" and a baseline, consistent for the others; NaN
-            where S is 1.
+    Args:
+        q: the family that z was drawn from.
+        values: f(z), [S, ...] or [S, ..., D].
+        z: samples [S, ..., D], or None where `seed` says which q.sample drew.
+        seed: the int or 0-d int64 tensor that z was drawn with, where z is not given.
+        offset: the first element's place in the noise stream, where z is not given.
+        control_variate: "none", "leave_one_out", "optimal" or a baseline.
+        folds: of "optimal".
+        return_variance: also return the variance of each gradient, estimated from the samples: the
+            sample variance of the S terms, over S. Unbiased for "none" and a baseline, consistent
+            for the others; NaN where S is 1.
 
-    Returns: The gradient of each of q's parameters, in their order and shape; with
-        `return_variance`, (gradients, variances), two such tuples, the variances in float32 for
-        half-precision parameters.
+    Returns:
+        The gradient of each of q's parameters, in their order and shape; with `return_variance`,
+        (gradients, variances), two such tuples, the variances in float32 for half-precision
+        parameters.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -135,13 +140,16 @@ def disarm(
     Unbiased; each pair costs two evaluations of f, and its samples come from one uniform. Where z =
     z' in a dimension, that dimension's gradient is 0.
 
-    Args: q: the Bernoulli that the pairs were drawn from. values: f of both samples, [2, S, ...]
-        with q's batch shape, or [2, S, ..., D]. z: pairs [2, S, ..., D] of `q.sample_antithetic`,
-        or None: then `seed` and `offset` say which it drew. seed: the int or 0-d int64 tensor that
-        the pairs were drawn with, where z is not given. offset: the first element's place in the
-        noise stream, where z is not given.
+    Args:
+        q: the Bernoulli that the pairs were drawn from.
+        values: f of both samples, [2, S, ...] with q's batch shape, or [2, S, ..., D].
+        z: pairs [2, S, ..., D] of `q.sample_antithetic`, or None: then `seed` and `offset` say
+            which it drew.
+        seed: the int or 0-d int64 tensor that the pairs were drawn with, where z is not given.
+        offset: the first element's place in the noise stream, where z is not given.
 
-    Returns: The mean of values over both samples of all pairs, [...] or [..., D]; float32 for
+    Returns:
+        The mean of values over both samples of all pairs, [...] or [..., D]; float32 for
         half-precision values.
 
     Raises:
@@ -166,11 +174,14 @@ def disarm_gradient(
 ) -> tuple[Tensor, ...]:
     """The DisARM gradient itself, without autograd; see `disarm` for the arguments.
 
-    Args: q: the Bernoulli that the pairs were drawn from. values: f of both samples, [2, S, ...] or
-        [2, S, ..., D]. z: pairs [2, S, ..., D], or None where `seed` says which. seed: the int or
-        0-d int64 tensor that the pairs were drawn with, where z is not given. offset: the first
-        element's place in the noise stream, where z is not given. return_variance: also return the
-        gradient's variance: that of the S pairs' terms, over S; NaN where S is 1.
+    Args:
+        q: the Bernoulli that the pairs were drawn from.
+        values: f of both samples, [2, S, ...] or [2, S, ..., D].
+        z: pairs [2, S, ..., D], or None where `seed` says which.
+        seed: the int or 0-d int64 tensor that the pairs were drawn with, where z is not given.
+        offset: the first element's place in the noise stream, where z is not given.
+        return_variance: also return the gradient's variance: that of the S pairs' terms, over S;
+            NaN where S is 1.
 
     Returns:
         (gradient,) in the logits' shape; with `return_variance`, ((gradient,), (variance,)).

@@ -74,22 +74,26 @@ def streamed_bound(
     torch.compile leaves its graph for the call (log_joint may call compiled functions itself), so
     that fullgraph=True raises.
 
-    Args: q: mean and logvar [..., D]: leaves, or computed, by an encoder for example. log_joint:
-        takes z [c, ..., D], c <= chunk, to log p(x, z) [c, ...] of a floating dtype. num_samples: S
-        >= 1. chunk: how many samples are evaluated together. params: the tensors beside z that
-        log_joint's gradients go to; those it does not read get None. estimator: "iwae", "stl" or
-        "dreg", as `importance_bound` explains. seed: an int in [0, 2^63), a 0-d int64 tensor on the
-        device of q, or None to draw one.
+    Args:
+        q: mean and logvar [..., D]: leaves, or computed, by an encoder for example.
+        log_joint: takes z [c, ..., D], c <= chunk, to log p(x, z) [c, ...] of a floating dtype.
+        num_samples: S >= 1.
+        chunk: how many samples are evaluated together.
+        params: the tensors beside z that log_joint's gradients go to; those it does not read get
+            None.
+        estimator: "iwae", "stl" or "dreg", as `importance_bound` explains.
+        seed: an int in [0, 2^63), a 0-d int64 tensor on the device of q, or None to draw one.
 
-    Returns: The bound [...] in nats, in the dtype of log w = log_joint(z) - log q(z), where log q
-        is float32 for half precision. NaN where a log-weight is NaN; -inf where all weights are
-        zero, with a gradient of NaN.
+    Returns:
+        The bound [...] in nats, in the dtype of log w = log_joint(z) - log q(z), where log q is
+        float32 for half precision. NaN where a log-weight is NaN; -inf where all weights are zero,
+        with a gradient of NaN.
 
-    Raises: TypeError, ValueError: naming the argument that is wrong, or what log_joint returned.
+    Raises:
+        TypeError, ValueError: naming the argument that is wrong, or what log_joint returned.
         RuntimeError: log_joint reads a tensor that params lack, or one of params that has hooks or
-        was computed from
-            another that it reads; at the call or, where chunks differ, in backward. One of params
-            was changed in place before backward.
+            was computed from another that it reads; at the call or, where chunks differ, in
+            backward. One of params was changed in place before backward.
 
     Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8;
     Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the sums; Chen,

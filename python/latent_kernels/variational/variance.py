@@ -61,9 +61,9 @@ class ProfileInterrupted(KeyboardInterrupt):
 class VarianceProfile:
     """What `profile_variance` found; its docstring says what the columns mean.
 
-    Args: table: a structured array, a row for each estimator and number of samples; NaN, and 0
-        repeats, where the
-            estimator is not defined.
+    Args:
+        table: a structured array, a row for each estimator and number of samples; NaN, and 0
+            repeats, where the estimator is not defined.
         parameter_mean: the mean gradient over the repeats, an array [rows, ...] for each of q's
             parameters.
         parameter_variance: the variance of a gradient, likewise.
@@ -194,9 +194,11 @@ def profile_variance(
     its own, which does not depend on what else is profiled. torch's own generators are not used.
     Holds R x P float64 numbers at a time.
 
-    Args: q: the family at whose parameters the gradient is taken. log_joint: z [S, ..., D] -> [S,
-        ...], S first and then q's batch shape; deterministic, each sample by itself.
-            Called without autograd except by "reparameterized", "iwae", "stl" and "dreg".
+    Args:
+        q: the family at whose parameters the gradient is taken.
+        log_joint: z [S, ..., D] -> [S, ...], S first and then q's batch shape; deterministic, each
+            sample by itself. Called without autograd except by "reparameterized", "iwae", "stl" and
+            "dreg".
         objective: "elbo" or "importance_bound".
         estimators: names from the table above, of that objective; None for all that apply.
         num_samples: the S to profile.
