@@ -86,7 +86,8 @@ def _check_forced(op: str, backend: str, device: torch.device) -> None:
             raise RuntimeError(f"{VARIABLE} forces {op}=triton, which cannot run: {missing}")
         if device.type == "cpu" and not interpreting():
             raise RuntimeError(
-                f"{VARIABLE} forces {op}=triton, which runs on CUDA tensors; got a tensor on {device}"
+                f"{VARIABLE} forces {op}=triton, which runs on CUDA tensors; got a tensor on "
+                f"{device}"
             )
 
 

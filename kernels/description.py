@@ -12,7 +12,7 @@ Three named tuples in kernels/<op>/problem.py describe an op:
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
 a seed each: torch.vmap makes them of a batch. A caller has no groups, and has any number of
 dimensions, none too, for each of the other axes: a list of them, one tuple for each of the op's
-axes, () for the groups, stands for the caller's shapes, as another for the canonical shapes. The letters of
+axes, () for the groups, stands for the shapes of the caller, another for the canonical ones. The letters of
 `OPTIONAL` are left out of canonical shapes where a caller has no dimension for them. Backends offer
 
     forward(problem, outputs)               fills the outputs; one that is not wanted is None

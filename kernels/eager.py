@@ -12,7 +12,8 @@ import torch
 Tensor = torch.Tensor
 _SEED_END = 2**63 - 1  # of torch.randint, which cannot be given 2^63
 _CAPTURING = (
-    "seed must be a 0-d int64 CUDA tensor while a CUDA graph is captured; got {}, whose value would be read now and "
+    "seed must be a 0-d int64 CUDA tensor while a CUDA graph is captured; got {}, whose value "
+    "would be read now and "
     "give the same noise at every replay. Advance the tensor (seed += 1) between replays."
 )
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -1,4 +1,4 @@
-"""Elementary functions for Triton kernels, the same sequences of operations as csrc/simd/math.hpp."""
+"""Elementary functions for Triton kernels: the sequences of operations of csrc/simd/math.hpp."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def signal_kernel(
     log_w_ptr, gradient_ptr, out_ptr, S, N, tiles,
     compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """VIMCO's signal [G, S, N], times the gradient; see csrc/bounds/kernel.hpp for what the sums are."""
+    """VIMCO's signal [G, S, N], times the gradient; csrc/bounds/kernel.hpp explains the sums."""
     tile, _only, group = block_of(tiles, 1)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     lowest = nothing_yet(tl.zeros([BLOCK_N], compute), compute)

@@ -116,7 +116,7 @@ def path_backward(
     log_q_gradient: Tensor,
     z_gradient: Tensor,
 ) -> None:
-    """The gradient of z where log q depends on z alone, -eps / sigma of log q's, into `z_gradient`."""
+    """Write the gradient of z where log q depends on z alone: -eps / sigma times log q's."""
     _core.gaussian_path_backward(
         _problem(sizes, None, logvar, None, None, False, seed, offset),
         threads=torch.get_num_threads(),

@@ -267,8 +267,10 @@ def _sampled_vmap(name: str, batch: int, in_dims: tuple[Any, ...], args: tuple[A
 
 
 define(
-    "gaussian(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar, Tensor seeds, SymInt offset,"
-    " SymInt samples, bool spread_is_scale, bool with_kl, bool with_log_q) -> (Tensor z, Tensor kl, Tensor log_q)",
+    "gaussian(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_logvar, Tensor seeds, "
+    "SymInt offset,"
+    " SymInt samples, bool spread_is_scale, bool with_kl, bool with_log_q) -> (Tensor z, Tensor "
+    "kl, Tensor log_q)",
     _gaussian,
     fake=_gaussian_fake,
     vmap=_gaussian_vmap,
@@ -276,8 +278,10 @@ define(
     gradients=_gaussian_gradients,
 )
 define(
-    "gaussian_backward(Tensor? gz, Tensor? gkl, Tensor? gq, Tensor mean, Tensor spread, Tensor? prior_mean,"
-    " Tensor? prior_logvar, Tensor seeds, SymInt offset, SymInt samples, bool spread_is_scale, bool[] needs)"
+    "gaussian_backward(Tensor? gz, Tensor? gkl, Tensor? gq, Tensor mean, Tensor spread, Tensor? "
+    "prior_mean,"
+    " Tensor? prior_logvar, Tensor seeds, SymInt offset, SymInt samples, bool spread_is_scale, "
+    "bool[] needs)"
     " -> (Tensor mean, Tensor spread, Tensor prior_mean, Tensor prior_logvar)",
     _gaussian_backward,
     fake=_gaussian_backward_fake,
@@ -293,7 +297,8 @@ define(
     gradients=_path_gradients,
 )
 define(
-    "gaussian_path_backward(Tensor gradient, Tensor z, Tensor logvar, Tensor seeds, SymInt offset) -> Tensor",
+    "gaussian_path_backward(Tensor gradient, Tensor z, Tensor logvar, Tensor seeds, SymInt offset) "
+    "-> Tensor",
     _path_backward,
     fake=_path_backward_fake,
     vmap=_path_backward_vmap,

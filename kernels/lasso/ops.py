@@ -60,7 +60,8 @@ def _check_values(
         row = int((norms < limits.tiny).nonzero()[0])
         least = f"{limits.tiny:.3g}, the least normal {dtype}"
         raise ValueError(
-            f"dictionary must have no zero row; row {row} is zero, or its squared norm below {least}"
+            f"dictionary must have no zero row; row {row} is zero, or its squared norm below "
+            f"{least}"
         )
     if not bool(((alpha >= 0) & alpha.isfinite()).all()):
         wrong = alpha[~((alpha >= 0) & alpha.isfinite())][0].item()
@@ -116,7 +117,8 @@ def _no_gradient(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
 
 
 define(
-    "sparse_encode(Tensor x, Tensor dictionary, Tensor alpha, Tensor? init, str algorithm, SymInt max_iter, float tol,"
+    "sparse_encode(Tensor x, Tensor dictionary, Tensor alpha, Tensor? init, str algorithm, SymInt "
+    "max_iter, float tol,"
     " bool positive, ScalarType dtype) -> (Tensor, Tensor)",
     encode,
     fake=_encode_fake,

@@ -67,7 +67,8 @@ def _no_gradient(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
 
 
 define(
-    "noise(str kind, SymInt[] shape, Tensor seeds, SymInt offset, ScalarType dtype, Device device) -> Tensor",
+    "noise(str kind, SymInt[] shape, Tensor seeds, SymInt offset, ScalarType dtype, Device device) "
+    "-> Tensor",
     _noise,
     fake=_noise_fake,
     vmap=_noise_vmap,

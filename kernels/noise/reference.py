@@ -90,7 +90,7 @@ def ln(u: Floats) -> Floats:
 
 
 def sin_cos_pi(t: Floats) -> tuple[Floats, Floats]:
-    """sin(pi t), cos(pi t) for |t| <= 1: t = q/2 + r with q = floor(2t + 1/2), |r| <= 1/4, exactly."""
+    """Return sin(pi t), cos(pi t), |t| <= 1: t = q/2 + r exactly, q = floor(2t + 1/2)."""
     q = np.floor(t * f32(2) + f32(0.5))
     r = t - q * f32(0.5)
     y = r * r
@@ -133,7 +133,7 @@ def normal(count: int, seed: int, offset: int = 0) -> Floats:
 
 
 def uniform(count: int, seed: int, offset: int = 0) -> Floats:
-    """Elements offset, ..., offset + count - 1 of the seed's uniforms on the open interval (0, 1)."""
+    """Return elements offset, ..., offset + count - 1 of the seed's uniforms on (0, 1)."""
     u: Floats = np.minimum(to_unit(_words(count, seed, offset, UNIFORMS)), f32(1 - 2.0**-24))
     return u.reshape(-1)[offset % 4 :][:count]
 

@@ -85,7 +85,7 @@ def canonical(
     baseline: Tensor | None,
     upstream: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """The tensors of a plain call, q [..., D] and values [S, ...], in the shapes of the opaque ops."""
+    """Return the tensors of a plain call in the shapes of the opaque ops."""
     _, samples, rows, cols, classes = problem.sizes
     pairs = (2,) if problem.family == "antithetic" else ()
     of_q = (1, rows, cols, classes) if classes else (1, rows, cols)

@@ -187,7 +187,8 @@ def _expectation_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[
 
 
 define(
-    "score_expectation(str family, str control, SymInt folds, Tensor first, Tensor? second, Tensor? z, Tensor seeds,"
+    "score_expectation(str family, str control, SymInt folds, Tensor first, Tensor? second, "
+    "Tensor? z, Tensor seeds,"
     " SymInt offset, Tensor values, Tensor? baseline) -> Tensor",
     _expectation,
     fake=_expectation_fake,
@@ -196,7 +197,8 @@ define(
     gradients=_expectation_gradients,
 )
 define(
-    "score_gradient(str family, str control, SymInt folds, Tensor first, Tensor? second, Tensor? z, Tensor seeds,"
+    "score_gradient(str family, str control, SymInt folds, Tensor first, Tensor? second, Tensor? "
+    "z, Tensor seeds,"
     " SymInt offset, Tensor values, Tensor? baseline, Tensor? upstream, bool with_variance)"
     " -> (Tensor first, Tensor second, Tensor first_variance, Tensor second_variance)",
     _gradient,

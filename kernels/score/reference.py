@@ -129,7 +129,7 @@ def _folds(problem: Problem, f: Tensor, s: Tensor) -> Iterator[Tensor]:
 
 
 def variance_of_mean(term: Tensor) -> Tensor:
-    """The estimated variance of the mean over samples, term [G, S, ...]; NaN for a single sample."""
+    """Return the variance of the mean over samples of term [G, S, ...]; NaN for S = 1."""
     samples = term.size(1)
     square = ((term - term.mean(1, keepdim=True)) ** 2).sum(1)
     return square / (samples * (samples - 1)) if samples > 1 else torch.full_like(square, torch.nan)

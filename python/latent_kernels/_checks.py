@@ -85,7 +85,7 @@ def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype
 
 
 def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape that these broadcast to, or None; torch.broadcast_shapes costs ten times as much."""
+    """Return the shape that these broadcast to, or None; in a tenth of torch's own time."""
     result = [1] * max(len(shape) for shape in shapes)
     for shape in shapes:
         for i in range(1, len(shape) + 1):

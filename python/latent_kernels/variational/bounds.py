@@ -87,11 +87,13 @@ def importance_bound(
         assert log_q is not None
         if log_q.shape != log_w.shape:
             raise ValueError(
-                f"log_q must have the shape of log_w, {tuple(log_w.shape)}; got {tuple(log_q.shape)}"
+                f"log_q must have the shape of log_w, {tuple(log_w.shape)}; got "
+                f"{tuple(log_q.shape)}"
             )
         if log_w.size(0) < 2:
             raise ValueError(
-                "estimator 'vimco' compares each sample with the others: log_w must have S >= 2; got S = 1"
+                "estimator 'vimco' compares each sample with the others: log_w must have S >= 2; "
+                "got S = 1"
             )
     if z is not None:
         _scale_by_weights(z, log_w)
@@ -177,7 +179,8 @@ def _scale_by_weights(z: Tensor, log_w: Tensor) -> None:
     if plain(z) and z.requires_grad:
         if z.is_leaf:
             raise ValueError(
-                "z must be computed from q's parameters, as rsample_log_prob does; got a leaf of the graph"
+                "z must be computed from q's parameters, as rsample_log_prob does; got a leaf of "
+                "the graph"
             )
         if getattr(z, _WEIGHTED, False):
             raise ValueError(

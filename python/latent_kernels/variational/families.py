@@ -161,7 +161,7 @@ class DiagonalGaussian(Family):
     def rsample(
         self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
     ) -> Tensor:
-        """Reparameterized samples [S, ..., D], or [..., D] for None; see `latent_kernels.rsample`."""
+        """Return reparameterized samples [S, ..., D], or [..., D] for None; see `rsample`."""
         return rsample(self.mean, self.logvar, num_samples, seed=seed, offset=offset)
 
     def rsample_kl(

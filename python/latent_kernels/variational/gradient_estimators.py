@@ -129,7 +129,8 @@ def evaluate(q: Family, log_joint: LogJoint, z: Tensor, samples: int) -> Tensor:
         raise TypeError(f"log_joint must return a torch.Tensor; got {type(values).__name__}")
     if not values.is_floating_point() or tuple(values.shape) != shape:
         raise ValueError(
-            f"log_joint must return floating values of shape {shape} for z of shape {tuple(z.shape)}; got "
+            f"log_joint must return floating values of shape {shape} for z of shape "
+            f"{tuple(z.shape)}; got "
             f"{values.dtype}, {tuple(values.shape)}"
         )
     return values
@@ -155,7 +156,7 @@ def enumerated_elbo(q: Family, log_joint: LogJoint) -> Gradient | None:
 
 
 def enumerated_bound(q: Family, log_joint: LogJoint, samples: int) -> Gradient | None:
-    """The gradient of E[L_S] in float64 over all S-tuples of states; None where they are too many."""
+    """Return the gradient of E[L_S] over all S-tuples of states; None for too many of them."""
     z = _states(q, samples)
     if z is None:
         return None

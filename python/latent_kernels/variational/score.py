@@ -223,7 +223,8 @@ def _checked(
         raise ValueError(f"control_variate must be {known} or a tensor; got {control_variate!r}")
     if control == "leave_one_out" and samples < 2:
         raise ValueError(
-            "control_variate 'leave_one_out' takes the mean of the other values, of which there are none for S = 1: "
+            "control_variate 'leave_one_out' takes the mean of the other values, of which there "
+            "are none for S = 1: "
             "draw more samples, or use 'none' or a baseline of your own"
         )
     if control == "optimal":
@@ -231,7 +232,8 @@ def _checked(
             raise ValueError(f"folds must be an int >= 2; got {folds!r}")
         if samples < folds:
             raise ValueError(
-                f"control_variate 'optimal' takes each fold's coefficient from the others: it needs S >= folds = "
+                "control_variate 'optimal' takes each fold's coefficient from the others: it "
+                "needs S >= folds = "
                 f"{folds} samples; got S = {samples}"
             )
     else:
@@ -283,7 +285,8 @@ def _samples(
     if z is None:
         if seed is None:
             raise ValueError(
-                "z or seed must be given: the samples that values were computed at, or the seed they had"
+                "z or seed must be given: the samples that values were computed at, or the seed "
+                "they had"
             )
         _checks.stream(seed, offset, math.prod(shape[-len(shape) + len(leading) - 1 :]), q.device)
         return None, seed
@@ -298,7 +301,8 @@ def _samples(
         )
     if z.requires_grad:
         raise ValueError(
-            "z must not require grad: the estimator takes no gradient through samples; pass z.detach()"
+            "z must not require grad: the estimator takes no gradient through samples; pass "
+            "z.detach()"
         )
     return z, 0
 

@@ -124,7 +124,8 @@ def streamed_bound(
     if estimator not in STREAMED_ESTIMATORS:
         if estimator == "vimco":
             raise ValueError(
-                "estimator 'vimco' compares all samples and cannot be streamed: use importance_bound"
+                "estimator 'vimco' compares all samples and cannot be streamed: use "
+                "importance_bound"
             )
         known = ", ".join(repr(name) for name in STREAMED_ESTIMATORS)
         raise ValueError(f"estimator must be one of {known}; got {estimator!r}")

@@ -287,7 +287,8 @@ def _checked(q: Family, num_samples: Sequence[int], repeats: int, seed: int) -> 
         )
     if not q.parameters[0].numel():
         raise ValueError(
-            f"q must have at least one element; its parameters have shape {tuple(q.parameters[0].shape)}"
+            "q must have at least one element; its parameters have shape "
+            f"{tuple(q.parameters[0].shape)}"
         )
     given = list(num_samples) if isinstance(num_samples, Iterable) else []
     if not given or not all(_is_int(s) and s >= 1 for s in given):
@@ -338,7 +339,8 @@ def _exact(
         return dict.fromkeys(sizes, gradient)
     if given is not None and not callable(given):
         raise TypeError(
-            f"exact_gradient must be a function of S for objective {objective!r}; got {type(given).__name__}"
+            f"exact_gradient must be a function of S for objective {objective!r}; got "
+            f"{type(given).__name__}"
         )
     exact: Exact = {}
     for s in sizes:
@@ -352,14 +354,16 @@ def _given(q: Family, given: object) -> Sequence[Tensor]:
     """An exact gradient from outside, checked."""
     if not isinstance(given, Sequence) or len(given) != len(q.parameters):
         raise ValueError(
-            f"exact_gradient must hold {len(q.parameters)} tensors, as q has parameters; got {type(given).__name__}"
+            f"exact_gradient must hold {len(q.parameters)} tensors, as q has parameters; got "
+            f"{type(given).__name__}"
         )
     for x, parameter in zip(given, q.parameters, strict=True):
         if not isinstance(x, Tensor):
             raise TypeError(f"exact_gradient must hold tensors; got {type(x).__name__}")
         if x.shape != parameter.shape:
             raise ValueError(
-                f"exact_gradient must have the shapes of q's parameters: {tuple(parameter.shape)}; got {tuple(x.shape)}"
+                f"exact_gradient must have the shapes of q's parameters: {tuple(parameter.shape)}; "
+                f"got {tuple(x.shape)}"
             )
     return given
 
