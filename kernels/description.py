@@ -4,7 +4,7 @@ Three named tuples in kernels/<op>/problem.py describe an op:
 
 - its problem, which is what backends are handed: `sizes`; the tensors, each annotated with the
   axes of its canonical shape, as in `Annotated[Tensor, "GND"]`; `seed` and `offset`, where the op
-  draws noise; the options.
+  draws noise; the options. An input that is `FORWARD_ONLY` is None in the backward pass.
 - its outputs: tensors annotated with their axes and, where it is not that of the first input, their
   dtype. An output that is `KEPT` is there for the backward pass and has no gradient.
 - its gradients: tensors with the names of the inputs that have one.
@@ -38,6 +38,7 @@ Inputs = Sequence[Any]  # tensors of a problem, None for one that is not given
 Flags = Sequence[bool]
 
 KEPT = "kept"
+FORWARD_ONLY = "forward only"
 OPTIONAL = "PEK"
 
 
@@ -47,7 +48,8 @@ class Field(NamedTuple):
     name: str
     axes: str
     optional: bool
-    kept: bool
+    kept: bool  # an output that backward reads
+    forward_only: bool  # an input that backward does not read, and that is not saved for it
     dtype: Callable[[torch.dtype], torch.dtype] | None  # from that of the first input
     shape: Callable[[Dims], tuple[int, ...]]  # from somebody's dimensions
 
@@ -79,8 +81,18 @@ def _tensors(cls: Any, order: str) -> Fields:
         if typing.get_origin(hint) is typing.Annotated:
             axes, *marks = hint.__metadata__
             optional = type(None) in typing.get_args(hint.__origin__)
-            dtype = next((mark for mark in marks if mark != KEPT), None)
-            fields.append(Field(name, axes, optional, KEPT in marks, dtype, _shape(axes, order)))
+            dtype = next((mark for mark in marks if callable(mark)), None)
+            fields.append(
+                Field(
+                    name,
+                    axes,
+                    optional,
+                    KEPT in marks,
+                    FORWARD_ONLY in marks,
+                    dtype,
+                    _shape(axes, order),
+                )
+            )
     return tuple(fields)
 
 
@@ -119,6 +131,7 @@ class Description:
         learned = () if gradients is None else gradients._fields
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
         self.seeded = "seed" in problem._fields
+        self._forward_only = [i for i, field in enumerate(self.inputs) if field.forward_only]
         self.free = "".join(a for a in axes if not any(a in field.axes for field in self.inputs))
         self.forward, self.backward, self.place, self.absent = forward, backward, place, absent
 
@@ -127,6 +140,12 @@ class Description:
         if isinstance(which, str):
             return functools.partial(function, self.kernels, which)
         return lambda device: which
+
+    def saved(self, inputs: Inputs) -> Inputs:
+        """Return the inputs that backward is handed, None for one that it does not read."""
+        if not self._forward_only:
+            return inputs
+        return [None if i in self._forward_only else x for i, x in enumerate(inputs)]
 
     def for_inputs(self, gradients: Any) -> list[Any]:
         """Return a gradient, or None, for each input."""

@@ -215,10 +215,10 @@ def _function(op: Op) -> Any:
             outputs = forward_plainly(call, inputs, seed)
             # Not what `place` may have copied, which second derivatives could not be refused for.
             if isinstance(seed, Tensor):
-                ctx.save_for_backward(*inputs, *[outputs[i] for i in kept_at], seed)
+                ctx.save_for_backward(*op.saved(inputs), *[outputs[i] for i in kept_at], seed)
                 ctx.call = call, None
             else:
-                ctx.save_for_backward(*inputs, *[outputs[i] for i in kept_at])
+                ctx.save_for_backward(*op.saved(inputs), *[outputs[i] for i in kept_at])
                 ctx.call = call, seed
             ctx.set_materialize_grads(False)
             return tuple([outputs[i] for i in public_at]) if only is None else outputs[only]

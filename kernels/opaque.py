@@ -136,7 +136,7 @@ def register(op: Description) -> None:
         kept = [x for x, field in zip(listed(output), op.results, strict=True) if field.kept]
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, *given.tensors, *given.seeds)
+        ctx.save_for_backward(*kept, *op.saved(given.tensors), *given.seeds)
         ctx.kept, ctx.rest, ctx.wanted = len(kept), (*given.free, *given.options), inputs[-1]
 
     def gradients(ctx: Any, *above: Any) -> Any:

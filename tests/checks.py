@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 
 from latent_kernels.kernels.eager import row_dtype
+from latent_kernels.kernels.gaussian import problem as gaussian
 from latent_kernels.kernels.gaussian import reference
 
 Tensor = torch.Tensor
@@ -55,6 +56,33 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 def is_half(dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
+
+
+def gaussian_problem(
+    sizes: Sizes,
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_logvar: Tensor | None,
+    scale: bool,
+    seed: int | Tensor,
+    offset: int,
+) -> gaussian.Problem:
+    """Return the problem where `spread` is the scale or the log-variance."""
+    two = (None, spread) if scale else (spread, None)
+    return gaussian.Problem(sizes, mean, *two, prior_mean, prior_logvar, seed, offset)
+
+
+def gaussian_gradients(
+    scale: bool,
+    mean: Tensor | None,
+    spread: Tensor | None,
+    prior_mean: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+) -> gaussian.Gradients:
+    """Return places for the gradients, that of `spread` where the problem has it."""
+    two = (None, spread) if scale else (spread, None)
+    return gaussian.Gradients(mean, *two, prior_mean, prior_logvar)
 
 
 class Problem:
@@ -106,20 +134,23 @@ class Problem:
         z = room(*self.sizes)
         kl = None if self.scale else room(groups, rows, dtype=of_rows)
         log_q = None if self.scale else room(groups, samples, rows, dtype=of_rows)
-        kernels.forward(self.sizes, *parameters, self.scale, seeds, self.offset, z, kl, log_q)
+        asked = gaussian_problem(self.sizes, *parameters, self.scale, seeds, self.offset)
+        kernels.forward(asked, gaussian.Outputs(z, kl, log_q))
         gradients = tuple(None if x is None else room(*x.shape) for x in parameters)
         upstream = [
             there(self.gz),
             *(None if self.scale else there(x) for x in (self.gkl, self.gq)),
         ]
         kernels.backward(
-            self.sizes, *parameters, self.scale, seeds, self.offset, *upstream, gradients
+            asked, gaussian.Outputs(*upstream), gaussian_gradients(self.scale, *gradients)
         )
         found = {"z": z, "kl": kl, "log_q": log_q, **dict(zip(NAMES, gradients, strict=True))}
         if not self.scale:
             found["path"] = room(*self.sizes)
             kernels.path_backward(
-                self.sizes, parameters[1], seeds, self.offset, upstream[2], found["path"]
+                gaussian.PathProblem(self.sizes, z, log_q, parameters[1], seeds, self.offset),
+                gaussian.PathOutputs(upstream[2]),
+                gaussian.PathGradients(found["path"]),
             )
         return {name: x.cpu() for name, x in found.items() if x is not None}
 
@@ -203,11 +234,14 @@ class LogQProblem(Problem):
         )
         z, log_q = torch.full_like(gz, torch.nan), torch.full_like(gq, torch.nan)
         given = (self.sizes, mean, logvar, None, None, False, seeds, self.offset)
-        kernels.forward(*given, z, None, log_q)
+        asked = gaussian_problem(*given)
+        kernels.forward(asked, gaussian.Outputs(z, None, log_q))
         found = {"z": z, "log_q": log_q}
         for name, upstream in (("", (gz, None, gq)), ("alone_", (None, None, gq))):
             gradients = [torch.full_like(mean, torch.nan) for _ in range(2)]
-            kernels.backward(*given, *upstream, (*gradients, None, None))
+            kernels.backward(
+                asked, gaussian.Outputs(*upstream), gaussian_gradients(False, *gradients)
+            )
             found |= {f"{name}d_mean": gradients[0], f"{name}d_logvar": gradients[1]}
         return {name: x.cpu() for name, x in found.items()}
 

@@ -34,34 +34,38 @@ def data(*shape: int) -> Tensor:
 SEEDS = torch.tensor([3, 2**40])
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
     ("gaussian",
-     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, SEEDS, 0, 3, False, True, True)),
-    ("gaussian", lambda: (*(leaf(2, 5, 4) for _ in range(4)), SEEDS[:1], 7, 1, False, True, False)),
+     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, None, SEEDS, 3, 0, [True, True, True])),
     ("gaussian",
-     lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 0, False, True, False)),
+     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, leaf(2, 5, 4), leaf(2, 5, 4), SEEDS[:1], 1, 7,
+              [True, True, False])),
     ("gaussian",
-     lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, SEEDS[:1], 0, 2, True, False, False)),
+     lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, None, SEEDS[:1], 0, 0,
+              [False, True, False])),
+    ("gaussian",
+     lambda: (leaf(1, 5, 4), None, leaf(1, 5, 4), None, None, SEEDS[:1], 2, 0,
+              [True, False, False])),
     (
         "gaussian_backward",
         lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 3, 5), data(2, 5, 4), data(2, 5, 4),
-                 None, None, SEEDS)
-        + (0, 3, False)
-        + ([True, True, False, False],),
+                 None, None, None, SEEDS)
+        + (3, 0)
+        + ([True, True, False, False, False],),
     ),
     (
         "gaussian_backward",
-        lambda: (None, data(2, 5), None, data(2, 5, 4), data(2, 5, 4), data(2, 5, 4), None,
-                 SEEDS, 0, 0, False)
-        + ([False, True, True, False],),
+        lambda: (None, data(2, 5), None, data(2, 5, 4), data(2, 5, 4), None, data(2, 5, 4), None,
+                 SEEDS, 0, 0)
+        + ([False, True, False, True, False],),
     ),
     (
         "gaussian_backward",
-        lambda: (None, None, data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, SEEDS,
-                 0, 3, False)
-        + ([True, True, False, False],),
+        lambda: (None, None, data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, None, SEEDS,
+                 3, 0)
+        + ([True, True, False, False, False],),
     ),
-    ("gaussian_path", lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1)),
+    ("gaussian_path", lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1, [True])),
     ("gaussian_path_backward",
-     lambda: (data(2, 3, 5), data(2, 3, 5, 4), data(2, 5, 4), SEEDS[:1], 1)),
+     lambda: (data(2, 3, 5), data(2, 3, 5, 4), None, data(2, 5, 4), SEEDS[:1], 1, [True])),
     ("gaussian_log_prob", lambda: (leaf(2, 3, 5, 4), leaf(2, 1, 5, 4), leaf(2, 1, 1, 4))),
     (
         "gaussian_log_prob_backward",
@@ -186,12 +190,11 @@ def test_fake_tensors() -> None:
         meta.unsqueeze(0),
         None,
         None,
+        None,
         torch.tensor([1]),
-        0,
         2,
-        False,
-        True,
-        False,
+        0,
+        [True, True, False],
     )[0].shape == (1, 2, 3, 4)
 
 

@@ -80,7 +80,7 @@ def gaussian(
     compute = tl.float64 if dtype == torch.float64 else tl.float32
     block_n, block_d = tile_shape(4096, 64, dtype, small=layout == "scattered")
     constants: dict[str, Any] = {"compute": compute, "BLOCK_N": block_n, "BLOCK_D": block_d}
-    constants |= {"layout": LAYOUTS[layout], "seed_is_pointer": False, "spread_is_scale": False}
+    constants |= {"layout": LAYOUTS[layout], "seed_is_pointer": False, "is_scale": False}
     constants |= {arg: True for arg in kernel.arg_names if re.match(r"(with|has|need)_", arg)}
     if ones:
         free = {p.name for p in kernel.params if not p.do_not_specialize}

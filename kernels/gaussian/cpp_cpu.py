@@ -5,17 +5,26 @@ from __future__ import annotations
 import torch
 
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.gaussian.problem import (
+    Gradients,
+    Outputs,
+    PathGradients,
+    PathOutputs,
+    PathProblem,
+    Problem,
+    Sizes,
+)
 from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
 
 Tensor = torch.Tensor
 
 
-def _operand(x: Tensor | None, rows: int, cols: int) -> _core.Operand:
+def _operand(x: Tensor | None, sizes: Sizes) -> _core.Operand:
     """Return address and strides of an input whose columns are contiguous."""
     if x is None:
         return None
     if x.is_contiguous():
-        return x.data_ptr(), rows * cols, 0, cols
+        return x.data_ptr(), sizes[2] * sizes[3], 0, sizes[3]
     return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, 0, x.stride(-2)
 
 
@@ -23,52 +32,30 @@ def _address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _problem(
-    sizes: tuple[int, int, int, int],
-    mean: Tensor | None,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    spread_is_scale: bool,
-    seed: int | Tensor,
-    offset: int,
-) -> _core.GaussianProblem:
+def _problem(problem: Problem) -> _core.GaussianProblem:
+    sizes, mean, logvar, scale, prior_mean, prior_logvar, seed, offset = problem
     groups, samples, rows, cols = sizes
-    given = _operand(spread, rows, cols)
     return _core.GaussianProblem(
-        dtype=DTYPES[spread.dtype],
+        dtype=DTYPES[mean.dtype],
         groups=groups,
         samples=samples,
         rows=rows,
         cols=cols,
-        mean=_operand(mean, rows, cols),
-        logvar=None if spread_is_scale else given,
-        scale=given if spread_is_scale else None,
-        prior_mean=_operand(prior_mean, rows, cols),
-        prior_logvar=_operand(prior_logvar, rows, cols),
+        mean=_operand(mean, sizes),
+        logvar=_operand(logvar, sizes),
+        scale=_operand(scale, sizes),
+        prior_mean=_operand(prior_mean, sizes),
+        prior_logvar=_operand(prior_logvar, sizes),
         seed=seeds(seed),
         offset=offset,
     )
 
 
-def forward(
-    sizes: tuple[int, int, int, int],
-    mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    spread_is_scale: bool,
-    seed: int | Tensor,
-    offset: int,
-    z: Tensor | None,
-    kl: Tensor | None,
-    log_q: Tensor | None,
-) -> None:
-    """z = mean + sigma eps into `z`, KL into `kl`, log q(z) into `log_q`; reference.py has the
-    formulas.
-    """
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write z = mean + sigma eps, KL and log q(z); reference.py has the formulas."""
+    z, kl, log_q = outputs
     _core.gaussian_forward(
-        _problem(sizes, mean, spread, prior_mean, prior_logvar, spread_is_scale, seed, offset),
+        _problem(problem),
         threads=torch.get_num_threads(),
         z=_address(z),
         kl=_address(kl),
@@ -76,50 +63,43 @@ def forward(
     )
 
 
-def backward(
-    sizes: tuple[int, int, int, int],
-    mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    spread_is_scale: bool,
-    seed: int | Tensor,
-    offset: int,
-    z_gradient: Tensor | None,
-    kl_gradient: Tensor | None,
-    log_q_gradient: Tensor | None,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-) -> None:
-    """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place
-    for it.
-    """
-    d_mean, d_spread, d_prior_mean, d_prior_logvar = outputs
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the gradients of the inputs."""
+    z, kl, log_q = upstream
+    mean, logvar, scale, prior_mean, prior_logvar = gradients
     _core.gaussian_backward(
-        _problem(sizes, mean, spread, prior_mean, prior_logvar, spread_is_scale, seed, offset),
+        _problem(problem),
         threads=torch.get_num_threads(),
-        z_gradient=_address(z_gradient),
-        kl_gradient=_address(kl_gradient),
-        log_q_gradient=_address(log_q_gradient),
-        mean_gradient=_address(d_mean),
-        logvar_gradient=None if spread_is_scale else _address(d_spread),
-        scale_gradient=_address(d_spread) if spread_is_scale else None,
-        prior_mean_gradient=_address(d_prior_mean),
-        prior_logvar_gradient=_address(d_prior_logvar),
+        z_gradient=_address(z),
+        kl_gradient=_address(kl),
+        log_q_gradient=_address(log_q),
+        mean_gradient=_address(mean),
+        logvar_gradient=_address(logvar),
+        scale_gradient=_address(scale),
+        prior_mean_gradient=_address(prior_mean),
+        prior_logvar_gradient=_address(prior_logvar),
     )
 
 
-def path_backward(
-    sizes: tuple[int, int, int, int],
-    logvar: Tensor,
-    seed: int | Tensor,
-    offset: int,
-    log_q_gradient: Tensor,
-    z_gradient: Tensor,
-) -> None:
-    """Write the gradient of z where log q depends on z alone: -eps / sigma times log q's."""
+def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGradients) -> None:
+    """Write the gradient of z where log q depends on z alone."""
+    groups, samples, rows, cols = problem.sizes
     _core.gaussian_path_backward(
-        _problem(sizes, None, logvar, None, None, False, seed, offset),
+        _core.GaussianProblem(
+            dtype=DTYPES[problem.logvar.dtype],
+            groups=groups,
+            samples=samples,
+            rows=rows,
+            cols=cols,
+            mean=None,
+            logvar=_operand(problem.logvar, problem.sizes),
+            scale=None,
+            prior_mean=None,
+            prior_logvar=None,
+            seed=seeds(problem.seed),
+            offset=problem.offset,
+        ),
         threads=torch.get_num_threads(),
-        log_q_gradient=log_q_gradient.data_ptr(),
-        z_gradient=z_gradient.data_ptr(),
+        log_q_gradient=_address(upstream.log_q),
+        z_gradient=_address(gradients.z),
     )

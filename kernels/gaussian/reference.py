@@ -13,13 +13,22 @@ kernels against these functions; devices without a compiled kernel run them.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
+from latent_kernels.kernels.gaussian.problem import (
+    Gradients,
+    Outputs,
+    PathGradients,
+    PathOutputs,
+    PathProblem,
+    Problem,
+    Sizes,
+)
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor
-Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
 
 
 def psi(d: Tensor) -> Tensor:
@@ -68,131 +77,76 @@ def _compute(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _outputs(
-    sizes: Sizes,
-    mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    spread_is_scale: bool,
-    seed: int | Tensor,
-    offset: int,
-    with_z: bool,
-    with_kl: bool,
-    with_log_q: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    groups, _, rows, cols = sizes
+def _outputs(problem: Problem, wanted: Outputs) -> Outputs:
+    """Return the outputs that `wanted` has."""
+    (groups, _, rows, cols), mean, scale = problem.sizes, problem.mean, problem.scale
     shape = (groups, 1, rows, cols)
     z = kl = log_q = None
-    if with_z or with_log_q:
-        eps = noise_like(mean, sizes, seed, offset)
-    if with_z:
-        sigma = spread if spread_is_scale else torch.exp(0.5 * spread)
+    if wanted.z is not None or wanted.log_q is not None:
+        eps = noise_like(mean, problem.sizes, problem.seed, problem.offset)
+    if wanted.z is not None:
+        sigma = torch.exp(0.5 * problem.deviation) if scale is None else scale
         z = mean.reshape(shape) + sigma.reshape(shape) * eps
-    if with_kl:
-        kl = gaussian_kl(mean, spread, prior_mean, prior_logvar)
-    if with_log_q:
-        log_q = -0.5 * (eps * eps + (spread.reshape(shape) + math.log(2 * math.pi))).sum(-1)
-    return z, kl, log_q
+    if wanted.kl is not None:
+        kl = gaussian_kl(mean, problem.deviation, problem.prior_mean, problem.prior_logvar)
+    if wanted.log_q is not None:
+        logvar = problem.deviation.reshape(shape)
+        log_q = -0.5 * (eps * eps + (logvar + math.log(2 * math.pi))).sum(-1)
+    return Outputs(z, kl, log_q)
 
 
-def forward(
-    sizes: Sizes,
-    mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    spread_is_scale: bool,
-    seed: int | Tensor,
-    offset: int,
-    z: Tensor | None,
-    kl: Tensor | None,
-    log_q: Tensor | None,
-) -> None:
-    """The interface of the compiled kernels, over the formulas above."""
-    results = _outputs(
-        sizes,
-        _compute(mean),
-        _compute(spread),
-        None if prior_mean is None else _compute(prior_mean),
-        None if prior_logvar is None else _compute(prior_logvar),
-        spread_is_scale,
-        seed,
-        offset,
-        z is not None,
-        kl is not None,
-        log_q is not None,
-    )
-    for out, got in zip((z, kl, log_q), results, strict=True):
+def _computed(problem: Problem) -> Problem:
+    """Return the problem in the dtype that it is computed in."""
+    tensors: dict[str, Any] = {name: getattr(problem, name) for name in Gradients._fields}
+    computed: dict[str, Any] = {
+        name: None if x is None else _compute(x) for name, x in tensors.items()
+    }
+    return problem._replace(**computed)
+
+
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write z, KL and log q by the formulas above."""
+    results = _outputs(_computed(problem), outputs)
+    for out, got in zip(outputs, results, strict=True):
         if out is not None and got is not None:
             out.copy_(got.reshape(out.shape))
 
 
-def backward(
-    sizes: Sizes,
-    mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    spread_is_scale: bool,
-    seed: int | Tensor,
-    offset: int,
-    z_gradient: Tensor | None,
-    kl_gradient: Tensor | None,
-    log_q_gradient: Tensor | None,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-) -> None:
-    """Gradients by autograd through the formulas above."""
-    inputs = (mean, spread, prior_mean, prior_logvar)
-    leaves = [None if x is None else _compute(x).detach().requires_grad_() for x in inputs]
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the gradients of the inputs, by autograd through the formulas above."""
+    problem = _computed(problem)
+    leaves: dict[str, Any] = {
+        name: None if (x := getattr(problem, name)) is None else x.detach().requires_grad_()
+        for name in Gradients._fields
+    }
     with torch.enable_grad():
-        results = _outputs(
-            sizes,
-            leaves[0],  # type: ignore[arg-type]
-            leaves[1],  # type: ignore[arg-type]
-            leaves[2],
-            leaves[3],
-            spread_is_scale,
-            seed,
-            offset,
-            z_gradient is not None,
-            kl_gradient is not None,
-            log_q_gradient is not None,
-        )
-    upstream = (z_gradient, kl_gradient, log_q_gradient)
+        results = _outputs(problem._replace(**leaves), upstream)
     pairs = [
         (y, g) for y, g in zip(results, upstream, strict=True) if y is not None and g is not None
     ]
-    wanted = [
-        x for x, out in zip(leaves, outputs, strict=True) if x is not None and out is not None
-    ]
+    outs = gradients._asdict()
+    wanted = [x for name, x in leaves.items() if x is not None and outs[name] is not None]
     given = [y for y, _ in pairs]
-    gradients = [g.reshape(y.shape).to(y.dtype) for y, g in pairs]
+    above = [g.reshape(y.shape).to(y.dtype) for y, g in pairs]
     found = iter(
-        torch.autograd.grad(given, wanted, gradients, allow_unused=True)
+        torch.autograd.grad(given, wanted, above, allow_unused=True)
         if given
         else [None] * len(wanted)
     )
-    for x, out in zip(leaves, outputs, strict=True):
+    for name, x in leaves.items():
+        out = outs[name]
         if x is None or out is None:
             continue
         gradient = next(found)
         out.zero_() if gradient is None else out.copy_(gradient.reshape(out.shape))
 
 
-def path_backward(
-    sizes: Sizes,
-    logvar: Tensor,
-    seed: int | Tensor,
-    offset: int,
-    log_q_gradient: Tensor,
-    z_gradient: Tensor,
-) -> None:
-    """The gradient of z where log q depends on z alone, d log q / dz = -eps / sigma, into
-    `z_gradient`.
-    """
-    groups, samples, rows, cols = sizes
-    logvar = _compute(logvar).reshape(groups, 1, rows, cols)
-    slope = noise_like(logvar, sizes, seed, offset) * torch.exp(-0.5 * logvar)
-    upstream = log_q_gradient.reshape(groups, samples, rows, 1).to(slope.dtype)
-    z_gradient.copy_((-upstream * slope).reshape(z_gradient.shape))
+def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGradients) -> None:
+    """Write the gradient of z where log q depends on z alone, d log q / dz = -eps / sigma."""
+    assert gradients.z is not None
+    groups, samples, rows, cols = problem.sizes
+    logvar = _compute(problem.logvar).reshape(groups, 1, rows, cols)
+    eps = noise_like(logvar, problem.sizes, problem.seed, problem.offset)
+    slope = eps * torch.exp(-0.5 * logvar)
+    above = upstream.log_q.reshape(groups, samples, rows, 1).to(slope.dtype)
+    gradients.z.copy_((-above * slope).reshape(gradients.z.shape))

@@ -12,12 +12,20 @@ import torch
 import triton
 import triton.language as tl
 
+from latent_kernels.kernels.gaussian.problem import (
+    Gradients,
+    Outputs,
+    PathGradients,
+    PathOutputs,
+    PathProblem,
+    Problem,
+    Sizes,
+)
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
 from latent_kernels.kernels.triton_math import LOG_TWO_PI, exp, psi_expm1
 
 Tensor = torch.Tensor
-Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
 
 # How the tile meets the stream's groups of four elements:
 ALIGNED = tl.constexpr(0)  # every row begins a group
@@ -128,7 +136,7 @@ def forward_kernel(
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
     with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
     has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
-    spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
+    is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Samples z [G, S, N, D]; kl [G, N, col_blocks] and log q [G, S, N, col_blocks], sums over this
@@ -141,7 +149,7 @@ def forward_kernel(
 
     if with_z:
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
-        sigma = spread if spread_is_scale else exp(spread * 0.5)
+        sigma = spread if is_scale else exp(spread * 0.5)
         plane = N.to(tl.int64) * D
         first = chunk * samples_per_program
         for s in range(first, tl.minimum(first + samples_per_program, S)):
@@ -201,9 +209,9 @@ def backward_kernel(
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
     with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
     has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
-    need_mean: tl.constexpr, need_spread: tl.constexpr,
+    need_mean: tl.constexpr, need_deviation: tl.constexpr,
     need_prior_mean: tl.constexpr, need_prior_logvar: tl.constexpr,
-    spread_is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
+    is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's
@@ -224,17 +232,17 @@ def backward_kernel(
                 gz_ptr + (group * S + s) * plane + rows * D + cols, mask=mask, other=0.0
             ).to(compute)
             d_mean += gz
-            if need_spread:
+            if need_deviation:
                 d_spread += gz * eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
-        if need_spread:
-            if not spread_is_scale:
+        if need_deviation:
+            if not is_scale:
                 spread = load(
                     spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute
                 )
                 d_spread *= exp(spread * 0.5) * 0.5
 
     if with_log_q:  # which has the spread through -1/2 sum_d logvar alone
-        if need_spread:
+        if need_deviation:
             sum_q = tl.zeros((BLOCK_N, 1), compute)
             first = chunk * samples_per_program
             for s in range(first, tl.minimum(first + samples_per_program, S)):
@@ -295,7 +303,7 @@ def backward_kernel(
 
     if need_mean:
         tl.store(d_mean_ptr + at, d_mean.to(d_mean_ptr.dtype.element_ty), mask=mask)
-    if need_spread:
+    if need_deviation:
         tl.store(d_spread_ptr + at, d_spread.to(d_spread_ptr.dtype.element_ty), mask=mask)
 
 
@@ -369,40 +377,35 @@ def _seed(seed: int | Tensor) -> tuple[int | Tensor, int]:
     return seed, 1 if seed.numel() > 1 else 0
 
 
-def forward(
-    sizes: Sizes,
-    mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    spread_is_scale: bool,
-    seed: int | Tensor,
-    offset: int,
-    z: Tensor | None,
-    kl: Tensor | None,
-    log_q: Tensor | None,
-) -> None:
-    """z = mean + sigma eps into `z`, KL into `kl`, log q(z) into `log_q`."""
+def _parameters(problem: Problem) -> tuple[Tensor | None, ...]:
+    """Return mean, log-variance or scale, and the prior's parameters."""
+    return problem.mean, problem.deviation, problem.prior_mean, problem.prior_logvar
+
+
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write z = mean + sigma eps, KL and log q(z)."""
+    sizes, mean, seed, offset = problem.sizes, problem.mean, problem.seed, problem.offset
     if 0 in (sizes[0], sizes[2]):
         return
     groups, samples, rows, cols = sizes
+    z, *sums = outputs
     layout = _layout(sizes, offset)
     tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(
         sizes, layout, mean.dtype, WANTED_PROGRAMS
     )
-    sums = (kl, log_q)
     partial = [
         x if x is None or col_blocks == 1 else x.new_empty((*x.shape, col_blocks)) for x in sums
     ]
+    parameters = _parameters(problem)
     with on_device_of(mean):
         forward_kernel[(tiles * chunks * groups,)](
-            z, *partial, mean, spread, prior_mean, prior_logvar,
+            z, *partial, *parameters,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
-            *_strides(mean, sizes), *_strides(spread, sizes),
-            *_strides(prior_mean, sizes), *_strides(prior_logvar, sizes),
-            with_z=z is not None, with_kl=kl is not None, with_log_q=log_q is not None,
-            has_prior_mean=prior_mean is not None, has_prior_logvar=prior_logvar is not None,
-            spread_is_scale=spread_is_scale, seed_is_pointer=isinstance(seed, Tensor),
+            *[stride for x in parameters for stride in _strides(x, sizes)],
+            with_z=z is not None, with_kl=sums[0] is not None, with_log_q=sums[1] is not None,
+            has_prior_mean=problem.prior_mean is not None,
+            has_prior_logvar=problem.prior_logvar is not None,
+            is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
             compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     for out, of_blocks in zip(sums, partial, strict=True):
@@ -410,26 +413,18 @@ def forward(
             out.copy_(of_blocks.sum(-1))
 
 
-def backward(
-    sizes: Sizes,
-    mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    spread_is_scale: bool,
-    seed: int | Tensor,
-    offset: int,
-    z_gradient: Tensor | None,
-    kl_gradient: Tensor | None,
-    log_q_gradient: Tensor | None,
-    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-) -> None:
-    """The gradients of mean, spread, prior_mean and prior_logvar, each where `outputs` has a place
-    for it.
-    """
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the gradients of the inputs."""
+    sizes, mean, seed, offset = problem.sizes, problem.mean, problem.seed, problem.offset
     if 0 in (sizes[0], sizes[2]):
         return
     groups, samples, rows, cols = sizes
+    outputs = (
+        gradients.mean,
+        gradients.deviation,
+        gradients.prior_mean,
+        gradients.prior_logvar,
+    )
     layout = _layout(sizes, offset)
     # A quarter of the forward's programs: each further chunk of samples costs a partial gradient in
     # memory.
@@ -438,42 +433,38 @@ def backward(
     )
     compute = torch.float64 if mean.dtype == torch.float64 else torch.float32
     targets = list(outputs)
-    if chunks > 1:  # the KL's gradients need no samples: only mean and spread have partial sums
+    if chunks > 1:  # KL's gradients need no samples: only those of mean and sigma are partial sums
         for j in (0, 1):
             if outputs[j] is not None:
                 targets[j] = mean.new_empty((chunks, groups, rows, cols), dtype=compute)
+    parameters = _parameters(problem)
     with on_device_of(mean):
         backward_kernel[(tiles * chunks * groups,)](
-            *targets, z_gradient, kl_gradient, log_q_gradient, mean, spread, prior_mean, prior_logvar,
-            samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks, groups * rows * cols,
-            *_strides(mean, sizes), *_strides(spread, sizes),
-            *_strides(prior_mean, sizes), *_strides(prior_logvar, sizes),
-            with_z=z_gradient is not None and samples > 0, with_kl=kl_gradient is not None,
-            with_log_q=log_q_gradient is not None,
-            has_prior_mean=prior_mean is not None, has_prior_logvar=prior_logvar is not None,
-            need_mean=outputs[0] is not None, need_spread=outputs[1] is not None,
+            *targets, *upstream, *parameters,
+            samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
+            groups * rows * cols,
+            *[stride for x in parameters for stride in _strides(x, sizes)],
+            with_z=upstream.z is not None and samples > 0, with_kl=upstream.kl is not None,
+            with_log_q=upstream.log_q is not None,
+            has_prior_mean=problem.prior_mean is not None,
+            has_prior_logvar=problem.prior_logvar is not None,
+            need_mean=outputs[0] is not None, need_deviation=outputs[1] is not None,
             need_prior_mean=outputs[2] is not None, need_prior_logvar=outputs[3] is not None,
-            spread_is_scale=spread_is_scale, seed_is_pointer=isinstance(seed, Tensor),
+            is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
             compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     for out, target in zip(outputs, targets, strict=True):
         if out is not None and target is not None and target is not out:
             out.copy_(target.sum(0).reshape(out.shape))
-    if kl_gradient is None:
+    if upstream.kl is None:
         for out in outputs[2:]:
             if out is not None:
                 out.zero_()
 
 
-def path_backward(
-    sizes: Sizes,
-    logvar: Tensor,
-    seed: int | Tensor,
-    offset: int,
-    log_q_gradient: Tensor,
-    z_gradient: Tensor,
-) -> None:
-    """The gradient of z where log q depends on z alone, -eps / sigma of log q's, into `z_gradient`."""
+def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGradients) -> None:
+    """Write the gradient of z where log q depends on z alone: -eps / sigma times log q's."""
+    sizes, logvar, seed, offset = problem.sizes, problem.logvar, problem.seed, problem.offset
     if 0 in sizes:
         return
     groups, samples, rows, cols = sizes
@@ -483,8 +474,8 @@ def path_backward(
     )
     with on_device_of(logvar):
         path_backward_kernel[(tiles * chunks * groups,)](
-            z_gradient, log_q_gradient, logvar,
-            samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks, *_strides(logvar, sizes),
-            seed_is_pointer=isinstance(seed, Tensor),
+            gradients.z, upstream.log_q, logvar,
+            samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
+            *_strides(logvar, sizes), seed_is_pointer=isinstance(seed, Tensor),
             compute=_compute(logvar.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip

@@ -6,16 +6,12 @@ memory forward and one backward; the noise is made from the seed in both and nev
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
-from latent_kernels.kernels.eager import as_int, as_seeds, draw_seed, plain
-from latent_kernels.kernels.gaussian import autograd
-from latent_kernels.kernels.gaussian import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.library import call
+from latent_kernels.kernels.eager import draw_seed
+from latent_kernels.kernels.gaussian.problem import GAUSSIAN, GAUSSIAN_PATH
 
 Tensor = torch.Tensor
 
@@ -63,9 +59,9 @@ def rsample_kl(
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
-    z, kl, _ = _gaussian(
-        mean, logvar, prior_mean, prior_logvar, draw_seed(seed, mean.device), offset, num_samples
-    )
+    seed = draw_seed(seed, mean.device)
+    prior = {"prior_mean": prior_mean, "prior_logvar": prior_logvar}
+    z, kl, _ = _gaussian(mean, logvar, num_samples, seed, offset, (True, True, False), **prior)
     return z, kl
 
 
@@ -97,9 +93,8 @@ def rsample(
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
-    return _gaussian(
-        mean, logvar, None, None, draw_seed(seed, mean.device), offset, num_samples, with_kl=False
-    )[0]
+    seed = draw_seed(seed, mean.device)
+    return _gaussian(mean, logvar, num_samples, seed, offset, (True, False, False))[0]
 
 
 def rsample_log_prob(
@@ -153,10 +148,13 @@ def rsample_log_prob(
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
     seed = draw_seed(seed, mean.device)
-    z, _, log_q = _gaussian(
-        mean, logvar, None, None, seed, offset, num_samples, with_kl=False, with_log_q=True
-    )
-    return z, _path(z, log_q.detach(), logvar.detach(), seed, offset) if path_derivative else log_q
+    z, _, log_q = _gaussian(mean, logvar, num_samples, seed, offset, (True, False, True))
+    if path_derivative:  # as a function of z alone
+        shape = tuple(mean.shape)
+        dims = (), () if num_samples is None else (num_samples,), shape[:-1], shape[-1:]
+        inputs = z, log_q.detach(), logvar.detach()
+        log_q = GAUSSIAN_PATH(dims, inputs, (offset,), seed=seed)
+    return z, log_q
 
 
 def rsample_scale(
@@ -173,9 +171,8 @@ def rsample_scale(
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
     seed = draw_seed(seed, mean.device)
-    return _gaussian(
-        mean, scale, None, None, seed, offset, num_samples, with_kl=False, spread_is_scale=True
-    )[0]
+    wanted = (True, False, False)
+    return _gaussian(mean, None, num_samples, seed, offset, wanted, scale=scale)[0]
 
 
 def gaussian_kl(
@@ -206,91 +203,52 @@ def gaussian_kl(
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
-    return _gaussian(mean, logvar, prior_mean, prior_logvar, 0, 0, None, with_z=False)[1]
+    prior = {"prior_mean": prior_mean, "prior_logvar": prior_logvar}
+    return _gaussian(mean, logvar, 0, 0, 0, (False, True, False), **prior)[1]  # of no samples
 
 
 def _parameters(
     mean: Tensor,
-    spread: Tensor,
+    deviation: Tensor,
     prior_mean: Tensor | None,
     prior_logvar: Tensor | None,
     second: str = "logvar",
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Checked, of one dtype, and all of the shape that mean and spread broadcast to."""
-    named = {"mean": mean, second: spread, "prior_mean": prior_mean, "prior_logvar": prior_logvar}
-    (mean, spread, prior_mean, prior_logvar), _ = _checks.together(**named)  # type: ignore[assignment]
-    if mean.shape != spread.shape:
-        shape = _checks.broadcast(**{"mean": mean, second: spread})
-        mean, spread = mean.expand(shape), spread.expand(shape)
+    """Checked, of one dtype, and all of the shape that mean and deviation broadcast to."""
+    named = {
+        "mean": mean,
+        second: deviation,
+        "prior_mean": prior_mean,
+        "prior_logvar": prior_logvar,
+    }
+    (mean, deviation, prior_mean, prior_logvar), _ = _checks.together(**named)  # type: ignore[assignment]
+    if mean.shape != deviation.shape:
+        shape = _checks.broadcast(**{"mean": mean, second: deviation})
+        mean, deviation = mean.expand(shape), deviation.expand(shape)
     if prior_mean is not None:
         prior_mean = _checks.expand("prior_mean", prior_mean, mean.shape, "mean")
     if prior_logvar is not None:
         prior_logvar = _checks.expand("prior_logvar", prior_logvar, mean.shape, "mean")
-    return mean, spread, prior_mean, prior_logvar
+    return mean, deviation, prior_mean, prior_logvar
 
 
 def _gaussian(
     mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
+    logvar: Tensor | None,
+    num_samples: int | None,
     seed: int | Tensor,
     offset: int,
-    num_samples: int | None,
+    wanted: tuple[bool, bool, bool],
     *,
-    with_z: bool = True,
-    with_kl: bool = True,
-    with_log_q: bool = False,
-    spread_is_scale: bool = False,
+    scale: Tensor | None = None,
+    prior_mean: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(z, kl, log_q); what is not wanted is not computed, and not to be used."""
-    if plain(mean, spread, prior_mean, prior_logvar, seed if isinstance(seed, Tensor) else None):
-        options = (
-            as_int(seed, mean.device),
-            offset,
-            num_samples,
-            spread_is_scale,
-            with_z,
-            with_kl,
-            with_log_q,
-        )
-        results: tuple[Tensor, Tensor, Tensor] = autograd.apply_gaussian(
-            mean, spread, prior_mean, prior_logvar, options
-        )
-        return results
-    shape = mean.shape
-    canonical = (1, math.prod(shape[:-1]), shape[-1])
-    samples = (1 if num_samples is None else num_samples) if with_z else 0
-    inputs = (
-        None if x is None else x.reshape(canonical)
-        for x in (mean, spread, prior_mean, prior_logvar)
+    """Return (z, kl, log_q), None for what is not wanted."""
+    shape = tuple(mean.shape)
+    dims = (), () if num_samples is None else (num_samples,), shape[:-1], shape[-1:]
+    inputs = mean, logvar, scale, prior_mean, prior_logvar
+    outputs: tuple[Tensor, Tensor, Tensor] = GAUSSIAN(
+        dims, inputs, (offset,), seed=seed, wanted=wanted
     )
-    seeds = as_seeds(seed, mean.device)
-    z, kl, log_q = call(
-        "gaussian", *inputs, seeds, offset, samples, spread_is_scale, with_kl, with_log_q
-    )
-    leading = () if num_samples is None else (num_samples,)
-    if with_z:
-        z = z.reshape(*leading, *shape)
-    if with_kl:
-        kl = kl.reshape(shape[:-1])
-    return z, kl, log_q.reshape((*leading, *shape[:-1])) if with_log_q else log_q
-
-
-def _path(z: Tensor, log_q: Tensor, logvar: Tensor, seed: int | Tensor, offset: int) -> Tensor:
-    """log_q, of which autograd knew nothing, as a function of the samples z alone."""
-    if plain(z, log_q, logvar, seed if isinstance(seed, Tensor) else None):
-        out: Tensor = autograd.apply_path(z, (log_q, logvar, as_int(seed, z.device), offset))
-        return out
-    rows, cols = math.prod(logvar.shape[:-1]), logvar.shape[-1]
-    sampled = z.reshape(1, z.size(0) if z.dim() > logvar.dim() else 1, rows, cols)
-    flat = log_q.reshape(sampled.shape[:-1])
-    out = call(
-        "gaussian_path",
-        sampled,
-        flat,
-        logvar.reshape(1, rows, cols),
-        as_seeds(seed, z.device),
-        offset,
-    )
-    return out.reshape(log_q.shape)
+    return outputs

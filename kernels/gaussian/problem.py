@@ -1,0 +1,116 @@
+"""What the Gaussian ops compute: their problems, outputs and gradients, as every backend has them."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch
+
+from latent_kernels.kernels.description import FORWARD_ONLY
+from latent_kernels.kernels.eager import row_dtype
+from latent_kernels.kernels.op import Op
+
+Tensor = torch.Tensor
+Sizes = tuple[int, int, int, int]  # groups, samples, rows, columns
+
+
+class Problem(NamedTuple):
+    """S samples of N(mean, sigma^2) for N rows of D columns, in G groups with a seed each.
+
+    Sigma comes as its log-variance ln sigma^2 or, then without KL and log q, as the scale itself.
+    """
+
+    sizes: Sizes
+    mean: Annotated[Tensor, "GND"]
+    logvar: Annotated[Tensor | None, "GND"]
+    scale: Annotated[Tensor | None, "GND"]
+    prior_mean: Annotated[Tensor | None, "GND"]  # None for 0
+    prior_logvar: Annotated[Tensor | None, "GND"]  # None for 0
+    seed: int | Tensor
+    offset: int
+
+    @property
+    def deviation(self) -> Tensor:
+        """The log-variance or the scale, whichever is given."""
+        x = self.logvar if self.scale is None else self.scale
+        assert x is not None
+        return x
+
+
+class Outputs(NamedTuple):
+    """Samples, KL to the prior, log q of the samples; or, for a backward pass, their gradients."""
+
+    z: Annotated[Tensor | None, "GSND"]
+    kl: Annotated[Tensor | None, "GN", row_dtype]
+    log_q: Annotated[Tensor | None, "GSN", row_dtype]
+
+
+class Gradients(NamedTuple):
+    """The gradients of the inputs."""
+
+    mean: Tensor | None
+    logvar: Tensor | None
+    scale: Tensor | None
+    prior_mean: Tensor | None
+    prior_logvar: Tensor | None
+
+    @property
+    def deviation(self) -> Tensor | None:
+        """The gradient of the log-variance or of the scale, whichever is wanted."""
+        return self.logvar if self.scale is None else self.scale
+
+
+def rows_in_place(x: Tensor, shape: object = None) -> Tensor:
+    """Return x where kernels can read it: rows at one distance, or one row repeated; else a copy."""
+    if x.is_neg():
+        x = x.detach().resolve_neg()
+    if x.is_contiguous():
+        return x
+    stride = x.stride()
+    if stride[-1] == 1 and (len(stride) == 2 or not any(stride[:-1])):
+        return x
+    return x.detach().contiguous()
+
+
+GAUSSIAN = Op("gaussian", "gaussian", "GSND", Problem, Outputs, Gradients, place=rows_in_place)
+
+
+class PathProblem(NamedTuple):
+    """The log q of samples z that `GAUSSIAN` gave, now as a function of z alone."""
+
+    sizes: Sizes
+    z: Annotated[Tensor, "GSND"]  # only for the graph: eps is made anew from the seed
+    log_q: Annotated[Tensor | None, "GSN", FORWARD_ONLY]
+    logvar: Annotated[Tensor, "GND"]
+    seed: int | Tensor
+    offset: int
+
+
+class PathOutputs(NamedTuple):
+    """log_q itself; or, for the backward pass, its gradient."""
+
+    log_q: Annotated[Tensor, "GSN", row_dtype]
+
+
+class PathGradients(NamedTuple):
+    """-eps / sigma times log_q's gradient."""
+
+    z: Tensor | None
+
+
+def _copy(problem: PathProblem, outputs: PathOutputs) -> None:
+    assert problem.log_q is not None
+    outputs.log_q.copy_(problem.log_q.reshape(outputs.log_q.shape))
+
+
+GAUSSIAN_PATH = Op(
+    "gaussian_path",
+    "gaussian",
+    "GSND",
+    PathProblem,
+    PathOutputs,
+    PathGradients,
+    forward=_copy,
+    backward="path_backward",
+    place=rows_in_place,
+)
