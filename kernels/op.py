@@ -228,15 +228,14 @@ def _function(op: Op) -> Any:
             if above[0] is None and all(g is None for g in above):
                 return nothing
             saved, (call, seed) = ctx.saved_tensors, ctx.call
-            inputs, kept = saved[:count], saved[count : count + len(kept_at)]
             if len(saved) > count + len(kept_at):
                 seed = saved[-1]
             upstream = list(above)
-            for i, x in zip(kept_at, kept, strict=True):
-                upstream.insert(i, x)
+            for place, i in enumerate(kept_at, count):
+                upstream.insert(i, saved[place])
             # With create_graph=True by the opaque op, which knows how to refuse second derivatives.
             run = op._backward_by_dispatcher if torch.is_grad_enabled() else backward_plainly
-            found = run(call, inputs, seed, upstream, ctx.needs_input_grad[2:])
+            found = run(call, saved[:count], seed, upstream, ctx.needs_input_grad[2:])
             return (None, None, *(found if all_learned else op.for_inputs(found)))
 
     # Function's own apply, past what Function.apply does in Python for torch.func, which `plain`
