@@ -33,6 +33,7 @@ class Op(Description):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self._all = (True,) * len(self.results)
+        self._public_at = [i for i, field in enumerate(self.results) if not field.kept]
         self._forward_plainly, self._backward_plainly = _passes(self)
         self._apply = _function(self)
         opaque.register(self)
@@ -60,31 +61,33 @@ class Op(Description):
         """
         call: Call = (dims, options, wanted or self._all, shapes)
         if not plain(*inputs, seed if isinstance(seed, Tensor) else None):
+            if not self.learned_at:
+                inputs = _detached(inputs)
             return self._public(self._forward_by_dispatcher(call, inputs, seed))
         if seed is not None:
             seed = as_int(seed, inputs[0].device)
-        if _is_differentiated(inputs):
+        if self.learned_at and _is_differentiated(inputs):
             return self._apply(call, seed, *inputs)
         return self._public(self._forward_plainly(call, inputs, seed))
 
     def evaluate(self, dims: Dims, inputs: Inputs) -> Any:
         """Return all outputs, the kept ones too, without gradients; for ops without options."""
         call: Call = (dims, (), self._all, None)
-        inputs = [None if x is None else x.detach() for x in inputs]
+        inputs = _detached(inputs)
         forward = self._forward_plainly if plain(*inputs) else self._forward_by_dispatcher
         return forward(call, inputs, None)
 
     def differentiate(self, dims: Dims, inputs: Inputs, upstream: Any, needs: Flags) -> Any:
         """Return gradients that are no part of a graph themselves; for ops without options."""
         call: Call = (dims, (), (), None)
-        inputs = [None if x is None else x.detach() for x in inputs]
+        inputs = _detached(inputs)
         is_plain = plain(*inputs, *upstream)
         backward = self._backward_plainly if is_plain else self._backward_by_dispatcher
         return backward(call, inputs, None, upstream, needs)
 
     def _public(self, outputs: Any) -> Any:
-        public = [x for x, field in zip(outputs, self.results, strict=True) if not field.kept]
-        return public[0] if len(public) == 1 else tuple(public)
+        at = self._public_at
+        return outputs[at[0]] if len(at) == 1 else tuple([outputs[i] for i in at])
 
     # --- the dispatcher's door: canonical shapes there, the caller's shapes back ------------------
 
@@ -121,6 +124,10 @@ class Op(Description):
         found = opaque.listed(call_opaque(f"{self.name}_backward", *above, *arguments, wanted))
         fields = zip(self.learned_at, wanted, found, strict=True)
         return [g.reshape(inputs[i].shape) if want else None for i, want, g in fields]
+
+
+def _detached(inputs: Inputs) -> Inputs:
+    return [None if x is None else x.detach() for x in inputs]
 
 
 def _is_differentiated(inputs: Inputs) -> bool:
@@ -201,8 +208,6 @@ def _function(op: Op) -> Any:
     count, forward_plainly, backward_plainly = len(op.inputs), *_passes(op)
     nothing = (None,) * (2 + count)
     kept_at = [i for i, field in enumerate(op.results) if field.kept]
-    public_at = [i for i, field in enumerate(op.results) if not field.kept]
-    only = public_at[0] if len(public_at) == 1 else None
     all_learned = op.learned_at == list(range(count))
 
     class Plain(torch.autograd.Function):
@@ -217,7 +222,7 @@ def _function(op: Op) -> Any:
                 ctx.save_for_backward(*inputs, *[outputs[i] for i in kept_at])
                 ctx.call = call, seed
             ctx.set_materialize_grads(False)
-            return tuple([outputs[i] for i in public_at]) if only is None else outputs[only]
+            return op._public(outputs)
 
         @staticmethod
         def backward(ctx: Any, *above: Any) -> Any:
