@@ -64,15 +64,8 @@ def _shape(axes: str, order: str) -> Callable[[Dims], tuple[int, ...]]:
         return lambda dims: dims[first] + dims[second]
 
     lengths = [(int(axis),) if axis.isdigit() else None for axis in axes]
-    places = [order.find(axis) for axis in axes]
-
-    def shape(dims: Dims) -> tuple[int, ...]:
-        joined: tuple[int, ...] = ()
-        for length, place in zip(lengths, places, strict=True):
-            joined += length or dims[place]
-        return joined
-
-    return shape
+    parts = list(zip(lengths, map(order.find, axes), strict=True))
+    return lambda dims: sum([length or dims[place] for length, place in parts], ())
 
 
 def _tensors(cls: Any, order: str) -> Fields:
@@ -132,7 +125,8 @@ class Description:
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
         self.seeded = "seed" in problem._fields
         self._forward_only = [i for i, field in enumerate(self.inputs) if field.forward_only]
-        self.free = "".join(a for a in axes if not any(a in field.axes for field in self.inputs))
+        known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
+        self.free = "".join(axis for axis in axes if axis not in known)
         self.forward, self.backward, self.place, self.absent = forward, backward, place, absent
 
     def runner(self, which: str | Callable[..., None]) -> Callable[[torch.device], Any]:

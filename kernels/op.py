@@ -33,6 +33,7 @@ class Op(Description):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self._all = (True,) * len(self.results)
+        self._public_at = [i for i, field in enumerate(self.results) if not field.kept]
         self._forward_plainly, self._backward_plainly = _passes(self)
         self._apply = _function(self)
         opaque.register(self)
@@ -60,10 +61,12 @@ class Op(Description):
         """
         call: Call = (dims, options, wanted or self._all, shapes)
         if not plain(*inputs, seed if isinstance(seed, Tensor) else None):
+            if not self.learned_at:
+                inputs = _detached(inputs)
             return self._public(self._forward_by_dispatcher(call, inputs, seed))
         if seed is not None:
             seed = as_int(seed, inputs[0].device)
-        if _is_differentiated(inputs):
+        if self.learned_at and _is_differentiated(inputs):
             return self._apply(call, seed, *inputs)
         return self._public(self._forward_plainly(call, inputs, seed))
 
@@ -82,8 +85,8 @@ class Op(Description):
         return self._backward_by_dispatcher(call, _detached(inputs), None, upstream, needs)
 
     def _public(self, outputs: Any) -> Any:
-        public = [x for x, field in zip(outputs, self.results, strict=True) if not field.kept]
-        return public[0] if len(public) == 1 else tuple(public)
+        at = self._public_at
+        return outputs[at[0]] if len(at) == 1 else tuple([outputs[i] for i in at])
 
     # --- the dispatcher's door: canonical shapes there, the caller's shapes back ------------------
 
@@ -205,8 +208,6 @@ def _function(op: Op) -> Any:
     count = len(op.inputs)
     nothing = (None,) * (2 + count)
     kept_at = [i for i, field in enumerate(op.results) if field.kept]
-    public_at = [i for i, field in enumerate(op.results) if not field.kept]
-    only = public_at[0] if len(public_at) == 1 else None
     all_learned = op.learned_at == list(range(count))
 
     class Plain(torch.autograd.Function):
@@ -221,7 +222,7 @@ def _function(op: Op) -> Any:
                 ctx.save_for_backward(*op.saved(inputs), *[outputs[i] for i in kept_at])
                 ctx.call = call, seed
             ctx.set_materialize_grads(False)
-            return tuple([outputs[i] for i in public_at]) if only is None else outputs[only]
+            return op._public(outputs)
 
         @staticmethod
         def backward(ctx: Any, *above: Any) -> Any:

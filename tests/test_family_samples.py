@@ -14,6 +14,7 @@ from scipy import stats
 import latent_kernels as lk
 from checks import DTYPES
 from latent_kernels.kernels.families import reference
+from latent_kernels.kernels.families.problem import Problem, Samples
 
 Tensor = torch.Tensor
 INF = math.inf
@@ -107,7 +108,9 @@ def test_bits_equal_the_reference(
                     samples, seed=seed, offset=offset
                 )  # fmt: skip
                 expected = torch.empty_like(z)
-                reference.sample((1, samples, n, cols, k), given, pairs, seed, offset, expected)
+                of_op = (1, 1 + pairs, samples, n, cols, k)
+                problem = Problem(of_op, given, seed, offset, pairs)
+                reference.sample(problem, Samples(expected))
                 assert torch.equal(z.nan_to_num(nan=7), expected.nan_to_num(nan=7))
                 if not k:
                     assert torch.equal(z.isnan(), given.isnan().expand(z.shape))

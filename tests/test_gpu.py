@@ -213,6 +213,7 @@ DISCRETE += [
 @pytest.mark.parametrize("sizes", DISCRETE, ids=str)
 def test_discrete_samples_have_the_cpus_bits(sizes: ScoreSizes, dtype: torch.dtype) -> None:
     from latent_kernels.kernels.families import reference, triton_gpu
+    from latent_kernels.kernels.families.problem import Problem, Samples
 
     groups, samples, rows, cols, classes = sizes
     logits = (
@@ -227,8 +228,16 @@ def test_discrete_samples_have_the_cpus_bits(sizes: ScoreSizes, dtype: torch.dty
                 torch.full(shape, 77, dtype=torch.int64 if classes else dtype, device=device)
                 for device in ("cpu", "cuda")
             )
-            reference.sample(sizes, logits, antithetic, seeds, offset, here)
-            triton_gpu.sample(sizes, logits.cuda(), antithetic, seeds.cuda(), offset, there)
+            problem = Problem(
+                (groups, 1 + antithetic, samples, rows, cols, classes),
+                logits,
+                seeds,
+                offset,
+                antithetic,
+            )
+            reference.sample(problem, Samples(here))
+            on_gpu = problem._replace(logits=logits.cuda(), seed=seeds.cuda())
+            triton_gpu.sample(on_gpu, Samples(there))
             assert bits_equal(here.double(), there.cpu().double())
 
 

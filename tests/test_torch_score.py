@@ -97,9 +97,11 @@ def raw_gradient(
 
 
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
-    ("families_sample", lambda: (torch.randn(2, 5, 4), SEEDS, 3, 6, 0, False)),
-    ("families_sample", lambda: (torch.randn(2, 5, 4).requires_grad_(), SEEDS[:1], 0, 1, 0, True)),
-    ("families_sample", lambda: (torch.randn(2, 5, 4, 3).bfloat16(), SEEDS, 3, 6, 3, False)),
+    ("bernoulli_sample", lambda: (torch.randn(2, 5, 4), SEEDS, 6, 3, False, [True])),
+    ("bernoulli_sample",
+     lambda: (torch.randn(2, 5, 4).requires_grad_(), SEEDS[:1], 1, 0, True, [True])),
+    ("categorical_sample",
+     lambda: (torch.randn(2, 5, 4, 3).bfloat16(), SEEDS, 6, 3, False, [True])),
     ("score_expectation", lambda: raw("gaussian", "leave_one_out")),
     ("score_expectation", lambda: raw("gaussian", "optimal", from_seed=True, per_element=True)),
     ("score_expectation", lambda: raw("bernoulli", "optimal", per_element=True)),

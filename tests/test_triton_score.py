@@ -17,6 +17,8 @@ from checks import bits_equal
 from interpreter import interpreted, outside, run_in_the_interpreter
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.families import reference as families
+from latent_kernels.kernels.families.problem import Problem as FamilyProblem
+from latent_kernels.kernels.families.problem import Samples
 from latent_kernels.kernels.score import reference
 from score_checks import CONTROLS, FAMILIES, SMALL_SCORE_SIZES, ScoreProblem, Sizes, check_score
 
@@ -64,13 +66,19 @@ def samples_agree(
     from latent_kernels.kernels.families import triton_gpu
 
     groups, samples, rows, cols, classes = sizes
-    logits = logits_of(sizes, dtype)
+    problem = FamilyProblem(
+        (groups, 1 + antithetic, samples, rows, cols, classes),
+        logits_of(sizes, dtype),
+        seed,
+        offset,
+        antithetic,
+    )
     shape = (groups, *((2,) if antithetic else ()), samples, rows, cols)
     found = []
     for backend in (triton_gpu, families):
         z = torch.full(shape, 77, dtype=torch.int64 if classes else dtype)
         with np.errstate(invalid="ignore"):
-            backend.sample(sizes, logits, antithetic, seed, offset, z)
+            backend.sample(problem, Samples(z))
         found.append(z.double())
     assert bits_equal(*found)
 

@@ -5,30 +5,22 @@ from __future__ import annotations
 import torch
 
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.families.problem import Classes, Problem, Samples, classes_of
 from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
 
-Tensor = torch.Tensor
 
-
-def sample(
-    sizes: tuple[int, int, int, int, int],
-    logits: Tensor,
-    antithetic: bool,
-    seed: int | Tensor,
-    offset: int,
-    z: Tensor,
-) -> None:
-    """Writes samples into `z`; see kernels/families/reference.py for shapes and rules."""
-    groups, samples, rows, cols, classes = sizes
-    problem = _core.FamilyProblem(
+def sample(problem: Problem, outputs: Samples | Classes) -> None:
+    """Write samples into `z`; README.md has the rules."""
+    (groups, _, samples, rows, cols, _), logits, seed, offset, antithetic = problem
+    asked = _core.FamilyProblem(
         dtype=DTYPES[logits.dtype],
         groups=groups,
         samples=samples,
         cols=rows * cols,
-        classes=classes,
+        classes=classes_of(problem, outputs),
         antithetic=antithetic,
         logits=logits.data_ptr(),
         seed=seeds(seed),
         offset=offset,
     )
-    _core.families_sample(problem, threads=torch.get_num_threads(), z=z.data_ptr())
+    _core.families_sample(asked, threads=torch.get_num_threads(), z=outputs.z.data_ptr())

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from latent_kernels.kernels.families.problem import Classes, Problem, Samples, classes_of
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor
 Floats = npt.NDArray[np.float32]
-Sizes = tuple[int, int, int, int, int]  # groups, samples, rows, cols, classes (0: Bernoulli)
 
 f32 = np.float32
 EXP_Q = [
@@ -56,16 +56,11 @@ def cumulative(logits: Tensor) -> Floats:
     return c
 
 
-def sample(
-    sizes: Sizes, logits: Tensor, antithetic: bool, seed: int | Tensor, offset: int, z: Tensor
-) -> None:
-    """Writes samples into `z`.
-
-    Bernoulli: logits [G, N, D]; z [G, S, N, D] of 0 and 1 in the logits' dtype, NaN under NaN;
-    antithetic pairs are [G, 2, S, N, D]. Categorical: logits [G, N, D, K]; z [G, S, N, D], classes
-    in int64.
-    """
-    groups, samples, rows, cols, classes = sizes
+def sample(problem: Problem, outputs: Samples | Classes) -> None:
+    """Write samples into `z`: a Bernoulli's 0 and 1, antithetic pairs of them, or classes."""
+    (groups, _, samples, rows, cols, _), logits, seed, offset, antithetic = problem
+    logits = logits.detach()  # NumPy takes none that require a gradient
+    classes, z = classes_of(problem, outputs), outputs.z
     u = noise.of_groups("uniform", (groups, samples, rows, cols), seed, offset)
     if classes:
         c = cumulative(logits).reshape(groups, 1, rows, cols, classes)

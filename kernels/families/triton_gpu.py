@@ -11,12 +11,12 @@ import torch
 import triton
 import triton.language as tl
 
+from latent_kernels.kernels.families.problem import Classes, Problem, Samples, classes_of
 from latent_kernels.kernels.launch import OPTIONS, TILE, on_device_of
 from latent_kernels.kernels.noise.triton_gpu import ln, noise_of_groups, philox, to_uniform
 from latent_kernels.kernels.triton_math import exp
 
 Tensor = torch.Tensor
-Sizes = tuple[int, int, int, int, int]  # groups, samples, rows, cols, classes (0: Bernoulli)
 
 ROWS = 128  # parameter rows of one program of `cumulative_kernel`: one for each thread
 
@@ -167,11 +167,10 @@ def cumulative(logits: Tensor) -> Tensor:
     return c
 
 
-def sample(
-    sizes: Sizes, logits: Tensor, antithetic: bool, seed: int | Tensor, offset: int, z: Tensor
-) -> None:
-    """Writes samples into `z`; see reference.py. Logits and z are contiguous."""
-    groups, samples, rows, cols, classes = sizes
+def sample(problem: Problem, outputs: Samples | Classes) -> None:
+    """Write samples into `z`; see reference.py. Logits and z are contiguous."""
+    (groups, _, samples, rows, cols, _), logits, seed, offset, antithetic = problem
+    classes, z = classes_of(problem, outputs), outputs.z
     plane = rows * cols
     count = samples * plane
     if groups * count == 0:

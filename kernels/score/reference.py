@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import torch
 
+from latent_kernels.kernels.families import problem as discrete
 from latent_kernels.kernels.families import reference as families
 from latent_kernels.kernels.noise import reference as noise
 from latent_kernels.kernels.score.problem import Problem
@@ -63,7 +64,8 @@ def regenerate(problem: Problem, parameters: tuple[Tensor, ...], seed: Seed, off
     pairs = problem.family == "antithetic"
     dtype = torch.int64 if classes else logits.dtype
     z = torch.empty((groups, 2, *shape[1:]) if pairs else shape, dtype=dtype, device=logits.device)
-    families.sample(problem.sizes, logits, pairs, seed, offset, z)
+    sizes = (groups, 1 + pairs, samples, rows, cols, classes)
+    families.sample(discrete.Problem(sizes, logits, seed, offset, pairs), discrete.Samples(z))
     return z
 
 

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
-from latent_kernels.kernels.eager import as_seeds, draw_seed, plain, row_dtype
-from latent_kernels.kernels.families import ops
+from latent_kernels.kernels.eager import draw_seed, plain, row_dtype
+from latent_kernels.kernels.families.problem import BERNOULLI, CATEGORICAL
 from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi
-from latent_kernels.kernels.library import call
 from latent_kernels.kernels.score import reference
 from latent_kernels.variational.densities import gaussian_log_prob
 from latent_kernels.variational.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
@@ -274,22 +273,21 @@ class _Discrete(Family):
             classes (Categorical).
 
         """
-        z = self._draw(_checks.samples(num_samples), seed, offset, antithetic=False)
-        return z if num_samples is not None else z.squeeze(0)
+        samples = _checks.samples(num_samples)
+        shape = () if num_samples is None else (samples,)
+        return self._draw(shape, seed, offset, antithetic=False)
 
-    def _draw(self, samples: int, seed: Seed, offset: int, *, antithetic: bool) -> Tensor:
-        shape, logits = (*self.batch_shape, self.cols), self.logits
-        _checks.stream(seed, offset, samples * math.prod(shape), self.device)
-        seed = draw_seed(seed, self.device)
-        if plain(logits, seed if isinstance(seed, Tensor) else None):
-            return ops.sample_plain(logits, self.classes, samples, antithetic, seed, offset)
-        tail = (self.classes,) if self.classes else ()
-        canonical = logits.detach().reshape(1, math.prod(self.batch_shape), self.cols, *tail)
-        seeds = as_seeds(seed, self.device)
-        z: Tensor = call(
-            "families_sample", canonical, seeds, offset, samples, self.classes, antithetic
-        )
-        return z.reshape(2, samples, *shape) if antithetic else z.reshape(samples, *shape)
+    def _draw(
+        self, samples: tuple[int, ...], seed: Seed, offset: int, *, antithetic: bool
+    ) -> Tensor:
+        batch, cols, classes, device = self.batch_shape, self.cols, self.classes, self.device
+        _checks.stream(seed, offset, math.prod((*samples, *batch, cols)), device)
+        pairs = (2,) if antithetic else ()
+        dims = (), pairs, samples, batch, (cols,), (classes,) if classes else ()
+        op = CATEGORICAL if classes else BERNOULLI
+        seed = draw_seed(seed, device)
+        z: Tensor = op(dims, (self.logits,), (offset, antithetic), seed=seed)
+        return z
 
 
 class Bernoulli(_Discrete):
@@ -341,7 +339,8 @@ class Bernoulli(_Discrete):
         """
         if num_pairs is None:
             raise TypeError("num_pairs must be an int >= 1; got None")
-        return self._draw(_checks.samples(num_pairs, "num_pairs"), seed, offset, antithetic=True)
+        samples = _checks.samples(num_pairs, "num_pairs")
+        return self._draw((samples,), seed, offset, antithetic=True)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z) = sum_d log sigmoid(+-l_d) in nats: [S, ...].

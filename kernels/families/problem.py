@@ -1,0 +1,62 @@
+"""What sampling the discrete families computes: its problem and outputs, as every backend has them."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch
+
+from latent_kernels.kernels.op import Op
+
+Tensor = torch.Tensor
+
+
+def _int64(dtype: torch.dtype) -> torch.dtype:
+    return torch.int64
+
+
+class Problem(NamedTuple):
+    """S samples of each of N x D variables, in G groups; README.md has the rules."""
+
+    sizes: tuple[int, int, int, int, int, int]  # G, P (2 for pairs, else 1), S, N, D, K
+    logits: Annotated[Tensor, "GNDK"]  # a Bernoulli's have no K
+    seed: int | Tensor
+    offset: int
+    antithetic: bool  # pairs of a Bernoulli
+
+
+class Samples(NamedTuple):
+    """0 and 1 of a Bernoulli, NaN under NaN."""
+
+    z: Annotated[Tensor, "GPSND"]
+
+
+class Classes(NamedTuple):
+    """Classes of a Categorical."""
+
+    z: Annotated[Tensor, "GPSND", _int64]
+
+
+BERNOULLI = Op(
+    "bernoulli_sample",
+    "families",
+    "GPSNDK",
+    Problem,
+    Samples,
+    forward="sample",
+    absent=lambda offset, antithetic: "EK" if antithetic else "PEK",
+)
+CATEGORICAL = Op(
+    "categorical_sample",
+    "families",
+    "GPSNDK",
+    Problem,
+    Classes,
+    forward="sample",
+    absent=lambda offset, antithetic: "PE",
+)
+
+
+def classes_of(problem: Problem, outputs: Samples | Classes) -> int:
+    """Return the number of classes, 0 for a Bernoulli: the dtype of z tells it from one class."""
+    return problem.sizes[-1] if outputs.z.dtype == torch.int64 else 0
