@@ -2,6 +2,7 @@
 forms.
 
 A module is named for its compiler and its device: `cpp_cpu`, `triton_gpu`, `numba_cpu`. All modules
-of an op offer the same functions; `latent_kernels.kernels.backends` chooses among them. Kernels trust
-their caller: shapes, dtypes and devices are checked in `latent_kernels.<op>`.
+of an op offer the same functions; `latent_kernels.kernels.backends` chooses among them. Kernels
+trust their caller: the public functions check shapes, dtypes and devices. Nothing here imports the
+public package.
 """
