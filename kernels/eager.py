@@ -24,11 +24,16 @@ def row_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def in_memory(x: Tensor, shape: object = None) -> Tensor:
+def readable(x: Tensor, shape: object = None) -> Tensor:
     """Return contiguous memory that a kernel reads by its address: no lazy negation either."""
     if x.is_neg():
-        x = x.detach().resolve_neg()
-    return x if x.is_contiguous() else x.detach().contiguous()
+        x = x.resolve_neg()
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """Return the same without gradient, for those who do more than read an address."""
+    return readable(x.detach())
 
 
 def plain(*tensors: Tensor | None) -> bool:
