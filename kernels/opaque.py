@@ -1,8 +1,7 @@
 """The way to an op's kernels through torch's dispatcher: opaque ops over canonical shapes.
 
 `register` defines two ops from a description, the forward pass and the backward pass, which raises
-where it is to be differentiated itself. An op with groups takes a batch of torch.vmap as groups;
-one without takes it as rows, or slice by slice where slices have parameters of their own.
+where it is to be differentiated itself. A batch of torch.vmap joins the groups.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ _SCHEMA_TYPES = {
     bool: "bool",
     str: "str",
     float: "float",
-    tuple[int, ...] | None: "SymInt[]?",
 }
 
 
@@ -170,12 +168,11 @@ def register(op: Description) -> None:
         return _packed(found)
 
     schema, count = _schema(op), len(op.learned_at)
-    vmap = _with_groups if "G" in op.axes else _with_rows
     define(
         f"{op.name}({schema}, bool[] wanted) -> ({', '.join(['Tensor'] * len(op.results))})",
         forward,
         fake=fake,
-        vmap=vmap(op, op.name, op.inputs),
+        vmap=_with_groups(op, op.name, op.inputs),
         setup=setup,
         gradients=gradients if count else _no_gradient,
     )
@@ -186,7 +183,7 @@ def register(op: Description) -> None:
             f" -> ({', '.join(['Tensor'] * count)})",
             backward,
             fake=backward_fake,
-            vmap=vmap(op, f"{op.name}_backward", (*op.results, *op.inputs)),
+            vmap=_with_groups(op, f"{op.name}_backward", (*op.results, *op.inputs)),
             gradients=no_second_derivative,
         )
 
@@ -214,31 +211,3 @@ def _with_groups(op: Description, name: str, tensors: Fields) -> Callable[..., A
         return _packed(unfold(x, batch) if want else x for x, want in found), _packed(dims)
 
     return rule
-
-
-def _with_rows(op: Description, name: str, tensors: Fields) -> Callable[..., Any]:
-    """Return the rule by which a batch joins the rows, or goes slice by slice."""
-    count, is_row = len(tensors), [field.axes.startswith("N") for field in tensors]
-    sums_over_rows = len(tensors) > len(op.inputs)  # as gradients of parameters are
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        batch, wanted = info.batch_size, args[-1]
-        dims = [None if isinstance(d, (list, tuple)) else d for d in in_dims]  # lists of numbers
-        shared = all(row or d is None for row, d in zip(is_row, dims[:count], strict=True))
-        out_dims = _packed(0 if want else None for want in wanted)
-        if shared and not sums_over_rows:
-            folded = [
-                fold(x, d, batch) if row else x
-                for x, d, row in zip(args[:count], dims[:count], is_row, strict=True)
-            ]
-            found = zip(listed(call(name, *folded, *args[count:])), wanted, strict=True)
-            return _packed(unfold(x, batch) if want else x for x, want in found), out_dims
-        slices = [listed(call(name, *_slice(args, dims, i))) for i in range(batch)]
-        found = zip(zip(*slices, strict=True), wanted, strict=True)
-        return _packed(torch.stack(xs) if want else xs[0] for xs, want in found), out_dims
-
-    return rule
-
-
-def _slice(args: tuple[Any, ...], dims: list[int | None], i: int) -> list[Any]:
-    return [x if d is None else x.select(d, i) for x, d in zip(args, dims, strict=True)]
