@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 
 from latent_kernels.kernels.backends import function
-from latent_kernels.kernels.eager import readable
+from latent_kernels.kernels.eager import contiguous
 
 Tensor = torch.Tensor
 Dims = Sequence[tuple[int, ...]]  # what stands for each of an op's axes in somebody's shapes
@@ -115,7 +115,7 @@ class Description:
         *,
         forward: str | Callable[..., None] = "forward",
         backward: str | Callable[..., None] = "backward",
-        place: Callable[..., Tensor] = readable,
+        place: Callable[..., Tensor] = contiguous,
         absent: Callable[..., str] = lambda *options: OPTIONAL,
     ):
         self.name, self.kernels, self.axes = name, kernels, axes

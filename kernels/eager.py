@@ -13,8 +13,8 @@ Tensor = torch.Tensor
 _SEED_END = 2**63 - 1  # of torch.randint, which cannot be given 2^63
 _CAPTURING = (
     "seed must be a 0-d int64 CUDA tensor while a CUDA graph is captured; got {}, whose value "
-    "would be read now and "
-    "give the same noise at every replay. Advance the tensor (seed += 1) between replays."
+    "would be read now and give the same noise at every replay. Advance the tensor (seed += 1) "
+    "between replays."
 )
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -24,16 +24,16 @@ def row_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def readable(x: Tensor, shape: object = None) -> Tensor:
+def contiguous(x: Tensor, shape: object = None) -> Tensor:
     """Return contiguous memory that a kernel reads by its address: no lazy negation either."""
     if x.is_neg():
         x = x.resolve_neg()
-    return x if x.is_contiguous() else x.contiguous()
+    return x.contiguous()  # itself where it is
 
 
 def in_memory(x: Tensor) -> Tensor:
     """Return the same without gradient, for those who do more than read an address."""
-    return readable(x.detach())
+    return contiguous(x.detach())
 
 
 def plain(*tensors: Tensor | None) -> bool:

@@ -33,7 +33,7 @@ def define(
     *,
     fake: Callable[..., Any],
     vmap: Callable[..., Any],
-    gradients: Callable[..., Any],
+    gradients: Callable[..., Any] | None = None,
     setup: Callable[..., None] | None = None,
 ) -> None:
     """Registers an op.
@@ -43,12 +43,13 @@ def define(
         implementation: runs it on real tensors of any device.
         fake: empty outputs of the right shape and dtype.
         vmap: (info, in_dims, *args) -> (outputs, out_dims), by way of `call`.
-        gradients: (ctx, *output_gradients) -> a gradient or None for each input, by way of `call`.
+        gradients: (ctx, *output_gradients) -> a gradient or None for each input, by way of `call`;
+            None where no input has a gradient.
         setup: (ctx, inputs, output) saves what `gradients` needs.
 
     """
     name = schema[: schema.index("(")]
-    save = setup or _save_nothing
+    save, gradients = setup or _save_nothing, gradients or _no_gradient
     _library.define(schema)
     for key in ("CPU", "CUDA", "MPS", "XPU"):  # not Meta: that is the fake's
         _library.impl(name, implementation, key)
@@ -72,6 +73,10 @@ def define(
 
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
+
+
+def _no_gradient(ctx: Any, *gradients: Any) -> tuple[None, ...]:
+    return (None,) * len(ctx.needs_input_grad)
 
 
 def _no_forward_mode(ctx: Any, *tangents: Any) -> Any:

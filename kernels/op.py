@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from latent_kernels.kernels import opaque
 from latent_kernels.kernels.description import OPTIONAL, Description, Dims, Flags, Inputs
-from latent_kernels.kernels.eager import as_int, as_seeds, plain, readable
+from latent_kernels.kernels.eager import as_int, as_seeds, contiguous, plain
 from latent_kernels.kernels.library import call as call_opaque
 
 Tensor = torch.Tensor
@@ -187,7 +187,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         gradients = new_gradients(
             [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at]
         )
-        above = new_outputs([None if g is None else readable(g) for g in upstream])
+        above = new_outputs([None if g is None else contiguous(g) for g in upstream])
         run_backward(inputs[0].device)(problem_of(call, inputs, seed), above, gradients)
         return gradients
 

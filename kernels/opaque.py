@@ -28,12 +28,7 @@ from latent_kernels.kernels.library import (
 
 Tensor = torch.Tensor
 
-_SCHEMA_TYPES = {
-    int: "SymInt",
-    bool: "bool",
-    str: "str",
-    float: "float",
-}
+_SCHEMA_TYPES = {int: "SymInt", bool: "bool"}
 
 
 def listed(found: Any) -> Any:
@@ -65,8 +60,7 @@ def _arguments(op: Description, args: Any) -> Arguments:
     seeds = len(op.inputs)
     free = seeds + op.seeded
     options = free + len(op.free)
-    rest = tuple(tuple(x) if isinstance(x, list) else x for x in args[options:])
-    return Arguments(tuple(args[:seeds]), tuple(args[seeds:free]), tuple(args[free:options]), rest)
+    return Arguments(args[:seeds], args[seeds:free], args[free:options], args[options:])
 
 
 def _dims(op: Description, given: Arguments) -> Dims:
@@ -174,7 +168,7 @@ def register(op: Description) -> None:
         fake=fake,
         vmap=_with_groups(op, op.name, op.inputs),
         setup=setup,
-        gradients=gradients if count else _no_gradient,
+        gradients=gradients if count else None,
     )
     if count:
         above = [f"Tensor{'' if f.kept else '?'} of_{f.name}" for f in op.results]
@@ -186,10 +180,6 @@ def register(op: Description) -> None:
             vmap=_with_groups(op, f"{op.name}_backward", (*op.results, *op.inputs)),
             gradients=no_second_derivative,
         )
-
-
-def _no_gradient(ctx: Any, *gradients: Any) -> tuple[None, ...]:
-    return (None,) * len(ctx.needs_input_grad)
 
 
 # --- vmap -----------------------------------------------------------------------------------------

@@ -381,11 +381,10 @@ def test_the_highest_signal_wins():
         *power("dreg", 0.25, (1, 4, 16)),
     )
     assert signal_verdict.verdict(made_signals(*rows)) == (
-        "Signal to noise of q's gradient: IWAE goes like S^(-0.50 ± 0.05) from S = 1 to 16; "
-        "STL goes like S^(+0.50 ± 0.05) from S = 1 to 16; "
-        "DReG goes like S^(+0.25 ± 0.05) from S = 1 to 16. "
-        "At S = 16, DReG wins with 1 (95%: 0.909 to 1.1); IWAE has 0.125. "
-        "STL is biased for S > 1, and not compared."
+        "Signal to noise of q's gradient: IWAE goes like S^(-0.50 ± 0.05) from S = 1 to 16; STL "
+        "goes like S^(+0.50 ± 0.05) from S = 1 to 16; DReG goes like S^(+0.25 ± 0.05) from S = 1 "
+        "to 16. At S = 16, DReG wins with 1 (95%: 0.909 to 1.1); IWAE has 0.125. STL is biased "
+        "for S > 1, and not compared."
     )
 
 

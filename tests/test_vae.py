@@ -125,9 +125,8 @@ def test_decoded_images_are_grey_values(likelihood):
 
 def test_importing_the_library_loads_nothing_of_the_extras():
     code = (
-        "import sys, latent_kernels\n"
-        "heavy = {'typer', 'rich', 'matplotlib', 'sklearn', 'numba', 'triton'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "import sys, latent_kernels\nheavy = {'typer', 'rich', 'matplotlib', 'sklearn', 'numba', "
+        "'triton'}\nprint(sorted(heavy & set(sys.modules)))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ

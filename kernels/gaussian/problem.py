@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 import torch
 
 from latent_kernels.kernels.description import FORWARD_ONLY
-from latent_kernels.kernels.eager import row_dtype
+from latent_kernels.kernels.eager import contiguous, row_dtype
 from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
@@ -62,14 +62,11 @@ class Gradients(NamedTuple):
 
 def rows_in_place(x: Tensor, shape: object = None) -> Tensor:
     """Return x where kernels can read it: rows at one distance, or one row repeated; else a copy."""
-    if x.is_neg():
-        x = x.detach().resolve_neg()
-    if x.is_contiguous():
-        return x
-    stride = x.stride()
-    if stride[-1] == 1 and (len(stride) == 2 or not any(stride[:-1])):
-        return x
-    return x.detach().contiguous()
+    if not x.is_contiguous() and not x.is_neg():
+        stride = x.stride()
+        if stride[-1] == 1 and (len(stride) == 2 or not any(stride[:-1])):
+            return x
+    return contiguous(x)
 
 
 GAUSSIAN = Op("gaussian", "gaussian", "GSND", Problem, Outputs, Gradients, place=rows_in_place)

@@ -130,9 +130,9 @@ def eps_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
     do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"]
 )
 def forward_kernel(
-    z_ptr, kl_ptr, log_q_ptr, mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
+    z_ptr, kl_ptr, log_q_ptr, mean_ptr, deviation_ptr, prior_mean_ptr, prior_logvar_ptr,
     S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks,
-    mean_group, mean_row, spread_group, spread_row,
+    mean_group, mean_row, deviation_group, deviation_row,
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
     with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
     has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
@@ -145,11 +145,13 @@ def forward_kernel(
     tile, chunk, group = program(tiles, chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
-    spread = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
+    deviation = load(
+        deviation_ptr, group, deviation_group, deviation_row, rows, cols, mask, compute
+    )
 
     if with_z:
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
-        sigma = spread if is_scale else exp(spread * 0.5)
+        sigma = deviation if is_scale else exp(deviation * 0.5)
         plane = N.to(tl.int64) * D
         first = chunk * samples_per_program
         for s in range(first, tl.minimum(first + samples_per_program, S)):
@@ -158,14 +160,14 @@ def forward_kernel(
             at = z_ptr + (group * S + s) * plane + rows * D + cols
             tl.store(at, z.to(z_ptr.dtype.element_ty), mask=mask)
             if with_log_q:
-                terms = tl.where(mask, eps * eps + (spread + LOG_TWO_PI), 0.0)
+                terms = tl.where(mask, eps * eps + (deviation + LOG_TWO_PI), 0.0)
                 at = log_q_ptr + ((group * S + s) * N + rows) * col_blocks + tile % col_blocks
                 tl.store(at, (tl.sum(terms, axis=1) * -0.5)[:, None], mask=rows < N)
 
     if with_kl:
         if chunk == 0:
             delta = mean
-            d = spread
+            d = deviation
             if has_prior_mean:
                 delta -= load(
                     prior_mean_ptr,
@@ -202,10 +204,10 @@ def forward_kernel(
     do_not_specialize=["S", "N", "seed", "offset", "samples_per_program", "tiles", "chunks"]
 )
 def backward_kernel(
-    d_mean_ptr, d_spread_ptr, d_prior_mean_ptr, d_prior_logvar_ptr, gz_ptr, gkl_ptr, gq_ptr,
-    mean_ptr, spread_ptr, prior_mean_ptr, prior_logvar_ptr,
+    d_mean_ptr, d_deviation_ptr, d_prior_mean_ptr, d_prior_logvar_ptr, gz_ptr, gkl_ptr, gq_ptr,
+    mean_ptr, deviation_ptr, prior_mean_ptr, prior_logvar_ptr,
     S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks, chunk_stride,
-    mean_group, mean_row, spread_group, spread_row,
+    mean_group, mean_row, deviation_group, deviation_row,
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
     with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
     has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
@@ -222,7 +224,7 @@ def backward_kernel(
     plane = N.to(tl.int64) * D
     at = chunk * chunk_stride + group * plane + rows * D + cols
     d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
-    d_spread = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    d_deviation = tl.zeros((BLOCK_N, BLOCK_D), compute)
 
     if with_z:
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
@@ -233,15 +235,15 @@ def backward_kernel(
             ).to(compute)
             d_mean += gz
             if need_deviation:
-                d_spread += gz * eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
+                d_deviation += gz * eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
         if need_deviation:
             if not is_scale:
-                spread = load(
-                    spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute
+                deviation = load(
+                    deviation_ptr, group, deviation_group, deviation_row, rows, cols, mask, compute
                 )
-                d_spread *= exp(spread * 0.5) * 0.5
+                d_deviation *= exp(deviation * 0.5) * 0.5
 
-    if with_log_q:  # which has the spread through -1/2 sum_d logvar alone
+    if with_log_q:  # which has the deviation through -1/2 sum_d logvar alone
         if need_deviation:
             sum_q = tl.zeros((BLOCK_N, 1), compute)
             first = chunk * samples_per_program
@@ -249,13 +251,15 @@ def backward_kernel(
                 sum_q += tl.load(gq_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(
                     compute
                 )
-            d_spread -= sum_q * 0.5
+            d_deviation -= sum_q * 0.5
 
     if with_kl:
         if chunk == 0:
             gkl = tl.load(gkl_ptr + group * N + rows, mask=rows < N, other=0.0).to(compute)
             delta = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
-            d = load(spread_ptr, group, spread_group, spread_row, rows, cols, mask, compute)
+            d = load(
+                deviation_ptr, group, deviation_group, deviation_row, rows, cols, mask, compute
+            )
             if has_prior_mean:
                 delta -= load(
                     prior_mean_ptr,
@@ -286,7 +290,7 @@ def backward_kernel(
                 _, expm1 = psi_expm1(d)
             toward_prior = gkl * scaled
             d_mean += toward_prior
-            d_spread += (gkl * 0.5) * expm1
+            d_deviation += (gkl * 0.5) * expm1
             if need_prior_mean:
                 tl.store(
                     d_prior_mean_ptr + at,
@@ -304,7 +308,7 @@ def backward_kernel(
     if need_mean:
         tl.store(d_mean_ptr + at, d_mean.to(d_mean_ptr.dtype.element_ty), mask=mask)
     if need_deviation:
-        tl.store(d_spread_ptr + at, d_spread.to(d_spread_ptr.dtype.element_ty), mask=mask)
+        tl.store(d_deviation_ptr + at, d_deviation.to(d_deviation_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(

@@ -112,16 +112,10 @@ def _encode_vmap(
     return (codes, gap), (0, 0)
 
 
-def _no_gradient(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-    return (None,) * 9
-
-
 define(
-    "sparse_encode(Tensor x, Tensor dictionary, Tensor alpha, Tensor? init, str algorithm, SymInt "
-    "max_iter, float tol,"
-    " bool positive, ScalarType dtype) -> (Tensor, Tensor)",
+    "sparse_encode(Tensor x, Tensor dictionary, Tensor alpha, Tensor? init, str algorithm, "
+    "SymInt max_iter, float tol, bool positive, ScalarType dtype) -> (Tensor, Tensor)",
     encode,
     fake=_encode_fake,
     vmap=_encode_vmap,
-    gradients=_no_gradient,
 )

@@ -22,9 +22,8 @@ _COUNT = len(Tensors._fields)
 # Which of the tensors have a row for each sample.
 _ROWS = tuple(name in ("x", "initial") for name in Tensors._fields)
 _SCHEMA = (
-    "Tensor x, Tensor weight, Tensor threshold, Tensor? bias, Tensor? recurrent,"
-    " Tensor? dictionary, Tensor? step, Tensor? initial,"
-    " SymInt layers, bool positive, SymInt[]? select"
+    "Tensor x, Tensor weight, Tensor threshold, Tensor? bias, Tensor? recurrent, Tensor? "
+    "dictionary, Tensor? step, Tensor? initial, SymInt layers, bool positive, SymInt[]? select"
 )
 _GRADIENTS = ", ".join(["Tensor"] * _COUNT)
 

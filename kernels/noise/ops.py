@@ -62,15 +62,10 @@ def _noise_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor
     return out.reshape(*batched.shape, *shape), 0
 
 
-def _no_gradient(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
-    return (None,) * 6
-
-
 define(
     "noise(str kind, SymInt[] shape, Tensor seeds, SymInt offset, ScalarType dtype, Device device) "
     "-> Tensor",
     _noise,
     fake=_noise_fake,
     vmap=_noise_vmap,
-    gradients=_no_gradient,
 )

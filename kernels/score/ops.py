@@ -188,8 +188,7 @@ def _expectation_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[
 
 define(
     "score_expectation(str family, str control, SymInt folds, Tensor first, Tensor? second, "
-    "Tensor? z, Tensor seeds,"
-    " SymInt offset, Tensor values, Tensor? baseline) -> Tensor",
+    "Tensor? z, Tensor seeds, SymInt offset, Tensor values, Tensor? baseline) -> Tensor",
     _expectation,
     fake=_expectation_fake,
     vmap=_expectation_vmap,
@@ -198,9 +197,9 @@ define(
 )
 define(
     "score_gradient(str family, str control, SymInt folds, Tensor first, Tensor? second, Tensor? "
-    "z, Tensor seeds,"
-    " SymInt offset, Tensor values, Tensor? baseline, Tensor? upstream, bool with_variance)"
-    " -> (Tensor first, Tensor second, Tensor first_variance, Tensor second_variance)",
+    "z, Tensor seeds, SymInt offset, Tensor values, Tensor? baseline, Tensor? upstream, bool "
+    "with_variance) -> (Tensor first, Tensor second, Tensor first_variance, Tensor "
+    "second_variance)",
     _gradient,
     fake=_gradient_fake,
     vmap=_gradient_vmap,

@@ -170,11 +170,9 @@ def about(study: Study, request: Request) -> str:
     r = study.recipe
     return (
         f"Handwritten digits of 8x8, binarized by their grey values; VAEs with {r.latent} latent "
-        f"units, {r.hidden} "
-        f"hidden ones and a Bernoulli likelihood, {r.epochs} epoch{'s' * (r.epochs > 1)} by "
-        f"{request.estimator}, "
-        f"{request.seeds} seed{'s' * (request.seeds > 1)} each. Bounds are means over 360 held-out "
-        "images, in nats."
+        f"units, {r.hidden} hidden ones and a Bernoulli likelihood, {r.epochs} "
+        f"epoch{'s' * (r.epochs > 1)} by {request.estimator}, {request.seeds} "
+        f"seed{'s' * (request.seeds > 1)} each. Bounds are means over 360 held-out images, in nats."
     )
 
 
@@ -203,8 +201,7 @@ def proposals_table(study: Study, rows: Sequence[Row]) -> Table:
     r = study.recipe
     caption = (
         "means over images and seeds; Pareto k: the median, and the share of images above "
-        f"{study.usable:.2g}, "
-        f"beyond which {r.samples} samples are not dependable"
+        f"{study.usable:.2g}, beyond which {r.samples} samples are not dependable"
     )
     table = Table(title="q as a proposal, and the latent units in use", caption=caption, box=SIMPLE)
     tails = ("Pareto k", f"> {study.usable:.2g}")
@@ -249,8 +246,7 @@ def summary(study: Study, rows: Sequence[Row]) -> list[str]:
     )
     return [
         f"The held-out bound {order}: with k = {last.k} it is {_estimate(whole, '+')} nats beside "
-        f"k = {first.k} "
-        f"(z = {whole.z:.1f}, {_unit(whole.seeds)}).{noise}"
+        f"k = {first.k} (z = {whole.z:.1f}, {_unit(whole.seeds)}).{noise}"
     ]
 
 

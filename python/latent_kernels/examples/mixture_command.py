@@ -303,8 +303,7 @@ def summary(outcome: Outcome) -> list[str]:
         f"{outcome.data.title}: {rows} rows, {components} components, {outcome.covariance_type} "
         "covariances.",
         f"Log-likelihood {best.log_likelihood[-1]:.6f} nats per row after "
-        f"{len(best.log_likelihood)} iterations, "
-        f"the best of {STARTS} starts.",
+        f"{len(best.log_likelihood)} iterations, the best of {STARTS} starts.",
         f"BIC {outcome.bic[components]:.1f}; it is least, {outcome.bic[least]:.1f}, with {least} "
         "components.",
     ]

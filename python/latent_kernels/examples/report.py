@@ -54,10 +54,9 @@ class Comparison:
             memory = 1 - step.ours.peak_bytes / step.plain.peak_bytes
             sentences.append(
                 f"At {step.size.name} size ({describe(step.size)}) the replaced ops are "
-                f"{share:.0%} of a plain step, "
-                f"the rest is network and Adam: the ops run {_times(ops.speedup)}, the step "
-                f"{_times(step.speedup)}, "
-                f"and its memory peaks {abs(memory):.0%} {'lower' if memory >= 0 else 'higher'}."
+                f"{share:.0%} of a plain step, the rest is network and Adam: the ops run "
+                f"{_times(ops.speedup)}, the step {_times(step.speedup)}, and its memory peaks "
+                f"{abs(memory):.0%} {'lower' if memory >= 0 else 'higher'}."
             )
         return " ".join(sentences)
 
@@ -104,8 +103,7 @@ class Comparison:
         )
         lines = [
             f"Held-out {self.objective.name}: "
-            f"{', '.join(f'{name} {x}' for name, x, _ in self.bound_rows())}. "
-            f"{self.verdict()}"
+            f"{', '.join(f'{name} {x}' for name, x, _ in self.bound_rows())}. {self.verdict()}"
         ]
         return lines + ([f"Speed against plain torch: {speeds}."] if speeds else [])
 
@@ -135,13 +133,11 @@ class Comparison:
         )
         return (
             "A VAE with Gaussian likelihood and learned variance on scikit-learn's digits (8x8), "
-            "on the CPU with "
-            f"{self.threads} thread{'s' if self.threads > 1 else ''}.{trained} "
+            f"on the CPU with {self.threads} thread{'s' if self.threads > 1 else ''}.{trained} "
             f"{'Bounds' if self.objective.weighted else 'ELBOs'} are of latent size D = "
-            f"{self.latent}. "
-            "Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = randn_like(std)`, the "
-            "textbook KL, or "
-            "log q(z) and logsumexp for weighted bounds, and log-density."
+            f"{self.latent}. Plain torch is eager torch: `std = exp(0.5 * logvar)`, `eps = "
+            "randn_like(std)`, the textbook KL, or log q(z) and logsumexp for weighted bounds, "
+            "and log-density."
         )
 
     def as_json(self) -> str:
@@ -172,11 +168,10 @@ class Comparison:
 _WHAT = {"step": "step", "ops": "ops"}
 _NOTES = (
     "Times are medians of steps taken in turns. Peak memory is the most that torch's allocator "
-    "held during one step "
-    "beyond what it held before (torch.profiler); kept for backward is what autograd saves, "
-    "parameters and images "
-    "not counted. A step is forward, backward and Adam; the ops are {ops} "
-    "on their own, forward and backward, in a loop and so with warmer caches than inside a step."
+    "held during one step beyond what it held before (torch.profiler); kept for backward is what "
+    "autograd saves, parameters and images not counted. A step is forward, backward and Adam; the "
+    "ops are {ops} on their own, forward and backward, in a loop and so with warmer caches than "
+    "inside a step."
 )
 _OPS = "sampling, KL and Gaussian log-likelihood"
 _WEIGHTED_OPS = "sampling with log q, the prior, Gaussian log-likelihood and the weighted bound"

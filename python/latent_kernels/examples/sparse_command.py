@@ -338,10 +338,8 @@ def about_drawn(outcome: Layers) -> str:
     return (
         f"Codes of {n} numbers, {sparse_problems.DENSITY:.0%} of them not 0, seen by {m} with "
         f"{sparse_problems.DECIBELS:.0f} dB of signal over noise; {outcome.samples} held-out rows. "
-        "ISTA and FISTA "
-        f"have the best alpha of {', '.join(f'{alpha:g}' for alpha in ALPHAS)} for each number of "
-        "iterations, "
-        f"{ends} at last. LISTA-CP and ALISTA have support selection."
+        f"ISTA and FISTA have the best alpha of {', '.join(f'{alpha:g}' for alpha in ALPHAS)} for "
+        f"each number of iterations, {ends} at last. LISTA-CP and ALISTA have support selection."
     )
 
 
@@ -349,10 +347,9 @@ def about_patches(outcome: Patches) -> str:
     """What the second table is about."""
     n, m = outcome.dictionary.shape
     return (
-        f"Patches of {m} grey values, their mean taken away, of norm 1; {n} learned atoms, "
-        f"alpha {outcome.sizes.alpha:g}; {outcome.rows} rows to train with, "
-        f"{outcome.sizes.held_out} held out. "
-        f"Codes of zeros are {1e3 * outcome.zeros:.1f} above the minimum, with "
+        f"Patches of {m} grey values, their mean taken away, of norm 1; {n} learned atoms, alpha "
+        f"{outcome.sizes.alpha:g}; {outcome.rows} rows to train with, {outcome.sizes.held_out} "
+        f"held out. Codes of zeros are {1e3 * outcome.zeros:.1f} above the minimum, with "
         f"{outcome.density:.1%} of a code not 0."
     )
 
@@ -365,6 +362,5 @@ def summary(layers: Layers, patches: Patches) -> list[str]:
     return [
         f"Drawn codes, {many} or iterations: {ends}.",
         f"Patches: one learned layer is worth {in_iterations(patches.layers_worth[0])} iterations "
-        "of FISTA, "
-        f"{many} are worth {in_iterations(patches.layers_worth[-1])}.",
+        f"of FISTA, {many} are worth {in_iterations(patches.layers_worth[-1])}.",
     ]

@@ -114,10 +114,8 @@ class Sources:
             elif edge not in ours and (_is_leaf(edge[0]) or edge[0] in self._outside):
                 raise RuntimeError(
                     f"{self._function} reads a tensor of shape {_shape(edge)} that requires grad "
-                    "and is not in "
-                    f"{self._argument}, so that its gradient would be missing: list it there, the "
-                    "very tensor that "
-                    f"{self._function} reads, or detach it"
+                    f"and is not in {self._argument}, so that its gradient would be missing: list "
+                    f"it there, the very tensor that {self._function} reads, or detach it"
                 )
         if not self._allowed.issuperset(found):
             self._allow(found)
@@ -133,20 +131,16 @@ class Sources:
             if x._backward_hooks or x.retains_grad:
                 raise RuntimeError(
                     f"{self._function} reads a tensor of shape {tuple(x.shape)} that has hooks "
-                    "(register_hook, "
-                    "retain_grad), which would run in every replay as well: have it read a clone, "
-                    "listed in "
-                    f"{self._argument}"
+                    "(register_hook, retain_grad), which would run in every replay as well: have "
+                    f"it read a clone, listed in {self._argument}"
                 )
         computed = [edge for edge in edges if not _is_leaf(edge[0])]
         for edge in _upstream([up for node, _ in computed for up in _inputs(node)]):
             if edge in edges:
                 raise RuntimeError(
                     f"{self._function} reads a tensor of shape {_shape(edge)}, and another one "
-                    "that was computed "
-                    "from it, whose gradients cannot be told apart: have it read a clone of the "
-                    "first, listed in "
-                    f"{self._argument}"
+                    "that was computed from it, whose gradients cannot be told apart: have it "
+                    f"read a clone of the first, listed in {self._argument}"
                 )
         self._allowed.update(found)
 

@@ -10,6 +10,7 @@ import torch
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
+from latent_kernels.kernels.description import Dims
 from latent_kernels.kernels.eager import draw_seed
 from latent_kernels.kernels.gaussian.problem import GAUSSIAN, GAUSSIAN_PATH
 
@@ -150,10 +151,8 @@ def rsample_log_prob(
     seed = draw_seed(seed, mean.device)
     z, _, log_q = _gaussian(mean, logvar, num_samples, seed, offset, (True, False, True))
     if path_derivative:  # as a function of z alone
-        shape = tuple(mean.shape)
-        dims = (), () if num_samples is None else (num_samples,), shape[:-1], shape[-1:]
         inputs = z, log_q.detach(), logvar.detach()
-        log_q = GAUSSIAN_PATH(dims, inputs, (offset,), seed=seed)
+        log_q = GAUSSIAN_PATH(_dims(mean, num_samples), inputs, (offset,), seed=seed)
     return z, log_q
 
 
@@ -245,10 +244,14 @@ def _gaussian(
     prior_logvar: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (z, kl, log_q), None for what is not wanted."""
-    shape = tuple(mean.shape)
-    dims = (), () if num_samples is None else (num_samples,), shape[:-1], shape[-1:]
     inputs = mean, logvar, scale, prior_mean, prior_logvar
     outputs: tuple[Tensor, Tensor, Tensor] = GAUSSIAN(
-        dims, inputs, (offset,), seed=seed, wanted=wanted
+        _dims(mean, num_samples), inputs, (offset,), seed=seed, wanted=wanted
     )
     return outputs
+
+
+def _dims(mean: Tensor, num_samples: int | None) -> Dims:
+    """Return what the axes are in a caller's samples [S, ..., D] or [..., D]."""
+    shape = tuple(mean.shape)
+    return (), () if num_samples is None else (num_samples,), shape[:-1], shape[-1:]

@@ -130,8 +130,7 @@ def evaluate(q: Family, log_joint: LogJoint, z: Tensor, samples: int) -> Tensor:
     if not values.is_floating_point() or tuple(values.shape) != shape:
         raise ValueError(
             f"log_joint must return floating values of shape {shape} for z of shape "
-            f"{tuple(z.shape)}; got "
-            f"{values.dtype}, {tuple(values.shape)}"
+            f"{tuple(z.shape)}; got {values.dtype}, {tuple(values.shape)}"
         )
     return values
 

@@ -224,8 +224,7 @@ def _checked(
     if control == "leave_one_out" and samples < 2:
         raise ValueError(
             "control_variate 'leave_one_out' takes the mean of the other values, of which there "
-            "are none for S = 1: "
-            "draw more samples, or use 'none' or a baseline of your own"
+            "are none for S = 1: draw more samples, or use 'none' or a baseline of your own"
         )
     if control == "optimal":
         if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
@@ -233,8 +232,7 @@ def _checked(
         if samples < folds:
             raise ValueError(
                 "control_variate 'optimal' takes each fold's coefficient from the others: it "
-                "needs S >= folds = "
-                f"{folds} samples; got S = {samples}"
+                f"needs S >= folds = {folds} samples; got S = {samples}"
             )
     else:
         folds = 1
