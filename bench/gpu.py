@@ -1,30 +1,26 @@
-"""One pass over everything that needs a GPU: `python bench/gpu.py OUT_DIR` writes OUT_DIR/gpu.json.
+"""What only a machine with a GPU can tell: `python bench/gpu.py OUT_DIR`.
 
-In order: noise and samples on the GPU against the CPU, bit for bit; copy bandwidth; rsample_kl at S
-= 1 beside plain torch, torch.compile and CUDA-graph replays of each; memory; score-function
-gradients beside a surrogate loss, the formula by hand, torch.compile and CUDA-graph replays. The
-file is written after each part, so that a run cut short leaves what it has. Exit status: 0; 1 where
-an answer is wrong; 2 where there is no GPU.
+First the noise and the samples on the GPU against the CPU, bit for bit (OUT_DIR/bits.csv). Then
+every kernel of the library at sizes beyond the second-level cache, as a share of what a copy
+reaches (OUT_DIR/kernels.csv): `kernel_us` is a replayed CUDA graph, without launch costs; `call_us`
+is the public call, host and device, one after the other. Rivals are timed by `pytest --benchmark -k
+cuda`. Exit status: 0; 1 where a bit is wrong; 2 where there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
+import csv
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import cuda
 import latent_kernels as lk
-import peers
-from machine import describe
 
 Tensor = torch.Tensor
 Call = Callable[[], Any]
@@ -33,337 +29,284 @@ BITS_COUNT = 2**22
 SEEDS = (0, 1, 0x123456789ABCDEF, 2**63 - 1)
 # the last two pass counter 2^32, which element 4 * 2^32 has, and lie beyond it
 OFFSETS = (0, 3, 2**34 - 5, 2**40 + 1)
-ELEMENTS = (2**24, 2**26)
-COLUMNS = 256
-ROUNDS = 25
-FAMILIES = {
-    "gaussian": lk.DiagonalGaussian,
-    "bernoulli": lk.Bernoulli,
-    "categorical": lk.Categorical,
-}
+ROUNDS = 11
+SLICE = 4e-3  # seconds of replays in one measurement
+ELEMENTS = 2**26  # of one float32 tensor: 256 MiB, several times the second-level cache
+SAMPLES = 16
 CLASSES = 10
-SAMPLES = (16, 64)  # of SCORE_ROWS x COLUMNS
-SCORE_ROWS = 4096
-# relative to 1 + |value|: float32 sums over S, and over columns
-TOLERANCES = {"rsample_kl": 1e-5, "score": 2e-5}
-PASSES = ("forward", "backward", "forward+backward")
 
 
-def bits_differ(a: Tensor, b: Tensor) -> int:
-    """How many float32 elements differ in any bit."""
-    return int((a.cpu().view(torch.int32) != b.cpu().view(torch.int32)).sum())
+# --- bits -----------------------------------------------------------------------------------------
 
 
-def compare_noise() -> list[dict[str, Any]]:
-    """CPU against GPU, element by element; seeds also as a tensor on the device."""
-    found = []
-    for name, function in (("normal", lk.normal), ("uniform", lk.uniform)):
+class Bits(NamedTuple):
+    """One comparison of an output on the GPU with the CPU's."""
+
+    op: str
+    what: str
+    elements: int
+    different: int
+
+
+def differing(here: Tensor, there: Tensor) -> int:
+    """Count the elements that differ in any bit."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[here.element_size()]
+    return int((here.view(kind) != there.cpu().view(kind)).sum())
+
+
+def compare_noise() -> Iterator[Bits]:
+    """Compare noise for seeds and offsets at the edges; the seed is given as a tensor too."""
+    for function in (lk.normal, lk.uniform):
         for seed in SEEDS:
             for offset in OFFSETS:
-                on_cpu = function(BITS_COUNT, seed=seed, offset=offset)
-                on_gpu = function(BITS_COUNT, seed=seed, offset=offset, device="cuda")
-                by_tensor = function(
-                    BITS_COUNT, seed=torch.tensor(seed, device="cuda"), offset=offset, device="cuda"
-                )
-                different = bits_differ(on_cpu, on_gpu) + bits_differ(on_cpu, by_tensor)
-                found.append(
-                    {
-                        "op": name,
-                        "seed": seed,
-                        "offset": offset,
-                        "n": BITS_COUNT,
-                        "different": different,
-                    }
-                )
-    return found
+                here = function(BITS_COUNT, seed=seed, offset=offset)
+                for given in (seed, torch.tensor(seed, device="cuda")):
+                    there = function(BITS_COUNT, seed=given, offset=offset, device="cuda")
+                    what = f"seed {seed} as {type(given).__name__}, offset {offset}"
+                    yield Bits(function.__name__, what, BITS_COUNT, differing(here, there))
 
 
-def compare_samples() -> list[dict[str, Any]]:
-    """Samples of lk.rsample, CPU against GPU: the noise agrees in every bit, exp may not."""
-    found = []
+def compare_samples() -> Iterator[Bits]:
+    """Compare samples of each family, for one sample and several, aligned and not."""
     for shape, samples in (((4096, 256), None), ((500, 63), 5)):
         generator = torch.Generator().manual_seed(7)
         mean, logvar = (torch.randn(shape, generator=generator) for _ in range(2))
-        on_cpu = lk.rsample(mean, logvar, samples, seed=11)
-        on_gpu = lk.rsample(mean.cuda(), logvar.cuda(), samples, seed=11).cpu()
-        same_sign = (
-            on_cpu.signbit() == on_gpu.signbit()
-        )  # between signs, bits do not count distance
-        ulps = (on_cpu.view(torch.int32).long() - on_gpu.view(torch.int32).long()).abs()[same_sign]
-        found.append(
-            {
-                "shape": list(on_cpu.shape),
-                "different": bits_differ(on_cpu, on_gpu),
-                "n": on_cpu.numel(),
-                "largest_ulps": int(ulps.max()),
-                "largest_difference": (on_cpu - on_gpu).abs().max().item(),
-            }
+        logits = torch.randn(*shape, CLASSES, generator=generator)
+        for make, parameters in (
+            (lk.DiagonalGaussian, (mean, logvar)),
+            (lk.Bernoulli, (mean,)),
+            (lk.Categorical, (logits,)),
+        ):
+            here = make(*parameters).sample(samples, seed=11)
+            there = make(*(x.cuda() for x in parameters)).sample(samples, seed=11)
+            what = f"{samples} samples of {shape}"
+            yield Bits(make.__name__, what, here.numel(), differing(here, there))
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """A call of an op, and the bytes that the least algorithm reads and writes for it."""
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    call: Call
+
+
+def both(function: Callable[[], Any], leaves: tuple[Tensor, ...], upstream: Any) -> Call:
+    """Return a call of the function and of its gradients in the leaves."""
+    return lambda: torch.autograd.grad(function(), leaves, upstream)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draw a standard normal tensor on the GPU."""
+    return torch.randn(shape, device="cuda").to(dtype)
+
+
+def noise_work(dtype: torch.dtype) -> Iterator[Work]:
+    """Make normals and uniforms: each written once."""
+    for function in (lk.normal, lk.uniform):
+        yield Work(
+            function.__name__,
+            (ELEMENTS,),
+            str(dtype)[6:],
+            ELEMENTS * dtype.itemsize,
+            lambda function=function: function(ELEMENTS, seed=1, dtype=dtype, device="cuda"),
         )
-    return found
+
+
+def gaussian_work(samples: int, cols: int, dtype: torch.dtype) -> Iterator[Work]:
+    """Make the Gaussian ops of one shape: N D elements of a parameter, S N D of z."""
+    rows = ELEMENTS // 2 // (cols * max(samples, 1))
+    size, drawn = rows * cols, max(samples, 1) * rows * cols
+    mean, logvar = randn(rows, cols, dtype=dtype), randn(rows, cols, dtype=dtype) * 0.5
+    leaves = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
+    shape = (samples, rows, cols) if samples else (rows, cols)
+    name, width = str(dtype)[6:], dtype.itemsize
+    count = samples or None
+    z, of_rows = (
+        randn(*shape, dtype=dtype),
+        randn(*shape[:-1]).to(lk.gaussian_kl(mean, logvar).dtype),
+    )
+    of_kl = of_rows if count is None else of_rows[0]
+    forward = width * (2 * size + drawn)
+    backward = width * (drawn + 4 * size)
+    yield Work(
+        "rsample_kl forward",
+        shape,
+        name,
+        forward,
+        lambda: lk.rsample_kl(mean, logvar, count, seed=1),
+    )
+    yield Work(
+        "rsample_kl f+b", shape, name, forward + backward,
+        both(lambda: lk.rsample_kl(*leaves, count, seed=1), leaves, (z, of_kl)),
+    )  # fmt: skip
+    if dtype != torch.float32 or cols != 256:
+        return
+    yield Work(
+        "rsample_log_prob f+b", shape, name, forward + backward,
+        both(lambda: lk.rsample_log_prob(*leaves, count, seed=1), leaves, (z, of_rows)),
+    )  # fmt: skip
+    if not samples:
+        yield Work(
+            "gaussian_kl forward",
+            shape,
+            name,
+            width * 2 * size,
+            lambda: lk.gaussian_kl(mean, logvar),
+        )
+        yield Work(
+            "gaussian_kl f+b", shape, name, width * 6 * size,
+            both(lambda: lk.gaussian_kl(*leaves), leaves, of_kl),
+        )  # fmt: skip
+
+
+def density_work(dtype: torch.dtype) -> Iterator[Work]:
+    """Make the densities of a decoder of MNIST: x shared by the samples, gradients for the decoder."""
+    shape = samples, rows, cols = 50, 1024, 784
+    size, name, width = samples * rows * cols, str(dtype)[6:], dtype.itemsize
+    x, decoded = torch.rand(rows, cols, device="cuda").to(dtype), randn(*shape, dtype=dtype)
+    logvar = torch.full((cols,), -1.0, device="cuda", dtype=dtype)
+    leaf = decoded.clone().requires_grad_()
+    g = randn(samples, rows).to(lk.bernoulli_log_prob(x, decoded).dtype)
+    functions = {
+        "gaussian_log_prob": lambda y: lk.gaussian_log_prob(x, y, logvar),
+        "bernoulli_log_prob": lambda y: lk.bernoulli_log_prob(x, y),
+    }
+    for op, function in functions.items():
+        forward = width * (size + rows * cols)
+        yield Work(f"{op} forward", shape, name, forward, lambda f=function: f(decoded))
+        yield Work(
+            f"{op} f+b", shape, name, forward + width * (2 * size + rows * cols),
+            both(lambda f=function: f(leaf), (leaf,), g),
+        )  # fmt: skip
+
+
+def bound_work(samples: int, rows: int) -> Iterator[Work]:
+    """Make the bounds: log_w read by each pass, its gradient written."""
+    shape, size = (samples, rows), samples * rows
+    log_w = 3 * randn(*shape)
+    leaves = log_w.clone().requires_grad_(), randn(*shape).requires_grad_()
+    g = randn(rows)
+    yield Work(
+        "importance_bound forward", shape, "float32", 4 * size, lambda: lk.importance_bound(log_w)
+    )
+    yield Work(
+        "importance_bound f+b", shape, "float32", 12 * size,
+        both(lambda: lk.importance_bound(leaves[0]), leaves[:1], g),
+    )  # fmt: skip
+    yield Work(
+        "importance_bound vimco f+b", shape, "float32", 20 * size,
+        both(lambda: lk.importance_bound(leaves[0], estimator="vimco", log_q=leaves[1]), leaves, g),
+    )  # fmt: skip
+
+
+def family_work() -> Iterator[Work]:
+    """Make samples of the discrete families, and score-function gradients from z and from the seed."""
+    rows, cols = 4096, 256
+    shape, size = (SAMPLES, rows, cols), rows * cols
+    values = 3 + randn(SAMPLES, rows)
+    a, b, logits = randn(rows, cols), randn(rows, cols), randn(rows, cols, CLASSES)
+    families = {
+        "gaussian": (lk.DiagonalGaussian(a, b), 2, 4),
+        "bernoulli": (lk.Bernoulli(a), 1, 4),
+        "categorical": (lk.Categorical(logits), CLASSES, 8),
+    }
+    for family, (q, parameters, width) in families.items():
+        z = q.sample(SAMPLES, seed=1)
+        drawn, own = width * SAMPLES * size, 4 * parameters * size
+        yield Work(
+            f"{family} sample", shape, "float32", drawn + own, lambda q=q: q.sample(SAMPLES, seed=1)
+        )
+        for control in ("leave_one_out", "optimal"):
+            yield Work(
+                f"score {family} {control} of z", shape, "float32", drawn + 2 * own,
+                lambda q=q, z=z, c=control: lk.score_function_gradient(q, values, z, control_variate=c),
+            )  # fmt: skip
+            yield Work(
+                f"score {family} {control} of seed", shape, "float32", 2 * own,
+                lambda q=q, c=control: lk.score_function_gradient(q, values, seed=1, control_variate=c),
+            )  # fmt: skip
+
+
+def small_work() -> Iterator[Work]:
+    """Make a training step's calls, of which the launch is nearly all."""
+    mean, logvar = randn(64, 20), randn(64, 20)
+    leaves = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
+    z, kl = randn(64, 20), randn(64)
+    yield Work(
+        "normal", (64, 20), "float32", 5120, lambda: lk.normal((64, 20), seed=1, device="cuda")
+    )
+    yield Work(
+        "rsample_kl forward",
+        (64, 20),
+        "float32",
+        15360,
+        lambda: lk.rsample_kl(mean, logvar, seed=1),
+    )
+    yield Work(
+        "rsample_kl f+b", (64, 20), "float32", 40960,
+        both(lambda: lk.rsample_kl(*leaves, seed=1), leaves, (z, kl)),
+    )  # fmt: skip
+
+
+def all_work() -> Iterator[Work]:
+    """Make all calls, one after the other: the tensors of one are freed before the next."""
+    yield from small_work()
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        yield from noise_work(dtype)
+        yield from gaussian_work(0, 256, dtype)
+        yield from gaussian_work(SAMPLES, 256, dtype)
+        yield from density_work(dtype)
+    for cols in (20, 64, 784, 8192):
+        yield from gaussian_work(0, cols, torch.float32)
+    yield from gaussian_work(SAMPLES, 20, torch.float32)
+    for shape in ((50, 2**20), (256, 2**17), (5000, 2**13), (5000, 256), (2**18, 64)):
+        yield from bound_work(*shape)
+    yield from family_work()
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of copy_ over 1 GiB arrays: the median."""
-    source = torch.ones(2**28, device="cuda")
+    """Measure the bytes a second, read and written, of copy_ over random arrays of 1 GiB."""
+    source = torch.randn(2**28, device="cuda")
     target = torch.zeros_like(source)
     cuda.seconds(lambda: target.copy_(source), 3)
-    times = [cuda.seconds(lambda: target.copy_(source), 5) / 5 for _ in range(11)]
+    times = [cuda.seconds(lambda: target.copy_(source), 5) / 5 for _ in range(ROUNDS)]
     return 2 * 4 * source.numel() / statistics.median(times)
 
 
-def bytes_moved(passes: str, rows: int) -> int:
-    """What the least algorithm moves at S = 1, float32."""
-    n = rows * COLUMNS
-    forward = 4 * (2 * n + n + rows)  # mean and logvar read, z and kl written
-    backward = 4 * (
-        2 * n + n + rows + 2 * n
-    )  # mean, logvar, gz and gkl read, two gradients written
-    return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[
-        passes
-    ]
+def median_seconds(call: Call) -> float:
+    """Measure the median over rounds, each of a few milliseconds."""
+    count = max(1, round(SLICE / max(cuda.seconds(call, 3) / 3, 1e-6)))
+    return statistics.median(cuda.seconds(call, count) / count for _ in range(ROUNDS))
 
 
-def check(call: Call, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]) -> float:
-    """The largest error of kl and the gradients against float64, relative to 1 + |value|; z gives
-    the noise.
-    """
-    (z, kl), gradients = call()
-    m, v = mean.detach().double(), logvar.detach().double()
-    gz, gkl = upstream[0].double(), upstream[1].double()[:, None]
-    expected = (
-        (kl, 0.5 * (m**2 + torch.expm1(v) - v).sum(-1)),
-        (gradients[0], gz + gkl * m),
-        (gradients[1], 0.5 * gz * (z.detach().double() - m) + 0.5 * gkl * torch.expm1(v)),
-    )
-    return max(((x.detach().double() - y).abs() / (1 + y.abs())).max().item() for x, y in expected)
-
-
-def contenders(
-    passes: str, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]
-) -> dict[str, Call]:
-    """Return the calls to time. A backward pass alone keeps its graph: torch.compile has none."""
-    torch._dynamo.reset()
-    seed = torch.zeros((), dtype=torch.int64, device="cuda")
-    compiled, prior = torch.compile(peers.rsample_kl), peers.standard_normal("cuda")
-
-    def ours_from_tensor() -> tuple[Tensor, Tensor]:
-        seed.add_(1)  # in the graph too: every replay draws fresh noise
-        return lk.rsample_kl(mean, logvar, seed=seed)
-
-    functions: dict[str, Call] = {
-        "ours": lambda: lk.rsample_kl(mean, logvar),
-        "eager": lambda: peers.rsample_kl(mean, logvar),
-        "compile": lambda: compiled(mean, logvar),
-        "distributions": lambda: peers.distributions_rsample_kl(mean, logvar, None, prior),
-    }
-    if passes == "backward":
-        held = {name: functions[name]() for name in ("ours", "eager", "distributions")}
-        return {
-            name: functools.partial(_backward, out, mean, logvar, upstream)
-            for name, out in held.items()
-        }
-    graphs = {
-        "ours graph": ours_from_tensor,
-        "eager graph": functions["eager"],
-        "compile graph": functions["compile"],
-    }
-    if passes == "forward+backward":
-        functions = {name: _both(f, mean, logvar, upstream) for name, f in functions.items()}
-        graphs = {name: _both(f, mean, logvar, upstream) for name, f in graphs.items()}
-    # capturing may fail for a rival; `times` does it where that is caught
-    return functions | {
-        name: functools.partial(cuda.graphed, call) for name, call in graphs.items()
-    }
-
-
-def _backward(out: Any, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]) -> Any:
-    return torch.autograd.grad(out, (mean, logvar), upstream, retain_graph=True)
-
-
-def _both(function: Call, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]) -> Call:
-    def call() -> Any:
-        out = function()
-        return out, torch.autograd.grad(out, (mean, logvar), upstream)
-
-    return call
-
-
-def times(calls: dict[str, Call], moved: int, copy: float) -> dict[str, Any]:
-    """Medians over rounds in which each contender is timed once, after a call that is not."""
-    ready: dict[str, Call] = {}
-    found: dict[str, Any] = {}
-    for name, call in calls.items():
-        try:
-            ready[name] = call() if name.endswith(" graph") else call
-            cuda.seconds(ready[name], 3)
-        except Exception as error:
-            ready.pop(name, None)
-            found[name] = {"error": type(error).__name__}
-            print(f"    {name}: {error}", file=sys.stderr)
-    count = {
-        name: max(1, round(5e-3 / (cuda.seconds(call, 3) / 3))) for name, call in ready.items()
-    }
-    rounds: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(ROUNDS):
-        for name, call in ready.items():
-            call()
-            rounds[name].append(cuda.seconds(call, count[name]) / count[name])
-    for name, spent in rounds.items():
-        median = statistics.median(spent)
-        found[name] = {
-            "median_us": median * 1e6,
-            "fastest_us": min(spent) * 1e6,
-            "gb_per_s": moved / median * 1e-9,
-            "percent_of_copy": 100 * moved / median / copy,
-        }
-    return found
-
-
-def memory(
-    function: Call, mean: Tensor, logvar: Tensor, upstream: tuple[Tensor, Tensor]
-) -> dict[str, int]:
-    """Bytes at the peak of forward+backward above what was there, and bytes that autograd keeps
-    beside the inputs.
-    """
-    kept: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in (mean.data_ptr(), logvar.data_ptr()):
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    call = _both(function, mean, logvar, upstream)
-    call()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        out = function()
-    del out
-    return {"peak_bytes": peak, "saved_bytes": sum(kept.values())}
-
-
-def driver() -> str | None:
-    """The driver's version, where nvidia-smi tells."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def time_work(work: Work, copy: float) -> dict[str, Any]:
+    """Time one call; what fails is said in its row and stops nothing."""
+    row: dict[str, Any] = {
+        "op": work.op, "shape": "x".join(map(str, work.shape)), "dtype": work.dtype, "bytes": work.bytes,
+    }  # fmt: skip
     try:
-        return (
-            subprocess.run(command, capture_output=True, text=True, check=True)
-            .stdout.splitlines()[0]
-            .strip()
-        )
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
+        work.call()
+        kernel = median_seconds(cuda.graphed(work.call))
+        row["kernel_us"] = round(kernel * 1e6, 2)
+        row["percent_of_copy"] = round(100 * work.bytes / kernel / copy, 1)
+        row["call_us"] = round(median_seconds(work.call) * 1e6, 2)
+    except Exception as error:
+        row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        torch.cuda.synchronize()
+    return row
 
 
-def measure(elements: int, copy: float) -> dict[str, Any]:
-    """Times and memory of rsample_kl at one size, after its answers were checked."""
-    rows = elements // COLUMNS
-    generator = torch.Generator(device="cuda").manual_seed(7)
-    mean, logvar, gz = (
-        torch.randn(rows, COLUMNS, device="cuda", generator=generator) for _ in range(3)
-    )
-    logvar.mul_(0.5).sub_(0.5)
-    upstream = gz, torch.randn(rows, device="cuda", generator=generator)
-    found: dict[str, Any] = {"elements": elements, "shape": [rows, COLUMNS]}
-    leaves = mean.clone().requires_grad_(), logvar.clone().requires_grad_()
-    found["error"] = check(
-        _both(lambda: lk.rsample_kl(*leaves), *leaves, upstream), *leaves, upstream
-    )
-    if not found["error"] < TOLERANCES["rsample_kl"]:
-        return found  # no time of a wrong answer
-    for passes in PASSES:
-        inputs = (mean, logvar) if passes == "forward" else leaves
-        moved = bytes_moved(passes, rows)
-        found[passes] = {
-            "bytes": moved,
-            **times(contenders(passes, *inputs, upstream), moved, copy),
-        }
-        torch.cuda.empty_cache()
-    found["memory"] = {
-        "ours": memory(lambda: lk.rsample_kl(*leaves), *leaves, upstream),
-        "eager": memory(lambda: peers.rsample_kl(*leaves), *leaves, upstream),
-    }
-    return found
-
-
-def score_bytes(family: str, samples: int) -> int:
-    """Return the least bytes moved: z, values and parameters read, gradients written."""
-    n = SCORE_ROWS * COLUMNS
-    of_q = n * {"gaussian": 2, "bernoulli": 1, "categorical": CLASSES}[family]
-    return samples * n * (8 if family == "categorical" else 4) + 4 * samples * SCORE_ROWS + 8 * of_q
-
-
-def score_contenders(
-    family: str, parameters: tuple[Tensor, ...], values: Tensor, z: Tensor, seed: int
-) -> dict[str, Call]:
-    """Calls to time. `ours seed` draws z again and reads none, so that its share of the copy may
-    pass 100%.
-    """
-    torch._dynamo.reset()
-    q = FAMILIES[family](*parameters)
-    leaves = tuple(x.clone().requires_grad_() for x in parameters)
-    formula = functools.partial(peers.formula, family, values, z, parameters, None)
-    compiled = functools.partial(
-        torch.compile(functools.partial(peers.formula, family)), values, z, parameters, None
-    )
-    functions: dict[str, Call] = {
-        "ours": lambda: lk.score_function_gradient(q, values, z),
-        "ours seed": lambda: lk.score_function_gradient(q, values, seed=seed),
-        "ours optimal": lambda: lk.score_function_gradient(q, values, z, control_variate="optimal"),
-        "ours variance": lambda: lk.score_function_gradient(q, values, z, return_variance=True),
-        "surrogate": functools.partial(peers.surrogate, family, values, z, leaves, None),
-        "formula": formula,
-        "sums": functools.partial(peers.sums, family, values, z, parameters, None),
-        "compile": compiled,
-    }
-    graphs = ("ours", "surrogate", "formula", "sums", "compile")
-    return functions | {
-        f"{name} graph": functools.partial(cuda.graphed, functions[name]) for name in graphs
-    }
-
-
-def measure_score(family: str, samples: int, copy: float) -> dict[str, Any]:
-    """Times of the leave-one-out gradient of a family at one size, after the answer was checked
-    both ways.
-    """
-    generator = torch.Generator(device="cuda").manual_seed(7)
-    tail = (CLASSES,) if family == "categorical" else ()
-    count = 2 if family == "gaussian" else 1
-    parameters = tuple(
-        torch.randn(SCORE_ROWS, COLUMNS, *tail, device="cuda", generator=generator)
-        for _ in range(count)
-    )
-    values = 3 + torch.randn(samples, SCORE_ROWS, device="cuda", generator=generator)
-    q, seed = FAMILIES[family](*parameters), 11
-    z = q.sample(samples, seed=seed)
-    wide = z.double() if z.is_floating_point() else z
-    expected = peers.sums(
-        family, values.double(), wide, tuple(x.double() for x in parameters), None
-    )
-    del wide
-    found: dict[str, Any] = {"family": family, "shape": [samples, SCORE_ROWS, COLUMNS]}
-    found["error"] = max(
-        ((x.double() - y).abs() / (1 + y.abs())).max().item()
-        for given in ({"z": z}, {"seed": seed})
-        for x, y in zip(lk.score_function_gradient(q, values, **given), expected, strict=True)
-    )
-    if not found["error"] < TOLERANCES["score"]:
-        return found  # no time of a wrong answer
-    moved = score_bytes(family, samples)
-    found["gradient"] = {"bytes": moved} | times(
-        score_contenders(family, parameters, values, z, seed), moved, copy
-    )
-    torch.cuda.empty_cache()
-    return found
+COLUMNS = ("op", "shape", "dtype", "bytes", "kernel_us", "percent_of_copy", "call_us", "failure")
 
 
 def main() -> int:
-    """Runs it all."""
+    """Compare the bits, then time the kernels."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -373,32 +316,36 @@ def main() -> int:
         print("bench/gpu.py: torch finds no CUDA GPU; nothing was measured", file=sys.stderr)
         return 2
     out_dir.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {
-        "machine": describe() | {"driver": driver(), "cuda": torch.version.cuda}
-    }
-
-    def save(part: str, value: Any) -> None:
-        found[part] = value
-        (out_dir / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{part}: {json.dumps(value)}", flush=True)
-
-    save("noise_bits", compare_noise())
-    save("sample_bits", compare_samples())
+    wrong = 0
+    with (out_dir / "bits.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Bits._fields)
+        for compare in (compare_noise, compare_samples):
+            for row in compare():
+                writer.writerow(row)
+                wrong += row.different > 0
+                if row.different:
+                    print(f"bits differ: {row}", flush=True)
+    print(f"bits: {wrong} comparisons differ", flush=True)
     copy = copy_bandwidth()
-    save("copy_gb_per_s", copy * 1e-9)
-    for elements in ELEMENTS:
-        save(f"rsample_kl_{elements}", measure(elements, copy))
-    scores = []
-    for family in FAMILIES:
-        for samples in SAMPLES:
-            scores.append(f"score_{family}_{samples}")
-            save(scores[-1], measure_score(family, samples, copy))
-    wrong = [row for row in found["noise_bits"] if row["different"]]
-    wrong += [
-        n for n in ELEMENTS if not found[f"rsample_kl_{n}"]["error"] < TOLERANCES["rsample_kl"]
-    ]
-    wrong += [name for name in scores if not found[name]["error"] < TOLERANCES["score"]]
-    print(f"wrong answers: {wrong}" if wrong else "every answer right")
+    print(f"copy: {copy * 1e-9:.0f} GB/s", flush=True)
+    with (out_dir / "kernels.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerow(
+            {
+                "op": "copy",
+                "dtype": "float32",
+                "bytes": 2**31,
+                "kernel_us": round(2**31 / copy * 1e6, 2),
+                "percent_of_copy": 100,
+            }
+        )
+        for work in all_work():
+            found = time_work(work, copy)
+            table.writerow(found)
+            file.flush()
+            print(*(f"{k}={v}" for k, v in found.items() if k != "bytes"), flush=True)
     return 1 if wrong else 0
 
 

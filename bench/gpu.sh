@@ -1,38 +1,44 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: builds and installs the package beside the machine's own torch and triton,
-# runs the GPU tests, compute-sanitizer on small sizes, the comparison with the CPU and the timings, and leaves
-# gpu.json, the benchmarks' JSON and the logs in the folder given. Goes on after a failure; fails at the end.
+# Everything that needs a GPU, in one go of less than ten minutes: builds and installs the package beside the machine's
+# own torch and triton, compares bits with the CPU, times the kernels and their rivals, runs the GPU tests, and
+# compute-sanitizer on small sizes. Every step has its own time limit and goes on after a failure of another; the exit
+# status tells of any. The folder given receives bits.csv, kernels.csv, benchmarks.json and log.txt.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 status=0
+: >"$out/log.txt"
 
+# step NAME SECONDS COMMAND...
 step() {
-  local name=$1
-  shift
-  echo "== $name"
-  if ! "$@" >"$out/$name.log" 2>&1; then
-    status=1
-    echo "   failed; the end of $name.log:"
-    tail -n 25 "$out/$name.log"
-  fi
+  local name=$1 limit=$2 begin=$SECONDS
+  shift 2
+  echo "== $name" | tee -a "$out/log.txt"
+  timeout "$limit" "$@" >"$out/$name.tmp" 2>&1
+  local code=$?
+  cat "$out/$name.tmp" >>"$out/log.txt"
+  tail -n "$((code == 0 ? 1 : 25))" "$out/$name.tmp"
+  rm "$out/$name.tmp"
+  ((code == 0)) || status=1
+  echo "   exit status $code after $((SECONDS - begin)) s" | tee -a "$out/log.txt"
 }
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
   echo "make gpu: torch finds no GPU here" >&2
   exit 2
 }
-step install "$python" -m pip install --no-build-isolation --no-deps .
-step tests "$python" -m pytest tests/test_gpu.py -q -p no:cacheprovider
+step install 150 "$python" -m pip install --no-build-isolation --no-deps .
+step measurements 120 "$python" bench/gpu.py "$out"
+step benchmarks 120 "$python" -m pytest --benchmark -q -p no:cacheprovider -k cuda --benchmark-json="$out/benchmarks.json"
+step tests 200 "$python" -m pytest tests/test_gpu.py -q -p no:cacheprovider -n 14 --dist worksteal
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    step "sanitizer-$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    # torch's caching allocator would hide accesses beyond a tensor's end
+    step "$tool" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
       "$python" -m pytest tests/test_gpu.py -q -p no:cacheprovider -k 'test_gaussian and 5 or strides'
   done
 else
   echo "== compute-sanitizer is not installed: left out"
 fi
-step measurements "$python" bench/gpu.py "$out"
-step benchmarks "$python" -m pytest --benchmark -q -p no:cacheprovider -k cuda --benchmark-json="$out/benchmarks.json"
 exit $status
