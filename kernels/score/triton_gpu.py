@@ -37,7 +37,12 @@ from latent_kernels.kernels.launch import (
     tile_shape,
 )
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups
-from latent_kernels.kernels.score.problem import Problem
+from latent_kernels.kernels.score.problem import (
+    Estimate,
+    Problem,
+    gradients_of,
+    variances_of,
+)
 from latent_kernels.kernels.score.triton_sums import (
     BINARY,
     ELEMENTS,
@@ -414,16 +419,16 @@ class Plan(NamedTuple):
     block: tuple[int, int]
 
 
-def plan(
-    problem: Problem, offset: int, from_seed: bool, many_sums: bool, dtype: torch.dtype
-) -> Plan:
+def plan(problem: Problem, many_sums: bool, dtype: torch.dtype) -> Plan:
     """Tiles of rows and columns, or of classes and elements; chunks of the samples where tiles are
     few.
     """
-    groups, samples, rows, cols, classes = problem.sizes
+    groups, samples, rows, cols, classes = problem.counts
     if classes:
         rows, cols = 1, rows * cols
-    layout = _layout((groups, samples, rows, cols), offset) if from_seed else int(ALIGNED)
+    layout = int(ALIGNED)
+    if problem.z is None:
+        layout = _layout((groups, samples, rows, cols), problem.offset)
     reach = cols + (3 if layout == int(SHIFTED) else 0)
     if classes:
         block_k = min(MOST_CLASSES, next_power_of_two(classes))
@@ -454,22 +459,13 @@ def class_probabilities(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
     return p, torch.where(likeliest, others, 1 - p)
 
 
-def gradient(
-    problem: Problem,
-    parameters: tuple[Tensor, ...],
-    z: Tensor | None,
-    seed: int | Tensor,
-    offset: int,
-    values: Tensor,
-    baseline: Tensor | None,
-    upstream: Tensor | None,
-    gradients: tuple[Tensor, ...],
-    variances: tuple[Tensor, ...] | None,
-) -> bool:
-    """Writes gradients and variances; see reference.py. True: values of z are not checked, they
-    give NaN.
-    """
-    groups, samples, rows, cols, classes = problem.sizes
+def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
+    """Write gradients and variances; True: samples outside the support give NaN, unchecked."""
+    parameters, z, seed = problem.parameters, problem.z, problem.seed
+    values, baseline = problem.values, problem.baseline
+    gradients, variances = gradients_of(estimate), variances_of(estimate)
+    groups, samples, rows, cols, classes = problem.counts
+    offset = problem.offset if z is None else 0
     size = parameters[0].numel()
     if size == 0:
         return True
@@ -486,7 +482,7 @@ def gradient(
         mode = int(ELEMENTS if problem.per_element else ROWS)
     dtype = torch.float64 if parameters[0].dtype == torch.float64 else torch.float32
     many_sums = mode >= int(ELEMENTS) or variances is not None
-    cut = plan(problem, 0 if z is not None else offset, z is None, many_sums, dtype)
+    cut = plan(problem, many_sums, dtype)
     finish = problem.folds * cut.chunks == 1 and mode != int(OPTIMAL)
     sums = count_of_sums(kind, mode, variances is not None)
     partial = None
@@ -512,7 +508,7 @@ def gradient(
         results = (gradients[0], gradients[-1], variances[0], variances[-1])
     place = (
         *_seed(seed),
-        offset if z is None else 0,
+        offset,
         problem.folds,
         cut.chunks,
         cut.tiles,
