@@ -46,7 +46,7 @@ def raw(
     from_seed: bool = False,
     shared: bool | None = None,
 ) -> tuple[Any, ...]:
-    """What the ops are given on [G, S, N, D] = [2, 4, 5, 3]; parameters and values have gradients."""
+    """What the ops are given on [G, S, N, D] = [2, 4, 5, 3]; q and values have gradients."""
     g, s, n, d, k = 2, 4, 5, 3, 4
     tail = (k,) if family == "categorical" else ()
     first = torch.randn(g, n, d, *tail, dtype=torch.float64, requires_grad=True)

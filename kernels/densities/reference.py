@@ -1,12 +1,13 @@
 """The log-densities in plain torch, as the formulas stand in the paper, and their derivatives by
 hand.
 
-    log N(z; mean, sigma^2)  = -1/2 sum_d [ ln 2 pi + logvar + (z - mean)^2 e^-logvar ],  logvar = ln sigma^2
+    log N(z; mean, sigma^2)  = -1/2 sum_d [ ln 2 pi + logvar + (z - mean)^2 e^-logvar ]
     log Bernoulli(x; logits) = sum_d [ x l - ln(1 + e^l) ]
 
-(Kingma & Welling 2014, appendix C.) The second is computed as -sum_d [ w |l| + ln(1 + e^-|l|) ], w
-= 1 - x where l > 0, else x: nothing overflows, and where x lies in [0, 1] nothing cancels. Tests
-hold the compiled kernels against these functions; devices without a compiled kernel run them.
+with logvar = ln sigma^2 (Kingma & Welling 2014, appendix C). The second formula is computed as
+-sum_d [ w |l| + ln(1 + e^-|l|) ], w = 1 - x where l > 0, else x: nothing overflows, and where x
+lies in [0, 1] nothing cancels. Tests hold the compiled kernels against these functions; devices
+without a compiled kernel run them.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def finish(
 
 
 def _places(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor | None], list[int]]:
-    """Three inputs, and the strides of each over groups, samples and rows: 0 along what is shared."""
+    """Return three inputs and their strides of groups, samples and rows: 0 along what is shared."""
     strides: list[int] = []
     for x in inputs:
         group, sample, row, _ = x.stride()
@@ -253,7 +253,8 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
         backward_kernel[(tiles * chunks * groups,)](
             *targets, *missing, gradient, *places,
             samples, rows, cols, tiles, chunks, per_program, blocks, col_blocks, groups, *strides,
-            fate_a=fates[0], fate_b=fates[1], fate_c=fates[2] if len(fates) == 3 else UNWANTED.value,
+            fate_a=fates[0], fate_b=fates[1],
+            fate_c=fates[2] if len(fates) == 3 else UNWANTED.value,
             is_gaussian=isinstance(problem, GaussianProblem), compute=_compute(dtype),
             BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip

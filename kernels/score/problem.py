@@ -1,9 +1,9 @@
-"""What score-function estimators compute: their problem, outputs and gradients, as backends have them.
+"""What score-function estimators compute: their problem, outputs and gradients.
 
 A backend has one function, gradient(problem, upstream, estimate): it writes the gradient of each
-parameter, times `upstream` [G, N] or [G, N, D] where that is given, and its estimated variance where
-the estimate has a place for it. It returns False where z, on a CPU, has a value outside the family's
-support.
+parameter, times `upstream` [G, N] or [G, N, D] where that is given, and its estimated variance
+where the estimate has a place for it. It returns False where z, on a CPU, has a value outside the
+family's support.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 
 
 class Problem(NamedTuple):
-    """The estimate from S samples z of q over N x D variables, in G groups with a seed of their own.
+    """S samples z of q over N x D variables, in G groups that have a seed each.
 
     family          parameters                   z
     "gaussian"      mean, logvar [G, N, D]       [G, S, N, D]

@@ -1,13 +1,14 @@
 """Score-function gradients in plain torch, as the formulas stand: every score is made, weighted and
 averaged.
 
-    G = 1/S sum_s (f_s - b_s) s(z_s),   s(z) = grad log q(z)                (Paisley, Blei, Jordan 2012)
+    G = 1/S sum_s (f_s - b_s) s(z_s),   s(z) = grad log q(z)          (Paisley, Blei, Jordan 2012)
 
     none             b_s = 0, or the baseline given
-    leave-one-out    b_s = mean of the other f                              (Kool, van Hoof, Welling 2019)
+    leave-one-out    b_s = mean of the other f                        (Kool, van Hoof, Welling 2019)
     optimal          b_s = a_j, for each parameter j: of the samples outside the fold of s,
                      a_j = sum f s_j^2 / sum s_j^2; their mean f where that is 0/0
-    antithetic       1/2 (f(z) - f(z')) (z - z') sigmoid(|l|) of each pair  (Dong, Mnih, Tucker 2020)
+    antithetic       of each pair 1/2 (f(z) - f(z')) (z - z') sigmoid(|l|)
+                                                                      (Dong, Mnih, Tucker 2020)
 
 Tests hold the compiled kernels against this; devices without one run it.
 """

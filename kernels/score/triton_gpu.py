@@ -73,7 +73,7 @@ FINISH_TILE = 512
 
 @triton.jit
 def uniform_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Uniforms [BLOCK_N, BLOCK_D] whose first column lies at `element` [BLOCK_N, 1] of the stream."""
+    """Uniforms [BLOCK_N, BLOCK_D] from `element` [BLOCK_N, 1] of the stream on."""
     if layout == SCATTERED:
         u = uniform_of_elements(key, element + tl.arange(0, BLOCK_D)[None, :])
     else:
@@ -99,9 +99,12 @@ def uniform_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
 def gaussian_kernel(
     d_mean_ptr, d_logvar_ptr, v_mean_ptr, v_logvar_ptr, partial_ptr,
     z_ptr, mean_ptr, logvar_ptr, values_ptr, baseline_ptr, upstream_ptr,
-    S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups, baseline_group, baseline_sample,
-    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr, has_upstream: tl.constexpr,
-    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
+    S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups, baseline_group,
+    baseline_sample,
+    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr,
+    has_upstream: tl.constexpr,
+    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
+    seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over t = (z - mean) / sigma, the score of the mean times sigma, and u = t^2 - 1, twice
@@ -171,12 +174,14 @@ def gaussian_kernel(
         of_upstream = group * width + of_value
         G, E = mean_of_terms(A_t, B_t, C_t, D_t, E_t, F, S, mode, with_variance)
         put_result(
-            d_mean_ptr, v_mean_ptr, at, mask, G, E, inverse, S, upstream_ptr, of_upstream, value_mask,
+            d_mean_ptr, v_mean_ptr, at, mask, G, E, inverse, S, upstream_ptr, of_upstream,
+            value_mask,
             has_upstream, with_variance,
         )  # fmt: skip
         G, E = mean_of_terms(A_u, B_u, C_u, D_u, E_u, F, S, mode, with_variance)
         put_result(
-            d_logvar_ptr, v_logvar_ptr, at, mask, G, E, 0.5, S, upstream_ptr, of_upstream, value_mask,
+            d_logvar_ptr, v_logvar_ptr, at, mask, G, E, 0.5, S, upstream_ptr, of_upstream,
+            value_mask,
             has_upstream, with_variance,
         )  # fmt: skip
     else:
@@ -208,10 +213,14 @@ def gaussian_kernel(
     ]
 )
 def bernoulli_kernel(
-    d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, logits_ptr, values_ptr, baseline_ptr, upstream_ptr,
-    S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups, baseline_group, baseline_sample,
-    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr, has_upstream: tl.constexpr,
-    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
+    d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, logits_ptr, values_ptr, baseline_ptr,
+    upstream_ptr,
+    S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups, baseline_group,
+    baseline_sample,
+    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr,
+    has_upstream: tl.constexpr,
+    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
+    seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over the samples where z is 1, and over those where it is 0."""
@@ -269,7 +278,8 @@ def bernoulli_kernel(
     p, q = probabilities(logits)
     finish_binary(
         d_logits_ptr, v_logits_ptr, partial_ptr, at, mask, p, q, F1, F0, n1, H1, H0,
-        part, (end - begin).to(tl.int32), S, groups * plane, upstream_ptr, group * width + of_value, value_mask,
+        part, (end - begin).to(tl.int32), S, groups * plane, upstream_ptr, group * width + of_value,
+        value_mask,
         mode, has_upstream, with_variance, finish,
     )  # fmt: skip
 
@@ -278,7 +288,8 @@ def bernoulli_kernel(
 def antithetic_kernel(
     d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, logits_ptr, values_ptr, upstream_ptr,
     S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups,
-    per_element: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr, finish: tl.constexpr,
+    per_element: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr,
+    finish: tl.constexpr,
     from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -330,14 +341,19 @@ def antithetic_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "S", "N", "seed", "offset", "folds", "chunks", "tiles", "groups", "baseline_group", "baseline_sample",
+        "S", "N", "seed", "offset", "folds", "chunks", "tiles", "groups", "baseline_group",
+        "baseline_sample",
     ]
 )  # fmt: skip
 def categorical_kernel(
-    d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, p_ptr, q_ptr, c_ptr, values_ptr, baseline_ptr, upstream_ptr,
-    S, N, D, K, seed, seed_stride, offset, folds, chunks, tiles, class_blocks, groups, baseline_group, baseline_sample,
-    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr, has_upstream: tl.constexpr,
-    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
+    d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, p_ptr, q_ptr, c_ptr, values_ptr, baseline_ptr,
+    upstream_ptr,
+    S, N, D, K, seed, seed_stride, offset, folds, chunks, tiles, class_blocks, groups,
+    baseline_group, baseline_sample,
+    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr,
+    has_upstream: tl.constexpr,
+    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
+    seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Sums over the samples of each class, on a tile [BLOCK_K, BLOCK_E] of classes and elements n D
@@ -401,7 +417,8 @@ def categorical_kernel(
     q = tl.load(q_ptr + at, mask=mask, other=0.0)
     finish_binary(
         d_logits_ptr, v_logits_ptr, partial_ptr, at, mask, p, q, F1, F - F1, n1, H1, H - H1,
-        part, (end - begin).to(tl.int32), S, groups * plane * K, upstream_ptr, group * width + of_value, valid,
+        part, (end - begin).to(tl.int32), S, groups * plane * K, upstream_ptr,
+        group * width + of_value, valid,
         mode, has_upstream, with_variance, finish,
     )  # fmt: skip
 
@@ -553,9 +570,12 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
             )  # fmt: skip
         if not finish:
             finish_kernel[(triton.cdiv(size, FINISH_TILE),)](
-                *results, partial, first, second, upstream, samples, problem.folds, cut.chunks, size,
+                *results, partial, first, second, upstream, samples, problem.folds, cut.chunks,
+                size,
                 max(classes, 1) * (1 if problem.per_element else cols),
-                sums=sums, kind=kind, classes=classes > 0, mode=mode, has_upstream=upstream is not None,
-                with_variance=variances is not None, compute=_compute(dtype), BLOCK=FINISH_TILE, **OPTIONS,
+                sums=sums, kind=kind, classes=classes > 0, mode=mode,
+                has_upstream=upstream is not None,
+                with_variance=variances is not None, compute=_compute(dtype), BLOCK=FINISH_TILE,
+                **OPTIONS,
             )  # fmt: skip
     return True
