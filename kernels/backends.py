@@ -112,9 +112,12 @@ def backend(op: str, device: torch.device) -> ModuleType:
 
 @functools.cache
 def function(op: str, name: str, device: torch.device) -> Callable[..., None]:
-    """Return a function of the module of kernels that `op` uses on `device`."""
+    """Return a function of the module of kernels that `op` uses on `device`.
+
+    What it computes is no part of a graph: the reference is plain torch, which would record itself.
+    """
     found: Callable[..., None] = getattr(backend(op, device), name)
-    return found
+    return torch.no_grad()(found) if backend_name(op, device) == "reference" else found
 
 
 def forget() -> None:

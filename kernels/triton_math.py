@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 LOG_TWO_PI = tl.constexpr(1.8378770664093454835606594728112)
+
+
+def compute_type(dtype: torch.dtype) -> tl.constexpr:
+    """Return the type that inputs of this dtype are computed in."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+@triton.jit
+def divide(x, y):
+    """x / y, correctly rounded: Triton's own / is not in float32."""
+    return tl.div_rn(x, y) if y.dtype == tl.float32 else x / y
 
 
 @triton.jit
@@ -100,7 +112,7 @@ def log1p(e):
         q = q * y + 0.4
         q = q * y + 0.6666666666666666
     else:
-        s = tl.div_rn(e, e + 2.0)
+        s = divide(e, e + 2.0)
         y = s * s
         q = y * 0.2802472710609436 + 0.2799908220767975
         q = q * y + 0.4002170264720917

@@ -16,6 +16,7 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import latent_kernels as lk
+from latent_kernels.kernels import backends
 
 Tensor = torch.Tensor
 OPS = torch.ops.latent_kernels
@@ -433,3 +434,29 @@ def test_deep_copies_and_pickles(tmp_path: object) -> None:
     torch.save((z, kl), buffer)
     buffer.seek(0)
     assert torch.equal(torch.load(buffer)[0], copy.deepcopy(z))
+
+
+# --- functions without gradients ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", ["", "reference"])
+def test_what_has_no_gradient_is_no_part_of_a_graph(
+    monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    """The reference is plain torch, which would record itself."""
+    monkeypatch.setenv("LATENT_KERNELS_BACKEND", choice)
+    backends.forget()
+    logits, values = leaf(4, 6), leaf(5, 4)
+    q = lk.Bernoulli(logits)
+    z = q.sample(5, seed=1)
+    found = [
+        z,
+        lk.Categorical(leaf(4, 6, 3)).sample(5, seed=1),
+        lk.normalized_weights(values),
+        lk.effective_sample_size(values),
+        lk.pareto_k(leaf(50, 4)),
+        *lk.score_function_gradient(q, values, z),
+        *lk.score_function_gradient(lk.DiagonalGaussian(logits, leaf(4, 6)), values, seed=1),
+    ]
+    backends.forget()
+    assert not any(x.requires_grad for x in found)

@@ -2,7 +2,7 @@
 
 namespace lk {
 
-void Signature::set(std::string name, Py_ssize_t count, std::initializer_list<const char*> keyword_names) {
+void Signature::set(std::string name, Py_ssize_t count, const std::vector<const char*>& keyword_names) {
   function = std::move(name);
   positional = count;
   for (const char* keyword : keyword_names) names[keywords++] = PyUnicode_InternFromString(keyword);

@@ -146,7 +146,7 @@ struct Signature {
   Py_ssize_t positional = 0, keywords = 0;
   PyObject* names[kMostArguments] = {};  // of keywords; interned
 
-  void set(std::string name, Py_ssize_t count, std::initializer_list<const char*> keyword_names);
+  void set(std::string name, Py_ssize_t count, const std::vector<const char*>& keyword_names);
 
   // Puts the values in the order of the signature. False, and TypeError set, where they do not fit it.
   bool arrange(PyObject* const* given, Py_ssize_t count, PyObject* given_names, PyObject** values) const;
@@ -283,13 +283,23 @@ struct Argument<T*, std::enable_if_t<std::is_class_v<T>>> {
   T* get() { return pybind11::detail::cast_op<T*>(value); }
 };
 
-// The Python side of a C++ function: its last arguments are the keywords, those before are positional.
+// Whether an argument is an object of the extension.
+template <class T>
+constexpr bool is_object = std::is_class_v<std::remove_pointer_t<std::remove_reference_t<T>>>;
+
+// The Python side of a C++ function: the objects of the extension that it begins with are positional, the rest
+// keywords.
 template <auto function>
 struct Function;
 template <class R, class... A, R (*function)(A...)>
 struct Function<function> {
   static constexpr Py_ssize_t arguments = sizeof...(A);
   static_assert(arguments <= kMostArguments);
+  static constexpr Py_ssize_t positional = [] {
+    Py_ssize_t objects = 0;
+    (void)((is_object<A> && ++objects) && ...);
+    return objects;
+  }();
   static inline Signature signature;
   static inline PyMethodDef definition{};
 
@@ -319,10 +329,11 @@ struct Function<function> {
   }
 };
 
-template <auto function>
-inline void define(pybind11::module_& m, const char* name, std::initializer_list<const char*> keywords) {
+template <auto function, Py_ssize_t count>
+inline void define(pybind11::module_& m, const char* name, const char* const (&keywords)[count]) {
   using F = Function<function>;
-  F::signature.set(name, F::arguments - static_cast<Py_ssize_t>(keywords.size()), keywords);
+  static_assert(count == F::arguments - F::positional, "a keyword for each argument after the objects");
+  F::signature.set(name, F::positional, {keywords, keywords + count});
   F::definition = {F::signature.function.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&F::call)),
                    METH_FASTCALL | METH_KEYWORDS, nullptr};
   const pybind11::object module_name = m.attr("__name__");

@@ -19,7 +19,7 @@ void fill(Dtype dtype, int threads, uint64_t seed, uint64_t offset, int64_t n, v
 }  // namespace
 
 void bind_noise(pybind11::module_& m) {
-  const auto keywords = {"dtype", "threads", "seed", "offset", "n", "out"};
+  constexpr const char* keywords[] = {"dtype", "threads", "seed", "offset", "n", "out"};
   define<&fill<&NoiseKernels::normal>>(m, "normal", keywords);
   define<&fill<&NoiseKernels::uniform>>(m, "uniform", keywords);
 }

@@ -6,7 +6,7 @@ import torch
 
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.bounds.problem import Gradients, Outputs, Problem
-from latent_kernels.kernels.noise.cpp_cpu import DTYPES
+from latent_kernels.kernels.extension import DTYPES
 
 
 def _problem(problem: Problem) -> _core.BoundProblem:

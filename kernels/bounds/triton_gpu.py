@@ -20,7 +20,7 @@ from latent_kernels.kernels.launch import (
     next_power_of_two,
     on_device_of,
 )
-from latent_kernels.kernels.triton_math import exp, log1p
+from latent_kernels.kernels.triton_math import compute_type, divide, exp, log1p
 
 Sizes = tuple[int, int, int]  # groups, samples, rows
 
@@ -122,7 +122,7 @@ def weights_kernel(
     factor = tl.full([BLOCK_N], 1.0, compute)
     if has_gradient:
         factor = tl.load(gradient_ptr + group * N + rows, mask=rows < N, other=0.0)
-    factor = tl.div_rn(factor, total) if compute == tl.float32 else factor / total
+    factor = divide(factor, total)
     first = chunk * per_chunk
     last = tl.minimum(first + per_chunk, S)
     for begin in range(first, last, BLOCK_S):
@@ -186,10 +186,6 @@ def signal_kernel(
 # --- launchers ------------------------------------------------------------------------------------
 
 
-def _compute(dtype: torch.dtype) -> tl.constexpr:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def _blocks(sizes: Sizes, dtype: torch.dtype) -> tuple[int, int, int]:
     """Blocks of rows, and the samples and rows of a tile."""
     _, samples, rows = sizes
@@ -214,7 +210,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
     tiles, block_s, block_n = _blocks(problem.sizes, log_w.dtype)
     chunks, per_chunk = _chunks(problem.sizes, tiles, block_s)
     tops, totals = outputs.sums.new_empty((2, groups, chunks, rows))
-    compute = _compute(log_w.dtype)
+    compute = compute_type(log_w.dtype)
     with on_device_of(log_w):
         sums_kernel[(tiles * chunks * groups,)](
             log_w, tops, totals, samples, rows, per_chunk, tiles, chunks,
@@ -232,7 +228,11 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     if groups * rows == 0:
         return
     tiles, block_s, block_n = _blocks(problem.sizes, log_w.dtype)
-    options = {"compute": _compute(log_w.dtype), "BLOCK_S": block_s, "BLOCK_N": block_n} | OPTIONS
+    options = {
+        "compute": compute_type(log_w.dtype),
+        "BLOCK_S": block_s,
+        "BLOCK_N": block_n,
+    } | OPTIONS
     with on_device_of(log_w):
         if gradients.log_w is not None:
             chunks, per_chunk = _chunks(problem.sizes, tiles, block_s)

@@ -12,7 +12,7 @@ from latent_kernels.kernels.densities.problem import (
     Problem,
     inputs_of,
 )
-from latent_kernels.kernels.noise.cpp_cpu import DTYPES
+from latent_kernels.kernels.extension import DTYPES
 
 Tensor = torch.Tensor
 

@@ -21,7 +21,7 @@ from latent_kernels.kernels.densities.problem import (
     inputs_of,
 )
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
-from latent_kernels.kernels.triton_math import LOG_TWO_PI, exp, log1p
+from latent_kernels.kernels.triton_math import LOG_TWO_PI, compute_type, divide, exp, log1p
 
 Tensor = torch.Tensor
 
@@ -61,12 +61,6 @@ def place(tiles, chunks, col_blocks, N, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.co
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     return pid // tiles // chunks, pid // tiles % chunks, block, rows, cols, (rows < N) & (cols < D)
-
-
-@triton.jit
-def quotient(x, y):
-    """x / y, correctly rounded."""
-    return tl.div_rn(x, y) if y.dtype == tl.float32 else x / y
 
 
 @triton.jit
@@ -139,7 +133,7 @@ def backward_kernel(
             d_c = (g * 0.5) * (t * t - 1.0)
         else:
             e = exp(0.0 - tl.abs(b))
-            tail = quotient(e, e + 1.0)
+            tail = divide(e, e + 1.0)
             d_a = g * b
             d_b = g * tl.where(b > 0, tail - (1.0 - a), a - tail)
             d_c = d_b  # there is no third input
@@ -187,10 +181,6 @@ def _places(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor | None], list[int]]
     return [*inputs, *([None] * missing)], strides + [0, 0, 0] * missing
 
 
-def _compute(dtype: torch.dtype) -> tl.constexpr:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def _fate(x: Tensor, out: Tensor | None, sizes: Sizes) -> int:
     fate = WRITTEN if x.size(1) == sizes[1] else OVER_SAMPLES
     if out is None:
@@ -215,7 +205,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
     with on_device_of(out):
         forward_kernel[(tiles * samples * groups,)](
             partial, *places, samples, rows, cols, tiles, col_blocks, *strides,
-            is_gaussian=isinstance(problem, GaussianProblem), compute=_compute(dtype),
+            is_gaussian=isinstance(problem, GaussianProblem), compute=compute_type(dtype),
             BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     if partial is not out:
@@ -255,7 +245,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             samples, rows, cols, tiles, chunks, per_program, blocks, col_blocks, groups, *strides,
             fate_a=fates[0], fate_b=fates[1],
             fate_c=fates[2] if len(fates) == 3 else UNWANTED.value,
-            is_gaussian=isinstance(problem, GaussianProblem), compute=_compute(dtype),
+            is_gaussian=isinstance(problem, GaussianProblem), compute=compute_type(dtype),
             BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     for out, target in zip(gradients, targets, strict=True):

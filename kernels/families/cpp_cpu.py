@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.extension import DTYPES, seeds
 from latent_kernels.kernels.families.problem import Classes, Problem, Samples, classes_of
-from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
 
 
 def sample(problem: Problem, outputs: Samples | Classes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.extension import DTYPES, seeds
 from latent_kernels.kernels.gaussian.problem import (
     Gradients,
     Outputs,
@@ -14,7 +15,6 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
 )
-from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
 
 Tensor = torch.Tensor
 

@@ -23,7 +23,7 @@ from latent_kernels.kernels.gaussian.problem import (
 )
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
-from latent_kernels.kernels.triton_math import LOG_TWO_PI, exp, psi_expm1
+from latent_kernels.kernels.triton_math import LOG_TWO_PI, compute_type, exp, psi_expm1
 
 Tensor = torch.Tensor
 
@@ -343,10 +343,6 @@ def path_backward_kernel(
 # --- launchers ------------------------------------------------------------------------------------
 
 
-def _compute(dtype: torch.dtype) -> tl.constexpr:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def _strides(x: Tensor | None, sizes: Sizes) -> tuple[int, int]:
     """Group and row stride of an input whose columns are contiguous."""
     if x is None:
@@ -414,7 +410,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
             has_prior_mean=problem.prior_mean is not None,
             has_prior_logvar=problem.prior_logvar is not None,
             is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
-            compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
+            compute=compute_type(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
             **OPTIONS,
         )  # fmt: skip
     for out, of_blocks in zip(sums, partial, strict=True):
@@ -460,7 +456,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             need_mean=outputs[0] is not None, need_deviation=outputs[1] is not None,
             need_prior_mean=outputs[2] is not None, need_prior_logvar=outputs[3] is not None,
             is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
-            compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
+            compute=compute_type(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
             **OPTIONS,
         )  # fmt: skip
     for out, target in zip(outputs, targets, strict=True):
@@ -487,6 +483,6 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
             gradients.z, upstream.log_q, logvar,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
             *_strides(logvar, sizes), seed_is_pointer=isinstance(seed, Tensor),
-            compute=_compute(logvar.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
+            compute=compute_type(logvar.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
             **OPTIONS,
         )  # fmt: skip

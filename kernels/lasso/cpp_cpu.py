@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.extension import DTYPES
 from latent_kernels.kernels.lasso import reference
-from latent_kernels.kernels.noise.cpp_cpu import DTYPES
 
 Tensor = torch.Tensor
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.extension import DTYPES
 from latent_kernels.kernels.lista.problem import Choices, Tensors
-from latent_kernels.kernels.noise.cpp_cpu import DTYPES
 
 Tensor = torch.Tensor
 Tape = _core.ListaTape | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from latent_kernels.kernels import _core
-from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
+from latent_kernels.kernels.extension import DTYPES, seeds
 from latent_kernels.kernels.score.problem import (
     Estimate,
     Problem,

@@ -139,7 +139,6 @@ def variance_of_mean(term: Tensor) -> Tensor:
     return square / (samples * (samples - 1)) if samples > 1 else torch.full_like(square, torch.nan)
 
 
-@torch.no_grad()
 def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
     """Write the gradient of each parameter, times `upstream`, and its estimated variance.
 

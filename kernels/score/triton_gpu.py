@@ -20,7 +20,6 @@ from latent_kernels.kernels.gaussian.triton_gpu import (
     ALIGNED,
     SCATTERED,
     SHIFTED,
-    _compute,
     _layout,
     _seed,
     eps_tile,
@@ -61,7 +60,7 @@ from latent_kernels.kernels.score.triton_sums import (
     put_sums,
     samples_of_part,
 )
-from latent_kernels.kernels.triton_math import exp
+from latent_kernels.kernels.triton_math import compute_type, exp
 
 Tensor = torch.Tensor
 
@@ -540,7 +539,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
         "finish": finish,
         "from_seed": z is None,
         "seed_is_pointer": isinstance(seed, Tensor),
-        "compute": _compute(dtype),
+        "compute": compute_type(dtype),
         "layout": cut.layout,
         **OPTIONS,
     }
@@ -575,7 +574,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
                 max(classes, 1) * (1 if problem.per_element else cols),
                 sums=sums, kind=kind, classes=classes > 0, mode=mode,
                 has_upstream=upstream is not None,
-                with_variance=variances is not None, compute=_compute(dtype), BLOCK=FINISH_TILE,
+                with_variance=variances is not None, compute=compute_type(dtype), BLOCK=FINISH_TILE,
                 **OPTIONS,
             )  # fmt: skip
     return True

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from latent_kernels.kernels.triton_math import exp
+from latent_kernels.kernels.triton_math import divide, exp
 
 # How the weights are centred, and so what is summed:
 PLAIN = tl.constexpr(0)  # not, or by the baseline given: A
@@ -36,12 +36,6 @@ def count_of_sums(kind: int, mode: int, with_variance: bool) -> int:
         return 2
     more = mode >= int(ELEMENTS)
     return (2 if not more else 10 if kind == int(SCORES) else 4) + (2 if with_variance else 0)
-
-
-@triton.jit
-def divide(x, y):
-    """x / y, correctly rounded: Triton's own / is not in float32."""
-    return tl.div_rn(x, y) if y.dtype == tl.float32 else x / y
 
 
 @triton.jit
