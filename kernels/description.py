@@ -6,7 +6,7 @@ Three named tuples in kernels/<op>/problem.py describe an op:
   axes of its canonical shape, as in `Annotated[Tensor, "GND"]`; `seed` and `offset`, where the op
   draws noise; the options. An input that is `FORWARD_ONLY` is None in the backward pass.
 - its outputs: tensors annotated with their axes and, where it is not that of the first input, their
-  dtype. An output that is `KEPT` is there for the backward pass and has no gradient.
+  dtype. Outputs that are `KEPT` come last, are there for the backward pass, and have no gradient.
 - its gradients: tensors with the names of the inputs that have one.
 
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
@@ -59,13 +59,15 @@ Fields = tuple[Field, ...]
 
 def _shape(axes: str, order: str) -> Callable[[Dims], tuple[int, ...]]:
     """Return the function that joins the dimensions of `axes`, which come in `order`."""
-    if len(axes) == 2:
-        first, second = map(order.index, axes)
-        return lambda dims: dims[first] + dims[second]
+    place = order.find(axes[-1])
+    if len(axes) == 1:
+        return lambda dims: dims[place]
 
-    lengths = [(int(axis),) if axis.isdigit() else None for axis in axes]
-    parts = list(zip(lengths, map(order.find, axes), strict=True))
-    return lambda dims: sum([length or dims[place] for length, place in parts], ())
+    before = _shape(axes[:-1], order)
+    if axes[-1].isdigit():
+        length = (int(axes[-1]),)
+        return lambda dims: before(dims) + length
+    return lambda dims: before(dims) + dims[place]
 
 
 def _tensors(cls: Any, order: str) -> Fields:

@@ -97,7 +97,7 @@ class PathGradients(NamedTuple):
 
 def _copy(problem: PathProblem, outputs: PathOutputs) -> None:
     assert problem.log_q is not None
-    outputs.log_q.copy_(problem.log_q.reshape(outputs.log_q.shape))
+    outputs.log_q.copy_(problem.log_q)
 
 
 GAUSSIAN_PATH = Op(
