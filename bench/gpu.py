@@ -166,7 +166,7 @@ def gaussian_work(samples: int, cols: int, dtype: torch.dtype) -> Iterator[Work]
 
 
 def density_work(dtype: torch.dtype) -> Iterator[Work]:
-    """Make the densities of a decoder of MNIST: x shared by the samples, gradients for the decoder."""
+    """Make the densities of a decoder: x shared by the samples, gradients for the decoder alone."""
     shape = samples, rows, cols = 50, 1024, 784
     size, name, width = samples * rows * cols, str(dtype)[6:], dtype.itemsize
     x, decoded = torch.rand(rows, cols, device="cuda").to(dtype), randn(*shape, dtype=dtype)
@@ -206,7 +206,7 @@ def bound_work(samples: int, rows: int) -> Iterator[Work]:
 
 
 def family_work() -> Iterator[Work]:
-    """Make samples of the discrete families, and score-function gradients from z and from the seed."""
+    """Make samples of the families, and score-function gradients from z and from the seed."""
     rows, cols = 4096, 256
     shape, size = (SAMPLES, rows, cols), rows * cols
     values = 3 + randn(SAMPLES, rows)
@@ -216,6 +216,7 @@ def family_work() -> Iterator[Work]:
         "bernoulli": (lk.Bernoulli(a), 1, 4),
         "categorical": (lk.Categorical(logits), CLASSES, 8),
     }
+    gradient = lk.score_function_gradient
     for family, (q, parameters, width) in families.items():
         z = q.sample(SAMPLES, seed=1)
         drawn, own = width * SAMPLES * size, 4 * parameters * size
@@ -225,11 +226,11 @@ def family_work() -> Iterator[Work]:
         for control in ("leave_one_out", "optimal"):
             yield Work(
                 f"score {family} {control} of z", shape, "float32", drawn + 2 * own,
-                lambda q=q, z=z, c=control: lk.score_function_gradient(q, values, z, control_variate=c),
+                lambda q=q, z=z, c=control: gradient(q, values, z, control_variate=c),
             )  # fmt: skip
             yield Work(
                 f"score {family} {control} of seed", shape, "float32", 2 * own,
-                lambda q=q, c=control: lk.score_function_gradient(q, values, seed=1, control_variate=c),
+                lambda q=q, c=control: gradient(q, values, seed=1, control_variate=c),
             )  # fmt: skip
 
 
@@ -288,7 +289,8 @@ def median_seconds(call: Call) -> float:
 def time_work(work: Work, copy: float) -> dict[str, Any]:
     """Time one call; what fails is said in its row and stops nothing."""
     row: dict[str, Any] = {
-        "op": work.op, "shape": "x".join(map(str, work.shape)), "dtype": work.dtype, "bytes": work.bytes,
+        "op": work.op, "shape": "x".join(map(str, work.shape)), "dtype": work.dtype,
+        "bytes": work.bytes,
     }  # fmt: skip
     try:
         work.call()

@@ -5,8 +5,9 @@ Three named tuples in kernels/<op>/problem.py describe an op:
 - its problem, which is what backends are handed: `sizes`; the tensors, each annotated with the
   axes of its canonical shape, as in `Annotated[Tensor, "GND"]`; `seed` and `offset`, where the op
   draws noise; the options. An input that is `FORWARD_ONLY` is None in the backward pass.
-- its outputs: tensors annotated with their axes and, where it is not that of the first input, their
-  dtype. Outputs that are `KEPT` come last, are there for the backward pass, and have no gradient.
+- its outputs: tensors annotated with their axes and, where it is not that of the input that they
+  are like (the first, if none is named), their dtype. Outputs that are `KEPT` come last, are there
+  for the backward pass, and have no gradient.
 - its gradients: tensors with the names of the inputs that have one.
 
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
@@ -50,7 +51,7 @@ class Field(NamedTuple):
     optional: bool
     kept: bool  # an output that backward reads
     forward_only: bool  # an input that backward does not read, and that is not saved for it
-    dtype: Callable[[torch.dtype], torch.dtype] | None  # from that of the first input
+    dtype: Callable[[torch.dtype], torch.dtype] | None  # from that of the input it is like
     shape: Callable[[Dims], tuple[int, ...]]  # from somebody's dimensions
 
 
@@ -102,6 +103,7 @@ class Description:
         forward, backward: names of the backends' functions, or functions for any device.
         place: how a plain call hands an input to the backends: from the tensor and its canonical
             shape (where a call gives it) to memory that they can read.
+        like: the input whose dtype the outputs follow; the first if none is named.
         absent: from the options to the axes of `OPTIONAL` that a call does not have.
 
     """
@@ -118,12 +120,14 @@ class Description:
         forward: str | Callable[..., None] = "forward",
         backward: str | Callable[..., None] = "backward",
         place: Callable[..., Tensor] = contiguous,
+        like: str | None = None,
         absent: Callable[..., str] = lambda *options: OPTIONAL,
     ):
         self.name, self.kernels, self.axes = name, kernels, axes
         self.problem, self.outputs, self.gradients = problem, outputs, gradients
         self.inputs, self.results = _tensors(problem, axes), _tensors(outputs, axes)
         learned = () if gradients is None else gradients._fields
+        self.like = [field.name for field in self.inputs].index(like) if like else 0
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
         self.seeded = "seed" in problem._fields
         self._forward_only = [i for i, field in enumerate(self.inputs) if field.forward_only]

@@ -143,7 +143,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     Small calls spend their time here: what does not change from call to call is looked up before.
     """
-    place, seeded, learned_at = op.place, op.seeded, op.learned_at
+    place, seeded, like, learned_at = op.place, op.seeded, op.like, op.learned_at
     new = tuple.__new__  # makes a named tuple of a list, in half of the class's own time
     shapes, dtypes = [f.shape for f in op.results], [f.dtype for f in op.results]
     empty_like, layout = torch.empty_like, torch.contiguous_format
@@ -167,7 +167,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         return [(shape, None if d is dtype else d) if want else None for shape, d, want in plan]
 
     def forward(call: Call, inputs: Inputs, seed: Any) -> Any:
-        first = inputs[0]
+        first = inputs[like]
         dims, new_empty = call[0], first.new_empty
         outputs: list[Tensor | None] = []
         for plan in allocation(first.dtype, call[3]):

@@ -28,7 +28,7 @@ from latent_kernels.kernels.library import (
 
 Tensor = torch.Tensor
 
-_SCHEMA_TYPES = {int: "SymInt", bool: "bool"}
+_SCHEMA_TYPES = {int: "SymInt", bool: "bool", str: "str"}
 
 
 def listed(found: Any) -> Any:
@@ -64,7 +64,10 @@ def _arguments(op: Description, args: Any) -> Arguments:
 
 
 def _dims(op: Description, given: Arguments) -> Dims:
-    """Return the size of each axis; where some tensors have 1 for it, that of the others."""
+    """Return the size of each axis; where some tensors have 1 for it, that of the others.
+
+    An axis of tensors that are not given has size 1.
+    """
     absent = op.absent(*given.options)
     sizes: dict[str, int] = {"P": 2}
     for field, x in zip(op.inputs, given.tensors, strict=True):
@@ -75,7 +78,7 @@ def _dims(op: Description, given: Arguments) -> Dims:
             if axis not in sizes or size != 1:
                 sizes[axis] = size
     sizes |= dict(zip(op.free, given.free, strict=True))
-    return [() if axis in absent else (sizes[axis],) for axis in op.axes]
+    return [() if axis in absent else (sizes.get(axis, 1),) for axis in op.axes]
 
 
 def _problem(op: Description, given: Arguments) -> Any:
@@ -87,7 +90,7 @@ def _problem(op: Description, given: Arguments) -> Any:
 
 def _empty(op: Description, given: Arguments, wanted: Flags) -> list[Tensor]:
     """Return outputs to be written; empty ones where they are not wanted."""
-    dims, first, found = _dims(op, given), given.first, []
+    dims, first, found = _dims(op, given), given.tensors[op.like], []
     for field, want in zip(op.results, wanted, strict=True):
         dtype = first.dtype if field.dtype is None else field.dtype(first.dtype)
         found.append(first.new_empty(field.shape(dims) if want else 0, dtype=dtype))

@@ -9,10 +9,18 @@ from __future__ import annotations
 import itertools
 import math
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from latent_kernels.kernels.densities.problem import (
+    BernoulliGradients,
+    BernoulliProblem,
+    GaussianGradients,
+    GaussianProblem,
+    Outputs,
+)
 from latent_kernels.kernels.eager import row_dtype
 
 Tensor = torch.Tensor
@@ -21,6 +29,10 @@ Sharing = tuple[
     str, ...
 ]  # of each input: "full", "samples" (shared by them) or "row" (one row for all)
 
+PROBLEMS: dict[str, Any] = {
+    "gaussian": (GaussianProblem, GaussianGradients),
+    "bernoulli": (BernoulliProblem, BernoulliGradients),
+}
 INPUTS = {"gaussian": ("z", "mean", "logvar"), "bernoulli": ("x", "logits")}
 # As they come: a decoder's output with a learned variance, a posterior's samples, a prior,
 # everything its own.
@@ -83,15 +95,19 @@ class DensityProblem:
     ) -> dict[str, Tensor]:
         """Everything a backend computes, through its own interface; the results on the CPU."""
         wanted = wanted or (True,) * len(self.inputs)
-        inputs = tuple(x.to(device) for x in self.inputs)
+        inputs = [x.to(device) for x in self.inputs]
+        problem, gradients = PROBLEMS[self.density]
+        asked = problem(self.sizes, *inputs)
         out = torch.full(self.sizes[:3], torch.nan, dtype=row_dtype(self.dtype), device=device)
-        kernels.forward(self.density, self.sizes, inputs, out)
-        outputs = tuple(
-            torch.full_like(x, torch.nan) if want else None
-            for x, want in zip(inputs, wanted, strict=True)
+        kernels.forward(asked, Outputs(out))
+        found = gradients(
+            *[
+                torch.full_like(x, torch.nan) if want else None
+                for x, want in zip(inputs, wanted, strict=True)
+            ]
         )
-        kernels.backward(self.density, self.sizes, inputs, self.upstream.to(device), outputs)
-        found = {"log_prob": out, **dict(zip(INPUTS[self.density], outputs, strict=True))}
+        kernels.backward(asked, Outputs(self.upstream.to(device)), found)
+        found = {"log_prob": out, **found._asdict()}
         return {name: x.cpu() for name, x in found.items() if x is not None}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 
 from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.score import reference
-from latent_kernels.kernels.score.problem import Problem
+from latent_kernels.kernels.score.problem import Estimate, Problem
 
 Tensor = torch.Tensor
 Sizes = tuple[
@@ -85,99 +85,115 @@ class ScoreProblem:
             if control in ("leave_one_out", "optimal") and family != "antithetic"
             else "none"
         )
-        self.problem = Problem(
-            family,
-            groups,
-            samples,
-            rows,
-            cols,
-            classes,
-            per_element,
-            method,
-            folds if method == "optimal" else 1,
-        )
-        self.dtype, self.offset = dtype, offset
+        self.dtype = dtype
         count = 2 if family == "gaussian" else 1
-        self.parameters = tuple(draw(groups, rows, cols, *tail) for _ in range(count))
-        self.seeds = torch.arange(groups) * 2**33 + 5
-        self.z: Tensor | None = None
+        parameters = [draw(groups, rows, cols, *tail) for _ in range(count)]
+        z: Tensor | None = None
         if not from_seed:
             shape = (groups, *pairs, samples, rows, cols)
             if classes:
-                self.z = torch.randint(classes, shape, generator=g)
+                z = torch.randint(classes, shape, generator=g)
             elif family == "gaussian":
-                self.z = draw(*shape)
+                z = draw(*shape)
             else:
-                self.z = (draw(*shape) > 0).to(dtype)
-        self.values = 3 + draw(groups, *pairs, samples, *row, as_dtype=of_values)
-        self.baseline: Tensor | None = None
+                z = (draw(*shape) > 0).to(dtype)
+        values = 3 + draw(groups, *pairs, samples, *row, as_dtype=of_values)
+        baseline: Tensor | None = None
         if control.endswith("baseline") and family != "antithetic":
             sampled = samples if control.startswith("sampled") else 1
-            self.baseline = draw(groups, sampled, *row, as_dtype=of_values)
+            baseline = draw(groups, sampled, *row, as_dtype=of_values)
         self.upstream = draw(groups, *row, as_dtype=compute) if upstream else None
+        self.problem = Problem(
+            (
+                groups,
+                *(pairs or (1,)),
+                samples,
+                1 if baseline is None else baseline.size(1),
+                rows,
+                cols if per_element else 1,
+                cols,
+                classes or 1,
+            ),
+            parameters[0],
+            parameters[1] if count == 2 else None,
+            z,
+            values,
+            baseline,
+            torch.arange(groups) * 2**33 + 5,
+            offset,
+            family,
+            method,
+            folds if method == "optimal" else 1,
+            per_element,
+        )
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
         """The gradients and variances of a backend, through its own interface; the results on the
         CPU.
         """
 
-        def there(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device)
+        def outputs(dtype: torch.dtype) -> list[Tensor | None]:
+            given = (self.problem.first, self.problem.second)
+            return [
+                None if x is None else torch.full(x.shape, torch.nan, dtype=dtype, device=device)
+                for x in given
+            ]
 
-        def room(dtype: torch.dtype) -> tuple[Tensor, ...]:
-            return tuple(
-                torch.full(x.shape, torch.nan, dtype=dtype, device=device) for x in self.parameters
-            )
-
+        moved = {
+            name: x.to(device)
+            for name, x in self.problem._asdict().items()
+            if isinstance(x, Tensor)
+        }
+        problem = self.problem._replace(**moved)
+        upstream = None if self.upstream is None else self.upstream.to(device)
         found: dict[str, Tensor] = {}
         for with_variance in (False, True):
-            gradients = room(self.dtype)
-            variances = room(row_dtype(self.dtype)) if with_variance else None
-            inside = kernels.gradient(
-                self.problem,
-                tuple(x.to(device) for x in self.parameters),
-                there(self.z),
-                self.seeds.to(device),
-                self.offset,
-                there(self.values),
-                there(self.baseline),
-                there(self.upstream),
-                gradients,
-                variances,
-            )
+            gradients = outputs(self.dtype)
+            variances = outputs(row_dtype(self.dtype)) if with_variance else [None, None]
+            estimate = Estimate(*gradients, *variances)
+            inside = kernels.gradient(problem, upstream, estimate)
             assert inside
             suffix = " beside its variance" if with_variance else ""
-            found |= {f"gradient {j}{suffix}": x.cpu() for j, x in enumerate(gradients)}
-            if variances is not None:
-                found |= {f"variance {j}": x.cpu() for j, x in enumerate(variances)}
+            for name, of_both in (
+                (f"gradient {{}}{suffix}", gradients),
+                ("variance {}", variances),
+            ):
+                found |= {name.format(j): x.cpu() for j, x in enumerate(of_both) if x is not None}
         return found
 
     def formula(self, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The same by the plain formula in `dtype`, and the size of the terms that each is a mean
         of.
         """
-        q = tuple(x.to(dtype) for x in self.parameters)
-        z = (
-            self.z
-            if self.z is not None
-            else reference.regenerate(self.problem, self.parameters, self.seeds, self.offset)
+        given = self.problem
+        z = reference.regenerate(given) if given.z is None else given.z
+
+        def wide(x: Tensor | None) -> Tensor | None:
+            return x.to(dtype) if x is not None and x.is_floating_point() else x
+
+        problem = given._replace(
+            **{
+                name: wide(getattr(given, name))
+                for name in ("first", "second", "values", "baseline")
+            },
+            z=wide(z),
         )
-        if self.z is None and self.problem.family == "gaussian":
-            z = reference.regenerate(self.problem, q, self.seeds, self.offset)
-        z = z if self.problem.classes else z.to(dtype)
-        baseline = None if self.baseline is None else self.baseline.to(dtype)
-        terms = reference.terms(self.problem, q, z, self.values.to(dtype), baseline)
+        if given.z is None and given.family == "gaussian":
+            problem = problem._replace(z=reference.regenerate(problem))
+        terms = reference.terms(problem)
         weight = torch.ones((), dtype=dtype)
         if self.upstream is not None:
             weight = self.upstream.to(dtype)
             weight = weight if self.problem.per_element else weight.unsqueeze(-1)
-            weight = weight.unsqueeze(-1) if self.problem.classes else weight
+            weight = weight.unsqueeze(-1) if self.problem.counts[-1] else weight
         found: dict[str, Tensor] = {}
         sizes: dict[str, float] = {}
         for j, term in enumerate(terms):
             mean, variance = term.mean(1) * weight, reference.variance_of_mean(term)
             size = float((term.abs().mean(1) * weight.abs()).max()) if term.numel() else 0.0
-            square = float((term**2).mean(1).max()) / self.problem.samples if term.numel() else 0.0
+            square = (
+                float((term**2).mean(1).max()) / self.problem.counts[1] if term.numel() else 0.0
+            )
             for name in (f"gradient {j}", f"gradient {j} beside its variance"):
                 found[name], sizes[name] = mean, size
             found[f"variance {j}"], sizes[f"variance {j}"] = variance, square
@@ -202,7 +218,7 @@ def check_score(kernels: ModuleType, problem: ScoreProblem, device: str = "cpu")
         if got.numel() == 0:
             continue
         unit = torch.finfo(got.dtype).eps * (8 if problem.dtype == torch.float64 else 4)
-        floor = unit * (problem.problem.samples**0.5 * sizes[name] + float(want.abs().max()))
+        floor = unit * (problem.problem.counts[1] ** 0.5 * sizes[name] + float(want.abs().max()))
         error = float((got.double() - want).abs().max())
         theirs = float((torchs[name].double() - want).abs().max())
         assert error <= max(2 * theirs, floor), (

@@ -5,6 +5,7 @@ bits.
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import mpmath
 import numpy as np
@@ -27,6 +28,7 @@ from densities_checks import (
 from elementary import elementary
 from latent_kernels.kernels import _core, backends
 from latent_kernels.kernels.densities import cpp_cpu, reference
+from latent_kernels.kernels.densities.problem import BernoulliGradients, BernoulliProblem, Outputs
 
 Tensor = torch.Tensor
 INF = math.inf
@@ -213,7 +215,7 @@ def test_extreme_variances(simd_build: str, value: float) -> None:
 @pytest.mark.parametrize(
     "module", [cpp_cpu, reference], ids=lambda m: m.__name__.rsplit(".", 1)[-1]
 )
-def test_extreme_logits(module: object) -> None:
+def test_extreme_logits(module: ModuleType) -> None:
     """(x, logit, value, gradient): the limits, also where x l and ln(1 + e^l) are both infinite."""
     table = [
         (1.0, 1e4, 0, 0), (0.0, -1e4, 0, 0), (0.0, 1e4, -1e4, -1), (1.0, -1e4, -1e4, 1),
@@ -232,8 +234,9 @@ def test_extreme_logits(module: object) -> None:
             shape[:3], dtype=torch.float64 if dtype == torch.float64 else torch.float32
         )
         d_x, d_logits = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
-        module.forward("bernoulli", shape, inputs, out)  # type: ignore[attr-defined]
-        module.backward("bernoulli", shape, inputs, torch.ones_like(out), (d_x, d_logits))  # type: ignore[attr-defined]
+        problem, upstream = BernoulliProblem(shape, *inputs), Outputs(torch.ones_like(out))
+        module.forward(problem, Outputs(out))
+        module.backward(problem, upstream, BernoulliGradients(d_x, d_logits))
         tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
         assert torch.allclose(out.flatten().double(), value, rtol=tolerance, atol=0)
         assert torch.allclose(d_logits.flatten().double(), gradient, rtol=tolerance, atol=0)

@@ -313,10 +313,11 @@ def test_score_outside_the_support(family: str, control: str) -> None:
     from latent_kernels.kernels.score import triton_gpu
 
     problem = ScoreProblem(family, (1, 40, 5, 7, 4), torch.float32, control)
-    assert problem.z is not None
+    z = problem.problem.z
+    assert z is not None
     clean = problem.run(triton_gpu, "cuda")
     for value in (-(2**62), 2**62) if family == "categorical" else (0.5, float("nan")):
-        problem.z.view(-1)[39 * 35 + 10] = value  # row 1, column 3; of a pair's first sample
+        z.view(-1)[39 * 35 + 10] = value  # row 1, column 3; of a pair's first sample
         for name, found in problem.run(triton_gpu, "cuda").items():
             nan = found.isnan().reshape(5, 7, -1)
             assert nan[1, 3].all()

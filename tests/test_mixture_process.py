@@ -289,7 +289,8 @@ import numpy as np, latent_kernels as lk
 from numba.core import event
 compiled = []
 class Listener(event.Listener):
-    def on_start(self, event): compiled.append((event.data["dispatcher"].py_func, event.data["args"]))
+    def on_start(self, event):
+        compiled.append((event.data["dispatcher"].py_func, event.data["args"]))
     def on_end(self, event): pass
 event.register("numba:compile", Listener())
 X, w, m, c = np.ones((1000, 8), np.float32), [.5, .5], np.arange(16.).reshape(2, 8), np.ones((2, 8))

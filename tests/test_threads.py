@@ -135,7 +135,8 @@ def test_exit_while_a_thread_computes() -> None:
     code = """
 from latent_kernels.kernels import _core
 out = torch.empty(10_000_000)
-given = dict(dtype=_core.Dtype.float32, threads=2, seed=1, offset=0, n=out.numel(), out=out.data_ptr())
+where = dict(n=out.numel(), out=out.data_ptr())
+given = dict(dtype=_core.Dtype.float32, threads=2, seed=1, offset=0, **where)
 def busy():
     while True: _core.normal(**given)
 threading.Thread(target=busy, daemon=True).start()

@@ -46,9 +46,7 @@ def raw(
     from_seed: bool = False,
     shared: bool | None = None,
 ) -> tuple[Any, ...]:
-    """Arguments of score_expectation on [G, S, N, D] = [2, 4, 5, 3], its parameters and values with
-    gradients.
-    """
+    """What the ops are given on [G, S, N, D] = [2, 4, 5, 3]; q and values have gradients."""
     g, s, n, d, k = 2, 4, 5, 3, 4
     tail = (k,) if family == "categorical" else ()
     first = torch.randn(g, n, d, *tail, dtype=torch.float64, requires_grad=True)
@@ -68,32 +66,32 @@ def raw(
     baseline = (
         None if shared is None else torch.randn(g, 1 if shared else s, *row, dtype=torch.float64)
     )
-    return (
-        family,
-        control,
-        2 if control == "optimal" else 1,
-        first,
-        second,
-        z,
-        SEEDS,
-        7,
-        values,
-        baseline,
-    )
+    folds = 2 if control == "optimal" else 1
+    tensors = (first, second, z, values, baseline, SEEDS)
+    return *tensors, 7, family, control, folds, per_element
 
 
-def raw_gradient(
-    *args: Any, with_variance: bool, upstream: bool, **options: Any
-) -> tuple[Any, ...]:
-    """Arguments of score_gradient, itself no longer differentiable."""
+def mean(*args: Any, **options: Any) -> tuple[Any, ...]:
+    """Arguments of score_expectation."""
+    return *raw(*args, **options), [True]
+
+
+def estimate(*args: Any, with_variance: bool = False, **options: Any) -> tuple[Any, ...]:
+    """Arguments of score_gradient, which has no gradients itself."""
     given = tuple(x.detach() if isinstance(x, Tensor) else x for x in raw(*args, **options))
-    family, values = given[0], given[8]
-    weight = (
-        torch.randn_like(values[:, 0, 0] if family == "antithetic" else values[:, 0])
-        if upstream
-        else None
+    two = given[1] is not None
+    return *given, [True, two, with_variance, with_variance and two]
+
+
+def backward(*args: Any, needs: list[bool], **options: Any) -> tuple[Any, ...]:
+    """Arguments of score_expectation_backward."""
+    given = tuple(x.detach() if isinstance(x, Tensor) else x for x in raw(*args, **options))
+    values = given[3]
+    return (
+        torch.randn_like(values[:, 0, 0] if args[0] == "antithetic" else values[:, 0]),
+        *given,
+        needs,
     )
-    return *given, weight, with_variance
 
 
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
@@ -102,27 +100,29 @@ RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
      lambda: (torch.randn(2, 5, 4).requires_grad_(), SEEDS[:1], 1, 0, True, [True])),
     ("categorical_sample",
      lambda: (torch.randn(2, 5, 4, 3).bfloat16(), SEEDS, 6, 3, False, [True])),
-    ("score_expectation", lambda: raw("gaussian", "leave_one_out")),
-    ("score_expectation", lambda: raw("gaussian", "optimal", from_seed=True, per_element=True)),
-    ("score_expectation", lambda: raw("bernoulli", "optimal", per_element=True)),
-    ("score_expectation", lambda: raw("bernoulli", "none", shared=True, from_seed=True)),
-    ("score_expectation", lambda: raw("antithetic", "none")),
-    ("score_expectation", lambda: raw("antithetic", "none", from_seed=True, per_element=True)),
-    ("score_expectation", lambda: raw("categorical", "none", shared=False)),
-    ("score_expectation", lambda: raw("categorical", "leave_one_out", per_element=True)),
+    ("score_expectation", lambda: mean("gaussian", "leave_one_out")),
+    ("score_expectation", lambda: mean("gaussian", "optimal", from_seed=True, per_element=True)),
+    ("score_expectation", lambda: mean("bernoulli", "optimal", per_element=True)),
+    ("score_expectation", lambda: mean("bernoulli", "none", shared=True, from_seed=True)),
+    ("score_expectation", lambda: mean("antithetic", "none")),
+    ("score_expectation", lambda: mean("antithetic", "none", from_seed=True, per_element=True)),
+    ("score_expectation", lambda: mean("categorical", "none", shared=False)),
+    ("score_expectation", lambda: mean("categorical", "leave_one_out", per_element=True)),
+    ("score_gradient", lambda: estimate("gaussian", "optimal", with_variance=True)),
+    ("score_gradient", lambda: estimate("gaussian", "none", from_seed=True)),
+    ("score_gradient", lambda: estimate("bernoulli", "leave_one_out", with_variance=True)),
     ("score_gradient",
-     lambda: raw_gradient("gaussian", "optimal", with_variance=True, upstream=True)),
-    ("score_gradient",
-     lambda: raw_gradient("gaussian", "none", from_seed=True, with_variance=False, upstream=False)),
-    ("score_gradient",
-     lambda: raw_gradient("bernoulli", "leave_one_out", with_variance=True, upstream=False)),
-    ("score_gradient",
-     lambda: raw_gradient("antithetic", "none", with_variance=True, upstream=True,
-                          per_element=True)),
-    ("score_gradient",
-     lambda: raw_gradient("categorical", "optimal", with_variance=False, upstream=True)),
-    ("score_gradient",
-     lambda: raw_gradient("categorical", "none", shared=True, with_variance=True, upstream=True)),
+     lambda: estimate("antithetic", "none", with_variance=True, per_element=True)),
+    ("score_gradient", lambda: estimate("categorical", "optimal")),
+    ("score_gradient", lambda: estimate("categorical", "none", shared=True, with_variance=True)),
+    ("score_expectation_backward",
+     lambda: backward("gaussian", "optimal", needs=[True, True, True])),
+    ("score_expectation_backward",
+     lambda: backward("gaussian", "none", shared=False, needs=[False, True, False])),
+    ("score_expectation_backward",
+     lambda: backward("antithetic", "none", per_element=True, needs=[True, False, True])),
+    ("score_expectation_backward",
+     lambda: backward("categorical", "optimal", from_seed=True, needs=[False, False, True])),
 ]  # fmt: skip
 
 

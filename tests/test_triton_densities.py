@@ -16,6 +16,7 @@ from densities_checks import USUAL, DensityProblem, Sharing, check_density, ever
 from interpreter import interpreted, outside, run_in_the_interpreter
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.densities import cpp_cpu
+from latent_kernels.kernels.densities.problem import BernoulliGradients, BernoulliProblem, Outputs
 
 DENSITIES = ["gaussian", "bernoulli"]
 
@@ -98,7 +99,7 @@ def test_extreme_logits(kernels: ModuleType) -> None:
     ]
     logits = torch.tensor(values).reshape(1, 1, -1, 1)
     for x in (0.0, 1.0, 0.3):
-        inputs = (torch.full_like(logits, x), logits)
+        problem = BernoulliProblem(tuple(logits.shape), torch.full_like(logits, x), logits)
         found = []
         for backend in (kernels, cpp_cpu):
             out, d_x, d_logits = (
@@ -107,10 +108,9 @@ def test_extreme_logits(kernels: ModuleType) -> None:
                 torch.empty_like(logits),
             )
             with np.errstate(over="ignore", invalid="ignore"):
-                backend.forward("bernoulli", tuple(logits.shape), inputs, out)
-                backend.backward(
-                    "bernoulli", tuple(logits.shape), inputs, torch.ones_like(out), (d_x, d_logits)
-                )
+                backend.forward(problem, Outputs(out))
+                upstream = Outputs(torch.ones_like(out))
+                backend.backward(problem, upstream, BernoulliGradients(d_x, d_logits))
             found.append((out + 0.0, d_x, d_logits + 0.0))
         for a, b in zip(*found, strict=True):
             assert bits_equal(a, b)

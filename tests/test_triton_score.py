@@ -161,7 +161,7 @@ def test_samples_dealt_to_several_programs(kernels: ModuleType, family: str) -> 
         problem = ScoreProblem(
             family, MANY, torch.float32, control, per_element=per_element, folds=2
         )
-        assert kernels.plan(problem.problem, 0, False, True, torch.float32).chunks > 1
+        assert kernels.plan(problem.problem, True, torch.float32).chunks > 1
         check_score(kernels, problem)
     check_score(kernels, ScoreProblem(family, MANY, torch.float32, "optimal", folds=5))
 
@@ -188,13 +188,14 @@ def run(kernels: ModuleType, problem: ScoreProblem) -> dict[str, torch.Tensor]:
 def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> None:
     """NaN in that element's gradient and in no other's."""
     problem = ScoreProblem(family, ODD, torch.float32, control)
-    assert problem.z is not None
+    z = problem.problem.z
+    assert z is not None
     bad: Any = (-1, 4, 2**62) if family == "categorical" else (0.5, 2.0, float("nan"))
     where = [(0, 0, 1, 3), (1, 4, 0, 6), (1, 2, 4, 2)]
     for (group, sample, row, col), value in zip(where, bad, strict=True):
-        problem.z[
-            (group, 1, sample, row, col) if family == "antithetic" else (group, sample, row, col)
-        ] = value
+        z[(group, 1, sample, row, col) if family == "antithetic" else (group, sample, row, col)] = (
+            value
+        )
     expected = torch.zeros(2, 5, 7, dtype=torch.bool)
     for group, _, row, col in where:
         expected[group, row, col] = True
@@ -210,7 +211,7 @@ def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> 
 def test_nan_stays_in_its_row(kernels: ModuleType, family: str) -> None:
     for control in ("none", "leave_one_out", "optimal"):
         problem = ScoreProblem(family, ODD, torch.float32, control)
-        problem.values[(1, *([0] if family == "antithetic" else []), 3, 2)] = torch.nan
+        problem.problem.values[(1, *([0] if family == "antithetic" else []), 3, 2)] = torch.nan
         for found in run(kernels, problem).values():
             assert found[1, 2].isnan().all()
             assert found.isnan().sum() == found[1, 2].numel()
@@ -236,9 +237,9 @@ def test_extreme_logits(kernels: ModuleType) -> None:
     for family, cols in (("bernoulli", 7), ("antithetic", 7), ("categorical", 2)):
         for control in ("none", "leave_one_out", "optimal"):
             problem = ScoreProblem(family, (1, 6, 1, cols, 7), torch.float32, control)
-            problem.parameters = (
-                torch.tensor(values).expand(problem.parameters[0].shape).contiguous(),
-            )
+            shape = problem.problem.first.shape
+            logits = torch.tensor(values).expand(shape).contiguous()
+            problem.problem = problem.problem._replace(first=logits)
             truth, _ = problem.formula(torch.float64)
             for name, x in run(kernels, problem).items():
                 want = truth[name]

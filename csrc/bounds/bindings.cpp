@@ -26,26 +26,34 @@ BoundProblem wrapped(BoundProblem p) {
 
 // Cuts lines into chunks and columns, by shape alone.
 struct LineCut {
-  int64_t groups, lines, width, line_step, col_step, chunks, col_parts;
+  int64_t groups, lines, width, elements, line_step, col_step, chunks, col_parts;
 
-  explicit LineCut(const BoundProblem& p) : groups(p.groups), lines(lines_of(p)), width(width_of(p)) {
+  explicit LineCut(const BoundProblem& p)
+      : groups(p.groups), lines(lines_of(p)), width(width_of(p)), elements(p.groups * p.samples * p.rows) {
     col_step = std::min(width, kBoundColumns);
     line_step = std::max(kTaskElements / col_step, (lines + kMostChunks - 1) / kMostChunks);
     line_step = (line_step + 7) / 8 * 8;  // as many as the kernel takes at once
     chunks = (lines + line_step - 1) / line_step;
     col_parts = (width + col_step - 1) / col_step;
   }
-  int64_t parts() const { return groups * chunks * col_parts; }
-  Part part(int64_t i, int64_t& chunk) const {
+  Part part(int64_t i) const {
     Part p{};
     p.col0 = i % col_parts * col_step;
     p.col1 = std::min(p.col0 + col_step, width);
     i /= col_parts;
-    chunk = i % chunks;
-    p.sample0 = chunk * line_step;
+    p.sample0 = i % chunks * line_step;
     p.sample1 = std::min(p.sample0 + line_step, lines);
     p.group = i / chunks;
     return p;
+  }
+
+  int64_t chunk(const Part& p) const { return p.sample0 / line_step; }
+
+  // Calls f(part) for each part, on as many threads as pay.
+  template <class F>
+  void each_part(int threads, F&& f) const {
+    const int64_t parts = groups * chunks * col_parts;
+    parallel_for(parts, worthwhile_threads(threads, elements), [&](int64_t i) { f(part(i)); });
   }
 };
 
@@ -71,11 +79,8 @@ void sum(const BoundProblem& p, int threads, C* bound, C* sums) {
   const BoundKernels& kernels = active<BoundKernels>();
   const int64_t buffer = p.groups * cut.chunks * cut.width;
   const std::unique_ptr<C[]> tops(new C[static_cast<size_t>(buffer)]), totals(new C[static_cast<size_t>(buffer)]);
-  const int workers = worthwhile_threads(threads, p.groups * p.samples * p.rows);
-  parallel_for(cut.parts(), workers, [&](int64_t i) {
-    int64_t chunk;
-    const Part part = cut.part(i, chunk);
-    const int64_t begin = (part.group * cut.chunks + chunk) * cut.width;
+  cut.each_part(threads, [&](const Part& part) {
+    const int64_t begin = (part.group * cut.chunks + cut.chunk(part)) * cut.width;
     kernels.sums[p.dtype](p, {tops.get() + begin, totals.get() + begin}, part);
   });
   for (int64_t g = 0; g < p.groups; ++g) {
@@ -115,12 +120,7 @@ void weights(const BoundProblem& given, int threads, const void* sums, const voi
   const BoundWeights weights{sums, gradient, out};
   const LineCut cut(p);
   const auto kernel = active<BoundKernels>().weights[p.dtype];
-  without_gil([&] {
-    parallel_for(cut.parts(), worthwhile_threads(threads, p.groups * p.samples * p.rows), [&](int64_t i) {
-      int64_t chunk;
-      kernel(p, weights, cut.part(i, chunk));
-    });
-  });
+  without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, weights, part); }); });
 }
 
 // Columns of one part for VIMCO: each needs all of its samples.

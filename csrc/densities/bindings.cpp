@@ -84,14 +84,9 @@ void forward(const DensityProblem& given, int threads, void* out) {
   const Cut cut = p.tile_by_tile ? Cut(p.groups, p.samples, p.rows, p.cols, true, kTaskColumns) : rows_first(p);
   const auto kernel = active<DensityKernels>().forward[p.dtype];
   PartialSums sums(p.groups * p.samples * p.rows, cut.col_parts);
-  const int workers = worthwhile_threads(threads, cut.elements());
   without_gil([&] {
     const Precomputed precomputed(p, false);
-    parallel_for(cut.parts(), workers, [&](int64_t i) {
-      int64_t col_part;
-      const Part part = cut.part(i, col_part);
-      kernel(p, sums.target(out, col_part), part);
-    });
+    cut.each_part(threads, [&](const Part& part) { kernel(p, sums.target(out, cut.col_part(part)), part); });
   });
   sums.finish(p.dtype, out);
 }
@@ -118,8 +113,7 @@ void backward(const DensityProblem& given, int threads, const void* gradient, vo
     for (int j = 0; j < inputs; ++j)
       if (to_one_row(j)) sums[j].resize(static_cast<size_t>(p.groups * blocks * p.cols));
     parallel_for(cut.parts(), workers, [&](int64_t i) {
-      int64_t col_part;
-      const Part part = cut.part(i, col_part);
+      const Part part = cut.part(i);
       DensityGradients gradients{gradient, {}, {}};
       for (int j = 0; j < inputs; ++j) {
         if (to_one_row(j))

@@ -22,9 +22,7 @@ void sample(const FamilyProblem& p, int threads, void* z) {
   const Cut cut(p.groups, p.samples, 1, p.cols, true, columns);
   const FamilyKernels& kernels = active<FamilyKernels>();
   without_gil([&] {
-    parallel_for(cut.parts(), worthwhile_threads(threads, cut.elements()), [&](int64_t i) {
-      int64_t col_part;
-      const Part part = cut.part(i, col_part);
+    cut.each_part(threads, [&](const Part& part) {
       if (p.classes == 0) {
         kernels.bernoulli_sample[p.dtype](p, z, part);
       } else {

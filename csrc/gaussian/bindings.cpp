@@ -21,11 +21,9 @@ void forward(const GaussianProblem& p, int threads, void* z, void* kl, void* log
   const auto kernel = active<GaussianKernels>().forward[p.dtype];
   PartialSums kl_sums(kl != nullptr ? p.groups * p.rows : 0, cut.col_parts);
   PartialSums log_q_sums(log_q != nullptr ? p.groups * p.samples * p.rows : 0, cut.col_parts);
-  const int workers = worthwhile_threads(threads, cut.elements());
   without_gil([&] {
-    parallel_for(cut.parts(), workers, [&](int64_t i) {
-      int64_t col_part;
-      const Part part = cut.part(i, col_part);
+    cut.each_part(threads, [&](const Part& part) {
+      const int64_t col_part = cut.col_part(part);
       const bool with_kl = kl != nullptr && part.sample0 == 0;  // the part with the first samples brings the KL
       const RowSums none{nullptr, nullptr, 0};
       kernel(p,
@@ -46,25 +44,13 @@ void backward(const GaussianProblem& p, int threads, const void* z_gradient, con
   const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(p.samples, 1));
   const Cut cut(p.groups, p.samples, p.rows, p.cols, false, kTile * std::max<int64_t>(tiles, 1));
   const auto kernel = active<GaussianKernels>().backward[p.dtype];
-  const int workers = worthwhile_threads(threads, cut.elements());
-  without_gil([&] {
-    parallel_for(cut.parts(), workers, [&](int64_t i) {
-      int64_t col_part;
-      kernel(p, gradients, cut.part(i, col_part));
-    });
-  });
+  without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, gradients, part); }); });
 }
 
 void path_backward(const GaussianProblem& p, int threads, const void* log_q_gradient, void* z_gradient) {
   const Cut cut(p.groups, p.samples, p.rows, p.cols, true, kTaskColumns);
   const auto kernel = active<GaussianKernels>().path_backward[p.dtype];
-  const int workers = worthwhile_threads(threads, cut.elements());
-  without_gil([&] {
-    parallel_for(cut.parts(), workers, [&](int64_t i) {
-      int64_t col_part;
-      kernel(p, log_q_gradient, z_gradient, cut.part(i, col_part));
-    });
-  });
+  without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, log_q_gradient, z_gradient, part); }); });
 }
 
 }  // namespace

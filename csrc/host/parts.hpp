@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common.hpp"
+#include "host/threads.hpp"
 
 namespace lk {
 
@@ -46,10 +47,9 @@ struct Cut {
 
   int64_t parts() const { return groups * sample_parts * row_parts * col_parts; }
 
-  Part part(int64_t i, int64_t& col_part) const {
+  Part part(int64_t i) const {
     Part p;
-    col_part = i % col_parts;
-    p.col0 = col_part * col_step;
+    p.col0 = i % col_parts * col_step;
     p.col1 = std::min(p.col0 + col_step, cols);
     i /= col_parts;
     p.row0 = i % row_parts * row_step;
@@ -59,6 +59,14 @@ struct Cut {
     p.sample1 = std::min(p.sample0 + sample_step, samples);
     p.group = i / sample_parts;
     return p;
+  }
+
+  int64_t col_part(const Part& p) const { return p.col0 / col_step; }
+
+  // Calls f(part) for each part, on as many threads as pay.
+  template <class F>
+  void each_part(int threads, F&& f) const {
+    parallel_for(parts(), worthwhile_threads(threads, elements()), [&](int64_t i) { f(part(i)); });
   }
 };
 

@@ -80,8 +80,7 @@ bool gradient(const ScoreProblem& given, int threads, void* const (&gradients)[2
     const Workspace partial(p.dtype, chunks > 1 ? chunks * sums : 0);
     const int workers = worthwhile_threads(threads, cut.elements());
     parallel_for(cut.parts() * chunks, workers, [&](int64_t i) {
-      int64_t col_part;
-      Part part = cut.part(i / chunks, col_part);
+      Part part = cut.part(i / chunks);
       const int64_t chunk = i % chunks;
       part.sample0 = std::min(chunk * step, p.samples);
       part.sample1 = std::min(part.sample0 + step, p.samples);
@@ -90,10 +89,9 @@ bool gradient(const ScoreProblem& given, int threads, void* const (&gradients)[2
       if (!kernels.gradient[p.dtype](p, part, workspace.get(), chunks > 1 ? to : nullptr)) inside = false;
     });
     if (chunks > 1) {
-      parallel_for(cut.parts(), workers, [&](int64_t i) {
-        int64_t col_part;
+      cut.each_part(threads, [&](const Part& part) {
         const Workspace workspace(p.dtype, score_workspace(p));
-        kernels.merge[p.dtype](p, cut.part(i, col_part), workspace.get(), partial.get(), chunks);
+        kernels.merge[p.dtype](p, part, workspace.get(), partial.get(), chunks);
       });
     }
   });

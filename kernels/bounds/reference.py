@@ -2,10 +2,11 @@
 
 For log-weights log w_s = log p(x, z_s) - log q(z_s), s = 1 ... S:
 
-    bound     L = log 1/S sum_s w_s                                     (Burda et al. 2016, eq. 8)
+    bound     L = log 1/S sum_s w_s               (Burda et al. 2016, eq. 8)
     weights   dL / d log w_s = w_s / sum_r w_r
     signal    L - log 1/S (sum_{r != s} w_r + e^{m_s}),  m_s = 1/(S - 1) sum_{r != s} log w_r
-              what VIMCO multiplies the gradient of log q(z_s) by       (Mnih and Rezende 2016, eqs. 6 to 10)
+              what VIMCO multiplies the gradient of log q(z_s) by
+                                                    (Mnih and Rezende 2016, eqs. 6 to 10)
 
 Sums are over w_s / max w; `sums` holds top = max log w and total = sum_s e^(log w_s - top), which
 is what backward needs: weights from them add up to 1 whatever the rounding of L. Where every weight

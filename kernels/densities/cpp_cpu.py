@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.densities.problem import (
+    GaussianProblem,
+    Gradients,
+    Outputs,
+    Problem,
+    inputs_of,
+)
 from latent_kernels.kernels.noise.cpp_cpu import DTYPES
 
 Tensor = torch.Tensor
-Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
-_DENSITIES = {
-    "gaussian": _core.Density.gaussian,
-    "bernoulli": _core.Density.bernoulli,
-}
 
 
 def _operand(x: Tensor) -> _core.Operand:
@@ -21,10 +23,11 @@ def _operand(x: Tensor) -> _core.Operand:
     return x.data_ptr(), group, sample if x.size(1) != 1 else 0, row if x.size(2) != 1 else 0
 
 
-def _problem(density: str, sizes: Sizes, inputs: tuple[Tensor, ...]) -> _core.DensityProblem:
-    groups, samples, rows, cols = sizes
+def _problem(problem: Problem) -> _core.DensityProblem:
+    groups, samples, rows, cols = problem.sizes
+    inputs, is_gaussian = inputs_of(problem), isinstance(problem, GaussianProblem)
     return _core.DensityProblem(
-        density=_DENSITIES[density],
+        density=_core.Density.gaussian if is_gaussian else _core.Density.bernoulli,
         dtype=DTYPES[inputs[0].dtype],
         groups=groups,
         samples=samples,
@@ -34,24 +37,18 @@ def _problem(density: str, sizes: Sizes, inputs: tuple[Tensor, ...]) -> _core.De
     )
 
 
-def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-    """The log-density into `out`; see kernels/densities/reference.py."""
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write the log-density of each row; reference.py has the formulas."""
     _core.densities_forward(
-        _problem(density, sizes, inputs), threads=torch.get_num_threads(), out=out.data_ptr()
+        _problem(problem), threads=torch.get_num_threads(), out=outputs.log_prob.data_ptr()
     )
 
 
-def backward(
-    density: str,
-    sizes: Sizes,
-    inputs: tuple[Tensor, ...],
-    gradient: Tensor,
-    outputs: tuple[Tensor | None, ...],
-) -> None:
-    """The gradient of each input where `outputs` has a place for it."""
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the gradients of the inputs."""
     _core.densities_backward(
-        _problem(density, sizes, inputs),
+        _problem(problem),
         threads=torch.get_num_threads(),
-        gradient=gradient.data_ptr(),
-        input_gradients=tuple([None if x is None else x.data_ptr() for x in outputs]),
+        gradient=upstream.log_prob.data_ptr(),
+        input_gradients=tuple([None if x is None else x.data_ptr() for x in gradients]),
     )

@@ -12,12 +12,18 @@ import torch
 import triton
 import triton.language as tl
 
+from latent_kernels.kernels.densities.problem import (
+    GaussianProblem,
+    Gradients,
+    Outputs,
+    Problem,
+    Sizes,
+    inputs_of,
+)
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
 from latent_kernels.kernels.triton_math import LOG_TWO_PI, exp, log1p
 
 Tensor = torch.Tensor
-Sizes = tuple[int, int, int, int]  # groups, samples, rows, cols
-
 
 # What becomes of the gradient of an input:
 UNWANTED = tl.constexpr(0)
@@ -172,7 +178,7 @@ def finish(
 
 
 def _places(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor | None], list[int]]:
-    """Three inputs, and the strides of each over groups, samples and rows: 0 along what is shared."""
+    """Return three inputs and their strides of groups, samples and rows: 0 along what is shared."""
     strides: list[int] = []
     for x in inputs:
         group, sample, row, _ = x.stride()
@@ -194,9 +200,10 @@ def _fate(x: Tensor, out: Tensor | None, sizes: Sizes) -> int:
     return int(fate.value)
 
 
-def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-    """The log-density into `out`; see kernels/densities/reference.py."""
-    groups, samples, rows, cols = sizes
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write the log-density of each row; reference.py has the formulas."""
+    (groups, samples, rows, cols), out = problem.sizes, outputs.log_prob
+    inputs = inputs_of(problem)
     if 0 in (groups, samples, rows):
         return
     dtype = inputs[0].dtype
@@ -208,23 +215,19 @@ def forward(density: str, sizes: Sizes, inputs: tuple[Tensor, ...], out: Tensor)
     with on_device_of(out):
         forward_kernel[(tiles * samples * groups,)](
             partial, *places, samples, rows, cols, tiles, col_blocks, *strides,
-            is_gaussian=density == "gaussian", compute=_compute(dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            is_gaussian=isinstance(problem, GaussianProblem), compute=_compute(dtype),
+            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     if partial is not out:
         out.copy_(partial.sum(-1).reshape(out.shape))
 
 
-def backward(
-    density: str,
-    sizes: Sizes,
-    inputs: tuple[Tensor, ...],
-    gradient: Tensor,
-    outputs: tuple[Tensor | None, ...],
-) -> None:
-    """The gradient of each input where `outputs` has a place for it."""
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the gradients of the inputs, summed over what is shared."""
+    sizes, inputs, gradient = problem.sizes, inputs_of(problem), upstream.log_prob
     groups, samples, rows, cols = sizes
     if 0 in sizes:
-        for out in outputs:
+        for out in gradients:
             if out is not None:
                 out.zero_()
         return
@@ -233,12 +236,12 @@ def backward(
     col_blocks, blocks = triton.cdiv(cols, block_d), triton.cdiv(rows, block_n)
     tiles = blocks * col_blocks
     # A quarter of the programs wanted where partial sums cost memory.
-    fates = [_fate(x, out, sizes) for x, out in zip(inputs, outputs, strict=True)]
+    fates = [_fate(x, out, sizes) for x, out in zip(inputs, gradients, strict=True)]
     wanted = max(WANTED_PROGRAMS // (4 if max(fates) > WRITTEN.value else 1), 1)
     per_program = triton.cdiv(samples, min(samples, triton.cdiv(wanted, tiles * groups)))
     chunks = triton.cdiv(samples, per_program)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    targets = list(outputs)
+    targets = list(gradients)
     for j, fate in enumerate(fates):
         if fate == OVER_ROWS.value and chunks * blocks > 1:
             targets[j] = gradient.new_empty((chunks * blocks, groups, cols), dtype=compute)
@@ -250,9 +253,11 @@ def backward(
         backward_kernel[(tiles * chunks * groups,)](
             *targets, *missing, gradient, *places,
             samples, rows, cols, tiles, chunks, per_program, blocks, col_blocks, groups, *strides,
-            **dict(zip(("fate_a", "fate_b", "fate_c"), [*fates, *([UNWANTED.value] * len(missing))], strict=True)),
-            is_gaussian=density == "gaussian", compute=_compute(dtype), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            fate_a=fates[0], fate_b=fates[1],
+            fate_c=fates[2] if len(fates) == 3 else UNWANTED.value,
+            is_gaussian=isinstance(problem, GaussianProblem), compute=_compute(dtype),
+            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
-    for out, target in zip(outputs, targets, strict=True):
+    for out, target in zip(gradients, targets, strict=True):
         if out is not None and target is not None and target is not out:
             out.copy_(target.sum(0).reshape(out.shape))

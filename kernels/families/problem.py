@@ -1,4 +1,4 @@
-"""What sampling the discrete families computes: its problem and outputs, as every backend has them."""
+"""What sampling the discrete families computes: its problem and outputs, as backends have them."""
 
 from __future__ import annotations
 

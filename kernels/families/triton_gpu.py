@@ -41,7 +41,8 @@ def uniform_of_elements(seed, element):
 @triton.jit
 def uniforms_of_block(
     count, plane, seed, seed_stride, offset, blocks,
-    seed_is_pointer: tl.constexpr, shift: tl.constexpr, wraps_once: tl.constexpr, aligned: tl.constexpr,
+    seed_is_pointer: tl.constexpr, shift: tl.constexpr, wraps_once: tl.constexpr,
+    aligned: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The program's group, its uniforms, where they lie among the group's `count` elements, with
@@ -69,7 +70,8 @@ def uniforms_of_block(
 @triton.jit(do_not_specialize=["seed", "offset", "blocks"])
 def bernoulli_kernel(
     z_ptr, logits_ptr, count, plane, seed, seed_stride, offset, blocks,
-    antithetic: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr, wraps_once: tl.constexpr,
+    antithetic: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr,
+    wraps_once: tl.constexpr,
     aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """z = 1 where ln u - ln(1 - u) < l; its twin where that of 1 - u is."""
@@ -122,7 +124,8 @@ def cumulative_kernel(c_ptr, logits_ptr, count, K, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["seed", "offset", "blocks", "K"])
 def categorical_kernel(
     z_ptr, c_ptr, count, plane, K, seed, seed_stride, offset, blocks,
-    steps: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr, wraps_once: tl.constexpr,
+    steps: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr,
+    wraps_once: tl.constexpr,
     aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """z = the number of k < K - 1 with c_k <= u c_(K-1), found by bisection since c ascends;

@@ -1,4 +1,4 @@
-"""What the Gaussian ops compute: their problems, outputs and gradients, as every backend has them."""
+"""What the Gaussian ops compute: their problems, outputs and gradients, as backends have them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Gradients(NamedTuple):
 
 
 def rows_in_place(x: Tensor, shape: object = None) -> Tensor:
-    """Return x where kernels can read it: rows at one distance, or one row repeated; else a copy."""
+    """Return x if kernels can read it: rows at one distance, or one row repeated; else a copy."""
     if not x.is_contiguous() and not x.is_neg():
         stride = x.stride()
         if stride[-1] == 1 and (len(stride) == 2 or not any(stride[:-1])):

@@ -2,7 +2,7 @@
 
 q = N(mean, sigma^2), sigma^2 = e^logvar, prior N(m0, e^l0), all diagonal:
 
-    z_s = mean + sigma eps_s                                           (Kingma & Welling 2014, eq. 4)
+    z_s = mean + sigma eps_s                                       (Kingma & Welling 2014, eq. 4)
     KL  = 1/2 sum_d [ (mean - m0)^2 e^-l0 + psi(d) ],  d = logvar - l0,  psi(d) = e^d - 1 - d
     log q(z_s) = -1/2 sum_d [ ln 2 pi + logvar + eps_s^2 ]
 

@@ -136,7 +136,8 @@ def forward_kernel(
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
     with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
     has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
-    is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
+    is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr,
+    layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Samples z [G, S, N, D]; kl [G, N, col_blocks] and log q [G, S, N, col_blocks], sums over this
@@ -206,14 +207,16 @@ def forward_kernel(
 def backward_kernel(
     d_mean_ptr, d_deviation_ptr, d_prior_mean_ptr, d_prior_logvar_ptr, gz_ptr, gkl_ptr, gq_ptr,
     mean_ptr, deviation_ptr, prior_mean_ptr, prior_logvar_ptr,
-    S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks, chunk_stride,
+    S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks,
+    chunk_stride,
     mean_group, mean_row, deviation_group, deviation_row,
     prior_mean_group, prior_mean_row, prior_logvar_group, prior_logvar_row,
     with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
     has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
     need_mean: tl.constexpr, need_deviation: tl.constexpr,
     need_prior_mean: tl.constexpr, need_prior_logvar: tl.constexpr,
-    is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
+    is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr,
+    layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's
@@ -316,7 +319,8 @@ def backward_kernel(
 )
 def path_backward_kernel(
     gz_ptr, gq_ptr, logvar_ptr,
-    S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks, logvar_group, logvar_row,
+    S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks,
+    logvar_group, logvar_row,
     seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -410,7 +414,8 @@ def forward(problem: Problem, outputs: Outputs) -> None:
             has_prior_mean=problem.prior_mean is not None,
             has_prior_logvar=problem.prior_logvar is not None,
             is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
-            compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
+            **OPTIONS,
         )  # fmt: skip
     for out, of_blocks in zip(sums, partial, strict=True):
         if out is not None and of_blocks is not None and of_blocks is not out:
@@ -455,7 +460,8 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             need_mean=outputs[0] is not None, need_deviation=outputs[1] is not None,
             need_prior_mean=outputs[2] is not None, need_prior_logvar=outputs[3] is not None,
             is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
-            compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            compute=_compute(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
+            **OPTIONS,
         )  # fmt: skip
     for out, target in zip(outputs, targets, strict=True):
         if out is not None and target is not None and target is not out:
@@ -481,5 +487,6 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
             gradients.z, upstream.log_q, logvar,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
             *_strides(logvar, sizes), seed_is_pointer=isinstance(seed, Tensor),
-            compute=_compute(logvar.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            compute=_compute(logvar.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
+            **OPTIONS,
         )  # fmt: skip

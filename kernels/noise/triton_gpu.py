@@ -130,7 +130,8 @@ def normal_of_elements(seed, element):
 @triton.jit(do_not_specialize=["seed", "offset"])
 def fill_kernel(
     out_ptr, n, seed, offset,
-    substream: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr, BLOCK: tl.constexpr,
+    substream: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out[i] = element offset + i of the stream; shift = offset % 4."""
     pid = tl.program_id(0).to(tl.int64)

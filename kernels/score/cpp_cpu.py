@@ -6,7 +6,12 @@ import torch
 
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.noise.cpp_cpu import DTYPES, seeds
-from latent_kernels.kernels.score.problem import Problem
+from latent_kernels.kernels.score.problem import (
+    Estimate,
+    Problem,
+    gradients_of,
+    variances_of,
+)
 
 Tensor = torch.Tensor
 
@@ -18,21 +23,10 @@ def _addresses(tensors: tuple[Tensor, ...] | None) -> tuple[int, ...]:
     return tuple([x.data_ptr() for x in tensors or ()])
 
 
-def gradient(
-    problem: Problem,
-    parameters: tuple[Tensor, ...],
-    z: Tensor | None,
-    seed: int | Tensor,
-    offset: int,
-    values: Tensor,
-    baseline: Tensor | None,
-    upstream: Tensor | None,
-    gradients: tuple[Tensor, ...],
-    variances: tuple[Tensor, ...] | None,
-) -> bool:
-    """Writes gradients and variances; see kernels/score/reference.py for shapes and formulas."""
-    dtype = parameters[0].dtype
-    groups, samples, rows, cols, classes = problem.sizes
+def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
+    """Write gradients and variances; problem.py has the interface, reference.py the formulas."""
+    groups, samples, rows, cols, classes = problem.counts
+    z, values, baseline, dtype = problem.z, problem.values, problem.baseline, problem.first.dtype
     given = _core.ScoreProblem(
         family=_FAMILIES[problem.family],
         control=_CONTROLS[problem.control],
@@ -43,10 +37,10 @@ def gradient(
         cols=cols,
         classes=classes,
         folds=problem.folds,
-        parameters=_addresses(parameters),
+        parameters=_addresses(problem.parameters),
         z=None if z is None else z.data_ptr(),
-        seed=seeds(seed),
-        offset=offset,
+        seed=seeds(problem.seed),
+        offset=problem.offset,
         per_element=problem.per_element,
         double_values=values.dtype == torch.float64 and dtype != torch.float64,
         values=values.data_ptr(),
@@ -57,6 +51,6 @@ def gradient(
     return _core.score_gradient(
         given,
         threads=torch.get_num_threads(),
-        gradients=_addresses(gradients),
-        variances=_addresses(variances),
+        gradients=_addresses(gradients_of(estimate)),
+        variances=_addresses(variances_of(estimate)),
     )

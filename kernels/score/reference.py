@@ -1,13 +1,14 @@
 """Score-function gradients in plain torch, as the formulas stand: every score is made, weighted and
 averaged.
 
-    G = 1/S sum_s (f_s - b_s) s(z_s),   s(z) = grad log q(z)                (Paisley, Blei, Jordan 2012)
+    G = 1/S sum_s (f_s - b_s) s(z_s),   s(z) = grad log q(z)          (Paisley, Blei, Jordan 2012)
 
     none             b_s = 0, or the baseline given
-    leave-one-out    b_s = mean of the other f                              (Kool, van Hoof, Welling 2019)
+    leave-one-out    b_s = mean of the other f                        (Kool, van Hoof, Welling 2019)
     optimal          b_s = a_j, for each parameter j: of the samples outside the fold of s,
                      a_j = sum f s_j^2 / sum s_j^2; their mean f where that is 0/0
-    antithetic       1/2 (f(z) - f(z')) (z - z') sigmoid(|l|) of each pair  (Dong, Mnih, Tucker 2020)
+    antithetic       of each pair 1/2 (f(z) - f(z')) (z - z') sigmoid(|l|)
+                                                                      (Dong, Mnih, Tucker 2020)
 
 Tests hold the compiled kernels against this; devices without one run it.
 """
@@ -22,10 +23,14 @@ import torch
 from latent_kernels.kernels.families import problem as discrete
 from latent_kernels.kernels.families import reference as families
 from latent_kernels.kernels.noise import reference as noise
-from latent_kernels.kernels.score.problem import Problem
+from latent_kernels.kernels.score.problem import (
+    Estimate,
+    Problem,
+    gradients_of,
+    variances_of,
+)
 
 Tensor = torch.Tensor
-Seed = int | Tensor
 
 
 def scores(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> tuple[Tensor, ...]:
@@ -50,55 +55,51 @@ def scores(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> tuple[Tens
     return (torch.where(inside.unsqueeze(-1), hot - torch.softmax(logits, -1), torch.nan),)
 
 
-def regenerate(problem: Problem, parameters: tuple[Tensor, ...], seed: Seed, offset: int) -> Tensor:
-    """The z that `sample` and `rsample` draw from this seed."""
-    groups, samples, rows, cols, classes = problem.sizes
+def regenerate(problem: Problem) -> Tensor:
+    """Return the z that `sample` and `rsample` draw from the problem's seed."""
+    groups, samples, rows, cols, classes = problem.counts
+    first, seed, offset = problem.first, problem.seed, problem.offset
     shape = (groups, samples, rows, cols)
     if problem.family == "gaussian":
-        mean, logvar = (x.reshape(groups, 1, rows, cols) for x in parameters)
+        mean, logvar = (x.reshape(groups, 1, rows, cols) for x in problem.parameters)
         eps = torch.from_numpy(noise.of_groups("normal", shape, seed, offset)).to(
             mean.device, mean.dtype
         )
         return mean + torch.exp(0.5 * logvar) * eps
-    (logits,) = parameters
     pairs = problem.family == "antithetic"
-    dtype = torch.int64 if classes else logits.dtype
-    z = torch.empty((groups, 2, *shape[1:]) if pairs else shape, dtype=dtype, device=logits.device)
+    dtype = torch.int64 if classes else first.dtype
+    z = torch.empty((groups, 2, *shape[1:]) if pairs else shape, dtype=dtype, device=first.device)
     sizes = (groups, 1 + pairs, samples, rows, cols, classes)
-    families.sample(discrete.Problem(sizes, logits, seed, offset, pairs), discrete.Samples(z))
+    families.sample(discrete.Problem(sizes, first, seed, offset, pairs), discrete.Samples(z))
     return z
 
 
-def terms(
-    problem: Problem,
-    parameters: tuple[Tensor, ...],
-    z: Tensor,
-    values: Tensor,
-    baseline: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """The S terms (f_s - b_s) s(z_s) of each parameter, [G, S, N, D(, K)]; their mean is the
-    gradient.
+def terms(problem: Problem) -> tuple[Tensor, ...]:
+    """Return the S terms (f_s - b_s) s(z_s) of each parameter, [G, S, N, D(, K)].
+
+    Their mean is the gradient.
     """
-    groups, samples, rows, cols, classes = problem.sizes
+    groups, samples, rows, cols, classes = problem.counts
+    z, baseline = problem.z, problem.baseline
+    if z is None:
+        z = regenerate(problem)
     pairs = (2,) if problem.family == "antithetic" else ()
-    f = values.reshape(groups, *pairs, samples, rows, cols if problem.per_element else 1)
+    f = problem.values.reshape(groups, *pairs, samples, rows, cols if problem.per_element else 1)
     if problem.family == "antithetic":
-        (logits,) = (x.reshape(groups, 1, rows, cols) for x in parameters)
+        logits = problem.first.reshape(groups, 1, rows, cols)
         z = z.reshape(groups, 2, samples, rows, cols)
         inside = ((z == 0) | (z == 1)).all(1)
         difference = torch.where(inside, z[:, 0] - z[:, 1], torch.nan)
         return ((0.5 * (f[:, 0] - f[:, 1])) * difference * torch.sigmoid(logits.abs()),)
     tail = (classes,) if classes else ()
     z = z.reshape(groups, samples, rows, cols)
-    found = scores(
-        problem.family, tuple(x.reshape(groups, 1, rows, cols, *tail) for x in parameters), z
-    )
+    q = tuple(x.reshape(groups, 1, rows, cols, *tail) for x in problem.parameters)
+    found = scores(problem.family, q, z)
     if classes:
         f = f.unsqueeze(-1)
     if problem.control == "none":
         if baseline is not None:
-            shape = (groups, samples if baseline.numel() == values.numel() else 1, *f.shape[2:])
-            f = f - baseline.reshape(shape)
+            f = f - baseline.reshape(groups, problem.sizes[3], *f.shape[2:])
         return tuple(f * s for s in found)
     if problem.control == "leave_one_out":
         # b_s = (sum f - f_s) / (S - 1), so that f_s - b_s = (f_s - mean f) S / (S - 1)
@@ -118,9 +119,10 @@ def _centred(f: Tensor) -> Tensor:
 def _folds(problem: Problem, f: Tensor, s: Tensor) -> Iterator[Tensor]:
     """The terms of each fold under the coefficient of the samples outside it."""
     f = f.expand(torch.broadcast_shapes(f.shape, s.shape))
-    edges = [k * problem.samples // problem.folds for k in range(problem.folds + 1)]
+    samples, folds = f.size(1), problem.folds
+    edges = [k * samples // folds for k in range(folds + 1)]
     for begin, end in itertools.pairwise(edges):
-        outside = torch.ones(problem.samples, dtype=torch.bool, device=s.device)
+        outside = torch.ones(samples, dtype=torch.bool, device=s.device)
         outside[begin:end] = False
         f_out, square = f[:, outside], s[:, outside] ** 2
         total = square.sum(1, keepdim=True)
@@ -137,47 +139,22 @@ def variance_of_mean(term: Tensor) -> Tensor:
     return square / (samples * (samples - 1)) if samples > 1 else torch.full_like(square, torch.nan)
 
 
-def gradient(
-    problem: Problem,
-    parameters: tuple[Tensor, ...],
-    z: Tensor | None,
-    seed: Seed,
-    offset: int,
-    values: Tensor,
-    baseline: Tensor | None,
-    upstream: Tensor | None,
-    gradients: tuple[Tensor, ...],
-    variances: tuple[Tensor, ...] | None,
-) -> bool:
-    """Writes the gradient of each parameter, times `upstream` [G, N] or [G, N, D]; and its
-    estimated variance.
+@torch.no_grad()
+def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
+    """Write the gradient of each parameter, times `upstream`, and its estimated variance.
 
     The variance of a mean of S terms: their sample variance over S. NaN where S is 1.
-
-    Args:
-        problem: shapes and choices.
-        parameters: of q, contiguous.
-        z: contiguous, or None for the samples that `seed` and `offset` draw.
-        seed: an int, or int64 [1] or [G]; unused where z is given.
-        offset: of the noise stream.
-        values: contiguous, in the dtype that the parameters are computed in, or float64.
-        baseline: None, or contiguous, in the dtype of values, of their shape or of theirs without
-            samples.
-        upstream: None for 1, or contiguous, in the parameters' computed dtype.
-        gradients: outputs in the shape and dtype of the parameters.
-        variances: None, or outputs in their shape and computed dtype.
-
-    Returns:
-        False where z, on a CPU, has a value outside the family's support.
-
     """
-    groups, _, rows, cols, classes = problem.sizes
-    half = parameters[0].dtype in (torch.float16, torch.bfloat16)
-    q = tuple(x.float() if half else x for x in parameters)
-    if z is None:
-        z = regenerate(problem, q, seed, offset)
-    elif half and z.is_floating_point():
-        z = z.float()
+    groups, _, rows, cols, classes = problem.counts
+    if problem.first.dtype in (torch.float16, torch.bfloat16):
+        first, second, z = problem.first.float(), problem.second, problem.z
+        problem = problem._replace(
+            first=first,
+            second=None if second is None else second.float(),
+            z=z.float() if z is not None and z.is_floating_point() else z,
+        )
+    z = regenerate(problem) if problem.z is None else problem.z
+    problem = problem._replace(z=z)
     inside = True
     if z.device.type == "cpu":
         if classes:
@@ -186,12 +163,11 @@ def gradient(
             inside = bool(((z == 0) | (z == 1) | z.isnan()).all())
     weight: Tensor | float = 1.0
     if upstream is not None:
-        weight = upstream.reshape(
-            groups, rows, cols if problem.per_element else 1, *([1] if classes else [])
-        )
-    found = terms(problem, q, z, values, baseline)
-    for j, (term, out) in enumerate(zip(found, gradients, strict=True)):
-        out.copy_((term.mean(1).to(q[0].dtype) * weight).reshape(out.shape))
+        width = cols if problem.per_element else 1
+        weight = upstream.reshape(groups, rows, width, *([1] if classes else []))
+    variances = variances_of(estimate)
+    for j, (term, out) in enumerate(zip(terms(problem), gradients_of(estimate), strict=True)):
+        out.copy_((term.mean(1).to(problem.first.dtype) * weight).reshape(out.shape))
         if variances is not None:
             variances[j].copy_(variance_of_mean(term).reshape(variances[j].shape))
     return inside

@@ -37,7 +37,12 @@ from latent_kernels.kernels.launch import (
     tile_shape,
 )
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups
-from latent_kernels.kernels.score.problem import Problem
+from latent_kernels.kernels.score.problem import (
+    Estimate,
+    Problem,
+    gradients_of,
+    variances_of,
+)
 from latent_kernels.kernels.score.triton_sums import (
     BINARY,
     ELEMENTS,
@@ -68,7 +73,7 @@ FINISH_TILE = 512
 
 @triton.jit
 def uniform_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Uniforms [BLOCK_N, BLOCK_D] whose first column lies at `element` [BLOCK_N, 1] of the stream."""
+    """Uniforms [BLOCK_N, BLOCK_D] from `element` [BLOCK_N, 1] of the stream on."""
     if layout == SCATTERED:
         u = uniform_of_elements(key, element + tl.arange(0, BLOCK_D)[None, :])
     else:
@@ -94,9 +99,12 @@ def uniform_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
 def gaussian_kernel(
     d_mean_ptr, d_logvar_ptr, v_mean_ptr, v_logvar_ptr, partial_ptr,
     z_ptr, mean_ptr, logvar_ptr, values_ptr, baseline_ptr, upstream_ptr,
-    S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups, baseline_group, baseline_sample,
-    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr, has_upstream: tl.constexpr,
-    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
+    S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups, baseline_group,
+    baseline_sample,
+    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr,
+    has_upstream: tl.constexpr,
+    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
+    seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over t = (z - mean) / sigma, the score of the mean times sigma, and u = t^2 - 1, twice
@@ -166,12 +174,14 @@ def gaussian_kernel(
         of_upstream = group * width + of_value
         G, E = mean_of_terms(A_t, B_t, C_t, D_t, E_t, F, S, mode, with_variance)
         put_result(
-            d_mean_ptr, v_mean_ptr, at, mask, G, E, inverse, S, upstream_ptr, of_upstream, value_mask,
+            d_mean_ptr, v_mean_ptr, at, mask, G, E, inverse, S, upstream_ptr, of_upstream,
+            value_mask,
             has_upstream, with_variance,
         )  # fmt: skip
         G, E = mean_of_terms(A_u, B_u, C_u, D_u, E_u, F, S, mode, with_variance)
         put_result(
-            d_logvar_ptr, v_logvar_ptr, at, mask, G, E, 0.5, S, upstream_ptr, of_upstream, value_mask,
+            d_logvar_ptr, v_logvar_ptr, at, mask, G, E, 0.5, S, upstream_ptr, of_upstream,
+            value_mask,
             has_upstream, with_variance,
         )  # fmt: skip
     else:
@@ -203,10 +213,14 @@ def gaussian_kernel(
     ]
 )
 def bernoulli_kernel(
-    d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, logits_ptr, values_ptr, baseline_ptr, upstream_ptr,
-    S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups, baseline_group, baseline_sample,
-    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr, has_upstream: tl.constexpr,
-    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
+    d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, logits_ptr, values_ptr, baseline_ptr,
+    upstream_ptr,
+    S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups, baseline_group,
+    baseline_sample,
+    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr,
+    has_upstream: tl.constexpr,
+    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
+    seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over the samples where z is 1, and over those where it is 0."""
@@ -264,7 +278,8 @@ def bernoulli_kernel(
     p, q = probabilities(logits)
     finish_binary(
         d_logits_ptr, v_logits_ptr, partial_ptr, at, mask, p, q, F1, F0, n1, H1, H0,
-        part, (end - begin).to(tl.int32), S, groups * plane, upstream_ptr, group * width + of_value, value_mask,
+        part, (end - begin).to(tl.int32), S, groups * plane, upstream_ptr, group * width + of_value,
+        value_mask,
         mode, has_upstream, with_variance, finish,
     )  # fmt: skip
 
@@ -273,7 +288,8 @@ def bernoulli_kernel(
 def antithetic_kernel(
     d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, logits_ptr, values_ptr, upstream_ptr,
     S, N, D, seed, seed_stride, offset, folds, chunks, tiles, col_blocks, groups,
-    per_element: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr, finish: tl.constexpr,
+    per_element: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr,
+    finish: tl.constexpr,
     from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -325,14 +341,19 @@ def antithetic_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "S", "N", "seed", "offset", "folds", "chunks", "tiles", "groups", "baseline_group", "baseline_sample",
+        "S", "N", "seed", "offset", "folds", "chunks", "tiles", "groups", "baseline_group",
+        "baseline_sample",
     ]
 )  # fmt: skip
 def categorical_kernel(
-    d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, p_ptr, q_ptr, c_ptr, values_ptr, baseline_ptr, upstream_ptr,
-    S, N, D, K, seed, seed_stride, offset, folds, chunks, tiles, class_blocks, groups, baseline_group, baseline_sample,
-    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr, has_upstream: tl.constexpr,
-    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
+    d_logits_ptr, v_logits_ptr, partial_ptr, z_ptr, p_ptr, q_ptr, c_ptr, values_ptr, baseline_ptr,
+    upstream_ptr,
+    S, N, D, K, seed, seed_stride, offset, folds, chunks, tiles, class_blocks, groups,
+    baseline_group, baseline_sample,
+    mode: tl.constexpr, per_element: tl.constexpr, has_baseline: tl.constexpr,
+    has_upstream: tl.constexpr,
+    with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
+    seed_is_pointer: tl.constexpr,
     compute: tl.constexpr, layout: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Sums over the samples of each class, on a tile [BLOCK_K, BLOCK_E] of classes and elements n D
@@ -396,7 +417,8 @@ def categorical_kernel(
     q = tl.load(q_ptr + at, mask=mask, other=0.0)
     finish_binary(
         d_logits_ptr, v_logits_ptr, partial_ptr, at, mask, p, q, F1, F - F1, n1, H1, H - H1,
-        part, (end - begin).to(tl.int32), S, groups * plane * K, upstream_ptr, group * width + of_value, valid,
+        part, (end - begin).to(tl.int32), S, groups * plane * K, upstream_ptr,
+        group * width + of_value, valid,
         mode, has_upstream, with_variance, finish,
     )  # fmt: skip
 
@@ -414,16 +436,16 @@ class Plan(NamedTuple):
     block: tuple[int, int]
 
 
-def plan(
-    problem: Problem, offset: int, from_seed: bool, many_sums: bool, dtype: torch.dtype
-) -> Plan:
+def plan(problem: Problem, many_sums: bool, dtype: torch.dtype) -> Plan:
     """Tiles of rows and columns, or of classes and elements; chunks of the samples where tiles are
     few.
     """
-    groups, samples, rows, cols, classes = problem.sizes
+    groups, samples, rows, cols, classes = problem.counts
     if classes:
         rows, cols = 1, rows * cols
-    layout = _layout((groups, samples, rows, cols), offset) if from_seed else int(ALIGNED)
+    layout = int(ALIGNED)
+    if problem.z is None:
+        layout = _layout((groups, samples, rows, cols), problem.offset)
     reach = cols + (3 if layout == int(SHIFTED) else 0)
     if classes:
         block_k = min(MOST_CLASSES, next_power_of_two(classes))
@@ -454,22 +476,13 @@ def class_probabilities(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
     return p, torch.where(likeliest, others, 1 - p)
 
 
-def gradient(
-    problem: Problem,
-    parameters: tuple[Tensor, ...],
-    z: Tensor | None,
-    seed: int | Tensor,
-    offset: int,
-    values: Tensor,
-    baseline: Tensor | None,
-    upstream: Tensor | None,
-    gradients: tuple[Tensor, ...],
-    variances: tuple[Tensor, ...] | None,
-) -> bool:
-    """Writes gradients and variances; see reference.py. True: values of z are not checked, they
-    give NaN.
-    """
-    groups, samples, rows, cols, classes = problem.sizes
+def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
+    """Write gradients and variances; True: samples outside the support give NaN, unchecked."""
+    parameters, z, seed = problem.parameters, problem.z, problem.seed
+    values, baseline = problem.values, problem.baseline
+    gradients, variances = gradients_of(estimate), variances_of(estimate)
+    groups, samples, rows, cols, classes = problem.counts
+    offset = problem.offset if z is None else 0
     size = parameters[0].numel()
     if size == 0:
         return True
@@ -486,7 +499,7 @@ def gradient(
         mode = int(ELEMENTS if problem.per_element else ROWS)
     dtype = torch.float64 if parameters[0].dtype == torch.float64 else torch.float32
     many_sums = mode >= int(ELEMENTS) or variances is not None
-    cut = plan(problem, 0 if z is not None else offset, z is None, many_sums, dtype)
+    cut = plan(problem, many_sums, dtype)
     finish = problem.folds * cut.chunks == 1 and mode != int(OPTIMAL)
     sums = count_of_sums(kind, mode, variances is not None)
     partial = None
@@ -512,7 +525,7 @@ def gradient(
         results = (gradients[0], gradients[-1], variances[0], variances[-1])
     place = (
         *_seed(seed),
-        offset if z is None else 0,
+        offset,
         problem.folds,
         cut.chunks,
         cut.tiles,
@@ -557,9 +570,12 @@ def gradient(
             )  # fmt: skip
         if not finish:
             finish_kernel[(triton.cdiv(size, FINISH_TILE),)](
-                *results, partial, first, second, upstream, samples, problem.folds, cut.chunks, size,
+                *results, partial, first, second, upstream, samples, problem.folds, cut.chunks,
+                size,
                 max(classes, 1) * (1 if problem.per_element else cols),
-                sums=sums, kind=kind, classes=classes > 0, mode=mode, has_upstream=upstream is not None,
-                with_variance=variances is not None, compute=_compute(dtype), BLOCK=FINISH_TILE, **OPTIONS,
+                sums=sums, kind=kind, classes=classes > 0, mode=mode,
+                has_upstream=upstream is not None,
+                with_variance=variances is not None, compute=_compute(dtype), BLOCK=FINISH_TILE,
+                **OPTIONS,
             )  # fmt: skip
     return True

@@ -4,7 +4,7 @@ estimator from sums.
 For each parameter j, over samples s, with f centred by a constant where a control variate asks for
 it:
 
-    A = sum f s_j    B = sum s_j    C = sum f s_j^2    D = sum s_j^2    E = sum (f s_j)^2    F = sum f
+    A = sum f s_j   B = sum s_j   C = sum f s_j^2   D = sum s_j^2   E = sum (f s_j)^2   F = sum f
 """
 
 from __future__ import annotations
@@ -131,9 +131,11 @@ def put_sums(partial_ptr, at, mask, size, first: tl.constexpr, a, b):
 
 @triton.jit
 def finish_binary(
-    gradient_ptr, variance_ptr, partial_ptr, at, mask, p, q, F1, F0, n1, H1, H0, part, count, S, size,
+    gradient_ptr, variance_ptr, partial_ptr, at, mask, p, q, F1, F0, n1, H1, H0, part, count, S,
+    size,
     upstream_ptr, of_upstream, upstream_mask,
-    mode: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr, finish: tl.constexpr,
+    mode: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr,
+    finish: tl.constexpr,
 ):  # fmt: skip
     """Sums of a Bernoulli or of classes, over `count` samples: to the result where that is all,
     else left in memory.
@@ -145,7 +147,8 @@ def finish_binary(
         _, E = over_event(p, q, H1, H0)
         G, E = mean_of_terms(A, B, C, D, E, F1 + F0, S, mode, with_variance)
         put_result(
-            gradient_ptr, variance_ptr, at, mask, G, E, 1.0, S, upstream_ptr, of_upstream, upstream_mask,
+            gradient_ptr, variance_ptr, at, mask, G, E, 1.0, S, upstream_ptr, of_upstream,
+            upstream_mask,
             has_upstream, with_variance,
         )  # fmt: skip
     else:
@@ -161,7 +164,8 @@ def finish_binary(
 
 @triton.jit
 def take_sums(
-    partial_ptr, part, at, mask, size, p, q, sums: tl.constexpr, kind: tl.constexpr, j: tl.constexpr,
+    partial_ptr, part, at, mask, size, p, q, sums: tl.constexpr, kind: tl.constexpr,
+    j: tl.constexpr,
     mode: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
     """A, B, C, D, E, F of parameter j from the sums of a part; zeros for those that nobody asks
@@ -201,7 +205,8 @@ def take_sums(
 
 @triton.jit
 def merge(
-    partial_ptr, at, mask, size, p, q, S, folds, chunks, sums: tl.constexpr, kind: tl.constexpr, j: tl.constexpr,
+    partial_ptr, at, mask, size, p, q, S, folds, chunks, sums: tl.constexpr, kind: tl.constexpr,
+    j: tl.constexpr,
     mode: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
     """The mean of the S terms of parameter j and the sum of their squares, from all parts' sums, in
@@ -259,7 +264,8 @@ def merge(
 def finish_kernel(
     first_gradient_ptr, second_gradient_ptr, first_variance_ptr, second_variance_ptr,
     partial_ptr, first_ptr, second_ptr, upstream_ptr, S, folds, chunks, size, width,
-    sums: tl.constexpr, kind: tl.constexpr, classes: tl.constexpr, mode: tl.constexpr, has_upstream: tl.constexpr,
+    sums: tl.constexpr, kind: tl.constexpr, classes: tl.constexpr, mode: tl.constexpr,
+    has_upstream: tl.constexpr,
     with_variance: tl.constexpr, compute: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients and variances from the sums of the parts [parts, sums, size]; `width` elements

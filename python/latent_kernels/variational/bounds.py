@@ -32,22 +32,25 @@ def importance_bound(
     into log_w, so that a model's parameters theta in log p(x, z) always get sum_s w~_s d log p(x,
     z_s) / d theta, and beyond that:
 
-    ========= ============================== ================================================================
-    estimator what log_w must be made of     the gradient of q's parameters phi
-    ========= ============================== ================================================================
-    "iwae"    z reparameterized, log q(z)    sum_s w~_s d log w_s / d phi, the total derivative; unbiased, but for
-              with its gradients             many samples its signal-to-noise ratio falls like 1 / sqrt(S)
-    "stl"     z, log_q =                     the same along z alone: zero where q is the posterior. Biased for
-              q.rsample_log_prob(S,          S > 1, as "sticking the landing" leaves out a term that has mean zero
-              path_derivative=True)          only for S = 1
-    "dreg"    as for "stl"; and `z`          sum_s w~_s^2 (d log w_s / d z_s) (d z_s / d phi): doubly
-                                             reparameterized, unbiased; where q is not narrower than
-                                             the posterior its signal-to-noise ratio rises like
-                                             sqrt(S)
-    "vimco"   z any samples, also discrete   sum_s w~_s d log w_s / d phi + sum_s (L - L_{-s}) d log q(z_s) / d phi,
-              ones, log q(z) with its        where L_{-s} has the geometric mean of the other weights in the place of
-              gradients; and `log_q`         w_s; unbiased
-    ========= ============================== ================================================================
+    ========= ============================= ====================================================
+    estimator what log_w must be made of    the gradient of q's parameters phi
+    ========= ============================= ====================================================
+    "iwae"    z reparameterized, log q(z)   sum_s w~_s d log w_s / d phi, the total derivative;
+              with its gradients            unbiased, but for many samples its signal-to-noise
+                                            ratio falls like 1 / sqrt(S)
+    "stl"     z, log_q =                    the same along z alone: zero where q is the
+              q.rsample_log_prob(S,         posterior. Biased for S > 1, as "sticking the
+              path_derivative=True)         landing" leaves out a term that has mean zero only
+                                            for S = 1
+    "dreg"    as for "stl"; and `z`         sum_s w~_s^2 (d log w_s / d z_s) (d z_s / d phi):
+                                            doubly reparameterized, unbiased; where q is not
+                                            narrower than the posterior its signal-to-noise
+                                            ratio rises like sqrt(S)
+    "vimco"   z any samples, also discrete  sum_s w~_s d log w_s / d phi
+              ones, log q(z) with its       + sum_s (L - L_{-s}) d log q(z_s) / d phi, where
+              gradients; and `log_q`        L_{-s} has the geometric mean of the other weights
+                                            in the place of w_s; unbiased
+    ========= ============================= ====================================================
 
     The forward pass reads log_w once; backward keeps log_w, its largest value and one sum.
 
@@ -111,13 +114,14 @@ def elbo(
     r"""The evidence lower bound, averaged over S samples, from one of three forms of its second
     term.
 
-    ============ ======================================= ==========================================================
-    `kl`         mean_s log p(x\|z_s) - KL(q || p(z))     log_p is the likelihood; the prior's part is exact
-    `entropy`    mean_s log p(x, z_s) + H(q)             log_p is the joint; q's part is exact
-    `log_q`      mean_s [log p(x, z_s) - log q(z_s)]     log_p is the joint; nothing is exact, but where q is the
-                                                         posterior every sample gives log p(x)
-                                                         itself
-    ============ ======================================= ==========================================================
+    ========= ===================================== ============================================
+    `kl`      mean_s log p(x\|z_s) - KL(q || p(z))  log_p is the likelihood; the prior's part is
+                                                    exact
+    `entropy` mean_s log p(x, z_s) + H(q)           log_p is the joint; q's part is exact
+    `log_q`   mean_s [log p(x, z_s) - log q(z_s)]   log_p is the joint; nothing is exact, but
+                                                    where q is the posterior every sample gives
+                                                    log p(x) itself
+    ========= ===================================== ============================================
 
     Args:
         log_p: [S, ...], float32, float64, bfloat16 or float16.

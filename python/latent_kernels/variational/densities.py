@@ -13,10 +13,8 @@ import math
 import torch
 
 from latent_kernels import _checks
-from latent_kernels.kernels.densities import autograd
-from latent_kernels.kernels.densities import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.eager import plain
-from latent_kernels.kernels.library import call
+from latent_kernels.kernels.densities.problem import BERNOULLI, GAUSSIAN
+from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -45,7 +43,7 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix C.2.
 
     """
-    return _log_density("gaussian", {"z": z, "mean": mean, "logvar": logvar})
+    return _log_density(GAUSSIAN, {"z": z, "mean": mean, "logvar": logvar})
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
@@ -78,10 +76,10 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     if isinstance(x, Tensor) and x.dtype in _WHOLE:
         _checks.float_tensor("logits", logits)
         x = x.to(logits.dtype)
-    return _log_density("bernoulli", {"x": x, "logits": logits})
+    return _log_density(BERNOULLI, {"x": x, "logits": logits})
 
 
-def _log_density(density: str, named: dict[str, Tensor]) -> Tensor:
+def _log_density(op: Op, named: dict[str, Tensor]) -> Tensor:
     given, _ = _checks.together(**named)
     inputs: list[Tensor] = given  # type: ignore[assignment]
     full = tail = tuple(inputs[0].shape)
@@ -90,22 +88,16 @@ def _log_density(density: str, named: dict[str, Tensor]) -> Tensor:
         inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
         tail = _shared_tail(inputs, full)
         inputs = [_as_shared(x, tail, full) for x in inputs]
+    samples = full[: len(full) - len(tail)]
+    dims = ((), samples, tail[:-1], full[-1:])
     rows, cols = math.prod(tail[:-1]), full[-1]
-    samples = math.prod(full[: len(full) - len(tail)])
     shapes = []
     for x in inputs:
         shape = tuple(x.shape)
-        own = samples if shape == full else 1
+        own = math.prod(samples) if shape == full else 1
         shapes.append((1, own, rows, cols) if shape in (tail, full) else (1, 1, 1, cols))
-    if plain(*inputs):
-        out: Tensor = autograd.apply_log_density(
-            (density, (1, samples, rows, cols), shapes, full[:-1]), *inputs
-        )
-        return out
-    out = call(
-        f"{density}_log_prob", *(x.reshape(shape) for x, shape in zip(inputs, shapes, strict=True))
-    )
-    return out.reshape(full[:-1])
+    out: Tensor = op(dims, inputs, shapes=tuple(shapes))
+    return out
 
 
 def _shared_tail(tensors: list[Tensor], full: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ A family holds its parameters [..., D] (Categorical: [..., D, K]); leading dimen
 and everything is summed over D. With natural parameters eta, sufficient statistics phi and base
 measure 1,
 
-    log p(z) = sum_d <eta_d, phi(z_d)> - A(eta),   E phi(z) = grad A(eta),   score = phi(z) - grad A.
+    log p(z) = sum_d <eta_d, phi(z_d)> - A(eta),  E phi(z) = grad A(eta),  score = phi(z) - grad A.
 """
 
 from __future__ import annotations

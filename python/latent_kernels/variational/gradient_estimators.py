@@ -66,7 +66,10 @@ def obstacle(name: str, objective: str, q: Family, log_joint: LogJoint) -> str |
             not values.requires_grad
             or torch.autograd.grad(values.sum(), z, allow_unused=True)[0] is None
         ):
-            return "log_joint cannot be differentiated: its result does not depend on z through autograd"
+            return (
+                "log_joint cannot be differentiated: its result does not depend on z through "
+                "autograd"
+            )
     return None
 
 

@@ -9,21 +9,14 @@ be: given the seed that drew it, it is drawn again.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
-from latent_kernels.kernels.eager import as_int, as_seeds, plain
-from latent_kernels.kernels.library import call
-from latent_kernels.kernels.score import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.score.autograd import (
-    apply_expectation,
-    call_gradient,
-    canonical,
-    run_gradient,
-)
-from latent_kernels.kernels.score.problem import Problem
+from latent_kernels.kernels.description import Dims
+from latent_kernels.kernels.score.problem import ESTIMATE, EXPECTATION
 from latent_kernels.variational.families import Bernoulli, Family
 
 Tensor = torch.Tensor
@@ -85,8 +78,7 @@ def score_function_expectation(
     and Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019).
 
     """
-    problem, z, baseline, seed = _checked(q, values, z, seed, offset, control_variate, folds)
-    return _expectation(problem, q, values, z, baseline, seed, offset)
+    return _expectation(_checked(q, values, z, seed, offset, control_variate, folds))
 
 
 def score_function_gradient(
@@ -124,8 +116,8 @@ def score_function_gradient(
         TypeError, ValueError: naming the argument that is wrong.
 
     """
-    problem, z, baseline, seed = _checked(q, values, z, seed, offset, control_variate, folds)
-    return _gradient(problem, q, values, z, baseline, seed, offset, return_variance)
+    call = _checked(q, values, z, seed, offset, control_variate, folds)
+    return _gradient(call, return_variance)
 
 
 def disarm(
@@ -159,8 +151,7 @@ def disarm(
     variables" (2020), equation 6; the same estimator as U2G of Yin, Ho, Yan, Qian and Zhou (2020).
 
     """
-    problem, z, seed = _checked_pairs(q, values, z, seed, offset)
-    return _expectation(problem, q, values, z, None, seed, offset)
+    return _expectation(_checked_pairs(q, values, z, seed, offset))
 
 
 def disarm_gradient(
@@ -190,8 +181,32 @@ def disarm_gradient(
         TypeError, ValueError: naming the argument that is wrong.
 
     """
-    problem, z, seed = _checked_pairs(q, values, z, seed, offset)
-    return _gradient(problem, q, values, z, None, seed, offset, return_variance)
+    return _gradient(_checked_pairs(q, values, z, seed, offset), return_variance)
+
+
+# --- the call of the op ---------------------------------------------------------------------------
+
+
+class _Call(NamedTuple):
+    """The arguments of both ops; see kernels/score/problem.py."""
+
+    dims: Dims
+    inputs: tuple[Tensor | None, ...]
+    options: tuple[Any, ...]
+    seed: int | Tensor
+
+
+def _expectation(call: _Call) -> Tensor:
+    mean: Tensor = EXPECTATION(call.dims, call.inputs, call.options, seed=call.seed)
+    return mean
+
+
+def _gradient(call: _Call, return_variance: bool) -> tuple[Any, ...]:
+    two = call.inputs[1] is not None
+    wanted = (True, two, return_variance, return_variance and two)
+    found = ESTIMATE(call.dims, call.inputs, call.options, seed=call.seed, wanted=wanted)
+    count = 1 + two
+    return (found[:count], found[2 : 2 + count]) if return_variance else found[:count]
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -205,8 +220,7 @@ def _checked(
     offset: int,
     control_variate: str | Tensor,
     folds: int,
-) -> tuple[Problem, Tensor | None, Tensor | None, int | Tensor]:
-    """The problem, z as the kernels take it, the baseline and the seed."""
+) -> _Call:
     if not isinstance(q, Family):
         raise TypeError(
             f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
@@ -236,22 +250,27 @@ def _checked(
             )
     else:
         folds = 1
-    rows = math.prod(q.batch_shape)
-    problem = Problem(q.name, 1, samples, rows, q.cols, q.classes, per_element, control, folds)
-    return problem, z, baseline, seed
+    of_baseline = (samples,) if baseline is not None and baseline.dim() == values.dim() else (1,)
+    cols, classes = (q.cols,), (q.classes,) if q.classes else ()
+    of_values = cols if per_element else ()
+    dims = ((), (), (samples,), of_baseline, q.batch_shape, of_values, cols, classes)
+    options = (offset, q.name, control, folds, per_element)
+    return _Call(dims, (*_parameters(q), z, values, baseline), options, seed)
 
 
 def _checked_pairs(
     q: Bernoulli, values: Tensor, z: Tensor | None, seed: Seed, offset: int
-) -> tuple[Problem, Tensor | None, int | Tensor]:
+) -> _Call:
     if not isinstance(q, Bernoulli):
         raise TypeError(
             f"q must be a Bernoulli: DisARM is for binary variables; got {type(q).__name__}"
         )
     samples, per_element = _value_shape(q, values, ("2", "S"))
     z, seed = _samples(q, z, seed, offset, (2, samples))
-    rows = math.prod(q.batch_shape)
-    return Problem("antithetic", 1, samples, rows, q.cols, 0, per_element, "none", 1), z, seed
+    cols = (q.cols,)
+    dims = ((), (2,), (samples,), (1,), q.batch_shape, cols if per_element else (), cols, ())
+    options = (offset, "antithetic", "none", 1, per_element)
+    return _Call(dims, (*_parameters(q), z, values, None), options, seed)
 
 
 def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[int, bool]:
@@ -316,70 +335,5 @@ def _baseline(baseline: Tensor, values: Tensor) -> Tensor:
     return whole[0] if one else whole
 
 
-# --- the two ways to the kernels ------------------------------------------------------------------
-
-
 def _parameters(q: Family) -> tuple[Tensor, Tensor | None]:
     return q.parameters[0], q.parameters[1] if len(q.parameters) > 1 else None
-
-
-def _expectation(
-    problem: Problem,
-    q: Family,
-    values: Tensor,
-    z: Tensor | None,
-    baseline: Tensor | None,
-    seed: int | Tensor,
-    offset: int,
-) -> Tensor:
-    first, second = _parameters(q)
-    if plain(first, second, values, z, baseline, seed if isinstance(seed, Tensor) else None):
-        out: Tensor = apply_expectation(
-            first, second, values, z, baseline, (problem, as_int(seed, q.device), offset)
-        )
-        return out
-    first_, second_, z_, values_, baseline_, _ = canonical(
-        problem, first, second, z, values, baseline, None
-    )
-    choices = (problem.family, problem.control, problem.folds)
-    seeds = as_seeds(seed, q.device)
-    out = call(
-        "score_expectation", *choices, first_, second_, z_, seeds, offset, values_, baseline_
-    )
-    return out.reshape(values.shape[2 if problem.family == "antithetic" else 1 :])
-
-
-def _gradient(
-    problem: Problem,
-    q: Family,
-    values: Tensor,
-    z: Tensor | None,
-    baseline: Tensor | None,
-    seed: int | Tensor,
-    offset: int,
-    return_variance: bool,
-) -> tuple[Tensor, ...]:
-    first, second = _parameters(q)
-    if plain(first, second, values, z, baseline, seed if isinstance(seed, Tensor) else None):
-        with torch.no_grad():
-            found, variances = run_gradient(
-                problem,
-                q.parameters,
-                z,
-                as_int(seed, q.device),
-                offset,
-                values,
-                baseline,
-                None,
-                return_variance,
-            )
-        return found if variances is None else (found, variances)  # type: ignore[return-value]
-    shaped = canonical(problem, first, second, z, values, baseline, None)
-    tensors = tuple(None if x is None else x.detach() for x in shaped)
-    seeds = as_seeds(seed, q.device)
-    results = call_gradient(problem, tensors, seeds, offset, return_variance)
-    count, shape = len(q.parameters), first.shape
-    gradients = tuple(g.reshape(shape) for g in results[:count])
-    if not return_variance:
-        return gradients
-    return gradients, tuple(v.reshape(shape) for v in results[2 : 2 + count])  # type: ignore[return-value]

@@ -142,29 +142,30 @@ def profile_variance(
 
     Objective "elbo", E_q[log_joint(z)] + H(q):
 
-    ================== ========================================================= =======================
-    estimator          the gradient from S evaluations of log_joint              needs
-    ================== ========================================================= =======================
+    ================== ==================================================== ======================
+    estimator          the gradient from S evaluations of log_joint         needs
+    ================== ==================================================== ======================
     "none"             score function, values log_joint(z) - log q(z), no
                        control variate
-    "leave_one_out"    the same, less the mean of the other values               S >= 2
-    "optimal"          the same, with the best coefficients, cross-fitted        S >= 2
-    "disarm"           DisARM over S / 2 antithetic pairs, which are S           Bernoulli, S even
+    "leave_one_out"    the same, less the mean of the other values          S >= 2
+    "optimal"          the same, with the best coefficients, cross-fitted   S >= 2
+    "disarm"           DisARM over S / 2 antithetic pairs, which are S      Bernoulli, S even
                        evaluations, as many as the others make
-    "reparameterized"  gradient of mean log_joint(z(noise)) + H(q)               DiagonalGaussian, log_joint
-                                                                                 differentiable
-    ================== ========================================================= =======================
+    "reparameterized"  gradient of mean log_joint(z(noise)) + H(q)          DiagonalGaussian,
+                                                                            log_joint
+                                                                            differentiable
+    ================== ==================================================== ======================
 
     Objective "importance_bound", E[L_S] with L_S = \log \frac1S \sum_s e^{log_joint(z_s) - \log
     q(z_s)}: another one for each S, and for S = 1 the ELBO. `importance_bound` says more about its
     estimators:
 
-    ================== ========================================================= =======================
-    "iwae"             the total derivative, along z(noise) and in log q         as "reparameterized"
-    "stl"              that along z(noise) alone; biased for S > 1               as "reparameterized"
-    "dreg"             the same with squares of the normalised weights           as "reparameterized"
-    "vimco"            score function, each sample beside the others             S >= 2
-    ================== ========================================================= =======================
+    ================== ==================================================== ======================
+    "iwae"             the total derivative, along z(noise) and in log q    as "reparameterized"
+    "stl"              that along z(noise) alone; biased for S > 1          as "reparameterized"
+    "dreg"             the same with squares of the normalised weights      as "reparameterized"
+    "vimco"            score function, each sample beside the others        S >= 2
+    ================== ==================================================== ======================
 
     Columns of the table, over the R repeats g_1 ... g_R of a gradient with P parameters, all those
     of a batch counted:

@@ -1,0 +1,101 @@
+"""What the log-density ops compute: their problems, outputs and gradients, as backends have them.
+
+An input may have 1 in place of S, where samples share it, or of S and N, where it is a single row
+for all of them; its columns are contiguous.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch
+
+from latent_kernels.kernels.eager import row_dtype
+from latent_kernels.kernels.op import Op
+
+Tensor = torch.Tensor
+Sizes = tuple[int, int, int, int]  # G, S, N, D
+
+
+class GaussianProblem(NamedTuple):
+    """Densities of S samples of N rows under N(mean, e^logvar), in G groups."""
+
+    sizes: Sizes
+    z: Annotated[Tensor, "GSND"]
+    mean: Annotated[Tensor, "GSND"]
+    logvar: Annotated[Tensor, "GSND"]
+
+
+class BernoulliProblem(NamedTuple):
+    """Log-probabilities of S samples of N rows under their logits, in G groups."""
+
+    sizes: Sizes
+    x: Annotated[Tensor, "GSND"]
+    logits: Annotated[Tensor, "GSND"]
+
+
+Problem = GaussianProblem | BernoulliProblem
+
+
+class Outputs(NamedTuple):
+    """The sums over columns."""
+
+    log_prob: Annotated[Tensor, "GSN", row_dtype]
+
+
+class GaussianGradients(NamedTuple):
+    """Gradients in the inputs' shapes: summed over what is shared."""
+
+    z: Tensor | None
+    mean: Tensor | None
+    logvar: Tensor | None
+
+
+class BernoulliGradients(NamedTuple):
+    """Gradients in the inputs' shapes: summed over what is shared."""
+
+    x: Tensor | None
+    logits: Tensor | None
+
+
+Gradients = GaussianGradients | BernoulliGradients
+
+
+def inputs_of(problem: Problem) -> tuple[Tensor, ...]:
+    """Return z, mean and logvar; or x and logits."""
+    return problem[1:]
+
+
+def in_place(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return x in its canonical shape, where it lies if a kernel can read it there.
+
+    That is where nothing repeats, since the gradient of what repeats is one for each repetition,
+    and columns are contiguous.
+    """
+    if x.is_neg():
+        x = x.resolve_neg()
+    if x.is_contiguous():
+        return x.view(shape)
+    x = x.reshape(shape)
+    strides = [stride for stride, size in zip(x.stride(), shape, strict=True) if size != 1]
+    return x.contiguous() if 0 in strides or (shape[-1] != 1 and x.stride(-1) != 1) else x
+
+
+GAUSSIAN = Op(
+    "gaussian_log_prob",
+    "densities",
+    "GSND",
+    GaussianProblem,
+    Outputs,
+    GaussianGradients,
+    place=in_place,
+)
+BERNOULLI = Op(
+    "bernoulli_log_prob",
+    "densities",
+    "GSND",
+    BernoulliProblem,
+    Outputs,
+    BernoulliGradients,
+    place=in_place,
+)
