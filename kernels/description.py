@@ -103,6 +103,7 @@ class Description:
         forward, backward: names of the backends' functions, or functions for any device.
         place: how a plain call hands an input to the backends: from the tensor and its canonical
             shape (where a call gives it) to memory that they can read.
+        same: the input that the only output equals: a plain call returns it, and not a copy.
         like: the input whose dtype the outputs follow; the first if none is named.
         absent: from the options to the axes of `OPTIONAL` that a call does not have.
 
@@ -120,6 +121,7 @@ class Description:
         forward: str | Callable[..., None] = "forward",
         backward: str | Callable[..., None] = "backward",
         place: Callable[..., Tensor] = contiguous,
+        same: str | None = None,
         like: str | None = None,
         absent: Callable[..., str] = lambda *options: OPTIONAL,
     ):
@@ -127,8 +129,12 @@ class Description:
         self.problem, self.outputs, self.gradients = problem, outputs, gradients
         self.inputs, self.results = _tensors(problem, axes), _tensors(outputs, axes)
         learned = () if gradients is None else gradients._fields
-        self.like = [field.name for field in self.inputs].index(like) if like else 0
+        names = [field.name for field in self.inputs]
+        self.like = names.index(like) if like else 0
+        self.same = names.index(same) if same else None
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
+        at = {place: i for i, place in enumerate(self.learned_at)}
+        self._gradient_at = [at.get(place) for place in range(len(self.inputs))]
         self.seeded = "seed" in problem._fields
         self._forward_only = [i for i, field in enumerate(self.inputs) if field.forward_only]
         known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
@@ -149,7 +155,4 @@ class Description:
 
     def for_inputs(self, gradients: Any) -> list[Any]:
         """Return a gradient, or None, for each input."""
-        found: list[Any] = [None] * len(self.inputs)
-        for i, gradient in zip(self.learned_at, gradients, strict=True):
-            found[i] = gradient
-        return found
+        return [None if place is None else gradients[place] for place in self._gradient_at]

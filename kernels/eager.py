@@ -45,7 +45,7 @@ def plain(*tensors: Tensor | None) -> bool:
     """Whether these tensors hold memory of their own and nothing watches the dispatcher."""
     if _is_compiling() or _is_transforming() or _dispatch_modes() or _tracing_state() is not None:
         return False
-    for x in tensors:
+    for x in tensors:  # noqa: SIM110, all() takes twice as long
         if x is not None and (type(x) not in _PLAIN or x.is_meta):
             return False
     return True
@@ -60,11 +60,7 @@ def draw_seed(seed: int | Tensor | None, device: torch.device) -> int | Tensor:
     """
     if seed is not None:
         return seed
-    if (
-        device.type == "cuda"
-        and not _is_compiling()
-        and torch.cuda.is_current_stream_capturing()
-    ):
+    if device.type == "cuda" and not _is_compiling() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(_CAPTURING.format("None"))
     return torch.randint(_SEED_END, (), device="cpu")
 

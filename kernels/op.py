@@ -23,8 +23,9 @@ from latent_kernels.kernels.library import call as call_opaque
 Tensor = torch.Tensor
 is_grad_enabled, prod = torch.is_grad_enabled, math.prod
 Shapes = tuple[tuple[int, ...], ...] | None
-# A caller's call, but for its tensors and its seed: dimensions and size of each axis, options, which
-# outputs are wanted, and the canonical shapes of the inputs where they do not follow from the axes.
+# A caller's call, but for its tensors and its seed: dimensions and size of each axis, options,
+# which outputs are wanted, and the canonical shapes of the inputs where they do not follow from the
+# axes.
 Call = tuple[Dims, tuple[int, ...], tuple[Any, ...], Flags, Shapes]
 
 
@@ -86,7 +87,7 @@ class Op(Description):
         return self._backward_by_dispatcher(call, _detached(inputs), None, upstream, needs)
 
     def _public(self, outputs: Any) -> Any:
-        return outputs[0] if self._public_count == 1 else tuple(outputs[: self._public_count])
+        return outputs[0] if self._public_count == 1 else outputs[: self._public_count]
 
     # --- the dispatcher's door: canonical shapes there, the caller's shapes back ------------------
 
@@ -143,8 +144,9 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     Small calls spend their time here: what does not change from call to call is looked up before.
     """
-    place, seeded, like, learned_at = op.place, op.seeded, op.like, op.learned_at
+    place, seeded, like, same, learned_at = op.place, op.seeded, op.like, op.same, op.learned_at
     new = tuple.__new__  # makes a named tuple of a list, in half of the class's own time
+    problem, outputs, gradients = op.problem, op.outputs, op.gradients
     shapes, dtypes = [f.shape for f in op.results], [f.dtype for f in op.results]
     empty_like, layout = torch.empty_like, torch.contiguous_format
     run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
@@ -156,8 +158,8 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         else:
             memory = [place(x, shape) for x, shape in zip(inputs, canonical, strict=True)]
         if seeded:
-            return new(op.problem, (sizes, *memory, seed, *options))
-        return new(op.problem, (sizes, *memory, *options))
+            return new(problem, (sizes, *memory, seed, *options))
+        return new(problem, (sizes, *memory, *options))
 
     @functools.cache
     def allocation(dtype: torch.dtype, wanted: tuple[bool, ...]) -> list[Any]:
@@ -167,28 +169,30 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         return [(shape, None if d is dtype else d) if want else None for shape, d, want in plan]
 
     def forward(call: Call, inputs: Inputs, seed: Any) -> Any:
+        if same is not None:
+            return new(outputs, [inputs[same].detach()])
         first = inputs[like]
         dims, new_empty = call[0], first.new_empty
-        outputs: list[Tensor | None] = []
+        memory: list[Tensor | None] = []
         for plan in allocation(first.dtype, call[3]):
             if plan is None:
-                outputs.append(None)
+                memory.append(None)
             elif plan[1] is None:
-                outputs.append(new_empty(size=plan[0](dims)))  # quicker than with a dtype
+                memory.append(new_empty(size=plan[0](dims)))  # quicker than with a dtype
             else:
-                outputs.append(new_empty(size=plan[0](dims), dtype=plan[1]))
-        found = new(op.outputs, outputs)
+                memory.append(new_empty(size=plan[0](dims), dtype=plan[1]))
+        found = new(outputs, memory)
         run_forward(first.device)(problem_of(call, inputs, seed), found)
         return found
 
     def backward(call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags) -> Any:
-        gradients = new(
-            op.gradients,
+        found = new(
+            gradients,
             [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at],
         )
-        above = new(op.outputs, [None if g is None else contiguous(g) for g in upstream])
-        run_backward(inputs[0].device)(problem_of(call, inputs, seed), above, gradients)
-        return gradients
+        above = new(outputs, [None if g is None else contiguous(g) for g in upstream])
+        run_backward(inputs[0].device)(problem_of(call, inputs, seed), above, found)
+        return found
 
     return forward, backward
 
@@ -199,7 +203,7 @@ def _function(op: Op) -> Any:
     It keeps the inputs, the outputs that are kept, and the seed, from which noise is made anew.
     """
     forward_plainly, backward_plainly = op._forward_plainly, op._backward_plainly
-    public_of, saved_of, seeded = op._public, op.saved, op.seeded
+    saved_of, seeded = op.saved, op.seeded
     count, public = len(op.inputs), op._public_count
     all_learned = op.learned_at == list(range(count))
     nothing = (None,) * (2 + count)
@@ -213,7 +217,7 @@ def _function(op: Op) -> Any:
             ctx.save_for_backward(*saved_of(inputs), *outputs[public:], held)
             ctx.call = call, seed if held is None else None
             ctx.set_materialize_grads(False)
-            return public_of(outputs)
+            return outputs[0] if public == 1 else outputs[:public]
 
         @staticmethod
         def backward(ctx: Any, *above: Any) -> Any:

@@ -108,6 +108,7 @@ GAUSSIAN_PATH = Op(
     PathOutputs,
     PathGradients,
     forward=_copy,
+    same="log_q",
     backward="path_backward",
     place=rows_in_place,
 )
