@@ -6,8 +6,8 @@ Three named tuples in kernels/<op>/problem.py describe an op:
   axes of its canonical shape, as in `Annotated[Tensor, "GND"]`; `seed` and `offset`, where the op
   draws noise; the options. An input that is `FORWARD_ONLY` is None in the backward pass.
 - its outputs: tensors annotated with their axes and, where it is not that of the input that they
-  are like (the first, if none is named), their dtype. An output that is `KEPT` is there for the
-  backward pass and has no gradient.
+  are like (the first, if none is named), their dtype. Outputs that are `KEPT` come last, are there
+  for the backward pass, and have no gradient.
 - its gradients: tensors with the names of the inputs that have one.
 
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
@@ -60,13 +60,15 @@ Fields = tuple[Field, ...]
 
 def _shape(axes: str, order: str) -> Callable[[Dims], tuple[int, ...]]:
     """Return the function that joins the dimensions of `axes`, which come in `order`."""
-    if len(axes) == 2:
-        first, second = map(order.index, axes)
-        return lambda dims: dims[first] + dims[second]
+    place = order.find(axes[-1])
+    if len(axes) == 1:
+        return lambda dims: dims[place]
 
-    lengths = [(int(axis),) if axis.isdigit() else None for axis in axes]
-    parts = list(zip(lengths, map(order.find, axes), strict=True))
-    return lambda dims: sum([length or dims[place] for length, place in parts], ())
+    before = _shape(axes[:-1], order)
+    if axes[-1].isdigit():
+        length = (int(axes[-1]),)
+        return lambda dims: before(dims) + length
+    return lambda dims: before(dims) + dims[place]
 
 
 def _tensors(cls: Any, order: str) -> Fields:
@@ -101,6 +103,7 @@ class Description:
         forward, backward: names of the backends' functions, or functions for any device.
         place: how a plain call hands an input to the backends: from the tensor and its canonical
             shape (where a call gives it) to memory that they can read.
+        same: the input that the only output equals: a plain call returns it, and not a copy.
         like: the input whose dtype the outputs follow; the first if none is named.
         absent: from the options to the axes of `OPTIONAL` that a call does not have.
 
@@ -118,6 +121,7 @@ class Description:
         forward: str | Callable[..., None] = "forward",
         backward: str | Callable[..., None] = "backward",
         place: Callable[..., Tensor] = contiguous,
+        same: str | None = None,
         like: str | None = None,
         absent: Callable[..., str] = lambda *options: OPTIONAL,
     ):
@@ -125,8 +129,12 @@ class Description:
         self.problem, self.outputs, self.gradients = problem, outputs, gradients
         self.inputs, self.results = _tensors(problem, axes), _tensors(outputs, axes)
         learned = () if gradients is None else gradients._fields
-        self.like = [field.name for field in self.inputs].index(like) if like else 0
+        names = [field.name for field in self.inputs]
+        self.like = names.index(like) if like else 0
+        self.same = names.index(same) if same else None
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
+        at = {place: i for i, place in enumerate(self.learned_at)}
+        self._gradient_at = [at.get(place) for place in range(len(self.inputs))]
         self.seeded = "seed" in problem._fields
         self._forward_only = [i for i, field in enumerate(self.inputs) if field.forward_only]
         known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
@@ -147,7 +155,4 @@ class Description:
 
     def for_inputs(self, gradients: Any) -> list[Any]:
         """Return a gradient, or None, for each input."""
-        found: list[Any] = [None] * len(self.inputs)
-        for i, gradient in zip(self.learned_at, gradients, strict=True):
-            found[i] = gradient
-        return found
+        return [None if place is None else gradients[place] for place in self._gradient_at]

@@ -21,10 +21,12 @@ from latent_kernels.kernels.eager import as_int, as_seeds, contiguous, plain
 from latent_kernels.kernels.library import call as call_opaque
 
 Tensor = torch.Tensor
+is_grad_enabled, prod = torch.is_grad_enabled, math.prod
 Shapes = tuple[tuple[int, ...], ...] | None
-# A caller's call, but for its tensors and its seed: dimensions, options, which outputs are wanted,
-# and the canonical shapes of the inputs where they do not follow from the axes.
-Call = tuple[Dims, tuple[Any, ...], Flags, Shapes]
+# A caller's call, but for its tensors and its seed: dimensions and size of each axis, options,
+# which outputs are wanted, and the canonical shapes of the inputs where they do not follow from the
+# axes.
+Call = tuple[Dims, tuple[int, ...], tuple[Any, ...], Flags, Shapes]
 
 
 class Op(Description):
@@ -33,7 +35,7 @@ class Op(Description):
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self._all = (True,) * len(self.results)
-        self._public_at = [i for i, field in enumerate(self.results) if not field.kept]
+        self._public_count = [field.kept for field in self.results].count(False)
         self._forward_plainly, self._backward_plainly = _passes(self)
         self._apply = _function(self)
         opaque.register(self)
@@ -59,8 +61,8 @@ class Op(Description):
             shapes: canonical shapes of the inputs, where they do not follow from the axes.
 
         """
-        call: Call = (dims, options, wanted or self._all, shapes)
-        if not plain(*inputs, seed if isinstance(seed, Tensor) else None):
+        call: Call = (dims, tuple(map(prod, dims)), options, wanted or self._all, shapes)
+        if not plain(*inputs, seed if self.seeded and isinstance(seed, Tensor) else None):
             if not self.learned_at:
                 inputs = _detached(inputs)
             return self._public(self._forward_by_dispatcher(call, inputs, seed))
@@ -72,30 +74,29 @@ class Op(Description):
 
     def evaluate(self, dims: Dims, inputs: Inputs) -> Any:
         """Return all outputs, the kept ones too, without gradients; for ops without options."""
-        call: Call = (dims, (), self._all, None)
+        call: Call = (dims, tuple(map(prod, dims)), (), self._all, None)
         if plain(*inputs):
             return self._forward_plainly(call, inputs, None)
         return self._forward_by_dispatcher(call, _detached(inputs), None)
 
     def differentiate(self, dims: Dims, inputs: Inputs, upstream: Any, needs: Flags) -> Any:
         """Return gradients that are no part of a graph themselves; for ops without options."""
-        call: Call = (dims, (), (), None)
+        call: Call = (dims, tuple(map(prod, dims)), (), (), None)
         if plain(*inputs, *upstream):
             return self._backward_plainly(call, inputs, None, upstream, needs)
         return self._backward_by_dispatcher(call, _detached(inputs), None, upstream, needs)
 
     def _public(self, outputs: Any) -> Any:
-        at = self._public_at
-        return outputs[at[0]] if len(at) == 1 else tuple([outputs[i] for i in at])
+        return outputs[0] if self._public_count == 1 else outputs[: self._public_count]
 
     # --- the dispatcher's door: canonical shapes there, the caller's shapes back ------------------
 
-    def _canonical(self, dims: Dims) -> Dims:
-        axes = zip(self.axes, dims, strict=True)
-        return [(math.prod(own),) if own or axis not in OPTIONAL else () for axis, own in axes]
+    def _canonical(self, call: Call) -> Dims:
+        axes = zip(self.axes, call[0], call[1], strict=True)
+        return [(size,) if own or axis not in OPTIONAL else () for axis, own, size in axes]
 
     def _opaque_arguments(self, call: Call, canonical: Dims, inputs: Inputs, seed: Any) -> Any:
-        _, options, _, shapes = call
+        _, _, options, _, shapes = call
         shapes = shapes or tuple(field.shape(canonical) for field in self.inputs)
         tensors = [None if x is None else x.reshape(s) for x, s in zip(inputs, shapes, strict=True)]
         seeds = [as_seeds(seed, inputs[0].device)] if self.seeded else []
@@ -103,8 +104,8 @@ class Op(Description):
         return *tensors, *seeds, *free, *options
 
     def _forward_by_dispatcher(self, call: Call, inputs: Inputs, seed: Any) -> Any:
-        dims, _, wanted, _ = call
-        arguments = self._opaque_arguments(call, self._canonical(dims), inputs, seed)
+        dims, _, _, wanted, _ = call
+        arguments = self._opaque_arguments(call, self._canonical(call), inputs, seed)
         found = opaque.listed(call_opaque(self.name, *arguments, list(wanted)))
         fields = zip(self.results, wanted, found, strict=True)
         outputs = [x.reshape(field.shape(dims)) if want else None for field, want, x in fields]
@@ -113,7 +114,7 @@ class Op(Description):
     def _backward_by_dispatcher(
         self, call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags
     ) -> Any:
-        canonical = self._canonical(call[0])
+        canonical = self._canonical(call)
         arguments = self._opaque_arguments(call, canonical, inputs, seed)
         above = [
             None if g is None else g.reshape(field.shape(canonical))
@@ -131,7 +132,7 @@ def _detached(inputs: Inputs) -> Inputs:
 
 def _is_differentiated(inputs: Inputs) -> bool:
     """Return whether autograd must see the call, which refuses forward-mode derivatives."""
-    if torch.is_grad_enabled():
+    if is_grad_enabled():
         for x in inputs:
             if x is not None and x.requires_grad:
                 return True
@@ -143,23 +144,22 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     Small calls spend their time here: what does not change from call to call is looked up before.
     """
-    place, seeded, like, learned_at = op.place, op.seeded, op.like, op.learned_at
-    new_problem, new_outputs = _maker(op.problem), _maker(op.outputs)
-    new_gradients = _maker(op.gradients)
+    place, seeded, like, same, learned_at = op.place, op.seeded, op.like, op.same, op.learned_at
+    new = tuple.__new__  # makes a named tuple of a list, in half of the class's own time
+    problem, outputs, gradients = op.problem, op.outputs, op.gradients
     shapes, dtypes = [f.shape for f in op.results], [f.dtype for f in op.results]
     empty_like, layout = torch.empty_like, torch.contiguous_format
     run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
 
     def problem_of(call: Call, inputs: Inputs, seed: Any) -> Any:
-        dims, options, _, canonical = call
+        _, sizes, options, _, canonical = call
         if canonical is None:
             memory = [None if x is None else place(x) for x in inputs]
         else:
             memory = [place(x, shape) for x, shape in zip(inputs, canonical, strict=True)]
-        sizes = tuple(map(math.prod, dims))
         if seeded:
-            return new_problem((sizes, *memory, seed, *options))
-        return new_problem((sizes, *memory, *options))
+            return new(problem, (sizes, *memory, seed, *options))
+        return new(problem, (sizes, *memory, *options))
 
     @functools.cache
     def allocation(dtype: torch.dtype, wanted: tuple[bool, ...]) -> list[Any]:
@@ -169,34 +169,32 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         return [(shape, None if d is dtype else d) if want else None for shape, d, want in plan]
 
     def forward(call: Call, inputs: Inputs, seed: Any) -> Any:
+        if same is not None:
+            return new(outputs, [inputs[same].detach()])
         first = inputs[like]
         dims, new_empty = call[0], first.new_empty
-        outputs: list[Tensor | None] = []
-        for plan in allocation(first.dtype, call[2]):
+        memory: list[Tensor | None] = []
+        for plan in allocation(first.dtype, call[3]):
             if plan is None:
-                outputs.append(None)
+                memory.append(None)
             elif plan[1] is None:
-                outputs.append(new_empty(plan[0](dims)))  # quicker than with a dtype
+                memory.append(new_empty(size=plan[0](dims)))  # quicker than with a dtype
             else:
-                outputs.append(new_empty(plan[0](dims), dtype=plan[1]))
-        found = new_outputs(outputs)
+                memory.append(new_empty(size=plan[0](dims), dtype=plan[1]))
+        found = new(outputs, memory)
         run_forward(first.device)(problem_of(call, inputs, seed), found)
         return found
 
     def backward(call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags) -> Any:
-        gradients = new_gradients(
-            [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at]
+        found = new(
+            gradients,
+            [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at],
         )
-        above = new_outputs([None if g is None else contiguous(g) for g in upstream])
-        run_backward(inputs[0].device)(problem_of(call, inputs, seed), above, gradients)
-        return gradients
+        above = new(outputs, [None if g is None else contiguous(g) for g in upstream])
+        run_backward(inputs[0].device)(problem_of(call, inputs, seed), above, found)
+        return found
 
     return forward, backward
-
-
-def _maker(cls: Any) -> Any:
-    """Return what makes a named tuple of a list, in a quarter of the class's own time."""
-    return functools.partial(tuple.__new__, cls)
 
 
 def _function(op: Op) -> Any:
@@ -205,37 +203,32 @@ def _function(op: Op) -> Any:
     It keeps the inputs, the outputs that are kept, and the seed, from which noise is made anew.
     """
     forward_plainly, backward_plainly = op._forward_plainly, op._backward_plainly
-    count = len(op.inputs)
-    nothing = (None,) * (2 + count)
-    kept_at = [i for i, field in enumerate(op.results) if field.kept]
+    saved_of, seeded = op.saved, op.seeded
+    count, public = len(op.inputs), op._public_count
     all_learned = op.learned_at == list(range(count))
+    nothing = (None,) * (2 + count)
 
     class Plain(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, call: Call, seed: Any, *inputs: Any) -> Any:
             outputs = forward_plainly(call, inputs, seed)
+            held = seed if seeded and isinstance(seed, Tensor) else None
             # Not what `place` may have copied, which second derivatives could not be refused for.
-            if isinstance(seed, Tensor):
-                ctx.save_for_backward(*op.saved(inputs), *[outputs[i] for i in kept_at], seed)
-                ctx.call = call, None
-            else:
-                ctx.save_for_backward(*op.saved(inputs), *[outputs[i] for i in kept_at])
-                ctx.call = call, seed
+            ctx.save_for_backward(*saved_of(inputs), *outputs[public:], held)
+            ctx.call = call, seed if held is None else None
             ctx.set_materialize_grads(False)
-            return op._public(outputs)
+            return outputs[0] if public == 1 else outputs[:public]
 
         @staticmethod
         def backward(ctx: Any, *above: Any) -> Any:
             if above[0] is None and all(g is None for g in above):
                 return nothing
             saved, (call, seed) = ctx.saved_tensors, ctx.call
-            if len(saved) > count + len(kept_at):
+            if saved[-1] is not None:
                 seed = saved[-1]
-            upstream = list(above)
-            for place, i in enumerate(kept_at, count):
-                upstream.insert(i, saved[place])
+            upstream = above + saved[count:-1]
             # With create_graph=True by the opaque op, which knows how to refuse second derivatives.
-            run = op._backward_by_dispatcher if torch.is_grad_enabled() else backward_plainly
+            run = op._backward_by_dispatcher if is_grad_enabled() else backward_plainly
             found = run(call, saved[:count], seed, upstream, ctx.needs_input_grad[2:])
             return (None, None, *(found if all_learned else op.for_inputs(found)))
 

@@ -97,7 +97,7 @@ class PathGradients(NamedTuple):
 
 def _copy(problem: PathProblem, outputs: PathOutputs) -> None:
     assert problem.log_q is not None
-    outputs.log_q.copy_(problem.log_q.reshape(outputs.log_q.shape))
+    outputs.log_q.copy_(problem.log_q)
 
 
 GAUSSIAN_PATH = Op(
@@ -108,6 +108,7 @@ GAUSSIAN_PATH = Op(
     PathOutputs,
     PathGradients,
     forward=_copy,
+    same="log_q",
     backward="path_backward",
     place=rows_in_place,
 )

@@ -61,8 +61,8 @@ def rsample_kl(
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
     seed = draw_seed(seed, mean.device)
-    prior = {"prior_mean": prior_mean, "prior_logvar": prior_logvar}
-    z, kl, _ = _gaussian(mean, logvar, num_samples, seed, offset, (True, True, False), **prior)
+    dims, inputs = _dims(mean, num_samples), (mean, logvar, None, prior_mean, prior_logvar)
+    z, kl, _ = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, True, False))
     return z, kl
 
 
@@ -95,7 +95,9 @@ def rsample(
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
     seed = draw_seed(seed, mean.device)
-    return _gaussian(mean, logvar, num_samples, seed, offset, (True, False, False))[0]
+    dims, inputs = _dims(mean, num_samples), (mean, logvar, None, None, None)
+    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
+    return z
 
 
 def rsample_log_prob(
@@ -149,10 +151,11 @@ def rsample_log_prob(
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
     seed = draw_seed(seed, mean.device)
-    z, _, log_q = _gaussian(mean, logvar, num_samples, seed, offset, (True, False, True))
+    dims, inputs = _dims(mean, num_samples), (mean, logvar, None, None, None)
+    z, _, log_q = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, True))
     if path_derivative:  # as a function of z alone
-        inputs = z, log_q.detach(), logvar.detach()
-        log_q = GAUSSIAN_PATH(_dims(mean, num_samples), inputs, (offset,), seed=seed)
+        of_z = z, log_q.detach(), logvar.detach()
+        log_q = GAUSSIAN_PATH(dims, of_z, (offset,), seed=seed)
     return z, log_q
 
 
@@ -170,8 +173,9 @@ def rsample_scale(
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
     _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
     seed = draw_seed(seed, mean.device)
-    wanted = (True, False, False)
-    return _gaussian(mean, None, num_samples, seed, offset, wanted, scale=scale)[0]
+    dims, inputs = _dims(mean, num_samples), (mean, None, scale, None, None)
+    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
+    return z
 
 
 def gaussian_kl(
@@ -202,8 +206,10 @@ def gaussian_kl(
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
-    prior = {"prior_mean": prior_mean, "prior_logvar": prior_logvar}
-    return _gaussian(mean, logvar, 0, 0, 0, (False, True, False), **prior)[1]  # of no samples
+    dims = _dims(mean, 0)  # of no samples
+    inputs = mean, logvar, None, prior_mean, prior_logvar
+    kl: Tensor = GAUSSIAN(dims, inputs, (0,), seed=0, wanted=(False, True, False))[1]
+    return kl
 
 
 def _parameters(
@@ -229,26 +235,6 @@ def _parameters(
     if prior_logvar is not None:
         prior_logvar = _checks.expand("prior_logvar", prior_logvar, mean.shape, "mean")
     return mean, deviation, prior_mean, prior_logvar
-
-
-def _gaussian(
-    mean: Tensor,
-    logvar: Tensor | None,
-    num_samples: int | None,
-    seed: int | Tensor,
-    offset: int,
-    wanted: tuple[bool, bool, bool],
-    *,
-    scale: Tensor | None = None,
-    prior_mean: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (z, kl, log_q), None for what is not wanted."""
-    inputs = mean, logvar, scale, prior_mean, prior_logvar
-    outputs: tuple[Tensor, Tensor, Tensor] = GAUSSIAN(
-        _dims(mean, num_samples), inputs, (offset,), seed=seed, wanted=wanted
-    )
-    return outputs
 
 
 def _dims(mean: Tensor, num_samples: int | None) -> Dims:
