@@ -35,32 +35,32 @@ class Outputs(NamedTuple):
 
 
 def _encode(problem: Problem, outputs: Outputs) -> None:
-    """Write the codes and their gap; the backends compute in the dtype of the gap.
+    """Check the values and write the codes and their gap; half inputs are computed in float32.
 
-    Checks the values, which only now are there to be looked at: on the CPU, where that waits for
-    nothing.
+    The values are only now there to be looked at, and only on the CPU that waits for nothing.
     """
     kernels = backend("lasso", problem.x.device)
-    x, dictionary, alpha, init = problem[1:5]
-    dtype, is_half = outputs.gap.dtype, outputs.codes.dtype != outputs.gap.dtype
-    start = None if init is None else init.to(dtype)
-    problem = problem._replace(x=x.to(dtype), dictionary=dictionary.to(dtype), init=start)
+    codes, gap = outputs
+    is_half = codes.dtype != gap.dtype
+    if is_half:
+        x, dictionary, init = problem.x, problem.dictionary, problem.init
+        start = None if init is None else init.float()
+        problem = problem._replace(x=x.float(), dictionary=dictionary.float(), init=start)
+        codes = codes.float()
     prepared = kernels.prepare(problem.dictionary)
-    if x.device.type == "cpu":
-        _check_values(prepared.norms, alpha, start, problem.positive, dtype)
+    if codes.is_cpu:
+        _check_values(problem, prepared.norms)
     if problem.sizes[0] == 0:
         return
-    codes = outputs.codes.to(dtype)
-    kernels.forward(problem, prepared, Outputs(codes, outputs.gap))
-    if is_half:  # rounded codes, whose gap is another: that of what is returned
-        rounded = outputs.codes.copy_(codes).to(dtype)
+    kernels.forward(problem, prepared, Outputs(codes, gap))
+    if is_half:  # of rounded codes the gap is another: that of what is returned
+        rounded = outputs.codes.copy_(codes).float()
         again = problem._replace(init=rounded, algorithm="cd", max_iter=0)
-        kernels.forward(again, prepared, Outputs(codes, outputs.gap))
+        kernels.forward(again, prepared, Outputs(codes, gap))
 
 
-def _check_values(
-    norms: Tensor, alpha: Tensor, init: Tensor | None, positive: bool, dtype: torch.dtype
-) -> None:
+def _check_values(problem: Problem, norms: Tensor) -> None:
+    alpha, init, dtype = problem.alpha, problem.init, norms.dtype
     limits = torch.finfo(dtype)
     if not bool(norms.sum(dtype=torch.float64).isfinite()) or not bool(norms.isfinite().all()):
         raise ValueError("dictionary must be finite, and the sum of its squares too")
@@ -82,7 +82,7 @@ def _check_values(
         )
     if init is not None and not bool(init.isfinite().all()):
         raise ValueError("init must be finite")
-    if init is not None and positive and not bool((init >= 0).all()):
+    if init is not None and problem.positive and not bool((init >= 0).all()):
         raise ValueError(f"init must be >= 0 where positive=True; got {init.min().item()}")
 
 
