@@ -6,14 +6,17 @@ Three named tuples in kernels/<op>/problem.py describe an op:
   axes of its canonical shape, as in `Annotated[Tensor, "GND"]`; `seed` and `offset`, where the op
   draws noise; the options. An input that is `FORWARD_ONLY` is None in the backward pass.
 - its outputs: tensors annotated with their axes and, where it is not that of the first input, their
-  dtype. An output that is `KEPT` is there for the backward pass and has no gradient.
+  dtype. An output that is `KEPT` is there for the backward pass and has no gradient. The last field
+  may be a `tape`: a list for what else a plain forward pass keeps for its backward pass, or None.
 - its gradients: tensors with the names of the inputs that have one.
 
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
 a seed each: torch.vmap makes them of a batch. In canonical shapes every axis is one dimension, but
 for those of `OPTIONAL`, which may be missing. A caller has no groups, and any number of dimensions,
 none too, for each of the other axes. So a list with one tuple of sizes for each of the op's axes
-(`Dims`) tells every shape, the caller's or the canonical one. Backends offer
+(`Dims`) tells every shape, the caller's or the canonical one, but for an input whose axes begin with
+"*": any dimensions, which the backends look at. An op without groups has rows "N", which
+torch.vmap makes of a batch. Backends offer
 
     forward(problem, outputs)               fills the outputs; one that is not wanted is None
     backward(problem, upstream, gradients)  fills the gradients; `upstream` has the fields of the
@@ -51,14 +54,16 @@ class Field(NamedTuple):
     kept: bool  # an output that backward reads
     forward_only: bool  # an input that backward does not read, and that is not saved for it
     dtype: Callable[[torch.dtype], torch.dtype] | None  # from that of the first input
-    shape: Callable[[Dims], tuple[int, ...]]  # from somebody's dimensions
+    shape: Callable[[Dims], Any]  # from somebody's dimensions; None for axes with "*"
 
 
 Fields = tuple[Field, ...]
 
 
-def _shape(axes: str, order: str) -> Callable[[Dims], tuple[int, ...]]:
+def _shape(axes: str, order: str) -> Callable[[Dims], Any]:
     """Return the function that joins the dimensions of `axes`, which come in `order`."""
+    if axes.startswith("*"):
+        return lambda dims: None
     if len(axes) == 2:
         first, second = map(order.index, axes)
         return lambda dims: dims[first] + dims[second]
@@ -124,6 +129,7 @@ class Description:
         learned = () if gradients is None else gradients._fields
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
         self.seeded = "seed" in problem._fields
+        self.taped = "tape" in outputs._fields
         self._forward_only = [i for i, field in enumerate(self.inputs) if field.forward_only]
         known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
         self.free = "".join(axis for axis in axes if axis not in known)

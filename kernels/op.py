@@ -97,7 +97,8 @@ class Op(Description):
     def _opaque_arguments(self, call: Call, canonical: Dims, inputs: Inputs, seed: Any) -> Any:
         _, options, _, shapes = call
         shapes = shapes or tuple(field.shape(canonical) for field in self.inputs)
-        tensors = [None if x is None else x.reshape(s) for x, s in zip(inputs, shapes, strict=True)]
+        known = zip(inputs, shapes, strict=True)
+        tensors = [x if x is None or s is None else x.reshape(s) for x, s in known]
         seeds = [as_seeds(seed, inputs[0].device)] if self.seeded else []
         free = [canonical[self.axes.index(axis)][0] for axis in self.free]
         return *tensors, *seeds, *free, *options
@@ -143,7 +144,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     Small calls spend their time here: what does not change from call to call is looked up before.
     """
-    place, seeded, learned_at = op.place, op.seeded, op.learned_at
+    place, seeded, taped, learned_at = op.place, op.seeded, op.taped, op.learned_at
     new_problem, new_outputs = _maker(op.problem), _maker(op.outputs)
     new_gradients = _maker(op.gradients)
     shapes, dtypes = [f.shape for f in op.results], [f.dtype for f in op.results]
@@ -168,10 +169,10 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         plan = zip(shapes, own, wanted, strict=True)
         return [(shape, None if d is dtype else d) if want else None for shape, d, want in plan]
 
-    def forward(call: Call, inputs: Inputs, seed: Any) -> Any:
+    def forward(call: Call, inputs: Inputs, seed: Any, tape: Any = None) -> Any:
         first = inputs[0]
         dims, new_empty = call[0], first.new_empty
-        outputs: list[Tensor | None] = []
+        outputs: list[Any] = []
         for plan in allocation(first.dtype, call[2]):
             if plan is None:
                 outputs.append(None)
@@ -179,16 +180,23 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
                 outputs.append(new_empty(plan[0](dims)))  # quicker than with a dtype
             else:
                 outputs.append(new_empty(plan[0](dims), dtype=plan[1]))
+        if taped:
+            outputs.append(tape)
         found = new_outputs(outputs)
         run_forward(first.device)(problem_of(call, inputs, seed), found)
         return found
 
-    def backward(call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags) -> Any:
+    def backward(
+        call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags, tape: Any = None
+    ) -> Any:
         gradients = new_gradients(
             [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at]
         )
-        above = new_outputs([None if g is None else contiguous(g) for g in upstream])
-        run_backward(inputs[0].device)(problem_of(call, inputs, seed), above, gradients)
+        above: list[Any] = [None if g is None else contiguous(g) for g in upstream]
+        if taped:
+            above.append(tape)
+        problem = problem_of(call, inputs, seed)
+        run_backward(inputs[0].device)(problem, new_outputs(above), gradients)
         return gradients
 
     return forward, backward
@@ -205,7 +213,7 @@ def _function(op: Op) -> Any:
     It keeps the inputs, the outputs that are kept, and the seed, from which noise is made anew.
     """
     forward_plainly, backward_plainly = op._forward_plainly, op._backward_plainly
-    count = len(op.inputs)
+    count, taped = len(op.inputs), op.taped
     nothing = (None,) * (2 + count)
     kept_at = [i for i, field in enumerate(op.results) if field.kept]
     all_learned = op.learned_at == list(range(count))
@@ -213,7 +221,8 @@ def _function(op: Op) -> Any:
     class Plain(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, call: Call, seed: Any, *inputs: Any) -> Any:
-            outputs = forward_plainly(call, inputs, seed)
+            ctx.tape = [] if taped else None
+            outputs = forward_plainly(call, inputs, seed, ctx.tape)
             # Not what `place` may have copied, which second derivatives could not be refused for.
             if isinstance(seed, Tensor):
                 ctx.save_for_backward(*op.saved(inputs), *[outputs[i] for i in kept_at], seed)
@@ -234,9 +243,14 @@ def _function(op: Op) -> Any:
             upstream = list(above)
             for place, i in enumerate(kept_at, count):
                 upstream.insert(i, saved[place])
-            # With create_graph=True by the opaque op, which knows how to refuse second derivatives.
-            run = op._backward_by_dispatcher if torch.is_grad_enabled() else backward_plainly
-            found = run(call, saved[:count], seed, upstream, ctx.needs_input_grad[2:])
+            arguments = call, saved[:count], seed, upstream, ctx.needs_input_grad[2:]
+            if torch.is_grad_enabled():
+                # create_graph=True: the opaque op knows how to refuse second derivatives.
+                found = op._backward_by_dispatcher(*arguments)
+            else:
+                found = backward_plainly(*arguments, ctx.tape)
+                if taped and not torch._C._autograd._get_current_graph_task_keep_graph():
+                    ctx.tape.clear()  # torch frees its saved tensors here, too
             return (None, None, *(found if all_learned else op.for_inputs(found)))
 
     # Function's own apply, past what Function.apply does in Python for torch.func, which `plain`

@@ -29,7 +29,13 @@ from latent_kernels.kernels.library import (
 
 Tensor = torch.Tensor
 
-_SCHEMA_TYPES = {int: "SymInt", bool: "bool", str: "str", float: "float"}
+_SCHEMA_TYPES = {
+    int: "SymInt",
+    bool: "bool",
+    str: "str",
+    float: "float",
+    tuple[int, ...] | None: "SymInt[]?",
+}
 
 
 def listed(found: Any) -> Any:
@@ -72,7 +78,7 @@ def _dims(op: Description, given: Arguments) -> Dims:
         if x is None:
             continue
         axes = [axis for axis in field.axes if axis not in absent]
-        for axis, size in zip(axes, x.shape, strict=True):
+        for axis, size in zip(reversed(axes), reversed(x.shape), strict="*" not in axes):
             if axis not in sizes or size != 1:
                 sizes[axis] = size
     sizes |= dict(zip(op.free, given.free, strict=True))
@@ -165,7 +171,7 @@ def register(op: Description) -> None:
     schema, count = _schema(op), len(op.learned_at)
     vmap = _with_groups if "G" in op.axes else _with_rows
     define(
-        f"{op.name}({schema}, bool[] wanted) -> ({', '.join(['Tensor'] * len(op.results))})",
+        f"{op.name}({schema}, int[] wanted) -> ({', '.join(['Tensor'] * len(op.results))})",
         forward,
         fake=fake,
         vmap=vmap(op, op.name, op.inputs),

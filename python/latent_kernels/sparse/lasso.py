@@ -114,7 +114,8 @@ def sparse_encode(
     tolerance = _number("tol", tol)
     _check_options(algorithm, max_iter, positive=positive, return_gap=return_gap)
 
-    dims = (x.shape[:-1], x.shape[-1:], dictionary.shape[:1])
+    shape = tuple(x.shape)
+    dims = (shape[:-1], shape[-1:], (dictionary.size(0),))
     options = (algorithm, max_iter, tolerance, positive)
     codes, gap = LASSO(dims, (x, dictionary, weights, init), options)
     return (codes, gap) if return_gap else codes
