@@ -11,12 +11,12 @@ Three named tuples in kernels/<op>/problem.py describe an op:
 - its gradients: tensors with the names of the inputs that have one.
 
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
-a seed each: torch.vmap makes them of a batch. In canonical shapes every axis is one dimension, but
-for those of `OPTIONAL`, which may be missing. A caller has no groups, and any number of dimensions,
-none too, for each of the other axes. So a list with one tuple of sizes for each of the op's axes
-(`Dims`) tells every shape, the caller's or the canonical one, but for an input whose axes begin with
-"*": any dimensions, which the backends look at. An op without groups has rows "N", which
-torch.vmap makes of a batch. Backends offer
+a seed each: torch.vmap makes them of a batch, or rows "N" where an op has no groups. In canonical
+shapes every axis is one dimension, but for those of `OPTIONAL`, which may be missing. A caller has
+no groups, and any number of dimensions, none too, for each of the other axes. So a list with one
+tuple of sizes for each of the op's axes (`Dims`) tells every shape, the caller's or the canonical
+one, but for inputs whose axes begin with "*": any dimensions, which the backends look at. Backends
+offer
 
     forward(problem, outputs)               fills the outputs; one that is not wanted is None
     backward(problem, upstream, gradients)  fills the gradients; `upstream` has the fields of the
