@@ -7,7 +7,7 @@ Three named tuples in kernels/<op>/problem.py describe an op:
   draws noise; the options. An input that is `FORWARD_ONLY` is None in the backward pass.
 - its outputs: tensors annotated with their axes and, where it is not that of the first input, their
   dtype. An output that is `KEPT` is there for the backward pass and has no gradient. The last field
-  may be a `tape`: a list for what else a plain forward pass keeps for its backward pass, or None.
+  may be a `tape` (`Tape`); it is None where no backward pass follows, or none of a plain call.
 - its gradients: tensors with the names of the inputs that have one.
 
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
@@ -58,6 +58,14 @@ class Field(NamedTuple):
 
 
 Fields = tuple[Field, ...]
+
+
+class Tape:
+    """What a plain forward pass holds for its backward pass beside tensors."""
+
+    def __init__(self, needs: Flags):
+        self.needs = needs  # which inputs' gradients will be wanted
+        self.held: Any = None
 
 
 def _shape(axes: str, order: str) -> Callable[[Dims], Any]:

@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from latent_kernels.kernels import opaque
-from latent_kernels.kernels.description import OPTIONAL, Description, Dims, Flags, Inputs
+from latent_kernels.kernels.description import OPTIONAL, Description, Dims, Flags, Inputs, Tape
 from latent_kernels.kernels.eager import as_int, as_seeds, contiguous, plain
 from latent_kernels.kernels.library import call as call_opaque
 
@@ -169,7 +169,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         plan = zip(shapes, own, wanted, strict=True)
         return [(shape, None if d is dtype else d) if want else None for shape, d, want in plan]
 
-    def forward(call: Call, inputs: Inputs, seed: Any, tape: Any = None) -> Any:
+    def forward(call: Call, inputs: Inputs, seed: Any, tape: Tape | None = None) -> Any:
         first = inputs[0]
         dims, new_empty = call[0], first.new_empty
         outputs: list[Any] = []
@@ -187,7 +187,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         return found
 
     def backward(
-        call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags, tape: Any = None
+        call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags, tape: Tape | None = None
     ) -> Any:
         gradients = new_gradients(
             [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at]
@@ -221,7 +221,7 @@ def _function(op: Op) -> Any:
     class Plain(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, call: Call, seed: Any, *inputs: Any) -> Any:
-            ctx.tape = [] if taped else None
+            ctx.tape = Tape(ctx.needs_input_grad[2:]) if taped else None
             outputs = forward_plainly(call, inputs, seed, ctx.tape)
             # Not what `place` may have copied, which second derivatives could not be refused for.
             if isinstance(seed, Tensor):
@@ -250,7 +250,7 @@ def _function(op: Op) -> Any:
             else:
                 found = backward_plainly(*arguments, ctx.tape)
                 if taped and not torch._C._autograd._get_current_graph_task_keep_graph():
-                    ctx.tape.clear()  # torch frees its saved tensors here, too
+                    ctx.tape.held = None  # torch frees its saved tensors here, too
             return (None, None, *(found if all_learned else op.for_inputs(found)))
 
     # Function's own apply, past what Function.apply does in Python for torch.func, which `plain`

@@ -115,7 +115,8 @@ def register(op: Description) -> None:
     """Define `<name>`: (tensors, seeds, free sizes, options, wanted) -> outputs.
 
     And, where the op has gradients, `<name>_backward`: (upstream gradients and kept outputs, the
-    same arguments, needs) -> gradients. What is not wanted or needed comes back empty.
+    same arguments, needs) -> gradients. What is not wanted or needed comes back empty. `wanted` is
+    a list of ints, since torch.jit.trace takes none of bools.
     """
     run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
 

@@ -15,6 +15,7 @@ import torch
 
 from checks import bits_equal
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.description import Tape
 from latent_kernels.kernels.lista import reference
 from latent_kernels.kernels.lista.problem import Gradients, Outputs, Problem
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
@@ -87,9 +88,10 @@ def as_problem(tensors: Tensors, choices: Choices) -> Problem:
 
 def forward(
     kernels: ModuleType, tensors: Tensors, choices: Choices, with_tape: bool = False
-) -> tuple[Tensor, list[Any] | None]:
+) -> tuple[Tensor, Tape | None]:
     """The codes through a backend's own interface, and the tape that is asked for."""
-    problem, tape = as_problem(tensors, choices), [] if with_tape else None
+    problem = as_problem(tensors, choices)
+    tape = Tape((False,) * len(NAMES)) if with_tape else None
     z = tensors.x.new_full((problem.sizes[0], problem.sizes[2]), torch.nan)
     kernels.forward(problem, Outputs(z, tape))
     return z, tape
@@ -99,7 +101,7 @@ def backward(
     kernels: ModuleType,
     tensors: Tensors,
     choices: Choices,
-    tape: list[Any] | None,
+    tape: Tape | None,
     upstream: Tensor,
     wanted: tuple[bool, ...],
 ) -> Gradients:

@@ -426,13 +426,13 @@ def test_training_keeps_a_fifth_of_what_torch_keeps(form: str) -> None:
     low, high = 0.0, 5.0
     for _ in range(30):
         theta = (low + high) / 2
-        density = sum(ours(theta).grad_fn.tape[0].nonzeros) / (rows * n * layers)  # type: ignore[union-attr]
+        density = sum(ours(theta).grad_fn.tape.held.nonzeros) / (rows * n * layers)  # type: ignore[union-attr]
         low, high = (theta, high) if density > 0.05 else (low, theta)
     assert 0.04 < density < 0.06
     kept, z = bytes_saved(lambda: ours(theta), given)
     theirs, expected = bytes_saved(lambda: plain(theta), given)
     assert torch.allclose(z, expected, atol=1e-4)
-    nonzeros = z.grad_fn.tape[0].nonzeros  # type: ignore[union-attr]
+    nonzeros = z.grad_fn.tape.held.nonzeros  # type: ignore[union-attr]
     assert len(nonzeros) == layers + 1
     assert nonzeros[0] == 0
     assert nonzeros[-1] == int((z != 0).sum())
@@ -452,7 +452,7 @@ def test_the_tape_counts_codes_of_every_layer() -> None:
         int((z != 0).sum()) for _, z in by_hand(problem.tensors, problem.choices, torch.float32)
     ]
     assert tape is not None
-    assert tape[0].nonzeros == counts
+    assert tape.held.nonzeros == counts
 
 
 # --- bad input ------------------------------------------------------------------------------------

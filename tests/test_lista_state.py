@@ -83,9 +83,9 @@ def test_codes_are_let_go_with_the_graph(problem: tuple[Tensor, Tensor, Tensor])
     z = lista_encode(x, weight, recurrent, 0.01, n_layers=2)
     z.sum().backward(retain_graph=True)
     assert z.grad_fn is not None
-    assert z.grad_fn.tape  # type: ignore[attr-defined]
+    assert z.grad_fn.tape.held is not None  # type: ignore[attr-defined]
     z.sum().backward()
-    assert not z.grad_fn.tape  # type: ignore[attr-defined]
+    assert z.grad_fn.tape.held is None  # type: ignore[attr-defined]
 
 
 class Number(float):

@@ -9,6 +9,7 @@ from latent_kernels.kernels.lista.problem import Gradients, Outputs, Problem
 from latent_kernels.kernels.noise.cpp_cpu import DTYPES
 
 Tensor = torch.Tensor
+_STEP = Gradients._fields.index("step")
 
 
 def plan(problem: Problem) -> _core.ListaPlan:
@@ -47,11 +48,11 @@ def _address(x: Tensor | None) -> int:
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:
-    """Write the codes; append to `tape`, where it is given, what the backward pass needs of them.
+    """Write the codes; hold on the tape, where there is one, what the backward pass needs of them.
 
     With the gradient of the steps that is more.
     """
-    tape, step = outputs.tape, problem.step
+    tape = outputs.tape
     found = _core.lista_forward(
         plan(problem),
         threads=torch.get_num_threads(),
@@ -60,10 +61,10 @@ def forward(problem: Problem, outputs: Outputs) -> None:
         initial=_address(problem.initial),
         out=_address(outputs.z),
         with_tape=tape is not None,
-        with_drive=step is not None and step.requires_grad,
+        with_drive=tape is not None and tape.needs[_STEP],
     )
     if tape is not None:
-        tape.append(found)
+        tape.held = found
 
 
 def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
@@ -75,7 +76,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
         rows=problem.sizes[0],
         x=_address(problem.x),
         initial=_address(problem.initial),
-        tape=upstream.tape[0] if upstream.tape else None,
+        tape=None if upstream.tape is None else upstream.tape.held,
         upstream=_address(upstream.z),
         gradients=_core.ListaGradients(**addresses),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 
 from latent_kernels.kernels.backends import function
+from latent_kernels.kernels.description import Tape
 from latent_kernels.kernels.lista.values import finite
 from latent_kernels.kernels.op import Op
 
@@ -38,7 +39,7 @@ class Outputs(NamedTuple):
     """The codes; or, for a backward pass, their gradient."""
 
     z: Annotated[Tensor, "NC"]
-    tape: list[Any] | None = None  # for the non-zero codes of all layers
+    tape: Tape | None = None  # for the non-zero codes of all layers
 
 
 class Gradients(NamedTuple):
