@@ -7,14 +7,17 @@ Three named tuples in kernels/<op>/problem.py describe an op:
   draws noise; the options. An input that is `FORWARD_ONLY` is None in the backward pass.
 - its outputs: tensors annotated with their axes and, where it is not that of the input that they
   are like (the first, if none is named), their dtype. Outputs that are `KEPT` come last, are there
-  for the backward pass, and have no gradient.
+  for the backward pass, and have no gradient. After them may come a `tape` (`Tape`); it is None
+  where no backward pass follows, or none of a plain call.
 - its gradients: tensors with the names of the inputs that have one.
 
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
-a seed each: torch.vmap makes them of a batch. In canonical shapes every axis is one dimension, but
-for those of `OPTIONAL`, which may be missing. A caller has no groups, and any number of dimensions,
-none too, for each of the other axes. So a list with one tuple of sizes for each of the op's axes
-(`Dims`) tells every shape, the caller's or the canonical one. Backends offer
+a seed each: torch.vmap makes them of a batch, or rows "N" where an op has no groups. In canonical
+shapes every axis is one dimension, but for those of `OPTIONAL`, which may be missing. A caller has
+no groups, and any number of dimensions, none too, for each of the other axes. So a list with one
+tuple of sizes for each of the op's axes (`Dims`) tells every shape, the caller's or the canonical
+one, but for inputs whose axes begin with "*": any dimensions, which the backends look at. Backends
+offer
 
     forward(problem, outputs)               fills the outputs; one that is not wanted is None
     backward(problem, upstream, gradients)  fills the gradients; `upstream` has the fields of the
@@ -52,14 +55,24 @@ class Field(NamedTuple):
     kept: bool  # an output that backward reads
     forward_only: bool  # an input that backward does not read, and that is not saved for it
     dtype: Callable[[torch.dtype], torch.dtype] | None  # from that of the input it is like
-    shape: Callable[[Dims], tuple[int, ...]]  # from somebody's dimensions
+    shape: Callable[[Dims], Any]  # from somebody's dimensions; None for axes with "*"
 
 
 Fields = tuple[Field, ...]
 
 
-def _shape(axes: str, order: str) -> Callable[[Dims], tuple[int, ...]]:
+class Tape:
+    """What a plain forward pass holds for its backward pass beside tensors."""
+
+    def __init__(self, needs: Flags):
+        self.needs = needs  # which inputs' gradients will be wanted
+        self.held: Any = None
+
+
+def _shape(axes: str, order: str) -> Callable[[Dims], Any]:
     """Return the function that joins the dimensions of `axes`, which come in `order`."""
+    if axes.startswith("*"):
+        return lambda dims: None
     place = order.find(axes[-1])
     if len(axes) == 1:
         return lambda dims: dims[place]
@@ -136,6 +149,7 @@ class Description:
         at = {place: i for i, place in enumerate(self.learned_at)}
         self._gradient_at = [at.get(place) for place in range(len(self.inputs))]
         self.seeded = "seed" in problem._fields
+        self.taped = "tape" in outputs._fields
         self._forward_only = [i for i, field in enumerate(self.inputs) if field.forward_only]
         known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
         self.free = "".join(axis for axis in axes if axis not in known)

@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from latent_kernels.kernels import opaque
-from latent_kernels.kernels.description import OPTIONAL, Description, Dims, Flags, Inputs
+from latent_kernels.kernels.description import OPTIONAL, Description, Dims, Flags, Inputs, Tape
 from latent_kernels.kernels.eager import as_int, as_seeds, contiguous, plain
 from latent_kernels.kernels.library import call as call_opaque
 
@@ -98,7 +98,8 @@ class Op(Description):
     def _opaque_arguments(self, call: Call, canonical: Dims, inputs: Inputs, seed: Any) -> Any:
         _, _, options, _, shapes = call
         shapes = shapes or tuple(field.shape(canonical) for field in self.inputs)
-        tensors = [None if x is None else x.reshape(s) for x, s in zip(inputs, shapes, strict=True)]
+        known = zip(inputs, shapes, strict=True)
+        tensors = [x if x is None or s is None else x.reshape(s) for x, s in known]
         seeds = [as_seeds(seed, inputs[0].device)] if self.seeded else []
         free = [canonical[self.axes.index(axis)][0] for axis in self.free]
         return *tensors, *seeds, *free, *options
@@ -144,7 +145,8 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     Small calls spend their time here: what does not change from call to call is looked up before.
     """
-    place, seeded, like, same, learned_at = op.place, op.seeded, op.like, op.same, op.learned_at
+    place, seeded, taped, learned_at = op.place, op.seeded, op.taped, op.learned_at
+    like, same = op.like, op.same
     new = tuple.__new__  # makes a named tuple of a list, in half of the class's own time
     problem, outputs, gradients = op.problem, op.outputs, op.gradients
     shapes, dtypes = [f.shape for f in op.results], [f.dtype for f in op.results]
@@ -168,12 +170,12 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         plan = zip(shapes, own, wanted, strict=True)
         return [(shape, None if d is dtype else d) if want else None for shape, d, want in plan]
 
-    def forward(call: Call, inputs: Inputs, seed: Any) -> Any:
+    def forward(call: Call, inputs: Inputs, seed: Any, tape: Tape | None = None) -> Any:
         if same is not None:
             return new(outputs, [inputs[same].detach()])
         first = inputs[like]
         dims, new_empty = call[0], first.new_empty
-        memory: list[Tensor | None] = []
+        memory: list[Any] = []
         for plan in allocation(first.dtype, call[3]):
             if plan is None:
                 memory.append(None)
@@ -181,17 +183,23 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
                 memory.append(new_empty(size=plan[0](dims)))  # quicker than with a dtype
             else:
                 memory.append(new_empty(size=plan[0](dims), dtype=plan[1]))
+        if taped:
+            memory.append(tape)
         found = new(outputs, memory)
         run_forward(first.device)(problem_of(call, inputs, seed), found)
         return found
 
-    def backward(call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags) -> Any:
+    def backward(
+        call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags, tape: Tape | None = None
+    ) -> Any:
         found = new(
             gradients,
             [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at],
         )
-        above = new(outputs, [None if g is None else contiguous(g) for g in upstream])
-        run_backward(inputs[0].device)(problem_of(call, inputs, seed), above, found)
+        above: list[Any] = [None if g is None else contiguous(g) for g in upstream]
+        if taped:
+            above.append(tape)
+        run_backward(inputs[0].device)(problem_of(call, inputs, seed), new(outputs, above), found)
         return found
 
     return forward, backward
@@ -203,18 +211,21 @@ def _function(op: Op) -> Any:
     It keeps the inputs, the outputs that are kept, and the seed, from which noise is made anew.
     """
     forward_plainly, backward_plainly = op._forward_plainly, op._backward_plainly
-    saved_of, seeded = op.saved, op.seeded
-    count, public = len(op.inputs), op._public_count
+    saved_of, seeded, taped = op.saved, op.seeded, op.taped
+    count, public, results = len(op.inputs), op._public_count, len(op.results)
     all_learned = op.learned_at == list(range(count))
     nothing = (None,) * (2 + count)
 
     class Plain(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, call: Call, seed: Any, *inputs: Any) -> Any:
-            outputs = forward_plainly(call, inputs, seed)
+            tape = None
+            if taped:
+                ctx.tape = tape = Tape(ctx.needs_input_grad[2:])
+            outputs = forward_plainly(call, inputs, seed, tape)
             held = seed if seeded and isinstance(seed, Tensor) else None
             # Not what `place` may have copied, which second derivatives could not be refused for.
-            ctx.save_for_backward(*saved_of(inputs), *outputs[public:], held)
+            ctx.save_for_backward(*saved_of(inputs), *outputs[public:results], held)
             ctx.call = call, seed if held is None else None
             ctx.set_materialize_grads(False)
             return outputs[0] if public == 1 else outputs[:public]
@@ -227,9 +238,16 @@ def _function(op: Op) -> Any:
             if saved[-1] is not None:
                 seed = saved[-1]
             upstream = above + saved[count:-1]
-            # With create_graph=True by the opaque op, which knows how to refuse second derivatives.
-            run = op._backward_by_dispatcher if is_grad_enabled() else backward_plainly
-            found = run(call, saved[:count], seed, upstream, ctx.needs_input_grad[2:])
+            arguments = call, saved[:count], seed, upstream, ctx.needs_input_grad[2:]
+            if is_grad_enabled():
+                # create_graph=True: the opaque op knows how to refuse second derivatives.
+                found = op._backward_by_dispatcher(*arguments)
+            elif taped:
+                found = backward_plainly(*arguments, ctx.tape)
+                if not torch._C._autograd._get_current_graph_task_keep_graph():
+                    ctx.tape.held = None  # torch frees its saved tensors here, too
+            else:
+                found = backward_plainly(*arguments)
             return (None, None, *(found if all_learned else op.for_inputs(found)))
 
     # Function's own apply, past what Function.apply does in Python for torch.func, which `plain`

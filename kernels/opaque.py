@@ -1,7 +1,8 @@
 """The way to an op's kernels through torch's dispatcher: opaque ops over canonical shapes.
 
 `register` defines two ops from a description, the forward pass and the backward pass, which raises
-where it is to be differentiated itself. A batch of torch.vmap joins the groups.
+where it is to be differentiated itself. An op with groups takes a batch of torch.vmap as groups;
+one without takes it as rows, or slice by slice where slices have parameters of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from latent_kernels.kernels.library import (
 
 Tensor = torch.Tensor
 
-_SCHEMA_TYPES = {int: "SymInt", bool: "bool", str: "str"}
+_SCHEMA_TYPES = {
+    int: "SymInt",
+    bool: "bool",
+    str: "str",
+    float: "float",
+    tuple[int, ...] | None: "SymInt[]?",
+}
 
 
 def listed(found: Any) -> Any:
@@ -74,7 +81,7 @@ def _dims(op: Description, given: Arguments) -> Dims:
         if x is None:
             continue
         axes = [axis for axis in field.axes if axis not in absent]
-        for axis, size in zip(axes, x.shape, strict=True):
+        for axis, size in zip(reversed(axes), reversed(x.shape), strict="*" not in axes):
             if axis not in sizes or size != 1:
                 sizes[axis] = size
     sizes |= dict(zip(op.free, given.free, strict=True))
@@ -111,7 +118,8 @@ def register(op: Description) -> None:
     """Define `<name>`: (tensors, seeds, free sizes, options, wanted) -> outputs.
 
     And, where the op has gradients, `<name>_backward`: (upstream gradients and kept outputs, the
-    same arguments, needs) -> gradients. What is not wanted or needed comes back empty.
+    same arguments, needs) -> gradients. What is not wanted or needed comes back empty. `wanted` is
+    a list of ints, since torch.jit.trace takes none of bools.
     """
     run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
 
@@ -165,11 +173,12 @@ def register(op: Description) -> None:
         return _packed(found)
 
     schema, count = _schema(op), len(op.learned_at)
+    vmap = _with_groups if "G" in op.axes else _with_rows
     define(
-        f"{op.name}({schema}, bool[] wanted) -> ({', '.join(['Tensor'] * len(op.results))})",
+        f"{op.name}({schema}, int[] wanted) -> ({', '.join(['Tensor'] * len(op.results))})",
         forward,
         fake=fake,
-        vmap=_with_groups(op, op.name, op.inputs),
+        vmap=vmap(op, op.name, op.inputs),
         setup=setup,
         gradients=gradients if count else None,
     )
@@ -180,7 +189,7 @@ def register(op: Description) -> None:
             f" -> ({', '.join(['Tensor'] * count)})",
             backward,
             fake=backward_fake,
-            vmap=_with_groups(op, f"{op.name}_backward", (*op.results, *op.inputs)),
+            vmap=vmap(op, f"{op.name}_backward", (*op.results, *op.inputs)),
             gradients=no_second_derivative,
         )
 
@@ -204,3 +213,33 @@ def _with_groups(op: Description, name: str, tensors: Fields) -> Callable[..., A
         return _packed(unfold(x, batch) if want else x for x, want in found), _packed(dims)
 
     return rule
+
+
+def _with_rows(op: Description, name: str, tensors: Fields) -> Callable[..., Any]:
+    """Return the rule by which a batch joins the rows, or goes slice by slice.
+
+    Slice by slice where slices have parameters of their own, or each its own gradients of these.
+    """
+    count, is_row = len(tensors), [field.axes.startswith("N") for field in tensors]
+    is_forward = count == len(op.inputs)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        batch = info.batch_size
+        dims = [None if isinstance(d, (list, tuple)) else d for d in in_dims]  # lists of numbers
+        fields = list(zip(args[:count], dims[:count], is_row, strict=True))
+        if is_forward and all(row or d is None for _, d, row in fields):
+            folded = [fold(x, d, batch) if row else x for x, d, row in fields]
+            found = [unfold(x, batch) for x in listed(call(name, *folded, *args[count:]))]
+        else:
+            slices = [
+                listed(call(name, *[_slice(x, d, i) for x, d in zip(args, dims, strict=True)]))
+                for i in range(batch)
+            ]
+            found = [torch.stack(xs) for xs in zip(*slices, strict=True)]
+        return _packed(found), _packed([0] * len(found))
+
+    return rule
+
+
+def _slice(x: Any, dim: int | None, i: int) -> Any:
+    return x if dim is None else x.select(dim, i)

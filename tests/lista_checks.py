@@ -9,14 +9,15 @@ side is right and gradients jump between them: problems are drawn until no entry
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from checks import bits_equal
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.description import Tape
 from latent_kernels.kernels.lista import reference
-from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.lista.problem import Gradients, Outputs, Problem
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 
 Tensor = torch.Tensor
@@ -24,7 +25,7 @@ Sizes = tuple[int, int, int, int]  # rows, features, components, layers
 
 # With a matrix between the layers or a dictionary, each with steps and without.
 FORMS = ["recurrent", "steps", "residual", "residual steps"]
-NAMES = Tensors._fields
+NAMES = Gradients._fields
 
 # One of each, no multiple of a register, registers exactly, more than a tile of rows, more than a
 # chunk, no rows.
@@ -57,6 +58,62 @@ OPTIONS: list[dict[str, Any]] = [
     {"theta": 0.0, "positive": True, "bias": True, "select": 1},
     {"theta": 1e6, "bias": True, "initial": True},
 ]
+
+
+class Tensors(NamedTuple):
+    """The tensors of a problem."""
+
+    x: Tensor
+    weight: Tensor
+    threshold: Tensor
+    bias: Tensor | None = None
+    recurrent: Tensor | None = None
+    dictionary: Tensor | None = None
+    step: Tensor | None = None
+    initial: Tensor | None = None
+
+
+class Choices(NamedTuple):
+    """The options of a problem."""
+
+    layers: int
+    positive: bool = False
+    select: tuple[int, ...] | None = None
+
+
+def as_problem(tensors: Tensors, choices: Choices) -> Problem:
+    sizes = (*tensors.x.shape, tensors.weight.size(-1))
+    return Problem(sizes, *tensors, *choices)  # type: ignore[arg-type]
+
+
+def forward(
+    kernels: ModuleType, tensors: Tensors, choices: Choices, with_tape: bool = False
+) -> tuple[Tensor, Tape | None]:
+    """The codes through a backend's own interface, and the tape that is asked for."""
+    problem = as_problem(tensors, choices)
+    tape = Tape((False,) * len(NAMES)) if with_tape else None
+    z = tensors.x.new_full((problem.sizes[0], problem.sizes[2]), torch.nan)
+    kernels.forward(problem, Outputs(z, tape))
+    return z, tape
+
+
+def backward(
+    kernels: ModuleType,
+    tensors: Tensors,
+    choices: Choices,
+    tape: Tape | None,
+    upstream: Tensor,
+    wanted: tuple[bool, ...],
+) -> Gradients:
+    """The gradients of the wanted tensors through a backend's own interface."""
+    gradients = Gradients(
+        *(
+            None if t is None or not w else torch.full_like(t, torch.nan)
+            for t, w in zip(tensors, wanted, strict=True)
+        )
+    )
+    kernels.backward(as_problem(tensors, choices), Outputs(upstream, tape), gradients)
+    return gradients
 
 
 class ListaProblem:
@@ -125,13 +182,13 @@ class ListaProblem:
         tensors, choices = self.tensors, self.choices
         if wanted is None:
             wanted = tuple(t is not None for t in tensors)
-        z, tape = kernels.forward(tensors, choices, True)
-        again, nothing = kernels.forward(tensors, choices, False)
+        z, tape = forward(kernels, tensors, choices, True)
+        again, nothing = forward(kernels, tensors, choices, False)
         assert nothing is None
         assert bits_equal(again, z)
-        found = kernels.backward(tensors, choices, tape, self.upstream, wanted)
+        found = backward(kernels, tensors, choices, tape, self.upstream, wanted)
         for kept in (tape, None):
-            same = kernels.backward(tensors, choices, kept, self.upstream, wanted)
+            same = backward(kernels, tensors, choices, kept, self.upstream, wanted)
             for name, a, b, w in zip(NAMES, found, same, wanted, strict=True):
                 assert (a is not None) == w == (b is not None), name
                 assert a is None or bits_equal(a, b), f"{name}: the tape makes a difference"
@@ -146,7 +203,7 @@ class ListaProblem:
         leaves = Tensors(
             *(None if t is None else t.to(dtype).requires_grad_() for t in self.tensors)
         )  # type: ignore[arg-type]
-        z = reference.encode(leaves, self.choices)
+        z = reference.encode(as_problem(leaves, self.choices))
         given = {name: t for name, t in zip(NAMES, leaves, strict=True) if t is not None}
         gradients = torch.autograd.grad(
             z, list(given.values()), self.upstream.to(dtype), allow_unused=True

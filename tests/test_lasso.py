@@ -621,7 +621,7 @@ def test_functorch_fake_tensors_and_opcheck() -> None:
         50,
         1e-6,
         False,
-        torch.float64,
+        [True, True],
     )
     assert set(opcheck(torch.ops.latent_kernels.sparse_encode, arguments).values()) == {"SUCCESS"}
 

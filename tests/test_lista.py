@@ -15,18 +15,22 @@ from hypothesis import strategies as st
 from checks import bits_equal
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.lista import cpp_cpu, reference
-from latent_kernels.kernels.lista.problem import Choices, Tensors
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 from lista_checks import (
     FORMS,
     LISTA_SIZES,
     NAMES,
     OPTIONS,
+    Choices,
     ListaProblem,
     Sizes,
+    Tensors,
+    as_problem,
+    backward,
     by_hand,
     check_every_build,
     clear_problem,
+    forward,
 )
 
 Tensor = torch.Tensor
@@ -85,7 +89,7 @@ def test_reference(form: str) -> None:
     for sizes in LISTA_SIZES:
         for options in OPTIONS:
             problem = ListaProblem(form, sizes, torch.float64, **options)
-            z = reference.encode(problem.tensors, problem.choices)
+            z = reference.encode(as_problem(problem.tensors, problem.choices))
             want = by_hand(problem.tensors, problem.choices, torch.float64)[-1][1]
             assert z.shape == want.shape
             # Entries near one, products of at most 300 terms, at most 6 layers.
@@ -98,7 +102,7 @@ def test_problems_are_of_every_density() -> None:
     for form in FORMS:
         for options in OPTIONS:
             problem = clear_problem(form, (70, 20, 50, 4), **options)
-            codes = cpp_cpu.forward(problem.tensors, problem.choices, False)[0]
+            codes = forward(cpp_cpu, problem.tensors, problem.choices, False)[0]
             found.append(float((codes != 0).float().mean()))
     assert min(found) == 0
     assert max(found) == 1
@@ -115,11 +119,11 @@ def test_selection_of_ties_and_of_more_than_there_are(positive: bool) -> None:
     tensors = Tensors(x, torch.eye(7), torch.tensor(1.5))
     for k in (0, 1, 2, 3, 7, 100):
         choices = Choices(1, positive, (k,))
-        z = cpp_cpu.forward(tensors, choices, False)[0]
-        assert torch.equal(z, reference.encode(tensors, choices)), k
+        z = forward(cpp_cpu, tensors, choices, False)[0]
+        assert torch.equal(z, reference.encode(as_problem(tensors, choices))), k
         assert not z[1].any()
     expected = [3.0, 0, 0.5, 0, 0, 0, 3] if positive else [1.5, -1.5, 0.5, 0, -5, 0, 1.5]
-    z = cpp_cpu.forward(tensors, Choices(1, positive, (1,)), False)[0]
+    z = forward(cpp_cpu, tensors, Choices(1, positive, (1,)), False)[0]
     assert z[0].tolist() == expected
     upstream = torch.arange(1.0, 15).reshape(2, 7)
     got = ListaProblem("recurrent", (2, 7, 7, 1), positive=positive, select=1)
@@ -135,11 +139,11 @@ def test_at_its_threshold_an_entry_is_zero_and_so_is_its_gradient() -> None:
         (0.0, [2, -2, 0, 3], [1, 1, 0, 1]),
     ):
         tensors = tensors._replace(threshold=torch.full((4,), theta))
-        z, tape = cpp_cpu.forward(tensors, Choices(1), True)
+        z, tape = forward(cpp_cpu, tensors, Choices(1), True)
         assert z.tolist() == [codes]
         assert not torch.signbit(z[z == 0]).any()
         wanted = (True, False, True, False, False, False, False, False)
-        found = cpp_cpu.backward(tensors, Choices(1), tape, torch.ones(1, 4), wanted)
+        found = backward(cpp_cpu, tensors, Choices(1), tape, torch.ones(1, 4), wanted)
         assert found[0].tolist() == [gradient]
         assert found[2].tolist() == [
             -g * (1 if c >= 0 else -1) for g, c in zip(gradient, codes, strict=True)
@@ -208,8 +212,8 @@ def test_bits_do_not_depend_on_threads(form: str, options: dict[str, Any]) -> No
     )
 
     def both() -> list[Tensor | None]:
-        z, tape = cpp_cpu.forward(tensors, choices, True)
-        return [z, *cpp_cpu.backward(tensors, choices, tape, problem.upstream, wanted)]
+        z, tape = forward(cpp_cpu, tensors, choices, True)
+        return [z, *backward(cpp_cpu, tensors, choices, tape, problem.upstream, wanted)]
 
     first = both()
     for threads in (2, 7):
@@ -422,13 +426,13 @@ def test_training_keeps_a_fifth_of_what_torch_keeps(form: str) -> None:
     low, high = 0.0, 5.0
     for _ in range(30):
         theta = (low + high) / 2
-        density = sum(ours(theta).grad_fn.tape.nonzeros) / (rows * n * layers)  # type: ignore[union-attr]
+        density = sum(ours(theta).grad_fn.tape.held.nonzeros) / (rows * n * layers)  # type: ignore[union-attr]
         low, high = (theta, high) if density > 0.05 else (low, theta)
     assert 0.04 < density < 0.06
     kept, z = bytes_saved(lambda: ours(theta), given)
     theirs, expected = bytes_saved(lambda: plain(theta), given)
     assert torch.allclose(z, expected, atol=1e-4)
-    nonzeros = z.grad_fn.tape.nonzeros  # type: ignore[union-attr]
+    nonzeros = z.grad_fn.tape.held.nonzeros  # type: ignore[union-attr]
     assert len(nonzeros) == layers + 1
     assert nonzeros[0] == 0
     assert nonzeros[-1] == int((z != 0).sum())
@@ -441,14 +445,14 @@ def test_training_keeps_a_fifth_of_what_torch_keeps(form: str) -> None:
 
 def test_the_tape_counts_codes_of_every_layer() -> None:
     problem = clear_problem("steps", (70, 20, 50, 4), initial=True)
-    _, tape = cpp_cpu.forward(problem.tensors, problem.choices, True)
+    _, tape = forward(cpp_cpu, problem.tensors, problem.choices, True)
     assert problem.tensors.initial is not None
     counts = [int((problem.tensors.initial != 0).sum())]
     counts += [
         int((z != 0).sum()) for _, z in by_hand(problem.tensors, problem.choices, torch.float32)
     ]
     assert tape is not None
-    assert tape.nonzeros == counts
+    assert tape.held.nonzeros == counts
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 import latent_kernels as lk
 from checks import bits_equal
 from latent_kernels.kernels import backends
-from latent_kernels.kernels.lista import autograd
+from latent_kernels.kernels.lista import problem
 from test_threads import run
 
 Tensor = torch.Tensor
@@ -45,13 +45,13 @@ def _one_thread() -> None:
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the tensors whose values are checked from now on."""
     names: list[str] = []
-    finite = autograd.finite
+    finite = problem.finite
 
     def listed(name: str, *arguments: Any, **options: Any) -> None:
         names.append(name)
         finite(name, *arguments, **options)
 
-    monkeypatch.setattr(autograd, "finite", listed)
+    monkeypatch.setattr(problem, "finite", listed)
     return names
 
 

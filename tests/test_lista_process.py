@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latent_kernels.kernels.lista import cpp_cpu
-from lista_checks import FORMS, ListaProblem
+from lista_checks import FORMS, ListaProblem, backward, forward
 from test_threads import run
 
 # Enough rows for three threads. Results are compared as bytes and made by NumPy: torch's own
@@ -125,8 +125,11 @@ def test_exit_while_a_thread_computes() -> None:
     """The process ends although a daemon thread is inside a kernel and the pool's workers wait."""
     code = """
 from latent_kernels.kernels.lista import cpp_cpu
-from latent_kernels.kernels.lista.problem import Choices, Tensors
-plan = cpp_cpu.plan(Tensors(x, w, theta[0, 0], recurrent=s), Choices(3))
+from latent_kernels.kernels.lista.problem import Problem
+nothing = dict.fromkeys(("bias", "dictionary", "step", "initial", "select"))
+plan = cpp_cpu.plan(
+    Problem((ROWS, M, N), x, w, theta[0, 0], recurrent=s, layers=3, positive=False, **nothing)
+)
 out = torch.empty(ROWS, N)
 def busy():
     while True: plan.forward(3, ROWS, x.data_ptr(), 0, out.data_ptr(), False)
@@ -144,7 +147,7 @@ def test_one_tape_read_by_several_threads(form: str) -> None:
         for i, sizes in enumerate([(200, 60, 90, 3), (64, 200, 100, 2), (5, 30, 40, 4)])
     ]
     wanted = [tuple(t is not None for t in p.tensors) for p in problems]
-    tapes = [cpp_cpu.forward(p.tensors, p.choices, True)[1] for p in problems]
+    tapes = [forward(cpp_cpu, p.tensors, p.choices, True)[1] for p in problems]
     expected = [p.run(cpp_cpu) for p in problems]
     wrong: list[str] = []
 
@@ -152,8 +155,8 @@ def test_one_tape_read_by_several_threads(form: str) -> None:
         for k in range(9):
             i = (start + k) % 3
             p = problems[i]
-            z = cpp_cpu.forward(p.tensors, p.choices, False)[0]
-            gradients = cpp_cpu.backward(p.tensors, p.choices, tapes[i], p.upstream, wanted[i])
+            z = forward(cpp_cpu, p.tensors, p.choices, False)[0]
+            gradients = backward(cpp_cpu, p.tensors, p.choices, tapes[i], p.upstream, wanted[i])
             found = [z, *(g for g in gradients if g is not None)]
             for (name, want), got in zip(expected[i].items(), found, strict=True):
                 if not torch.equal(got, want):

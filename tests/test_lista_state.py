@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from latent_kernels.kernels.lista import cpp_cpu, reference
-from latent_kernels.kernels.lista.problem import Choices, Tensors
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
+from lista_checks import Choices, Tensors, as_problem, forward
 
 Tensor = torch.Tensor
 
@@ -36,10 +36,10 @@ def test_steps_that_turn_nan_behind_torchs_back_stay_inside_their_lists(
     memory = np.array(0.5, np.float32)
     step, theta = torch.from_numpy(memory), torch.tensor(0.01)
     tensors, choices = Tensors(x, weight, theta, recurrent=recurrent, step=step), Choices(3)
-    assert bool(torch.isfinite(cpp_cpu.forward(tensors, choices)[0]).all())
+    assert bool(torch.isfinite(forward(cpp_cpu, tensors, choices)[0]).all())
     memory[...] = np.nan
     for _ in range(50):
-        z, _ = cpp_cpu.forward(tensors._replace(x=x.repeat(40, 1)), choices)
+        z, _ = forward(cpp_cpu, tensors._replace(x=x.repeat(40, 1)), choices)
         assert z.shape == (120, 6)
         assert bool(z.isnan().all())
     with pytest.raises(ValueError, match="step must be finite"):
@@ -83,9 +83,9 @@ def test_codes_are_let_go_with_the_graph(problem: tuple[Tensor, Tensor, Tensor])
     z = lista_encode(x, weight, recurrent, 0.01, n_layers=2)
     z.sum().backward(retain_graph=True)
     assert z.grad_fn is not None
-    assert z.grad_fn.tape is not None  # type: ignore[attr-defined]
+    assert z.grad_fn.tape.held is not None  # type: ignore[attr-defined]
     z.sum().backward()
-    assert z.grad_fn.tape is None  # type: ignore[attr-defined]
+    assert z.grad_fn.tape.held is None  # type: ignore[attr-defined]
 
 
 class Number(float):
@@ -127,7 +127,7 @@ def test_weights_that_die_and_others_in_their_place(problem: tuple[Tensor, Tenso
         identities |= {id(w), id(s), id(theta)}
         z = lista_encode(x, w, s, theta, n_layers=2)
         choices = Choices(2)
-        expected = reference.encode(Tensors(x, w, theta, recurrent=s), choices)
+        expected = reference.encode(as_problem(Tensors(x, w, theta, recurrent=s), choices))
         assert torch.allclose(z, expected, rtol=1e-4, atol=1e-4), i
         bad = torch.full((6,), -0.01) if i % 2 else torch.full((6,), torch.nan)
         with pytest.raises(ValueError, match="threshold must be"):

@@ -16,10 +16,19 @@ from torch.library import opcheck
 
 from checks import bits_equal
 from latent_kernels.kernels import backends
-from latent_kernels.kernels.lista import autograd, reference
-from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.lista import reference
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
-from lista_checks import FORMS, NAMES, OPTIONS, ListaProblem, clear_problem, encode
+from lista_checks import (
+    FORMS,
+    NAMES,
+    OPTIONS,
+    Choices,
+    ListaProblem,
+    Tensors,
+    as_problem,
+    clear_problem,
+    encode,
+)
 
 Tensor = torch.Tensor
 OPS = torch.ops.latent_kernels
@@ -256,7 +265,7 @@ def test_steps_of_an_optimizer(form: str) -> None:
     problem = problem_of(form, {"threshold": "components", "bias": True, "theta": 0.2})
     target = torch.randn_like(problem.upstream)
     results = []
-    for function in (encode, reference.encode):
+    for function in (encode, lambda *given: reference.encode(as_problem(*given))):
         parameters = [
             None if t is None else torch.nn.Parameter(t.clone()) for t in problem.tensors[1:]
         ]
@@ -361,7 +370,10 @@ def test_many_encoders_in_turn() -> None:
         for _ in range(2):
             z = lista_encode(x, w, s, theta, n_layers=2)
             assert torch.allclose(
-                z, reference.encode(Tensors(x, w, theta, None, s), Choices(2)), rtol=1e-4, atol=1e-4
+                z,
+                reference.encode(as_problem(Tensors(x, w, theta, None, s), Choices(2))),
+                rtol=1e-4,
+                atol=1e-4,
             )
 
 
@@ -406,6 +418,12 @@ def test_x_of_every_kind_after_a_plain_one() -> None:
 
 # --- opcheck --------------------------------------------------------------------------------------
 
+
+def op_options(choices: Choices) -> tuple[Any, ...]:
+    """The options as the raw op takes them."""
+    return *choices[:2], None if choices.select is None else list(choices.select)
+
+
 CHECKED = [(form, OPTIONS[1]) for form in FORMS] + [
     ("recurrent", OPTIONS[0]),
     ("residual steps", OPTIONS[3]),
@@ -416,11 +434,12 @@ CHECKED = [(form, OPTIONS[1]) for form in FORMS] + [
 def test_opcheck(form: str, options: dict[str, Any]) -> None:
     problem = problem_of(form, options)
     leaves = Tensors(*(None if t is None else t.clone().requires_grad_() for t in problem.tensors))  # type: ignore[arg-type]
-    arguments = autograd.op_arguments(leaves, problem.choices)
-    assert set(opcheck(OPS.lista_encode, arguments).values()) == {"SUCCESS"}
-    plain = autograd.op_arguments(problem.tensors, problem.choices)
+    options = op_options(problem.choices)
+    assert set(opcheck(OPS.lista, (*leaves, *options, [True])).values()) == {"SUCCESS"}
     for wanted in ([t is not None for t in leaves], [name in ("x", "threshold") for name in NAMES]):
-        results = opcheck(OPS.lista_backward, (*plain, problem.upstream, wanted))
+        results = opcheck(
+            OPS.lista_backward, (problem.upstream, *problem.tensors, *options, wanted)
+        )
         assert set(results.values()) == {"SUCCESS"}
 
 
@@ -430,7 +449,7 @@ def test_ops_equal_plain_calls(form: str) -> None:
     leaves = Tensors(*(None if t is None else t.clone().requires_grad_() for t in problem.tensors))  # type: ignore[arg-type]
     given = [t for t in leaves if t is not None]
     z = encode(leaves, problem.choices)
-    by_op = OPS.lista_encode(*autograd.op_arguments(leaves, problem.choices))
+    by_op = OPS.lista(*leaves, *op_options(problem.choices), [True])
     assert bits_equal(by_op, z)
     for a, b in zip(
         torch.autograd.grad(by_op, given, problem.upstream),

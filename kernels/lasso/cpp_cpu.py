@@ -10,6 +10,7 @@ import torch
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.extension import DTYPES
 from latent_kernels.kernels.lasso import reference
+from latent_kernels.kernels.lasso.problem import Outputs, Problem
 
 Tensor = torch.Tensor
 
@@ -62,30 +63,19 @@ def curvature(dictionary: Dictionary) -> float:
     return reference.rounded_up(float(np.linalg.eigvalsh(gram.numpy())[-1]))
 
 
-def encode(
-    x: Tensor,
-    dictionary: Dictionary,
-    alpha: Tensor,
-    init: Tensor | None,
-    codes: Tensor,
-    gap: Tensor,
-    algorithm: str,
-    max_iter: int,
-    tol: float,
-    positive: bool,
-) -> None:
+def forward(problem: Problem, dictionary: Dictionary, outputs: Outputs) -> None:
     """As the reference's; every tensor contiguous, of one dtype but for the float64 `alpha`."""
+    (rows, features, components), x, _, alpha, init, algorithm, max_iter, tol, positive = problem
     # the gap's allowance for rounding needs the largest ||d_k||^2, a gradient step the largest
     # eigenvalue
     bound = float(dictionary.norms.max()) if algorithm == "cd" else curvature(dictionary)
-    rows, features = x.shape
-    problem = _core.LassoProblem(
+    arguments = _core.LassoProblem(
         dtype=DTYPES[x.dtype],
         algorithm=_ALGORITHMS[algorithm],
         positive=positive,
         rows=rows,
         features=features,
-        components=codes.size(1),
+        components=components,
         max_iter=max_iter,
         tolerance=tol,
         curvature=bound,
@@ -94,9 +84,10 @@ def encode(
         panels=dictionary.panels.data_ptr(),
         gram=dictionary.gram.data_ptr(),
         alpha=alpha.data_ptr(),
-        alpha_stride=1 if alpha.numel() > 1 else 0,
+        alpha_stride=1,
         init=None if init is None else init.data_ptr(),
     )
+    codes, gap = outputs
     _core.lasso_encode(
-        problem, threads=torch.get_num_threads(), codes=codes.data_ptr(), gap=gap.data_ptr()
+        arguments, threads=torch.get_num_threads(), codes=codes.data_ptr(), gap=gap.data_ptr()
     )

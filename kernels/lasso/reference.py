@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from latent_kernels.kernels.lasso.problem import Outputs, Problem
+
 Tensor = torch.Tensor
 
 GAP_EVERY = 10  # iterations of ISTA and FISTA between looks at the gap
@@ -76,25 +78,12 @@ def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positiv
     return gap
 
 
-def encode(
-    x: Tensor,
-    dictionary: Dictionary,
-    alpha: Tensor,
-    init: Tensor | None,
-    codes: Tensor,
-    gap: Tensor,
-    algorithm: str,
-    max_iter: int,
-    tol: float,
-    positive: bool,
-) -> None:
-    """Writes `codes` [B, K] for x [B, F], and their `gap` [B].
-
-    `alpha` in float64, [B] or [1]; `init` as codes, or None for zeros. A row stops where gap <= tol
-    ||x||^2 / 2.
-    """
-    d, alpha = dictionary.atoms, alpha.expand(x.size(0))
-    codes.zero_() if init is None else codes.copy_(init)
+def forward(problem: Problem, dictionary: Dictionary, outputs: Outputs) -> None:
+    """Write the codes and their gap. A row stops where gap <= tol ||x||^2 / 2."""
+    (rows, features, components), x, _, alpha, init, algorithm, max_iter, tol, positive = problem
+    x, d, alpha = x.reshape(rows, features), dictionary.atoms, alpha.reshape(rows)
+    codes, gap = outputs.codes.view(rows, components), outputs.gap.view(rows)
+    codes.zero_() if init is None else codes.copy_(init.reshape(rows, components))
     target = tol * 0.5 * wide(x).square().sum(-1)
     step = _descent if algorithm == "cd" else _gradient
     gap.copy_(_round_up(duality_gap(x, d, alpha, codes, positive), gap))

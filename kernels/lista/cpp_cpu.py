@@ -6,25 +6,24 @@ import torch
 
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.extension import DTYPES
-from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.lista.problem import Gradients, Outputs, Problem
 
 Tensor = torch.Tensor
-Tape = _core.ListaTape | None
+_STEP = Gradients._fields.index("step")
 
 
-def plan(tensors: Tensors, choices: Choices) -> _core.ListaPlan:
+def plan(problem: Problem) -> _core.ListaPlan:
     """Return the call for these parameters, which it reads at their addresses.
 
     Each call is given its x and initial codes.
     """
-    x, weight, threshold, bias, recurrent, dictionary, step, _ = tensors
-    n = weight.size(-1)
+    (_, features, n), x, weight, threshold, bias, recurrent, dictionary, step = problem[:8]
     return _core.ListaPlan(
         dtype=DTYPES[x.dtype],
-        features=x.size(1),
+        features=features,
         components=n,
-        layers=choices.layers,
-        positive=choices.positive,
+        layers=problem.layers,
+        positive=problem.positive,
         layered_weight=weight.dim() == 3,
         layered_recurrent=recurrent is not None and recurrent.dim() == 3,
         layered_step=step is not None and step.dim() == 1,
@@ -36,7 +35,7 @@ def plan(tensors: Tensors, choices: Choices) -> _core.ListaPlan:
         recurrent=_address(recurrent),
         dictionary=_address(dictionary),
         step=_address(step),
-        select=choices.select or (),
+        select=tuple(problem.select or ()),  # opaque ops have lists
     )
 
 
@@ -48,54 +47,36 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr() or 1
 
 
-def forward(
-    tensors: Tensors, choices: Choices, with_tape: bool = False, with_drive: bool = False
-) -> tuple[Tensor, Tape]:
-    """Return the codes and, where `with_tape`, what the backward pass needs of all layers' codes.
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write the codes; hold on the tape, where there is one, what the backward pass needs of them.
 
-    Args:
-        tensors: contiguous.
-        choices: the options.
-        with_tape: a backward pass will follow.
-        with_drive: it will want the gradient of the steps.
-
+    With the gradient of the steps that is more.
     """
-    x = tensors.x
-    z = x.new_empty((x.size(0), tensors.components))
-    tape = _core.lista_forward(
-        plan(tensors, choices),
+    tape = outputs.tape
+    found = _core.lista_forward(
+        plan(problem),
         threads=torch.get_num_threads(),
-        rows=x.size(0),
-        x=_address(x),
-        initial=_address(tensors.initial),
-        out=_address(z),
-        with_tape=with_tape,
-        with_drive=with_drive,
+        rows=problem.sizes[0],
+        x=_address(problem.x),
+        initial=_address(problem.initial),
+        out=_address(outputs.z),
+        with_tape=tape is not None,
+        with_drive=tape is not None and tape.needs[_STEP],
     )
-    return z, tape
+    if tape is not None:
+        tape.held = found
 
 
-def backward(
-    tensors: Tensors, choices: Choices, tape: Tape, upstream: Tensor, wanted: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """Return the gradients of the wanted tensors, in the order of `Tensors`.
-
-    Without a tape the forward pass runs again.
-    """
-    x = tensors.x
-    gradients = [
-        torch.empty_like(t) if t is not None and w else None
-        for t, w in zip(tensors, wanted, strict=True)
-    ]
-    addresses = {name: _address(g) for name, g in zip(Tensors._fields, gradients, strict=True)}
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the gradients. Without a tape the forward pass runs again."""
+    addresses = {name: _address(g) for name, g in gradients._asdict().items()}
     _core.lista_backward(
-        plan(tensors, choices),
+        plan(problem),
         threads=torch.get_num_threads(),
-        rows=x.size(0),
-        x=_address(x),
-        initial=_address(tensors.initial),
-        tape=tape,
-        upstream=_address(upstream),
+        rows=problem.sizes[0],
+        x=_address(problem.x),
+        initial=_address(problem.initial),
+        tape=None if upstream.tape is None else upstream.tape.held,
+        upstream=_address(upstream.z),
         gradients=_core.ListaGradients(**addresses),
     )
-    return gradients

@@ -17,7 +17,7 @@ from latent_kernels.kernels import _core
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import plain
 from latent_kernels.kernels.lista import cpp_cpu
-from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.lista.problem import Problem
 
 Tensor = torch.Tensor
 Registry = Mapping[str, Tensor | None]
@@ -87,8 +87,7 @@ class Plan:
         self,
         asked: tuple[object, ...],
         watched: Iterable[tuple[Registry, str]],
-        tensors: Tensors,
-        choices: Choices,
+        problem: Problem,
         derived: Iterable[Derived],
     ) -> None:
         """Plan the repetition of a call that has just run without an error.
@@ -96,17 +95,16 @@ class Plan:
         Args:
             asked: what else the call depended on; the caller compares it.
             watched: the registry and name of each parameter that must not change.
-            tensors: x, for which `takes` is true, and the parameters, for which `readable` is: the
-                watched ones, slices of them, or tensors derived from them.
-            choices: the options of the call.
+            problem: the call, of x, for which `takes` is true, and of parameters, for which
+                `readable` is: the watched ones, slices of them, or tensors derived from them.
             derived: the tensors among these that are computed before each call.
 
         """
         self.asked = asked
-        self._dtype, self._features = tensors.x.dtype, tensors.x.size(1)
-        self._components, self._derived = tensors.components, tuple(derived)
-        self._memory = tensors[1:]  # kept alive: the kernel has only the addresses
-        self._kernel = cpp_cpu.plan(tensors, choices)
+        _, self._features, self._components = problem.sizes
+        self._dtype, self._derived = problem.x.dtype, tuple(derived)
+        self._memory = problem[2:]  # kept alive: the kernel has only the addresses
+        self._kernel = cpp_cpu.plan(problem)
         self._watched = []
         for registry, name in watched:
             p = registry[name]

@@ -1,40 +1,71 @@
-"""The tensors and options of a sparse encoder, as every backend takes them."""
+"""What a sparse encoder computes: its problem, outputs and gradients, as every backend has them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+
+from latent_kernels.kernels.backends import function
+from latent_kernels.kernels.description import Tape
+from latent_kernels.kernels.lista.values import finite
+from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
 
 
-class Tensors(NamedTuple):
-    """The tensors of T layers for N rows of m features and n components, all of one dtype.
+class Problem(NamedTuple):
+    """T layers for N rows of F features and C components; all tensors are of one dtype.
 
-    The compiled kernel needs them contiguous. A parameter that has no dimension T is shared by all
-    layers.
+    A parameter that has no dimension T is shared by all layers.
     """
 
-    x: Tensor  # [N, m]
-    weight: Tensor  # [m, n]; with a dictionary also [T, m, n]
-    threshold: Tensor  # [], [n], [T, 1] or [T, n], >= 0
-    bias: Tensor | None = None  # [n]; not with a dictionary
-    recurrent: Tensor | None = None  # [n, n] or [T, n, n]; not with a dictionary
-    dictionary: Tensor | None = None  # [n, m]
-    step: Tensor | None = None  # [] or [T]
-    initial: Tensor | None = None  # [N, n]; None for zeros
-
-    @property
-    def components(self) -> int:
-        """Return the number n of components."""
-        return self.weight.size(-1)
-
-
-class Choices(NamedTuple):
-    """Options of the encoder that are not tensors."""
-
+    sizes: tuple[int, int, int]  # N, F, C
+    x: Annotated[Tensor, "NF"]
+    weight: Annotated[Tensor, "*FC"]  # [F, C]; with a dictionary also [T, F, C]
+    threshold: Annotated[Tensor, "*"]  # [], [C], [T, 1] or [T, C], >= 0
+    bias: Annotated[Tensor | None, "C"]  # not with a dictionary
+    recurrent: Annotated[Tensor | None, "*CC"]  # [C, C] or [T, C, C]; not with a dictionary
+    dictionary: Annotated[Tensor | None, "CF"]
+    step: Annotated[Tensor | None, "*"]  # [] or [T]
+    initial: Annotated[Tensor | None, "NC"]  # None for zeros
     layers: int  # T, the number of soft-thresholdings
-    positive: bool = False  # codes >= 0
+    positive: bool  # codes >= 0
     # For each layer, how many of the largest entries pass unthresholded.
-    select: tuple[int, ...] | None = None
+    select: tuple[int, ...] | None
+
+
+class Outputs(NamedTuple):
+    """The codes; or, for a backward pass, their gradient."""
+
+    z: Annotated[Tensor, "NC"]
+    tape: Tape | None = None  # for the non-zero codes of all layers
+
+
+class Gradients(NamedTuple):
+    """The gradients of the inputs."""
+
+    x: Tensor | None
+    weight: Tensor | None
+    threshold: Tensor | None
+    bias: Tensor | None
+    recurrent: Tensor | None
+    dictionary: Tensor | None
+    step: Tensor | None
+    initial: Tensor | None
+
+
+def _forward(problem: Problem, outputs: Outputs) -> None:
+    """Check the values of the parameters, which only now are there to be looked at; encode."""
+    _, x, weight, threshold, bias, recurrent, dictionary, step, initial = problem[:9]
+    finite("weight", weight)
+    finite("bias", bias)
+    finite("recurrent", recurrent)
+    finite("dictionary", dictionary)
+    finite("step", step)
+    finite("initial", initial)
+    finite("threshold", threshold, least=0)
+    function("lista", "forward", x.device)(problem, outputs)
+
+
+ENCODE = Op("lista", "lista", "NFC", Problem, Outputs, Gradients, forward=_forward)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.lista.problem import Gradients, Outputs, Problem
 
 Tensor = torch.Tensor
 
@@ -27,14 +27,14 @@ def shrink(u: Tensor, threshold: Tensor, *, positive: bool = False, select: int 
     return torch.where(active, z, torch.zeros_like(u))
 
 
-def encode(tensors: Tensors, choices: Choices) -> Tensor:
-    """Return the codes z_T, [N, n]."""
-    x, weight, threshold, bias, recurrent, dictionary, step, initial = tensors
-    z = initial
+def encode(problem: Problem) -> Tensor:
+    """Return the codes z_T, [N, C]."""
+    (rows, features, n), x, weight, threshold, bias, recurrent, dictionary, step, z = problem[:9]
+    x, z = x.reshape(rows, features), None if z is None else z.reshape(rows, n)
     drive = x  # a placeholder: with a dictionary there is no x W + b
     if dictionary is None:
         drive = x @ weight if bias is None else x @ weight + bias
-    for t in range(choices.layers):
+    for t in range(problem.layers):
         if dictionary is not None:
             u = (x if z is None else x - z @ dictionary) @ _of_layer(weight, 2, t)
         elif z is None or recurrent is None:
@@ -45,8 +45,8 @@ def encode(tensors: Tensors, choices: Choices) -> Tensor:
             u = _of_layer(step, 0, t) * u
         if z is not None and (dictionary is not None or step is not None):
             u = z + u
-        select = choices.select[t] if choices.select is not None else 0
-        z = shrink(u, _of_layer(threshold, 1, t), positive=choices.positive, select=select)
+        select = problem.select[t] if problem.select is not None else 0
+        z = shrink(u, _of_layer(threshold, 1, t), positive=problem.positive, select=select)
     assert z is not None  # there is at least one layer
     return z
 
@@ -59,27 +59,19 @@ def _of_layer(parameter: Tensor, dims: int, t: int) -> Tensor:
     return parameter[t] if parameter.dim() > dims else parameter
 
 
-def forward(
-    tensors: Tensors, choices: Choices, with_tape: bool = False, with_drive: bool = False
-) -> tuple[Tensor, None]:
-    """Return the codes, as the compiled kernels do, without a tape."""
+def forward(problem: Problem, outputs: Outputs) -> None:
+    """Write the codes, without a tape."""
     with torch.no_grad():
-        return encode(tensors, choices), None
+        outputs.z.copy_(encode(problem).reshape(outputs.z.shape))
 
 
-def backward(
-    tensors: Tensors, choices: Choices, tape: None, upstream: Tensor, wanted: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """Return the gradients of the wanted tensors, in the order of `Tensors`.
-
-    The forward pass runs again, under autograd.
-    """
+def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
+    """Write the gradients. The forward pass runs again, under autograd."""
+    wanted = {name: g for name, g in gradients._asdict().items() if g is not None}
     with torch.enable_grad():
-        leaves = [
-            t if t is None else t.detach().requires_grad_(w)
-            for t, w in zip(tensors, wanted, strict=True)
-        ]
-        z = encode(Tensors(*leaves), choices)  # type: ignore[arg-type]
-        inputs = [t for t in leaves if t is not None and t.requires_grad]
-        found = iter(torch.autograd.grad(z, inputs, upstream, materialize_grads=True))
-    return [next(found) if t is not None and t.requires_grad else None for t in leaves]
+        leaves = {name: getattr(problem, name).detach().requires_grad_() for name in wanted}
+        z = encode(problem._replace(**leaves))
+        above = upstream.z.reshape(z.shape)
+        found = torch.autograd.grad(z, list(leaves.values()), above, materialize_grads=True)
+    for gradient, value in zip(wanted.values(), found, strict=True):
+        gradient.copy_(value)

@@ -15,7 +15,7 @@ def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
 
     Args:
         name: the name of x in the error message.
-        x: float32 or float64, detached. On a GPU nothing is checked, since reading would wait.
+        x: float32 or float64. On a GPU nothing is checked, since reading would wait.
         least: the least value that is allowed.
 
     """
@@ -24,7 +24,7 @@ def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
     serial = x.numel() < _SERIAL or torch.get_num_threads() == 1
     if least is None and serial and math.isfinite(x.sum().item()):
         return
-    array = x.numpy()
+    array = x.detach().numpy()
     low, high = float(array.min()), float(array.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} must be finite; got infinite values or NaN")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 
 from latent_kernels import _checks
-from latent_kernels.kernels.eager import plain, row_dtype
-from latent_kernels.kernels.lasso import ops
-from latent_kernels.kernels.library import call
+from latent_kernels.kernels.eager import row_dtype
+from latent_kernels.kernels.lasso.problem import LASSO
 
 Tensor = torch.Tensor
 Algorithm = Literal["fista", "ista", "cd"]
@@ -109,27 +108,20 @@ def sparse_encode(
     (2010); Massias, Gramfort and Salmon, "Celer" (2018), working sets.
 
     """
-    (x, dictionary, init), dtype = _checks.together(x=x, dictionary=dictionary, init=init)  # type: ignore[assignment]
-    shape = (*x.shape[:-1], _check_shapes(x, dictionary, init))
+    (x, dictionary, init), _ = _checks.together(x=x, dictionary=dictionary, init=init)  # type: ignore[assignment]
+    _check_shapes(x, dictionary, init)
     weights = _alpha(alpha, x)
     tolerance = _number("tol", tol)
     _check_options(algorithm, max_iter, positive=positive, return_gap=return_gap)
 
-    wide = row_dtype(dtype)
-    rows = x.detach().to(wide).reshape(-1, x.size(-1))
-    start = None if init is None else init.detach().to(wide).reshape(-1, shape[-1])
-    inputs = (rows, dictionary.detach().to(wide), weights, start)
-    options: Any = (algorithm, max_iter, tolerance, positive, dtype)
-    if plain(x, dictionary, init, alpha if isinstance(alpha, Tensor) else None):
-        codes, gap = ops.encode(*inputs, *options)
-    else:
-        codes, gap = call("sparse_encode", *inputs, *options)
-    codes = codes.reshape(shape)
-    return (codes, gap.reshape(shape[:-1])) if return_gap else codes
+    shape = tuple(x.shape)
+    dims = (shape[:-1], shape[-1:], (dictionary.size(0),))
+    options = (algorithm, max_iter, tolerance, positive)
+    codes, gap = LASSO(dims, (x, dictionary, weights, init), options)
+    return (codes, gap) if return_gap else codes
 
 
-def _check_shapes(x: Tensor, dictionary: Tensor, init: Tensor | None) -> int:
-    """Return the number of components; raise if shapes do not agree."""
+def _check_shapes(x: Tensor, dictionary: Tensor, init: Tensor | None) -> None:
     if dictionary.dim() != 2 or dictionary.size(0) == 0 or dictionary.size(1) == 0:
         expected = "[n_components, n_features], neither of them 0"
         raise ValueError(f"dictionary must have shape {expected}; got {tuple(dictionary.shape)}")
@@ -139,20 +131,17 @@ def _check_shapes(x: Tensor, dictionary: Tensor, init: Tensor | None) -> int:
     shape = (*x.shape[:-1], dictionary.size(0))
     if init is not None and tuple(init.shape) != shape:
         raise ValueError(f"init must have the shape of the codes, {shape}; got {tuple(init.shape)}")
-    return dictionary.size(0)
 
 
 def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
-    """Return alpha for each row of x, [B], or [1] for all; in float64 where the device has it."""
+    """Return alpha for each row of x, in float64 where the device has it."""
     batch = tuple(x.shape[:-1])
     kind = torch.float32 if x.device.type == "mps" else torch.float64
     if isinstance(alpha, Tensor):
         if alpha.dtype not in _checks.FLOATS:
             raise TypeError(f"alpha must be a number or a floating tensor; got {alpha.dtype}")
         _checks.device_of("alpha", alpha, "x", x)
-        return _checks.expand(
-            "alpha", alpha.detach().to(kind), batch, "x without its last size"
-        ).reshape(-1)
+        return _checks.expand("alpha", alpha.to(kind), batch, "x without its last size")
     value, dtype = _number("alpha", alpha), row_dtype(x.dtype)
     if not math.isfinite(value):
         raise ValueError(f"alpha must be finite and >= 0; got {value}")
@@ -160,7 +149,7 @@ def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"alpha must be at most {torch.finfo(dtype).max:.3g}, the largest {dtype}; got {value}"
         )
-    return torch.full((1,), value, dtype=kind, device=x.device)
+    return torch.full(batch, value, dtype=kind, device=x.device)
 
 
 def _number(name: str, value: object) -> float:

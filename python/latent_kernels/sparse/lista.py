@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from latent_kernels import _checks
-from latent_kernels.kernels.backends import backend
-from latent_kernels.kernels.eager import plain, row_dtype
-from latent_kernels.kernels.library import call
-from latent_kernels.kernels.lista import autograd
-from latent_kernels.kernels.lista import ops as _ops  # noqa: F401  (registers the opaque ops)
-from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.eager import row_dtype
+from latent_kernels.kernels.lista.problem import ENCODE, Gradients
 
 Tensor = torch.Tensor
 _MOST_COLUMNS = 2**24  # positions in the lists of a tile are 32-bit numbers
@@ -84,12 +80,12 @@ def lista_encode(
 
     """
     named = {"x": x, "weight": weight, "recurrent": recurrent, "bias": bias, "initial": initial}
-    tensors, dtype = _prepare(named, threshold, step, n_layers, per_layer="recurrent")
+    inputs, dtype = _prepare(named, threshold, step, n_layers, per_layer="recurrent")
     if recurrent is None and (n_layers > 1 or initial is not None):
         raise ValueError(
             "recurrent may be None only where n_layers is 1 and there is no initial code"
         )
-    return _run(x, tensors, dtype, _choices(n_layers, positive, select))
+    return _run(inputs, dtype, _options(n_layers, positive, select, weight.size(-1)))
 
 
 def coupled_lista_encode(
@@ -140,8 +136,8 @@ def coupled_lista_encode(
 
     """
     named = {"x": x, "weight": weight, "dictionary": dictionary, "initial": initial}
-    tensors, dtype = _prepare(named, threshold, step, n_layers, per_layer="weight")
-    return _run(x, tensors, dtype, _choices(n_layers, positive, select))
+    inputs, dtype = _prepare(named, threshold, step, n_layers, per_layer="weight")
+    return _run(inputs, dtype, _options(n_layers, positive, select, weight.size(-1)))
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -154,10 +150,10 @@ def _prepare(
     n_layers: int,
     *,
     per_layer: str,
-) -> tuple[Tensors, torch.dtype]:
-    """Check the arguments; return the tensors that the kernels take, and the dtype of the result.
+) -> tuple[list[Any], torch.dtype]:
+    """Check the arguments; return the inputs of the op, and the dtype of the result.
 
-    The tensors have the dtype of the computation, and x and initial two dimensions.
+    The inputs have the dtype of the computation.
     """
     _layers(n_layers)
     _of_layers("threshold", threshold)
@@ -178,12 +174,9 @@ def _prepare(
             named[name] = torch.full((), value, dtype=compute, device=x.device)
     _shapes(named, n_layers, per_layer)
     for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if name in ("x", "initial") and tensor.dim() != 2:
-            tensor = tensor.reshape(math.prod(tensor.shape[:-1]), tensor.size(-1))
-        named[name] = tensor if tensor.dtype == compute else tensor.to(compute)
-    return Tensors(**named), dtype  # type: ignore[arg-type]
+        if tensor is not None and tensor.dtype != compute:
+            named[name] = tensor.to(compute)
+    return [named.get(name) for name in Gradients._fields], dtype
 
 
 def _layers(n_layers: object) -> None:
@@ -262,12 +255,14 @@ def _shapes(named: dict[str, Tensor | None], n_layers: int, per_layer: str) -> N
         )
 
 
-def _choices(n_layers: int, positive: bool, select: int | Sequence[int] | None) -> Choices:
-    """Check the options that are not tensors, and return them."""
+def _options(
+    n_layers: int, positive: bool, select: int | Sequence[int] | None, components: int
+) -> tuple[Any, ...]:
+    """Check the options that are not tensors; return those of the op."""
     if not isinstance(positive, bool):
         raise TypeError(f"positive must be True or False; got {positive!r}")
     if select is None:
-        return Choices(n_layers, positive)
+        return n_layers, positive, None
     message = (
         f"select must be an int >= 0, or one for each of the {n_layers} layers; got {select!r}"
     )
@@ -282,32 +277,15 @@ def _choices(n_layers: int, positive: bool, select: int | Sequence[int] | None) 
         raise TypeError(message)
     if len(counts) != n_layers or any(c < 0 for c in counts):
         raise ValueError(message)
-    return Choices(n_layers, positive, counts if any(counts) else None)
+    some = tuple(min(count, components) for count in counts) if any(counts) else None
+    return n_layers, positive, some
 
 
-# --- dispatch -------------------------------------------------------------------------------------
+# --- the call -------------------------------------------------------------------------------------
 
 
-def _run(x: Tensor, tensors: Tensors, dtype: torch.dtype, choices: Choices) -> Tensor:
-    """Return the codes in the caller's shape and dtype."""
-    if choices.select is not None:
-        choices = choices._replace(select=tuple(min(c, tensors.components) for c in choices.select))
-    z = _encode(tensors, choices)
-    if z.dtype != dtype:
-        z = z.to(dtype)
-    return z if x.dim() == 2 else z.reshape(*x.shape[:-1], tensors.components)
-
-
-def _encode(tensors: Tensors, choices: Choices) -> Tensor:
-    """Return the codes z_T, [N, n]."""
-    z: Tensor
-    if not plain(*tensors):
-        z = call("lista_encode", *autograd.op_arguments(tensors, choices))
-        return z
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if wanted or forward_ad._current_level >= 0:  # the Function refuses forward mode
-        z = autograd.apply_lista(*tensors, choices)
-        return z
-    kernels = backend("lista", tensors.x.device)
-    z = kernels.forward(autograd.checked_memory(tensors), choices)[0]
-    return z
+def _run(inputs: list[Any], dtype: torch.dtype, options: tuple[Any, ...]) -> Tensor:
+    """Return the codes in the caller's dtype."""
+    shape = tuple(inputs[0].shape)
+    z: Tensor = ENCODE((shape[:-1], shape[-1:], (inputs[1].size(-1),)), inputs, options)
+    return z if z.dtype == dtype else z.to(dtype)

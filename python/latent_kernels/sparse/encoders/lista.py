@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from latent_kernels.kernels.lista.plan import Derived, Plan, readable, takes
-from latent_kernels.kernels.lista.problem import Choices, Tensors
+from latent_kernels.kernels.lista.problem import Gradients, Problem
 from latent_kernels.sparse.encoders import analytic
 from latent_kernels.sparse.encoders._start import (
     Array,
@@ -315,8 +315,10 @@ class LISTA(Thresholding):
             derived.append(Derived(np.multiply, (step.numpy(), self.alpha), out.numpy()))
             tensors["threshold"] = out
         select = None if self._select is None else self._select[:layers]
-        choices = Choices(layers, self.positive, select)
-        return Plan(asked, watched, Tensors(x, **tensors), choices, derived)
+        sizes = (x.size(0), self.n_features, self.n_components)
+        parameters: Any = map(tensors.get, Gradients._fields[1:])
+        options: Any = (layers, self.positive, select)
+        return Plan(asked, watched, Problem(sizes, x, *parameters, *options), derived)
 
     def _first(self, name: str, tensor: Tensor, layers: int) -> Tensor:
         """Return the tensor of that name for the first layers."""

@@ -1,0 +1,89 @@
+"""What Lasso codes are: the problem and its outputs, as every backend has them."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch
+
+from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.eager import in_memory, row_dtype
+from latent_kernels.kernels.op import Op
+
+Tensor = torch.Tensor
+
+
+class Problem(NamedTuple):
+    """The Lasso of N rows of F features over C atoms."""
+
+    sizes: tuple[int, int, int]  # N, F, C
+    x: Annotated[Tensor, "NF"]
+    dictionary: Annotated[Tensor, "CF"]
+    alpha: Annotated[Tensor, "N"]  # float64, where the device has it
+    init: Annotated[Tensor | None, "NC"]  # None for zeros
+    algorithm: str
+    max_iter: int
+    tol: float
+    positive: bool
+
+
+class Outputs(NamedTuple):
+    """Codes, and an upper bound on their objective above its minimum."""
+
+    codes: Annotated[Tensor, "NC"]
+    gap: Annotated[Tensor, "N", row_dtype]
+
+
+def _encode(problem: Problem, outputs: Outputs) -> None:
+    """Check the values and write the codes and their gap; half inputs are computed in float32.
+
+    The values are only now there to be looked at, and only on the CPU that waits for nothing.
+    """
+    kernels = backend("lasso", problem.x.device)
+    codes, gap = outputs
+    is_half = codes.dtype != gap.dtype
+    if is_half:
+        x, dictionary, init = problem.x, problem.dictionary, problem.init
+        start = None if init is None else init.float()
+        problem = problem._replace(x=x.float(), dictionary=dictionary.float(), init=start)
+        codes = codes.float()
+    prepared = kernels.prepare(problem.dictionary)
+    if codes.is_cpu:
+        _check_values(problem, prepared.norms)
+    if problem.sizes[0] == 0:
+        return
+    kernels.forward(problem, prepared, Outputs(codes, gap))
+    if is_half:  # of rounded codes the gap is another: that of what is returned
+        rounded = outputs.codes.copy_(codes).float()
+        again = problem._replace(init=rounded, algorithm="cd", max_iter=0)
+        kernels.forward(again, prepared, Outputs(codes, gap))
+
+
+def _check_values(problem: Problem, norms: Tensor) -> None:
+    alpha, init, dtype = problem.alpha, problem.init, norms.dtype
+    limits = torch.finfo(dtype)
+    if not bool(norms.sum(dtype=torch.float64).isfinite()) or not bool(norms.isfinite().all()):
+        raise ValueError("dictionary must be finite, and the sum of its squares too")
+    if not bool(
+        (norms >= limits.tiny).all()
+    ):  # or 1 / norm were infinite, or the norm itself a few digits
+        row = int((norms < limits.tiny).nonzero()[0])
+        least = f"{limits.tiny:.3g}, the least normal {dtype}"
+        raise ValueError(
+            f"dictionary must have no zero row; row {row} is zero, or its squared norm below "
+            f"{least}"
+        )
+    if not bool(((alpha >= 0) & alpha.isfinite()).all()):
+        wrong = alpha[~((alpha >= 0) & alpha.isfinite())][0].item()
+        raise ValueError(f"alpha must be finite and >= 0; got {wrong}")
+    if not bool((alpha <= limits.max).all()):
+        raise ValueError(
+            f"alpha must be at most {limits.max:.3g}, the largest {dtype}; got {alpha.max().item()}"
+        )
+    if init is not None and not bool(init.isfinite().all()):
+        raise ValueError("init must be finite")
+    if init is not None and problem.positive and not bool((init >= 0).all()):
+        raise ValueError(f"init must be >= 0 where positive=True; got {init.min().item()}")
+
+
+LASSO = Op("sparse_encode", "lasso", "NFC", Problem, Outputs, forward=_encode, place=in_memory)
