@@ -143,6 +143,7 @@ class Description:
         self.inputs, self.results = _tensors(problem, axes), _tensors(outputs, axes)
         learned = () if gradients is None else gradients._fields
         names = [field.name for field in self.inputs]
+        self._check(names, learned)
         self.like = names.index(like) if like else 0
         self.same = names.index(same) if same else None
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
@@ -154,6 +155,14 @@ class Description:
         known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
         self.free = "".join(axis for axis in axes if axis not in known)
         self.forward, self.backward, self.place, self.absent = forward, backward, place, absent
+
+    def _check(self, names: list[str], learned: Sequence[str]) -> None:
+        """Refuse what would give wrong results without a word."""
+        for field in (*self.inputs, *self.results):
+            if strange := set(field.axes) - set(self.axes) - set("*0123456789"):
+                raise ValueError(f"{self.name}: {field.name} has axes {strange} not in {self.axes}")
+        if strange := set(learned) - set(names):
+            raise ValueError(f"{self.name}: gradients of {strange}, which are no inputs")
 
     def runner(self, which: str | Callable[..., None]) -> Callable[[torch.device], Any]:
         """Return what gives the `forward` or `backward` of a device."""

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from latent_kernels.kernels.eager import as_int
-
 Tensor = torch.Tensor
 
 _library = torch.library.Library("latent_kernels", "FRAGMENT")
@@ -88,41 +86,3 @@ def _no_forward_mode(ctx: Any, *tangents: Any) -> Any:
 def no_second_derivative(ctx: Any, *gradients: Tensor) -> Any:
     """The `gradients` of an op that is itself a backward pass."""
     raise RuntimeError("latent_kernels: second derivatives of this op are not implemented")
-
-
-def fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
-    """A vmapped [groups, ...] tensor, its batch at `dim` or none, -> [batch * groups, ...]."""
-    if x is None:
-        return None
-    x = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.reshape(batch * x.size(1), *x.shape[2:])
-
-
-def groups_of(x: Tensor, dim: int | None) -> int:
-    """How many groups a vmapped tensor has, its batch at `dim` or none."""
-    return x.size(1 if dim == 0 else 0)
-
-
-def unfold(x: Tensor, batch: int) -> Tensor:
-    """[batch * groups, ...] -> [batch, groups, ...]."""
-    return x.reshape(batch, x.size(0) // max(batch, 1), *x.shape[1:])
-
-
-def checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
-    """An opaque op's seeds as the kernels take them: one int, or int64 [1] or [groups] on the
-    device.
-    """
-    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
-        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
-    if seeds.numel() == 1:
-        seed = as_int(seeds, device)
-        return seed if isinstance(seed, int) else seed.reshape(1)
-    return seeds.to(device).contiguous()
-
-
-def fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
-    """One seed for each of batch * groups: the same for the whole batch where the seed is not
-    batched.
-    """
-    seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
-    return seeds.expand(batch, groups).reshape(-1)

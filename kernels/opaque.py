@@ -15,17 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from latent_kernels.kernels.description import Description, Dims, Fields, Flags
-from latent_kernels.kernels.eager import in_memory
-from latent_kernels.kernels.library import (
-    call,
-    checked_seeds,
-    define,
-    fold,
-    fold_seeds,
-    groups_of,
-    no_second_derivative,
-    unfold,
-)
+from latent_kernels.kernels.eager import as_int, in_memory
+from latent_kernels.kernels.library import call, define, no_second_derivative
 
 Tensor = torch.Tensor
 
@@ -88,9 +79,21 @@ def _dims(op: Description, given: Arguments) -> Dims:
     return [() if axis in absent else (sizes.get(axis, 1),) for axis in op.axes]
 
 
+def _checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
+    """An opaque op's seeds as the kernels take them: one int, or int64 [1] or [groups] on the
+    device.
+    """
+    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
+        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
+    if seeds.numel() == 1:
+        seed = as_int(seeds, device)
+        return seed if isinstance(seed, int) else seed.reshape(1)
+    return seeds.to(device).contiguous()
+
+
 def _problem(op: Description, given: Arguments) -> Any:
     memory = [None if x is None else in_memory(x) for x in given.tensors]
-    seed = checked_seeds(given.seeds[0], given.first.device) if op.seeded else None
+    seed = _checked_seeds(given.seeds[0], given.first.device) if op.seeded else None
     sizes = tuple(math.prod(own) for own in _dims(op, given))
     return op.problem(sizes, *memory, *([seed] if op.seeded else []), *given.options)
 
@@ -197,6 +200,32 @@ def register(op: Description) -> None:
 # --- vmap -----------------------------------------------------------------------------------------
 
 
+def _fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
+    """A vmapped [groups, ...] tensor, its batch at `dim` or none, -> [batch * groups, ...]."""
+    if x is None:
+        return None
+    x = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.reshape(batch * x.size(1), *x.shape[2:])
+
+
+def _groups_of(x: Tensor, dim: int | None) -> int:
+    """How many groups a vmapped tensor has, its batch at `dim` or none."""
+    return x.size(1 if dim == 0 else 0)
+
+
+def _unfold(x: Tensor, batch: int) -> Tensor:
+    """[batch * groups, ...] -> [batch, groups, ...]."""
+    return x.reshape(batch, x.size(0) // max(batch, 1), *x.shape[1:])
+
+
+def _fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
+    """One seed for each of batch * groups: the same for the whole batch where the seed is not
+    batched.
+    """
+    seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
+    return seeds.expand(batch, groups).reshape(-1)
+
+
 def _with_groups(op: Description, name: str, tensors: Fields) -> Callable[..., Any]:
     """Return the rule by which a batch joins the groups."""
     count = len(tensors)
@@ -204,13 +233,13 @@ def _with_groups(op: Description, name: str, tensors: Fields) -> Callable[..., A
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         batch, wanted, rest = info.batch_size, args[-1], list(args[count:])
-        folded = [fold(x, d, batch) for x, d in zip(args[:count], in_dims[:count], strict=True)]
+        folded = [_fold(x, d, batch) for x, d in zip(args[:count], in_dims[:count], strict=True)]
         if op.seeded:
-            groups = groups_of(args[first], in_dims[first])
-            rest[0] = fold_seeds(rest[0], in_dims[count], batch, groups)
+            groups = _groups_of(args[first], in_dims[first])
+            rest[0] = _fold_seeds(rest[0], in_dims[count], batch, groups)
         found = zip(listed(call(name, *folded, *rest)), wanted, strict=True)
         dims = tuple(0 if want else None for want in wanted)
-        return _packed(unfold(x, batch) if want else x for x, want in found), _packed(dims)
+        return _packed(_unfold(x, batch) if want else x for x, want in found), _packed(dims)
 
     return rule
 
@@ -228,8 +257,8 @@ def _with_rows(op: Description, name: str, tensors: Fields) -> Callable[..., Any
         dims = [None if isinstance(d, (list, tuple)) else d for d in in_dims]  # lists of numbers
         fields = list(zip(args[:count], dims[:count], is_row, strict=True))
         if is_forward and all(row or d is None for _, d, row in fields):
-            folded = [fold(x, d, batch) if row else x for x, d, row in fields]
-            found = [unfold(x, batch) for x in listed(call(name, *folded, *args[count:]))]
+            folded = [_fold(x, d, batch) if row else x for x, d, row in fields]
+            found = [_unfold(x, batch) for x in listed(call(name, *folded, *args[count:]))]
         else:
             slices = [
                 listed(call(name, *[_slice(x, d, i) for x, d in zip(args, dims, strict=True)]))

@@ -565,6 +565,24 @@ def test_the_reference_can_be_forced(form: str, monkeypatch: pytest.MonkeyPatch)
         assert a.shape == b.shape
 
 
+@every_form
+def test_the_reference_is_differentiated_in_compiled_code(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its backward pass is an opaque op there, which runs where autograd is switched off."""
+    given, run = given_of(problem_of(form))
+    found = []
+    for forced in ("lista=cpp", "lista=reference"):
+        monkeypatch.setenv(backends.VARIABLE, forced)
+        backends.forget()
+        torch._dynamo.reset()
+        leaves = leaves_of(given)
+        loss = torch.compile(lambda *xs: run(*xs).square().sum(), backend="aot_eager")(*leaves)
+        found.append(torch.autograd.grad(loss, leaves))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
 # --- torch.func -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ README.md has the formulas.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from latent_kernels.kernels.lista.problem import Gradients, Outputs, Problem
@@ -66,12 +68,18 @@ def forward(problem: Problem, outputs: Outputs) -> None:
 
 
 def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
-    """Write the gradients. The forward pass runs again, under autograd."""
+    """Write the gradients. The forward pass runs again, under torch.func.
+
+    An opaque op runs this where autograd is switched off, and torch.func is not.
+    """
     wanted = {name: g for name, g in gradients._asdict().items() if g is not None}
-    with torch.enable_grad():
-        leaves = {name: getattr(problem, name).detach().requires_grad_() for name in wanted}
-        z = encode(problem._replace(**leaves))
-        above = upstream.z.reshape(z.shape)
-        found = torch.autograd.grad(z, list(leaves.values()), above, materialize_grads=True)
+
+    def codes(*leaves: Tensor) -> Tensor:
+        inputs: Any = dict(zip(wanted, leaves, strict=True))
+        return encode(problem._replace(**inputs))
+
+    leaves = [getattr(problem, name).detach() for name in wanted]
+    z, pullback, *_ = torch.func.vjp(codes, *leaves)
+    found = pullback(upstream.z.reshape(z.shape))
     for gradient, value in zip(wanted.values(), found, strict=True):
         gradient.copy_(value)
