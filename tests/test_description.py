@@ -41,10 +41,10 @@ def test_shapes_and_gradients() -> None:
 
 
 def test_a_gradient_of_no_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="op: gradients of {'dx'}, which are no inputs"):
+    with pytest.raises(ValueError, match=r"op: gradients of {'dx'}, which are no inputs"):
         describe(gradients=Misnamed)
 
 
 def test_an_unknown_axis_is_refused() -> None:
-    with pytest.raises(ValueError, match="op: x has axes {'D'} not in NC"):
+    with pytest.raises(ValueError, match=r"op: x has axes {'D'} not in NC"):
         describe("NC")
