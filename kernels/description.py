@@ -116,7 +116,8 @@ class Description:
         forward, backward: names of the backends' functions, or functions for any device.
         place: how a plain call hands an input to the backends: from the tensor and its canonical
             shape (where a call gives it) to memory that they can read.
-        same: the input that the only output equals: a plain call returns it, and not a copy.
+        directly: from the inputs and the options to the outputs, for plain calls, where the forward
+            pass is one operation of torch: a problem and memory to fill would cost more.
         like: the input whose dtype the outputs follow; the first if none is named.
         absent: from the options to the axes of `OPTIONAL` that a call does not have.
 
@@ -134,7 +135,7 @@ class Description:
         forward: str | Callable[..., None] = "forward",
         backward: str | Callable[..., None] = "backward",
         place: Callable[..., Tensor] = contiguous,
-        same: str | None = None,
+        directly: Callable[..., tuple[Tensor, ...]] | None = None,
         like: str | None = None,
         absent: Callable[..., str] = lambda *options: OPTIONAL,
     ):
@@ -145,7 +146,6 @@ class Description:
         names = [field.name for field in self.inputs]
         self._check(names, learned)
         self.like = names.index(like) if like else 0
-        self.same = names.index(same) if same else None
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
         at = {place: i for i, place in enumerate(self.learned_at)}
         self._gradient_at = [at.get(place) for place in range(len(self.inputs))]
@@ -155,6 +155,7 @@ class Description:
         known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
         self.free = "".join(axis for axis in axes if axis not in known)
         self.forward, self.backward, self.place, self.absent = forward, backward, place, absent
+        self.directly = directly
 
     def _check(self, names: list[str], learned: Sequence[str]) -> None:
         """Refuse what would give wrong results without a word."""

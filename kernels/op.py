@@ -146,7 +146,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
     Small calls spend their time here: what does not change from call to call is looked up before.
     """
     place, seeded, taped, learned_at = op.place, op.seeded, op.taped, op.learned_at
-    like, same = op.like, op.same
+    like, directly = op.like, op.directly
     new = tuple.__new__  # makes a named tuple of a list, in half of the class's own time
     problem, outputs, gradients = op.problem, op.outputs, op.gradients
     shapes, dtypes = [f.shape for f in op.results], [f.dtype for f in op.results]
@@ -171,8 +171,8 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         return [(shape, None if d is dtype else d) if want else None for shape, d, want in plan]
 
     def forward(call: Call, inputs: Inputs, seed: Any, tape: Tape | None = None) -> Any:
-        if same is not None:
-            return new(outputs, [inputs[same].detach()])
+        if directly is not None:
+            return new(outputs, directly(inputs, call[2]))
         first = inputs[like]
         dims, new_empty = call[0], first.new_empty
         memory: list[Any] = []

@@ -108,7 +108,7 @@ GAUSSIAN_PATH = Op(
     PathOutputs,
     PathGradients,
     forward=_copy,
-    same="log_q",
+    directly=lambda inputs, options: (inputs[1].detach(),),  # no copy
     backward="path_backward",
     place=rows_in_place,
 )

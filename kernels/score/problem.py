@@ -8,11 +8,12 @@ family's support.
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
 from latent_kernels.kernels.backends import function
+from latent_kernels.kernels.description import Inputs
 from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.op import Op
 
@@ -108,7 +109,7 @@ def _estimate(problem: Problem, estimate: Estimate, upstream: Tensor | None = No
             values, baseline = values.double(), baseline.double()
     if values is not problem.values or baseline is not problem.baseline:
         problem = problem._replace(values=values, baseline=baseline)
-    if upstream is not None:
+    if upstream is not None and upstream.dtype != compute:
         upstream = upstream.to(compute)
     inside = function("score", "gradient", first.device)(problem, upstream, estimate)
     if not inside and problem.family == "categorical":
@@ -122,6 +123,11 @@ def _planes(problem: Problem) -> tuple[int, int, int]:
     """Return groups, samples (both of a pair), and what a sample has values for."""
     groups, pairs, samples, _, rows, cols, _, _ = problem.sizes
     return groups, pairs * samples, rows * cols
+
+
+def _mean_directly(inputs: Inputs, options: tuple[Any, ...]) -> tuple[Tensor]:
+    values, _, family, *_ = inputs[3], *options
+    return (values.mean((0, 1) if family == "antithetic" else 0, dtype=row_dtype(values.dtype)),)
 
 
 def _mean(problem: Problem, outputs: Mean) -> None:
@@ -159,6 +165,7 @@ EXPECTATION = Op(
     Mean,
     Gradients,
     forward=_mean,
+    directly=_mean_directly,
     backward=_gradients,
     like="values",
     absent=_absent,
