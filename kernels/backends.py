@@ -41,13 +41,13 @@ def _module(op: str, backend: str) -> ModuleType:
 
 
 def interpreting() -> bool:
-    """Whether Triton runs in its interpreter, on CPU tensors."""
+    """Return whether Triton runs in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 @functools.cache
 def triton_missing() -> str | None:
-    """Why Triton cannot be used, or None where it can."""
+    """Return why Triton cannot be used, or None where it can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if not interpreting() and not torch.cuda.is_available():
@@ -121,6 +121,6 @@ def function(op: str, name: str, device: torch.device) -> Callable[..., None]:
 
 
 def forget() -> None:
-    """Forgets every choice, so that the environment is read again (for tests)."""
+    """Forget every choice, so that the environment is read again (for tests)."""
     for cached in (triton_missing, forced, backend, function):
         cached.cache_clear()

@@ -42,7 +42,7 @@ def in_memory(x: Tensor) -> Tensor:
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether these tensors hold memory of their own and nothing watches the dispatcher."""
+    """Return whether these tensors hold memory of their own and nothing watches the dispatcher."""
     if _is_compiling() or _is_transforming() or _dispatch_modes() or _tracing_state() is not None:
         return False
     for x in tensors:  # noqa: SIM110, all() takes twice as long

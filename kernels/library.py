@@ -19,7 +19,7 @@ _functions: dict[str, Any] = {}
 
 
 def call(name: str, *args: Any) -> Any:
-    """Calls an op, by the door that the present state of torch needs."""
+    """Call an op, by the door that the present state of torch needs."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return _functions[name].apply(*args)
     return getattr(torch.ops.latent_kernels, name)(*args)
@@ -34,7 +34,7 @@ def define(
     gradients: Callable[..., Any] | None = None,
     setup: Callable[..., None] | None = None,
 ) -> None:
-    """Registers an op.
+    """Register an op.
 
     Args:
         schema: its torch.library schema, `name(...) -> ...`.

@@ -49,7 +49,7 @@ class Arguments(NamedTuple):
 
     @property
     def first(self) -> Tensor:
-        """The tensor that the others' device and dtype follow."""
+        """The tensor that the outputs' device follows."""
         first: Tensor = self.tensors[0]
         return first
 
@@ -80,9 +80,7 @@ def _dims(op: Description, given: Arguments) -> Dims:
 
 
 def _checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
-    """An opaque op's seeds as the kernels take them: one int, or int64 [1] or [groups] on the
-    device.
-    """
+    """Return seeds as the kernels take them: one int, or int64 [1] or [groups] on the device."""
     if seeds.device.type == "cpu" and bool((seeds < 0).any()):
         raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
     if seeds.numel() == 1:
@@ -209,7 +207,7 @@ def _fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
 
 
 def _groups_of(x: Tensor, dim: int | None) -> int:
-    """How many groups a vmapped tensor has, its batch at `dim` or none."""
+    """Return how many groups a vmapped tensor has, its batch at `dim` or none."""
     return x.size(1 if dim == 0 else 0)
 
 

@@ -158,7 +158,7 @@ def backward_kernel(
 def finish(
     ptr, total, fate: tl.constexpr, chunk, block, blocks, groups, group, N, D, rows, cols, mask
 ):
-    """Stores this program's part of a sum."""
+    """Store this program's part of a sum."""
     if fate == OVER_SAMPLES:
         store(ptr, ((chunk * groups + group) * N + rows) * D + cols, total, mask)
     elif fate == OVER_ROWS:

@@ -9,7 +9,7 @@ from latent_kernels.kernels.extension import DTYPES
 
 
 def fill(kind: str, out: torch.Tensor, seed: int, offset: int) -> None:
-    """Fills contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal"
+    """Fill contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal"
     or "uniform").
     """
     function = _core.normal if kind == "normal" else _core.uniform

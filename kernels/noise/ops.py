@@ -14,7 +14,7 @@ Tensor = torch.Tensor
 
 
 def fill(kind: str, out: Tensor, seed: int | Tensor, offset: int) -> None:
-    """Fills `out` with the seed's `kind` ("normal" or "uniform") from `offset` on, by the device's
+    """Fill `out` with the seed's `kind` ("normal" or "uniform") from `offset` on, by the device's
     backend.
     """
     backend_fill = getattr(backend("noise", out.device), "fill", None)

@@ -144,7 +144,7 @@ def fill_kernel(
 
 
 def fill(kind: str, out: torch.Tensor, seed: int | torch.Tensor, offset: int) -> None:
-    """Fills contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal"
+    """Fill contiguous `out` with elements offset, offset + 1, ... of the seed's `kind` ("normal"
     or "uniform").
     """
     n, shift = out.numel(), offset % 4

@@ -31,7 +31,7 @@ PAIRS = tl.constexpr(2)  # A and E of antithetic pairs
 
 
 def count_of_sums(kind: int, mode: int, with_variance: bool) -> int:
-    """How many sums a part leaves in memory."""
+    """Return how many sums a part leaves in memory."""
     if kind == int(PAIRS):
         return 2
     more = mode >= int(ELEMENTS)
@@ -100,7 +100,7 @@ def put_result(
     gradient_ptr, variance_ptr, at, mask, G, E, scale, S, upstream_ptr, of_upstream, upstream_mask,
     has_upstream: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
-    """Stores the gradient, G scale upstream, and the variance of G scale, from the sum of the
+    """Store the gradient, G scale upstream, and the variance of G scale, from the sum of the
     terms' squares E.
     """
     g = G * scale
@@ -117,7 +117,7 @@ def put_result(
 
 @triton.jit
 def put_sums(partial_ptr, at, mask, size, first: tl.constexpr, a, b):
-    """Stores a pair of sums: `first` and the one after it, each of `size` elements."""
+    """Store a pair of sums: `first` and the one after it, each of `size` elements."""
     here = partial_ptr + first * size + at
     tl.store(here, a.to(partial_ptr.dtype.element_ty), mask=mask)
     tl.store(here + size, b.to(partial_ptr.dtype.element_ty), mask=mask)

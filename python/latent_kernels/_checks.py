@@ -31,7 +31,7 @@ def floating(name: str, x: object) -> None:
 
 
 def float_tensor(name: str, x: object) -> None:
-    """The same with at least one dimension."""
+    """Check that x is a floating tensor with at least one dimension."""
     floating(name, x)
     assert isinstance(x, Tensor)
     if x.dim() == 0:
@@ -118,7 +118,7 @@ def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
 
 
 def samples(num_samples: int | None, name: str = "num_samples") -> int:
-    """How many samples are drawn; None draws one, without a sample dimension."""
+    """Return how many samples are drawn; None draws one, without a sample dimension."""
     if num_samples is None:
         return 1
     if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)):

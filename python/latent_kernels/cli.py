@@ -266,7 +266,7 @@ def _check_cpu_backends() -> None:
 
 
 def demo(seed: int, out: Path, epochs: int | None, threads: int, bound: str, samples: int) -> None:
-    """Runs the demo and says where everything is."""
+    """Run the demo and say where everything is."""
     import dataclasses
 
     import torch

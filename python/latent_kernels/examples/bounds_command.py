@@ -233,7 +233,7 @@ def _sd(found: Estimate) -> str:
 
 
 def summary(study: Study, rows: Sequence[Row]) -> list[str]:
-    """Whether the bound rises with k, and how that compares with what seeds do."""
+    """Return whether the bound rises with k, and how that compares with what seeds do."""
     if len(rows) < 2:
         return []
     first, last = rows[0], rows[-1]

@@ -191,8 +191,9 @@ def mean_bound(log_w: Tensor, samples: int) -> float:
 
 @torch.no_grad()
 def active_units(model: VAE, x: Tensor) -> int:
-    """How many latent units have a posterior mean that varies over images; section 5.2 of the
-    paper.
+    """Return how many latent units have a posterior mean that varies over images.
+
+    Source: section 5.2 of the paper.
     """
     mean, _ = model.encode(x)
     return int((mean.double().var(0) > _ACTIVE).sum())

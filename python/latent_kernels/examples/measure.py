@@ -71,7 +71,7 @@ class Row(NamedTuple):
 
     @property
     def speedup(self) -> float:
-        """How many times as fast ours is."""
+        """Return how many times as fast ours is."""
         return self.plain.milliseconds / self.ours.milliseconds
 
 

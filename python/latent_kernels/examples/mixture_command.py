@@ -251,7 +251,7 @@ def _compare(
 
 @contextmanager
 def _blas_threads() -> Iterator[None]:
-    """Gives NumPy's BLAS as many threads as torch has."""
+    """Give NumPy's BLAS as many threads as torch has."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(limits=torch.get_num_threads(), user_api="blas"):

@@ -34,7 +34,7 @@ class Fit:
 
     @property
     def converged(self) -> bool:
-        """Whether the log-likelihood had come to rest."""
+        """Return whether the log-likelihood had come to rest."""
         return (
             len(self.log_likelihood) > 1
             and abs(self.log_likelihood[-1] - self.log_likelihood[-2]) < TOLERANCE
@@ -42,7 +42,7 @@ class Fit:
 
     @property
     def lost(self) -> int:
-        """How many components ended without weight."""
+        """Return how many components ended without weight."""
         return int(np.count_nonzero(self.trace[-1].weights == 0))
 
 

@@ -155,7 +155,7 @@ def _draw_data(ax: Axes, outcome: Outcome) -> None:
 
 
 def _limits(ax: Axes, X: Floats) -> None:
-    """Those of the data with a margin: ellipses on the way may reach far beyond."""
+    """Set the limits of the data with a margin: ellipses on the way may reach far beyond."""
     low, high = X.min(axis=0), X.max(axis=0)
     margin = 0.12 * (high - low)
     ax.set(

@@ -47,7 +47,7 @@ class Objective(NamedTuple):
 
     @property
     def weighted(self) -> bool:
-        """Whether it is an importance-weighted bound."""
+        """Return whether it is an importance-weighted bound."""
         return self.bound != "elbo"
 
     @property
@@ -56,7 +56,7 @@ class Objective(NamedTuple):
         return f"L_{self.samples}" if self.weighted else "ELBO"
 
     def rounds(self, num_samples: int) -> int:
-        """How many of these bounds `num_samples` samples make, at least one."""
+        """Return how many of these bounds `num_samples` samples make, at least one."""
         return max(num_samples // self.samples, 1)
 
     def loss_and_terms(self, model: Model, x: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def plain_rsample_log_prob(
     path_derivative: bool = False,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain torch, as one writes it."""
+    """Return samples and their log-densities in plain torch, as one writes it."""
     std = torch.exp(0.5 * logvar)
     z = mean + std * noise(std.expand(num_samples, *std.shape))
     if path_derivative:
@@ -135,7 +135,7 @@ def plain_rsample_log_prob(
 
 
 def plain_log_prior(z: Tensor) -> Tensor:
-    """The same in plain torch, as one writes it."""
+    """Return the standard normal's log-density in plain torch, as one writes it."""
     return -0.5 * (z**2).sum(-1) - 0.5 * z.size(-1) * math.log(2 * math.pi)
 
 

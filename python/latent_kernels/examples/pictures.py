@@ -155,7 +155,7 @@ def training_curves(curves: Sequence[Curve], path: Path, *, bound: str = "ELBO")
 
 
 def _draw_curve(ax: Axes, curve: Curve, term: str, colour: str) -> tuple[float, float]:
-    """Draws it and returns the range worth showing: the first epochs fall far below the rest."""
+    """Draw it and return the range worth showing: the first epochs fall far below the rest."""
     held_out = [float(getattr(epoch.held_out, term)) for epoch in curve.history]
     train = [float(getattr(epoch.train, term)) for epoch in curve.history]
     epochs = range(1, len(held_out) + 1)

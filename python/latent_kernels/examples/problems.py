@@ -150,7 +150,7 @@ def bernoulli_vae(images: int = 4, steps: int = 200) -> Problem:
 
 
 def categorical(flowers: int = 6, classes: int = 3) -> Problem:
-    """Which component each of a few irises belongs to, in a Gaussian mixture whose means are
+    """Return which component each of a few irises belongs to, in a Gaussian mixture whose means are
     integrated out.
 
     x_n | z_n = k ~ N(m_k, s^2), m_k ~ N(0, 1), on standardized measurements; with N_k points in

@@ -79,7 +79,7 @@ class Comparison:
         ]
 
     def verdict(self) -> str:
-        """Whether the two versions' bounds differ by more than the seeds make them differ."""
+        """Return whether the versions' bounds differ by more than seeds make them differ."""
         seeds = self.seeds()
         if not seeds:
             return f"The held-out {self.objective.name} was not compared."

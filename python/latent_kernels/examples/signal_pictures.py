@@ -69,8 +69,9 @@ def _style(name: str) -> dict[str, Any]:
 
 
 def _draw_signal(ax: Axes, name: str, rows: npt.NDArray[np.void]) -> bool:
-    """Draws what is certain as a line, and for the rest an open marker; returns whether there was
-    such a rest.
+    """Draw what is certain as a line, and for the rest an open marker.
+
+    Return whether there was such a rest.
 
     A lost signal interrupts the line; where an estimator is undefined, there is nothing to
     interrupt.

@@ -94,7 +94,7 @@ class Sources:
         self._allowed: set[int] = set()
 
     def reached(self, result: Tensor, own: Sequence[Tensor]) -> list[int]:
-        """Which of the tensors the graph of `result` ends at, by their places.
+        """Return which of the tensors the graph of `result` ends at, by their places.
 
         Args:
             result: what was computed.

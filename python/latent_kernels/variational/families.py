@@ -54,7 +54,7 @@ class Family:
         return self.parameters[0].dtype
 
     def _hold(self, parameters: tuple[Tensor, ...], names: tuple[str, ...]) -> None:
-        """Checks the parameters and takes the shapes from them."""
+        """Check the parameters and take the shapes from them."""
         given, _ = _checks.together(**dict(zip(names, parameters, strict=True)))
         held: tuple[Tensor, ...] = tuple(x for x in given if x is not None)
         if len(held) > 1 and held[0].shape != held[1].shape:

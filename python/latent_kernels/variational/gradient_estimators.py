@@ -37,14 +37,14 @@ _MOST_STATES = 2**14
 
 
 def defined(name: str, samples: int) -> bool:
-    """Whether an estimator exists for so many samples."""
+    """Return whether an estimator exists for so many samples."""
     if name == "disarm":
         return samples % 2 == 0
     return samples >= 2 or name == "none" or name in _NEED_PATHS
 
 
 def obstacle(name: str, objective: str, q: Family, log_joint: LogJoint) -> str | None:
-    """Why an estimator cannot be used, or None."""
+    """Return why an estimator cannot be used, or None."""
     if name not in OBJECTIVES[objective]:
         (own,) = (known for known, names in OBJECTIVES.items() if name in names)
         return f"it is for the objective {own!r}; got objective {objective!r}"

@@ -97,14 +97,14 @@ class VarianceProfile:
         return chosen
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes the table, every digit of it, undefined rows as nan."""
+        """Write the table, every digit of it, undefined rows as nan."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(self.table.dtype.names or ())
             writer.writerows(self.table.tolist())
 
     def to_json(self, path: str | Path) -> None:
-        """Writes the table and the arrays of the single parameters; what is not finite becomes
+        """Write the table and the arrays of the single parameters; what is not finite becomes
         null.
         """
         exact = self.exact_gradient
