@@ -231,6 +231,7 @@ class ListaGradients:
         initial: Address,
     ) -> None: ...
 
+def least_value(*, dtype: Dtype, n: int, x: Address) -> float: ...
 def lista_forward(
     plan: ListaPlan,
     /,

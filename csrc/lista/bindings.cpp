@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "host/bind.hpp"
 #include "lista/host_gradients.hpp"
 
@@ -44,6 +46,26 @@ struct FieldsOf<lista::Gradients> {
 
 namespace lista {
 namespace {
+
+template <class T>
+T least_of(int64_t n, const T* x) {
+  T least = std::numeric_limits<T>::infinity();
+  bool finite = true;
+  for (int64_t i = 0; i < n; ++i) {
+    least = x[i] < least ? x[i] : least;
+    finite &= x[i] - x[i] == T(0);
+  }
+  return finite ? least : std::numeric_limits<T>::quiet_NaN();
+}
+
+// The least value; infinity of none, NaN where one is infinite or NaN.
+double least_value(Dtype dtype, int64_t n, const void* x) {
+  double least;
+  without_gil([&] {
+    least = dtype == kFloat64 ? least_of(n, static_cast<const double*>(x)) : least_of(n, static_cast<const float*>(x));
+  });
+  return least;
+}
 
 std::unique_ptr<Tape> forward(const Plan& plan, int threads, int64_t rows, const void* x, const void* initial,
                               void* out, bool with_tape, bool with_drive) {
@@ -93,6 +115,7 @@ void bind_lista(pybind11::module_& m) {
   define_struct<Plan>(m, "ListaPlan");
   define_struct<Gradients>(m, "ListaGradients");
   define<&forward>(m, "lista_forward", {"threads", "rows", "x", "initial", "out", "with_tape", "with_drive"});
+  define<&least_value>(m, "least_value", {"dtype", "n", "x"});
   define<&backward>(m, "lista_backward", {"threads", "rows", "x", "initial", "tape", "upstream", "gradients"});
 }
 

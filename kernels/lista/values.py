@@ -1,4 +1,4 @@
-"""Checks of parameter values that are safe in forked processes: torch's threads are not used."""
+"""Checks of parameter values in one serial pass: a forked process has none of torch's threads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 
 import torch
 
+from latent_kernels.kernels import _core
+from latent_kernels.kernels.extension import DTYPES
+
 Tensor = torch.Tensor
-_SERIAL = 32768  # torch sums fewer elements than this on the calling thread
 
 
 def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
@@ -15,18 +17,14 @@ def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
 
     Args:
         name: the name of x in the error message.
-        x: float32 or float64. On a GPU nothing is checked, since reading would wait.
+        x: contiguous float32 or float64. On a GPU nothing is checked, since reading would wait.
         least: the least value that is allowed.
 
     """
-    if x is None or not x.is_cpu or not x.numel():
+    if x is None or not x.is_cpu:
         return
-    serial = x.numel() < _SERIAL or torch.get_num_threads() == 1
-    if least is None and serial and math.isfinite(x.sum().item()):
-        return
-    array = x.detach().numpy()
-    low, high = float(array.min()), float(array.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    found = _core.least_value(dtype=DTYPES[x.dtype], n=x.numel(), x=x.data_ptr())
+    if math.isnan(found):
         raise ValueError(f"{name} must be finite; got infinite values or NaN")
-    if least is not None and low < least:
-        raise ValueError(f"{name} must be >= {least}; got {low:.4g}")
+    if least is not None and found < least:
+        raise ValueError(f"{name} must be >= {least}; got {found:.4g}")
