@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import cuda
 import harness
 import latent_kernels as lk
 import peers
@@ -32,6 +33,7 @@ FAMILIES = {
 CLASSES = 10
 SMALL, LARGE = (16, 64, 20), (64, 256, 256)
 SHAPES: tuple[Shape, ...] = (SMALL, (16, 256, 128), LARGE, (1024, 1, 30), (16, 1024, 64))
+GPU_SHAPES: tuple[Shape, ...] = ((16, 4096, 256), (64, 4096, 256))
 BOTH_SHAPES: tuple[Shape, ...] = (SMALL, (16, 256, 128))
 SAMPLED: tuple[Shape, ...] = (SMALL, (16, 1024, 64))
 
@@ -55,19 +57,17 @@ def _threads(op: Any, shape: Shape) -> tuple[int, ...]:
     )
 
 
-def _parameters(family: str, shape: Shape) -> tuple[Tensor, ...]:
+def _parameters(family: str, shape: Shape, device: str = "cpu") -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(7)
     tail = (CLASSES,) if family == "categorical" else ()
-    first = torch.randn(*shape[1:], *tail, generator=generator)
-    return (
-        (first, torch.randn(shape[1:], generator=generator) * 0.5 - 0.5)
-        if family == "gaussian"
-        else (first,)
-    )
+    first = torch.randn(*shape[1:], *tail, generator=generator).to(device)
+    if family != "gaussian":
+        return (first,)
+    return first, (torch.randn(shape[1:], generator=generator) * 0.5 - 0.5).to(device)
 
 
-def _values(shape: Shape) -> Tensor:
-    return 3 + torch.randn(shape[:2], generator=torch.Generator().manual_seed(8))
+def _values(shape: Shape, device: str = "cpu") -> Tensor:
+    return 3 + torch.randn(shape[:2], generator=torch.Generator().manual_seed(8)).to(device)
 
 
 def _wide(z: Tensor) -> Tensor:
@@ -83,17 +83,17 @@ def _close(got: Any, expected: Any, what: str) -> None:
 # --- gradients from given samples -----------------------------------------------------------------
 
 
-def _prepare_gradient(family: str, shape: Shape, backward: bool) -> Contest:
+def _prepare_gradient(family: str, shape: Shape, backward: bool, device: str) -> Contest:
     """The gradient by itself; or, `backward`, the mean of values and the gradient under an upstream
     one.
     """
     make = FAMILIES[family]
-    plain = _parameters(family, shape)
+    plain = _parameters(family, shape, device)
     leaves = tuple(x.clone().requires_grad_() for x in plain)
-    z, values = make(*plain).sample(shape[0], seed=1), _values(shape)
-    upstream = (
-        torch.randn(shape[1], generator=torch.Generator().manual_seed(9)) if backward else None
-    )
+    z, values = make(*plain).sample(shape[0], seed=1), _values(shape, device)
+    upstream = None
+    if backward:
+        upstream = torch.randn(shape[1], generator=torch.Generator().manual_seed(9)).to(device)
     compiled = torch.compile(functools.partial(peers.formula, family))
 
     def ours() -> Any:
@@ -118,6 +118,9 @@ def _prepare_gradient(family: str, shape: Shape, backward: bool) -> Contest:
     functions = {"surrogate": peers.surrogate, "formula": peers.formula, "sums": peers.sums}
     calls = {name: by(name, functools.partial(f, family)) for name, f in functions.items()}
     calls = {"ours": ours, **calls, "compile": by("compile", compiled)}
+    if device == "cuda":
+        calls["ours graph"] = cuda.graphed(calls["ours"])
+        calls["graph"] = cuda.graphed(calls["sums"])
     f = values.double()
     weight = None if upstream is None else upstream.double()
     expected = peers.formula(family, f, _wide(z), tuple(x.double() for x in plain), weight)
@@ -141,16 +144,18 @@ def _gradient(family: str, backward: bool, shape: Shape, threads: int, device: s
         count += 4 * (
             shape[0] * shape[1] + 2 * shape[1]
         )  # values again, their mean and the upstream gradient
+    graphs = ("ours graph", "graph") if device == "cuda" else ()
     return Group(
         f"score {family} {'forward+backward' if backward else 'gradient'}",
         shape,
         threads,
         device,
-        ("ours", "surrogate", "formula", "sums", "compile"),
+        ("ours", "surrogate", "formula", "sums", "compile", *graphs),
         math.prod(shape),
         count,
         operations,
-        functools.partial(_prepare_gradient, family, shape, backward),
+        functools.partial(_prepare_gradient, family, shape, backward, device),
+        ours=("ours", "ours graph") if graphs else ("ours",),
     )
 
 
@@ -331,6 +336,7 @@ def _groups(
 
 
 GRADIENTS = _groups(_gradient, FAMILIES, SHAPES, False)
+GRADIENTS += [_gradient(f, False, shape, 1, "cuda") for f in FAMILIES for shape in GPU_SHAPES]
 BACKWARD = _groups(_gradient, FAMILIES, BOTH_SHAPES, True)
 SAMPLES_AND_GRADIENTS = _groups(_sample_and_gradient, FAMILIES, SAMPLED)
 VARIANTS = [
