@@ -269,12 +269,12 @@ def finish_kernel(
     mask = at < size
     first = tl.load(first_ptr + at, mask=mask, other=0.0).to(compute)
     if kind == SCORES:
-        spread = tl.load(second_ptr + at, mask=mask, other=0.0).to(compute)
+        logvar = tl.load(second_ptr + at, mask=mask, other=0.0).to(compute)
         G, E = merge(
             partial_ptr, at, mask, size, 0, 0, S, folds, chunks, sums, kind, 0, mode, with_variance
         )
         put_result(
-            first_gradient_ptr, first_variance_ptr, at, mask, G, E, exp(spread * -0.5), S,
+            first_gradient_ptr, first_variance_ptr, at, mask, G, E, exp(logvar * -0.5), S,
             upstream_ptr, at // width, mask, has_upstream, with_variance,
         )  # fmt: skip
         G, E = merge(
