@@ -1,16 +1,18 @@
 """What only a machine with a GPU can tell: `python bench/gpu.py OUT_DIR`.
 
-First the noise and the samples on the GPU against the CPU, bit for bit (OUT_DIR/bits.csv). Then
-every kernel of the library at sizes beyond the second-level cache, as a share of what a copy
-reaches (OUT_DIR/kernels.csv): `kernel_us` is a replayed CUDA graph, without launch costs; `call_us`
-is the public call, host and device, one after the other. Rivals are timed by `pytest --benchmark -k
-cuda`. Exit status: 0; 1 where a bit is wrong; 2 where there is no GPU.
+OUT_DIR/machine.json says on what machine, with the driver and all versions. First the noise and the
+samples on the GPU are compared with the CPU's, bit for bit (OUT_DIR/bits.csv). Then every kernel of
+the library is timed at sizes beyond the second-level cache, as a share of what a copy reaches
+(OUT_DIR/kernels.csv): `kernel_us` is a replayed CUDA graph, without launch costs; `call_us` is the
+public call, host and device, one after the other. Rivals are timed by `pytest --benchmark -k cuda`.
+Exit status: 0; 1 where a bit is wrong; 2 where there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ import torch
 
 import cuda
 import latent_kernels as lk
+import machine
 
 Tensor = torch.Tensor
 Call = Callable[[], Any]
@@ -271,15 +274,6 @@ def all_work() -> Iterator[Work]:
     yield from family_work()
 
 
-def copy_bandwidth() -> float:
-    """Measure the bytes a second, read and written, of copy_ over random arrays of 1 GiB."""
-    source = torch.randn(2**28, device="cuda")
-    target = torch.zeros_like(source)
-    cuda.seconds(lambda: target.copy_(source), 3)
-    times = [cuda.seconds(lambda: target.copy_(source), 5) / 5 for _ in range(ROUNDS)]
-    return 2 * 4 * source.numel() / statistics.median(times)
-
-
 def median_seconds(call: Call) -> float:
     """Measure the median over rounds, each of a few milliseconds."""
     count = max(1, round(SLICE / max(cuda.seconds(call, 3) / 3, 1e-6)))
@@ -318,6 +312,7 @@ def main() -> int:
         print("bench/gpu.py: torch finds no CUDA GPU; nothing was measured", file=sys.stderr)
         return 2
     out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "machine.json").write_text(json.dumps(machine.describe(), indent=1) + "\n")
     wrong = 0
     with (out_dir / "bits.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -329,7 +324,7 @@ def main() -> int:
                 if row.different:
                     print(f"bits differ: {row}", flush=True)
     print(f"bits: {wrong} comparisons differ", flush=True)
-    copy = copy_bandwidth()
+    copy = machine.copy_bandwidth(1, "cuda")
     print(f"copy: {copy * 1e-9:.0f} GB/s", flush=True)
     with (out_dir / "kernels.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")

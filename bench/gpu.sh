@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one go of less than ten minutes: builds and installs the package beside the machine's
 # own torch and triton, compares bits with the CPU, times the kernels and their rivals, runs the GPU tests, and
 # compute-sanitizer on small sizes. Every step has its own time limit and goes on after a failure of another; the exit
-# status tells of any. The folder given receives bits.csv, kernels.csv, benchmarks.json and log.txt.
+# status tells of any. The folder given receives machine.json, bits.csv, kernels.csv, benchmarks.json and log.txt.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."

@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _driver() -> str | None:
+    """Return the version of NVIDIA's driver, where nvidia-smi tells it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
 def describe() -> dict[str, Any]:
     """What the figures depend on; pytest-benchmark saves it as machine_info."""
     from latent_kernels.kernels import _core
@@ -55,6 +65,8 @@ def describe() -> dict[str, Any]:
         "python_implementation": platform.python_implementation(),
         "node": "",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
         "threads": torch.get_num_threads(),
         "simd_build": _core.simd_build(),
         "simd_builds": _core.simd_builds(),
@@ -86,7 +98,7 @@ def copy_bandwidth(threads: int, device: str) -> float:
     """
     torch.set_num_threads(threads)
     count = COPY_ELEMENTS * (8 if device == "cuda" else 1)
-    source, target = torch.ones(count, device=device), torch.zeros(count, device=device)
+    source, target = torch.randn(count, device=device), torch.zeros(count, device=device)
     return 2 * 4 * count / _best_seconds(lambda: target.copy_(source), device, 20)
 
 

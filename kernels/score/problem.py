@@ -126,7 +126,7 @@ def _planes(problem: Problem) -> tuple[int, int, int]:
 
 
 def _mean_directly(inputs: Inputs, options: tuple[Any, ...]) -> tuple[Tensor]:
-    values, _, family, *_ = inputs[3], *options
+    values, family = inputs[3], options[1]
     return (values.mean((0, 1) if family == "antithetic" else 0, dtype=row_dtype(values.dtype)),)
 
 

@@ -83,10 +83,8 @@ def importance_bound(
     if estimator not in BOUND_ESTIMATORS:
         known = ", ".join(repr(name) for name in BOUND_ESTIMATORS)
         raise ValueError(f"estimator must be one of {known}; got {estimator!r}")
-    if z is not None or estimator == "dreg":
-        _wanted("z", z, estimator, "dreg")
-    if log_q is not None or estimator == "vimco":
-        _wanted("log_q", log_q, estimator, "vimco")
+    _wanted("z", z, estimator, "dreg")
+    _wanted("log_q", log_q, estimator, "vimco")
     if log_q is not None:
         (log_w, log_q), _ = _checks.together(log_w=log_w, log_q=log_q)  # type: ignore[assignment]
         assert log_q is not None
