@@ -1,0 +1,22 @@
+"""The table of the commands."""
+
+from __future__ import annotations
+
+import typer
+
+from latent_kernels.cli.frame import command
+from latent_kernels.cli.info import info
+from latent_kernels.cli.variance.command import variance
+
+
+def application() -> typer.Typer:
+    """Return the typer app with every command."""
+    app = typer.Typer(
+        help="Compiled kernels for latent-variable models.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for function in (info, variance):
+        app.command()(command(function))
+    return app

@@ -1,0 +1,100 @@
+"""`latent-kernels info`: what is active here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from rich.table import Table
+
+from latent_kernels.cli.frame import Screen
+from latent_kernels.kernels import _core, backends
+
+_PACKAGES = ("torch", "numpy", "numba", "triton", "scikit-learn")
+
+
+def info() -> None:
+    """Show what is active: backends, SIMD width, threads, versions, GPU, and why a backend is off."""
+    screen = Screen()
+    facts, rows = _facts(), _backend_rows()
+    if not screen.console.is_terminal:
+        for name, value in facts:
+            print(f"{name}: {value}")
+        for op, cpu, cuda, off in rows:
+            print(f"op {op}: CPU {cpu}; CUDA {cuda}; off: {off}")
+        return
+    table = Table(show_header=False, title="latent-kernels")
+    for fact in facts:
+        table.add_row(*fact)
+    backends_table = Table("op", "on CPU", "on CUDA", "off, and why", title="Backends")
+    for row in rows:
+        backends_table.add_row(*row)
+    screen.say(table, backends_table)
+
+
+def _facts() -> list[tuple[str, str]]:
+    facts = [("latent-kernels", version("latent-kernels")), ("Python", sys.version.split()[0])]
+    facts += [(package, _version(package)) for package in _PACKAGES]
+    facts += [
+        ("SIMD builds this CPU runs", ", ".join(_core.simd_builds())),
+        ("SIMD build in use", f"{_core.simd_build()}, {_core.simd_lanes()} float32 lanes"),
+        ("threads", str(torch.get_num_threads())),
+        ("GPU", _gpu()),
+        (backends.VARIABLE, os.environ.get(backends.VARIABLE) or "not set"),
+    ]
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _gpu() -> str:
+    if torch.cuda.is_available():
+        names = (torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return f"{', '.join(names)}; driver {_driver()}, CUDA {torch.version.cuda}"
+    if torch.version.cuda is None:
+        return "none: this torch is built without CUDA"
+    return f"none: torch (built for CUDA {torch.version.cuda}) finds no GPU"
+
+
+def _driver() -> str:
+    """Return the driver's version, which torch does not tell."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "of unknown version"
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(
+            query, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return "of unknown version"
+    return found[0] if found else "of unknown version"
+
+
+def _backend_rows() -> list[tuple[str, str, str, str]]:
+    """Return (op, backend on CPU, backend on CUDA, what is off and why) of each op."""
+    missing = backends.triton_missing()
+    rows = []
+    for op, names in backends.BACKENDS.items():
+        cpu = _used(op, "cpu")
+        cuda = _used(op, "cuda") if torch.cuda.is_available() else "no GPU"
+        off = f"triton: {missing}" if "triton" in names and missing is not None else "nothing"
+        rows.append((op, cpu, cuda, off))
+    return rows
+
+
+def _used(op: str, device: str) -> str:
+    try:
+        name = backends.backend_name(op, torch.device(device))
+    except RuntimeError as error:
+        return str(error)
+    return f"{name} (forced)" if op in backends.forced() else name

@@ -1,0 +1,1 @@
+"""`latent-kernels variance`: the variance of gradient estimators against samples and time."""
