@@ -1,8 +1,8 @@
 """What every command has in common: errors in one line, Ctrl-C, progress, and files written whole.
 
 A command is a function whose arguments are typer options. It checks its options first (`one_of`,
-`output_file`, `output_folder`), so that nothing is lost to a bad one, and lets errors pass: `command`
-turns them into a message and an exit status.
+`output_file`, `output_folder`), so that no work is lost to a bad one. It handles no errors: `command`
+turns what it raises into a message and an exit status.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def output_file(path: Path, suffixes: Collection[str] = ()) -> None:
 
 
 def output_folder(path: Path, names: Collection[str]) -> None:
-    """Make the folder if it is not there, or raise OSError where these files could not be written."""
+    """Make the folder if it is not there; raise OSError where these files could not be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

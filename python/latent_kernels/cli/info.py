@@ -18,7 +18,9 @@ _PACKAGES = ("torch", "numpy", "numba", "triton", "scikit-learn")
 
 
 def info() -> None:
-    """Show what is active: backends, SIMD width, threads, versions, GPU, and why a backend is off."""
+    """Show what is active: backends, SIMD width, threads, versions, GPU, and why a backend is
+    off.
+    """
     screen = Screen()
     facts, rows = _facts(), _backend_rows()
     if not screen.console.is_terminal:

@@ -1,7 +1,7 @@
 """The ops as one writes them in plain torch: what the commands and the benchmarks compare with.
 
-Every function computes what the function of the same name in `latent_kernels` does, with torch's own
-noise.
+Every function computes what the function of the same name in `latent_kernels` does, with torch's
+own noise.
 """
 
 from __future__ import annotations

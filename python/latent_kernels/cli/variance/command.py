@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import Tensor
 
 import latent_kernels as lk
 from latent_kernels.cli.frame import (
@@ -86,9 +87,9 @@ def variance(
         profile, stopped = _profile(chosen, maximized, names, counts, repeats, seed, report)
     seconds = None if budget is None else budget / 1e3
     figures.draw(profile, chosen.description, out, budget=seconds)
-    for path, write in ((csv, profile.to_csv), (json, profile.to_json)):
-        if path is not None:
-            with complete(path) as part:
+    for table, write in ((csv, profile.to_csv), (json, profile.to_json)):
+        if table is not None:
+            with complete(table) as part:
                 write(part)
     screen.say(f"In {', '.join(map(str, files))}.", results.verdict(profile, seconds))
     if stopped:
@@ -105,9 +106,11 @@ def _profile(
     report: Report,
 ) -> tuple[VarianceProfile, bool]:
     """Return the profile, and whether Ctrl-C left it incomplete."""
-    exact = known = problem.exact_gradient
-    if objective != "elbo" and known is not None:
-        exact = lambda samples: known if samples == 1 else None  # noqa: E731  # L_1 is the ELBO
+    known = problem.exact_gradient
+
+    def exact(samples: int) -> tuple[Tensor, ...] | None:
+        return known if samples == 1 else None  # the bound of one sample is the ELBO
+
     try:
         profile = lk.profile_variance(
             problem.q,
@@ -117,7 +120,7 @@ def _profile(
             num_samples=num_samples,
             repeats=repeats,
             seed=seed,
-            exact_gradient=exact,
+            exact_gradient=known if objective == "elbo" or known is None else exact,
             progress=named(report, "gradients"),
         )
     except ProfileInterrupted as stop:

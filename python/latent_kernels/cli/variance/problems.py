@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import latent_kernels as lk
-from latent_kernels.examples import digits, logistic_regression
+from latent_kernels.cli import digits
+from latent_kernels.cli.variance import logistic_regression
 
 Tensor = torch.Tensor
 Family = lk.DiagonalGaussian | lk.Bernoulli | lk.Categorical
@@ -68,9 +69,7 @@ def linear_gaussian(points: int = 64, dims: int = 4) -> Problem:
 
 
 def logistic() -> Problem:
-    """Bayesian logistic regression on the breast-cancer data, where `logistic_regression.fit`
-    starts.
-    """
+    """Bayesian logistic regression on the breast-cancer data, at the q that a fit starts from."""
     model = logistic_regression.load()
     q = model.start()
     text = (
@@ -116,7 +115,7 @@ class BinaryVAE:
     def train(
         self, images: Tensor, *, steps: int, num_pairs: int = 4, batch: int = 64, seed: int = 0
     ) -> None:
-        """Maximizes the ELBO with Adam: DisARM for the encoder, the ordinary gradient for the
+        """Maximize the ELBO with Adam: DisARM for the encoder, the ordinary gradient for the
         decoder.
         """
         generator = torch.Generator().manual_seed(seed)

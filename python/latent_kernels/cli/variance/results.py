@@ -1,13 +1,13 @@
 """What a profile says in one or two sentences, no surer than its intervals are.
 
-For the ELBO, the best estimator given a budget of time. A budget T buys T / t gradients of t seconds
-each, and averaging them divides the variance: what counts at T is the least variance x time among the
-numbers of samples whose gradient fits into T.
+For the ELBO: the best estimator given a budget of time. A budget T buys T / t gradients of t
+seconds each, and averaging them divides the variance: what counts at T is the least variance x time
+among the numbers of samples whose gradient fits into T.
 
-For an importance-weighted bound, how the signal-to-noise ratio of gradients goes with S, and whose is
-the highest. Tighter bounds can be worse to learn q from: the mean of a gradient may fall faster with S
-than its noise does. Source: Rainforth et al., "Tighter variational bounds are not necessarily better"
-(2018).
+For an importance-weighted bound: how the signal-to-noise ratio of gradients goes with S, and whose
+is the highest. Tighter bounds can be worse to learn q from: the mean of a gradient may fall faster
+with S than its noise does. Source: Rainforth et al., "Tighter variational bounds are not
+necessarily better" (2018).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ NAMES = {
 BIASED = "stl"  # for S > 1
 _FEWEST_POINTS = 3
 _CRITICAL = 1.959964  # of the normal distribution, 97.5%
+
 
 def verdict(profile: VarianceProfile, budget: float | None = None) -> str:
     """Return what the profile says; the budget, in seconds for a gradient, is for the ELBO."""
@@ -84,7 +85,7 @@ def reached(profile: VarianceProfile, budget: float) -> list[Reached]:
 
 
 def best_in_time(profile: VarianceProfile, budget: float | None = None) -> str:
-    """Return one sentence: who wins within `budget` seconds for a gradient, by how much, and who ties."""
+    """Return one sentence: who wins within `budget` seconds a gradient, by how much, who ties."""
     budget = default_budget(profile) if budget is None else budget
     if math.isnan(budget):
         return "Nothing was measured that could be compared."
@@ -224,7 +225,10 @@ def _highest(profile: VarianceProfile) -> str:
     beaten = [row for row in others if row["signal_to_noise_high"] < best["signal_to_noise_low"]]
     if tied:
         names = enumeration(
-            [f"{_estimator(row)} ({digits(float(row['signal_to_noise']))})" for row in (best, *tied)]
+            [
+                f"{_estimator(row)} ({digits(float(row['signal_to_noise']))})"
+                for row in (best, *tied)
+            ]
         )
         sentence = f"At S = {samples}, {names} tie for the highest: their 95% intervals overlap"
     else:
