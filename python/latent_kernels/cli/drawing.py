@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # The colours of Okabe and Ito, which people of every colour vision tell apart.
 VERMILION, BLUE, GREEN, PURPLE = "#D55E00", "#0072B2", "#009E73", "#CC79A7"
 BLACK, ORANGE, SKY = "#000000", "#E69F00", "#56B4E9"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 # One colour and one marker for each curve, so that a picture can be read in grey too.
 STYLES = (
     (VERMILION, "o"),
