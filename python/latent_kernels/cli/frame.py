@@ -174,6 +174,12 @@ def complete(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file of text in UTF-8."""
+    with complete(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 # --- the screen -----------------------------------------------------------------------------------
 
 
