@@ -5,6 +5,7 @@ matplotlib is imported inside of functions, and through `Figure`, which needs no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # The colours of Okabe and Ito, which people of every colour vision tell apart.
 VERMILION, BLUE, GREEN, PURPLE = "#D55E00", "#0072B2", "#009E73", "#CC79A7"
 BLACK, ORANGE, SKY = "#000000", "#E69F00", "#56B4E9"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 # One colour and one marker for each curve, so that a picture can be read in grey too.
 STYLES = (
     (VERMILION, "o"),
@@ -55,6 +57,13 @@ def legend_below(figure: Figure, ax: Axes, columns: int | None = None) -> None:
     if handles:
         ncols = min(len(handles), columns or len(handles))
         figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
+
+
+def value_range(ax: Axes, values: Sequence[float]) -> None:
+    """Set the limits of the vertical axis to these values, and a margin."""
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 1.0
+    ax.set_ylim(low - margin, high + margin)
 
 
 def integer_axis(ax: Axes) -> None:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from latent_kernels.kernels import backends
+from latent_kernels.sparse.encoders.training import TrainingDiverged
 
 Report = Callable[[str, int, int], object]  # what is under way, how much of it is done, of how much
 
@@ -64,7 +66,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             function(**options)
         except BadOption as error:
             raise typer.BadParameter(str(error), param_hint=error.option) from None
-        except Failed as error:
+        except (Failed, TrainingDiverged) as error:
             raise _end(str(error), 1) from None
         except Stopped as error:
             raise _end(f"stopped; {error}", 130) from None
@@ -76,6 +78,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             raise _end(where + reason, 1) from None
 
     return run
+
+
+@contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """Turn Ctrl-C into Stopped, with what was complete before."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(what) from None
 
 
 def _check_backends(on_cpu: bool) -> None:
@@ -163,6 +174,12 @@ def complete(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file of text in UTF-8."""
+    with complete(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 # --- the screen -----------------------------------------------------------------------------------
 
 
@@ -194,6 +211,23 @@ class Screen:
             yield lambda what, done, total: progress.update(
                 task, description=what, completed=done, total=total
             )
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    caption: str | None = None,
+    names: int = 1,
+) -> Table:
+    """Return a table whose first `names` columns are text, and whose others are numbers."""
+    found = Table(title=title, caption=caption, box=SIMPLE)
+    for i, column in enumerate(columns):
+        found.add_column(column, justify="left" if i < names else "right", no_wrap=True)
+    for row in rows:
+        found.add_row(*row)
+    return found
 
 
 def named(report: Report, what: str) -> Callable[[int, int], object]:

@@ -4,9 +4,9 @@ errors.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,17 +15,18 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import latent_kernels as lk
-from latent_kernels import cli
-from latent_kernels.examples import sparse_command as command
-from latent_kernels.examples import sparse_curves as curves
-from latent_kernels.examples import sparse_pictures as pictures
-from latent_kernels.examples import sparse_problems as problems
+from latent_kernels.cli import timing
+from latent_kernels.cli.app import application
+from latent_kernels.cli.sparse import figures, problems, solvers, study
+from latent_kernels.cli.sparse.command import FIGURES
 from latent_kernels.kernels import backends
 from latent_kernels.sparse.encoders.training import TrainingDiverged
 
 SMALL = problems.Photographs(
     patches=1500, held_out=100, components=30, passes=1, steps=8, batch_size=64
 )
+QUICK = SMALL._replace(patches=1200, components=20)
+CODES = problems.Codes(features=16, components=24, samples=40)
 OPTIONS = ("--layers", 3, "--features", 16, "--components", 24, "--samples", 40)
 
 
@@ -35,26 +36,23 @@ def silent(*_):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(command, "PHOTOGRAPHS", SMALL)
-    monkeypatch.setattr(command, "QUICK", SMALL)
-    monkeypatch.setattr(command, "MOST_ITERATIONS", 30)
-    monkeypatch.setattr(
-        command, "LEARNED", [dataclasses.replace(one, steps=16) for one in command.LEARNED]
-    )
+    monkeypatch.setattr(study, "PHOTOGRAPHS", SMALL)
+    monkeypatch.setattr(study, "QUICK", QUICK)
+    monkeypatch.setattr(solvers, "MOST_ITERATIONS", 30)
+    monkeypatch.setattr(timing, "BUDGET", 0.0)
+    train_for(16, monkeypatch)
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     backends.forget()
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+
+
+def train_for(steps, monkeypatch):
+    learned = {name: one._replace(steps=steps) for name, one in study.LEARNED.items()}
+    monkeypatch.setattr(study, "LEARNED", learned)
 
 
 def call(*arguments):
-    return CliRunner().invoke(cli.application(), ["sparse", *(str(a) for a in arguments)])
-
-
-def request_of(out, seed=0):
-    return command.Request(3, 16, 24, 40, seed, out, True)
+    return CliRunner().invoke(application(), ["sparse", *(str(a) for a in arguments)])
 
 
 def soft(u, theta):
@@ -76,9 +74,9 @@ def ista(x, dictionary, alpha, iterations):
 
 def test_drawn_codes_are_what_the_protocol_says():
     generator = torch.Generator().manual_seed(3)
-    problem = problems.drawn(250, 500, generator)
-    x, z = problem.draw(2000, generator)
-    d = problem.dictionary
+    sizes = problems.Codes(250, 500, 1)
+    d = problems.draw_dictionary(sizes, generator)
+    x, z = problems.draw_codes(d, 2000, generator)
     assert d.shape == (500, 250)
     assert torch.allclose(d.norm(dim=-1), torch.ones(500), atol=1e-6)
     share = (z != 0).double().mean()
@@ -87,8 +85,8 @@ def test_drawn_codes_are_what_the_protocol_says():
     signal, noise = z @ d, x - z @ d
     decibels = 10 * math.log10(float(signal.square().sum() / noise.square().sum()))
     assert decibels == pytest.approx(40, abs=0.2)
-    again = problems.drawn(250, 500, torch.Generator().manual_seed(3))
-    assert torch.equal(again.dictionary, d)
+    again = problems.draw_dictionary(sizes, torch.Generator().manual_seed(3))
+    assert torch.equal(again, d)
 
 
 def test_patches_are_of_the_photographs():
@@ -130,7 +128,7 @@ def test_scores_by_hand():
 def test_the_solver_that_needs_fewest():
     calls = []
 
-    class Falling(curves.Solver):
+    class Falling(solvers.Solver):
         def codes(self, iterations):
             calls.append(iterations)
             return torch.tensor(1 / iterations, dtype=torch.float64)
@@ -146,7 +144,7 @@ def test_the_solver_that_needs_fewest():
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 8])
 def test_no_more_iterations_than_asked_for(most):
-    class Steep(curves.Solver):
+    class Steep(solvers.Solver):
         def codes(self, iterations):
             assert iterations <= most
             return torch.tensor(-float(iterations))
@@ -157,15 +155,15 @@ def test_no_more_iterations_than_asked_for(most):
     assert solver.fewest(-most - 0.5, most) is None
 
 
-def test_points_of_the_encoder_are_of_the_stages(tmp_path):
+def test_points_of_the_encoder_are_of_the_stages():
     """The last one is of the encoder that is left, each of the encoder that was trained up to
     there.
     """
     generator = torch.Generator().manual_seed(0)
-    problem = problems.drawn(12, 20, generator)
-    x, truth = problem.draw(64, generator)
+    dictionary = problems.draw_dictionary(problems.Codes(12, 20, 1), generator)
+    x, truth = problems.draw_codes(dictionary, 64, generator)
     options = {
-        "validation": problem.draw(50, generator),
+        "validation": problems.draw_codes(dictionary, 50, generator),
         "max_steps": 12,
         "check_every": 4,
         "seed": 1,
@@ -175,9 +173,9 @@ def test_points_of_the_encoder_are_of_the_stages(tmp_path):
         return problems.nmse(z, truth)
 
     def trained(layers):
-        encoder = lk.LISTA.from_dictionary(problem.dictionary, 0.1, layers)
-        batches = command._batches(problem, 5)
-        return encoder, curves.train_by_layer(encoder, batches, x, score, silent, **options)
+        encoder = lk.LISTA.from_dictionary(dictionary, 0.1, layers)
+        batches = partial(problems.draw_codes, dictionary, 64, torch.Generator().manual_seed(5))
+        return encoder, study.train_by_layer(encoder, batches, x, score, silent, **options)
 
     encoder, found = trained(3)
     assert not encoder.training
@@ -191,24 +189,20 @@ def test_points_of_the_encoder_are_of_the_stages(tmp_path):
 # --- outcomes -------------------------------------------------------------------------------------
 
 
-def test_drawn_codes_by_layer(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        command, "LEARNED", [dataclasses.replace(one, steps=120) for one in command.LEARNED]
-    )
-    outcome = command.compare_drawn(dataclasses.replace(request_of(tmp_path), quick=False), silent)
+def test_drawn_codes_by_layer(monkeypatch):
+    train_for(120, monkeypatch)
+    outcome = study.compare_drawn(CODES, 3, 0, silent)
     assert list(outcome.curves) == ["ISTA", "FISTA", "LISTA", "LISTA-CP", "ALISTA"]
     assert all(len(curve) == 3 for curve in outcome.curves.values())
     generator = torch.Generator().manual_seed(0)
-    problem = problems.drawn(16, 24, generator)
-    x, z = problem.draw(40, generator)
+    dictionary = problems.draw_dictionary(CODES, generator)
+    x, z = problems.draw_codes(dictionary, 40, generator)
     for t, (value, alpha) in enumerate(
         zip(outcome.curves["ISTA"], outcome.alphas["ISTA"], strict=True), 1
     ):
-        by_hand = [
-            problems.nmse(ista(x, problem.dictionary, a, t), z.double()) for a in command.ALPHAS
-        ]
+        by_hand = [problems.nmse(ista(x, dictionary, a, t), z.double()) for a in solvers.ALPHAS]
         assert value == pytest.approx(min(by_hand), abs=0.01)
-        assert alpha in command.ALPHAS
+        assert alpha in solvers.ALPHAS
     assert outcome.curves["FISTA"][0] == outcome.curves["ISTA"][0]
     for name in ("LISTA", "ALISTA"):
         assert outcome.curves[name][-1] < outcome.curves["FISTA"][-1]
@@ -217,13 +211,13 @@ def test_drawn_codes_by_layer(tmp_path, monkeypatch):
         if worth is not None:
             assert worth.iterations > 3
             codes = lk.sparse_encode(
-                x, problem.dictionary, alpha=worth.alpha, max_iter=worth.iterations, tol=0.0
+                x, dictionary, alpha=worth.alpha, max_iter=worth.iterations, tol=0.0
             )
             assert problems.nmse(codes, z) <= outcome.curves[name][-1]
 
 
 def test_patches_by_layer():
-    outcome = command.compare_patches(SMALL, 3, 0, silent)
+    outcome = study.compare_patches(SMALL, 3, 0, silent)
     d = outcome.dictionary
     x = problems.patches(SMALL.patches, 0)[: SMALL.held_out]
     best = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1, tol=1e-8)
@@ -249,13 +243,12 @@ def numbers(outcome):
     return outcome.curves, outcome.layers_worth, outcome.zeros, outcome.fista
 
 
-def test_numbers_depend_on_the_seed_alone(tmp_path):
-    a, b, c = (command.demonstrate(SMALL, 2, seed) for seed in (1, 1, 2))
+def test_numbers_depend_on_the_seed_alone():
+    a, b, c = (study.compare_patches(SMALL, 2, seed, silent) for seed in (1, 1, 2))
     assert torch.equal(a.dictionary, b.dictionary)
     assert numbers(a) == numbers(b) != numbers(c)
-    a, b, c = (
-        command.compare_drawn(request_of(tmp_path, seed), silent) for seed in (1, 1, 2**32 - 1)
-    )
+    quick = CODES._replace(steps=0.25)
+    a, b, c = (study.compare_drawn(quick, 2, seed, silent) for seed in (1, 1, 2**32 - 1))
     assert a.curves == b.curves != c.curves
 
 
@@ -264,7 +257,7 @@ def test_numbers_depend_on_the_seed_alone(tmp_path):
 
 def test_tiles_hold_the_atoms_and_white():
     atoms = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
-    canvas = pictures.tiles(atoms)
+    canvas = figures.tiles(atoms)
     assert canvas.shape == (3 * 5 + 1, 3 * 5 + 1)
     for i, atom in enumerate(atoms.double().numpy()):
         top, left = 1 + 5 * (i // 3), 1 + 5 * (i % 3)
@@ -278,28 +271,36 @@ def test_tiles_hold_the_atoms_and_white():
 def test_crossing():
     fista = {k: k**-2.0 for k in (1, 2, 4, 5, 8)}
     for at in (4.0, 4.5, 5.0):
-        assert pictures.crossing(fista, math.ceil(at) + (at == 4), at**-2) == pytest.approx(at)
+        assert figures.crossing(fista, math.ceil(at) + (at == 4), at**-2) == pytest.approx(at)
 
 
 def test_pictures_without_an_equal(tmp_path):
     """FISTA may not come as far as the encoder, and the encoder may need no arrow."""
-    outcome = command.compare_patches(SMALL, 2, 0, silent)
+    outcome = study.compare_patches(SMALL, 2, 0, silent)
     for worth in ([None, None], [1, 2]):
-        changed = dataclasses.replace(outcome, layers_worth=worth)
-        pictures.draw_patches(changed, tmp_path / "p.png")
+        figures.draw_patches(outcome._replace(layers_worth=worth), tmp_path / "p.png")
         assert imread(tmp_path / "p.png")[..., :3].std() > 0.02
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quick", [(), ("--quick",)])
-def test_the_command_draws_and_prints(quick, tmp_path):
-    out = tmp_path / "a" / "b"
+@pytest.mark.parametrize(
+    ("quick", "steps", "photographs"), [((), 1.0, SMALL), (("--quick",), 0.25, QUICK)]
+)
+def test_the_command_draws_and_prints(quick, steps, photographs, tmp_path, monkeypatch):
+    out, found = tmp_path / "a" / "b", {}
+
+    def kept(name, compare, *arguments):
+        found[name] = arguments[:3], compare(*arguments)
+        return found[name][1]
+
+    for name in ("compare_drawn", "compare_patches"):
+        monkeypatch.setattr(study, name, partial(kept, name, getattr(study, name)))
     result = call(*OPTIONS, "--seed", 4, "--out", out, *quick)
     assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in out.iterdir()) == sorted(command.FIGURES)
-    for name in command.FIGURES:
+    assert sorted(p.name for p in out.iterdir()) == sorted(FIGURES)
+    for name in FIGURES:
         pixels = imread(out / name)
         assert min(pixels.shape[:2]) > 200
         assert pixels[..., :3].std() > 0.02
@@ -309,13 +310,14 @@ def test_the_command_draws_and_prints(quick, tmp_path):
         re.M,
     )
     assert [row[0] for row in rows] == ["1", "2", "3"]
-    request = dataclasses.replace(request_of(out, 4), quick=bool(quick))
-    outcome = command.compare_drawn(request, silent)
+    arguments, outcome = found["compare_drawn"]
+    assert arguments == (CODES._replace(steps=steps), 3, 4)
     for t, row in enumerate(rows):
         assert [float(v) for v in row[1:]] == pytest.approx(
             [c[t] for c in outcome.curves.values()], abs=0.006
         )
-    patches = command.compare_patches(SMALL, 3, 4, silent)
+    arguments, patches = found["compare_patches"]
+    assert arguments == (photographs, 3, 4)
     rows = re.findall(r"^ *(\d) +(\d+\.\d+) +(\d+\.\d+) +(\d+\.\d+) +(\d+) *$", result.output, re.M)
     for t, row in enumerate(rows):
         expected = [1e3 * curve[t] for curve in patches.curves.values()]
@@ -324,12 +326,12 @@ def test_the_command_draws_and_prints(quick, tmp_path):
     assert len(rows) == 3
     assert "Codes of 24 numbers, 10% of them not 0, seen by 16 with 40 dB" in result.output
     assert f"3 layers are worth {patches.layers_worth[-1]}." in result.output
-    assert all(str(out / name) in result.output for name in command.FIGURES)
+    assert all(str(out / name) in result.output for name in FIGURES)
 
 
 def test_worth_beyond_what_was_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "MOST_ITERATIONS", 1)
-    result = call(*OPTIONS, "--out", tmp_path)
+    monkeypatch.setattr(solvers, "MOST_ITERATIONS", 1)
+    result = call(*OPTIONS, "--layers", 1, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "one learned layer is worth > 1 iterations" in result.output
 
@@ -360,7 +362,7 @@ def test_bad_options(option, value, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written(tmp_path):
     occupied = tmp_path / "file"
     occupied.write_text("kept")
-    (tmp_path / "out" / command.FIGURES[1]).mkdir(parents=True)
+    (tmp_path / "out" / FIGURES[1]).mkdir(parents=True)
     for out, named in (
         (occupied, occupied),
         (occupied / "below", occupied),
@@ -403,8 +405,8 @@ def test_ctrl_c(where, drawn, message, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, where, interrupt)
-    result = call(*OPTIONS, "--out", tmp_path)
+    monkeypatch.setattr(study, where, interrupt)
+    result = call(*OPTIONS, "--layers", 1, "--out", tmp_path)
     assert result.exit_code == 130
     assert message in result.output.splitlines()[-1]
     assert "Traceback" not in result.output

@@ -1,18 +1,16 @@
-"""What `latent-kernels sparse` compares encoders on: codes drawn at random, and patches of
-photographs.
-"""
+"""What `latent-kernels sparse` compares encoders on: codes drawn at random, and photographs."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latent_kernels.sparse.dictionary_learning import DictionaryLearning
+import latent_kernels as lk
 
 Tensor = torch.Tensor
 
@@ -27,40 +25,16 @@ _ATOMS_BATCH = 512
 _RANKED = 2000  # rows whose codes say which atoms are of most use
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Rows x = z D + noise of codes that are known.
+class Codes(NamedTuple):
+    """The sizes of the problem of drawn codes."""
 
-    D has Gaussian rows of unit length; an entry of z is standard normal with probability DENSITY
-    and else 0; the noise is Gaussian, DECIBELS below the rows. Source: Gregor and LeCun (2010);
-    Chen, Liu, Wang, Yin (2018), section 4.
-    """
-
-    dictionary: Tensor  # [n_components, n_features]
-
-    @property
-    def noise(self) -> float:
-        """Standard deviation of an entry; the expected square of a row is DENSITY n_components."""
-        n, m = self.dictionary.shape
-        return math.sqrt(DENSITY * n / m) * 10 ** (-DECIBELS / 20)
-
-    def draw(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(x, z)."""
-        n, m = self.dictionary.shape
-        z = torch.randn(rows, n, generator=generator) * (
-            torch.rand(rows, n, generator=generator) < DENSITY
-        )
-        return z @ self.dictionary + self.noise * torch.randn(rows, m, generator=generator), z
+    features: int
+    components: int
+    samples: int  # held out
+    steps: float = 1.0  # of training, as a share of those in LEARNED
 
 
-def drawn(n_features: int, n_components: int, generator: torch.Generator) -> Drawn:
-    """The problem with a random dictionary."""
-    atoms = torch.randn(n_components, n_features, generator=generator)
-    return Drawn(torch.nn.functional.normalize(atoms, dim=-1))
-
-
-@dataclass(frozen=True)
-class Photographs:
+class Photographs(NamedTuple):
     """The sizes of the problem of patches."""
 
     patches: int = 140_000  # flat ones too, which are left out
@@ -68,13 +42,34 @@ class Photographs:
     components: int = 256
     alpha: float = 0.1
     passes: int = 2  # of dictionary learning
-    steps: int = 500  # as in Learned
+    steps: int = 500  # of training, as in LEARNED
     learning_rate: float = 0.025
     batch_size: int = 128
 
 
+def draw_dictionary(sizes: Codes, generator: torch.Generator) -> Tensor:
+    """Return Gaussian atoms of norm 1 [components, features]."""
+    atoms = torch.randn(sizes.components, sizes.features, generator=generator)
+    return torch.nn.functional.normalize(atoms, dim=-1)
+
+
+def draw_codes(dictionary: Tensor, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return rows x = z D + noise [N, n_features], and their codes z [N, n_components].
+
+    An entry of z is standard normal with probability DENSITY and else 0; the noise is Gaussian,
+    DECIBELS below the rows. Source: Gregor and LeCun (2010); Chen, Liu, Wang, Yin (2018),
+    section 4.
+    """
+    n, m = dictionary.shape
+    z = torch.randn(rows, n, generator=generator)
+    z *= torch.rand(rows, n, generator=generator) < DENSITY
+    # The expected square of a row is DENSITY n.
+    noise = math.sqrt(DENSITY * n / m) * 10 ** (-DECIBELS / 20)
+    return z @ dictionary + noise * torch.randn(rows, m, generator=generator), z
+
+
 def patches(rows: int, seed: int) -> Tensor:
-    """Grey 8 x 8 patches of scikit-learn's two photographs [N, 64], in random order.
+    """Return grey 8 x 8 patches of scikit-learn's two photographs [N, 64], in random order.
 
     Their mean is taken away and they have norm 1, after flat ones are left out, so that N may be
     less than `rows`.
@@ -99,12 +94,10 @@ def patches(rows: int, seed: int) -> Tensor:
 
 
 def learn_dictionary(x: Tensor, components: int, alpha: float, passes: int, seed: int) -> Tensor:
-    """Atoms [components, n_features] of norm 1, in which rows have sparse codes; those with the
-    largest codes first.
-    """
+    """Return atoms [components, n_features] of norm 1 for sparse codes, the most used first."""
     from sklearn.exceptions import ConvergenceWarning
 
-    model = DictionaryLearning(
+    model = lk.DictionaryLearning(
         components,
         alpha=alpha,
         max_iter=passes,
@@ -123,14 +116,13 @@ def learn_dictionary(x: Tensor, components: int, alpha: float, passes: int, seed
 
 
 def nmse(z: Tensor, truth: Tensor) -> float:
-    """10 log10(E||z - truth||^2 / E||truth||^2), in dB."""
-    return 10 * math.log10(
-        float((z - truth).double().square().sum() / truth.double().square().sum())
-    )
+    """Return 10 log10(E||z - truth||^2 / E||truth||^2), in dB."""
+    error = (z - truth).double().square().sum() / truth.double().square().sum()
+    return 10 * math.log10(float(error))
 
 
 def lasso(x: Tensor, z: Tensor, dictionary: Tensor, alpha: float) -> float:
-    """Mean over rows of 1/2 ||x - z D||^2 + alpha ||z||_1."""
+    """Return the mean over rows of 1/2 ||x - z D||^2 + alpha ||z||_1."""
     wide = z.double()
     residual = x.double() - wide @ dictionary.double()
     return float((0.5 * residual.square().sum(-1) + alpha * wide.abs().sum(-1)).mean())

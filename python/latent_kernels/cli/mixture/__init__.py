@@ -1,0 +1,1 @@
+"""`latent-kernels mixture`: EM on real data, drawn, and its speed beside scikit-learn's."""

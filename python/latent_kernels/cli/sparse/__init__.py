@@ -1,0 +1,1 @@
+"""`latent-kernels sparse`: sparse encoders that learn, by layer, beside ISTA and FISTA."""
