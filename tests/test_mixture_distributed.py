@@ -317,14 +317,5 @@ def test_sums_go_through_a_device_that_the_group_has() -> None:
     assert device_types("cuda:nccl") == {"cuda"}
 
 
-def test_the_example_runs() -> None:
-    out = _run("-m", "latent_kernels.examples.distributed_mixture")
-    apart = [
-        float(line.split()[-1]) for line in out.splitlines() if "differ from one process's" in line
-    ]
-    assert len(apart) == 3
-    assert max(apart) < 1e-12
-
-
 if __name__ == "__main__":
     _work(sys.argv[1])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels.examples import problems
+from latent_kernels.cli.variance import problems
 from latent_kernels.variational import _statistics
 from latent_kernels.variational.variance import ESTIMATORS, ProfileInterrupted
 from score_laws import FAMILIES, f, family, law, pairs_law

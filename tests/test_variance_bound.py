@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels.examples import problems, signal_pictures, signal_verdict
+from latent_kernels.cli.variance import problems, results
 from latent_kernels.variational import _statistics, variance
 from linear_gaussian import Parameters, hermite
 from score_laws import CLASS_LOGITS, LOGITS, f, family
@@ -142,15 +142,15 @@ def test_the_signal_goes_like_the_powers_it_should():
     found = lk.profile_variance(
         *problem[:2], num_samples=(1, 2, 4, 8, 16, 32, 64), repeats=200, **BOUND
     )
-    trends = {name: signal_verdict.trend(found.rows(name)) for name in found.estimators}
+    trends = {name: results.trend(found.rows(name)) for name in found.estimators}
     assert -0.55 < trends["iwae"].slope < -0.35
     assert trends["iwae"].reach < 0.15
     assert 0.4 < trends["stl"].slope < 0.5
     assert 0.3 < trends["dreg"].slope < 0.5
     assert trends["vimco"].slope < -0.1
-    later = signal_verdict.trend(found.rows("dreg")[3:])
+    later = results.trend(found.rows("dreg")[3:])
     assert abs(later.slope - 0.5) < 0.1
-    assert "At S = 64, DReG wins with 4." in signal_verdict.verdict(found)
+    assert "At S = 64, DReG wins with 4." in results.verdict(found)
 
 
 def test_the_interval_of_the_signal_is_a_jackknife():
@@ -365,25 +365,25 @@ def profile_of(*estimators, num_samples=(1, 4, 16, 64)):
 
 
 def test_that_no_unbiased_estimator_was_profiled_is_said():
-    found = signal_verdict.verdict(profile_of("stl", num_samples=(2, 4)))
+    found = results.verdict(profile_of("stl", num_samples=(2, 4)))
     assert (
         found
         == "At S = 4 no unbiased estimator was profiled. STL is biased for S > 1, and not compared."
     )
-    assert "STL reaches" in signal_verdict.verdict(profile_of("stl", num_samples=(1,)))
-    assert "no unbiased estimator was profiled" not in signal_verdict.verdict(
+    assert "STL reaches" in results.verdict(profile_of("stl", num_samples=(1,)))
+    assert "no unbiased estimator was profiled" not in results.verdict(
         profile_of("stl", "dreg")
     )
 
 
 def test_a_lost_signal_interrupts_the_line_and_its_band(tmp_path, monkeypatch):
     found = profile_of("iwae")
-    assert len(signal_verdict.clear(found.table)) == 4
+    assert len(results.clear(found.table)) == 4
     table = found.table.copy()
     table["signal_to_noise"][1] = table["signal_to_noise_low"][1] = 0.0
     figures = []
-    monkeypatch.setattr(signal_pictures, "save_figure", lambda figure, path: figures.append(figure))
-    signal_pictures.draw(dataclasses.replace(found, table=table), "lost", tmp_path / "s.png")
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: figures.append(figure))
+    figures.draw(dataclasses.replace(found, table=table), "lost", tmp_path / "s.png")
     left = figures[0].axes[0]
     line = np.asarray(left.get_lines()[0].get_ydata())
     assert np.isnan(line).tolist() == [False, True, False, False]

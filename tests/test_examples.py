@@ -1,0 +1,150 @@
+"""The files of examples/: each runs, and learns what it is there to learn.
+
+Black-box variational inference has to find the mean-field posterior of a logistic regression from
+values of the log joint alone; quadrature knows that posterior.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import latent_kernels as lk
+from latent_kernels.cli.variance import logistic_regression
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def run(name, function="main"):
+    """Return a function of the example."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))[function]
+
+
+def test_an_example_is_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path.name
+
+
+def test_vae(capsys):
+    """One epoch comes to -29.1 nats, six to -25.4, fifty to -24.5."""
+    assert -27 < run("vae")(epochs=6) < -24
+    assert "epoch   6: ELBO of held-out images -2" in capsys.readouterr().out
+
+
+def test_importance_weighted_vae(capsys):
+    assert -29 < run("importance_weighted_vae")(num_samples=4, epochs=6) < -21
+    assert "trained with 4 samples" in capsys.readouterr().out
+
+
+def test_mixture(capsys):
+    bic = run("mixture")(most=4)
+    assert sorted(bic.values(), reverse=True) == list(bic.values()), "each component is worth it"
+    assert "the least BIC has 4 components" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_sparse_coding(capsys):
+    """Two layers before training, which are two iterations of ISTA, come within 26%."""
+    assert 0 < run("sparse_coding")(count=1500, atoms=64, layers=2, steps=60) < 0.15
+    assert "duality gap" in capsys.readouterr().out
+
+
+def test_distributed_mixture():
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*command, str(EXAMPLES / "distributed_mixture.py")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [x for x in result.stdout.splitlines() if "differ from one process's" in x]
+    assert len(lines) == 3
+    assert max(float(line.split()[-1]) for line in lines) < 1e-12
+
+
+# --- black-box variational inference --------------------------------------------------------------
+
+MODEL = logistic_regression.load()
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return run("black_box_vi", "fit")
+
+
+@pytest.fixture(scope="module")
+def optimum():
+    """The q of the greatest ELBO, which is concave in mean and standard deviation, by L-BFGS."""
+    leaves = tuple(x.double().requires_grad_() for x in MODEL.start().parameters)
+    optimizer = torch.optim.LBFGS(
+        leaves, max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = -MODEL.elbo(*leaves)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return lk.DiagonalGaussian(*(x.detach() for x in leaves))
+
+
+def elbo(q):
+    return float(MODEL.elbo(*q.parameters))
+
+
+def test_its_log_joint_is_the_model_s_but_for_a_constant():
+    w = lk.normal((5, 31), seed=1)
+    constant = 0.5 * 31 * math.log(2 * math.pi)
+    got = run("black_box_vi", "log_joint")(w)
+    torch.testing.assert_close(got - constant, MODEL.log_joint(w), rtol=1e-6, atol=1e-3)
+
+
+def test_the_optimum_is_one(optimum):
+    assert all(g.abs().max() < 1e-3 for g in MODEL.elbo_gradient(optimum))
+    for seed in range(5):
+        near = (
+            x + 0.02 * lk.normal(31, seed=seed + i).double()
+            for i, x in enumerate(optimum.parameters)
+        )
+        assert float(MODEL.elbo(*near)) < elbo(optimum)
+
+
+def test_black_box_inference_finds_the_posterior(fit, optimum):
+    found = fit("leave_one_out", 256, 2000)
+    deviation = (0.5 * optimum.logvar).exp()
+    assert float(((found.mean - optimum.mean).abs() / deviation).max()) < 0.15
+    assert 0 <= elbo(optimum) - elbo(found) < 0.1
+
+
+def test_noise_costs_nats(fit, optimum):
+    """With the same steps: fewer samples, or no control variate, end lower, several nats where both
+    are lacking.
+    """
+    kinds = [(name, s) for name in ("leave_one_out", "none") for s in (64, 4)]
+    lost = {key: elbo(optimum) - elbo(fit(*key, steps=600)) for key in kinds}
+    assert all(x > 0 for x in lost.values())
+    assert lost["leave_one_out", 4] > 5 * lost["leave_one_out", 64]
+    assert lost["none", 64] > 5 * lost["leave_one_out", 64]
+    assert lost["none", 4] > lost["none", 64] + 5
+
+
+def test_a_fit_follows_from_its_seed(fit):
+    fits = [fit("optimal", 8, 20, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(fits[0].mean, fits[1].mean)
+    assert not torch.equal(fits[0].mean, fits[2].mean)
