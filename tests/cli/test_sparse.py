@@ -188,7 +188,7 @@ def test_points_of_the_encoder_are_of_the_stages():
 
 
 def test_drawn_codes_by_layer(monkeypatch):
-    train_for(120, monkeypatch)
+    train_for(40, monkeypatch)
     outcome = study.compare_drawn(CODES, 3, 0, silent)
     assert list(outcome.curves) == ["ISTA", "FISTA", "LISTA", "LISTA-CP", "ALISTA"]
     assert all(len(curve) == 3 for curve in outcome.curves.values())
