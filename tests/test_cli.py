@@ -1,60 +1,25 @@
-"""The command line: `info`, the whole demo at a tiny size, its interruption, and its errors."""
+"""The command line: `info`, `variance`, and what a missing extra or a bad backend comes to."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 
 import pytest
 import torch
-from matplotlib.image import imread
-from rich.console import Console
 from typer.testing import CliRunner
 
+from command_checks import check_picture, stop_at
 from latent_kernels import cli
-from latent_kernels.examples import (
-    demo,
-    measure,
-    problems,
-    report,
-    sparse_command,
-    sparse_problems,
-    vae,
-)
+from latent_kernels.cli.app import application
+from latent_kernels.cli.variance import problems
 from latent_kernels.kernels import _core, backends
-
-TINY = demo.Settings(
-    epochs=2,
-    latents=(2, 5),
-    hidden=16,
-    compared_latent=5,
-    compared_seeds=2,
-    held_out_samples=4,
-    profiled_samples=(1, 2, 8),
-    profiled_repeats=64,
-    photographs=sparse_problems.Photographs(
-        patches=600, held_out=64, components=20, passes=1, steps=3
-    ),
-    encoder_layers=2,
-    sizes=(measure.Size("demo", 16, None, 5, 16, 3), measure.Size("large", 32, 2, 8, 16, 3)),
-)
-PICTURES = ["manifold.png", "prior_samples.png", "training_curves.png"]
-TABLES = ["comparison.json", "comparison.md"]
-LAST = ["variance.png", "mixture.png"]
-SPARSE = ["sparse_patches.png"]
 
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch):
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(demo, "SETTINGS", TINY)
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     backends.forget()
-    yield
-    monkeypatch.undo()
-    backends.forget()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -64,14 +29,7 @@ def equal_times(clock):
 
 
 def call(*arguments):
-    return CliRunner().invoke(cli.application(), [str(a) for a in arguments])
-
-
-def check_picture(path):
-    pixels = imread(path)
-    assert pixels.shape[0] > 200
-    assert pixels.shape[1] > 200
-    assert pixels[..., :3].std() > 0.02
+    return CliRunner().invoke(application(), [str(a) for a in arguments])
 
 
 # --- info -----------------------------------------------------------------------------------------
@@ -149,215 +107,6 @@ def test_main_runs_the_commands(monkeypatch, capsys):
         cli.main()
     assert stop.value.code == 0
     assert "SIMD build in use" in capsys.readouterr().out
-
-
-# --- demo -----------------------------------------------------------------------------------------
-
-
-def losses(outcome):
-    histories = [(run.ops.name, run.seed, run.history) for run in outcome.runs]
-    variances = [x.tolist() for x in outcome.profile.parameter_variance[0]]
-    return histories, outcome.comparison.ours, outcome.comparison.plain, str(variances)
-
-
-def test_demo_trains_draws_and_compares(tmp_path, monkeypatch, equal_times):
-    outcomes = []
-    original = demo.run
-    monkeypatch.setattr(demo, "run", lambda *a: outcomes.append(original(*a)) or outcomes[-1])
-    for folder in ("first", "second"):
-        result = call("demo", "--out", tmp_path / folder, "--seed", 5)
-        assert result.exit_code == 0, result.output
-        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted(
-            [*PICTURES, *TABLES, *LAST, *SPARSE]
-        )
-    for name in (*PICTURES, *LAST, *SPARSE):
-        check_picture(tmp_path / "first" / name)
-
-    assert losses(outcomes[0]) == losses(outcomes[1])  # bit for bit
-    for name in (*PICTURES, *SPARSE):  # the one of variances has times in it
-        assert (imread(tmp_path / "first" / name) == imread(tmp_path / "second" / name)).all()
-    other = demo.run(dataclasses.replace(TINY, seed=6), tmp_path / "first", Console(quiet=True))
-    assert losses(other) != losses(outcomes[0])
-
-    found = json.loads((tmp_path / "second" / "comparison.json").read_text())
-    assert list(found) == ["threads", "latent", "held_out_samples", "costs", "held_out_elbo"]
-    assert (
-        found["held_out_elbo"]["ours"].keys()
-        == found["held_out_elbo"]["plain"].keys()
-        == {"5", "6"}
-    )
-    assert [(c["what"], c["size"]["name"]) for c in found["costs"]] == [
-        ("step", "demo"),
-        ("ops", "demo"),
-        ("step", "large"),
-        ("ops", "large"),
-    ]
-    for cost in found["costs"]:
-        for side in ("ours", "plain"):
-            assert all(value > 0 for key, value in cost[side].items() if key != "saved_bytes")
-        assert cost["plain"]["saved_bytes"] > cost["ours"]["saved_bytes"]
-        assert cost["what"] == "step" or cost["ours"]["saved_bytes"] == 0, (
-            "the ops keep their inputs and nothing else"
-        )
-    page = (tmp_path / "second" / "comparison.md").read_text(encoding="utf-8")
-    assert outcomes[1].comparison.verdict() in page
-    assert "comparison.md" in result.output
-    assert "Held-out ELBO: latent-kernels" in result.output
-    assert "for a gradient, reparameterized wins" in " ".join(result.output.split())
-
-
-SHORT = dataclasses.replace(
-    TINY, latents=(2,), compared_latent=2, compared_seeds=1, profiled_samples=(1, 2)
-)
-
-
-@pytest.mark.parametrize(("bound", "name"), [("elbo", "ELBO"), ("dreg", "L_3")])
-def test_demo_trains_on_the_bound_that_is_asked_for(bound, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "SETTINGS", SHORT)
-    outcomes, original = [], demo.run
-    monkeypatch.setattr(demo, "run", lambda *a: outcomes.append(original(*a)) or outcomes[-1])
-    result = call("demo", "--bound", bound, "--samples", 3, "--out", tmp_path)
-    assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [*PICTURES, *TABLES, *LAST, *SPARSE]
-    )
-    check_picture(tmp_path / "training_curves.png")
-    (outcome,) = outcomes
-    finals = (outcome.comparison.ours[0], outcome.comparison.plain[0])
-    epochs = [epoch for run in outcome.runs for epoch in run.history]
-    for terms in (
-        *finals,
-        *(epoch.held_out for epoch in epochs),
-        *(epoch.train for epoch in epochs),
-    ):
-        assert (terms.bound is None) == (bound == "elbo")
-    assert f"Held-out {name}: latent-kernels {finals[0].maximized:.2f} nats" in result.output
-    found = json.loads((tmp_path / "comparison.json").read_text())
-    assert found["objective"] == {"bound": bound, "samples": 3}
-    key = "held_out_elbo" if bound == "elbo" else "held_out_bound"
-    assert found[key] == {"ours": {"0": finals[0].maximized}, "plain": {"0": finals[1].maximized}}
-    assert [cost["size"]["num_samples"] for cost in found["costs"]] == [3] * 4
-    page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
-    assert f"Trained with --bound {bound} --samples 3." in page
-    assert f"## Held-out {name}\n" in page
-    assert f"from {4 if bound == 'elbo' else 3} samples of z" in page
-
-
-@pytest.mark.parametrize(
-    ("epochs_before", "files"),
-    [
-        (0, []),
-        (
-            1,
-            ["manifold.png", "prior_samples.png", "training_curves.png"],
-        ),  # half of the first model
-        (
-            12,
-            ["comparison.json", "comparison.md", *PICTURES],
-        ),  # six models: one seed of ours and of plain torch
-    ],
-)
-def test_ctrl_c_leaves_what_there_is(tmp_path, monkeypatch, epochs_before, files):
-    left = [epochs_before]
-
-    def train(*args, **kwargs):
-        for epoch in vae.train(*args, **kwargs):
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            yield epoch
-
-    monkeypatch.setattr(demo, "train", train)
-    result = call("demo", "--out", tmp_path)
-    assert result.exit_code == 130
-    assert sorted(p.name for p in tmp_path.iterdir()) == files
-    for name in files:
-        if name.endswith("png"):
-            check_picture(tmp_path / name)
-    last = result.output.strip().splitlines()[-1]
-    assert last.startswith("latent-kernels: stopped")
-    assert all(name in last for name in files)
-    assert "Traceback" not in result.output
-
-
-@pytest.mark.parametrize(("samples_before", "drawn"), [((), False), ((1, 2), True)])
-def test_ctrl_c_while_profiling(tmp_path, monkeypatch, samples_before, drawn):
-    """Everything before it is written, and of the profile the numbers of samples that were
-    complete.
-    """
-    stopped = stop_at(len(samples_before), problems.logistic())
-    monkeypatch.setitem(problems.PROBLEMS, "logistic-regression", lambda: stopped)
-    result = call("demo", "--out", tmp_path, "--epochs", 1)
-    assert result.exit_code == 130
-    expected = [*TABLES, *PICTURES, *(LAST if drawn else [])]
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(expected)
-    assert "Traceback" not in result.output
-
-
-def test_ctrl_c_while_an_encoder_trains(tmp_path, monkeypatch):
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sparse_command, "compare_patches", interrupt)
-    result = call("demo", "--out", tmp_path, "--epochs", 1)
-    assert result.exit_code == 130
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*TABLES, *PICTURES, *LAST])
-
-
-def stop_at(complete, problem):
-    """The problem with a log joint that is interrupted after so many numbers of samples."""
-    seen = []
-
-    def log_joint(z):
-        if len(z) != (seen[-1] if seen else None):
-            seen.append(len(z))
-        if len(seen) > complete + 1:  # the first is a trial, with two samples
-            raise KeyboardInterrupt
-        return problem.log_joint(z)
-
-    return problem._replace(log_joint=log_joint)
-
-
-def test_ctrl_c_while_drawing(tmp_path, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(demo.pictures, "training_curves", interrupt)
-    result = call("demo", "--out", tmp_path, "--epochs", 1)
-    assert result.exit_code == 130
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifold.png", "prior_samples.png"]
-    assert "stopped while writing" in result.output
-
-
-BAD_OPTIONS = [
-    ("--epochs", 0),
-    ("--epochs", "many"),
-    ("--seed", -1),
-    ("--threads", 0),
-    ("--bound", "vimco"),
-    ("--samples", 0),
-    ("--samples", 1001),
-]
-
-
-@pytest.mark.parametrize(("option", "value"), BAD_OPTIONS)
-def test_bad_options(option, value, tmp_path):
-    result = call("demo", "--out", tmp_path / "out", option, value)
-    assert result.exit_code == 2
-    assert option in result.output
-    assert "Traceback" not in result.output
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    occupied = tmp_path / "file"
-    occupied.write_text("kept")
-    for out in (occupied, occupied / "below"):
-        result = call("demo", "--out", out)
-        assert result.exit_code == 1
-        assert result.output.startswith(f"latent-kernels: cannot write to {out}: ")
-        assert result.output.count("\n") == 1
-    assert occupied.read_text() == "kept"
 
 
 # --- variance -------------------------------------------------------------------------------------
@@ -525,47 +274,3 @@ def test_ctrl_c_in_variance(complete, code_line, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == (["v.csv", "v.png"] if complete else [])
     if complete:
         assert (tmp_path / "v.csv").read_text(encoding="utf-8").count("\n") == 1 + complete
-
-
-# --- measurement ----------------------------------------------------------------------------------
-
-
-def test_peak_memory_counts_what_is_held_at_once():
-    def run():
-        first = torch.zeros(1 << 20)
-        second = first + 1
-        del first, second
-        torch.zeros(1 << 18)
-
-    held = 2 * 4 * (1 << 20)
-    assert held <= measure.peak_memory(measure.Stepper(run, [])) <= held + 64  # a scalar or two
-
-
-def test_saved_bytes_counts_each_storage_once_and_not_what_is_given():
-    x = torch.ones(1000, requires_grad=True)
-
-    def run():
-        y = x.exp()  # keeps y
-        (y * y).sum().backward()  # keeps y twice
-        x.grad = None
-
-    assert measure.saved_bytes(run, [x]) == 4000
-
-
-def test_interleaved_takes_turns():
-    order = []
-    measure.interleaved(lambda: order.append("a"), lambda: order.append("b"), rounds=4)
-    assert "".join(order[-8:]) in ("abbaabba", "baabbaab")
-
-
-def test_verdict_tells_noise_from_a_difference():
-    def verdict(ours, plain):
-        both = (
-            {seed: vae.Terms(elbo, 0.0) for seed, elbo in enumerate(side)} for side in (ours, plain)
-        )
-        return report.Comparison(1, 5, 4, [], *both).verdict()
-
-    assert "+0.10 nats, within the noise" in verdict([60.0, 61.0, 62.0], [59.9, 60.9, 61.9])
-    assert "-9.00 nats, outside the noise" in verdict([51.0, 52.0, 53.0], [60.0, 61.0, 62.0])
-    assert "one seed" in verdict([1.0], [1.0])
-    assert "not compared" in verdict([], [])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from latent_kernels.cli.bounds.command import bounds
+from latent_kernels.cli.demo.command import demo
 from latent_kernels.cli.frame import command
 from latent_kernels.cli.info import info
 from latent_kernels.cli.mixture.command import mixture
@@ -19,6 +21,6 @@ def application() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for function in (info, variance, mixture, sparse):
+    for function in (info, demo, variance, mixture, sparse, bounds):
         app.command()(command(function))
     return app

@@ -5,6 +5,7 @@ matplotlib is imported inside of functions, and through `Figure`, which needs no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,13 @@ def legend_below(figure: Figure, ax: Axes, columns: int | None = None) -> None:
     if handles:
         ncols = min(len(handles), columns or len(handles))
         figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
+
+
+def value_range(ax: Axes, values: Sequence[float]) -> None:
+    """Set the limits of the vertical axis to these values, and a margin."""
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 1.0
+    ax.set_ylim(low - margin, high + margin)
 
 
 def integer_axis(ax: Axes) -> None:

@@ -1,8 +1,8 @@
 """What every command has in common: errors in one line, Ctrl-C, progress, and files written whole.
 
 A command is a function whose arguments are typer options. It checks its options first (`one_of`,
-`output_file`, `output_folder`), so that no work is lost to a bad one. It handles no errors: `command`
-turns what it raises into a message and an exit status.
+`output_file`, `output_folder`), so that no work is lost to a bad one. It handles no errors:
+`command` turns what it raises into a message and an exit status.
 """
 
 from __future__ import annotations
@@ -172,6 +172,12 @@ def complete(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file of text in UTF-8."""
+    with complete(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 # --- the screen -----------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels.examples import digits, measure, measure_bounds, objectives, vae
-from latent_kernels.examples.objectives import Objective
+from latent_kernels.cli import digits, plain_torch, vae
+from latent_kernels.cli.vae import Objective
 
 DIGITS = digits.load()
 
@@ -22,10 +22,7 @@ DIGITS = digits.load()
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Models this small only wait for a second thread, for seconds where the machine is busy."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small_model(likelihood: str, seed: int = 0, latent: int = 4, hidden: int = 32) -> vae.VAE:
@@ -44,43 +41,52 @@ def test_digits_are_images_in_the_unit_interval_and_no_image_is_on_both_sides():
 
 
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
-@pytest.mark.parametrize("num_samples", [None, 3])
+@pytest.mark.parametrize("num_samples", [1, 3])
 def test_fused_and_plain_torch_are_one_model(likelihood, num_samples, monkeypatch):
     """Given the same noise, both give the same terms and the same gradient of every weight."""
-    x, seed = DIGITS.train[:33], 11
-    monkeypatch.setattr(torch, "randn_like", lambda like: lk.normal(like.shape, seed=seed))
-    fused = vae.FUSED._replace(rsample_kl=lambda *a: lk.rsample_kl(*a, seed=seed))
-    terms, gradients = [], []
-    for ops in (fused, vae.PLAIN):
-        model = small_model(likelihood)
-        reconstruction, kl = model.elbo(x, num_samples, ops)
-        assert reconstruction.shape == ((33,) if num_samples is None else (3, 33))
-        assert kl.shape == (33,)
-        (reconstruction.mean() - kl.mean()).backward()
-        terms.append((reconstruction, kl))
+    x, lead = DIGITS.train[:33], () if num_samples == 1 else (num_samples,)
+    model, terms, gradients = small_model(likelihood), [], []
+    for ops in with_noise(monkeypatch, 11, (*lead, 33, 4)):
+        model.ops = ops
+        model.zero_grad()
+        found = Objective("elbo", num_samples).of(model, x)
+        assert found.reconstruction.shape == found.bound.shape == (*lead, 33)
+        assert found.kl.shape == (33,)
+        found.bound.mean().backward()
+        terms.append(found)
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     torch.testing.assert_close(terms[0], terms[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
     assert all(g.abs().sum() > 0 for g in gradients[0].values())
 
 
+def with_noise(monkeypatch, seed, shape):
+    """Return the fused ops and those of plain torch, both with the noise of this seed."""
+    eps = lk.normal(shape, seed=seed)
+    monkeypatch.setattr(plain_torch, "_normal", lambda std, num_samples: eps.to(std.dtype))
+    seeded = {
+        name: functools.partial(getattr(lk, name), seed=seed)
+        for name in ("rsample_kl", "rsample_log_prob")
+    }
+    return vae.FUSED._replace(**seeded), vae.PLAIN
+
+
 def test_elbo_stays_below_the_log_evidence():
     """With many samples, log mean exp of the weights estimates log p(x), which the ELBO bounds."""
     model = small_model("gaussian", latent=2)
-    for _ in vae.train(model, DIGITS.train, DIGITS.held_out, epochs=3):
+    for _ in vae.train(model, DIGITS.train, DIGITS.held_out, 3):
         pass
     x = DIGITS.held_out[:50]
     with torch.no_grad():
         mean, logvar = model.encode(x)
         z = lk.rsample(mean, logvar, 2000, seed=1)
-        zero = torch.zeros_like(mean)
-        log_joint = model.log_likelihood(x, z) + lk.gaussian_log_prob(z, zero, zero)
+        log_joint = model.log_likelihood(x, z) + vae.FUSED.standard_normal_log_prob(z)
         log_evidence = (
             torch.logsumexp(log_joint - lk.gaussian_log_prob(z, mean, logvar), 0)
             - torch.tensor(2000).log()
         )
-        reconstruction, kl = model.elbo(x, 2000)
-    gap = log_evidence - (reconstruction.mean(0) - kl)
+        elbo = Objective("elbo", 2000).of(model, x).bound.mean(0)
+    gap = log_evidence - elbo
     assert (gap > -0.05).all()
     assert gap.mean() > 0.05
 
@@ -89,8 +95,9 @@ def test_elbo_stays_below_the_log_evidence():
 @pytest.mark.parametrize("ops", [vae.FUSED, vae.PLAIN], ids=lambda ops: ops.name)
 def test_training_raises_the_held_out_elbo(likelihood, margin, ops):
     model = small_model(likelihood)
-    before = vae.evaluate(model, DIGITS.held_out, ops=ops).elbo
-    history = list(vae.train(model, DIGITS.train, DIGITS.held_out, epochs=12, ops=ops))
+    model.ops = ops
+    before = vae.evaluate(model, DIGITS.held_out).elbo
+    history = list(vae.train(model, DIGITS.train, DIGITS.held_out, 12))
     after = history[-1].held_out
     assert after.elbo > before + margin
     assert after.kl > 0.5  # the latent code is in use
@@ -100,7 +107,7 @@ def test_training_raises_the_held_out_elbo(likelihood, margin, ops):
 def test_the_seed_fixes_every_number():
     def history(seed: int) -> list[vae.Epoch]:
         model = small_model("gaussian", seed)
-        return list(vae.train(model, DIGITS.train[:256], DIGITS.held_out, epochs=2))
+        return list(vae.train(model, DIGITS.train[:256], DIGITS.held_out, 2))
 
     assert history(3) == history(3)
     assert history(3) != history(4)
@@ -137,66 +144,50 @@ def test_importing_the_library_loads_nothing_of_the_extras():
 # --- importance-weighted bounds -------------------------------------------------------------------
 
 
-def elbo_training_as_it_was(model, images, held_out, epochs):
-    """The loop before there were other objectives, to hold the default to."""
+def elbo_training_by_hand(model, images, epochs):
+    """Return the mean terms of each epoch, from a loop that knows of no other objective."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     history = []
     for _ in range(epochs):
-        sums = torch.zeros(2)
+        sums = torch.zeros(2, dtype=torch.float64)
         for rows in torch.split(torch.randperm(len(images)), 64):
-            reconstruction, kl = model.elbo(images[rows])
-            loss = (kl - reconstruction).mean()
+            z, kl = lk.rsample_kl(*model.encode(images[rows]))
+            reconstruction = model.log_likelihood(images[rows], z)
             optimizer.zero_grad()
-            loss.backward()
+            (kl - reconstruction).mean().backward()
             optimizer.step()
             sums += torch.stack((reconstruction.sum(), kl.sum())).detach()
-        with torch.no_grad():
-            reconstruction, kl = model.elbo(held_out, 8)
-        found = vae.Terms(float(reconstruction.mean()), float(kl.mean()))
-        history.append(vae.Epoch(vae.Terms(*(sums / len(images)).tolist()), found))
+        with torch.no_grad():  # as many draws as the evaluation after an epoch takes
+            lk.rsample_kl(*model.encode(DIGITS.held_out), 8)
+        history.append((sums / len(images)).tolist())
     return history
 
 
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
-def test_the_elbo_of_one_sample_trains_as_before_bit_for_bit(likelihood):
+def test_the_elbo_of_one_sample_trains_as_by_hand_bit_for_bit(likelihood):
+    by_hand = small_model(likelihood, 7)
+    expected = elbo_training_by_hand(by_hand, DIGITS.train[:200], 2)
     model = small_model(likelihood, 7)
-    before = elbo_training_as_it_was(model, DIGITS.train[:200], DIGITS.held_out, 2)
-    weights = [p.clone() for p in model.parameters()]
-    for objective in (objectives.ELBO, Objective("elbo", 1)):
-        model = small_model(likelihood, 7)
-        assert (
-            list(
-                vae.train(model, DIGITS.train[:200], DIGITS.held_out, epochs=2, objective=objective)
-            )
-            == before
-        )
-        assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
-    assert before[0].train.bound is None
-    assert before[0].train.maximized == before[0].train.elbo
+    history = list(vae.train(model, DIGITS.train[:200], DIGITS.held_out, 2))
+    assert all(
+        torch.equal(a, b) for a, b in zip(by_hand.parameters(), model.parameters(), strict=True)
+    )
+    found = [epoch.train for epoch in history]
+    assert [list(terms[:2]) for terms in found] == [pytest.approx(e, rel=1e-6) for e in expected]
+    assert [terms.bound for terms in found] == pytest.approx([t.elbo for t in found], rel=1e-6)
 
 
 def test_the_elbo_of_many_samples_is_their_mean():
     model, x = small_model("bernoulli"), DIGITS.train[:20]
     torch.manual_seed(3)
-    loss, terms = Objective("elbo", 5).loss_and_terms(model, x, vae.FUSED)
+    with torch.no_grad():
+        z, kl = lk.rsample_kl(*model.encode(x), 5)
+        reconstruction = model.log_likelihood(x, z).mean(0)
     torch.manual_seed(3)
-    reconstruction, kl = model.elbo(x, 5)
-    assert reconstruction.shape == (5, 20)
-    torch.testing.assert_close(loss, (kl - reconstruction.mean(0)).mean())
-    torch.testing.assert_close(terms, torch.stack((reconstruction.mean(0).sum(), kl.sum())))
-
-
-def with_noise(monkeypatch, seed, shape):
-    """Both versions draw the same: that of this seed."""
-    eps = lk.normal(shape, seed=seed)
-    for name, sample, option in (
-        (vae.FUSED.name, lk.rsample_log_prob, {"seed": seed}),
-        (vae.PLAIN.name, objectives.plain_rsample_log_prob, {"noise": lambda like: eps}),
-    ):
-        ops = objectives.WEIGHTED_OPS[name]
-        changed = ops._replace(rsample_log_prob=functools.partial(sample, **option))
-        monkeypatch.setitem(objectives.WEIGHTED_OPS, name, changed)
-    return eps
+    means = vae.evaluate(model, x, num_samples=5)
+    assert means.reconstruction == pytest.approx(float(reconstruction.mean()), rel=1e-6)
+    assert means.kl == pytest.approx(float(kl.mean()), rel=1e-6)
+    assert means.bound == pytest.approx(float((reconstruction - kl).mean()), rel=1e-6)
 
 
 def gradient_by_hand(model, x, eps, estimator):
@@ -204,13 +195,14 @@ def gradient_by_hand(model, x, eps, estimator):
     log-weights.
     """
     model, x, eps = copy.deepcopy(model).double(), x.double(), eps.double()
+    model.ops = vae.PLAIN
     mean, logvar = model.encode(x)
     z = mean + torch.exp(0.5 * logvar) * eps
 
     def log_w(z, mean, logvar):
         q = torch.distributions.Normal(mean, torch.exp(0.5 * logvar))
         prior = torch.distributions.Normal(0, 1).log_prob(z).sum(-1)
-        return model.log_likelihood(x, z, vae.PLAIN) + prior - q.log_prob(z).sum(-1)
+        return model.log_likelihood(x, z) + prior - q.log_prob(z).sum(-1)
 
     inner = z.detach().requires_grad_()
     fixed = log_w(inner, mean.detach(), logvar.detach())
@@ -234,92 +226,87 @@ def gradient_by_hand(model, x, eps, estimator):
 
 
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
-@pytest.mark.parametrize("estimator", objectives.ESTIMATORS)
+@pytest.mark.parametrize("estimator", vae.ESTIMATORS)
 @pytest.mark.parametrize("samples", [1, 6])
 def test_gradients_of_weighted_bounds_are_those_by_hand(
     likelihood, estimator, samples, monkeypatch
 ):
-    model, x = small_model(likelihood), DIGITS.train[:33]
-    eps = with_noise(monkeypatch, 11, (samples, 33, 4))
-    bound, exact = gradient_by_hand(model, x, eps, estimator)
-    for ops in (vae.FUSED, vae.PLAIN):
+    model, x, shape = small_model(likelihood), DIGITS.train[:33], (samples, 33, 4)
+    bound, exact = gradient_by_hand(model, x, lk.normal(shape, seed=11), estimator)
+    for ops in with_noise(monkeypatch, 11, shape):
+        model.ops = ops
         model.zero_grad()
-        loss, terms = Objective(estimator, samples).loss_and_terms(model, x, ops)
-        loss.backward()
-        torch.testing.assert_close(loss.double(), -bound.mean(), rtol=1e-5, atol=0)
-        torch.testing.assert_close(terms[2].double(), bound.sum(), rtol=1e-5, atol=0)
+        found = Objective(estimator, samples).of(model, x).bound
+        found.mean().backward()
+        torch.testing.assert_close(found.double(), bound, rtol=1e-5, atol=0)
         for name, p in model.named_parameters():
             # of a sum of some thousand terms in float32, each with the error of a log-weight's
             # rounding
             atol = 1e-5 * float(exact[name].abs().max()) / 33
-            torch.testing.assert_close(p.grad.double(), -exact[name] / 33, rtol=1e-4, atol=atol)
+            torch.testing.assert_close(p.grad.double(), exact[name] / 33, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("ops", [vae.FUSED, vae.PLAIN], ids=lambda ops: ops.name)
 def test_the_weighted_bound_of_one_sample_is_an_elbo(ops):
-    loss, terms = Objective("iwae", 1).loss_and_terms(
-        small_model("gaussian"), DIGITS.train[:50], ops
-    )
-    torch.testing.assert_close(terms[0] - terms[1], terms[2])
-    torch.testing.assert_close(loss, -terms[2] / 50)
+    model = small_model("gaussian")
+    model.ops = ops
+    found = Objective("iwae", 1).of(model, DIGITS.train[:50])
+    torch.testing.assert_close((found.reconstruction - found.kl)[0], found.bound)
 
 
-@pytest.mark.parametrize("bound", objectives.BOUNDS)
+@pytest.mark.parametrize("bound", vae.BOUNDS)
 def test_training_raises_every_objective(bound):
     model, objective = small_model("bernoulli"), Objective(bound, 4)
-    before = vae.evaluate(model, DIGITS.held_out, objective=objective)
-    history = list(vae.train(model, DIGITS.train, DIGITS.held_out, epochs=6, objective=objective))
+    before = vae.evaluate(model, DIGITS.held_out, objective)
+    history = list(vae.train(model, DIGITS.train, DIGITS.held_out, 6, objective))
     after = history[-1].held_out
-    assert after.maximized > before.maximized + 8
-    assert abs(after.maximized - history[-1].train.maximized) < 5
+    assert after.bound > before.bound + 8
+    assert abs(after.bound - history[-1].train.bound) < 5
     if objective.weighted:
-        assert after.maximized == after.bound > after.elbo
+        assert after.bound > after.elbo
         assert objective.name == "L_4"
     else:
-        assert after.bound is None
+        assert after.bound == pytest.approx(after.elbo, rel=1e-6)
         assert objective.name == "ELBO"
 
 
 def test_evaluation_takes_whole_bounds(monkeypatch):
-    calls = []
-    original = Objective.loss_and_terms
-    monkeypatch.setattr(Objective, "loss_and_terms", lambda *a: calls.append(a) or original(*a))
+    calls, original = [], Objective.of
+    monkeypatch.setattr(Objective, "of", lambda *a: calls.append(a[0]) or original(*a))
+    model, bound = small_model("bernoulli"), Objective("stl", 5)
     for draws, expected in ((1, 1), (9, 1), (10, 2), (24, 4)):
         calls.clear()
-        vae.evaluate(
-            small_model("bernoulli"),
-            DIGITS.held_out,
-            num_samples=draws,
-            objective=Objective("stl", 5),
-        )
-        assert len(calls) == expected
+        vae.evaluate(model, DIGITS.held_out, bound, draws)
+        assert calls == [bound] * expected
+    calls.clear()
+    vae.evaluate(model, DIGITS.held_out, num_samples=24)
+    assert calls == [Objective("elbo", 24)]
 
 
 @pytest.mark.parametrize("likelihood", vae.LIKELIHOODS)
-def test_measuring_a_weighted_step_checks_its_answers(likelihood, monkeypatch):
-    size = measure.Size("tiny", 8, 4, 3, 16, 1)
-    (found,) = measure_bounds.compare(size, likelihood, DIGITS.train)
-    assert (found.likelihood, found.rival) == (likelihood, "plain torch")
-    assert min(found[2:]) > 0
-    ops = objectives.WEIGHTED_OPS[vae.FUSED.name]
-    wrong = ops._replace(log_prior=lambda z: 1.001 * objectives.fused_log_prior(z))
-    monkeypatch.setitem(objectives.WEIGHTED_OPS, vae.FUSED.name, wrong)
-    with pytest.raises(AssertionError, match=f"latent-kernels, {likelihood}: the gradient of"):
-        measure_bounds.compare(size, likelihood, DIGITS.train)
+@pytest.mark.parametrize("wrong", [False, True])
+def test_fused_gradients_of_a_weighted_bound_err_no_more_than_those_of_plain_torch(
+    likelihood, wrong, monkeypatch
+):
+    """By twice as much at most, beside the same in float64; and a wrong density would be seen."""
+    model, x = small_model(likelihood, latent=3, hidden=16), DIGITS.train[:8]
+    fused, plain = with_noise(monkeypatch, 0, (4, 8, 3))
+    if wrong:
+        prior = fused.standard_normal_log_prob
+        fused = fused._replace(standard_normal_log_prob=lambda z: 1.001 * prior(z))
 
+    def gradients(model, x, ops):
+        model.ops = ops
+        loss = -Objective("iwae", 4).of(model, x).bound.mean()
+        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
-def test_weighted_ops_are_measured_on_their_own():
-    objective = Objective("iwae", 4)
-    size = measure.Size("large", 32, 2, 3, 16, 1).with_samples(objective)
-    assert size[:4] == ("large", 16, 4, 3)  # as many samples in all
-    assert measure.Size("demo", 32, None, 3, 16, 1).with_samples(objective)[:4] == (
-        "demo",
-        32,
-        4,
-        3,
-    )
-    assert size.with_samples(objectives.ELBO) == size
-    step, alone = measure.compare(size, DIGITS.train, seed=0, objective=objective)
-    assert (step.what, alone.what) == ("step", "ops")
-    assert alone.ours.saved_bytes < alone.plain.saved_bytes
-    assert min(*step.ours, *step.plain, *alone.plain) > 0
+    exact = gradients(copy.deepcopy(model).double(), x.double(), plain)
+    within = []
+    for ours, theirs, e in zip(
+        gradients(model, x, fused), gradients(model, x, plain), exact, strict=True
+    ):
+        # where plain torch happens to be exact
+        tiny = 8 * torch.finfo(torch.float32).eps * float(e.abs().max())
+        allowed = 2 * float((theirs - e).abs().max()) + tiny
+        within.append(float((ours - e).abs().max()) <= allowed)
+    assert all(within) != wrong

@@ -1,0 +1,75 @@
+"""`latent-kernels demo`: train the VAEs, draw and compare them, and profile gradient estimators."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from latent_kernels.cli.demo import figures, study
+from latent_kernels.cli.demo.results import Comparison, Results
+from latent_kernels.cli.frame import Screen, Seed, Stopped, one_of, output_folder
+from latent_kernels.cli.vae import BOUNDS, Objective
+from latent_kernels.cli.variance.results import verdict
+
+
+def demo(
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and tables.")] = Path("demo"),
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images per model.")
+    ] = None,
+    bound: Annotated[
+        str, typer.Option(help="What training maximizes: elbo, iwae, stl or dreg.")
+    ] = "elbo",
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="Samples for each image; 50 take nine minutes.")
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")
+    ] = 1,
+) -> None:
+    """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two
+    minutes).
+    """
+    one_of("--bound", bound, BOUNDS)
+    output_folder(out, figures.FILES)
+
+    screen, start, settings = Screen(), time.perf_counter(), study.SETTINGS
+    if epochs is not None:
+        settings = dataclasses.replace(settings, epochs=epochs)
+    comparison = Comparison(
+        torch.get_num_threads(),
+        settings.compared_latent,
+        settings.held_out_samples,
+        Objective(bound, samples),
+    )
+    found, written, stopped = Results(seed, comparison), [], False
+    try:
+        with screen.progress() as report:
+            study.run(settings, found, report, screen.say)
+    except KeyboardInterrupt:  # what was complete by then is drawn
+        stopped = True
+    try:
+        for name, write in figures.writers(found):
+            write(out / name)
+            written.append(name)
+    except KeyboardInterrupt:
+        stopped = True
+
+    if comparison.costs:
+        screen.say(comparison.cost_table())
+    if comparison.seeds():
+        screen.say(comparison.summary())
+    if found.profile is not None:
+        screen.say(f"{found.problem.description}. {verdict(found.profile)}")
+    files = f"{out}: {', '.join(written)}"
+    if stopped and written:
+        raise Stopped(f"in {files}")
+    if stopped:
+        raise KeyboardInterrupt
+    screen.say(f"[bold]Done in {time.perf_counter() - start:.0f} s.[/bold] In {files}.")

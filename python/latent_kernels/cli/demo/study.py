@@ -1,0 +1,108 @@
+"""What the demo does: VAEs beside plain torch, a profile of gradients, a mixture, an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import latent_kernels as lk
+from latent_kernels.cli import digits
+from latent_kernels.cli.demo import costs
+from latent_kernels.cli.demo.results import Results, Run, Size, describe
+from latent_kernels.cli.frame import Report, named
+from latent_kernels.cli.mixture import study as mixture
+from latent_kernels.cli.mixture.data import iris
+from latent_kernels.cli.sparse import study as sparse
+from latent_kernels.cli.sparse.problems import Photographs
+from latent_kernels.cli.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Ops, evaluate, train
+from latent_kernels.variational.variance import ProfileInterrupted
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo does; the defaults take about a minute on one core."""
+
+    epochs: int = 150
+    latents: tuple[int, ...] = (2, 5, 10, 20)
+    hidden: int = 256
+    compared_latent: int = 10
+    compared_seeds: int = 3
+    held_out_samples: int = 64
+    profiled_samples: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    profiled_repeats: int = 64
+    photographs: Photographs = sparse.DEMO
+    encoder_layers: int = sparse.DEMO_LAYERS
+    sizes: tuple[Size, ...] = (Size("demo", 64, 1, 10, 256), Size("large", 1024, 16, 64, 256))
+
+
+SETTINGS = Settings()
+
+
+def run(settings: Settings, found: Results, report: Report, say: Callable[[str], object]) -> None:
+    """Train, compare, profile and fit; an interruption leaves in `found` what was complete."""
+    images, objective = digits.load(), found.comparison.objective
+    _train_all(settings, images, found, report, say)
+    for done, size in enumerate(settings.sizes):
+        report("steps beside plain torch", done, len(settings.sizes))
+        fitted = size.with_samples(objective)
+        found.comparison.costs += costs.compare(fitted, images.train, objective, found.seed)
+    problem = found.problem
+    try:
+        found.profile = lk.profile_variance(
+            problem.q,
+            problem.log_joint,
+            num_samples=settings.profiled_samples,
+            repeats=settings.profiled_repeats,
+            seed=found.seed,
+            exact_gradient=problem.exact_gradient,
+            progress=named(report, "variance of gradients"),
+        )
+    except ProfileInterrupted as stop:
+        found.profile = stop.profile
+        raise
+    data = iris()
+    report("mixture", 0, 1)
+    found.mixture = mixture.fit(data, data.classes, "full", found.seed)
+    found.patches = sparse.compare_patches(
+        settings.photographs, settings.encoder_layers, found.seed, report
+    )
+
+
+def _plan(settings: Settings, seed: int) -> list[tuple[str, int, int, Ops]]:
+    """Return (likelihood, latent size, seed, ops) of each model: those to draw, then those only to
+    compare.
+    """
+    drawn = [(name, latent, seed, FUSED) for latent in settings.latents for name in LIKELIHOODS]
+    compared = [
+        ("gaussian", settings.compared_latent, seed + i, ops)
+        for i in range(settings.compared_seeds)
+        for ops in (FUSED, PLAIN)
+    ]
+    return [*drawn, *(one for one in compared if one not in drawn)]
+
+
+def _train_all(
+    settings: Settings,
+    images: digits.Digits,
+    found: Results,
+    report: Report,
+    say: Callable[[str], object],
+) -> None:
+    plan, objective = _plan(settings, found.seed), found.comparison.objective
+    for number, (likelihood, latent, seed, ops) in enumerate(plan, 1):
+        torch.manual_seed(seed)
+        run = Run(VAE(latent, likelihood, settings.hidden, ops), seed)
+        found.runs.append(run)
+        for epoch in train(run.model, images.train, images.held_out, settings.epochs, objective):
+            run.history.append(epoch)
+            what = f"model {number}/{len(plan)}: {objective.name} {epoch.held_out.bound:.2f}"
+            report(what, len(run.history), settings.epochs)
+        torch.manual_seed(seed)
+        final = evaluate(run.model, images.held_out, objective, settings.held_out_samples)
+        label = f"{likelihood} D={latent} seed {seed} {ops.name}"
+        say(f"{label:<37} {describe(final, objective)} nats")
+        if (likelihood, latent) == ("gaussian", settings.compared_latent):
+            side = found.comparison.ours if ops is FUSED else found.comparison.plain
+            side[seed] = final
