@@ -105,7 +105,7 @@ def test_patches_are_of_the_photographs():
 
 def test_atoms_have_norm_1_and_those_of_most_use_come_first():
     x = problems.patches(2000, seed=0)
-    d = problems.learn_dictionary(x, 20, 0.1, 2, seed=0)
+    d = problems.learn_dictionary(x, problems.Photographs(components=20), seed=0)
     assert d.shape == (20, 64)
     assert torch.allclose(d.norm(dim=-1), torch.ones(20), atol=1e-5)
     use = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1, tol=1e-3).abs().mean(0)
@@ -164,8 +164,6 @@ def test_points_of_the_encoder_are_of_the_stages():
     x, truth = problems.draw_codes(dictionary, 64, generator)
     options = {
         "validation": problems.draw_codes(dictionary, 50, generator),
-        "max_steps": 12,
-        "check_every": 4,
         "seed": 1,
     }
 
@@ -175,7 +173,7 @@ def test_points_of_the_encoder_are_of_the_stages():
     def trained(layers):
         encoder = lk.LISTA.from_dictionary(dictionary, 0.1, layers)
         batches = partial(problems.draw_codes, dictionary, 64, torch.Generator().manual_seed(5))
-        return encoder, study.train_by_layer(encoder, batches, x, score, silent, **options)
+        return encoder, study.train_by_layer(encoder, batches, x, score, silent, 12, **options)
 
     encoder, found = trained(3)
     assert not encoder.training
@@ -190,7 +188,7 @@ def test_points_of_the_encoder_are_of_the_stages():
 
 
 def test_drawn_codes_by_layer(monkeypatch):
-    train_for(120, monkeypatch)
+    train_for(40, monkeypatch)
     outcome = study.compare_drawn(CODES, 3, 0, silent)
     assert list(outcome.curves) == ["ISTA", "FISTA", "LISTA", "LISTA-CP", "ALISTA"]
     assert all(len(curve) == 3 for curve in outcome.curves.values())

@@ -57,7 +57,6 @@ def interleave(calls: Mapping[str, Call], clock: Clock = wall_clock) -> dict[str
     one_round = sum((counts[name] + 1) * once[name] for name in calls)
     rounds = between(BUDGET / one_round, *ROUNDS) if one_round < LONG_ROUND else 3
     found = {name: Times([], counts[name]) for name in calls}
-    gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):

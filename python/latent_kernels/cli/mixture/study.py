@@ -55,6 +55,7 @@ def fit(
             fits.append(fit_from(X, start, covariance_type))
             advance()
         fits.sort(key=lambda one: -one.log_likelihood[-1])
+        # An estimator as if it had been fitted from the best start.
         model.weights_, model.means_, model.covariances_ = fits[0].trace[-1]
         model.precisions_cholesky_ = precisions_cholesky(model.covariances_, covariance_type)
         bic = {}

@@ -93,14 +93,14 @@ def patches(rows: int, seed: int) -> Tensor:
     return torch.from_numpy(X.astype(np.float32))
 
 
-def learn_dictionary(x: Tensor, components: int, alpha: float, passes: int, seed: int) -> Tensor:
+def learn_dictionary(x: Tensor, sizes: Photographs, seed: int) -> Tensor:
     """Return atoms [components, n_features] of norm 1 for sparse codes, the most used first."""
     from sklearn.exceptions import ConvergenceWarning
 
     model = lk.DictionaryLearning(
-        components,
-        alpha=alpha,
-        max_iter=passes,
+        sizes.components,
+        alpha=sizes.alpha,
+        max_iter=sizes.passes,
         batch_size=_ATOMS_BATCH,
         transform_tol=_CODES_TOLERANCE,
         tol=0.0,

@@ -65,8 +65,10 @@ def compare_drawn(sizes: Codes, layers: int, seed: int, report: Report) -> Layer
             x,
             score,
             named(report, name),
+            max(int(learned.steps * sizes.steps), 1),
+            learning_rate=learned.learning_rate,
             validation=validation,
-            **_recipe(max(int(learned.steps * sizes.steps), 1), learned.learning_rate, seed),
+            seed=seed,
         )
         searching = named(report, f"FISTA as good as {name}")
         worth[name] = compare_with_solvers(encoder, curves[name][-1], fista, searching)
@@ -78,9 +80,7 @@ def compare_patches(sizes: Photographs, layers: int, seed: int, report: Report) 
     x = problems.patches(sizes.patches, seed)
     held_out, training = x[: sizes.held_out], x[sizes.held_out :]
     report("dictionary", 0, 1)
-    dictionary = problems.learn_dictionary(
-        training, sizes.components, sizes.alpha, sizes.passes, seed
-    )
+    dictionary = problems.learn_dictionary(training, sizes, seed)
     report("dictionary", 1, 1)
     exact = lk.sparse_encode(held_out, dictionary, algorithm="cd", alpha=sizes.alpha, tol=_EXACT)
     minimum = problems.lasso(held_out, exact, dictionary, sizes.alpha)
@@ -98,11 +98,13 @@ def compare_patches(sizes: Photographs, layers: int, seed: int, report: Report) 
         held_out,
         score,
         named(report, "LISTA"),
+        sizes.steps,
+        learning_rate=sizes.learning_rate,
         loss="lasso",
         dictionary=dictionary,
         alpha=sizes.alpha,
         batch_size=sizes.batch_size,
-        **_recipe(sizes.steps, sizes.learning_rate, seed),
+        seed=seed,
     )
     layers_worth = [fista.fewest(value, solvers.MOST_ITERATIONS) for value in learned]
     searching = named(report, "FISTA as good")
@@ -125,9 +127,12 @@ def train_by_layer(
     held_out: Tensor,
     score: Score,
     report: Callable[[int, int], object],
+    steps: int,
     **options: Any,
 ) -> list[float]:
-    """Train an encoder in stages by `train_encoder(encoder, data, **options)`.
+    """Train an encoder in stages, each of whose phases has at most so many steps.
+
+    `options` are those of `train_encoder`.
 
     Returns:
         The score of the codes of layer t when stage t was done, t = 1..n_layers. Later stages
@@ -143,19 +148,16 @@ def train_by_layer(
                 scores[depth] = score(encoder(held_out, n_layers=depth))
         report(done, total)
 
-    lk.train_encoder(encoder, data, progress=watch, **options)
+    lk.train_encoder(
+        encoder,
+        data,
+        max_steps=steps,
+        check_every=-(-steps // _CHECKS),
+        progress=watch,
+        **options,
+    )
     encoder.eval()
     return [scores[t] for t in range(1, encoder.n_layers + 1)]
-
-
-def _recipe(steps: int, learning_rate: float, seed: int) -> dict[str, Any]:
-    check_every = -(-steps // _CHECKS)
-    return {
-        "max_steps": steps,
-        "check_every": check_every,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
 
 
 def _solver_curves(
@@ -180,18 +182,17 @@ def compare_with_solvers(
     report: Callable[[int, int], object],
 ) -> Comparison:
     """Time an encoder beside that solver which needs the fewest iterations to come to its score."""
-    best, most, x = None, solvers.MOST_ITERATIONS, family[0].x
+    best, iterations, x = None, solvers.MOST_ITERATIONS + 1, family[0].x
     for i, solver in enumerate(family):
         report(i, len(family))
-        found = solver.fewest(score, most) if most else None
-        if found is not None:
-            best, most = (solver, found), found - 1
+        fewer = solver.fewest(score, iterations - 1) if iterations > 1 else None
+        if fewer is not None:
+            best, iterations = solver, fewer
     report(len(family), len(family))
-    calls: dict[str, Callable[[], Tensor]] = {"encoder": lambda: encoder(x)}
+    calls = {"encoder": partial(encoder, x)}
     if best is not None:
-        calls["solver"] = lambda: best[0].codes(best[1])
+        calls["solver"] = partial(best.codes, iterations)
     with torch.no_grad():
         seconds = {name: times.median / len(x) for name, times in interleave(calls).items()}
-    if best is None:
-        return Comparison(seconds["encoder"], None)
-    return Comparison(seconds["encoder"], Worth(best[1], best[0].alpha, seconds["solver"]))
+    worth = None if best is None else Worth(iterations, best.alpha, seconds["solver"])
+    return Comparison(seconds["encoder"], worth)
