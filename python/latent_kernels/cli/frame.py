@@ -1,8 +1,8 @@
 """What every command has in common: errors in one line, Ctrl-C, progress, and files written whole.
 
 A command is a function whose arguments are typer options. It checks its options first (`one_of`,
-`output_file`, `output_folder`), so that no work is lost to a bad one. It handles no errors: `command`
-turns what it raises into a message and an exit status.
+`output_file`, `output_folder`), so that no work is lost to a bad one. It handles no errors:
+`command` turns what it raises into a message and an exit status.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def trend(rows: npt.NDArray[np.void]) -> Trend | None:
 
 
 def best_signal(profile: VarianceProfile) -> str:
-    """Return two sentences: how each ratio goes with S, and which is the highest at the largest S."""
+    """Return how each ratio goes with S, and which is the highest at the largest S."""
     found = {name: trend(profile.rows(name)) for name in profile.estimators}
     trends = [f"{NAMES[name]} goes like {_power(x)}" for name, x in found.items() if x is not None]
     first = f"Signal to noise of q's gradient: {'; '.join(trends)}. " if trends else ""

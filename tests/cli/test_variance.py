@@ -1,10 +1,4 @@
-"""The problems that estimators are profiled on, what a profile is taken to say, and posteriors
-found without gradients.
-
-Black-box variational inference has to find the mean-field posterior of a logistic regression from
-values of the log joint alone. Quadrature knows that posterior; so does a long run on
-reparameterized gradients.
-"""
+"""`latent-kernels variance`: its problems, what it says of a profile, its pictures and its options."""
 
 from __future__ import annotations
 
@@ -18,16 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import latent_kernels as lk
-from latent_kernels.examples import (
-    digits,
-    logistic_regression,
-    problems,
-    signal_pictures,
-    signal_verdict,
-    variance_command,
-    variance_pictures,
-)
-from latent_kernels.examples.variance_verdict import default_budget, reached, verdict
+from latent_kernels.cli import digits, frame
+from latent_kernels.cli.variance import figures, logistic_regression, problems, results
+from latent_kernels.cli.variance.results import default_budget, reached, verdict
 
 
 @pytest.fixture(autouse=True)
@@ -138,11 +125,6 @@ def test_the_linear_gaussian_model_is_close_to_its_optimum():
 # --- logistic regression --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def optimum():
-    return logistic_regression.optimum()
-
-
 def test_the_quadrature_is_the_elbo():
     """Against 2^14 samples, within four of their standard errors; for a wide q, against a fine
     grid.
@@ -161,61 +143,6 @@ def test_the_quadrature_is_the_elbo():
     margins = (rows @ mean)[:, None] + (rows**2 @ logvar.exp()).sqrt()[:, None] * grid
     expected = (F.logsigmoid(margins) @ weights).sum() - lk.gaussian_kl(mean, logvar)
     torch.testing.assert_close(model.elbo(mean, logvar), expected, rtol=0, atol=1e-4)
-
-
-def test_the_optimum_is_one(optimum):
-    model = logistic_regression.load()
-    assert all(g.abs().max() < 1e-3 for g in model.elbo_gradient(optimum.q))
-    for seed in range(5):
-        mean, logvar = (
-            x + 0.02 * lk.normal(31, seed=seed + i).double()
-            for i, x in enumerate(optimum.q.parameters)
-        )
-        assert float(model.elbo(mean, logvar)) < optimum.elbo
-
-
-def distance(fit, optimum):
-    """The furthest weight's mean from the optimum's, in posterior standard deviations."""
-    return float(((fit.q.mean - optimum.q.mean).abs() / (0.5 * optimum.q.logvar).exp()).max())
-
-
-def test_black_box_inference_finds_the_posterior(optimum):
-    """Leave-one-out with 256 samples ends where a long reparameterized run ends: at the optimum."""
-    reference = logistic_regression.fit("reparameterized", 64, 3000)
-    assert distance(reference, optimum) < 0.05
-    found = logistic_regression.fit("leave_one_out", 256, 2000)
-    assert distance(found, reference) < 0.15
-    assert distance(found, optimum) < 0.15
-    assert 0 <= optimum.elbo - found.elbo < 0.1
-
-
-def test_noise_costs_nats(optimum):
-    """With the same steps: fewer samples, or no control variate, end lower, several nats where both
-    are lacking.
-    """
-    steps = {"steps": 600}
-    lost = {
-        key: optimum.elbo - logistic_regression.fit(*key, **steps).elbo
-        for key in (
-            ("reparameterized", 4),
-            ("leave_one_out", 64),
-            ("leave_one_out", 4),
-            ("none", 64),
-            ("none", 4),
-        )
-    }
-    assert all(x > 0 for x in lost.values())
-    assert lost["reparameterized", 4] < 0.3
-    assert lost["leave_one_out", 64] > 2 * lost["reparameterized", 4]
-    assert lost["leave_one_out", 4] > 5 * lost["leave_one_out", 64]
-    assert lost["none", 64] > 5 * lost["leave_one_out", 64]
-    assert lost["none", 4] > lost["none", 64] + 5
-
-
-def test_a_fit_follows_from_its_seed():
-    fits = [logistic_regression.fit("optimal", 8, 20, seed=seed) for seed in (1, 1, 2)]
-    assert torch.equal(fits[0].q.mean, fits[1].q.mean)
-    assert not torch.equal(fits[0].q.mean, fits[2].q.mean)
 
 
 # --- the sentence ---------------------------------------------------------------------------------
@@ -298,7 +225,7 @@ def test_nothing_to_compare():
 
 
 def test_ranges_of_samples():
-    parse = variance_command.parse_samples
+    parse = frame.sample_counts
     assert parse("1:1024") == tuple(2**k for k in range(11))
     assert parse("3:20") == (3, 6, 12, 20)
     assert parse("5:5") == (5,)
@@ -310,7 +237,7 @@ def test_a_profile_of_nothing_is_drawn(tmp_path):
     axis.
     """
     for rows in ([("none", 1, math.nan, 1.1, math.nan)], [("none", 1, 0.0, 1.1, 1e-3)]):
-        variance_pictures.draw(made(*rows), "nothing", tmp_path / "v.png")
+        figures.draw(made(*rows), "nothing", tmp_path / "v.png")
         assert (tmp_path / "v.png").stat().st_size > 1000
 
 
@@ -357,7 +284,7 @@ def test_the_powers_of_signals_are_fitted():
     sizes = (1, 4, 16, 64)
     lost = ("iwae", 256, 0.0, 0.0, 0.04)
     by_chance = ("iwae", 1024, 0.2, 0.1, 0.3)
-    iwae = signal_verdict.trend(made_signals(*power("iwae", -0.5, sizes), lost, by_chance).table)
+    iwae = results.trend(made_signals(*power("iwae", -0.5, sizes), lost, by_chance).table)
     assert iwae.slope == pytest.approx(-0.5, abs=1e-12)
     spread = math.log(4) * math.sqrt(5)  # sum of (x - mean)^2 over four equidistant points
     assert iwae.reach == pytest.approx(math.log(1.1) / spread, rel=1e-3)
@@ -366,12 +293,12 @@ def test_the_powers_of_signals_are_fitted():
         ("iwae", s, y, y / 1.01, y * 1.01)
         for s, y in zip(sizes, (0.5, 0.2, 0.14, 0.05), strict=True)
     ]
-    assert signal_verdict.trend(made_signals(*uneven).table).reach > 5 * math.log(1.01) / spread
-    assert signal_verdict.trend(made_signals(*power("iwae", -0.5, (1, 4))).table) is None
+    assert results.trend(made_signals(*uneven).table).reach > 5 * math.log(1.01) / spread
+    assert results.trend(made_signals(*power("iwae", -0.5, (1, 4))).table) is None
     vimco = made_signals(
         ("vimco", 1, math.nan, math.nan, math.nan), *power("vimco", -0.25, (2, 4, 8))
     )
-    assert signal_verdict.trend(vimco.table).slope == pytest.approx(-0.25)  # undefined is not lost
+    assert results.trend(vimco.table).slope == pytest.approx(-0.25)  # undefined is not lost
 
 
 def test_the_highest_signal_wins():
@@ -380,7 +307,7 @@ def test_the_highest_signal_wins():
         *power("stl", 0.5, (1, 4, 16)),
         *power("dreg", 0.25, (1, 4, 16)),
     )
-    assert signal_verdict.verdict(made_signals(*rows)) == (
+    assert verdict(made_signals(*rows)) == (
         "Signal to noise of q's gradient: IWAE goes like S^(-0.50 ± 0.05) from S = 1 to 16; STL "
         "goes like S^(+0.50 ± 0.05) from S = 1 to 16; DReG goes like S^(+0.25 ± 0.05) from S = 1 "
         "to 16. At S = 16, DReG wins with 1 (95%: 0.909 to 1.1); IWAE has 0.125. STL is biased "
@@ -416,7 +343,7 @@ def test_the_highest_signal_wins():
     ],
 )
 def test_no_surer_than_the_intervals(rows, sentence):
-    assert signal_verdict.verdict(made_signals(*rows)) == sentence
+    assert verdict(made_signals(*rows)) == sentence
 
 
 def test_signals_that_are_lost_or_not_there_are_drawn(tmp_path):
@@ -426,5 +353,5 @@ def test_signals_that_are_lost_or_not_there_are_drawn(tmp_path):
         [lost],
         [*power("iwae", -0.5, (1, 4)), lost],
     ):
-        signal_pictures.draw(made_signals(*rows), "nothing", tmp_path / "s.png")
+        figures.draw(made_signals(*rows), "nothing", tmp_path / "s.png")
         assert (tmp_path / "s.png").stat().st_size > 1000
