@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 from command_checks import check_picture, stop_at
 from latent_kernels.cli import timing, vae
 from latent_kernels.cli.app import application
-from latent_kernels.cli.demo import costs, figures, results, study
+from latent_kernels.cli.demo import command, costs, figures, results, study
 from latent_kernels.cli.digits import load
 from latent_kernels.cli.sparse.problems import Photographs
-from latent_kernels.cli.vae import ELBO, Objective, Terms
+from latent_kernels.cli.vae import ELBO, Objective
 from latent_kernels.cli.variance import problems
 from latent_kernels.kernels import backends
 
-TINY = study.Settings(
+TINY = results.Settings(
     epochs=2,
     latents=(2, 5),
     hidden=16,
@@ -39,7 +39,7 @@ VARIANCE, MIXTURE, SPARSE = figures.FILES[5:]
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch):
-    monkeypatch.setattr(study, "SETTINGS", TINY)
+    monkeypatch.setattr(command, "SETTINGS", TINY)
     monkeypatch.setattr(timing, "BUDGET", 0.0)
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     backends.forget()
@@ -56,9 +56,9 @@ def found(monkeypatch):
     """What the demos of the test have found, one after another."""
     kept, original = [], study.run
 
-    def run(settings, found, *arguments):
+    def run(found, *arguments):
         kept.append(found)
-        original(settings, found, *arguments)
+        original(found, *arguments)
 
     monkeypatch.setattr(study, "run", run)
     return kept
@@ -83,8 +83,7 @@ def leave_out(monkeypatch, *parts):
 
 
 def demo(out, *options):
-    command = ["demo", "--out", str(out), *map(str, options)]
-    return CliRunner().invoke(application(), command)
+    return CliRunner().invoke(application(), ["demo", "--out", str(out), *map(str, options)])
 
 
 def names(folder):
@@ -93,9 +92,9 @@ def names(folder):
 
 def numbers(one):
     """Everything but times."""
-    histories = [(run.model.ops.name, run.seed, run.history) for run in one.runs]
+    runs = [(run.model.ops.name, run.seed, run.history, run.final) for run in one.runs]
     variances = [x.tolist() for x in one.profile.parameter_variance[0]]
-    return histories, one.comparison.ours, one.comparison.plain, str(variances)
+    return runs, str(variances)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -114,14 +113,16 @@ def test_the_demo_trains_draws_and_compares(tmp_path, monkeypatch, equal_times, 
     assert numbers(found[0]) == numbers(found[1])  # bit for bit
     for name in (*MODELS, SPARSE):  # the one of variances has times in it
         assert (imread(tmp_path / "first" / name) == imread(tmp_path / "second" / name)).all()
-    comparison = found[0].comparison
-    assert comparison.ours[5] != comparison.ours[6]
-    assert comparison.plain[5] != comparison.plain[6]
+    held_out = {"ours": found[0].held_out(vae.FUSED), "plain": found[0].held_out(vae.PLAIN)}
+    for bounds in held_out.values():
+        assert list(bounds) == [5, 6]
+        assert bounds[5] != bounds[6]
 
     content = json.loads((tmp_path / "first" / "comparison.json").read_text())
-    for side in ("ours", "plain"):
-        terms = getattr(comparison, side)
-        assert content["held_out_elbo"][side] == {str(s): terms[s].bound for s in (5, 6)}
+    assert content["held_out_elbo"] == {
+        side: {str(seed): bound for seed, bound in bounds.items()}
+        for side, bounds in held_out.items()
+    }
     assert content["objective"] == {"bound": "elbo", "samples": 1}
     assert [(c["what"], c["size"]["name"]) for c in content["costs"]] == [
         ("step", "demo"),
@@ -137,8 +138,8 @@ def test_the_demo_trains_draws_and_compares(tmp_path, monkeypatch, equal_times, 
             "the ops keep their inputs and nothing else"
         )
     page = (tmp_path / "first" / "comparison.md").read_text(encoding="utf-8")
-    assert comparison.verdict() in page
-    assert f"{comparison.summary()}\n" in result.output
+    assert results.verdict(*found[0].bounds().values()) in page
+    assert f"{results.summary(found[0])}\n" in result.output
     assert "Held-out ELBO: latent-kernels" in result.output
     assert "for a gradient, reparameterized wins" in result.output
 
@@ -149,25 +150,26 @@ def test_the_demo_trains_on_the_bound_that_is_asked_for(bound, name, tmp_path, m
         TINY, latents=(2,), compared_latent=2, compared_seeds=1, sizes=TINY.sizes[:1]
     )
     leave_out(monkeypatch, "profile", "mixture", "patches")
-    monkeypatch.setattr(study, "SETTINGS", short)
+    monkeypatch.setattr(command, "SETTINGS", short)
     result = demo(tmp_path, "--bound", bound, "--samples", 3)
     assert result.exit_code == 0, result.output
     assert names(tmp_path) == sorted([*MODELS, *TABLES])
     check_picture(tmp_path / "training_curves.png")
     (one,) = found
-    ours, plain = one.comparison.ours[0], one.comparison.plain[0]
+    ours, plain = one.held_out(vae.FUSED)[0], one.held_out(vae.PLAIN)[0]
     epochs = [epoch for run in one.runs for epoch in run.history]
     assert len(epochs) == 6
-    for terms in (ours, plain, *(e.held_out for e in epochs), *(e.train for e in epochs)):
+    finals = [run.final for run in one.runs]
+    for terms in (*finals, *(e.held_out for e in epochs), *(e.train for e in epochs)):
         if bound == "elbo":
             assert terms.bound == pytest.approx(terms.elbo, rel=1e-5)
         else:
             assert terms.bound > terms.elbo
-    assert f"Held-out {name}: latent-kernels {ours.bound:.2f} nats" in result.output
+    assert f"Held-out {name}: latent-kernels {ours:.2f} nats" in result.output
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert content["objective"] == {"bound": bound, "samples": 3}
     key = "held_out_elbo" if bound == "elbo" else "held_out_bound"
-    assert content[key] == {"ours": {"0": ours.bound}, "plain": {"0": plain.bound}}
+    assert content[key] == {"ours": {"0": ours}, "plain": {"0": plain}}
     assert [cost["size"]["num_samples"] for cost in content["costs"]] == [3] * 2
     page = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert f"Trained with --bound {bound} --samples 3;" in page
@@ -314,13 +316,7 @@ def test_weighted_ops_are_measured_on_their_own():
 
 
 def test_verdict_tells_noise_from_a_difference():
-    def verdict(ours, plain):
-        both = (
-            {seed: Terms(elbo, 0.0, elbo) for seed, elbo in enumerate(side)}
-            for side in (ours, plain)
-        )
-        return results.Comparison(1, 5, 4, ELBO, [], *both).verdict()
-
+    verdict = results.verdict
     assert "+0.10 nats, within the noise" in verdict([60.0, 61.0, 62.0], [59.9, 60.9, 61.9])
     assert "-9.00 nats, outside the noise" in verdict([51.0, 52.0, 53.0], [60.0, 61.0, 62.0])
     assert "one seed" in verdict([1.0], [1.0])

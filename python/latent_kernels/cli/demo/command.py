@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from latent_kernels.cli.demo import figures, study
-from latent_kernels.cli.demo.results import Comparison, Results
+from latent_kernels.cli.demo.results import Results, Settings, cost_table, summary
 from latent_kernels.cli.frame import Screen, Seed, Stopped, one_of, output_folder
 from latent_kernels.cli.vae import BOUNDS, Objective
 from latent_kernels.cli.variance.results import verdict
+
+SETTINGS = Settings()
 
 
 def demo(
@@ -39,19 +40,13 @@ def demo(
     one_of("--bound", bound, BOUNDS)
     output_folder(out, figures.FILES)
 
-    screen, start, settings = Screen(), time.perf_counter(), study.SETTINGS
+    screen, start, settings = Screen(), time.perf_counter(), SETTINGS
     if epochs is not None:
-        settings = dataclasses.replace(settings, epochs=epochs)
-    comparison = Comparison(
-        torch.get_num_threads(),
-        settings.compared_latent,
-        settings.held_out_samples,
-        Objective(bound, samples),
-    )
-    found, written, stopped = Results(seed, comparison), [], False
+        settings = replace(settings, epochs=epochs)
+    found, written, stopped = Results(settings, seed, Objective(bound, samples)), [], False
     try:
         with screen.progress() as report:
-            study.run(settings, found, report, screen.say)
+            study.run(found, report, screen.say)
     except KeyboardInterrupt:  # what was complete by then is drawn
         stopped = True
     try:
@@ -61,10 +56,10 @@ def demo(
     except KeyboardInterrupt:
         stopped = True
 
-    if comparison.costs:
-        screen.say(comparison.cost_table())
-    if comparison.seeds():
-        screen.say(comparison.summary())
+    if found.costs:
+        screen.say(cost_table(found))
+    if found.seeds():
+        screen.say(summary(found))
     if found.profile is not None:
         screen.say(f"{found.problem.description}. {verdict(found.profile)}")
     files = f"{out}: {', '.join(written)}"

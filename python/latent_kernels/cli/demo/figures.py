@@ -11,7 +11,7 @@ import torch
 
 import latent_kernels as lk
 from latent_kernels.cli import digits
-from latent_kernels.cli.demo.results import Results, Run
+from latent_kernels.cli.demo.results import Results, Run, as_json, markdown
 from latent_kernels.cli.digits import SIDE
 from latent_kernels.cli.drawing import integer_axis, minus, new_figure, save_figure, value_range
 from latent_kernels.cli.frame import write_text
@@ -44,18 +44,17 @@ _NAMES = {"bernoulli": "Bernoulli likelihood", "gaussian": "Gaussian likelihood,
 
 def writers(found: Results) -> Iterator[tuple[str, Callable[[Path], object]]]:
     """Yield the name of each of FILES that there is something to put in, and what writes it."""
-    comparison = found.comparison
     runs = [run for run in found.runs if run.history and run.seed == found.seed]
     models = [run.model for run in runs if run.model.ops is FUSED]
     planar = [model for model in models if model.latent == 2]
-    measured = bool(comparison.costs or comparison.seeds())
+    measured = bool(found.costs or found.seeds())
     profile, mixed, patches = found.profile, found.mixture, found.patches
     writes = (
         partial(manifold, planar) if planar else None,
         partial(prior_samples, models, found.seed) if models else None,
-        partial(training_curves, runs, comparison.objective.name) if runs else None,
-        (lambda path: write_text(path, comparison.markdown())) if measured else None,
-        (lambda path: write_text(path, comparison.json())) if measured else None,
+        partial(training_curves, runs, found.objective.name) if runs else None,
+        (lambda path: write_text(path, markdown(found))) if measured else None,
+        (lambda path: write_text(path, as_json(found))) if measured else None,
         partial(variance.draw, profile, found.problem.description) if profile else None,
         partial(mixture.draw, mixed) if mixed else None,
         partial(sparse.draw_patches, patches) if patches else None,

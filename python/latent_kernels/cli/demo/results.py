@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from rich.table import Table
 
 from latent_kernels.cli.frame import plural, table
 from latent_kernels.cli.mixture.results import Outcome
+from latent_kernels.cli.sparse import study as sparse
+from latent_kernels.cli.sparse.problems import Photographs
 from latent_kernels.cli.sparse.results import Patches
-from latent_kernels.cli.vae import ELBO, FUSED, PLAIN, VAE, Epoch, Objective, Terms
+from latent_kernels.cli.vae import ELBO, FUSED, PLAIN, VAE, Epoch, Objective, Ops, Terms
 from latent_kernels.cli.variance.problems import PROBLEMS, Problem
 from latent_kernels.variational.variance import VarianceProfile
 
@@ -84,133 +87,21 @@ class Row(NamedTuple):
         return self.plain.milliseconds / self.ours.milliseconds
 
 
-@dataclass
-class Comparison:
-    """What was measured; rows and seeds are missing where the demo was stopped."""
+@dataclass(frozen=True)
+class Settings:
+    """What the demo does; the defaults take about a minute on one core."""
 
-    threads: int
-    latent: int
-    held_out_samples: int
-    objective: Objective = ELBO
-    costs: list[Row] = field(default_factory=list)
-    ours: dict[int, Terms] = field(default_factory=dict)  # by seed
-    plain: dict[int, Terms] = field(default_factory=dict)
-
-    def seeds(self) -> list[int]:
-        """Return the seeds that both versions were trained with."""
-        return [seed for seed in self.ours if seed in self.plain]
-
-    def bounds(self) -> dict[str, list[float]]:
-        """Return the held-out bounds of both versions for these seeds."""
-        both = {FUSED.name: self.ours, PLAIN.name: self.plain}
-        return {name: [side[seed].bound for seed in self.seeds()] for name, side in both.items()}
-
-    def cost_table(self) -> Table:
-        """Return time and memory."""
-        return table(
-            "One training step, plain torch → ours",
-            _COSTS,
-            self._cost_rows(),
-            caption=self._gains(),
-        )
-
-    def _cost_rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                f"{row.what}, {row.size.name}",
-                f"{_short(row.plain.milliseconds)} → {_short(row.ours.milliseconds)} ms",
-                f"{row.speedup:.2f}x",
-                _bytes(row.plain.peak_bytes, row.ours.peak_bytes),
-                _bytes(row.plain.saved_bytes, row.ours.saved_bytes),
-            )
-            for row in self.costs
-        ]
-
-    def _gains(self) -> str:
-        """Return what the times come to, and what the ops could have gained at most."""
-        sentences = []
-        for step, ops in zip(self.costs[::2], self.costs[1::2], strict=True):
-            share = min(1.0, ops.plain.milliseconds / step.plain.milliseconds)
-            memory = 1 - step.ours.peak_bytes / step.plain.peak_bytes
-            sentences.append(
-                f"At {step.size.name} size ({step.size}) the replaced ops are {share:.0%} of a "
-                f"plain step, the rest is network and Adam: the ops run {_times(ops.speedup)}, the "
-                f"step {_times(step.speedup)}, and its memory peaks {abs(memory):.0%} "
-                f"{'lower' if memory >= 0 else 'higher'}."
-            )
-        return " ".join(sentences)
-
-    def summary(self) -> str:
-        """Return the held-out bounds, and whether they differ."""
-        bounds = ", ".join(f"{name} {_mean_sd(found)}" for name, found in self.bounds().items())
-        return f"Held-out {self.objective.name}: {bounds}. {self.verdict()}"
-
-    def verdict(self) -> str:
-        """Return whether the versions' bounds differ by more than seeds make them differ."""
-        ours, plain = self.bounds().values()
-        seeds, difference = len(ours), statistics.mean(ours) - statistics.mean(plain)
-        if seeds < 2:
-            return f"Difference {difference:+.2f} nats; one seed says nothing about the noise."
-        error = math.sqrt((statistics.variance(ours) + statistics.variance(plain)) / seeds)
-        reach = _T_975.get(seeds, 2.0) * error
-        place = "within" if abs(difference) <= reach else "outside"
-        return (
-            f"Difference {difference:+.2f} nats, {place} the noise of {seeds} seeds (95%: "
-            f"±{reach:.2f} nats)."
-        )
-
-    def markdown(self) -> str:
-        """Return the whole comparison as a page."""
-        objective, seeds = self.objective, self.seeds()
-        setting = _SETTING.format(
-            threads=plural(self.threads, "thread"),
-            latent=self.latent,
-            name=objective.name,
-            **objective._asdict(),
-        )
-        parts = ["# One model, two ways: latent-kernels and plain torch", setting]
-        if self.costs:
-            parts += [
-                "## Time and memory of a step, plain torch → ours",
-                _markdown_table(_COSTS, self._cost_rows()),
-                self._gains(),
-                _NOTES.format(ops=_WEIGHTED_OPS if objective.weighted else _OPS),
-            ]
-        if seeds:
-            header = ("", f"held-out {objective.name}, mean ± sd", "seeds")
-            joined = ", ".join(map(str, seeds))
-            rows = [(name, _mean_sd(found), joined) for name, found in self.bounds().items()]
-            averaged, repeats = objective.repeated(self.held_out_samples)
-            parts += [
-                f"## Held-out {objective.name}",
-                _markdown_table(header, rows),
-                self.verdict(),
-                f"In nats per image, from {averaged.samples * repeats} samples of z for each "
-                "held-out image.",
-            ]
-        return "\n\n".join(parts) + "\n"
-
-    def json(self) -> str:
-        """Return every number."""
-        costs = [
-            {
-                "what": row.what,
-                **{name: getattr(row, name)._asdict() for name in ("size", "ours", "plain")},
-            }
-            for row in self.costs
-        ]
-        content = {
-            "threads": self.threads,
-            "latent": self.latent,
-            "held_out_samples": self.held_out_samples,
-            "objective": self.objective._asdict(),
-            "costs": costs,
-            f"held_out_{'bound' if self.objective.weighted else 'elbo'}": {
-                name: {seed: terms.bound for seed, terms in found.items()}
-                for name, found in (("ours", self.ours), ("plain", self.plain))
-            },
-        }
-        return json.dumps(content, indent=2) + "\n"
+    epochs: int = 150
+    latents: tuple[int, ...] = (2, 5, 10, 20)
+    hidden: int = 256
+    compared_latent: int = 10  # of the model with Gaussian likelihood, trained in plain torch too
+    compared_seeds: int = 3
+    held_out_samples: int = 64
+    profiled_samples: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    profiled_repeats: int = 64
+    photographs: Photographs = sparse.DEMO
+    encoder_layers: int = sparse.DEMO_LAYERS
+    sizes: tuple[Size, ...] = (Size("demo", 64, 1, 10, 256), Size("large", 1024, 16, 64, 256))
 
 
 @dataclass
@@ -220,25 +111,160 @@ class Run:
     model: VAE
     seed: int
     history: list[Epoch] = field(default_factory=list)
+    final: Terms | None = None  # on the held-out images, once the training is complete
 
 
 @dataclass
 class Results:
     """What the demo has come to so far."""
 
+    settings: Settings
     seed: int
-    comparison: Comparison
+    objective: Objective
     problem: Problem = field(default_factory=lambda: PROBLEMS["logistic-regression"]())
     runs: list[Run] = field(default_factory=list)
+    costs: list[Row] = field(default_factory=list)
     profile: VarianceProfile | None = None
     mixture: Outcome | None = None
     patches: Patches | None = None
+
+    def held_out(self, ops: Ops) -> dict[int, float]:
+        """Return the held-out bounds of the models that are compared, by seed."""
+        compared = ("gaussian", self.settings.compared_latent, ops)
+        return {
+            run.seed: run.final.bound
+            for run in self.runs
+            if run.final and (run.model.likelihood, run.model.latent, run.model.ops) == compared
+        }
+
+    def seeds(self) -> list[int]:
+        """Return the seeds that both versions were trained with."""
+        plain = self.held_out(PLAIN)
+        return [seed for seed in self.held_out(FUSED) if seed in plain]
+
+    def bounds(self) -> dict[str, list[float]]:
+        """Return the held-out bounds of both versions for these seeds."""
+        seeds = self.seeds()
+        return {o.name: [self.held_out(o)[seed] for seed in seeds] for o in (FUSED, PLAIN)}
+
+
+# --- what it says ---------------------------------------------------------------------------------
 
 
 def describe(terms: Terms, objective: Objective) -> str:
     """Return the terms of a bound in one line."""
     elbo = f"ELBO {terms.elbo:6.2f} = {terms.reconstruction:6.2f} - KL {terms.kl:5.2f}"
     return f"{objective.name} {terms.bound:6.2f}, {elbo}" if objective.weighted else elbo
+
+
+def cost_table(found: Results) -> Table:
+    """Return time and memory."""
+    title = "One training step, plain torch → ours"
+    return table(title, _COSTS, _cost_rows(found), caption=_gains(found))
+
+
+def _cost_rows(found: Results) -> list[tuple[str, ...]]:
+    return [
+        (
+            f"{row.what}, {row.size.name}",
+            f"{_short(row.plain.milliseconds)} → {_short(row.ours.milliseconds)} ms",
+            f"{row.speedup:.2f}x",
+            _bytes(row.plain.peak_bytes, row.ours.peak_bytes),
+            _bytes(row.plain.saved_bytes, row.ours.saved_bytes),
+        )
+        for row in found.costs
+    ]
+
+
+def _gains(found: Results) -> str:
+    """Return what the times come to, and what the ops could have gained at most."""
+    sentences = []
+    for step, ops in zip(found.costs[::2], found.costs[1::2], strict=True):
+        share = min(1.0, ops.plain.milliseconds / step.plain.milliseconds)
+        memory = 1 - step.ours.peak_bytes / step.plain.peak_bytes
+        sentences.append(
+            f"At {step.size.name} size ({step.size}) the replaced ops are {share:.0%} of a "
+            f"plain step, the rest is network and Adam: the ops run {_times(ops.speedup)}, the "
+            f"step {_times(step.speedup)}, and its memory peaks {abs(memory):.0%} "
+            f"{'lower' if memory >= 0 else 'higher'}."
+        )
+    return " ".join(sentences)
+
+
+def summary(found: Results) -> str:
+    """Return the held-out bounds, and whether they differ."""
+    both = found.bounds()
+    means = ", ".join(f"{name} {_mean_sd(bounds)}" for name, bounds in both.items())
+    return f"Held-out {found.objective.name}: {means}. {verdict(*both.values())}"
+
+
+def verdict(ours: Sequence[float], plain: Sequence[float]) -> str:
+    """Return whether the versions' bounds differ by more than seeds make them differ."""
+    seeds, difference = len(ours), statistics.mean(ours) - statistics.mean(plain)
+    if seeds < 2:
+        return f"Difference {difference:+.2f} nats; one seed says nothing about the noise."
+    error = math.sqrt((statistics.variance(ours) + statistics.variance(plain)) / seeds)
+    reach = _T_975.get(seeds, 2.0) * error
+    place = "within" if abs(difference) <= reach else "outside"
+    return (
+        f"Difference {difference:+.2f} nats, {place} the noise of {seeds} seeds (95%: "
+        f"±{reach:.2f} nats)."
+    )
+
+
+def markdown(found: Results) -> str:
+    """Return the whole comparison as a page."""
+    objective, seeds, both = found.objective, found.seeds(), found.bounds()
+    setting = _SETTING.format(
+        threads=plural(torch.get_num_threads(), "thread"),
+        latent=found.settings.compared_latent,
+        name=objective.name,
+        **objective._asdict(),
+    )
+    parts = ["# One model, two ways: latent-kernels and plain torch", setting]
+    if found.costs:
+        parts += [
+            "## Time and memory of a step, plain torch → ours",
+            _markdown_table(_COSTS, _cost_rows(found)),
+            _gains(found),
+            _NOTES.format(ops=_WEIGHTED_OPS if objective.weighted else _OPS),
+        ]
+    if seeds:
+        header, joined = f"held-out {objective.name}, mean ± sd", ", ".join(map(str, seeds))
+        rows = [(name, _mean_sd(bounds), joined) for name, bounds in both.items()]
+        averaged, repeats = objective.repeated(found.settings.held_out_samples)
+        parts += [
+            f"## Held-out {objective.name}",
+            _markdown_table(("", header, "seeds"), rows),
+            verdict(*both.values()),
+            f"In nats per image, from {averaged.samples * repeats} samples of z for each "
+            "held-out image.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(found: Results) -> str:
+    """Return every number."""
+    content = {
+        "threads": torch.get_num_threads(),
+        "latent": found.settings.compared_latent,
+        "held_out_samples": found.settings.held_out_samples,
+        "objective": found.objective._asdict(),
+        "costs": [
+            {
+                "what": row.what,
+                "size": row.size._asdict(),
+                "ours": row.ours._asdict(),
+                "plain": row.plain._asdict(),
+            }
+            for row in found.costs
+        ],
+        f"held_out_{'bound' if found.objective.weighted else 'elbo'}": {
+            "ours": found.held_out(FUSED),
+            "plain": found.held_out(PLAIN),
+        },
+    }
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _times(speedup: float) -> str:

@@ -3,51 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 import latent_kernels as lk
 from latent_kernels.cli import digits
 from latent_kernels.cli.demo import costs
-from latent_kernels.cli.demo.results import Results, Run, Size, describe
+from latent_kernels.cli.demo.results import Results, Run, Settings, describe
 from latent_kernels.cli.frame import Report, named
 from latent_kernels.cli.mixture import study as mixture
 from latent_kernels.cli.mixture.data import iris
 from latent_kernels.cli.sparse import study as sparse
-from latent_kernels.cli.sparse.problems import Photographs
 from latent_kernels.cli.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Ops, evaluate, train
 from latent_kernels.variational.variance import ProfileInterrupted
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the demo does; the defaults take about a minute on one core."""
-
-    epochs: int = 150
-    latents: tuple[int, ...] = (2, 5, 10, 20)
-    hidden: int = 256
-    compared_latent: int = 10
-    compared_seeds: int = 3
-    held_out_samples: int = 64
-    profiled_samples: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    profiled_repeats: int = 64
-    photographs: Photographs = sparse.DEMO
-    encoder_layers: int = sparse.DEMO_LAYERS
-    sizes: tuple[Size, ...] = (Size("demo", 64, 1, 10, 256), Size("large", 1024, 16, 64, 256))
-
-
-SETTINGS = Settings()
-
-
-def run(settings: Settings, found: Results, report: Report, say: Callable[[str], object]) -> None:
+def run(found: Results, report: Report, say: Callable[[str], object]) -> None:
     """Train, compare, profile and fit; an interruption leaves in `found` what was complete."""
-    images, objective = digits.load(), found.comparison.objective
-    _train_all(settings, images, found, report, say)
+    images, settings = digits.load(), found.settings
+    _train_all(found, images, report, say)
     for done, size in enumerate(settings.sizes):
         report("steps beside plain torch", done, len(settings.sizes))
-        fitted = size.with_samples(objective)
-        found.comparison.costs += costs.compare(fitted, images.train, objective, found.seed)
+        fitted = size.with_samples(found.objective)
+        found.costs += costs.compare(fitted, images.train, found.objective, found.seed)
     problem = found.problem
     try:
         found.profile = lk.profile_variance(
@@ -84,13 +62,10 @@ def _plan(settings: Settings, seed: int) -> list[tuple[str, int, int, Ops]]:
 
 
 def _train_all(
-    settings: Settings,
-    images: digits.Digits,
-    found: Results,
-    report: Report,
-    say: Callable[[str], object],
+    found: Results, images: digits.Digits, report: Report, say: Callable[[str], object]
 ) -> None:
-    plan, objective = _plan(settings, found.seed), found.comparison.objective
+    settings, objective = found.settings, found.objective
+    plan = _plan(settings, found.seed)
     for number, (likelihood, latent, seed, ops) in enumerate(plan, 1):
         torch.manual_seed(seed)
         run = Run(VAE(latent, likelihood, settings.hidden, ops), seed)
@@ -100,9 +75,6 @@ def _train_all(
             what = f"model {number}/{len(plan)}: {objective.name} {epoch.held_out.bound:.2f}"
             report(what, len(run.history), settings.epochs)
         torch.manual_seed(seed)
-        final = evaluate(run.model, images.held_out, objective, settings.held_out_samples)
+        run.final = evaluate(run.model, images.held_out, objective, settings.held_out_samples)
         label = f"{likelihood} D={latent} seed {seed} {ops.name}"
-        say(f"{label:<37} {describe(final, objective)} nats")
-        if (likelihood, latent) == ("gaussian", settings.compared_latent):
-            side = found.comparison.ours if ops is FUSED else found.comparison.plain
-            side[seed] = final
+        say(f"{label:<37} {describe(run.final, objective)} nats")
