@@ -1,20 +1,10 @@
-"""One checker for every backend of the Gaussian op: the same problems, the same bounds.
-
-A problem is [groups, samples, rows, cols] with a seed for each group. The truth is the formula in
-float64 over the reference's noise; the yardstick is the same formula in plain torch at the
-problem's own dtype.
-"""
+"""What checks of several ops share: sizes, dtypes, and how results are compared."""
 
 from __future__ import annotations
 
-import math
-from types import ModuleType
+from collections.abc import Callable
 
 import torch
-
-from latent_kernels.kernels.eager import row_dtype
-from latent_kernels.kernels.gaussian import problem as gaussian
-from latent_kernels.kernels.gaussian import reference
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]
@@ -58,153 +48,25 @@ def is_half(dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
 
 
-def gaussian_problem(
-    sizes: Sizes,
-    mean: Tensor,
-    spread: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
-    scale: bool,
-    seed: int | Tensor,
-    offset: int,
-) -> gaussian.Problem:
-    """Return the problem where `spread` is the scale or the log-variance."""
-    two = (None, spread) if scale else (spread, None)
-    return gaussian.Problem(sizes, mean, *two, prior_mean, prior_logvar, seed, offset)
-
-
-def gaussian_gradients(
-    scale: bool,
-    mean: Tensor | None,
-    spread: Tensor | None,
-    prior_mean: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
-) -> gaussian.Gradients:
-    """Return places for the gradients, that of `spread` where the problem has it."""
-    two = (None, spread) if scale else (spread, None)
-    return gaussian.Gradients(mean, *two, prior_mean, prior_logvar)
-
-
-class Problem:
-    """Inputs and upstream gradients, drawn from a seed; values as the dtype holds them."""
-
-    def __init__(
-        self,
-        sizes: Sizes,
-        dtype: torch.dtype,
-        *,
-        prior: bool = True,
-        scale: bool = False,
-        offset: int = 0,
-    ):
-        g = torch.Generator().manual_seed(sum(sizes) + offset)
-
-        def draw(*shape: int, as_dtype: torch.dtype = dtype) -> Tensor:
-            return torch.randn(shape, generator=g, dtype=torch.float64).to(as_dtype)
-
-        groups, samples, rows, cols = sizes
-        self.sizes, self.dtype, self.scale, self.offset = sizes, dtype, scale, offset
-        self.mean, self.spread = draw(groups, rows, cols), draw(groups, rows, cols)
-        if scale:
-            self.spread = self.spread.abs() + 0.1
-        self.prior_mean = draw(groups, rows, cols) if prior else None
-        self.prior_logvar = draw(groups, rows, cols) if prior else None
-        self.seeds = torch.arange(groups) * 2**33 + 5
-        self.gz = draw(*sizes)
-        self.gkl = draw(groups, rows, as_dtype=row_dtype(dtype))
-        self.gq = draw(groups, samples, rows, as_dtype=row_dtype(dtype))
-
-    @property
-    def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        return self.mean, self.spread, self.prior_mean, self.prior_logvar
-
-    def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
-        """Everything a backend computes, through its own interface; the results on the CPU."""
-        groups, samples, rows, _ = self.sizes
-
-        def there(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device)
-
-        def room(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
-            return torch.full(shape, torch.nan, dtype=dtype, device=device)
-
-        of_rows = row_dtype(self.dtype)
-        parameters = [there(x) for x in self.parameters]
-        seeds = self.seeds.to(device)
-        z = room(*self.sizes)
-        kl = None if self.scale else room(groups, rows, dtype=of_rows)
-        log_q = None if self.scale else room(groups, samples, rows, dtype=of_rows)
-        asked = gaussian_problem(self.sizes, *parameters, self.scale, seeds, self.offset)
-        kernels.forward(asked, gaussian.Outputs(z, kl, log_q))
-        gradients = tuple(None if x is None else room(*x.shape) for x in parameters)
-        upstream = [
-            there(self.gz),
-            *(None if self.scale else there(x) for x in (self.gkl, self.gq)),
-        ]
-        kernels.backward(
-            asked, gaussian.Outputs(*upstream), gaussian_gradients(self.scale, *gradients)
-        )
-        found = {"z": z, "kl": kl, "log_q": log_q, **dict(zip(NAMES, gradients, strict=True))}
-        if not self.scale:
-            found["path"] = room(*self.sizes)
-            kernels.path_backward(
-                gaussian.PathProblem(self.sizes, z, log_q, parameters[1], seeds, self.offset),
-                gaussian.PathOutputs(upstream[2]),
-                gaussian.PathGradients(found["path"]),
-            )
-        return {name: x.cpu() for name, x in found.items() if x is not None}
-
-    def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The same by the plain formula and autograd, computed in `dtype`."""
-
-        def leaf(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(dtype).requires_grad_()
-
-        leaves = [leaf(x) for x in self.parameters]
-        mean, spread, prior_mean, prior_logvar = leaves
-        assert mean is not None
-        assert spread is not None
-        eps = reference.noise_like(self.mean.float(), self.sizes, self.seeds, self.offset).to(dtype)
-        sigma = spread if self.scale else torch.exp(0.5 * spread)
-        z = mean.unsqueeze(1) + sigma.unsqueeze(1) * eps
-        outputs, upstream = [z], [self.gz.to(dtype)]
-        found = {"z": z}
-        if not self.scale:
-            found["kl"] = reference.gaussian_kl(mean, spread, prior_mean, prior_logvar)
-            found["log_q"] = -0.5 * (eps * eps + spread.unsqueeze(1) + math.log(2 * math.pi)).sum(
-                -1
-            )
-            outputs += [found["kl"], found["log_q"]]
-            upstream += [self.gkl.to(dtype), self.gq.to(dtype)]
-            found["path"] = -self.gq.to(dtype).unsqueeze(-1) * eps / sigma.unsqueeze(1)
-        wanted = [x for x in leaves if x is not None]
-        gradients = iter(torch.autograd.grad(outputs, wanted, upstream, allow_unused=True))
-        for name, x in zip(NAMES, leaves, strict=True):
-            if x is not None:
-                g = next(gradients)
-                found[name] = torch.zeros_like(x) if g is None else g
-        return {name: x.detach() for name, x in found.items()}
-
-
-NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
-
-
-def check(
-    kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundings: int = 1
-) -> None:
-    """Error against float64 at most twice that of same-dtype torch.
-
-    Where torch happens to be exact (a handful of elements), twice its error is nothing; so the
-    bound never falls below `roundings` of the largest value, times the root of the number of terms
-    summed: one, or four for problems so small that torch's error is a matter of luck (no value here
-    passes through more than four). Float64 results have no better truth here than float64 itself,
-    which may be off by as much again: eight such roundings.
-    """
-    ours, truth, torchs = (
-        problem.run(kernels, device),
-        problem.formula(torch.float64),
-        problem.formula(problem.dtype),
+def bits_equal(a: Tensor, b: Tensor) -> bool:
+    """Equal bit for bit; NaN equals NaN."""
+    return torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0)) and bool(
+        (a.isnan() == b.isnan()).all()
+        and (torch.signbit(a) == torch.signbit(b)).logical_or(a.isnan()).all()
     )
+
+
+def compare(
+    ours: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    torchs: dict[str, Tensor],
+    floor: Callable[[str, float], float],
+) -> None:
+    """Error against `truth`, in float64, at most twice that of torch at the problem's own dtype.
+
+    Where torch happens to be exact, twice its error is nothing: a result may always be off by
+    `floor` of its name and its largest true value, which says what rounding may come to.
+    """
     assert ours.keys() == truth.keys()
     for name, got in ours.items():
         want = truth[name]
@@ -212,78 +74,8 @@ def check(
         assert not got.isnan().any(), f"{name}: an element was not written"
         if got.numel() == 0:
             continue
-        unit = torch.finfo(got.dtype).eps * (8 if problem.dtype == torch.float64 else roundings)
-        terms = max(problem.sizes[3], problem.sizes[1]) ** 0.5
-        floor = unit * terms * (1 + float(want.abs().max()))
-        error = float((got.double() - want).abs().max())
-        theirs = float((torchs[name].double() - want).abs().max())
-        assert error <= max(2 * theirs, floor), (
-            f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {floor:.3g}"
+        error, theirs = (float((x.double() - want).abs().max()) for x in (got, torchs[name]))
+        least = floor(name, float(want.abs().max()))
+        assert error <= max(2 * theirs, least), (
+            f"{name}: error {error:.3g}, torch's {theirs:.3g}, floor {least:.3g}"
         )
-
-
-class LogQProblem(Problem):
-    """log q with z but no KL, and its gradients with those of z or alone: what `rsample_log_prob`
-    asks for.
-    """
-
-    def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
-        """As the other problems' `run`."""
-        mean, logvar, gz, gq, seeds = (
-            x.to(device) for x in (self.mean, self.spread, self.gz, self.gq, self.seeds)
-        )
-        z, log_q = torch.full_like(gz, torch.nan), torch.full_like(gq, torch.nan)
-        given = (self.sizes, mean, logvar, None, None, False, seeds, self.offset)
-        asked = gaussian_problem(*given)
-        kernels.forward(asked, gaussian.Outputs(z, None, log_q))
-        found = {"z": z, "log_q": log_q}
-        for name, upstream in (("", (gz, None, gq)), ("alone_", (None, None, gq))):
-            gradients = [torch.full_like(mean, torch.nan) for _ in range(2)]
-            kernels.backward(
-                asked, gaussian.Outputs(*upstream), gaussian_gradients(False, *gradients)
-            )
-            found |= {f"{name}d_mean": gradients[0], f"{name}d_logvar": gradients[1]}
-        return {name: x.cpu() for name, x in found.items()}
-
-    def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """As the other problems' `formula`, by autograd through z."""
-        mean, logvar = (x.to(dtype).requires_grad_() for x in (self.mean, self.spread))
-        eps = reference.noise_like(self.mean.float(), self.sizes, self.seeds, self.offset).to(dtype)
-        z, log_q = log_q_formula(mean.unsqueeze(1), logvar.unsqueeze(1), eps, path=False)
-        gz, gq = self.gz.to(dtype), self.gq.to(dtype)
-        found = {"z": z, "log_q": log_q}
-        found["d_mean"], found["d_logvar"] = torch.autograd.grad(
-            (z, log_q), (mean, logvar), (gz, gq)
-        )
-        found["alone_d_mean"] = torch.zeros_like(
-            mean
-        )  # exactly, where autograd's two parts cancel to rounding
-        found["alone_d_logvar"] = (-0.5 * gq.sum(1)).unsqueeze(-1).expand(mean.shape)
-        return {name: x.detach() for name, x in found.items()}
-
-
-def log_q_formula(
-    mean: Tensor, logvar: Tensor, eps: Tensor, *, path: bool
-) -> tuple[Tensor, Tensor]:
-    """The formula in plain torch: z, and its log-density with the parameters held fixed or not."""
-    z = mean + torch.exp(0.5 * logvar) * eps
-    if path:
-        mean, logvar = mean.detach(), logvar.detach()
-    return z, -0.5 * (
-        math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2
-    ).sum(-1)
-
-
-def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Mean and logvar, drawn from a seed."""
-    g = torch.Generator().manual_seed(sum(shape))
-    mean, logvar = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
-    return mean.to(dtype).requires_grad_(), logvar.to(dtype).requires_grad_()
-
-
-def bits_equal(a: Tensor, b: Tensor) -> bool:
-    """Equal bit for bit; NaN equals NaN."""
-    return torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0)) and bool(
-        (a.isnan() == b.isnan()).all()
-        and (torch.signbit(a) == torch.signbit(b)).logical_or(a.isnan()).all()
-    )

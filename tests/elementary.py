@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from latent_kernels.kernels import _core
+from tests.processes import ROOT
 
-ROOT = Path(__file__).parent.parent
 FUNCTIONS = ("ln", "sin_pi", "cos_pi", "log1p")  # of tests/elementary.cpp, in order
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, sys.argv.pop(1)); import latent_kernels.kernels._core as core
 import pytest; sys.exit(pytest.main(sys.argv[1:]))'
 compiler=${CXX:-g++}
 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libubsan.so)" \
-  "$python" -c "$run" "$build/package" tests/test_core.py tests/test_gaussian.py tests/test_rsample_log_prob.py tests/test_densities.py \
-  tests/test_noise.py tests/test_score.py tests/test_family_samples.py tests/test_bounds.py tests/test_lasso.py \
-  tests/test_lista.py -q -x -p no:cacheprovider
+  "$python" -c "$run" "$build/package" tests/test_core.py tests/noise tests/gaussian/test_gaussian.py \
+  tests/gaussian/test_rsample_log_prob.py tests/densities \
+  tests/families/test_samples.py tests/score/test_score.py tests/bounds/test_bounds.py tests/lasso \
+  tests/lista/test_lista.py -q -x -p no:cacheprovider

@@ -8,9 +8,6 @@ import ast
 import importlib.metadata
 import importlib.util
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Collection
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -20,20 +17,9 @@ import torch
 
 import latent_kernels as lk
 from latent_kernels.kernels import _core, backends
+from tests.processes import ROOT, run
 
-ROOT = Path(__file__).parents[1]
 HEAVY = ("numba", "triton", "sklearn", "matplotlib", "typer", "rich", "pandas", "scipy")
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
-        timeout=120,
-    )
 
 
 def test_public_names() -> None:
@@ -97,11 +83,10 @@ try:
 except AttributeError as error:
     print(error)
 """
-    result = python(code)
-    assert result.stdout.split("\n")[:2] == [
+    assert run(code).split("\n")[:2] == [
         "latent_kernels.mixtures.gaussian_mixture True",
         "module 'latent_kernels' has no attribute 'KMeans'",
-    ], result.stderr
+    ]
 
 
 def test_import_brings_nothing_heavy() -> None:
@@ -113,9 +98,7 @@ import latent_kernels
 new = set(sys.modules) - before
 print(sorted(m for m in new if m.split(".")[0] in {HEAVY!r}))
 """
-    result = python(code)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "[]"
+    assert run(code).strip() == "[]"
 
 
 def test_import_brings_few_modules() -> None:
@@ -132,9 +115,7 @@ import latent_kernels
 ours = set(sys.modules) - torchs - python
 print(len(ours) / len(torchs), sorted(m for m in ours if m.startswith("torch.")))
 """
-    result = python(code)
-    assert result.returncode == 0, result.stderr
-    share, of_torch = result.stdout.split(" ", 1)
+    share, of_torch = run(code).split(" ", 1)
     assert float(share) < 0.10
     assert of_torch.strip() == "[]"
 
@@ -320,8 +301,7 @@ sys.modules["triton"] = None
 import torch, latent_kernels as lk
 print(lk.rsample_kl(torch.zeros(3, 4), torch.zeros(3, 4), seed=1)[0].shape)
 """
-    result = python(code)
-    assert result.returncode == 0, result.stderr
+    run(code)
 
 
 def test_simd_builds() -> None:

@@ -5,29 +5,15 @@ exits.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 
 import latent_kernels as lk
+from tests.processes import run
 
 N = 300_000
-
-
-def run(code: str) -> str:
-    """Runs code in a fresh interpreter, which must end by itself within a minute and well."""
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 # Results are compared as bytes: torch.equal would start torch's own OpenMP threads, which do not

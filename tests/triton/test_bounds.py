@@ -1,0 +1,167 @@
+"""The Triton kernels of the bounds: run in the interpreter (see test_triton.py), and compiled for
+real targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import latent_kernels as lk
+from latent_kernels.kernels import backends
+from latent_kernels.kernels.bounds import cpp_cpu
+from tests.bounds.checks import SMALL_SIZES, Sizes, check, problem, run
+from tests.interpreter import INTERPRETING, interpreted, outside, run_in_the_interpreter
+
+INF, NAN = math.inf, math.nan
+
+
+@outside
+def test_in_the_interpreter() -> None:
+    """Runs the tests below with TRITON_INTERPRET=1."""
+    run_in_the_interpreter(__file__)
+
+
+@pytest.fixture
+def kernels() -> Iterator[ModuleType]:
+    """The interpreter computes with NumPy, which warns of what a GPU does silently: ln 0, inf -
+    inf.
+    """
+    from latent_kernels.kernels.bounds import triton_gpu
+
+    with np.errstate(all="ignore"):
+        yield triton_gpu
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
+def test_bounds(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
+    check(kernels, *problem(sizes, dtype))
+
+
+@interpreted
+def test_bfloat16(kernels: ModuleType) -> None:
+    """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
+    given = problem((2, 7, 3), torch.bfloat16)
+    ours, theirs = run(kernels, *given), run(cpp_cpu, *given)
+    for name, x in ours.items():
+        unit = 2.0**-7 * theirs[name].abs().double()
+        assert ((x.double() - theirs[name].double()).abs() <= unit + 1e-5).all(), name
+
+
+@interpreted
+@pytest.mark.parametrize("programs", [1, 7, 2048])
+def test_chunks_of_samples(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, programs: int
+) -> None:
+    monkeypatch.setattr(kernels, "WANTED_PROGRAMS", programs)
+    check(kernels, *problem((2, 700, 5), torch.float32))
+
+
+@interpreted
+def test_hard_columns(kernels: ModuleType) -> None:
+    """Infinite weights, weights of zero, NaN: what C++ gives, in their own rows only."""
+    columns = torch.tensor(
+        [
+            [-INF, -INF, -INF, -INF],
+            [INF, 0.0, 1.0, 2.0],
+            [INF, INF, -INF, 0.0],
+            [INF, NAN, 1.0, 0.0],
+            [0.0, NAN, 1.0, 0.0],
+            [-INF, 2.0, -INF, -INF],
+            [-INF, 2.0, -INF, 1.0],
+            [-INF, 2.0, 0.0, 1.0],
+            [3e38, -3e38, 3e38, 1.0],
+            [0.0, -5000.0, -5001.0, -5000.5],
+            [0.0, 0.0, -1.0, -2.0],
+        ]
+    )
+    log_w, gradient = columns.T.unsqueeze(0).contiguous(), torch.ones(1, len(columns))
+    ours, theirs = run(kernels, log_w, gradient), run(cpp_cpu, log_w, gradient)
+    for name in ("bound", "weights", "scaled"):
+        assert torch.allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-7, equal_nan=True), name
+    settled = ~theirs["bound"][0].isnan() & theirs["bound"][0].isfinite()
+    assert torch.allclose(
+        ours["signal"][0, :, settled],
+        theirs["signal"][0, :, settled],
+        rtol=1e-5,
+        atol=1e-6,
+        equal_nan=True,
+    )
+    assert ours["signal"][0, :, ~settled].isnan().any(0).all()
+
+
+@interpreted
+def test_public_functions(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENT_KERNELS_BACKEND", "bounds=triton")
+    backends.forget()
+    log_w, log_q = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
+    bound = lk.importance_bound(log_w, estimator="vimco", log_q=log_q)
+    found = [bound, *torch.autograd.grad(bound.sum(), [log_w, log_q]), lk.normalized_weights(log_w)]
+    monkeypatch.setenv("LATENT_KERNELS_BACKEND", "bounds=cpp")
+    backends.forget()
+    bound = lk.importance_bound(log_w, estimator="vimco", log_q=log_q)
+    for a, b in zip(
+        found,
+        [bound, *torch.autograd.grad(bound.sum(), [log_w, log_q]), lk.normalized_weights(log_w)],
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+KERNELS = ["sums_kernel", "merge_kernel", "weights_kernel", "signal_kernel"]
+if not INTERPRETING:
+    from tests.triton.test_compile import CUDA, POINTERS, TARGETS, instructions, ready, spills
+else:
+    CUDA = TARGETS = []  # the interpreter has no compiler
+
+
+def compiled(name: str, dtype: torch.dtype, target: Any, *, ones: bool = False) -> Any:
+    """A kernel as a launch on [1, 5000, 256] has it."""
+    import triton.language as tl
+
+    from latent_kernels.kernels.bounds import triton_gpu
+
+    kernel = getattr(triton_gpu, name)
+    double = dtype == torch.float64
+    types = {
+        arg: "*fp64" if double else "*fp32" for arg in kernel.arg_names if arg.endswith("_ptr")
+    }
+    types["log_w_ptr"] = POINTERS[dtype]
+    if name != "merge_kernel":
+        types["out_ptr"] = POINTERS[dtype]
+    types |= dict.fromkeys(("S", "N", "per_chunk", "tiles", "chunks"), "i32")
+    _, block_s, block_n = triton_gpu._blocks((1, 5000, 256), dtype)
+    constants = {"has_gradient": True, "compute": tl.float64 if double else tl.float32}
+    return ready(
+        kernel, types, constants | {"BLOCK_S": block_s, "BLOCK_N": block_n}, target, ones=ones
+    )
+
+
+@pytest.mark.skipif(INTERPRETING, reason="the interpreter has no compiler")
+@pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_without_spills(
+    name: str, dtype: torch.dtype, target: Any, tmp_path: Path
+) -> None:
+    kernel = compiled(name, dtype, target)
+    assert spills(kernel, tmp_path) == 0
+    assert "fma.rn.f32" not in instructions(kernel)
+
+
+@pytest.mark.skipif(INTERPRETING, reason="the interpreter has no compiler")
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_for_amd_and_for_ones(name: str) -> None:
+    for target in TARGETS:
+        compiled(name, torch.float32, target, ones=True)

@@ -1,0 +1,147 @@
+"""The Triton log-densities, run in Triton's interpreter, in a process of its own; see
+test_triton.py.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import latent_kernels as lk
+from latent_kernels.kernels import backends
+from latent_kernels.kernels.densities import cpp_cpu
+from latent_kernels.kernels.densities.problem import BernoulliGradients, BernoulliProblem, Outputs
+from tests.checks import SMALL_SIZES, Sizes, bits_equal
+from tests.densities.checks import USUAL, DensityProblem, Sharing, check_density, every_sharing
+from tests.interpreter import interpreted, outside, run_in_the_interpreter
+
+DENSITIES = ["gaussian", "bernoulli"]
+
+
+@outside
+def test_in_the_interpreter() -> None:
+    """Runs the tests below with TRITON_INTERPRET=1."""
+    run_in_the_interpreter(__file__)
+
+
+@pytest.fixture
+def kernels() -> ModuleType:
+    from latent_kernels.kernels.densities import triton_gpu
+
+    return triton_gpu
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
+def test_densities(kernels: ModuleType, sizes: Sizes, density: str, dtype: torch.dtype) -> None:
+    for sharing in USUAL[density]:
+        check_density(kernels, DensityProblem(density, sizes, dtype, sharing))
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str
+)
+def test_every_sharing(kernels: ModuleType, density: str, sharing: Sharing) -> None:
+    problem = DensityProblem(density, (2, 3, 70, 17), torch.float32, sharing)
+    check_density(kernels, problem)
+    for j in range(len(sharing)):
+        check_density(kernels, problem, wanted=tuple(j == k for k in range(len(sharing))))
+
+
+@interpreted
+@pytest.mark.parametrize("density", DENSITIES)
+def test_bfloat16(kernels: ModuleType, density: str) -> None:
+    """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
+    problem = DensityProblem(
+        density, (2, 3, 5, 7), torch.bfloat16, ("full",) * (3 if density == "gaussian" else 2)
+    )
+    ours, theirs = problem.run(kernels), problem.run(cpp_cpu)
+    for name, x in ours.items():
+        unit = 2.0**-7 * theirs[name].abs().double()
+        assert ((x.double() - theirs[name].double()).abs() <= unit + 1e-6).all(), name
+
+
+@interpreted
+@pytest.mark.parametrize("density", DENSITIES)
+def test_elements_have_the_cpus_bits(kernels: ModuleType, density: str) -> None:
+    """One sequence of operations: terms agree where a row is one element, and gradients that are no
+    sums.
+    """
+    for sizes in ((1, 5, 40, 1), (2, 3, 5, 70)):
+        problem = DensityProblem(density, sizes, torch.float32, USUAL[density][-1])
+        ours, theirs = problem.run(kernels), problem.run(cpp_cpu)
+        for name, x in ours.items():
+            if name != "log_prob" or sizes[3] == 1:
+                assert bits_equal(x, theirs[name]), (sizes, name)
+
+
+@interpreted
+def test_extreme_logits(kernels: ModuleType) -> None:
+    values = [
+        0.0,
+        -0.0,
+        1e-30,
+        17.0,
+        -17.0,
+        87.5,
+        -103.9,
+        1e4,
+        -1e4,
+        float("inf"),
+        float("-inf"),
+        float("nan"),
+    ]
+    logits = torch.tensor(values).reshape(1, 1, -1, 1)
+    for x in (0.0, 1.0, 0.3):
+        problem = BernoulliProblem(tuple(logits.shape), torch.full_like(logits, x), logits)
+        found = []
+        for backend in (kernels, cpp_cpu):
+            out, d_x, d_logits = (
+                torch.empty(logits.shape[:3]),
+                torch.empty_like(logits),
+                torch.empty_like(logits),
+            )
+            with np.errstate(over="ignore", invalid="ignore"):
+                backend.forward(problem, Outputs(out))
+                upstream = Outputs(torch.ones_like(out))
+                backend.backward(problem, upstream, BernoulliGradients(d_x, d_logits))
+            found.append((out + 0.0, d_x, d_logits + 0.0))
+        for a, b in zip(*found, strict=True):
+            assert bits_equal(a, b)
+
+
+@interpreted
+def test_dealing_samples_to_programs_changes_no_bit_of_an_element(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = DensityProblem("gaussian", (1, 12, 64, 12), torch.float32, ("samples", "full", "row"))
+    found = []
+    for programs in (1, 2048):
+        monkeypatch.setattr(kernels, "WANTED_PROGRAMS", programs)
+        found.append(problem.run(kernels))
+    assert bits_equal(found[0]["mean"], found[1]["mean"])
+    for name in ("z", "logvar"):
+        assert torch.allclose(found[0][name], found[1][name], rtol=1e-4, atol=1e-4)
+
+
+@interpreted
+def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced by the environment variable, the whole path runs: validation, autograd, kernels."""
+    x, logvar = torch.rand(6, 10, requires_grad=True), torch.randn(10, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        outputs = [lk.gaussian_log_prob(x, x.detach(), logvar), lk.bernoulli_log_prob(x, logvar)]
+        return [*outputs, *torch.autograd.grad([out.sum() for out in outputs], (x, logvar))]
+
+    expected = run()
+    monkeypatch.setenv("LATENT_KERNELS_BACKEND", "densities=triton")
+    backends.forget()
+    assert backends.backend_name("densities", torch.device("cpu")) == "triton"
+    for a, b in zip(run(), expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)

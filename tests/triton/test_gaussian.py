@@ -1,0 +1,180 @@
+"""The Triton kernels, run: on a GPU where there is one, else in Triton's interpreter, in a process
+of its own.
+
+TRITON_INTERPRET is read when Triton is imported, so `test_in_the_interpreter` starts a second
+pytest on this file.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import latent_kernels as lk
+from latent_kernels.kernels import backends
+from latent_kernels.kernels.gaussian import cpp_cpu
+from latent_kernels.kernels.gaussian.problem import Outputs
+from latent_kernels.kernels.noise import reference
+from tests.checks import SMALL_SIZES, Sizes, bits_equal
+from tests.gaussian.checks import LogQProblem, Problem, check, gaussian_problem
+from tests.interpreter import interpreted, outside, run_in_the_interpreter
+
+
+@outside
+def test_in_the_interpreter() -> None:
+    """Runs the tests below with TRITON_INTERPRET=1."""
+    run_in_the_interpreter(__file__)
+
+
+@pytest.fixture
+def kernels() -> ModuleType:
+    from latent_kernels.kernels.gaussian import triton_gpu
+
+    return triton_gpu
+
+
+@interpreted
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+@pytest.mark.parametrize("offset", [0, 1, 2, 3, 4 * 2**32 - 9, 12345678901, 2**63 - 4096])
+def test_noise_equals_reference(kind: str, offset: int) -> None:
+    from latent_kernels.kernels.noise import triton_gpu
+
+    for n, seed in ((1, 0), (1023, 1), (3001, 987654321987), (1024, 2**63 - 1)):
+        for key in (seed, torch.tensor(seed)):
+            out = torch.empty(n)
+            triton_gpu.fill(kind, out, key, offset)
+            expected = getattr(reference, kind)(n, seed, offset)
+            assert np.array_equal(out.numpy().view(np.int32), expected.view(np.int32))
+
+
+@interpreted
+def test_elementary_edges_through_the_stream() -> None:
+    """Block sizes do not matter: the same elements, written from programs that begin elsewhere."""
+    from latent_kernels.kernels.noise import triton_gpu
+
+    whole = torch.empty(4099)
+    triton_gpu.fill("normal", whole, 3, 0)
+    for begin in (1, 1021, 1024, 2050):
+        part = torch.empty(4099 - begin)
+        triton_gpu.fill("normal", part, 3, begin)
+        assert bits_equal(part, whole[begin:])
+
+
+# The interpreter truncates float32 to bfloat16 where a GPU rounds, so half results are compared one
+# unit wider.
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
+def test_gaussian(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
+    check(kernels, Problem(sizes, dtype))
+    check(kernels, Problem(sizes, dtype, prior=False, scale=True, offset=3))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
+def test_log_q(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
+    check(kernels, LogQProblem(sizes, dtype))
+    check(kernels, LogQProblem(sizes, dtype, offset=3))
+
+
+@interpreted
+def test_gaussian_bfloat16(kernels: ModuleType) -> None:
+    """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
+    for sizes in ((1, 1, 64, 20), (2, 3, 5, 7)):
+        problem = Problem(sizes, torch.bfloat16)
+        ours, theirs = problem.run(kernels), problem.run(cpp_cpu)
+        for name, x in ours.items():
+            unit = 2.0**-7 * theirs[name].abs().double()
+            assert ((x.double() - theirs[name].double()).abs() <= unit + 1e-6).all(), name
+
+
+@interpreted
+@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
+@pytest.mark.parametrize("offset", [0, 3])
+def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: int) -> None:
+    """Not only eps: exp is the same sequence of operations too, so z agrees bit for bit."""
+    problem = Problem(sizes, torch.float32, offset=offset)
+    assert bits_equal(problem.run(kernels)["z"], problem.run(cpp_cpu)["z"])
+
+
+@interpreted
+@pytest.mark.parametrize("rows", [64, 1])
+def test_dealing_samples_to_programs_changes_no_bit_of_z(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    problem = Problem((1, 12, rows, 12), torch.float32)
+    found = []
+    for programs in (1, 2048):
+        monkeypatch.setattr(kernels, "WANTED_PROGRAMS", programs)
+        found.append(problem.run(kernels))
+    assert bits_equal(found[0]["z"], found[1]["z"])
+    assert bits_equal(found[0]["kl"], found[1]["kl"])
+    assert bits_equal(found[0]["log_q"], found[1]["log_q"])
+    assert bits_equal(found[0]["path"], found[1]["path"])
+    assert torch.allclose(found[0]["d_spread"], found[1]["d_spread"], rtol=1e-4, atol=1e-5)
+
+
+@interpreted
+def test_extreme_values(kernels: ModuleType) -> None:
+    values = [
+        -200.0,
+        -104.0,
+        -95.0,
+        -87.5,
+        0.0,
+        80.0,
+        87.9,
+        88.8,
+        100.0,
+        float("inf"),
+        float("-inf"),
+        float("nan"),
+    ]
+    logvar = torch.tensor([values])
+    mean = torch.zeros_like(logvar)
+    sizes = (1, 1, 1, len(values))
+    outputs = []
+    for backend in (kernels, cpp_cpu):
+        z = torch.empty(1, 1, 1, len(values))
+        with np.errstate(over="ignore", invalid="ignore"):
+            asked = gaussian_problem(sizes, mean, logvar, None, None, False, 5, 0)
+            backend.forward(asked, Outputs(z, None, None))
+        outputs.append(z)
+    assert bits_equal(*outputs)
+
+
+@interpreted
+def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced by the environment variable, the whole path runs: validation, autograd, kernels."""
+    x = torch.randn(6, 10, requires_grad=True)
+    expected = [*lk.rsample_kl(x, x, 3, seed=4), lk.normal(5, seed=1)]
+    monkeypatch.setenv("LATENT_KERNELS_BACKEND", "gaussian=triton,noise=triton")
+    backends.forget()
+    assert backends.backend_name("gaussian", torch.device("cpu")) == "triton"
+    got = [*lk.rsample_kl(x, x, 3, seed=4), lk.normal(5, seed=1)]
+    assert torch.equal(got[0], expected[0])
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    seed = torch.tensor(4)
+    assert torch.equal(lk.rsample(x, x, 3, seed=seed), expected[0])
+    (got[0].sum() + got[1].sum()).backward()
+    assert x.grad is not None
+
+
+@interpreted
+@pytest.mark.parametrize("path", [False, True])
+def test_rsample_log_prob(monkeypatch: pytest.MonkeyPatch, path: bool) -> None:
+    """The public function, forced to either backend."""
+    x = torch.randn(6, 10, requires_grad=True)
+    found = []
+    for backend in ("cpp", "triton"):
+        monkeypatch.setenv("LATENT_KERNELS_BACKEND", f"gaussian={backend}")
+        backends.forget()
+        z, log_q = lk.rsample_log_prob(x, x, 3, seed=4, path_derivative=path)
+        found.append([z, log_q, *torch.autograd.grad(z.sum() + (log_q**2).sum(), x)])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)

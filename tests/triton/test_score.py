@@ -1,0 +1,277 @@
+"""The Triton kernels of the score function and of discrete samples, in the interpreter; see
+test_triton.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import latent_kernels as lk
+from latent_kernels.kernels import backends
+from latent_kernels.kernels.families import reference as families
+from latent_kernels.kernels.families.problem import Problem as FamilyProblem
+from latent_kernels.kernels.families.problem import Samples
+from latent_kernels.kernels.score import reference
+from tests.checks import bits_equal
+from tests.interpreter import interpreted, outside, run_in_the_interpreter
+from tests.score.checks import (
+    CONTROLS,
+    FAMILIES,
+    SMALL_SCORE_SIZES,
+    ScoreProblem,
+    Sizes,
+    check_score,
+)
+
+ODD: Sizes = (2, 5, 5, 7, 4)
+MANY: Sizes = (1, 77, 1, 5, 3)  # enough samples for several chunks
+
+
+@outside
+def test_in_the_interpreter() -> None:
+    """Runs the tests below with TRITON_INTERPRET=1."""
+    run_in_the_interpreter(__file__)
+
+
+@pytest.fixture
+def kernels() -> ModuleType:
+    from latent_kernels.kernels.score import triton_gpu
+
+    return triton_gpu
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def logits_of(sizes: Sizes, dtype: torch.dtype) -> torch.Tensor:
+    """Logits with a NaN, infinities and certain ones among them."""
+    groups, _, rows, cols, classes = sizes
+    logits = 3 * torch.randn(
+        groups, rows, cols, *([classes] if classes else []), dtype=torch.float64
+    )
+    edges = torch.tensor([float("nan"), float("-inf"), float("inf"), 90.0, -90.0])[
+        : logits.numel() - 1
+    ]
+    logits.view(-1)[1 : 1 + len(edges)] = edges
+    return logits.to(dtype)
+
+
+def samples_agree(
+    sizes: Sizes,
+    dtype: torch.dtype,
+    *,
+    seed: int | torch.Tensor,
+    offset: int,
+    antithetic: bool = False,
+) -> None:
+    from latent_kernels.kernels.families import triton_gpu
+
+    groups, samples, rows, cols, classes = sizes
+    problem = FamilyProblem(
+        (groups, 1 + antithetic, samples, rows, cols, classes),
+        logits_of(sizes, dtype),
+        seed,
+        offset,
+        antithetic,
+    )
+    shape = (groups, *((2,) if antithetic else ()), samples, rows, cols)
+    found = []
+    for backend in (triton_gpu, families):
+        z = torch.full(shape, 77, dtype=torch.int64 if classes else dtype)
+        with np.errstate(invalid="ignore"):
+            backend.sample(problem, Samples(z))
+        found.append(z.double())
+    assert bits_equal(*found)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
+@pytest.mark.parametrize(
+    "sizes", [(1, 3, 5, 7, 0), (2, 2, 1, 1030, 0), (1, 1200, 1, 1, 0), (1, 0, 3, 4, 0)], ids=str
+)
+def test_bernoulli_samples(sizes: Sizes, dtype: torch.dtype) -> None:
+    samples_agree(sizes, dtype, seed=5, offset=0)
+    samples_agree(sizes, dtype, seed=torch.tensor([2**33 + 1]), offset=3)
+    samples_agree(
+        sizes, dtype, seed=torch.arange(sizes[0]) * 2**40, offset=2**34 - 5, antithetic=True
+    )
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 3, 5, 7, 3), (2, 3, 4, 5, 1), (1, 2, 2, 530, 2), (1, 600, 1, 2, 33), (1, 1, 1, 3, 257)],
+    ids=str,
+)
+def test_categorical_samples(sizes: Sizes, dtype: torch.dtype) -> None:
+    samples_agree(sizes, dtype, seed=5, offset=0)
+    samples_agree(sizes, dtype, seed=torch.arange(sizes[0]) + 7, offset=2**34 - 5)
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize("per_element", [False, True])
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_control(kernels: ModuleType, family: str, control: str, per_element: bool) -> None:
+    check_score(kernels, ScoreProblem(family, ODD, torch.float32, control, per_element=per_element))
+
+
+@interpreted
+@pytest.mark.parametrize("control", ["leave_one_out", "optimal"])
+@pytest.mark.parametrize("sizes", SMALL_SCORE_SIZES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_size(kernels: ModuleType, family: str, sizes: Sizes, control: str) -> None:
+    check_score(kernels, ScoreProblem(family, sizes, torch.float32, control))
+
+
+@interpreted
+@pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_types(kernels: ModuleType, family: str, control: str) -> None:
+    for dtype in (torch.float64, torch.float16):
+        check_score(kernels, ScoreProblem(family, (1, 16, 6, 20, 3), dtype, control))
+    rows = ScoreProblem(family, ODD, torch.float32, control, double_values=True, upstream=False)
+    check_score(kernels, rows)
+
+
+@interpreted
+@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("sizes", [(1, 6, 2, 10, 3), ODD], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_drawn_again(kernels: ModuleType, family: str, sizes: Sizes, offset: int) -> None:
+    """Every layout of the stream: aligned, shifted, scattered."""
+    for control in ("none", "optimal"):
+        check_score(
+            kernels,
+            ScoreProblem(family, sizes, torch.float32, control, from_seed=True, offset=offset),
+        )
+
+
+@interpreted
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_dealt_to_several_programs(kernels: ModuleType, family: str) -> None:
+    for control, per_element in itertools.product(
+        ("none", "leave_one_out", "optimal"), (False, True)
+    ):
+        problem = ScoreProblem(
+            family, MANY, torch.float32, control, per_element=per_element, folds=2
+        )
+        assert kernels.plan(problem.problem, True, torch.float32).chunks > 1
+        check_score(kernels, problem)
+    check_score(kernels, ScoreProblem(family, MANY, torch.float32, "optimal", folds=5))
+
+
+@interpreted
+@pytest.mark.parametrize("family", ["bernoulli", "categorical", "gaussian"])
+def test_many_chunks_of_few_samples(
+    kernels: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "LEAST_CHUNK", 1)
+    for control in ("leave_one_out", "optimal"):
+        check_score(kernels, ScoreProblem(family, ODD, torch.float64, control, per_element=True))
+        check_score(kernels, ScoreProblem(family, (1, 41, 1, 3, 40), torch.float32, control))
+
+
+def run(kernels: ModuleType, problem: ScoreProblem) -> dict[str, torch.Tensor]:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return problem.run(kernels)
+
+
+@interpreted
+@pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
+@pytest.mark.parametrize("family", ["bernoulli", "antithetic", "categorical"])
+def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> None:
+    """NaN in that element's gradient and in no other's."""
+    problem = ScoreProblem(family, ODD, torch.float32, control)
+    z = problem.problem.z
+    assert z is not None
+    bad: Any = (-1, 4, 2**62) if family == "categorical" else (0.5, 2.0, float("nan"))
+    where = [(0, 0, 1, 3), (1, 4, 0, 6), (1, 2, 4, 2)]
+    for (group, sample, row, col), value in zip(where, bad, strict=True):
+        z[(group, 1, sample, row, col) if family == "antithetic" else (group, sample, row, col)] = (
+            value
+        )
+    expected = torch.zeros(2, 5, 7, dtype=torch.bool)
+    for group, _, row, col in where:
+        expected[group, row, col] = True
+    for name, found in run(kernels, problem).items():
+        nan = found.isnan()
+        assert torch.equal(
+            nan, expected.unsqueeze(-1).expand(nan.shape) if family == "categorical" else expected
+        ), name
+
+
+@interpreted
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nan_stays_in_its_row(kernels: ModuleType, family: str) -> None:
+    for control in ("none", "leave_one_out", "optimal"):
+        problem = ScoreProblem(family, ODD, torch.float32, control)
+        problem.problem.values[(1, *([0] if family == "antithetic" else []), 3, 2)] = torch.nan
+        for found in run(kernels, problem).values():
+            assert found[1, 2].isnan().all()
+            assert found.isnan().sum() == found[1, 2].numel()
+
+
+@interpreted
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_single_sample_has_no_variance(kernels: ModuleType, family: str) -> None:
+    problem = ScoreProblem(family, (1, 1, 3, 5, 3), torch.float32, "none")
+    found, expected = run(kernels, problem), problem.run(reference)
+    for name, x in found.items():
+        assert (
+            x.isnan().all()
+            if name.startswith("variance")
+            else torch.allclose(x, expected[name], rtol=1e-5)
+        )
+
+
+@interpreted
+def test_extreme_logits(kernels: ModuleType) -> None:
+    """Where sigmoid and softmax round to 0 or 1, the score keeps its digits."""
+    values = [-120.0, -80.0, -30.0, 0.0, 30.0, 80.0, 120.0]
+    for family, cols in (("bernoulli", 7), ("antithetic", 7), ("categorical", 2)):
+        for control in ("none", "leave_one_out", "optimal"):
+            problem = ScoreProblem(family, (1, 6, 1, cols, 7), torch.float32, control)
+            shape = problem.problem.first.shape
+            logits = torch.tensor(values).expand(shape).contiguous()
+            problem.problem = problem.problem._replace(first=logits)
+            truth, _ = problem.formula(torch.float64)
+            for name, x in run(kernels, problem).items():
+                want = truth[name]
+                small = 2.0**-126 if name.startswith("gradient") else 2.0**-60  # squares underflow
+                assert (
+                    (x.double() - want).abs() <= 1e-4 * want.abs() + small + 1e-6 * want.abs().max()
+                ).all(), name
+
+
+@interpreted
+def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forced by the environment variable, the whole path runs: samples, values, gradients."""
+    logits = torch.randn(4, 6, 3)
+    found = []
+    for backend in ("reference", "triton"):
+        monkeypatch.setenv(
+            "LATENT_KERNELS_BACKEND", f"families={backend},score={backend},gaussian=triton"
+        )
+        backends.forget()
+        leaf = logits.clone().requires_grad_()
+        q = lk.Categorical(leaf)
+        z = q.sample(8, seed=3)
+        lk.score_function_expectation(q, z.double().sum(-1), seed=3).sum().backward()
+        bernoulli = lk.Bernoulli(logits[..., 0])
+        pairs = bernoulli.sample_antithetic(5, seed=4)
+        found.append([z, leaf.grad, pairs, lk.disarm_gradient(bernoulli, pairs.sum(-1), seed=4)[0]])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
