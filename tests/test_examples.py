@@ -7,19 +7,16 @@ values of the log joint alone; quadrature knows that posterior.
 from __future__ import annotations
 
 import math
-import os
 import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import latent_kernels as lk
 from latent_kernels.cli.variance import logistic_regression
+from tests import processes
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = processes.ROOT / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -62,14 +59,8 @@ def test_sparse_coding(capsys):
 
 
 def test_distributed_mixture():
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*command, str(EXAMPLES / "distributed_mixture.py")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2")
+    result = processes.python(*launch, "examples/distributed_mixture.py", OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     lines = [x for x in result.stdout.splitlines() if "differ from one process's" in x]
     assert len(lines) == 3

@@ -10,7 +10,6 @@ import torch
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from command_checks import check_picture, stop_at
 from latent_kernels.cli import timing, vae
 from latent_kernels.cli.app import application
 from latent_kernels.cli.demo import command, costs, figures, results, study
@@ -19,6 +18,7 @@ from latent_kernels.cli.sparse.problems import Photographs
 from latent_kernels.cli.vae import ELBO, Objective
 from latent_kernels.cli.variance import problems
 from latent_kernels.kernels import backends
+from tests.cli.checks import check_picture, stop_at
 
 TINY = results.Settings(
     epochs=2,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -14,6 +12,7 @@ from typer.testing import CliRunner
 from latent_kernels import cli
 from latent_kernels.cli import app, frame
 from latent_kernels.kernels import _core, backends
+from tests import processes
 
 COMMANDS = ("info", "demo", "variance", "mixture", "sparse", "bounds")
 
@@ -144,16 +143,11 @@ def test_every_command_is_listed():
 
 
 def test_the_help_prints_on_a_narrow_terminal_without_unicode():
-    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "20"}
     code = "from latent_kernels.cli import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code, "--help"],
-        env=os.environ | environment,
-        capture_output=True,
-        check=False,
-    )
+    narrow = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "20"}
+    result = processes.python("-c", code, "--help", **narrow)
     assert result.returncode == 0, result.stderr
-    assert b"Compiled kernels" in result.stdout
+    assert "Compiled kernels" in result.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)

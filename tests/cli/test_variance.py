@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 import latent_kernels as lk
-from command_checks import check_picture, stop_at
 from latent_kernels.cli import app, digits
 from latent_kernels.cli.variance import figures, logistic_regression, problems, results
 from latent_kernels.cli.variance.results import default_budget, reached, verdict
+from tests.cli.checks import check_picture, stop_at
 
 
 @pytest.fixture(autouse=True)

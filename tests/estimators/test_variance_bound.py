@@ -371,9 +371,7 @@ def test_that_no_unbiased_estimator_was_profiled_is_said():
         == "At S = 4 no unbiased estimator was profiled. STL is biased for S > 1, and not compared."
     )
     assert "STL reaches" in results.verdict(profile_of("stl", num_samples=(1,)))
-    assert "no unbiased estimator was profiled" not in results.verdict(
-        profile_of("stl", "dreg")
-    )
+    assert "no unbiased estimator was profiled" not in results.verdict(profile_of("stl", "dreg"))
 
 
 def test_a_lost_signal_interrupts_the_line_and_its_band(tmp_path, monkeypatch):
