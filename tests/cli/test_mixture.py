@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture as Theirs
 from typer.testing import CliRunner
 
+from command_checks import check_picture
 from latent_kernels.cli import timing
 from latent_kernels.cli.app import application
 from latent_kernels.cli.mixture import figures, results, study
@@ -185,9 +186,7 @@ def test_the_command_prints_what_it_found(tmp_path):
         "--data", "iris", "--components", 2, "--covariance-type", "diag", "--seed", 3, "--out", path
     )
     assert result.exit_code == 0, result.output
-    pixels = imread(path)
-    assert min(pixels.shape[:2]) > 200
-    assert pixels[..., :3].std() > 0.02
+    check_picture(path)
     outcome = fit("iris", 2, "diag", 3)
     model = theirs(outcome)
     numbers = re.search(
