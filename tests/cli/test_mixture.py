@@ -15,7 +15,6 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture as Theirs
 from typer.testing import CliRunner
 
-from command_checks import check_picture
 from latent_kernels.cli import timing
 from latent_kernels.cli.app import application
 from latent_kernels.cli.mixture import figures, results, study
@@ -24,6 +23,7 @@ from latent_kernels.kernels import backends
 from latent_kernels.kernels.mixture.model import COVARIANCE_TYPES
 from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
 from latent_kernels.mixtures.sufficient_statistics import GaussianParameters
+from tests.cli.checks import check_picture
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,13 @@ import torch
 from typer.testing import CliRunner
 
 import latent_kernels as lk
-from command_checks import check_picture
 from latent_kernels.cli import timing
 from latent_kernels.cli.app import application
 from latent_kernels.cli.sparse import figures, problems, solvers, study
 from latent_kernels.cli.sparse.command import FIGURES
 from latent_kernels.kernels import backends
 from latent_kernels.sparse.encoders.training import TrainingDiverged
+from tests.cli.checks import check_picture
 
 SMALL = problems.Photographs(
     patches=1500, held_out=100, components=30, passes=1, steps=8, batch_size=64
