@@ -106,7 +106,15 @@ def _bound(shape: Shape, threads: int, device: str) -> Group:
     count, operations = 4 * (3 * size + 6 * batch), 6 * size
     prepare = functools.partial(_prepare, shape, device)
     return Group(
-        "importance_bound", shape, threads, device, CONTENDERS, size, count, operations, prepare
+        "importance_bound forward+backward",
+        shape,
+        threads,
+        device,
+        CONTENDERS,
+        size,
+        count,
+        operations,
+        prepare,
     )
 
 
@@ -117,7 +125,7 @@ def _vimco(shape: Shape, threads: int, device: str) -> Group:
     count, operations = 4 * (5 * size + 6 * batch), 25 * size
     prepare = functools.partial(_prepare_vimco, shape, device)
     return Group(
-        "importance_bound vimco",
+        "importance_bound vimco forward+backward",
         shape,
         threads,
         device,

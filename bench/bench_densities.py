@@ -130,7 +130,15 @@ def _group(kind: str, shape: Shape, threads: int, device: str) -> Group:
     name = "bernoulli_log_prob" if kind == "bernoulli" else f"gaussian_log_prob {kind}"
     prepare = functools.partial(_prepare, kind, shape, device)
     return Group(
-        f"{name} f.+b.", _full(shape), threads, device, CONTENDERS, full, count, operations, prepare
+        f"{name} forward+backward",
+        _full(shape),
+        threads,
+        device,
+        CONTENDERS,
+        full,
+        count,
+        operations,
+        prepare,
     )
 
 

@@ -191,7 +191,7 @@ def _prepare_kl(
 def _prepare_rsample_log_prob(
     passes: str, shape: tuple[int, int, int], contenders: tuple[str, ...], device: str
 ) -> Contest:
-    inputs = mean, logvar = _inputs(2, shape, device, grad=True)
+    inputs = mean, logvar = _inputs(shape, device, grad=True)
     samples, path = shape[0], passes == PATH
     plain = functools.partial(peers.rsample_log_prob, samples=samples, path=path)
     compiled = torch.compile(plain)

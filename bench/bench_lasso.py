@@ -113,7 +113,7 @@ def _group(case: Case, threads: int, device: str, few: bool) -> Group:
     atoms, count, features, components, density, _ = case
     count = FEW if few else count
     return Group(
-        f"lasso {atoms} {density:g}",
+        f"lasso {atoms} {density:.0%}",
         (count, features, components),
         threads,
         device,
