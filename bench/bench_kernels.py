@@ -1,5 +1,5 @@
-"""Every Triton kernel at sizes beyond the second-level cache, by itself: how near it comes to a
-plain copy.
+"""Time every Triton kernel by itself at sizes beyond the second-level cache: how near it comes to
+a plain copy.
 
 `ours` is the public call, host and device, one after the other; `ours graph` replays a CUDA graph
 of it, without launch costs. Both must give the same bits. Rivals stand in the other files; gpu.py
@@ -244,5 +244,5 @@ class Kernels:
 
 @pytest.mark.parametrize(("group", "contender"), rows(Kernels(ELEMENTS, "cuda").all()))
 def test_kernel(benchmark: Any, group: Group, contender: str) -> None:
-    """A kernel by itself."""
+    """Check and time a kernel by itself."""
     harness.run(benchmark, group, contender)

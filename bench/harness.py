@@ -1,5 +1,5 @@
-"""How a row is made: the answer is checked, rivals are timed in turns, then pytest-benchmark times
-the row by itself.
+"""Make a row: check the answer, time rivals in turns, then let pytest-benchmark time the row by
+itself.
 
 pytest-benchmark finishes one row before it begins the next, and a shared machine changes its speed
 in between. So the first row of a group also times all of the group's contenders in rounds A B C A B
@@ -10,6 +10,7 @@ stand beside them, for --benchmark-compare.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +33,7 @@ BUDGET = 0.6  # seconds of rounds in a group, where the least number of rounds a
 ROUNDS = (7, 31)
 LONG_ROUND = 2.0  # seconds; three of these must do
 LONG = 20e-3  # a call of this length needs no call before it to warm the caches
-ROW_BUDGET = 0.12
+ROW_BUDGET = 0.04
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,25 @@ results: dict[Group, Result] = {}
 output: Path | None = None  # a file of timings, to which each group is written once it is timed
 # at most one: a contest holds its tensors and its compiled functions
 _open: dict[Group, Contest] = {}
+
+
+def groups(
+    make: Callable[[Any, int, str], Group],
+    shapes: Sequence[Any],
+    gpu_shapes: Sequence[Any] = (),
+    two: Sequence[Any] | None = None,
+) -> list[Group]:
+    """Return make(shape, threads, device) for each shape: on one thread, for those in `two` on two
+    as well, and on a GPU. Without `two`: from 64k elements on; below, neither side uses a second.
+    """
+    if two is None:
+        two = [shape for shape in shapes if math.prod(n for n in shape if n) >= 2**16]
+    found = []
+    for shape in shapes:
+        found.append(make(shape, 1, "cpu"))
+        if shape in two and torch.get_num_threads() > 1:
+            found.append(make(shape, 2, "cpu"))
+    return found + [make(shape, 1, "cuda") for shape in gpu_shapes]
 
 
 def rows(groups: Iterable[Group]) -> list[Any]:
@@ -139,8 +159,8 @@ def _contest(group: Group) -> Contest:
 
 
 def _synchronized(call: Call, group: Group) -> Call:
-    """pytest-benchmark's clock is the host's: on a GPU it must wait. The interleaved times use
-    device events.
+    """Wait for a GPU, since pytest-benchmark's clock is the host's; interleaved times use device
+    events.
     """
     if group.device != "cuda":
         return call
@@ -192,7 +212,7 @@ def _row(group: Group, contender: str, seconds: Sequence[float]) -> Row:
 def interleave(
     calls: dict[str, Call], device: str
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of one call in each round, and calls in one measurement; a round measures each
+    """Return seconds of one call in each round, and calls in one measurement; a round measures each
     contender once.
     """
     measure = cuda.seconds if device == "cuda" else _seconds
@@ -249,8 +269,3 @@ def moments(x: torch.Tensor, mean: float, variance: float, fourth: float, what: 
     assert error < 6, f"the mean of {what} is {error:.1f} standard errors off"
     error = abs((x - mean).square().mean().item() - variance) / ((fourth - variance**2) / n) ** 0.5
     assert error < 6, f"the variance of {what} is {error:.1f} standard errors off"
-
-
-def places(threads: Sequence[int]) -> list[tuple[int, str]]:
-    """Return (threads, "cpu") for each number of threads that this machine's cores can run."""
-    return [(t, "cpu") for t in threads if t <= max(torch.get_num_threads(), 1)]
