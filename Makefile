@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.?pp csrc/*/*.?pp)
-OUT ?= bench/results/gpu
+OUT ?= build/gpu
 
 .PHONY: install lint format test slow sanitize bench demo gpu clean
 

@@ -53,9 +53,13 @@ def line_of(comparison: Comparison) -> str:
     """Return the line of the picture that a row stands in: its op, whatever the density; and the
     contender, where ours are several.
     """
-    op = re.sub(r" [\d.]+%$| by SIMD build$", "", comparison.ours.op)
+    op = re.sub(r" [\d.]+%$| by SIMD build$", "", _short(comparison.ours.op))
     name = comparison.ours.contender.removeprefix("ours").strip()
     return f"{op}, {name}" if name else op
+
+
+def _short(op: str) -> str:
+    return op.replace("forward+backward", "fwd+bwd")
 
 
 def _caption(rows: Iterable[Row]) -> str:
@@ -84,7 +88,7 @@ def draw_ratios(rows: list[Row]) -> Figure | None:
     low, high = min(*ratios, 0.5) / 1.2, max(*ratios, 2) * 1.2
     height = 0.158 * len(lines) + 1.35
     figure, axis = plt.subplots(figsize=(WIDTH, height))
-    figure.subplots_adjust(left=0.305, right=0.85, top=1 - 0.8 / height, bottom=0.45 / height)
+    figure.subplots_adjust(left=0.285, right=0.85, top=1 - 0.8 / height, bottom=0.45 / height)
     axis.axvspan(low, 1, color="#F3E3DC", linewidth=0)
     axis.axvline(1, color="0.3", linewidth=0.9)
     for y, (name, line) in enumerate(lines.items()):
@@ -197,7 +201,7 @@ def draw_throughput(rows: list[Row]) -> Figure | None:
             linestyle=":",
         )
         axis.set(xscale="log", yscale="log")
-        axis.set_title(op.replace("forward+backward", "f. + b."), fontsize=8)
+        axis.set_title(_short(op), fontsize=8)
         axis.tick_params(labelsize=7)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
