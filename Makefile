@@ -41,7 +41,7 @@ sanitize: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/sanitize.sh
 
 bench: $(READY)
-	$(BIN)/python -m pytest --benchmark --save-rows=bench/results/$$($(BIN)/python bench/machine.py)
+	$(BIN)/python -m pytest --benchmark --save-rows=bench/results
 	$(BIN)/python bench/plots.py
 
 demo: $(READY)

@@ -18,7 +18,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--benchmark", action="store_true", help="run the timings in bench/ and no tests"
     )
     group.addoption(
-        "--save-rows", type=Path, metavar="FILE", help="write the timings of --benchmark as CSV"
+        "--save-rows",
+        type=Path,
+        metavar="PATH",
+        help="write the timings as CSV: to a file, or in a folder to machine/date.csv",
     )
     group.addoption("--slow", action="store_true", help="also run the tests marked slow")
 

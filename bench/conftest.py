@@ -18,9 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Begin the file of timings, so that a folder that cannot be written is known at once."""
     path = config.getoption("--save-rows")
     if path is not None:
-        machine.environment()  # its date is that of the beginning
-        records.start(path)
-        harness.output = path
+        environment = machine.environment()  # its date is that of the beginning
+        harness.output = path if path.suffix else path / machine.file_name(environment)
+        records.start(harness.output)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,9 +30,8 @@ step() {
 }
 step install 120 "$python" -m pip install --no-build-isolation --no-deps .
 step bits 40 "$python" bench/gpu.py "$out"
-rows=$("$python" bench/machine.py) || rows=rows.csv
 # each group is written when it is timed: a run cut short leaves what it has
-step timings 185 "$python" -m pytest --benchmark -q -p no:cacheprovider -k cuda --save-rows="$out/$rows"
+step timings 185 "$python" -m pytest --benchmark -q -p no:cacheprovider -k cuda --save-rows="$out"
 # a process for each core: most of the time goes into compiling kernels
 step tests 170 "$python" -m pytest tests/test_gpu.py -q -p no:cacheprovider -n "$(nproc)" --dist worksteal
 if command -v compute-sanitizer >/dev/null; then

@@ -1,8 +1,4 @@
-"""The machine: its description, and the ceilings that a row is held against, measured in the same
-run.
-
-`python bench/machine.py` prints a name for a file of timings: machine/date.csv.
-"""
+"""Describe the machine, and measure the ceilings that a row is held against, in the same run."""
 
 from __future__ import annotations
 
@@ -128,7 +124,3 @@ def file_name(where: Environment) -> str:
     device = "cuda" if where.gpu else "cpu"
     machine = re.sub(r"[^a-z0-9]+", "-", where.machine(device).lower()).strip("-")
     return f"{machine}/{where.date.replace(' ', '-').replace(':', '')}.csv"
-
-
-if __name__ == "__main__":
-    print(file_name(environment()))
