@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.?pp csrc/*/*.?pp)
-OUT ?= bench/results/gpu
+OUT ?= build/gpu
 
 .PHONY: install lint format test slow sanitize bench demo gpu clean
 
@@ -41,7 +41,7 @@ sanitize: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/sanitize.sh
 
 bench: $(READY)
-	$(BIN)/python -m pytest --benchmark --benchmark-json=bench/results/$$($(BIN)/python bench/machine.py).json
+	$(BIN)/python -m pytest --benchmark --save-rows=bench/results
 	$(BIN)/python bench/plots.py
 
 demo: $(READY)

@@ -4,9 +4,7 @@ times bench/.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,10 +12,16 @@ BENCH = Path(__file__).parent / "bench"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The two flags."""
+    """Add the flags."""
     group = parser.getgroup("latent-kernels")
     group.addoption(
         "--benchmark", action="store_true", help="run the timings in bench/ and no tests"
+    )
+    group.addoption(
+        "--save-rows",
+        type=Path,
+        metavar="PATH",
+        help="write the timings as CSV: to a file, or in a folder to machine/date.csv",
     )
     group.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
@@ -48,17 +52,3 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-# In this file because --benchmark-compare asks for it before bench/conftest.py is read.
-@pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_machine_info(
-    config: pytest.Config, machine_info: dict[str, Any]
-) -> None:
-    """What the figures depend on, and nothing that names the machine."""
-    if config.getoption("--benchmark"):
-        sys.path.insert(0, str(BENCH))
-        from machine import describe
-
-        machine_info.clear()
-        machine_info.update(describe())

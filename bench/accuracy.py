@@ -1,4 +1,4 @@
-"""Prints the table of kernels/gaussian/README.md: the error of the KL against mpmath, ours and the
+"""Print the table of kernels/gaussian/README.md: the error of the KL against mpmath, ours and the
 textbook's.
 
 One dimension, mean 0, standard normal prior, float32: `python bench/accuracy.py`.
@@ -35,7 +35,7 @@ LOGVARS = (
 
 
 def main() -> None:
-    """The table, in Markdown."""
+    """Print the table in Markdown."""
     print("| logvar | exact KL | ours, ulp | textbook, relative | expm1 form, relative |")
     print("| --- | --- | --- | --- | --- |")
     with mpmath.workdps(50):

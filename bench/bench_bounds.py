@@ -17,7 +17,7 @@ import torch
 import harness
 import latent_kernels as lk
 import peers
-from harness import Contest, Group, close, places, rows
+from harness import Contest, Group, close, groups, rows
 
 Tensor = torch.Tensor
 Shape = tuple[int, int]
@@ -38,7 +38,7 @@ def _contest(
     expected: tuple[Tensor, ...],
     upstream: Tensor,
 ) -> Contest:
-    """Calls of functions with their gradients, checked against float64."""
+    """Make calls of functions with their gradients, checked against float64."""
 
     def with_gradients(function: Callable[[], Tensor]) -> Callable[[], Any]:
         def call() -> tuple[Tensor, ...]:
@@ -57,7 +57,7 @@ def _contest(
 
 
 def _log_weights(shape: Shape, device: str, count: int) -> list[Tensor]:
-    """As of a model that has learned something: a spread of a few nats."""
+    """Draw log-weights as of a model that has learned something: a few nats apart."""
     generator = torch.Generator().manual_seed(9)
     return [
         (3 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
@@ -106,18 +106,7 @@ def _bound(shape: Shape, threads: int, device: str) -> Group:
     count, operations = 4 * (3 * size + 6 * batch), 6 * size
     prepare = functools.partial(_prepare, shape, device)
     return Group(
-        "importance_bound", shape, threads, device, CONTENDERS, size, count, operations, prepare
-    )
-
-
-def _vimco(shape: Shape, threads: int, device: str) -> Group:
-    samples, batch = shape
-    size = samples * batch
-    # log_w read three times, two gradients written; 3 exps and log1p among some 25 operations
-    count, operations = 4 * (5 * size + 6 * batch), 25 * size
-    prepare = functools.partial(_prepare_vimco, shape, device)
-    return Group(
-        "importance_bound vimco",
+        "importance_bound forward+backward",
         shape,
         threads,
         device,
@@ -129,27 +118,29 @@ def _vimco(shape: Shape, threads: int, device: str) -> Group:
     )
 
 
-def _groups(
-    make: Callable[..., Group], shapes: tuple[Shape, ...], gpu_shapes: tuple[Shape, ...]
-) -> list[Group]:
-    """Below 64k elements neither side uses a second thread."""
-    found = [
-        make(s, *place)
-        for s in shapes
-        for place in places((1, 2) if s[0] * s[1] >= 2**16 else (1,))
-    ]
-    return found + [make(s, 1, "cuda") for s in gpu_shapes]
+def _vimco(shape: Shape, threads: int, device: str) -> Group:
+    samples, batch = shape
+    size = samples * batch
+    # log_w read three times, two gradients written; 3 exps and log1p among some 25 operations
+    count, operations = 4 * (5 * size + 6 * batch), 25 * size
+    prepare = functools.partial(_prepare_vimco, shape, device)
+    return Group(
+        "importance_bound vimco forward+backward",
+        shape,
+        threads,
+        device,
+        CONTENDERS,
+        size,
+        count,
+        operations,
+        prepare,
+    )
 
 
-@pytest.mark.parametrize(("group", "contender"), rows(_groups(_bound, SHAPES, GPU_SHAPES)))
-def test_importance_bound(benchmark: Any, group: Group, contender: str) -> None:
-    """Log-mean-exp over samples, and its gradient."""
-    harness.run(benchmark, group, contender)
+GROUPS = groups(_bound, SHAPES, GPU_SHAPES) + groups(_vimco, VIMCO_SHAPES, GPU_VIMCO_SHAPES)
 
 
-@pytest.mark.parametrize(
-    ("group", "contender"), rows(_groups(_vimco, VIMCO_SHAPES, GPU_VIMCO_SHAPES))
-)
-def test_vimco(benchmark: Any, group: Group, contender: str) -> None:
-    """The same with VIMCO's signals for log q."""
+@pytest.mark.parametrize(("group", "contender"), rows(GROUPS))
+def test_bounds(benchmark: Any, group: Group, contender: str) -> None:
+    """Check and time log-mean-exp over samples with its gradient, and VIMCO's signals."""
     harness.run(benchmark, group, contender)

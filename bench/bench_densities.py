@@ -20,7 +20,7 @@ import torch
 import harness
 import latent_kernels as lk
 import peers
-from harness import Contest, Group, close, places, rows
+from harness import Contest, Group, close, groups, rows
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int]  # S, B, D; S = 0 stands for no sample dimension
@@ -40,7 +40,7 @@ def _full(shape: Shape) -> tuple[int, ...]:
 
 
 def _inputs(kind: str, shape: Shape, device: str) -> tuple[list[Tensor], list[Tensor]]:
-    """All inputs, and those of them that need a gradient."""
+    """Return all inputs, and those of them that need a gradient."""
     generator = torch.Generator().manual_seed(7)
     full, batch, row = _full(shape), shape[1:], shape[2:]
     shapes = {
@@ -62,7 +62,7 @@ def _inputs(kind: str, shape: Shape, device: str) -> tuple[list[Tensor], list[Te
 
 
 def _expected(kind: str, inputs: list[Tensor], upstream: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The density and every input's gradient in float64, by the derivatives."""
+    """Return the density and every input's gradient in float64, by the derivatives."""
     wide = [x.detach().double() for x in inputs]
     g = upstream.double()[..., None]
     if kind == "bernoulli":
@@ -130,22 +130,26 @@ def _group(kind: str, shape: Shape, threads: int, device: str) -> Group:
     name = "bernoulli_log_prob" if kind == "bernoulli" else f"gaussian_log_prob {kind}"
     prepare = functools.partial(_prepare, kind, shape, device)
     return Group(
-        f"{name} f.+b.", _full(shape), threads, device, CONTENDERS, full, count, operations, prepare
+        f"{name} forward+backward",
+        _full(shape),
+        threads,
+        device,
+        CONTENDERS,
+        full,
+        count,
+        operations,
+        prepare,
     )
 
 
-def _groups() -> list[Group]:
-    groups = []
-    for kind, shapes in SHAPES.items():
-        for shape in shapes:
-            # Below 64k elements neither side uses a second thread.
-            threads = (1, 2) if math.prod(_full(shape)) >= 2**16 else (1,)
-            groups += [_group(kind, shape, *place) for place in places(threads)]
-        groups += [_group(kind, shape, 1, "cuda") for shape in GPU_SHAPES]
-    return groups
+GROUPS = [
+    group
+    for kind, shapes in SHAPES.items()
+    for group in groups(functools.partial(_group, kind), shapes, GPU_SHAPES)
+]
 
 
-@pytest.mark.parametrize(("group", "contender"), rows(_groups()))
+@pytest.mark.parametrize(("group", "contender"), rows(GROUPS))
 def test_densities(benchmark: Any, group: Group, contender: str) -> None:
-    """Value and gradients."""
+    """Check and time a density and its gradients."""
     harness.run(benchmark, group, contender)

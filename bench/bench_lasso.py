@@ -23,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import harness
 import latent_kernels as lk
-from harness import Call, Contest, Group, places, rows
+from harness import Call, Contest, Group, groups, rows
 
 Tensor = torch.Tensor
 Case = tuple[
@@ -109,11 +109,11 @@ def _prepare(case: Case, threads: int, few: bool) -> Contest:
     return Contest(calls, check)
 
 
-def _group(case: Case, threads: int, device: str, few: bool) -> Group:
+def _group(few: bool, case: Case, threads: int, device: str) -> Group:
     atoms, count, features, components, density, _ = case
     count = FEW if few else count
     return Group(
-        f"lasso {atoms} {density:g}",
+        f"lasso {atoms} {density:.0%}",
         (count, features, components),
         threads,
         device,
@@ -130,17 +130,11 @@ def _group(case: Case, threads: int, device: str, few: bool) -> Group:
     )
 
 
-BATCHES = [_group(case, *place, False) for case in CASES for place in places((1, 2)) if SPAMS]
-FEW_ROWS = [_group(case, *place, True) for case in CASES[:3:2] for place in places((1,))]
+GROUPS = groups(functools.partial(_group, False), CASES, two=CASES) if SPAMS else []
+GROUPS += groups(functools.partial(_group, True), CASES[:3:2], two=())
 
 
-@pytest.mark.parametrize(("group", "contender"), rows(BATCHES))
+@pytest.mark.parametrize(("group", "contender"), rows(GROUPS))
 def test_lasso(benchmark: Any, group: Group, contender: str) -> None:
-    """Batches, beside SPAMS."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(FEW_ROWS))
-def test_lasso_few(benchmark: Any, group: Group, contender: str) -> None:
-    """A few rows, beside scikit-learn."""
+    """Check and time batches beside SPAMS, and a few rows beside scikit-learn."""
     harness.run(benchmark, group, contender)

@@ -15,7 +15,7 @@ import torch
 
 import harness
 import lista_peers as peers
-from harness import Call, Contest, Group, places, rows
+from harness import Call, Contest, Group, groups, rows
 from latent_kernels.kernels.backends import backend_name
 
 Shape = peers.Shape
@@ -36,8 +36,8 @@ REMEMBERED: tuple[Case, ...] = (((250, 500, 1024, 16), 0.05), *ONE)
 
 
 def _operations(form: str, train: bool, shape: Shape, density: float) -> int:
-    """Of the least algorithm, a product and a sum counted as two; k = density * n non-zeros a row
-    in every layer.
+    """Count the operations of the least algorithm, a product and a sum as two; k = density * n
+    non-zeros a row in every layer.
 
     Forward, a row: x W, and for each layer but the last k rows of S; coupled: k rows of D and the
     residual's product with W_t. Backward, only where codes are not 0: the gradient by z_{t-1} and
@@ -60,8 +60,8 @@ def _operations(form: str, train: bool, shape: Shape, density: float) -> int:
 
 
 def _bytes(form: str, train: bool, shape: Shape) -> int:
-    """Parameters and x read once, codes written; to train also the upstream gradient read, and
-    gradients written.
+    """Count parameters and x read once, codes written; to train also the upstream gradient read,
+    and gradients written.
     """
     m, n, batch, count = shape
     sizes = {
@@ -90,57 +90,39 @@ def _prepare(form: str, train: bool, shape: Shape, density: float) -> Contest:
     return Contest(steps, lambda _, out: peers.check_gradients(out, expected, peers.LEARNED[form]))
 
 
-def _groups(
-    form: str, train: bool, cases: tuple[Case, ...], threads: tuple[int, ...] = (1, 2)
-) -> list[Group]:
-    return [
-        Group(
-            f"lista {'training' if train else 'forward'}"
-            f"{'' if form == 'tied' else f' {form}'} {100 * density:g}%",
-            shape,
-            *place,
-            ("ours", "eager", "compile"),
-            shape[1] * shape[2],
-            _bytes(form, train, shape),
-            _operations(form, train, shape, density),
-            functools.partial(_prepare, form, train, shape, density),
-        )
-        for shape, density in cases
-        for place in places(threads)
-    ]
+def _group(form: str, train: bool, case: Case, threads: int, device: str) -> Group:
+    shape, density = case
+    passes, form_name = "training" if train else "forward", "" if form == "tied" else f" {form}"
+    return Group(
+        f"lista {passes}{form_name} {100 * density:g}%",
+        shape,
+        threads,
+        device,
+        ("ours", "eager", "compile"),
+        shape[1] * shape[2],
+        _bytes(form, train, shape),
+        _operations(form, train, shape, density),
+        functools.partial(_prepare, form, train, shape, density),
+    )
 
 
-FORWARD = _groups("tied", False, SPARSE + DENSE)
-TRAINING = _groups("tied", True, SPARSE + HALF)
-OTHERS = [
-    group
-    for form in ("untied", "step", "coupled")
-    for train in (False, True)
-    for group in _groups(form, train, ONE, (1,))
-]
+FORWARD, TRAINING = SPARSE + DENSE, SPARSE + HALF
+GROUPS = groups(functools.partial(_group, "tied", False), FORWARD, two=FORWARD)
+GROUPS += groups(functools.partial(_group, "tied", True), TRAINING, two=TRAINING)
+for form in ("untied", "step", "coupled"):
+    for train in (False, True):
+        GROUPS += groups(functools.partial(_group, form, train), ONE, two=())
 
 
-@pytest.mark.parametrize(("group", "contender"), rows(FORWARD))
-def test_lista_forward(benchmark: Any, group: Group, contender: str) -> None:
-    """Codes alone."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(TRAINING))
-def test_lista_training(benchmark: Any, group: Group, contender: str) -> None:
-    """Codes, then the gradients of what is learned."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(OTHERS))
-def test_lista_others(benchmark: Any, group: Group, contender: str) -> None:
-    """A matrix for each layer, learned steps, the coupled form."""
+@pytest.mark.parametrize(("group", "contender"), rows(GROUPS))
+def test_lista(benchmark: Any, group: Group, contender: str) -> None:
+    """Check and time codes, and training: codes, then the gradients of what is learned."""
     harness.run(benchmark, group, contender)
 
 
 @pytest.mark.parametrize(("shape", "density"), REMEMBERED)
 def test_lista_memory(capsys: pytest.CaptureFixture[str], shape: Shape, density: float) -> None:
-    """A training step takes at most a fifth of the memory that it takes in plain torch."""
+    """Check that a training step takes at most a fifth of the memory that plain torch takes."""
     found = {name: peers.memory_of(name, "tied", shape, density) for name in ("ours", "eager")}
     mine, eager = (found[name] for name in ("ours", "eager"))
     # what ours keeps is no tensor, and autograd's hooks see nothing of it

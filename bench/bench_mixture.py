@@ -1,5 +1,5 @@
-"""An iteration of EM, E-step and M-step from given parameters, against scikit-learn, oneDAL and
-torch.
+"""Time an iteration of EM, E-step and M-step from given parameters, against scikit-learn, oneDAL
+and torch.
 
 Shapes are N x D x K. The contenders get the same data, parameters and number of threads; what they
 have of the last iteration's M-step (scikit-learn: Cholesky factors of the precisions) is theirs
@@ -20,7 +20,7 @@ import torch
 import harness
 import latent_kernels as lk
 import mixture_peers as peers
-from harness import Contest, Group, close, places, rows
+from harness import Contest, Group, close, groups, rows
 
 Shape = tuple[int, int, int]
 Call = Callable[[], Any]
@@ -42,8 +42,8 @@ LIBRARIES = {"scikit-learn": ("diag", "full", "tied", "spherical"), "daal4py": (
 
 
 def _operations(kind: str, shape: Shape) -> int:
-    """Of the least algorithm, a product and a sum counted as two; softmax, K exponentials a row, is
-    not counted.
+    """Count the operations of the least algorithm, a product and a sum as two; softmax, K
+    exponentials a row, is not counted.
 
     For each row and component: diag, and with missing values as if they were there: ((x - m) / s)^2
         and the sums of r x and r x^2 take four
@@ -68,7 +68,7 @@ def _operations(kind: str, shape: Shape) -> int:
 
 
 def _ours(given: peers.Problem) -> Call:
-    """The statistics and the parameters."""
+    """Return the call that gives statistics and parameters."""
     if given.kind != "mixed":
         kind = "diag" if given.kind == "missing" else given.kind
 
@@ -128,7 +128,7 @@ def _prepare(kind: str, shape: Shape, dtype: str, contenders: tuple[str, ...]) -
 
 
 def _group(
-    kind: str, shape: Shape, dtype: str, contenders: tuple[str, ...], threads: int, device: str
+    kind: str, dtype: str, contenders: tuple[str, ...], shape: Shape, threads: int, device: str
 ) -> Group:
     names = tuple(name for name in contenders if kind in LIBRARIES.get(name, (kind,)))
     if peers.daal_missing() is not None:
@@ -151,22 +151,8 @@ def _group(
 ALL = ("ours", "scikit-learn", "daal4py", "eager", "chunks", "compile")
 
 
-def _groups(
-    kind: str,
-    shapes: tuple[Shape, ...],
-    dtype: str,
-    threads: tuple[int, ...],
-    contenders: tuple[str, ...] = ALL,
-) -> list[Group]:
-    return [
-        _group(kind, shape, dtype, contenders, *place)
-        for shape in shapes
-        for place in places(threads)
-    ]
-
-
 def _rows(groups: list[Group]) -> list[Any]:
-    """The rows, and one skipped for each group that lacks oneDAL, with the reason."""
+    """Return the rows, and one skipped for each group that lacks oneDAL, with the reason."""
     params = rows(groups)
     missing = peers.daal_missing()
     if missing is not None:
@@ -183,38 +169,29 @@ def _rows(groups: list[Group]) -> list[Any]:
     return params
 
 
-ITERATIONS = _groups("diag", DIAGONAL, "float32", (1, 2)) + _groups("full", FULL, "float64", (1, 2))
-# Ten seconds a round: of torch the faster way alone.
-LONG = _groups(
-    "full", LARGEST_FULL, "float64", (1, 2), ("ours", "scikit-learn", "daal4py", "chunks")
+DIAG, FULL64 = (
+    functools.partial(_group, "diag", "float32"),
+    functools.partial(_group, "full", "float64"),
 )
-OTHERS = [
-    *_groups("spherical", ONE, "float32", (1,)),
-    *_groups("tied", ONE, "float32", (1,)),
-    *_groups("missing", ONE, "float32", (1,)),
-    *_groups("mixed", MIXED, "float32", (1,)),
-]
+GROUPS = groups(functools.partial(DIAG, ALL), DIAGONAL, two=DIAGONAL)
+GROUPS += groups(functools.partial(FULL64, ALL), FULL, two=FULL)
+# Ten seconds a round: of torch the faster way alone.
+GROUPS += groups(
+    functools.partial(FULL64, ("ours", "scikit-learn", "daal4py", "chunks")),
+    LARGEST_FULL,
+    two=(),
+)
+for kind, shapes in (("spherical", ONE), ("tied", ONE), ("missing", ONE), ("mixed", MIXED)):
+    GROUPS += groups(functools.partial(_group, kind, "float32", ALL), shapes, two=())
 # The time of a row must not grow with their number; whole arrays in torch would be gigabytes in the
 # last two.
-ROWS = [
-    *_groups("diag", GROWING[:2], "float32", (1,), ("ours", "eager", "chunks", "compile")),
-    *_groups("diag", GROWING[2:], "float32", (1,), ("ours", "chunks")),
-]
+GROUPS += groups(
+    functools.partial(DIAG, ("ours", "eager", "chunks", "compile")), GROWING[:2], two=()
+)
+GROUPS += groups(functools.partial(DIAG, ("ours", "chunks")), GROWING[2:], two=())
 
 
-@pytest.mark.parametrize(("group", "contender"), _rows(ITERATIONS) + _rows(LONG))
-def test_mixture_iteration(benchmark: Any, group: Group, contender: str) -> None:
-    """Diagonal and full covariances."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), _rows(OTHERS))
-def test_mixture_others(benchmark: Any, group: Group, contender: str) -> None:
-    """The other covariances, missing values, columns of several families."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), _rows(ROWS))
-def test_mixture_rows(benchmark: Any, group: Group, contender: str) -> None:
-    """The same with ten thousand rows to ten million."""
+@pytest.mark.parametrize(("group", "contender"), _rows(GROUPS))
+def test_mixture(benchmark: Any, group: Group, contender: str) -> None:
+    """Check and time an iteration of EM, by covariances, families and numbers of rows."""
     harness.run(benchmark, group, contender)

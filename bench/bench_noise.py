@@ -13,7 +13,7 @@ import torch
 import cuda
 import harness
 import latent_kernels as lk
-from harness import Contest, Group, places, rows
+from harness import Contest, Group, groups, rows
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.noise import reference
 
@@ -24,8 +24,8 @@ MOMENTS = {
     "uniform": (1 / 2, 1 / 12, 1 / 80),
 }  # mean, variance, fourth central
 
-SIZES = (2**10, 2**14, 2**17, 2**20, 2**23)
-GPU_SIZES = (2**20, 2**24, 2**26)
+SIZES = ((2**10,), (2**14,), (2**17,), (2**20,), (2**23,))
+GPU_SIZES = ((2**20,), (2**24,), (2**26,))
 # A compiled generator is a loop over single elements: two sizes show it, and each takes seconds to
 # compile.
 COMPILED = {(2**14, 1), (2**20, 1), (2**20, 2)}
@@ -44,7 +44,7 @@ def _check(kind: str, size: int, contender: str, out: torch.Tensor) -> None:
 
 
 def _check_bits(kind: str, size: int, device: str) -> None:
-    """Ours against the NumPy reference, for the seed that torch's generator gives."""
+    """Compare ours with the NumPy reference, for the seed that torch's generator gives."""
     torch.manual_seed(0)
     seed = int(torch.randint(2**63 - 1, ()))
     torch.manual_seed(0)
@@ -75,7 +75,8 @@ def _prepare(kind: str, size: int, contenders: tuple[str, ...], device: str) -> 
     return Contest(calls, check)
 
 
-def _group(kind: str, size: int, threads: int, device: str) -> Group:
+def _group(kind: str, shape: tuple[int], threads: int, device: str) -> Group:
+    (size,) = shape
     contenders: tuple[str, ...] = ("ours", "eager")
     if device == "cuda":
         contenders += ("compile", "graph")
@@ -83,7 +84,7 @@ def _group(kind: str, size: int, threads: int, device: str) -> Group:
         contenders += ("compile",)
     return Group(
         op=f"noise {kind}",
-        shape=(size,),
+        shape=shape,
         threads=threads,
         device=device,
         contenders=contenders,
@@ -137,19 +138,14 @@ def _builds_group(kind: str, size: int) -> Group:
     )
 
 
-KINDS = ("normal", "uniform")
-CPU = [_group(kind, size, *place) for kind in KINDS for place in places((1, 2)) for size in SIZES]
-GPU = [_group(kind, size, 1, "cuda") for kind in KINDS for size in GPU_SIZES]
-BUILDS = [_builds_group(kind, 2**20) for kind in KINDS]
+GROUPS = [
+    *groups(functools.partial(_group, "normal"), SIZES, GPU_SIZES),
+    *groups(functools.partial(_group, "uniform"), SIZES, GPU_SIZES),
+    *(_builds_group(kind, 2**20) for kind in OURS),
+]
 
 
-@pytest.mark.parametrize(("group", "contender"), rows(CPU + GPU))
+@pytest.mark.parametrize(("group", "contender"), rows(GROUPS))
 def test_noise(benchmark: Any, group: Group, contender: str) -> None:
-    """Noise, by size and threads."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(BUILDS))
-def test_noise_simd(benchmark: Any, group: Group, contender: str) -> None:
-    """Noise on one thread, by SIMD build."""
+    """Check and time noise, by size and threads, and on one thread by SIMD build."""
     harness.run(benchmark, group, contender)

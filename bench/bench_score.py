@@ -19,7 +19,7 @@ import cuda
 import harness
 import latent_kernels as lk
 import peers
-from harness import Contest, Group, close, places, rows
+from harness import Contest, Group, close, groups, rows
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int]  # S, B, D
@@ -44,17 +44,6 @@ SAMPLED: tuple[Shape, ...] = (SMALL, (16, 1024, 64))
 SUMS = {"gaussian": 7, "bernoulli": 2, "categorical": 1}
 DRAW = {"bernoulli": 24 + 36, "categorical": 24 + 1 + math.ceil(math.log2(CLASSES))}
 TOLERANCE = 2e-5  # float32 sums of up to 1024 terms of size 1
-
-
-def _threads(op: Any, shape: Shape) -> tuple[int, ...]:
-    """A second thread where it can show most: every row compiles its rival anew, and seconds add
-    up.
-    """
-    return (
-        (1, 2)
-        if (op is _gradient and shape == LARGE) or (op is _samples and shape == SAMPLED[-1])
-        else (1,)
-    )
 
 
 def _parameters(family: str, shape: Shape, device: str = "cpu") -> tuple[Tensor, ...]:
@@ -84,8 +73,8 @@ def _close(got: Any, expected: Any, what: str) -> None:
 
 
 def _prepare_gradient(family: str, shape: Shape, backward: bool, device: str) -> Contest:
-    """The gradient by itself; or, `backward`, the mean of values and the gradient under an upstream
-    one.
+    """Make calls of the gradient by itself; or, `backward`, of the mean of values and the gradient
+    under an upstream one.
     """
     make = FAMILIES[family]
     plain = _parameters(family, shape, device)
@@ -130,7 +119,7 @@ def _prepare_gradient(family: str, shape: Shape, backward: bool, device: str) ->
 
 
 def _counts(family: str, shape: Shape) -> tuple[int, int]:
-    """Bytes that a gradient reads and writes, and its operations."""
+    """Count the bytes that a gradient reads and writes, and its operations."""
     s, b, d = shape
     of_q = b * d * (CLASSES if family == "categorical" else 2 if family == "gaussian" else 1)
     # z read (classes are int64), values read, parameters read, gradients written
@@ -163,7 +152,7 @@ def _gradient(family: str, backward: bool, shape: Shape, threads: int, device: s
 
 
 def _prepare_both(family: str, shape: Shape) -> Contest:
-    """z is drawn, then used; `ours seed` does not keep it, and draws it again for the gradient."""
+    """Make calls that draw z, then use it; `ours seed` draws it again and does not keep it."""
     make = FAMILIES[family]
     plain = _parameters(family, shape)
     leaves = tuple(x.clone().requires_grad_() for x in plain)
@@ -324,52 +313,20 @@ def _samples(family: str, shape: Shape, threads: int, device: str) -> Group:
     )
 
 
-def _groups(
-    make: Callable[..., Group], families: Any, shapes: tuple[Shape, ...], *options: Any
-) -> list[Group]:
-    return [
-        make(family, *options, shape, *place)
-        for family in families
-        for shape in shapes
-        for place in places(_threads(make, shape))
-    ]
+GROUPS: list[Group] = []
+# A second thread where it can show most: every row compiles its rival anew, and seconds add up.
+for family in FAMILIES:
+    one = functools.partial(groups, two=())
+    GROUPS += groups(functools.partial(_gradient, family, False), SHAPES, GPU_SHAPES, two=(LARGE,))
+    GROUPS += one(functools.partial(_gradient, family, True), BOTH_SHAPES)
+    GROUPS += one(functools.partial(_sample_and_gradient, family), SAMPLED)
+    GROUPS += one(functools.partial(_variant, family, "optimal"), (LARGE,))
+    GROUPS += one(functools.partial(_variant, family, "variance"), (LARGE,))
+    if family != "gaussian":
+        GROUPS += groups(functools.partial(_samples, family), SAMPLED, two=SAMPLED[-1:])
 
 
-GRADIENTS = _groups(_gradient, FAMILIES, SHAPES, False)
-GRADIENTS += [_gradient(f, False, shape, 1, "cuda") for f in FAMILIES for shape in GPU_SHAPES]
-BACKWARD = _groups(_gradient, FAMILIES, BOTH_SHAPES, True)
-SAMPLES_AND_GRADIENTS = _groups(_sample_and_gradient, FAMILIES, SAMPLED)
-VARIANTS = [
-    group for v in ("optimal", "variance") for group in _groups(_variant, FAMILIES, (LARGE,), v)
-]
-SAMPLES = _groups(_samples, ("bernoulli", "categorical"), SAMPLED)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(GRADIENTS))
-def test_score_gradient(benchmark: Any, group: Group, contender: str) -> None:
-    """The gradient by itself."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(BACKWARD))
-def test_score_backward(benchmark: Any, group: Group, contender: str) -> None:
-    """Through autograd."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(SAMPLES_AND_GRADIENTS))
-def test_score_sample_and_gradient(benchmark: Any, group: Group, contender: str) -> None:
-    """Samples, then their gradient."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(VARIANTS))
-def test_score_variants(benchmark: Any, group: Group, contender: str) -> None:
-    """The optimal coefficient; gradients with their variances."""
-    harness.run(benchmark, group, contender)
-
-
-@pytest.mark.parametrize(("group", "contender"), rows(SAMPLES))
-def test_samples(benchmark: Any, group: Group, contender: str) -> None:
-    """Samples of the discrete families."""
+@pytest.mark.parametrize(("group", "contender"), rows(GROUPS))
+def test_score(benchmark: Any, group: Group, contender: str) -> None:
+    """Check and time gradients, by themselves, through autograd or with samples; and samples."""
     harness.run(benchmark, group, contender)

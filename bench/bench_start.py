@@ -1,7 +1,7 @@
-"""What a process pays once: importing the package, and the first call of the mixture kernels.
+"""Time what a process pays once: importing the package, and the first call of the mixture kernels.
 
 Each measurement is a process of its own, whose whole time is the row; what the part in question
-takes stands in the row's extra_info and is printed.
+takes is printed, and saved as a row without peers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+import harness
+
 IMPORT = """
-import time
-a = time.perf_counter(); import torch
-b = time.perf_counter(); import latent_kernels
-c = time.perf_counter(); print(b - a, c - b)
+import time, torch
+a = time.perf_counter(); import latent_kernels
+b = time.perf_counter(); print(b - a)
 """
 # What numba loads only at a first call (its registries of NumPy functions) is in the call's time;
 # importing numba and scipy.special, which the call would do too, is not.
@@ -35,9 +36,11 @@ c = time.perf_counter(); print(b - a, c - b)
 
 
 def _measure(
-    benchmark: Any, code: str, names: tuple[str, ...], rounds: int, environment: dict[str, str]
+    benchmark: Any, code: str, ops: tuple[str, ...], rounds: int, environment: dict[str, str]
 ) -> str:
-    """Run `code` in new processes; return the medians of the seconds that it prints, as text."""
+    """Run `code` in new processes; record the seconds that it prints, and return their medians as
+    text.
+    """
     found: list[list[float]] = []
 
     def call() -> None:
@@ -52,29 +55,27 @@ def _measure(
         found.append([float(x) for x in done.stdout.split()])
 
     benchmark.pedantic(call, rounds=rounds, iterations=1, warmup_rounds=1 if rounds > 1 else 0)
-    medians = [statistics.median(times) for times in zip(*found, strict=True)]
-    benchmark.extra_info.update(
-        {f"{name}_ms": float(f"{1e3 * x:.4g}") for name, x in zip(names, medians, strict=True)}
-    )
-    return ", ".join(f"{name} {1e3 * x:.3g} ms" for name, x in zip(names, medians, strict=True))
-
-
-def _print(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    with capsys.disabled():
-        print("\n" + text)
+    texts = []
+    for op, seconds in zip(ops, zip(*found[-rounds:], strict=True), strict=True):
+        harness.record(op, seconds)
+        texts.append(f"{op} {1e3 * statistics.median(seconds):.3g} ms")
+    return ", ".join(texts)
 
 
 def test_import(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """`import latent_kernels` after `import torch`."""
-    found = _measure(benchmark, IMPORT, ("torch", "latent_kernels"), 7, {})
-    _print(capsys, f"import: {found}")
+    """Time `import latent_kernels` after `import torch`."""
+    found = _measure(benchmark, IMPORT, ("import latent_kernels",), 3, {})
+    with capsys.disabled():
+        print("\n" + found)
 
 
 @pytest.mark.parametrize("state", ["cold", "warm"])
 def test_mixture_first_call(
     benchmark: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, state: str
 ) -> None:
-    """An E-step without numba's cache on disk, and with it; then a second one in that process."""
-    rounds, cache = (1 if state == "cold" else 5), {"NUMBA_CACHE_DIR": str(tmp_path)}
-    found = _measure(benchmark, FIRST_CALL, ("first_call", "second_call"), rounds, cache)
-    _print(capsys, f"mixture, {state} cache: {found}")
+    """Time an E-step without numba's cache on disk, and with it; then a second in that process."""
+    rounds, cache = (1 if state == "cold" else 3), {"NUMBA_CACHE_DIR": str(tmp_path)}
+    ops = tuple(f"mixture {n} call, {state} cache" for n in ("first", "second"))
+    found = _measure(benchmark, FIRST_CALL, ops, rounds, cache)
+    with capsys.disabled():
+        print("\n" + found)

@@ -1,5 +1,5 @@
-"""Timing on a CUDA device: events, and graphs that replay a call's kernels without their launch
-costs.
+"""Time on a CUDA device: by events, and by graphs that replay a call's kernels without their
+launch costs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Call = Callable[[], Any]
 
 
 def seconds(call: Call, count: int) -> float:
-    """Seconds between two device events around `count` calls."""
+    """Return the seconds between two device events around `count` calls."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     begin.record()
@@ -25,7 +25,7 @@ def seconds(call: Call, count: int) -> float:
 
 
 def graphed(call: Call) -> Call:
-    """Replays a CUDA graph of `call`; its outputs are overwritten by the next replay."""
+    """Return a call that replays a CUDA graph of `call`, and overwrites the last outputs."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one go of less than ten minutes: builds and installs the package beside the machine's
 # own torch and triton, compares bits with the CPU, times the kernels and their rivals, runs the GPU tests, and
 # compute-sanitizer on small sizes. Every step has its own time limit and goes on after a failure of another; the exit
-# status tells of any. The folder given receives machine.json, bits.csv, kernels.csv, benchmarks.json and log.txt.
+# status tells of any. The folder given receives bits.csv, log.txt and, as `make bench` saves them, timings.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
@@ -29,8 +29,9 @@ step() {
   exit 2
 }
 step install 120 "$python" -m pip install --no-build-isolation --no-deps .
-step measurements 100 "$python" bench/gpu.py "$out"
-step benchmarks 100 "$python" -m pytest --benchmark -q -p no:cacheprovider -k cuda --benchmark-json="$out/benchmarks.json"
+step bits 40 "$python" bench/gpu.py "$out"
+# each group is written when it is timed: a run cut short leaves what it has
+step timings 185 "$python" -m pytest --benchmark -q -p no:cacheprovider -k cuda --save-rows="$out"
 # a process for each core: most of the time goes into compiling kernels
 step tests 170 "$python" -m pytest tests/triton/test_gpu.py -q -p no:cacheprovider -n "$(nproc)" --dist worksteal
 if command -v compute-sanitizer >/dev/null; then

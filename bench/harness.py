@@ -1,5 +1,5 @@
-"""How a row is made: the answer is checked, rivals are timed in turns, then pytest-benchmark times
-the row by itself.
+"""Make a row: check the answer, time rivals in turns, then let pytest-benchmark time the row by
+itself.
 
 pytest-benchmark finishes one row before it begins the next, and a shared machine changes its speed
 in between. So the first row of a group also times all of the group's contenders in rounds A B C A B
@@ -10,10 +10,12 @@ stand beside them, for --benchmark-compare.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,15 +23,17 @@ import torch
 
 import cuda
 import machine
+import records
+from records import Row
 
 Call = Callable[[], Any]
 
 SLICE = 2e-3  # seconds of calls in one measurement: a thousand times the clock's resolution
 BUDGET = 0.6  # seconds of rounds in a group, where the least number of rounds allows
-ROUNDS = (7, 31)
+ROUNDS = (5, 31)
 LONG_ROUND = 2.0  # seconds; three of these must do
 LONG = 20e-3  # a call of this length needs no call before it to warm the caches
-ROW_BUDGET = 0.12
+ROW_BUDGET = 0.04
 
 
 @dataclass(frozen=True)
@@ -50,95 +54,98 @@ class Group:
     device: str
     contenders: tuple[str, ...]
     elements: int
-    bytes: (
-        int  # that the least algorithm reads and writes; the count stands where the group is made
-    )
+    # bytes that the least algorithm reads and writes; the count stands where the group is made
+    bytes: int
     operations: int
-    prepare: Callable[[], Contest] = field(repr=False, compare=False)
+    prepare: Callable[[], Contest] | None = field(default=None, repr=False, compare=False)
     ours: tuple[str, ...] = ("ours",)
     dtype: str = "float32"
 
     @property
     def size(self) -> str:
-        """The shape as text."""
+        """Return the shape as text."""
         return "x".join(map(str, self.shape))
 
     @property
     def place(self) -> str:
-        """Where it runs, as text."""
-        return (
-            self.device
-            if self.device != "cpu"
-            else f"{self.threads} thread{'s' * (self.threads > 1)}"
-        )
+        """Return where it runs, as text."""
+        return records.place(self.device, self.threads)
 
 
 @dataclass
 class Result:
-    """The interleaved times of a group, or what was wrong with an answer."""
+    """The timed rows of a group, or what was wrong with an answer."""
 
-    group: Group
-    seconds: dict[str, float] = field(default_factory=dict)  # of one call, the median round
-    fastest: dict[str, float] = field(default_factory=dict)  # the fastest round
+    rows: dict[str, Row] = field(default_factory=dict)  # by contender
     inner: dict[str, int] = field(default_factory=dict)  # calls in one measurement
-    rounds: int = 0
     failure: AssertionError | None = None
-
-    def best_peer(self) -> str:
-        """The contender with the least median that is not ours."""
-        return min(self._peers(), key=self.seconds.__getitem__)
-
-    def ratio(self, name: str) -> float:
-        """The best peer's median over that of `name`."""
-        return self.seconds[self.best_peer()] / self.seconds[name]
-
-    def ratio_of_fastest(self, name: str) -> float:
-        """The same of the fastest rounds; the best peer in these may be another."""
-        return min(self.fastest[peer] for peer in self._peers()) / self.fastest[name]
-
-    def disturbed(self, name: str) -> bool:
-        """Whether other work took the cores in half of the rounds, as medians far above the fastest
-        show.
-        """
-        return any(self.seconds[n] > 1.5 * self.fastest[n] for n in (name, self.best_peer()))
-
-    def _peers(self) -> list[str]:
-        return [name for name in self.group.contenders if name not in self.group.ours]
 
 
 results: dict[Group, Result] = {}
-_open: dict[
-    Group, Contest
-] = {}  # at most one: a contest holds its tensors and its compiled functions
+output: Path | None = None  # a file of timings, to which each group is written once it is timed
+# at most one: a contest holds its tensors and its compiled functions
+_open: dict[Group, Contest] = {}
+
+
+def groups(
+    make: Callable[[Any, int, str], Group],
+    shapes: Sequence[Any],
+    gpu_shapes: Sequence[Any] = (),
+    two: Sequence[Any] | None = None,
+) -> list[Group]:
+    """Return make(shape, threads, device) for each shape: on one thread, for those in `two` on two
+    as well, and on a GPU. Without `two`: from 64k elements on; below, neither side uses a second.
+    """
+    if two is None:
+        two = [shape for shape in shapes if math.prod(n for n in shape if n) >= 2**16]
+    found = []
+    for shape in shapes:
+        found.append(make(shape, 1, "cpu"))
+        if shape in two and torch.get_num_threads() > 1:
+            found.append(make(shape, 2, "cpu"))
+    return found + [make(shape, 1, "cuda") for shape in gpu_shapes]
 
 
 def rows(groups: Iterable[Group]) -> list[Any]:
-    """Parameters (group, contender): the contenders of a group after each other."""
+    """Return parameters (group, contender): the contenders of a group after each other."""
     params = []
     for group in groups:
         marks = [pytest.mark.gpu] if group.device == "cuda" else []
         for name in group.contenders:
-            label = f"{group.op}-{group.size}-{group.place}-{name}".replace(" ", "_")
+            kind = "" if group.dtype == "float32" else f"-{group.dtype}"
+            label = f"{group.op}-{group.size}{kind}-{group.place}-{name}".replace(" ", "_")
             params.append(pytest.param(group, name, id=label, marks=marks))
     return params
 
 
 def run(benchmark: Any, group: Group, contender: str) -> None:
-    """One row. The group's first row checks and times all of its contenders."""
+    """Time one row. The group's first row checks and times all of its contenders."""
     torch.set_num_threads(group.threads)
     contest = _contest(group)
     if group not in results:
-        results[group] = _measure(group, contest)
+        result = results[group] = _measure(group, contest)
+        _save(result.rows.values())
     result = results[group]
     if result.failure is not None:
         raise result.failure
+    row, inner = result.rows[contender], result.inner[contender]
     benchmark.group = f"{group.op} {group.size}, {group.place}"
-    benchmark.extra_info.update(_facts(result, contender))
-    seconds, inner = result.seconds[contender], result.inner[contender]
+    benchmark.extra_info.update(median_us=row.median_us, fastest_us=row.fastest_us)
+    seconds = row.median_us * 1e-6
     long = seconds > LONG_ROUND / 4
     rounds = 1 if long else _between(ROW_BUDGET / (seconds * inner), 3, 30)
     call = _synchronized(contest.calls[contender], group)
     benchmark.pedantic(call, rounds=rounds, iterations=inner, warmup_rounds=0 if long else 1)
+
+
+def record(op: str, seconds: Sequence[float]) -> None:
+    """Save times that were measured elsewhere, of what has no peer and no size."""
+    _save([_row(Group(op, (), 1, "cpu", ("ours",), 1, 0, 0), "ours", seconds)])
+
+
+def _save(rows: Iterable[Row]) -> None:
+    if output is not None:
+        records.append(output, rows)
 
 
 def _contest(group: Group) -> Contest:
@@ -146,13 +153,14 @@ def _contest(group: Group) -> Contest:
         _open.clear()
         gc.collect()
         torch._dynamo.reset()  # or code compiled for another number of threads would be used again
+        assert group.prepare is not None
         _open[group] = group.prepare()
     return _open[group]
 
 
 def _synchronized(call: Call, group: Group) -> Call:
-    """pytest-benchmark's clock is the host's: on a GPU it must wait. The interleaved times use
-    device events.
+    """Wait for a GPU, since pytest-benchmark's clock is the host's; interleaved times use device
+    events.
     """
     if group.device != "cuda":
         return call
@@ -166,7 +174,7 @@ def _synchronized(call: Call, group: Group) -> Call:
 
 def _measure(group: Group, contest: Contest) -> Result:
     assert set(contest.calls) == set(group.contenders)
-    result = Result(group)
+    result = Result()
     try:
         for name, call in contest.calls.items():
             contest.check(name, call())
@@ -176,16 +184,35 @@ def _measure(group: Group, contest: Contest) -> Result:
         )
         return result
     times, result.inner = interleave(contest.calls, group.device)
-    result.seconds = {name: statistics.median(t) for name, t in times.items()}
-    result.fastest = {name: min(t) for name, t in times.items()}
-    result.rounds = len(times[group.ours[0]])
+    result.rows = {name: _row(group, name, times[name]) for name in group.contenders}
     return result
+
+
+def _row(group: Group, contender: str, seconds: Sequence[float]) -> Row:
+    return Row(
+        op=group.op,
+        shape=group.size,
+        dtype=group.dtype,
+        device=group.device,
+        threads=group.threads,
+        contender=contender,
+        ours=int(contender in group.ours),
+        elements=group.elements,
+        bytes=group.bytes,
+        operations=group.operations,
+        median_us=statistics.median(seconds) * 1e6,
+        fastest_us=min(seconds) * 1e6,
+        rounds=len(seconds),
+        copy_gb_per_s=machine.copy_bandwidth(group.threads, group.device) * 1e-9,
+        gemm_gop_per_s=machine.gemm_rate(group.threads, group.device, group.dtype) * 1e-9,
+        environment=machine.environment(),
+    )
 
 
 def interleave(
     calls: dict[str, Call], device: str
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of one call in each round, and calls in one measurement; a round measures each
+    """Return seconds of one call in each round, and calls in one measurement; a round measures each
     contender once.
     """
     measure = cuda.seconds if device == "cuda" else _seconds
@@ -225,47 +252,10 @@ def _between(x: float, low: int, high: int) -> int:
     return max(low, min(high, round(x)))
 
 
-def percent_of_copy(group: Group, seconds: float) -> float:
-    """The counted bytes a second, of what a plain copy reaches in this run with as many threads."""
-    return 100 * group.bytes / seconds / machine.copy_bandwidth(group.threads, group.device)
-
-
-def _facts(result: Result, contender: str) -> dict[str, Any]:
-    """The row's extra_info."""
-    group, seconds = result.group, result.seconds[contender]
-    facts = {
-        "op": group.op,
-        "shape": group.size,
-        "dtype": group.dtype,
-        "device": group.device,
-        "threads": group.threads,
-        "contender": contender,
-        "elements": group.elements,
-        "bytes": group.bytes,
-        "operations": group.operations,
-        "interleaved_median_us": seconds * 1e6,
-        "interleaved_fastest_us": result.fastest[contender] * 1e6,
-        "interleaved_rounds": result.rounds,
-        "ns_per_element": seconds * 1e9 / group.elements,
-        "gb_per_s": group.bytes / seconds * 1e-9,
-        "copy_gb_per_s": machine.copy_bandwidth(group.threads, group.device) * 1e-9,
-        "percent_of_copy": percent_of_copy(group, seconds),
-        "gop_per_s": group.operations / seconds * 1e-9,
-        "percent_of_gemm": 100
-        * group.operations
-        / seconds
-        / machine.gemm_rate(group.threads, group.device, group.dtype),
-    }
-    if contender in group.ours:
-        facts["best_peer"] = result.best_peer()
-        facts["ratio_to_best_peer"] = result.ratio(contender)
-        facts["ratio_of_fastest"] = result.ratio_of_fastest(contender)
-        facts["disturbed"] = result.disturbed(contender)
-    return {key: float(f"{x:.4g}") if isinstance(x, float) else x for key, x in facts.items()}
-
-
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
-    """Every element within `tolerance` of the float64 value, relative to 1 + |value|."""
+    """Check that every element is within `tolerance` of the float64 value, relative to
+    1 + |value|.
+    """
     error = ((got.double() - expected).abs() / (1 + expected.abs())).max().item()
     assert error <= tolerance, f"{what} is off by {error:.2g}, allowed {tolerance:.2g}"
 
@@ -279,8 +269,3 @@ def moments(x: torch.Tensor, mean: float, variance: float, fourth: float, what: 
     assert error < 6, f"the mean of {what} is {error:.1f} standard errors off"
     error = abs((x - mean).square().mean().item() - variance) / ((fourth - variance**2) / n) ** 0.5
     assert error < 6, f"the variance of {what} is {error:.1f} standard errors off"
-
-
-def places(threads: Sequence[int]) -> list[tuple[int, str]]:
-    """(threads, "cpu") for each number of threads that this machine's cores can run."""
-    return [(t, "cpu") for t in threads if t <= max(torch.get_num_threads(), 1)]

@@ -1,8 +1,4 @@
-"""The machine: its description, and the ceilings that a row is held against, measured in the same
-run.
-
-`python bench/machine.py` prints a name for a results file: the date, the time and the processor.
-"""
+"""Describe the machine, and measure the ceilings that a row is held against, in the same run."""
 
 from __future__ import annotations
 
@@ -14,68 +10,76 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from records import Environment
+
 COPY_ELEMENTS = 2**25  # float32: 128 MiB, several times the last-level cache
 GEMM_SIDE = 2048
 
 
-def cpu_model() -> str:
-    """The processor's name, without the characters that only trademark lawyers read."""
+def _processor() -> tuple[str, str]:
+    """Return the processor's name without trademarks, and its family-model-stepping."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    found = re.search(r"model name\s*:\s*(.*)", text)
-    name = found.group(1) if found else platform.processor() or platform.machine()
-    return re.sub(r"\s+", " ", re.sub(r"\((R|TM)\)|CPU|@.*", "", name)).strip()
+    facts = dict(reversed(re.findall(r"^([^\t:\n]+?)\s*: (.*)$", text, re.MULTILINE)))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    name = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|@.*", "", name)
+    numbers = (facts.get(key, "") for key in ("cpu family", "model", "stepping"))
+    return " ".join(name.split()), "-".join(filter(None, numbers))
 
 
-def _version(package: str) -> str | None:
+def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return ""
 
 
-def _driver() -> str | None:
-    """Return the version of NVIDIA's driver, where nvidia-smi tells it."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _output(*command: str) -> str:
+    """Return the first line that a command prints; nothing where it fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.partition("\n")[0].strip()
 
 
-def describe() -> dict[str, Any]:
-    """What the figures depend on; pytest-benchmark saves it as machine_info."""
+@functools.cache
+def environment() -> Environment:
+    """Describe what the figures of this process depend on."""
     from latent_kernels.kernels import _core
 
-    packages = ("latent-kernels", "torch", "triton", "numba", "numpy", "pytest-benchmark")
-    packages += ("scikit-learn", "daal4py")
-    return {
-        # pytest-benchmark compares these two with those of a saved run
-        "cpu": {"brand_raw": cpu_model(), "count": os.cpu_count()},
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python_version": platform.python_version(),
-        "python_implementation": platform.python_implementation(),
-        "node": "",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cuda": torch.version.cuda,
-        "driver": _driver(),
-        "threads": torch.get_num_threads(),
-        "simd_build": _core.simd_build(),
-        "simd_builds": _core.simd_builds(),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: _version(name) for name in packages},
-    }
+    processor, model = _processor()
+    return Environment(
+        processor=processor,
+        model=model,
+        simd=_core.simd_build(),
+        torch_simd=torch.backends.cpu.get_cpu_capability(),
+        cores=len(os.sched_getaffinity(0)),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        driver=_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        date=f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}",
+        # results are written while a run goes on, and change nothing that was measured
+        commit=_output("git", "rev-parse", "--short=12", "HEAD")
+        + ("-dirty" if _output("git", "status", "--porcelain", ":/", ":!results") else ""),
+        torch=_version("torch"),
+        triton=_version("triton"),
+        numba=_version("numba"),
+        numpy=_version("numpy"),
+        scikit_learn=_version("scikit-learn"),
+    )
 
 
-def _best_seconds(call: Any, device: str, repeats: int) -> float:
+def _best_seconds(call: Callable[[], Any], device: str, repeats: int) -> float:
     times = []
     for _ in range(repeats):
         _synchronize(device)
@@ -93,8 +97,8 @@ def _synchronize(device: str) -> None:
 
 @functools.cache
 def copy_bandwidth(threads: int, device: str) -> float:
-    """Bytes a second, read and written, of the fastest of a few `copy_` of arrays beyond the
-    caches.
+    """Return the bytes a second, read and written, of the fastest of a few `copy_` of arrays
+    beyond the caches.
     """
     torch.set_num_threads(threads)
     count = COPY_ELEMENTS * (8 if device == "cuda" else 1)
@@ -104,25 +108,19 @@ def copy_bandwidth(threads: int, device: str) -> float:
 
 @functools.cache
 def gemm_rate(threads: int, device: str, dtype: str) -> float:
-    """Operations a second of a large matrix product: the ceiling of rows that compute more than
-    they move.
+    """Return the operations a second of a large matrix product: the ceiling of rows that compute
+    more than they move.
     """
     torch.set_num_threads(threads)
     side = GEMM_SIDE * (4 if device == "cuda" else 1)
     kind = {"device": device, "dtype": getattr(torch, dtype)}
-    a, b, out = (
-        torch.randn(side, side, **kind),
-        torch.randn(side, side, **kind),
-        torch.empty(side, side, **kind),
-    )
+    a, b = (torch.randn(side, side, **kind) for _ in range(2))
+    out = torch.empty(side, side, **kind)
     return 2 * side**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device, 4)
 
 
-def results_name() -> str:
-    """The date, the time and the processor, as a file name."""
-    cpu = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
-    return f"{datetime.datetime.now():%Y-%m-%d-%H%M}-{cpu}"
-
-
-if __name__ == "__main__":
-    print(results_name())
+def file_name(where: Environment) -> str:
+    """Return machine/date.csv."""
+    device = "cuda" if where.gpu else "cpu"
+    machine = re.sub(r"[^a-z0-9]+", "-", where.machine(device).lower()).strip("-")
+    return f"{machine}/{where.date.replace(' ', '-').replace(':', '')}.csv"
