@@ -574,7 +574,7 @@ def test_numbers_that_cannot_be_written_leave_those_of_before(tmp_path, monkeypa
 
 def test_the_picture_has_a_colour_and_a_ring_for_each_of_six(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures.drawing, "save_figure", lambda figure, path: drawn.append(figure))
     fits = [fit_with(k, 0, [-8.0 + k, -6.0]) for k in range(1, 7)]
     fits = [dataclasses.replace(one, by_samples={1: -9.0, one.k: -8.0, 60: -7.0}) for one in fits]
     found = results.Study(SMALL, "iwae", fits)

@@ -7,17 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_kernels.cli import drawing
 from latent_kernels.cli.bounds.results import Row, Study
-from latent_kernels.cli.drawing import (
-    STYLES,
-    curve,
-    integer_axis,
-    legend_below,
-    minus,
-    new_figure,
-    save_figure,
-    value_range,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,28 +17,28 @@ Curve = dict[int, float]  # bounds by samples, or by epochs
 
 
 def draw(study: Study, rows: Sequence[Row], path: Path) -> None:
-    """Left: L_S of held-out images against S. Right: the bounds over the epochs."""
+    """Draw L_S of held-out images against S at the left, bounds over the epochs at the right."""
     seeds = len(rows[0].fits)
     title = f"VAEs on handwritten digits, trained on the bound of k samples ({study.estimator})"
     title += f"; means of {seeds} seeds, shaded from the lowest to the highest" if seeds > 1 else ""
-    figure = new_figure(13.0, 5.6, title)
+    figure = drawing.new_figure(13.0, 5.6, title)
     left, right = figure.subplots(1, 2)
     shown: list[float] = []
-    for row, style in zip(rows, STYLES, strict=False):
+    for row, style in zip(rows, drawing.STYLES, strict=False):
         _draw_tightening(left, row, style)
         shown += _draw_training(right, row, style[0])
     _finish(left, right, study.recipe.curve_samples)
-    value_range(right, shown)
-    legend_below(figure, left, columns=4)
-    save_figure(figure, path)
+    drawing.value_range(right, shown)
+    drawing.legend_below(figure, left, columns=4)
+    drawing.save_figure(figure, path)
 
 
 def _draw_tightening(ax: Axes, row: Row, style: tuple[str, str]) -> None:
     curves = [one.by_samples for one in row.fits]
     means = _means(curves)
     largest = max(means)
-    label = f"k = {row.k}: $L_{{{largest}}}$ = {minus(f'{means[largest]:.2f}')}"
-    _draw_band(ax, curves, label=label, **curve(style))
+    label = f"k = {row.k}: $L_{{{largest}}}$ = {drawing.minus(f'{means[largest]:.2f}')}"
+    _draw_band(ax, curves, label=label, **drawing.curve(style))
     if row.k in means:
         ring: dict[str, Any] = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.4}
         ax.plot([row.k], [means[row.k]], "o", color=style[0], **ring)
@@ -94,6 +85,6 @@ def _finish(left: Axes, right: Axes, curve_samples: int) -> None:
     right.set_title(
         f"full: held-out $L_{{{curve_samples}}}$; dotted: $L_k$ in training", fontsize=11
     )
-    integer_axis(right)
+    drawing.integer_axis(right)
     for ax in (left, right):
         ax.grid(alpha=0.25)

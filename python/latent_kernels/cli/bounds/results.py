@@ -96,20 +96,20 @@ class Estimate:
         return f"{self.mean:{sign}.2f} ± {self.error:.2f}"
 
 
-@dataclass(frozen=True)
 class Row:
-    """What the models of one k come to."""
+    """What the models of one k come to; gains are over the row `before`."""
 
-    k: int
-    fits: Sequence[Fit]
-    elbo: float
-    bound: Estimate
-    gain: Estimate | None  # over the row before
-    active_units: float
-    effective_sample_size: float
-    pareto_k: float  # median
-    pareto_k_above_threshold: float  # share of images
-    seconds: float
+    def __init__(self, k: int, fits: Sequence[Fit], before: Row | None, usable: float) -> None:
+        bounds, tails = _bounds(fits), torch.stack([one.tails for one in fits])
+        self.k, self.fits = k, fits
+        self.elbo = statistics.mean(one.elbo for one in fits)
+        self.bound = Estimate.of(bounds)
+        self.gain = None if before is None else Estimate.of(bounds - _bounds(before.fits))
+        self.active_units = statistics.mean(one.active_units for one in fits)
+        self.effective_sample_size = float(torch.stack([one.effective for one in fits]).mean())
+        self.pareto_k = float(tails.median())
+        self.pareto_k_above_threshold = float((tails > usable).double().mean())
+        self.seconds = statistics.mean(one.seconds for one in fits)
 
 
 @dataclass
@@ -138,21 +138,7 @@ class Study:
         rows: list[Row] = []
         for k in sorted({one.k for one in self.fits}):
             fits = [one for one in self.fits if one.k == k and one.seed in self.seeds()]
-            tails = torch.stack([one.tails for one in fits])
-            rows.append(
-                Row(
-                    k,
-                    fits,
-                    elbo=statistics.mean(one.elbo for one in fits),
-                    bound=Estimate.of(_bounds(fits)),
-                    gain=Estimate.of(_bounds(fits) - _bounds(rows[-1].fits)) if rows else None,
-                    active_units=statistics.mean(one.active_units for one in fits),
-                    effective_sample_size=float(torch.stack([x.effective for x in fits]).mean()),
-                    pareto_k=float(tails.median()),
-                    pareto_k_above_threshold=float((tails > self.usable).double().mean()),
-                    seconds=statistics.mean(one.seconds for one in fits),
-                )
-            )
+            rows.append(Row(k, fits, rows[-1] if rows else None, self.usable))
         return rows
 
 
