@@ -21,6 +21,7 @@ import harness
 import latent_kernels as lk
 import peers
 from harness import Contest, Group, close, groups, rows
+from latent_kernels.cli import plain_torch
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int]  # S, B, D; S = 0 stands for no sample dimension
@@ -81,7 +82,7 @@ def _expected(kind: str, inputs: list[Tensor], upstream: Tensor) -> tuple[Tensor
 def _prepare(kind: str, shape: Shape, device: str) -> Contest:
     inputs, leaves = _inputs(kind, shape, device)
     density = "bernoulli" if kind == "bernoulli" else "gaussian"
-    plain = getattr(peers, f"{density}_log_prob")
+    plain = getattr(plain_torch, f"{density}_log_prob")
     through = (
         peers.distributions_bernoulli_log_prob
         if kind == "bernoulli"

@@ -21,6 +21,7 @@ import harness
 import latent_kernels as lk
 import peers
 from harness import Call, Contest, Group, close, groups, rows
+from latent_kernels.cli import plain_torch
 
 Tensor = torch.Tensor
 Function = Callable[[Tensor, Tensor], Any]
@@ -70,11 +71,7 @@ def _exact_kl(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def _rsample_kl_op(passes: str, samples: int | None, device: str) -> Op:
-    plain = (
-        peers.rsample_kl
-        if samples is None
-        else functools.partial(peers.rsample_kl_many, samples=samples)
-    )
+    plain = functools.partial(plain_torch.rsample_kl, num_samples=samples)
     functions: dict[str, Function] = {
         "ours": functools.partial(lk.rsample_kl, num_samples=samples),
         "eager": plain,
@@ -94,8 +91,8 @@ def _rsample_kl_op(passes: str, samples: int | None, device: str) -> Op:
 def _kl_op(passes: str, samples: int | None, device: str) -> Op:
     functions: dict[str, Function] = {
         "ours": lk.gaussian_kl,
-        "eager": peers.gaussian_kl,
-        "compile": torch.compile(peers.gaussian_kl),
+        "eager": plain_torch.gaussian_kl,
+        "compile": torch.compile(plain_torch.gaussian_kl),
         "distributions": functools.partial(
             peers.distributions_kl, prior=peers.standard_normal(device)
         ),
@@ -106,9 +103,10 @@ def _kl_op(passes: str, samples: int | None, device: str) -> Op:
 def _rsample_log_prob_op(passes: str, samples: int | None, device: str) -> Op:
     assert samples is not None
     path = passes == PATH
-    plain = functools.partial(peers.rsample_log_prob, samples=samples, path=path)
+    options = {"num_samples": samples, "path_derivative": path}
+    plain = functools.partial(plain_torch.rsample_log_prob, **options)
     functions: dict[str, Function] = {
-        "ours": functools.partial(lk.rsample_log_prob, num_samples=samples, path_derivative=path),
+        "ours": functools.partial(lk.rsample_log_prob, **options),
         "eager": plain,
         "compile": torch.compile(plain),
     }
@@ -116,7 +114,7 @@ def _rsample_log_prob_op(passes: str, samples: int | None, device: str) -> Op:
     def exact(mean: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
         z = mean + torch.exp(0.5 * logvar) * eps
         if path:
-            return z, peers.gaussian_log_prob(z, mean.detach(), logvar.detach())
+            return z, plain_torch.gaussian_log_prob(z, mean.detach(), logvar.detach())
         return z, -0.5 * (math.log(2 * math.pi) + logvar + eps * eps).sum(-1)
 
     return Op(functions, exact, 2e-6, 2e-5)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +23,9 @@ import torch
 import cuda
 import machine
 import records
+from latent_kernels.cli.timing import LONG_ROUND, Call, between, interleave, wall_clock
 from records import Row
 
-Call = Callable[[], Any]
-
-SLICE = 2e-3  # seconds of calls in one measurement: a thousand times the clock's resolution
-BUDGET = 0.6  # seconds of rounds in a group, where the least number of rounds allows
-ROUNDS = (5, 31)
-LONG_ROUND = 2.0  # seconds; three of these must do
-LONG = 20e-3  # a call of this length needs no call before it to warm the caches
 ROW_BUDGET = 0.04
 
 
@@ -133,7 +126,7 @@ def run(benchmark: Any, group: Group, contender: str) -> None:
     benchmark.extra_info.update(median_us=row.median_us, fastest_us=row.fastest_us)
     seconds = row.median_us * 1e-6
     long = seconds > LONG_ROUND / 4
-    rounds = 1 if long else _between(ROW_BUDGET / (seconds * inner), 3, 30)
+    rounds = 1 if long else between(ROW_BUDGET / (seconds * inner), 3, 30)
     call = _synchronized(contest.calls[contender], group)
     benchmark.pedantic(call, rounds=rounds, iterations=inner, warmup_rounds=0 if long else 1)
 
@@ -183,8 +176,9 @@ def _measure(group: Group, contest: Contest) -> Result:
             f"{group.op} {group.size}, {group.place}: wrong answer of {name}: {error}"
         )
         return result
-    times, result.inner = interleave(contest.calls, group.device)
-    result.rows = {name: _row(group, name, times[name]) for name in group.contenders}
+    times = interleave(contest.calls, cuda.seconds if group.device == "cuda" else wall_clock)
+    result.inner = {name: found.calls for name, found in times.items()}
+    result.rows = {name: _row(group, name, times[name].seconds) for name in group.contenders}
     return result
 
 
@@ -207,49 +201,6 @@ def _row(group: Group, contender: str, seconds: Sequence[float]) -> Row:
         gemm_gop_per_s=machine.gemm_rate(group.threads, group.device, group.dtype) * 1e-9,
         environment=machine.environment(),
     )
-
-
-def interleave(
-    calls: dict[str, Call], device: str
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Return seconds of one call in each round, and calls in one measurement; a round measures each
-    contender once.
-    """
-    measure = cuda.seconds if device == "cuda" else _seconds
-    inner, once = {}, {}
-    for name, call in calls.items():
-        count = 1
-        while (elapsed := measure(call, count)) < SLICE / 4:
-            count *= 4
-        if elapsed < LONG:  # one measurement may have been disturbed
-            elapsed = min(elapsed, measure(call, count), measure(call, count))
-        once[name] = elapsed / count
-        inner[name] = _between(SLICE / once[name], 1, 100_000)
-    one_round = sum((inner[name] + 1) * once[name] for name in calls)
-    rounds = _between(BUDGET / one_round, *ROUNDS) if one_round < LONG_ROUND else 3
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, call in calls.items():
-                if once[name] < LONG:
-                    call()  # untimed: its code and data come back to the caches that the rival used
-                times[name].append(measure(call, inner[name]) / inner[name])
-    finally:
-        gc.enable()
-    return times, inner
-
-
-def _seconds(call: Call, count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    return time.perf_counter() - start
-
-
-def _between(x: float, low: int, high: int) -> int:
-    return max(low, min(high, round(x)))
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:

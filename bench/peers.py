@@ -1,83 +1,37 @@
-"""The ops as people write them without us: plain torch, and torch.distributions."""
+"""The ops through torch.distributions, and score-function gradients in plain torch.
+
+The other ops in plain torch stand in `latent_kernels.cli.plain_torch`, since the commands compare
+with them too.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
-from torch.nn.functional import binary_cross_entropy_with_logits
+
+from latent_kernels.cli import plain_torch
 
 Tensor = torch.Tensor
 Parameters = tuple[Tensor, ...]  # of a family: mean and logvar [B, D]; logits [B, D] or [B, D, K]
 
 
-def rsample_kl(mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """One sample of each Gaussian and its KL to N(0, 1), in plain torch."""
-    std = torch.exp(0.5 * logvar)
-    z = mean + std * torch.randn_like(std)
-    kl = -0.5 * torch.sum(1 + logvar - mean**2 - logvar.exp(), -1)
-    return z, kl
-
-
-def rsample_kl_many(mean: Tensor, logvar: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """As `rsample_kl`, `samples` of each."""
-    std = torch.exp(0.5 * logvar)
-    z = mean + std * torch.randn(samples, *std.shape, device=std.device)
-    kl = -0.5 * torch.sum(1 + logvar - mean**2 - logvar.exp(), -1)
-    return z, kl
-
-
-def rsample_log_prob(
-    mean: Tensor, logvar: Tensor, samples: int, *, path: bool
-) -> tuple[Tensor, Tensor]:
-    """Samples and their log-densities in plain torch; the path derivative by way of parameters
-    without gradient.
-    """
-    std = torch.exp(0.5 * logvar)
-    eps = torch.randn(samples, *std.shape, device=std.device)
-    z = mean + std * eps
-    if path:
-        return z, gaussian_log_prob(z, mean.detach(), logvar.detach())
-    return z, -0.5 * (math.log(2 * math.pi) + logvar + eps * eps).sum(-1)
-
-
-def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL to N(0, 1), in plain torch."""
-    return -0.5 * torch.sum(1 + logvar - mean**2 - logvar.exp(), -1)
-
-
-def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """The log-density log N(z; mean, e^logvar), in plain torch."""
-    return -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
-
-
-def log_mean_exp(log_w: Tensor) -> Tensor:
-    """The importance-weighted bound, in plain torch."""
-    return torch.logsumexp(log_w, 0) - math.log(log_w.size(0))
-
-
 def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
-    """The same with VIMCO's gradient for log_q, as one writes it: all S x S log-weights of the
-    baselines at once.
+    """Return the importance-weighted bound with VIMCO's gradient for log_q, as one writes it: all
+    S x S log-weights of the baselines at once.
     """
     samples = log_w.size(0)
-    bound = log_mean_exp(log_w)
+    bound = plain_torch.importance_bound(log_w)
     values = log_w.detach()
     mean = (values.sum(0) - values) / (samples - 1)
     replaced = values.unsqueeze(0) + torch.diag_embed((mean - values).movedim(0, -1)).movedim(
         (-2, -1), (0, 1)
     )
-    signal = bound.detach() - log_mean_exp(replaced.movedim(1, 0))
+    signal = bound.detach() - plain_torch.importance_bound(replaced.movedim(1, 0))
     surrogate = (signal * log_q).sum(0)
     return bound + surrogate - surrogate.detach()
-
-
-def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
-    """The log-probability of x in [0, 1], in plain torch."""
-    return -binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
 
 
 def distributions_rsample_kl(
