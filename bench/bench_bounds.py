@@ -101,41 +101,21 @@ def _prepare_vimco(shape: Shape, device: str) -> Contest:
 
 def _bound(shape: Shape, threads: int, device: str) -> Group:
     samples, batch = shape
-    size = samples * batch
+    n, name = samples * batch, "importance_bound forward+backward"
     # log_w read twice, its gradient written; exp as one operation, of which each pass has one and
     # two more
-    count, operations = 4 * (3 * size + 6 * batch), 6 * size
+    count, operations = 4 * (3 * n + 6 * batch), 6 * n
     prepare = functools.partial(_prepare, shape, device)
-    return Group(
-        "importance_bound forward+backward",
-        shape,
-        threads,
-        device,
-        CONTENDERS,
-        size,
-        count,
-        operations,
-        prepare,
-    )
+    return Group(name, shape, threads, device, CONTENDERS, n, count, operations, prepare)
 
 
 def _vimco(shape: Shape, threads: int, device: str) -> Group:
     samples, batch = shape
-    size = samples * batch
+    n, name = samples * batch, "importance_bound vimco forward+backward"
     # log_w read three times, two gradients written; 3 exps and log1p among some 25 operations
-    count, operations = 4 * (5 * size + 6 * batch), 25 * size
+    count, operations = 4 * (5 * n + 6 * batch), 25 * n
     prepare = functools.partial(_prepare_vimco, shape, device)
-    return Group(
-        "importance_bound vimco forward+backward",
-        shape,
-        threads,
-        device,
-        CONTENDERS,
-        size,
-        count,
-        operations,
-        prepare,
-    )
+    return Group(name, shape, threads, device, CONTENDERS, n, count, operations, prepare)
 
 
 GROUPS = groups(_bound, SHAPES, GPU_SHAPES) + groups(_vimco, VIMCO_SHAPES, GPU_VIMCO_SHAPES)

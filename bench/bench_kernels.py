@@ -52,19 +52,9 @@ def _group(
     op: str, shape: Shape, dtype: torch.dtype, count: int, make: Callable[[], Call]
 ) -> Group:
     """Return the group of a call; operations are not counted."""
-    return Group(
-        f"kernel {op}",
-        shape,
-        1,
-        "cuda",
-        OURS,
-        math.prod(shape),
-        count,
-        0,
-        functools.partial(_prepare, make),
-        ours=OURS,
-        dtype=str(dtype).removeprefix("torch."),
-    )
+    name, n, kind = f"kernel {op}", math.prod(shape), str(dtype).removeprefix("torch.")
+    prepare = functools.partial(_prepare, make)
+    return Group(name, shape, 1, "cuda", OURS, n, count, 0, prepare, OURS, kind)
 
 
 def _both(function: Callable[..., Any], leaves: list[Tensor], upstream: Any) -> Call:

@@ -128,24 +128,14 @@ def _counts(family: str, shape: Shape) -> tuple[int, int]:
 
 
 def _gradient(family: str, backward: bool, shape: Shape, threads: int, device: str) -> Group:
-    count, operations = _counts(family, shape)
-    if backward:
-        count += 4 * (
-            shape[0] * shape[1] + 2 * shape[1]
-        )  # values again, their mean and the upstream gradient
-    graphs = ("ours graph", "graph") if device == "cuda" else ()
-    return Group(
-        f"score {family} {'forward+backward' if backward else 'gradient'}",
-        shape,
-        threads,
-        device,
-        ("ours", "surrogate", "formula", "sums", "compile", *graphs),
-        math.prod(shape),
-        count,
-        operations,
-        functools.partial(_prepare_gradient, family, shape, backward, device),
-        ours=("ours", "ours graph") if graphs else ("ours",),
-    )
+    name = f"score {family} {'forward+backward' if backward else 'gradient'}"
+    n, (count, operations) = math.prod(shape), _counts(family, shape)
+    if backward:  # values again, their mean and the upstream gradient
+        count += 4 * (shape[0] * shape[1] + 2 * shape[1])
+    ours, peer_graph = (("ours", "ours graph"), ("graph",)) if device == "cuda" else (("ours",), ())
+    names = (*ours, "surrogate", "formula", "sums", "compile", *peer_graph)
+    prepare = functools.partial(_prepare_gradient, family, shape, backward, device)
+    return Group(name, shape, threads, device, names, n, count, operations, prepare, ours)
 
 
 # --- samples and gradient -------------------------------------------------------------------------
@@ -196,20 +186,13 @@ def _prepare_both(family: str, shape: Shape) -> Contest:
 
 
 def _sample_and_gradient(family: str, shape: Shape, threads: int, device: str) -> Group:
-    count, operations = _counts(family, shape)
-    count += math.prod(shape) * (8 if family == "categorical" else 4)  # z written
-    return Group(
-        f"score {family} sample+gradient",
-        shape,
-        threads,
-        device,
-        ("ours", "ours seed", "surrogate", "formula", "compile"),
-        math.prod(shape),
-        count,
-        operations + math.prod(shape) * DRAW.get(family, 57),
-        functools.partial(_prepare_both, family, shape),
-        ours=("ours", "ours seed"),
-    )
+    n, (count, operations) = math.prod(shape), _counts(family, shape)
+    count += n * (8 if family == "categorical" else 4)  # z written
+    operations += n * DRAW.get(family, 57)
+    name, ours = f"score {family} sample+gradient", ("ours", "ours seed")
+    names = (*ours, "surrogate", "formula", "compile")
+    prepare = functools.partial(_prepare_both, family, shape)
+    return Group(name, shape, threads, device, names, n, count, operations, prepare, ours)
 
 
 # --- the optimal coefficient, and variances -------------------------------------------------------
@@ -240,20 +223,12 @@ def _prepare_variant(family: str, shape: Shape, variant: str) -> Contest:
 
 
 def _variant(family: str, variant: str, shape: Shape, threads: int, device: str) -> Group:
-    count, operations = _counts(family, shape)
+    n, (count, operations) = math.prod(shape), _counts(family, shape)
     # four sums in place of one, or two; categorical ones over all classes
-    operations += 6 * math.prod(shape) * (CLASSES if family == "categorical" else 1)
-    return Group(
-        f"score {family} {variant}",
-        shape,
-        threads,
-        device,
-        ("ours", "formula", "compile"),
-        math.prod(shape),
-        count,
-        operations,
-        functools.partial(_prepare_variant, family, shape, variant),
-    )
+    operations += 6 * n * (CLASSES if family == "categorical" else 1)
+    name, names = f"score {family} {variant}", ("ours", "formula", "compile")
+    prepare = functools.partial(_prepare_variant, family, shape, variant)
+    return Group(name, shape, threads, device, names, n, count, operations, prepare)
 
 
 # --- samples --------------------------------------------------------------------------------------
@@ -295,22 +270,13 @@ def _prepare_samples(family: str, shape: Shape) -> Contest:
 
 
 def _samples(family: str, shape: Shape, threads: int, device: str) -> Group:
-    classes = CLASSES if family == "categorical" else 1
+    classes, width = (CLASSES, 8) if family == "categorical" else (1, 4)
+    n, of_q = math.prod(shape), classes * shape[1] * shape[2]
     # parameters read, z written
-    count = 4 * shape[1] * shape[2] * classes + math.prod(shape) * (
-        8 if family == "categorical" else 4
-    )
-    return Group(
-        f"sample {family}",
-        shape,
-        threads,
-        device,
-        ("ours", "eager", "distributions", "compile"),
-        math.prod(shape),
-        count,
-        math.prod(shape) * DRAW[family] + 2 * classes * shape[1] * shape[2],
-        functools.partial(_prepare_samples, family, shape),
-    )
+    count, operations = 4 * of_q + width * n, DRAW[family] * n + 2 * of_q
+    name, names = f"sample {family}", ("ours", "eager", "distributions", "compile")
+    prepare = functools.partial(_prepare_samples, family, shape)
+    return Group(name, shape, threads, device, names, n, count, operations, prepare)
 
 
 GROUPS: list[Group] = []

@@ -23,7 +23,7 @@ import torch
 import cuda
 import machine
 import records
-from latent_kernels.cli.timing import LONG_ROUND, Call, between, interleave, wall_clock
+from latent_kernels.cli.timing import LONG, Call, between, interleave, wall_clock
 from records import Row
 
 ROW_BUDGET = 0.04
@@ -125,7 +125,7 @@ def run(benchmark: Any, group: Group, contender: str) -> None:
     benchmark.group = f"{group.op} {group.size}, {group.place}"
     benchmark.extra_info.update(median_us=row.median_us, fastest_us=row.fastest_us)
     seconds = row.median_us * 1e-6
-    long = seconds > LONG_ROUND / 4
+    long = seconds > LONG
     rounds = 1 if long else between(ROW_BUDGET / (seconds * inner), 3, 30)
     call = _synchronized(contest.calls[contender], group)
     benchmark.pedantic(call, rounds=rounds, iterations=inner, warmup_rounds=0 if long else 1)

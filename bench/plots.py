@@ -45,6 +45,7 @@ SIZES = (  # elements below which a point has the colour
     (1e6, "#35B779", "under 1 million"),
     (math.inf, "#FDB813", "a million and more"),
 )
+NO_LINES = ("mixture", "kernel")
 WIDTH = 8.8  # inches: 880 pixels, as wide as GitHub shows a README, at 100 pixels an inch
 PIXELS = 160  # an inch: more than GitHub shows, for sharp screens
 
@@ -130,11 +131,11 @@ def draw_ratios(rows: list[Row]) -> Figure | None:
     lost, mean = sum(x < 1 for x in ratios), statistics.geometric_mean(ratios)
     title = f"{mean:.2g} times as fast as the best peer in the geometric mean of {len(ratios)} rows"
     _head(figure, f"{title}, of which the peer wins {lost}", rows)
-    _size_legend(figure)
+    _size_legend(figure, max(c.ours.threads for c in found))
     return figure
 
 
-def _size_legend(figure: Figure) -> None:
+def _size_legend(figure: Figure, threads: int) -> None:
     height = figure.get_figheight()
     axis = figure.add_axes((0, 1 - 0.62 / height, 1, 0.2 / height))
     axis.set(xlim=(0, WIDTH), ylim=(-1, 1))
@@ -142,7 +143,9 @@ def _size_legend(figure: Figure) -> None:
     axis.text(0.9, 0, "elements:", va="center", fontsize=7)
     x = 1.6
     dots = [(label, color, True) for _, color, label in SIZES]
-    for label, color, filled in (*dots, ("one thread", "0.3", True), ("two threads", "0.3", False)):
+    if threads > 1:
+        dots += [("one thread", "0.3", True), ("two threads", "0.3", False)]
+    for label, color, filled in dots:
         _dot(axis, x, 0, color, filled)
         axis.text(x + 0.08, 0, label, va="center", fontsize=7)
         x += 0.35 + 0.055 * len(label)
@@ -168,8 +171,9 @@ def draw_throughput(rows: list[Row]) -> Figure | None:
     sizes: dict[str, set[int]] = {}
     for row in rows:
         sizes.setdefault(row.op, set()).add(row.elements)
-    # Sizes of a mixture are of three kinds, so that no line over one of them says anything.
-    ops = [op for op, of in sizes.items() if len(of) > 3 and not op.startswith("mixture")]
+    # Sizes of a mixture are of three kinds, so that no line over one of them says anything; kernels
+    # by themselves are about as large as each other.
+    ops = [op for op, of in sizes.items() if len(of) > 3 and op.split()[0] not in NO_LINES]
     rows = [row for row in rows if row.op in ops]
     if not ops:
         return None
@@ -211,7 +215,8 @@ def draw_throughput(rows: list[Row]) -> Figure | None:
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("elements of the output", fontsize=8, y=0.27 / height)
-    figure.supylabel("billion elements a second, one thread", fontsize=8, x=0.008)
+    where = ", one thread" if rows[0].device == "cpu" else ""
+    figure.supylabel(f"billion elements a second{where}", fontsize=8, x=0.008)
     present = {SAME_STYLE.get(row.contender, row.contender) for row in rows}
     handles = [
         Line2D([], [], color=color, marker=marker, markersize=3.2, linewidth=1.3, label=label)
@@ -244,7 +249,7 @@ def save(figure: Figure, path: Path) -> None:
     memory = io.BytesIO()
     figure.savefig(memory, dpi=PIXELS)
     plt.close(figure)
-    Image.open(memory).convert("RGB").quantize(64, kmeans=2).save(path, optimize=True)
+    Image.open(memory).convert("RGB").quantize(128, kmeans=2).save(path, optimize=True)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ import bench_kernels
 import compare
 import cuda
 import gpu
+import harness
+import machine
 import plots
 import records
 import report
@@ -113,6 +116,56 @@ def test_ratio_is_to_the_best_peer_of_the_group() -> None:
     # 4000 bytes in 2 us are 2 GB/s of 40, and 2000 operations 1 Gop/s of 100
     assert rows[0].percent_of_copy == pytest.approx(5)
     assert rows[0].percent_of_gemm == pytest.approx(1)
+
+
+class Benchmark:
+    """What pytest-benchmark's fixture is asked for; it times nothing."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, float] = {}
+
+    def pedantic(self, call: Any, **options: Any) -> None:
+        call()
+
+
+def test_harness_saves_what_it_has_timed_and_nothing_of_a_wrong_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.csv"
+    records.start(path)
+    monkeypatch.setattr(harness, "output", path)
+    monkeypatch.setattr(harness, "results", {})
+    monkeypatch.setattr(machine, "copy_bandwidth", lambda *_: 40e9)
+    monkeypatch.setattr(machine, "gemm_rate", lambda *_: 100e9)
+    times = {"ours": [3e-6, 1e-6, 2e-6], "eager": [4e-6, 8e-6, 6e-6]}
+    monkeypatch.setattr(harness, "interleave", lambda *_: (times, {"ours": 1, "eager": 1}))
+
+    def check(contender: str, out: Any) -> None:
+        assert out == 1, "not one"
+
+    def of(op: str, **answers: int) -> harness.Group:
+        calls = {name: lambda x=x: x for name, x in answers.items()}
+        contest = harness.Contest(calls, check)
+        return harness.Group(op, (64, 20), 1, "cpu", (*calls,), 1280, 4, 8, lambda: contest)
+
+    for name in times:
+        harness.run(Benchmark(), of("right", ours=1, eager=1), name)
+        with pytest.raises(AssertionError, match="wrong answer of eager: not one"):
+            harness.run(Benchmark(), of("wrong", ours=1, eager=2), name)
+    harness.record("import", [3.0, 1.0, 2.0])
+    rows = records.read(path)
+    assert [(r.op, r.shape, r.contender, r.ours) for r in rows] == [
+        ("right", "64x20", "ours", 1),
+        ("right", "64x20", "eager", 0),
+        ("import", "", "ours", 1),
+    ]
+    assert [(r.median_us, r.fastest_us, r.rounds) for r in rows] == [
+        (2, 1, 3),
+        (6, 4, 3),
+        (2e6, 1e6, 3),
+    ]
+    assert {r.environment for r in rows} == {machine.environment()}
+    assert machine.environment().processor
 
 
 def test_table_counts_losing_rows() -> None:

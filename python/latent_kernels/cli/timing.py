@@ -16,7 +16,7 @@ Call = Callable[[], Any]
 Clock = Callable[[Call, int], float]  # seconds of so many calls
 
 SLICE = 2e-3  # seconds of calls in one measurement: a thousand times the clock's resolution
-BUDGET = 0.6  # seconds of rounds, where the least number of rounds allows
+BUDGET = 0.45  # seconds of rounds, where the least number of rounds allows
 ROUNDS = (5, 31)
 LONG_ROUND = 2.0  # seconds; three of these must do
 LONG = 20e-3  # a call of this length needs no call before it to warm the caches
