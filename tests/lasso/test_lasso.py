@@ -362,7 +362,7 @@ def test_alpha_zero_is_least_squares() -> None:
     assert bool((gap >= 0.5 * (x - z @ d).square().sum(-1)).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 9),
     features=st.integers(1, 40),

@@ -478,7 +478,8 @@ def test_components_without_weight(backend: str, covariance_type: str, dtype: An
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 @pytest.mark.parametrize("covariance_type", TYPES)
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.integers(0, 2**20), st.integers(30, 300), st.integers(1, 4), st.integers(1, 5))
 def test_a_step_of_em_never_decreases_the_likelihood(
