@@ -13,7 +13,7 @@ import torch
 
 import latent_kernels as lk
 from latent_kernels.kernels import _core
-from tests.processes import run
+from tests.processes import run, run_forked
 
 N = 300_000
 
@@ -41,7 +41,7 @@ def child(depth):
 assert child(1)
 assert draw() == expected
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 # The families' samples and the score function's gradient, over arrays that several threads share.
@@ -70,7 +70,7 @@ if pid == 0:
 assert os.waitpid(pid, 0)[1] == 0
 assert draw() == expected
 """
-    run(PRELUDE + SCORE + code)
+    run_forked(PRELUDE + SCORE + code)
 
 
 def test_score_function_in_dataloader_workers() -> None:
@@ -84,7 +84,7 @@ loader = torch.utils.data.DataLoader(Gradients(), num_workers=2, multiprocessing
 for i, x in enumerate(loader):
     assert torch.equal(x[0], lk.score_function_gradient(b, values, seed=i)[0])
 """
-    run(PRELUDE + SCORE + code)
+    run_forked(PRELUDE + SCORE + code)
 
 
 def test_score_function_from_several_python_threads() -> None:
@@ -98,7 +98,7 @@ for t in threads: t.start()
 for t in threads: t.join()
 assert not wrong
 """
-    run(PRELUDE + SCORE + code)
+    run_forked(PRELUDE + SCORE + code)
 
 
 def test_dataloader_workers() -> None:
@@ -112,7 +112,7 @@ loader = torch.utils.data.DataLoader(Noise(), num_workers=2, multiprocessing_con
 for i, x in enumerate(loader):
     assert torch.equal(x[0], lk.normal(200_000, seed=i))
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_exit_while_a_thread_computes() -> None:
@@ -174,7 +174,7 @@ for _ in range(20):
     assert os.waitpid(pid, 0)[1] == 0
 stop = True; t.join()
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_gil_is_released() -> None:
