@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.?pp csrc/*/*.?pp)
 OUT ?= build/gpu
 
-.PHONY: install lint format test slow sanitize bench demo gpu clean
+.PHONY: install lint format test test-all sanitize bench demo gpu clean
 
 install: $(READY)
 
@@ -28,12 +28,15 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
 
-test: $(READY)
-	$(BIN)/python -m pytest
+# A worker for each core, up to eight: each holds some 600 MB.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-# The long tests: statistics over 2^28 draws, and a tensor of more than 2^31 elements (5 GB).
-slow: $(READY)
-	$(BIN)/python -m pytest --slow -m slow
+test: $(READY)
+	$(PYTEST)
+
+# Those and the long ones: rare sizes and targets, statistics over 2^28 draws, a tensor of 5 GB.
+test-all: $(READY)
+	$(PYTEST) --slow
 
 # The C++ kernels under the address and undefined-behaviour sanitizers.
 sanitize: $(READY)

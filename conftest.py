@@ -4,11 +4,19 @@ times bench/.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 BENCH = Path(__file__).parent / "bench"
+
+# The workers of pytest-xdist share the cores. Read as torch and NumPy are imported, later.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _workers > 1:
+    _threads = str(max((os.cpu_count() or 1) // _workers, 1))
+    for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_variable, _threads)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -33,12 +33,13 @@ step bits 40 "$python" bench/gpu.py "$out"
 # each group is written when it is timed: a run cut short leaves what it has
 step timings 185 "$python" -m pytest --benchmark -q -p no:cacheprovider -k cuda --save-rows="$out"
 # a process for each core: most of the time goes into compiling kernels
-step tests 170 "$python" -m pytest tests/triton/test_gpu.py -q -p no:cacheprovider -n "$(nproc)" --dist worksteal
+step tests 170 "$python" -m pytest tests -m "gpu or triton" -q -p no:cacheprovider -n "$(nproc)" --dist worksteal
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     # torch's caching allocator would hide accesses beyond a tensor's end
     step "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m pytest tests/triton/test_gpu.py -q -p no:cacheprovider -k 'test_gaussian and 5 or strides'
+      "$python" -m pytest tests/gaussian/test_gaussian.py tests/triton/test_gpu.py -m "gpu or triton" -q \
+      -p no:cacheprovider -k 'test_results and 5 or strides'
   done
 else
   echo "== compute-sanitizer is not installed: left out"

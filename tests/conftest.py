@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 import torch
 
 from latent_kernels.kernels import _core, backends
 from latent_kernels.variational import variance
+
+# Triton reads this as it is imported. Its kernels run on CPU tensors then, and cannot be compiled:
+# tests/triton/compiled has a process of its own.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)

@@ -1,28 +1,55 @@
-"""Processes of their own for tests: of Python code, and of pytest."""
+"""Processes of their own for tests: of Python code, forked from one that has imported torch, and of
+Python itself.
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Only for what hangs: many times what any of these processes takes on a busy machine.
 TIME_LIMIT = 900
 
+# Reads a line for each process to fork, writes a line with its exit status. The forked process
+# leaves the loop, so that it ends as every process does.
+SERVER = """
+import json, os, sys, warnings
+import numpy, torch, latent_kernels
+for line in sys.stdin:
+    request = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        for fd in (1, 2):
+            os.dup2(os.open(request["output"][fd - 1], os.O_WRONLY | os.O_CREAT), fd)
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+else:
+    sys.exit()
+exec(compile(request["code"], "<code>", "exec"))
+"""
+
+
+def _environment(**variables: str) -> dict[str, str]:
+    """The environment, with the tests' modules and without the interpreter that conftest.py asks
+    Triton for.
+    """
+    return os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"} | variables
+
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Return what came of a Python process with these arguments, however it ended.
-
-    It finds the tests' modules, and Triton as it is without the interpreter that conftest.py asks
-    for.
-    """
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"} | environment
+    """Return what came of a Python process with these arguments, however it ended."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=variables,
+        env=_environment(**environment),
         capture_output=True,
         text=True,
         check=False,
@@ -31,10 +58,50 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def run(code: str, **environment: str) -> str:
-    """Return what the code prints in a process that must end by itself, well and without a word on
-    its standard error; warnings are errors.
+    """Return what the code prints in a fresh interpreter, which must end by itself, well and
+    without a word on its standard error; warnings are errors.
     """
     result = python("-W", "error", "-c", code, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
     return result.stdout
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    server = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", SERVER],
+        cwd=ROOT,
+        env=_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    atexit.register(server.communicate)
+    return server
+
+
+def run_forked(code: str) -> str:
+    """Return the same as `run` without its two seconds of imports.
+
+    The code's process is forked from one that has imported torch and the library, and has used
+    neither.
+    """
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        output = [Path(folder) / name for name in ("stdout", "stderr")]
+        request = {"code": code, "output": [str(path) for path in output]}
+        limit = threading.Timer(TIME_LIMIT, os.killpg, (server.pid, 9))
+        limit.start()
+        try:
+            print(json.dumps(request), file=server.stdin, flush=True)
+            status = server.stdout.readline().strip()
+        finally:
+            limit.cancel()
+        stdout, stderr = (path.read_text() if path.exists() else "" for path in output)
+    assert status == "0", stdout + stderr
+    assert stderr == ""
+    return stdout

@@ -11,6 +11,7 @@ import torch
 from latent_kernels.kernels.bounds import reference
 from latent_kernels.kernels.bounds.problem import Gradients, Outputs, Problem
 from latent_kernels.kernels.eager import row_dtype
+from tests.backends import Backend
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int]  # groups, samples, rows
@@ -32,7 +33,6 @@ SIZES: list[Sizes] = [
     (1, 3, 0),
     (0, 3, 4),
 ]
-SMALL_SIZES: list[Sizes] = [s for s in SIZES if s[0] * s[1] * s[2] <= 7000]
 
 
 def problem(
@@ -83,7 +83,7 @@ def truth(log_w: Tensor, gradient: Tensor, seen: list[int]) -> dict[str, Tensor]
     return found
 
 
-def check(kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "cpu") -> None:
+def check(backend: Backend, log_w: Tensor, gradient: Tensor) -> None:
     """Errors below what the arithmetic allows, u the unit in the last place of 1.
 
     A difference log_w - top is rounded to half a unit of itself, which is the relative error of its
@@ -93,7 +93,8 @@ def check(kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "c
     """
     samples = log_w.size(1)
     seen = list(range(0, samples, max(samples // 40, 1)))
-    ours, exact = run(kernels, log_w, gradient, device), truth(log_w, gradient, seen)
+    ours = backend.run("bounds", lambda kernels, device: run(kernels, log_w, gradient, device))
+    exact = truth(log_w, gradient, seen)
     assert ours.keys() == exact.keys()
     if samples > 1:
         assert not ours["signal"].isnan().any()

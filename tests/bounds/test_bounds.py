@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch.testing._internal.optests import opcheck
 
 import latent_kernels as lk
-from latent_kernels.kernels import _core
 from latent_kernels.kernels.bounds import cpp_cpu, reference
 from latent_kernels.variational.bounds import BOUND_ESTIMATORS
+from tests.backends import CPP, REFERENCE, Backend, on_every_backend
 from tests.bounds.checks import SIZES, Sizes, check, problem, run
 from tests.checks import DTYPES, bits_equal, is_half
 
@@ -28,26 +28,29 @@ INF, NAN = math.inf, math.nan
 # --- every build, every dtype, every size ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_cpp(simd_build: str, sizes: Sizes, dtype: torch.dtype) -> None:
-    check(cpp_cpu, *problem(sizes, dtype))
-    check(cpp_cpu, *problem(sizes, dtype, spread=0.01))
+@on_every_backend(
+    SIZES,
+    reference=[s for s in SIZES if s[1] <= 50],
+    interpreted=[s for s in SIZES if s[0] * s[1] * s[2] <= 7000],
+)
+def test_results(backend: Backend, sizes: Sizes, dtype: torch.dtype) -> None:
+    check(backend, *problem(sizes, dtype))
+    check(backend, *problem(sizes, dtype, spread=0.01))
+    check(backend, *problem(sizes, dtype, spread=80.0, mean=-700.0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", [s for s in SIZES if s[1] <= 50], ids=str)
-def test_reference(sizes: Sizes, dtype: torch.dtype) -> None:
-    check(reference, *problem(sizes, dtype))
+@pytest.mark.parametrize("sizes", [(1, 5000, 256), (1, 200_000, 1)], ids=str)
+def test_many_samples(sizes: Sizes) -> None:
+    check(CPP, *problem(sizes, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_log_weights_of_images(simd_build: str, dtype: torch.dtype) -> None:
+def test_log_weights_of_images(dtype: torch.dtype) -> None:
     """Hundreds of nats, far apart: nothing overflows, weights add up to 1 whatever the rounding of
     the bound.
     """
     log_w, gradient = problem((1, 50, 64), dtype, spread=80.0, mean=-700.0)
-    check(cpp_cpu, log_w, gradient)
+    check(CPP, log_w, gradient)
     weights = run(cpp_cpu, log_w, gradient)["weights"]
     assert (weights.sum(1) - 1).abs().max() <= 4 * torch.finfo(dtype).eps
 
@@ -57,26 +60,9 @@ def test_log_weights_of_images(simd_build: str, dtype: torch.dtype) -> None:
     dtype=st.sampled_from(DTYPES),
     spread=st.sampled_from([0.0, 1e-3, 1.0, 30.0]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_cpp_on_any_shape(sizes: Sizes, dtype: torch.dtype, spread: float) -> None:
-    for build in _core.simd_builds():
-        _core.select_simd_build(build)
-        check(cpp_cpu, *problem(sizes, dtype, spread))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", [*SIZES, (1, 5000, 256), (1, 200_000, 1)], ids=str)
-def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, dtype: torch.dtype) -> None:
-    given_ = problem(sizes, dtype)
-    torch.set_num_threads(1)
-    _core.select_simd_build("baseline")
-    first = run(cpp_cpu, *given_)
-    for build in _core.simd_builds():
-        for threads in (1, 2, 5):
-            _core.select_simd_build(build)
-            torch.set_num_threads(threads)
-            for name, x in run(cpp_cpu, *given_).items():
-                assert bits_equal(x, first[name]), (build, threads, name)
+    check(CPP, *problem(sizes, dtype, spread))
 
 
 # --- hard values ----------------------------------------------------------------------------------
@@ -123,15 +109,13 @@ def test_hard_columns(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("gap", [0.0, 1e-6, 1.0, 20.0, 90.0, 700.0, 5000.0])
-def test_signal_where_one_weight_is_all_there_is(
-    simd_build: str, gap: float, dtype: torch.dtype
-) -> None:
+def test_signal_where_one_weight_is_all_there_is(gap: float, dtype: torch.dtype) -> None:
     """Without the largest weight the bound falls by `gap`, however far that is below what exp can
     hold.
     """
     log_w = torch.tensor([[[0.0], [-gap], [-gap - 1], [-gap - 2.5]]], dtype=dtype)
-    check(cpp_cpu, log_w, torch.ones(1, 1, dtype=dtype))
-    check(reference, log_w, torch.ones(1, 1, dtype=dtype))
+    check(CPP, log_w, torch.ones(1, 1, dtype=dtype))
+    check(REFERENCE, log_w, torch.ones(1, 1, dtype=dtype))
 
 
 def test_signal_with_weights_of_zero(simd_build: str) -> None:

@@ -6,6 +6,7 @@ problem's own dtype.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from types import ModuleType
@@ -22,6 +23,7 @@ from latent_kernels.kernels.densities.problem import (
     Outputs,
 )
 from latent_kernels.kernels.eager import row_dtype
+from tests.backends import Backend
 from tests.checks import Sizes, compare
 
 Tensor = torch.Tensor
@@ -128,10 +130,7 @@ class DensityProblem:
 
 
 def check_density(
-    kernels: ModuleType,
-    problem: DensityProblem,
-    device: str = "cpu",
-    wanted: tuple[bool, ...] | None = None,
+    backend: Backend, problem: DensityProblem, wanted: tuple[bool, ...] | None = None
 ) -> None:
     """Error against float64 at most twice that of same-dtype torch, or what rounding may come to.
 
@@ -140,7 +139,7 @@ def check_density(
     of the number of terms summed. Halves are computed in float32 and rounded once. Float64 results
     have no better truth here than float64 itself, which may be off by as much again.
     """
-    ours = problem.run(kernels, device, wanted)
+    ours = backend.run("densities", functools.partial(problem.run, wanted=wanted))
     truth, torchs = problem.formula(torch.float64), problem.formula(problem.dtype)
     assert len(ours) == 1 + sum(wanted or (True,) * len(problem.inputs))
 

@@ -82,7 +82,7 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     ("variant", "options", "gain"),
     [
         ("lista", {}, 5.0),
-        ("cp", {"tied": False, "select": (0.025, 0.12)}, 8.0),
+        pytest.param("cp", {"tied": False, "select": (0.025, 0.12)}, 8.0, marks=pytest.mark.slow),
         ("alista", {"select": (0.025, 0.12)}, 9.0),
         ("step", {}, 1.5),  # one number a layer
     ],

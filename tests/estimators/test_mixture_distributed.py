@@ -192,7 +192,7 @@ def _count_reductions(rank: int, group: Any) -> tuple[int, int]:
 
 def _work(folder: str) -> None:
     """What each process does."""
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank, group = dist.get_rank(), dist.group.WORLD
     result = {
         "fits": _cases(rank, group),

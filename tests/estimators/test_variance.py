@@ -255,7 +255,8 @@ def test_what_is_never_drawn_is_not_tested():
 # --- what it promises -----------------------------------------------------------------------------
 
 
-def test_columns_agree():
+def test_columns_agree(clock):
+    clock.step = 1.0
     q = family("bernoulli")
     found = profile(q, num_samples=(1, 4), repeats=32)
     table, done = found.table, found.table["repeats"] > 0

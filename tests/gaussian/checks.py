@@ -15,6 +15,7 @@ import torch
 from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.gaussian import problem as gaussian
 from latent_kernels.kernels.gaussian import reference
+from tests.backends import Backend
 from tests.checks import Sizes, compare
 
 Tensor = torch.Tensor
@@ -151,9 +152,7 @@ class Problem:
 NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
 
 
-def check(
-    kernels: ModuleType, problem: Problem, device: str = "cpu", *, roundings: int = 1
-) -> None:
+def check(backend: Backend, problem: Problem, *, roundings: int = 1) -> None:
     """Error against float64 at most twice that of same-dtype torch.
 
     Where torch happens to be exact (a handful of elements), twice its error is nothing; so the
@@ -163,7 +162,7 @@ def check(
     which may be off by as much again: eight such roundings.
     """
     ours, truth, torchs = (
-        problem.run(kernels, device),
+        backend.run("gaussian", problem.run),
         problem.formula(torch.float64),
         problem.formula(problem.dtype),
     )

@@ -10,31 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import latent_kernels as lk
-from latent_kernels.kernels import _core
-from latent_kernels.kernels.gaussian import cpp_cpu, reference
+from latent_kernels.kernels.gaussian import reference
 from latent_kernels.kernels.noise import reference as noise
-from tests.checks import DTYPES, SIZES, Sizes, bits_equal, is_half
+from tests.backends import CPP, Backend, on_every_backend
+from tests.checks import DTYPES, INTERPRETED, SIZES, Sizes, bits_equal, is_half
 from tests.gaussian.checks import Problem, check
 
 Tensor = torch.Tensor
 
 
-# --- every build, every dtype, every size ---------------------------------------------------------
+# --- every backend, every dtype, every size ------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_cpp(simd_build: str, sizes: Sizes, dtype: torch.dtype) -> None:
-    check(cpp_cpu, Problem(sizes, dtype))
-    check(cpp_cpu, Problem(sizes, dtype, prior=False, offset=3))
-    check(cpp_cpu, Problem(sizes, dtype, prior=False, scale=True))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_reference(sizes: Sizes, dtype: torch.dtype) -> None:
-    check(reference, Problem(sizes, dtype))
-    check(reference, Problem(sizes, dtype, prior=False, scale=True))
+@on_every_backend(SIZES, interpreted=INTERPRETED)
+def test_results(backend: Backend, sizes: Sizes, dtype: torch.dtype) -> None:
+    check(backend, Problem(sizes, dtype))
+    check(backend, Problem(sizes, dtype, prior=False, offset=3))
+    check(backend, Problem(sizes, dtype, prior=False, scale=True))
 
 
 @given(
@@ -43,27 +35,9 @@ def test_reference(sizes: Sizes, dtype: torch.dtype) -> None:
     offset=st.integers(0, 9),
     prior=st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_cpp_on_any_shape(sizes: Sizes, dtype: torch.dtype, offset: int, prior: bool) -> None:
-    problem = Problem(sizes, dtype, prior=prior, offset=offset)
-    for build in _core.simd_builds():
-        _core.select_simd_build(build)
-        check(cpp_cpu, problem, roundings=4)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, dtype: torch.dtype) -> None:
-    problem = Problem(sizes, dtype)
-    torch.set_num_threads(1)
-    _core.select_simd_build("baseline")
-    first = problem.run(cpp_cpu)
-    for build in _core.simd_builds():
-        for threads in (1, 2, 5):
-            _core.select_simd_build(build)
-            torch.set_num_threads(threads)
-            for name, x in problem.run(cpp_cpu).items():
-                assert bits_equal(x, first[name]), (build, threads, name)
+    check(CPP, Problem(sizes, dtype, prior=prior, offset=offset), roundings=4)
 
 
 def test_noise_is_the_stream(simd_build: str) -> None:
@@ -123,7 +97,7 @@ def test_kl_in_ulp(simd_build: str, dtype: torch.dtype) -> None:
 
 
 @given(st.floats(-88, 88, width=32), st.floats(-80, 80, width=32), st.floats(-1e3, 1e3, width=32))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_kl_is_never_negative(logvar: float, prior_logvar: float, mean: float) -> None:
     m, l, p = (torch.tensor([[x]]) for x in (mean, logvar, prior_logvar))
     assert lk.gaussian_kl(m, l).item() >= 0

@@ -20,7 +20,7 @@ from torch.library import opcheck
 import latent_kernels as lk
 from latent_kernels.kernels import _core, backends
 from latent_kernels.kernels.lasso import reference
-from tests.processes import run
+from tests.processes import run_forked
 
 Tensor = torch.Tensor
 ALGORITHMS = ("cd", "fista", "ista")
@@ -362,7 +362,7 @@ def test_alpha_zero_is_least_squares() -> None:
     assert bool((gap >= 0.5 * (x - z @ d).square().sum(-1)).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 9),
     features=st.integers(1, 40),
@@ -647,7 +647,7 @@ assert os.waitpid(pid, 0)[1] == 0
 assert draw() == expected
 """
     )
-    run(code)
+    run_forked(code)
 
 
 # --- bad input ------------------------------------------------------------------------------------

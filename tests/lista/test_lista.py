@@ -73,7 +73,7 @@ def test_cpp(sizes: Sizes, form: str) -> None:
         }
     ),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_shape(
     form: str, sizes: Sizes, more_rows: int, dtype: torch.dtype, options: dict[str, Any]
 ) -> None:

@@ -19,7 +19,7 @@ import latent_kernels as lk
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.lista import problem
 from tests.checks import bits_equal
-from tests.processes import run
+from tests.processes import run_forked
 
 Tensor = torch.Tensor
 VARIANTS: list[dict[str, Any]] = [
@@ -468,4 +468,4 @@ class Codes(torch.utils.data.Dataset):
 loader = torch.utils.data.DataLoader(Codes(), num_workers=2, multiprocessing_context="fork")
 assert all(int(ok) == 1 for ok in loader)
 """
-    run(code)
+    run_forked(code)

@@ -13,7 +13,7 @@ import torch
 
 from latent_kernels.kernels.lista import cpp_cpu
 from tests.lista.checks import FORMS, ListaProblem, backward, forward
-from tests.processes import run
+from tests.processes import run, run_forked
 
 # Enough rows for three threads. Results are compared as bytes and made by NumPy: torch's own
 # threads do not survive fork, and the sum by which weights are checked is torch's where a tensor is
@@ -64,7 +64,7 @@ def child(depth):
 assert child(1)
 assert encode() == encoded and train() == trained
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_fork_while_another_thread_computes() -> None:
@@ -83,7 +83,7 @@ for _ in range(10):
     assert os.waitpid(pid, 0)[1] == 0
 stop = True; t.join()
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_dataloader_workers() -> None:
@@ -102,7 +102,7 @@ loader = torch.utils.data.DataLoader(Codes(), num_workers=2, multiprocessing_con
 for i, found in enumerate(loader):
     assert bytes(found[0].tolist()) == digest(encoded if i % 2 else trained), i
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_several_python_threads() -> None:
@@ -118,7 +118,7 @@ for t in threads: t.start()
 for t in threads: t.join()
 assert not wrong
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_exit_while_a_thread_computes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterator
@@ -186,19 +187,23 @@ def test_layouts(
 ) -> None:
     """No copy is made, the result is right, and X is as before."""
     if covariance_type == "mixed":
-        problem = mixed_problem(["gaussian", "poisson", "categorical"], 260, 3, dtype)
+        truth = truth_of(("gaussian", "poisson", "categorical"), 260, 3, dtype)
     else:
-        problem = gaussian_problem((260, 3, 3), covariance_type, dtype, missing=0.05)
+        truth = truth_of((260, 3, 3), covariance_type, dtype, missing=0.05)
+    truth = copy.copy(truth)
+    problem = truth.problem
     if layout == "memory-mapped":
         problem.X.tofile(tmp_path / "X")
         X: Any = np.memmap(tmp_path / "X", dtype, mode="r", shape=problem.X.shape)
     else:
         X = LAYOUTS[layout](problem.X)
-    problem = replace(problem, X=X)
+    problem = truth.problem = replace(problem, X=X)
+    if layout == "rows of stride zero":  # which are all the first
+        truth = Truth(problem)
     assert np.shares_memory(e_step.checked_data(X), problem.data)
     assert e_step.checked_data(X).strides == problem.data.strides
     before = problem.data.copy()
-    check(Truth(problem))
+    check(truth)
     np.testing.assert_array_equal(problem.data, before)
 
 
@@ -478,7 +483,8 @@ def test_components_without_weight(backend: str, covariance_type: str, dtype: An
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 @pytest.mark.parametrize("covariance_type", TYPES)
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.integers(0, 2**20), st.integers(30, 300), st.integers(1, 4), st.integers(1, 5))
 def test_a_step_of_em_never_decreases_the_likelihood(

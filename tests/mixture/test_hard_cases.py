@@ -220,11 +220,11 @@ class Listener(event.Listener):
 event.register("numba:compile", Listener())
 thread = threading.Thread(target=step)
 thread.start()
-assert compiling.wait(100)
+assert compiling.wait(600)
 child = os.fork()
 if child == 0:
     import signal
-    signal.alarm(100)
+    signal.alarm(600)
     os._exit(0 if abs(step() - 1000) < 1e-6 else 1)
 thread.join()
 print(os.waitpid(child, 0)[1])

@@ -18,7 +18,7 @@ import torch
 
 from latent_kernels.mixtures import e_step
 from tests.mixture.checks import DTYPES, TYPES, Problem, gaussian_problem, mixed_problem
-from tests.processes import run
+from tests.processes import run, run_forked
 
 MIXED = ("gaussian", "poisson", "categorical", "bernoulli", "gaussian")
 
@@ -130,7 +130,7 @@ def child(depth):
 assert child(1)
 assert draw() == expected
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_fork_before_the_first_use() -> None:
@@ -143,7 +143,7 @@ if pid == 0:
 assert os.waitpid(pid, 0)[1] == 0
 assert os.read(read, 64) == __import__("hashlib").sha256(draw()).digest()
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_fork_while_another_thread_computes() -> None:
@@ -164,7 +164,7 @@ for _ in range(10):
     assert os.waitpid(pid, 0)[1] == 0
 stop = True; t.join()
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_dataloader_workers() -> None:
@@ -181,7 +181,7 @@ options = dict(batch_size=None, num_workers=2, multiprocessing_context="fork")
 loader = torch.utils.data.DataLoader(Shards(), **options)
 assert [x.numpy().tobytes() for x in loader] == expected
 """
-    run(PRELUDE + code)
+    run_forked(PRELUDE + code)
 
 
 def test_spawned_processes() -> None:
@@ -261,7 +261,7 @@ e_step(X)
 print(peak() - before)
 """
     code = code.replace("sys.argv[-1]", repr(kind))
-    assert float(run(code)) < 40
+    assert float(run_forked(code)) < 40
 
 
 # Prints how many functions numba compiles for a first call and for two more, and how many it

@@ -83,7 +83,7 @@ def test_equals_reference(simd_build: str, kind: str, offset: int) -> None:
     n=st.integers(0, 4200),
     cut=st.integers(0, 4200),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_split_calls_join(seed: int, offset: int, n: int, cut: int) -> None:
     """Any split of a call by `offset`, on any build, gives the bits of the whole."""
     cut = min(cut, n)

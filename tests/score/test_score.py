@@ -9,64 +9,41 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_kernels.kernels import _core
-from latent_kernels.kernels.score import cpp_cpu, reference
-from tests.checks import DTYPES, bits_equal
+from tests.backends import CPP, Backend, on_every_backend
+from tests.checks import DTYPES
 from tests.score.checks import CONTROLS, FAMILIES, SCORE_SIZES, ScoreProblem, Sizes, check_score
 
+ODD: Sizes = (2, 5, 5, 7, 4)
 # Few elements with so many samples that they are dealt to several parts.
 CHUNKED: Sizes = (1, 9000, 3, 6, 2)
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("sizes", SCORE_SIZES, ids=str)
-def test_cpp(simd_build: str, sizes: Sizes, family: str, control: str) -> None:
+@on_every_backend(
+    [*SCORE_SIZES, CHUNKED], [torch.float32], on_gpu=[ODD], interpreted=[ODD], also=[]
+)
+def test_results(
+    backend: Backend, sizes: Sizes, dtype: torch.dtype, family: str, control: str
+) -> None:
     for per_element in (False, True):
-        for from_seed in (False, True):
-            check_score(
-                cpp_cpu,
-                ScoreProblem(
-                    family,
-                    sizes,
-                    torch.float32,
-                    control,
-                    per_element=per_element,
-                    from_seed=from_seed,
-                    offset=3,
-                ),
-            )
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("control", CONTROLS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_dtypes(simd_build: str, family: str, control: str, dtype: torch.dtype) -> None:
-    for sizes in ((2, 5, 5, 7, 4), (1, 4, 2, 1030, 3)):
-        check_score(cpp_cpu, ScoreProblem(family, sizes, dtype, control))
-        check_score(
-            cpp_cpu, ScoreProblem(family, sizes, dtype, control, per_element=True, from_seed=True)
-        )
-        check_score(
-            cpp_cpu, ScoreProblem(family, sizes, dtype, control, upstream=False, double_values=True)
-        )
+        for from_seed in (per_element,) if backend.interprets else (False, True):
+            options = {"per_element": per_element, "from_seed": from_seed, "offset": 3}
+            check_score(backend, ScoreProblem(family, sizes, dtype, control, **options))
 
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_samples_dealt_to_parts(family: str, control: str) -> None:
-    for from_seed in (False, True):
-        check_score(
-            cpp_cpu, ScoreProblem(family, CHUNKED, torch.float32, control, from_seed=from_seed)
-        )
-    check_score(cpp_cpu, ScoreProblem(family, CHUNKED, torch.float32, control, per_element=True))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("sizes", SCORE_SIZES, ids=str)
-def test_reference(sizes: Sizes, family: str) -> None:
-    for control in CONTROLS:
-        check_score(reference, ScoreProblem(family, sizes, torch.float32, control))
+@on_every_backend([ODD, (1, 4, 2, 1030, 3)], on_gpu=[ODD], interpreted=[(1, 3, 2, 20, 3)])
+def test_dtypes(
+    backend: Backend, sizes: Sizes, dtype: torch.dtype, family: str, control: str
+) -> None:
+    for options in (
+        {},
+        {"per_element": True, "from_seed": True},
+        {"upstream": False, "double_values": True},
+    ):
+        check_score(backend, ScoreProblem(family, sizes, dtype, control, **options))
 
 
 @given(
@@ -85,7 +62,7 @@ def test_reference(sizes: Sizes, family: str) -> None:
     per_element=st.booleans(),
     from_seed=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_shape(
     family: str,
     control: str,
@@ -106,22 +83,4 @@ def test_any_shape(
         per_element=per_element,
         from_seed=from_seed,
     )
-    for build in _core.simd_builds():
-        _core.select_simd_build(build)
-        check_score(cpp_cpu, problem)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("sizes", [*SCORE_SIZES, CHUNKED, (1, 64, 300, 40, 5)], ids=str)
-def test_bits_do_not_depend_on_build_or_threads(sizes: Sizes, family: str) -> None:
-    for control in ("leave_one_out", "optimal"):
-        problem = ScoreProblem(family, sizes, torch.float32, control, from_seed=True)
-        torch.set_num_threads(1)
-        _core.select_simd_build("baseline")
-        first = problem.run(cpp_cpu)
-        for build in _core.simd_builds():
-            _core.select_simd_build(build)
-            for threads in (1, 2, 5):
-                torch.set_num_threads(threads)
-                for name, x in problem.run(cpp_cpu).items():
-                    assert bits_equal(x, first[name]), (build, threads, control, name)
+    check_score(CPP, problem)

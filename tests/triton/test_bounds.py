@@ -1,14 +1,10 @@
-"""The Triton kernels of the bounds: run in the interpreter (see test_triton.py), and compiled for
-real targets.
-"""
+"""The Triton kernels of the bounds, in Triton's interpreter."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +13,10 @@ import torch
 import latent_kernels as lk
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.bounds import cpp_cpu
-from tests.bounds.checks import SMALL_SIZES, Sizes, check, problem, run
-from tests.interpreter import INTERPRETING, interpreted, outside, run_in_the_interpreter
+from tests.backends import TRITON, interpreted
+from tests.bounds.checks import check, problem, run
 
 INF, NAN = math.inf, math.nan
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    """Runs the tests below with TRITON_INTERPRET=1."""
-    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture
@@ -38,13 +28,6 @@ def kernels() -> Iterator[ModuleType]:
 
     with np.errstate(all="ignore"):
         yield triton_gpu
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
-def test_bounds(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
-    check(kernels, *problem(sizes, dtype))
 
 
 @interpreted
@@ -63,7 +46,7 @@ def test_chunks_of_samples(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, programs: int
 ) -> None:
     monkeypatch.setattr(kernels, "WANTED_PROGRAMS", programs)
-    check(kernels, *problem((2, 700, 5), torch.float32))
+    check(TRITON, *problem((2, 700, 5), torch.float32))
 
 
 @interpreted
@@ -115,53 +98,3 @@ def test_public_functions(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) 
         strict=True,
     ):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
-
-
-# --- compiled -------------------------------------------------------------------------------------
-
-KERNELS = ["sums_kernel", "merge_kernel", "weights_kernel", "signal_kernel"]
-if not INTERPRETING:
-    from tests.triton.test_compile import CUDA, POINTERS, TARGETS, instructions, ready, spills
-else:
-    CUDA = TARGETS = []  # the interpreter has no compiler
-
-
-def compiled(name: str, dtype: torch.dtype, target: Any, *, ones: bool = False) -> Any:
-    """A kernel as a launch on [1, 5000, 256] has it."""
-    import triton.language as tl
-
-    from latent_kernels.kernels.bounds import triton_gpu
-
-    kernel = getattr(triton_gpu, name)
-    double = dtype == torch.float64
-    types = {
-        arg: "*fp64" if double else "*fp32" for arg in kernel.arg_names if arg.endswith("_ptr")
-    }
-    types["log_w_ptr"] = POINTERS[dtype]
-    if name != "merge_kernel":
-        types["out_ptr"] = POINTERS[dtype]
-    types |= dict.fromkeys(("S", "N", "per_chunk", "tiles", "chunks"), "i32")
-    _, block_s, block_n = triton_gpu._blocks((1, 5000, 256), dtype)
-    constants = {"has_gradient": True, "compute": tl.float64 if double else tl.float32}
-    return ready(
-        kernel, types, constants | {"BLOCK_S": block_s, "BLOCK_N": block_n}, target, ones=ones
-    )
-
-
-@pytest.mark.skipif(INTERPRETING, reason="the interpreter has no compiler")
-@pytest.mark.parametrize("target", CUDA, ids=lambda t: f"sm_{t.arch}")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", KERNELS)
-def test_compiles_without_spills(
-    name: str, dtype: torch.dtype, target: Any, tmp_path: Path
-) -> None:
-    kernel = compiled(name, dtype, target)
-    assert spills(kernel, tmp_path) == 0
-    assert "fma.rn.f32" not in instructions(kernel)
-
-
-@pytest.mark.skipif(INTERPRETING, reason="the interpreter has no compiler")
-@pytest.mark.parametrize("name", KERNELS)
-def test_compiles_for_amd_and_for_ones(name: str) -> None:
-    for target in TARGETS:
-        compiled(name, torch.float32, target, ones=True)

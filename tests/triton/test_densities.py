@@ -1,6 +1,4 @@
-"""The Triton log-densities, run in Triton's interpreter, in a process of its own; see
-test_triton.py.
-"""
+"""The Triton log-densities, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -14,17 +12,11 @@ import latent_kernels as lk
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.densities import cpp_cpu
 from latent_kernels.kernels.densities.problem import BernoulliGradients, BernoulliProblem, Outputs
-from tests.checks import SMALL_SIZES, Sizes, bits_equal
-from tests.densities.checks import USUAL, DensityProblem, Sharing, check_density, every_sharing
-from tests.interpreter import interpreted, outside, run_in_the_interpreter
+from tests.backends import interpreted
+from tests.checks import bits_equal
+from tests.densities.checks import USUAL, DensityProblem
 
 DENSITIES = ["gaussian", "bernoulli"]
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    """Runs the tests below with TRITON_INTERPRET=1."""
-    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture
@@ -32,26 +24,6 @@ def kernels() -> ModuleType:
     from latent_kernels.kernels.densities import triton_gpu
 
     return triton_gpu
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-@pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
-def test_densities(kernels: ModuleType, sizes: Sizes, density: str, dtype: torch.dtype) -> None:
-    for sharing in USUAL[density]:
-        check_density(kernels, DensityProblem(density, sizes, dtype, sharing))
-
-
-@interpreted
-@pytest.mark.parametrize(
-    ("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str
-)
-def test_every_sharing(kernels: ModuleType, density: str, sharing: Sharing) -> None:
-    problem = DensityProblem(density, (2, 3, 70, 17), torch.float32, sharing)
-    check_density(kernels, problem)
-    for j in range(len(sharing)):
-        check_density(kernels, problem, wanted=tuple(j == k for k in range(len(sharing))))
 
 
 @interpreted

@@ -1,9 +1,4 @@
-"""The Triton kernels, run: on a GPU where there is one, else in Triton's interpreter, in a process
-of its own.
-
-TRITON_INTERPRET is read when Triton is imported, so `test_in_the_interpreter` starts a second
-pytest on this file.
-"""
+"""The Triton kernels of noise and of Gaussian samples, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -18,15 +13,9 @@ from latent_kernels.kernels import backends
 from latent_kernels.kernels.gaussian import cpp_cpu
 from latent_kernels.kernels.gaussian.problem import Outputs
 from latent_kernels.kernels.noise import reference
-from tests.checks import SMALL_SIZES, Sizes, bits_equal
-from tests.gaussian.checks import LogQProblem, Problem, check, gaussian_problem
-from tests.interpreter import interpreted, outside, run_in_the_interpreter
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    """Runs the tests below with TRITON_INTERPRET=1."""
-    run_in_the_interpreter(__file__)
+from tests.backends import interpreted
+from tests.checks import INTERPRETED, Sizes, bits_equal
+from tests.gaussian.checks import Problem, gaussian_problem
 
 
 @pytest.fixture
@@ -63,24 +52,6 @@ def test_elementary_edges_through_the_stream() -> None:
         assert bits_equal(part, whole[begin:])
 
 
-# The interpreter truncates float32 to bfloat16 where a GPU rounds, so half results are compared one
-# unit wider.
-@interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
-def test_gaussian(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
-    check(kernels, Problem(sizes, dtype))
-    check(kernels, Problem(sizes, dtype, prior=False, scale=True, offset=3))
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
-def test_log_q(kernels: ModuleType, sizes: Sizes, dtype: torch.dtype) -> None:
-    check(kernels, LogQProblem(sizes, dtype))
-    check(kernels, LogQProblem(sizes, dtype, offset=3))
-
-
 @interpreted
 def test_gaussian_bfloat16(kernels: ModuleType) -> None:
     """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
@@ -93,8 +64,9 @@ def test_gaussian_bfloat16(kernels: ModuleType) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("sizes", SMALL_SIZES, ids=str)
-@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize(
+    ("sizes", "offset"), [((1, 1, 64, 20), 0), *((sizes, 3) for sizes in INTERPRETED)], ids=str
+)
 def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: int) -> None:
     """Not only eps: exp is the same sequence of operations too, so z agrees bit for bit."""
     problem = Problem(sizes, torch.float32, offset=offset)

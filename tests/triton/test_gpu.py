@@ -1,5 +1,5 @@
-"""On a GPU: the noise and the samples against the CPU bit for bit, the kernels against float64,
-CUDA graphs.
+"""What only a GPU has: the CPU's bits at full size, CUDA graphs, large grids and tensors, and sizes
+that Triton's interpreter would take too long for. The tests of each op run on the GPU too.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from tests.bounds import checks as bounds_checks
-from tests.checks import DTYPES, SIZES, Sizes, bits_equal
-from tests.densities.checks import USUAL, DensityProblem, Sharing, check_density, every_sharing
-from tests.gaussian.checks import LogQProblem, Problem, check
-from tests.score.checks import CONTROLS, FAMILIES, SCORE_SIZES, ScoreProblem, check_score
+from tests.backends import TRITON
+from tests.checks import DTYPES, bits_equal
+from tests.densities.checks import USUAL, DensityProblem, check_density
+from tests.score.checks import FAMILIES, SCORE_SIZES, ScoreProblem, check_score
 from tests.score.checks import Sizes as ScoreSizes
 
 pytestmark = pytest.mark.gpu
@@ -28,25 +27,6 @@ def test_noise_has_the_cpus_bits(kind: object, offset: int) -> None:
         assert bits_equal(here, there.cpu())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_gaussian(sizes: Sizes, dtype: torch.dtype) -> None:
-    from latent_kernels.kernels.gaussian import triton_gpu
-
-    check(triton_gpu, Problem(sizes, dtype), "cuda")
-    check(triton_gpu, Problem(sizes, dtype, prior=False, offset=3), "cuda")
-    check(triton_gpu, Problem(sizes, dtype, prior=False, scale=True), "cuda")
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_log_q(sizes: Sizes, dtype: torch.dtype) -> None:
-    from latent_kernels.kernels.gaussian import triton_gpu
-
-    check(triton_gpu, LogQProblem(sizes, dtype), "cuda")
-    check(triton_gpu, LogQProblem(sizes, dtype, offset=3), "cuda")
-
-
 @pytest.mark.parametrize("shape", [(64, 20), (63, 17), (5, 1500), (1000, 256)])
 @pytest.mark.parametrize("num_samples", [None, 3])
 def test_samples_have_the_cpus_bits(shape: tuple[int, ...], num_samples: int | None) -> None:
@@ -54,17 +34,6 @@ def test_samples_have_the_cpus_bits(shape: tuple[int, ...], num_samples: int | N
     here = lk.rsample(mean, logvar, num_samples, seed=5)
     there = lk.rsample(mean.cuda(), logvar.cuda(), num_samples, seed=5)
     assert bits_equal(here, there.cpu())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("sizes", bounds_checks.SIZES, ids=str)
-def test_bounds(sizes: bounds_checks.Sizes, dtype: torch.dtype) -> None:
-    from latent_kernels.kernels.bounds import triton_gpu
-
-    bounds_checks.check(triton_gpu, *bounds_checks.problem(sizes, dtype), "cuda")
-    bounds_checks.check(
-        triton_gpu, *bounds_checks.problem(sizes, dtype, spread=80.0, mean=-700.0), "cuda"
-    )
 
 
 def test_two_runs_give_the_same_bits() -> None:
@@ -248,51 +217,34 @@ def test_discrete_samples_have_the_cpus_bits(sizes: ScoreSizes, dtype: torch.dty
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sizes", SCORE_SIZES, ids=str)
 def test_score_of_every_size(sizes: ScoreSizes, family: str, control: str) -> None:
-    from latent_kernels.kernels.score import triton_gpu
 
-    check_score(triton_gpu, ScoreProblem(family, sizes, torch.float32, control), "cuda")
-
-
-@pytest.mark.parametrize("per_element", [False, True])
-@pytest.mark.parametrize("control", CONTROLS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_score_of_every_control(family: str, control: str, per_element: bool) -> None:
-    from latent_kernels.kernels.score import triton_gpu
-
-    check_score(
-        triton_gpu,
-        ScoreProblem(family, (2, 5, 5, 7, 4), torch.float32, control, per_element=per_element),
-        "cuda",
-    )
+    check_score(TRITON, ScoreProblem(family, sizes, torch.float32, control))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_score_of_every_type(family: str, dtype: torch.dtype) -> None:
-    from latent_kernels.kernels.score import triton_gpu
 
     for control in ("leave_one_out", "optimal"):
         for double_values in (False, True):
             problem = ScoreProblem(
                 family, (1, 100, 64, 32, 3), dtype, control, double_values=double_values
             )
-            check_score(triton_gpu, problem, "cuda")
+            check_score(TRITON, problem)
 
 
 @pytest.mark.parametrize("offset", [0, 3])
 @pytest.mark.parametrize("sizes", [(1, 16, 64, 20, 3), (2, 5, 5, 7, 4), (1, 777, 1, 5, 3)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_score_of_samples_drawn_again(family: str, sizes: ScoreSizes, offset: int) -> None:
-    from latent_kernels.kernels.score import triton_gpu
 
     for control in ("none", "optimal"):
         problem = ScoreProblem(family, sizes, torch.float32, control, from_seed=True, offset=offset)
-        check_score(triton_gpu, problem, "cuda")
+        check_score(TRITON, problem)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_score_with_folds(family: str) -> None:
-    from latent_kernels.kernels.score import triton_gpu
 
     for folds in (3, 10):
         for per_element in (False, True):
@@ -304,7 +256,7 @@ def test_score_with_folds(family: str) -> None:
                 folds=folds,
                 per_element=per_element,
             )
-            check_score(triton_gpu, problem, "cuda")
+            check_score(TRITON, problem)
 
 
 @pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
@@ -415,23 +367,10 @@ DENSITIES = ["gaussian", "bernoulli"]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("sizes", [*SIZES, (1, 3, 1500, 33), (1, 50, 64, 784)], ids=str)
-def test_densities(sizes: Sizes, density: str, dtype: torch.dtype) -> None:
-    from latent_kernels.kernels.densities import triton_gpu
+def test_densities_of_images(density: str, dtype: torch.dtype) -> None:
 
     for sharing in USUAL[density]:
-        check_density(triton_gpu, DensityProblem(density, sizes, dtype, sharing), "cuda")
-
-
-@pytest.mark.parametrize(
-    ("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str
-)
-def test_every_sharing_of_densities(density: str, sharing: Sharing) -> None:
-    from latent_kernels.kernels.densities import triton_gpu
-
-    problem = DensityProblem(density, (2, 3, 70, 17), torch.float32, sharing)
-    check_density(triton_gpu, problem, "cuda")
-    check_density(triton_gpu, problem, "cuda", wanted=(False,) * (len(sharing) - 1) + (True,))
+        check_density(TRITON, DensityProblem(density, (1, 50, 64, 784), dtype, sharing))
 
 
 @pytest.mark.parametrize("density", DENSITIES)

@@ -1,6 +1,4 @@
-"""The Triton kernels of the score function and of discrete samples, in the interpreter; see
-test_triton.py.
-"""
+"""The Triton kernels of the score function and of discrete samples, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -18,12 +16,10 @@ from latent_kernels.kernels.families import reference as families
 from latent_kernels.kernels.families.problem import Problem as FamilyProblem
 from latent_kernels.kernels.families.problem import Samples
 from latent_kernels.kernels.score import reference
+from tests.backends import TRITON, interpreted
 from tests.checks import bits_equal
-from tests.interpreter import interpreted, outside, run_in_the_interpreter
 from tests.score.checks import (
-    CONTROLS,
     FAMILIES,
-    SMALL_SCORE_SIZES,
     ScoreProblem,
     Sizes,
     check_score,
@@ -31,12 +27,16 @@ from tests.score.checks import (
 
 ODD: Sizes = (2, 5, 5, 7, 4)
 MANY: Sizes = (1, 77, 1, 5, 3)  # enough samples for several chunks
-
-
-@outside
-def test_in_the_interpreter() -> None:
-    """Runs the tests below with TRITON_INTERPRET=1."""
-    run_in_the_interpreter(__file__)
+# One element, rows longer than a tile, many classes, nothing at all: as SCORE_SIZES, but small.
+SIZES: list[Sizes] = [
+    (1, 16, 24, 20, 3),
+    (1, 2, 3, 1, 2),
+    (1, 3, 2, 1100, 2),
+    MANY,
+    (1, 4, 2, 3, 70),
+    (1, 4, 0, 4, 3),
+    (1, 4, 3, 0, 3),
+]
 
 
 @pytest.fixture
@@ -121,40 +121,23 @@ def test_categorical_samples(sizes: Sizes, dtype: torch.dtype) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("per_element", [False, True])
-@pytest.mark.parametrize("control", CONTROLS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_control(kernels: ModuleType, family: str, control: str, per_element: bool) -> None:
-    check_score(kernels, ScoreProblem(family, ODD, torch.float32, control, per_element=per_element))
-
-
-@interpreted
 @pytest.mark.parametrize("control", ["leave_one_out", "optimal"])
-@pytest.mark.parametrize("sizes", SMALL_SCORE_SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_size(kernels: ModuleType, family: str, sizes: Sizes, control: str) -> None:
-    check_score(kernels, ScoreProblem(family, sizes, torch.float32, control))
+def test_every_size(family: str, sizes: Sizes, control: str) -> None:
+    check_score(TRITON, ScoreProblem(family, sizes, torch.float32, control))
 
 
 @interpreted
-@pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
+@pytest.mark.parametrize(
+    ("sizes", "offset"), [((1, 6, 2, 10, 3), 0), ((1, 6, 2, 10, 3), 3), (ODD, 0)], ids=str
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_types(kernels: ModuleType, family: str, control: str) -> None:
-    for dtype in (torch.float64, torch.float16):
-        check_score(kernels, ScoreProblem(family, (1, 16, 6, 20, 3), dtype, control))
-    rows = ScoreProblem(family, ODD, torch.float32, control, double_values=True, upstream=False)
-    check_score(kernels, rows)
-
-
-@interpreted
-@pytest.mark.parametrize("offset", [0, 3])
-@pytest.mark.parametrize("sizes", [(1, 6, 2, 10, 3), ODD], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_samples_drawn_again(kernels: ModuleType, family: str, sizes: Sizes, offset: int) -> None:
+def test_samples_drawn_again(family: str, sizes: Sizes, offset: int) -> None:
     """Every layout of the stream: aligned, shifted, scattered."""
     for control in ("none", "optimal"):
         check_score(
-            kernels,
+            TRITON,
             ScoreProblem(family, sizes, torch.float32, control, from_seed=True, offset=offset),
         )
 
@@ -169,8 +152,8 @@ def test_samples_dealt_to_several_programs(kernels: ModuleType, family: str) -> 
             family, MANY, torch.float32, control, per_element=per_element, folds=2
         )
         assert kernels.plan(problem.problem, True, torch.float32).chunks > 1
-        check_score(kernels, problem)
-    check_score(kernels, ScoreProblem(family, MANY, torch.float32, "optimal", folds=5))
+        check_score(TRITON, problem)
+    check_score(TRITON, ScoreProblem(family, MANY, torch.float32, "optimal", folds=5))
 
 
 @interpreted
@@ -180,8 +163,8 @@ def test_many_chunks_of_few_samples(
 ) -> None:
     monkeypatch.setattr(kernels, "LEAST_CHUNK", 1)
     for control in ("leave_one_out", "optimal"):
-        check_score(kernels, ScoreProblem(family, ODD, torch.float64, control, per_element=True))
-        check_score(kernels, ScoreProblem(family, (1, 41, 1, 3, 40), torch.float32, control))
+        check_score(TRITON, ScoreProblem(family, ODD, torch.float64, control, per_element=True))
+        check_score(TRITON, ScoreProblem(family, (1, 41, 1, 3, 40), torch.float32, control))
 
 
 def run(kernels: ModuleType, problem: ScoreProblem) -> dict[str, torch.Tensor]:

@@ -1,0 +1,97 @@
+"""The backends of an op, dealt to tests: the C++ builds, the reference, Triton on a GPU or in its
+interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from latent_kernels.kernels import _core, backends
+from tests.checks import DTYPES, bits_equal
+
+Tensor = torch.Tensor
+Results = dict[str, Tensor]
+Sizes = tuple[int, ...]
+
+# For what only Triton's interpreter shows; on a GPU the same kernels run for real.
+interpreted = pytest.mark.skipif(
+    not backends.interpreting(), reason="Triton does not run in its interpreter here"
+)
+
+
+class Backend:
+    """One backend, as a name and as the modules of kernels that it has for ops."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        on_gpu = name == "triton" and not backends.interpreting()
+        self.device = "cuda" if on_gpu else "cpu"
+        self.interprets = name == "triton" and not on_gpu
+
+    def __str__(self) -> str:
+        return "interpreter" if self.interprets else self.name
+
+    def kernels(self, op: str) -> ModuleType:
+        return backends._module(op, self.name)
+
+    @torch.no_grad()
+    def run(self, op: str, work: Callable[[ModuleType, str], Results]) -> Results:
+        """Return what `work` computes with the op's kernels on a device.
+
+        Of the C++ kernels every build computes it, on one thread and on three, with the same bits.
+        """
+        kernels = self.kernels(op)
+        if self.name != "cpp":
+            # the interpreter computes with NumPy, which warns of what a GPU does silently
+            with np.errstate(all="ignore"):
+                return work(kernels, self.device)
+        first: Results = {}
+        for build, threads in itertools.product(_core.simd_builds(), (1, 3)):
+            _core.select_simd_build(build)
+            torch.set_num_threads(threads)
+            found = work(kernels, self.device)
+            first = first or found
+            assert found.keys() == first.keys()
+            for name, x in found.items():
+                assert bits_equal(x, first[name]), (build, threads, name)
+        return first
+
+
+CPP, REFERENCE, TRITON = (Backend(name) for name in ("cpp", "reference", "triton"))
+_needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+
+def on_every_backend(
+    sizes: Sequence[Sizes],
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    *,
+    reference: Sequence[Sizes] | None = None,
+    on_gpu: Sequence[Sizes] | None = None,
+    interpreted: Sequence[Sizes],
+    also: Sequence[torch.dtype] = (torch.float64, torch.float16),
+) -> pytest.MarkDecorator:
+    """Run a test of (backend, sizes, dtype) for every backend.
+
+    The reference and Triton on a GPU take all sizes unless they are given their own. Triton's
+    interpreter takes a second for what a GPU does in a microsecond: it takes the sizes
+    `interpreted` in float32, and the first of them in the dtypes `also`. It truncates to bfloat16
+    where a GPU rounds, which has tests of its own.
+    """
+    cases = [(CPP, size, dtype) for size in sizes for dtype in dtypes]
+    cases += [(REFERENCE, size, dtype) for size in reference or sizes for dtype in dtypes]
+    if TRITON.interprets:
+        few = [(TRITON, size, torch.float32) for size in interpreted]
+        few += [(TRITON, interpreted[0], dtype) for dtype in also]
+    else:
+        few = [(TRITON, size, dtype) for size in on_gpu or sizes for dtype in dtypes]
+    marked = [pytest.param(*case, marks=(pytest.mark.triton, _needs_triton)) for case in few]
+    return pytest.mark.parametrize(("backend", "sizes", "dtype"), [*cases, *marked], ids=str)

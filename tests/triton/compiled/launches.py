@@ -1,0 +1,126 @@
+"""Triton kernels compiled for real targets, with no GPU and no driver, and what is read in them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)] + [GPUTarget("hip", "gfx942", 64)]
+CUDA = TARGETS[:3]
+# The others take minutes of compiling.
+A100, H100, B200 = CUDA
+each_target = pytest.mark.parametrize(
+    "target",
+    [pytest.param(A100, marks=pytest.mark.slow), H100, pytest.param(B200, marks=pytest.mark.slow)],
+    ids=lambda target: f"sm_{target.arch}",
+)
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+}
+LAYOUTS = {"aligned": 0, "shifted": 1, "scattered": 2}
+
+
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget
+) -> Any:
+    """The kernel compiled as a launch would: addresses and sizes that are multiples of 16 are known
+    as such.
+    """
+    from latent_kernels.kernels.launch import OPTIONS
+
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    divisible = [
+        i
+        for i, name in enumerate(kernel.arg_names)
+        if name.endswith(("_ptr", "_row", "_group", "D", "_sample", "_stride")) or name == "n"
+    ]
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i in divisible
+        if signature[kernel.arg_names[i]] != "constexpr"
+    }
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=target, options=dict(OPTIONS))
+
+
+def ready(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, *, ones: bool
+) -> Any:
+    """The kernel compiled as a launch would: only specialized arguments are known as multiples of
+    16, or as 1.
+    """
+    from latent_kernels.kernels.launch import OPTIONS
+
+    free = {p.name for p in kernel.params if not p.do_not_specialize}
+    types = {name: t for name, t in types.items() if name in kernel.arg_names}
+    if ones:
+        single = [name for name, t in types.items() if t in ("i32", "i64") and name in free]
+        constants = constants | dict.fromkeys(single, 1)
+        types = {name: t for name, t in types.items() if name not in single}
+    constants = {name: v for name, v in constants.items() if name in kernel.arg_names}
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    even = {"D", "seed_stride", "size", "count", "plane"}
+    divisible = [
+        i
+        for i, name in enumerate(kernel.arg_names)
+        if name in types and name in free and (name.endswith("_ptr") or name in even)
+    ]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=target, options=dict(OPTIONS))
+
+
+def instructions(kernel: Any) -> str:
+    """The PTX without its debugging sections, which hold names and comments."""
+    text: str = kernel.asm["ptx"]
+    text = text[: text.index(".section")] if ".section" in text else text
+    # floor flushes subnormals, of which its arguments (2t + 1/2, a multiple of 2^-30 or so) have
+    # none
+    return text.replace("cvt.rmi.ftz.f32.f32", "floor")
+
+
+def cuobjdump() -> str | None:
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(bundled) if bundled.exists() else shutil.which("cuobjdump")
+
+
+def spills(kernel: Any, tmp_path: Path) -> int:
+    """Bytes of local memory that a thread of the kernel uses."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    tool = cuobjdump()
+    assert tool is not None, "cuobjdump comes with Triton"
+    text = subprocess.run(
+        [tool, "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    assert len(found) == 1, text
+    return int(found[0][1]) + int(found[0][3])
+
+
+def products_are_wide(kernel: Any) -> None:
+    """No product of 32 bits with a size of the problem: `folds * chunks`, the number of parts, is
+    one of none.
+    """
+    ttir = kernel.asm["ttir"]
+    sizes = set(
+        re.findall(r"(%(?:[NDSK]|groups|size|plane|count|baseline_\w+))\b[^,)]*: i32", ttir)
+    )
+    assert sizes
+    for line in ttir.splitlines():
+        if re.search(r"arith\.muli .*: (?:tensor<[^>]*)?i32", line):
+            assert not any(re.search(rf"{re.escape(name)}\b", line) for name in sizes), line

@@ -1,0 +1,59 @@
+"""The kernels of the bounds, compiled; see test_gaussian.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.triton.compiled.launches import (
+    POINTERS,
+    TARGETS,
+    each_target,
+    instructions,
+    ready,
+    spills,
+)
+
+KERNELS = ["sums_kernel", "merge_kernel", "weights_kernel", "signal_kernel"]
+
+
+def bounds(name: str, dtype: torch.dtype, target: Any, *, ones: bool = False) -> Any:
+    """A kernel as a launch on [1, 5000, 256] has it."""
+    import triton.language as tl
+
+    from latent_kernels.kernels.bounds import triton_gpu
+
+    kernel = getattr(triton_gpu, name)
+    double = dtype == torch.float64
+    types = {
+        arg: "*fp64" if double else "*fp32" for arg in kernel.arg_names if arg.endswith("_ptr")
+    }
+    types["log_w_ptr"] = POINTERS[dtype]
+    if name != "merge_kernel":
+        types["out_ptr"] = POINTERS[dtype]
+    types |= dict.fromkeys(("S", "N", "per_chunk", "tiles", "chunks"), "i32")
+    _, block_s, block_n = triton_gpu._blocks((1, 5000, 256), dtype)
+    constants = {"has_gradient": True, "compute": tl.float64 if double else tl.float32}
+    return ready(
+        kernel, types, constants | {"BLOCK_S": block_s, "BLOCK_N": block_n}, target, ones=ones
+    )
+
+
+@each_target
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_without_spills(
+    name: str, dtype: torch.dtype, target: Any, tmp_path: Path
+) -> None:
+    kernel = bounds(name, dtype, target)
+    assert spills(kernel, tmp_path) == 0
+    assert "fma.rn.f32" not in instructions(kernel)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_for_amd_and_for_ones(name: str) -> None:
+    for target in TARGETS:
+        bounds(name, torch.float32, target, ones=True)

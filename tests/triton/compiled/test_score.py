@@ -1,0 +1,269 @@
+"""The kernels of the score function and of discrete samples, compiled; see test_gaussian.py."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.triton.compiled.launches import (
+    H100,
+    LAYOUTS,
+    POINTERS,
+    TARGETS,
+    GPUTarget,
+    each_target,
+    instructions,
+    products_are_wide,
+    ready,
+    spills,
+)
+
+SCORE_KERNELS = ["gaussian_kernel", "bernoulli_kernel", "antithetic_kernel", "categorical_kernel"]
+PLAIN, ROWS, ELEMENTS, OPTIMAL = range(4)  # as in kernels/score/triton_sums.py
+
+
+def score(
+    name: str,
+    dtype: torch.dtype,
+    target: GPUTarget,
+    mode: int,
+    *,
+    per_element: bool = False,
+    with_variance: bool = True,
+    layout: str | None = None,
+    ones: bool = False,
+) -> Any:
+    """A score-function kernel, with the tile that a launch takes; `layout` where it draws its
+    samples again.
+    """
+    import triton.language as tl
+
+    from latent_kernels.kernels.launch import tile_shape
+    from latent_kernels.kernels.score import triton_gpu
+
+    kernel = getattr(triton_gpu, name)
+    double = dtype == torch.float64
+    compute = "*fp64" if double else "*fp32"
+    types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
+    types |= {
+        arg: compute
+        for arg in types
+        if re.match(r"v_|.*_variance|partial|values|upstream|p_ptr|q_ptr", arg)
+    }
+    types["baseline_ptr"] = compute if per_element else "*fp64"
+    if name == "categorical_kernel":
+        types |= {"z_ptr": "*i64", "c_ptr": "*fp32"}
+    sizes = (
+        "S",
+        "N",
+        "D",
+        "K",
+        "seed_stride",
+        "folds",
+        "chunks",
+        "tiles",
+        "col_blocks",
+        "class_blocks",
+        "groups",
+    )
+    types |= dict.fromkeys((*sizes, "baseline_group", "baseline_sample", "size", "width"), "i32")
+    types |= dict.fromkeys(("seed", "offset"), "i64")
+    block_n, block_d = tile_shape(
+        4096, 64, dtype, small=mode >= ELEMENTS or with_variance or layout == "scattered"
+    )
+    constants: dict[str, Any] = {
+        "mode": mode,
+        "per_element": per_element,
+        "has_baseline": not per_element,
+        "has_upstream": True,
+        "with_variance": with_variance,
+        "finish": mode != OPTIMAL,
+        "from_seed": layout is not None,
+        "seed_is_pointer": False,
+        "compute": tl.float64 if double else tl.float32,
+        "layout": LAYOUTS[layout or "aligned"],
+        "BLOCK_N": block_n,
+        "BLOCK_D": block_d,
+        "BLOCK_K": 16,
+        "BLOCK_E": 16 if double else 32,
+        "kind": 0 if name.startswith("gaussian") else 1,
+        "sums": 12,
+        "classes": name.startswith("categorical"),
+        "BLOCK": 512,
+    }
+    return ready(kernel, types, constants, target, ones=ones)
+
+
+def finish(
+    kind: int, dtype: torch.dtype, target: GPUTarget, mode: int, *, ones: bool = False
+) -> Any:
+    """The kernel that adds the parts' sums up."""
+    import triton.language as tl
+
+    from latent_kernels.kernels.score import triton_sums
+
+    kernel = triton_sums.finish_kernel
+    double = dtype == torch.float64
+    types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
+    compute = "*fp64" if double else "*fp32"
+    types |= {arg: compute for arg in types if re.match(r".*_variance|partial|upstream", arg)}
+    types |= dict.fromkeys(("S", "folds", "chunks", "size", "width"), "i32")
+    constants = {
+        "kind": kind,
+        "sums": triton_sums.count_of_sums(kind, mode, True),
+        "classes": False,
+        "mode": mode,
+    }
+    constants |= {"has_upstream": True, "with_variance": True, "BLOCK": 512}
+    constants |= {"compute": tl.float64 if double else tl.float32}
+    return ready(kernel, types, constants, target, ones=ones)
+
+
+def discrete(
+    name: str, dtype: torch.dtype, target: GPUTarget, *, ones: bool = False, wraps_once: bool = True
+) -> Any:
+    """A kernel of kernels/families."""
+    from latent_kernels.kernels.families import triton_gpu
+
+    types = {"z_ptr": POINTERS[dtype], "logits_ptr": POINTERS[dtype], "c_ptr": "*fp32"}
+    types |= {"z_ptr": "*i64"} if name == "categorical_kernel" else {}
+    types |= dict.fromkeys(("count", "plane", "K", "seed_stride", "blocks"), "i32")
+    types |= dict.fromkeys(("seed", "offset"), "i64")
+    constants = {"antithetic": True, "seed_is_pointer": False, "shift": 0, "wraps_once": wraps_once}
+    constants |= {
+        "aligned": not ones,
+        "steps": 4,
+        "BLOCK": 128 if name == "cumulative_kernel" else 1024,
+    }
+    return ready(getattr(triton_gpu, name), types, constants, target, ones=ones)
+
+
+def modes(name: str) -> list[tuple[int, bool]]:
+    """The least and the most that a kernel keeps in registers: mode, and whether values are per
+    element.
+    """
+    return [(PLAIN, False)] if name == "antithetic_kernel" else [(ROWS, False), (OPTIMAL, True)]
+
+
+@each_target
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", SCORE_KERNELS)
+def test_score_compiles_without_spills(
+    name: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path
+) -> None:
+    for mode, per_element in modes(name):
+        for layout in (None, "scattered"):
+            kernel = score(name, dtype, target, mode, per_element=per_element, layout=layout)
+            assert spills(kernel, tmp_path) == 0, (mode, layout)
+
+
+@each_target
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_finishing_compiles_without_spills(
+    dtype: torch.dtype, target: GPUTarget, tmp_path: Path
+) -> None:
+    for kind in range(3):
+        for mode in (PLAIN, OPTIMAL) if kind < 2 else (PLAIN,):
+            assert spills(finish(kind, dtype, target, mode), tmp_path) == 0, (kind, mode)
+
+
+@each_target
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SCORE_KERNELS[:3])
+def test_aligned_samples_are_read_16_bytes_at_once(
+    name: str, dtype: torch.dtype, target: GPUTarget
+) -> None:
+    """With values for each element there is nothing narrow to read."""
+    ptx = instructions(score(name, dtype, target, PLAIN, per_element=True, with_variance=False))
+    found = re.findall(r"(?:ld|st)\.global\.\S*", ptx)
+    assert found
+    assert all(re.search(r"\.v4\.b32", access) for access in found), found
+
+
+@pytest.mark.parametrize("name", SCORE_KERNELS)
+def test_score_compiles_for_a_single_row(name: str) -> None:
+    for layout in (None, "shifted"):
+        for mode, per_element in modes(name):
+            kernel = score(
+                name,
+                torch.float32,
+                H100,
+                mode,
+                per_element=per_element,
+                layout=layout,
+                ones=True,
+            )
+            assert kernel.asm["cubin"]
+
+
+def test_small_kernels_compile_for_a_single_row() -> None:
+    for kind in range(3):
+        assert finish(kind, torch.float32, H100, PLAIN if kind == 2 else OPTIMAL, ones=True).asm[
+            "cubin"
+        ]
+    for name in ("bernoulli_kernel", "cumulative_kernel", "categorical_kernel"):
+        assert discrete(name, torch.float32, H100, ones=True, wraps_once=False).asm["cubin"]
+
+
+@pytest.mark.parametrize("name", SCORE_KERNELS)
+def test_score_offsets_have_64_bits(name: str) -> None:
+    for mode, per_element in modes(name):
+        products_are_wide(score(name, torch.float32, H100, mode, per_element=per_element))
+        products_are_wide(
+            score(name, torch.float32, H100, mode, per_element=per_element, layout="scattered")
+        )
+
+
+def test_small_kernels_offsets_have_64_bits() -> None:
+    for kind in range(3):
+        products_are_wide(finish(kind, torch.float32, H100, PLAIN if kind == 2 else OPTIMAL))
+    for name in ("bernoulli_kernel", "cumulative_kernel", "categorical_kernel"):
+        products_are_wide(discrete(name, torch.float32, H100))
+
+
+@pytest.mark.parametrize("name", SCORE_KERNELS)
+def test_score_compiles_for_amd(name: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for mode, per_element in modes(name):
+            assert score(name, dtype, TARGETS[3], mode, per_element=per_element).asm["amdgcn"]
+            assert score(
+                name, dtype, TARGETS[3], mode, per_element=per_element, layout="aligned"
+            ).asm["amdgcn"]
+    for kind in range(3):
+        assert finish(kind, torch.float32, TARGETS[3], PLAIN if kind == 2 else OPTIMAL).asm[
+            "amdgcn"
+        ]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.arch}")
+@pytest.mark.parametrize("name", ["bernoulli_kernel", "cumulative_kernel", "categorical_kernel"])
+def test_samples_have_no_fma_and_no_approximation(
+    name: str, target: GPUTarget, tmp_path: Path
+) -> None:
+    kernel = discrete(name, torch.float32, target)
+    if "ptx" not in kernel.asm:
+        fused = re.findall(r"\bv_(?:pk_)?(?:fma|fmac|mad)\w*_f32.*", kernel.asm["amdgcn"])
+        # by 2^32 and -2^32: a program number of 64 bits is divided with the help of floats
+        assert all(re.search(r"0x[4c]f800000", instruction) for instruction in fused), fused
+        return
+    ptx = instructions(kernel)
+    assert not re.search(r"\bfma\.|\bmad\.[a-z]*\.?f32|\.approx|\.ftz", ptx)
+    assert spills(kernel, tmp_path) == 0
+    if name == "bernoulli_kernel":
+        stores = re.findall(r"st\.global\S*", ptx)
+        assert stores
+        assert all("v4" in store for store in stores), stores
+    if name == "categorical_kernel":
+        assert all("v2.b64" in store for store in re.findall(r"st\.global\S*", ptx))
+
+
+@each_target
+@pytest.mark.parametrize("name", SCORE_KERNELS)
+def test_samples_drawn_again_are_not_contracted(name: str, target: GPUTarget) -> None:
+    """They are the samples that the values belong to, so nothing in the kernel may fuse."""
+    kernel = score(name, torch.float32, target, PLAIN, layout="aligned")
+    assert not re.search(r"\bfma\.rn\.f32|\bmad\.[a-z]*\.?f32|\.approx|\.ftz", instructions(kernel))
