@@ -160,7 +160,7 @@ failed = 0
 for spare in (1, 5, 40, 44, 48):
     resource.setrlimit(resource.RLIMIT_AS, (used + (spare << 20), resource.RLIM_INFINITY))
     try:
-        lk.lista_encode(x.requires_grad_(), w, s, 0.01, n_layers=4)
+        lk.lista_encode(x.requires_grad_(), w, s, 0.01, n_layers=2)
     except (MemoryError, RuntimeError):
         failed += 1
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
