@@ -708,7 +708,7 @@ BAD = [
     (lambda: encode(X, D, tol=math.nan), ValueError, r"tol must be .*nan"),
     (lambda: encode(X, D, tol=10**400), ValueError, r"tol must be a number >= 0 in the range"),
     (lambda: encode(X, D, tol="x"), TypeError, r"tol must be a number"),
-    (lambda: encode(X, D, positive=1), TypeError, r"positive must be a bool; got 1"),
+    (lambda: encode(X, D, positive=1), TypeError, r"positive must be True or False; got 1"),
     (lambda: encode(X, D, init=torch.zeros(4, 4)), ValueError,
      r"init must have the shape of the codes, \(4, 3\)"),
     (lambda: encode(X, D, init=torch.full((4, 3), math.nan)), ValueError, r"init must be finite"),

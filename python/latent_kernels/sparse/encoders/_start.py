@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from latent_kernels import _checks
+from latent_kernels._checks import integer
 from latent_kernels.kernels.eager import in_memory, plain, row_dtype
 from latent_kernels.kernels.lista.values import finite
 
@@ -40,22 +41,14 @@ class Placement(NamedTuple):
         )
 
 
-def count(name: str, value: object) -> int:
-    """Check that the argument `name` is an int >= 1, and return it."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int >= 1; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be an int >= 1; got {value}")
-    return value
-
-
 def non_negative(name: str, value: object) -> float:
     """Check that the argument `name` is a finite number >= 0, and return it as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = _checks.as_float(value)
+    if number is None:
         raise TypeError(f"{name} must be a number >= 0; got {value!r}")
-    if not math.isfinite(value) or value < 0:
+    if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} must be a finite number >= 0; got {value}")
-    return float(value)
+    return number
 
 
 def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) -> Tensor:
@@ -112,7 +105,10 @@ def prepared(
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Placement]:
     """Return the initial dictionary, in float64 on the CPU, and the placement of the parameters."""
-    shape = (count("n_components", n_components), count("n_features", n_features))
+    shape = (
+        integer("n_components", n_components),
+        integer("n_features", n_features),
+    )
     if dictionary is None:
         given = random_dictionary(*shape)
         like = Placement(torch.get_default_device(), torch.get_default_dtype())
