@@ -79,8 +79,8 @@ def sparse_encode(
     Args:
         x: [..., n_features], float32, float64, bfloat16 or float16.
         dictionary: D, [n_components, n_features], one atom a row as in scikit-learn; finite,
-            without zero rows (or such whose squared norm is not a normal number). Atoms need not
-            have norm 1. Its Gram matrix is formed: n_components^2 numbers.
+            and of squared norms that are normal numbers, or 0. Atoms need not have norm 1; the
+            codes of an atom of zeros are 0. Its Gram matrix is formed: n_components^2 numbers.
         algorithm: "fista", "ista" or "cd".
         alpha: the weight of the l1 norm, finite and >= 0, in the dtype computed in too; a number,
             or a tensor that broadcasts to x.shape[:-1]. 0 is least squares, whose gap is no smaller

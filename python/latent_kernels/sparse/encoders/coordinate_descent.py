@@ -16,6 +16,7 @@ from latent_kernels.sparse.encoders._start import (
     non_negative,
     prepared,
     shape_of,
+    squared_lengths,
 )
 
 Tensor = torch.Tensor
@@ -80,7 +81,7 @@ class LCoD(Thresholding):
         self.alpha = non_negative("alpha", alpha)
         start, place = prepared(dictionary, n_components, n_features, device, dtype)
         self.n_features, self.n_components, self.positive = n_features, n_components, positive
-        lengths = (start * start).sum(-1)
+        lengths = squared_lengths(start)
         recurrent = -(start @ start.T) / lengths
         self.weight = nn.Parameter(place.of(start.T / lengths))
         # The diagonal is 1 - ||d||^2 / ||d||^2, here without rounding.

@@ -21,6 +21,7 @@ from latent_kernels.sparse.encoders._start import (
     prepared,
     reflected,
     shape_of,
+    squared_lengths,
 )
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 
@@ -347,7 +348,9 @@ class LISTA(Thresholding):
                 / float((recurrent * recurrent).sum(0).max())
                 / (1 + 16 * torch.finfo(place.dtype).eps)
             )
-            threshold = gamma * self.alpha / (dictionary * dictionary).sum(-1)
+            threshold = gamma * self.alpha / squared_lengths(dictionary)
+            present = dictionary.any(-1)  # thresholds of the others mean nothing, and weigh nothing
+            threshold[~present] = threshold[present].mean()
         else:
             gamma = 1 / lipschitz(dictionary, place.dtype)
             weight = dictionary.T
