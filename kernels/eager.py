@@ -51,15 +51,13 @@ def plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-def draw_seed(seed: int | Tensor | None, device: torch.device) -> int | Tensor:
-    """The seed given, or a tensor from torch's default CPU generator, so that torch.manual_seed
-    governs it.
+def draw_seed(device: torch.device) -> Tensor:
+    """Draw a seed for an op on the device from torch's default CPU generator, so that
+    torch.manual_seed governs it.
 
     A tensor, since vmap's `randomness` and torch.compile know how to treat one; plain calls read it
     by `as_int`.
     """
-    if seed is not None:
-        return seed
     if device.type == "cuda" and not _is_compiling() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(_CAPTURING.format("None"))
     return torch.randint(_SEED_END, (), device="cpu")

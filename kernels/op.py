@@ -131,6 +131,10 @@ def _detached(inputs: Inputs) -> Inputs:
     return [None if x is None else x.detach() for x in inputs]
 
 
+def _is_empty(tensors: Inputs) -> bool:
+    return not any(x is not None and x.numel() for x in tensors)
+
+
 def _is_differentiated(inputs: Inputs) -> bool:
     """Return whether autograd must see the call, which refuses forward-mode derivatives."""
     if is_grad_enabled():
@@ -183,9 +187,12 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
                 memory.append(new_empty(size=plan[0](dims)))  # quicker than with a dtype
             else:
                 memory.append(new_empty(size=plan[0](dims), dtype=plan[1]))
+        empty = not first.numel() and _is_empty(memory)
         if taped:
             memory.append(tape)
         found = new(outputs, memory)
+        if empty:
+            return found  # sizes beside a 0 may be huge: no kernel counts in them
         run_forward(first.device)(problem_of(call, inputs, seed), found)
         return found
 
@@ -196,6 +203,8 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
             gradients,
             [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at],
         )
+        if not inputs[like].numel() and _is_empty(found):
+            return found
         above: list[Any] = [None if g is None else contiguous(g) for g in upstream]
         if taped:
             above.append(tape)

@@ -163,7 +163,7 @@ BAD += [
      r"S >= folds = 7 samples; got S = 6"),
     (lambda: gradient(Q, V, Z, control_variate="optimal", folds=1), ValueError,
      r"folds must be an int >= 2; got 1"),
-    (lambda: gradient(Q, V, Z, control_variate="optimal", folds=2.0), ValueError,
+    (lambda: gradient(Q, V, Z, control_variate="optimal", folds=2.0), TypeError,
      r"folds must be an int.*got 2\.0"),
     (lambda: gradient(Q, V, Z, control_variate="loo"), ValueError,
      r"control_variate must be 'none', .*got 'loo'"),

@@ -56,7 +56,7 @@ Cut rows_first(const DensityProblem& p) {
 
 // Parts with all samples.
 Cut samples_together(const DensityProblem& p) {
-  const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(p.samples, 1));
+  const int64_t tiles = kTaskElements / kTile / std::max<int64_t>(p.samples, 1);
   return Cut(p.groups, p.samples, p.rows, p.cols, false, kTile * std::max<int64_t>(tiles, 1));
 }
 

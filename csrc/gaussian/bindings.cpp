@@ -17,7 +17,9 @@ struct FieldsOf<GaussianProblem> {
 namespace {
 
 void forward(const GaussianProblem& p, int threads, void* z, void* kl, void* log_q) {
-  const Cut cut(p.groups, p.samples, p.rows, p.cols, true, kTaskColumns);
+  // Without columns only the sums remain, and the KL does not depend on the samples, however many they are.
+  const int64_t samples = p.cols == 0 && log_q == nullptr ? 1 : p.samples;
+  const Cut cut(p.groups, samples, p.rows, p.cols, true, kTaskColumns);
   const auto kernel = active<GaussianKernels>().forward[p.dtype];
   PartialSums kl_sums(kl != nullptr ? p.groups * p.rows : 0, cut.col_parts);
   PartialSums log_q_sums(log_q != nullptr ? p.groups * p.samples * p.rows : 0, cut.col_parts);
@@ -41,7 +43,7 @@ void backward(const GaussianProblem& p, int threads, const void* z_gradient, con
               void* prior_mean_gradient, void* prior_logvar_gradient) {
   const GaussianGradients gradients{z_gradient,      kl_gradient,    log_q_gradient,      mean_gradient,
                                     logvar_gradient, scale_gradient, prior_mean_gradient, prior_logvar_gradient};
-  const int64_t tiles = kTaskElements / (kTile * std::max<int64_t>(p.samples, 1));
+  const int64_t tiles = kTaskElements / kTile / std::max<int64_t>(p.samples, 1);
   const Cut cut(p.groups, p.samples, p.rows, p.cols, false, kTile * std::max<int64_t>(tiles, 1));
   const auto kernel = active<GaussianKernels>().backward[p.dtype];
   without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, gradients, part); }); });

@@ -35,7 +35,7 @@ struct Cut {
     col_step = std::max<int64_t>(std::min(cols, columns), 1);
     const int64_t tile_rows = col_step < cols ? 1 : rows_of_tile(col_step);
     const int64_t per_tile = tile_rows * col_step;
-    row_step = col_step < cols ? 1 : tile_rows * std::max<int64_t>(kTaskElements / (per_tile * repeats), 1);
+    row_step = col_step < cols ? 1 : tile_rows * std::max<int64_t>(kTaskElements / per_tile / repeats, 1);
     row_step = std::max<int64_t>(std::min(row_step, rows), 1);
     sample_step = cut_samples ? std::max<int64_t>(kTaskElements / (row_step * col_step), 1) : repeats;
     sample_parts = (repeats + sample_step - 1) / sample_step;

@@ -68,7 +68,7 @@ bool gradient(const ScoreProblem& given, int threads, void* const (&gradients)[2
   std::copy_n(gradients, 2, p.gradients);
   std::copy_n(variances, 2, p.variances);
   if (p.groups * p.rows * p.cols == 0) return true;
-  const int64_t tiles = kTaskElements / (kTile * p.samples);
+  const int64_t tiles = kTaskElements / kTile / p.samples;
   const Cut cut(p.groups, p.samples, p.rows, p.cols, false, kTile * std::max<int64_t>(tiles, 1));
   const ScoreKernels& kernels = active<ScoreKernels>();
   std::atomic<bool> inside{true};

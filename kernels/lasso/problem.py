@@ -49,6 +49,10 @@ def _encode(problem: Problem, outputs: Outputs) -> None:
         codes = codes.float()
     prepared = kernels.prepare(problem.dictionary)
     if codes.is_cpu:
+        present = problem.dictionary.any(-1) if not bool(prepared.norms.all()) else None
+        if present is not None and not bool(present.all()):
+            _encode_without_zero_atoms(problem, outputs, present)
+            return
         _check_values(problem, prepared.norms)
     if problem.sizes[0] == 0:
         return
@@ -59,19 +63,37 @@ def _encode(problem: Problem, outputs: Outputs) -> None:
         kernels.forward(again, prepared, Outputs(codes, gap))
 
 
+def _encode_without_zero_atoms(problem: Problem, outputs: Outputs, present: Tensor) -> None:
+    """Encode with the atoms that are `present`: the codes of all others are 0."""
+    codes, gap = outputs
+    rows, features, _ = problem.sizes
+    if not bool(present.any()):  # the objective of no codes cannot be improved
+        lost = ~problem.x.isfinite().all(-1)
+        codes.zero_().masked_fill_(lost[:, None], torch.nan)
+        gap.zero_().masked_fill_(lost, torch.nan)
+        return
+    fewer = problem._replace(
+        sizes=(rows, features, int(present.sum())),
+        dictionary=problem.dictionary[present],
+        init=None if problem.init is None else problem.init[:, present].contiguous(),
+    )
+    found = codes.new_empty(rows, fewer.sizes[2])
+    _encode(fewer, Outputs(found, gap))
+    codes.zero_()[:, present] = found
+    codes.masked_fill_(gap.isnan()[:, None], torch.nan)
+
+
 def _check_values(problem: Problem, norms: Tensor) -> None:
     alpha, init, dtype = problem.alpha, problem.init, norms.dtype
     limits = torch.finfo(dtype)
     if not bool(norms.sum(dtype=torch.float64).isfinite()) or not bool(norms.isfinite().all()):
         raise ValueError("dictionary must be finite, and the sum of its squares too")
-    if not bool(
-        (norms >= limits.tiny).all()
-    ):  # or 1 / norm were infinite, or the norm itself a few digits
+    if not bool((norms >= limits.tiny).all()):
+        # 1 / norm were infinite, or the norm itself had a few digits
         row = int((norms < limits.tiny).nonzero()[0])
-        least = f"{limits.tiny:.3g}, the least normal {dtype}"
         raise ValueError(
-            f"dictionary must have no zero row; row {row} is zero, or its squared norm below "
-            f"{least}"
+            f"dictionary must have rows whose squared norm is 0 or at least "
+            f"{limits.tiny:.3g}, the least normal {dtype}; got less in row {row}"
         )
     if not bool(((alpha >= 0) & alpha.isfinite()).all()):
         wrong = alpha[~((alpha >= 0) & alpha.isfinite())][0].item()

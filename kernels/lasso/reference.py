@@ -125,6 +125,7 @@ def _descent(
     for k, d in enumerate(dictionary):
         norm = d @ d
         new = soft(r @ d + norm * z[:, k], threshold, positive) / norm
+        new = torch.where(norm > 0, new, torch.zeros_like(new))
         r = r - (new - z[:, k])[:, None] * d
         z[:, k] = new
     return z

@@ -33,7 +33,7 @@ def _noise(
     seeds: Tensor,
     offset: int,
     dtype: torch.dtype,
-    device: torch.device,
+    device: str,
 ) -> Tensor:
     """Seeds [G] -> [G, *shape]."""
     out = _noise_fake(kind, shape, seeds, offset, dtype, device)
@@ -50,7 +50,7 @@ def _noise_fake(
     seeds: Tensor,
     offset: int,
     dtype: torch.dtype,
-    device: torch.device,
+    device: str,
 ) -> Tensor:
     return torch.empty((seeds.numel(), *shape), dtype=dtype, device=device)
 
@@ -63,7 +63,7 @@ def _noise_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor
 
 
 define(
-    "noise(str kind, SymInt[] shape, Tensor seeds, SymInt offset, ScalarType dtype, Device device) "
+    "noise(str kind, SymInt[] shape, Tensor seeds, SymInt offset, ScalarType dtype, str device) "
     "-> Tensor",
     _noise,
     fake=_noise_fake,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+
+import numpy as np
 import torch
+
+from latent_kernels.kernels.eager import draw_seed
 
 Tensor = torch.Tensor
 Seed = int | Tensor | None
@@ -117,27 +122,78 @@ def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
     return x.expand(shape)
 
 
-def samples(num_samples: int | None, name: str = "num_samples") -> int:
-    """Return how many samples are drawn; None draws one, without a sample dimension."""
-    if num_samples is None:
-        return 1
-    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int >= 1 or None; got {num_samples!r}")
-    if num_samples < 1:
-        raise ValueError(f"{name} must be an int >= 1 or None; got {num_samples}")
-    return num_samples
+def as_int(value: object) -> int | None:
+    """Return an integer of any type (NumPy's, a 0-d tensor) as an int, or None for what is none,
+    such as a bool.
+    """
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
-def stream(seed: Seed, offset: int, count: int, device: torch.device) -> None:
-    """A seed that fits the device, and an offset that leaves `count` elements inside the stream."""
-    if isinstance(offset, bool) or not isinstance(offset, (int, torch.SymInt)):
+def integer(name: str, value: object, least: int = 1, also: str = "") -> int:
+    """Return the argument `name` as an int, which must be at least `least`."""
+    number = as_int(value)
+    if number is None:
+        raise TypeError(f"{name} must be an int >= {least}{also}; got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be an int >= {least}{also}; got {value}")
+    return number
+
+
+def as_float(value: object) -> float | None:
+    """Return a number of any type (NumPy's, a 0-d tensor) as a float, or None for what is none."""
+    if type(value) is float:
+        return value
+    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) > 0:  # type: ignore[arg-type]
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def flag(name: str, value: object) -> bool:
+    """Return the argument `name` as a bool."""
+    if value is True or value is False:
+        return value
+    if not isinstance(value, np.bool_):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+def samples(num_samples: int | None, name: str = "num_samples") -> int | None:
+    """Return the number of samples as an int; None stands for one, without a sample dimension."""
+    return None if num_samples is None else integer(name, num_samples, 1, " or None")
+
+
+def seed_number(seed: object, also: str = "") -> int:
+    """Return a seed as an int in [0, 2^63)."""
+    number = as_int(seed)
+    if number is None:
+        raise TypeError(f"seed must be an int{also} or None; got {seed!r}")
+    if not 0 <= number < _SEED_END:
+        raise ValueError(f"seed must lie in [0, 2^63); got {seed}")
+    return number
+
+
+def stream(seed: Seed, offset: int, count: int, device: torch.device) -> tuple[int | Tensor, int]:
+    """Return a seed that fits the device, drawn if it is None, and an offset that leaves `count`
+    elements inside the stream.
+    """
+    begin = as_int(offset)
+    if begin is None:
         raise TypeError(f"offset must be an int >= 0; got {offset!r}")
-    if offset < 0 or (not isinstance(count, torch.SymInt) and offset + max(count, 1) > _SEED_END):
+    # sizes that torch.compile or torch.jit.trace watches are not ints
+    if begin < 0 or (type(count) is int and begin + max(count, 1) > _SEED_END):
         raise ValueError(
             f"offset must be >= 0, and offset + {count} elements at most 2^63; got {offset}"
         )
-    if seed is None:
-        return
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise TypeError(
@@ -147,8 +203,7 @@ def stream(seed: Seed, offset: int, count: int, device: torch.device) -> None:
             raise ValueError(
                 f"seed must be on the device of the op, {device}, or on the CPU; got {seed.device}"
             )
-        return
-    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
-        raise TypeError(f"seed must be an int, a 0-d int64 tensor or None; got {seed!r}")
-    if not 0 <= seed < _SEED_END:
-        raise ValueError(f"seed must lie in [0, 2^63); got {seed}")
+        return seed, begin
+    if seed is None:
+        return draw_seed(device), begin
+    return seed_number(seed, ", a 0-d int64 tensor"), begin

@@ -11,7 +11,7 @@ import torch
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
-from latent_kernels.kernels.eager import as_int, as_seeds, draw_seed, plain
+from latent_kernels.kernels.eager import as_int, as_seeds, plain
 from latent_kernels.kernels.library import call
 from latent_kernels.kernels.noise import ops
 
@@ -95,19 +95,18 @@ def _noise(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Tensor:
-    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) or size < 0:
-            raise ValueError(f"shape must be an int or a sequence of ints >= 0; got {shape!r}")
+    given = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    sizes = tuple(size for size in map(_checks.as_int, given) if size is not None and size >= 0)
+    if len(sizes) != len(given):
+        raise ValueError(f"shape must be an int or a sequence of ints >= 0; got {shape!r}")
     _checks.float_dtype("dtype", dtype)
     where = _checks.device(device)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
-    _checks.stream(seed, offset, math.prod(sizes), where)
-    seed = draw_seed(seed, where)
+    seed, offset = _checks.stream(seed, offset, math.prod(sizes), where)
 
     if where.type == "meta" or not plain(seed if isinstance(seed, Tensor) else None):
-        out: Tensor = call("noise", kind, sizes, as_seeds(seed, where), offset, dtype, where)
+        out: Tensor = call("noise", kind, sizes, as_seeds(seed, where), offset, dtype, str(where))
         return out.reshape(sizes)
     out = torch.empty(sizes, dtype=dtype, device=where)
     ops.fill(kind, out, as_int(seed, where), offset)

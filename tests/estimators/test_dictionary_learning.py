@@ -391,7 +391,7 @@ def test_an_encoder_that_is_given_is_copied(patches: np.ndarray) -> None:
         ({"encoder": torch.nn.Linear(3, 3)}, r"encoder must map X to codes of shape \(8, 2\)"),
         ({"encoder_weight": -1.0}, "encoder_weight must be"),
         ({"dict_init": np.ones((3, 3))}, r"dict_init must have shape \(2, 3\)"),
-        ({"dict_init": np.zeros((2, 3))}, "dict_init must have rows, and none of zeros"),
+        ({"dict_init": np.zeros((0, 3))}, "dict_init must have at least one row"),
         ({"dict_init": -np.ones((2, 3)), "positive_dict": True}, "dict_init must be >= 0"),
     ],
 )

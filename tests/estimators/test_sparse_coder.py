@@ -187,6 +187,18 @@ def test_clone_and_pickle(digits: np.ndarray) -> None:
         np.testing.assert_array_equal(model.transform(digits), coder.transform(digits))
 
 
+def test_the_code_of_an_atom_of_zeros_is_zero() -> None:
+    """A learned dictionary of non-negative atoms may have some."""
+    atoms = np.random.default_rng(0).random((6, 9))
+    X, atoms[[1, 4]] = atoms @ np.ones((9, 9)), 0
+    codes = SparseCoder(atoms, transform_alpha=0.5).transform(X)
+    assert not codes[:, [1, 4]].any()
+    present = np.delete(atoms, [1, 4], axis=0)
+    np.testing.assert_array_equal(
+        np.delete(codes, [1, 4], axis=1), SparseCoder(present, transform_alpha=0.5).transform(X)
+    )
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -194,8 +206,8 @@ def test_clone_and_pickle(digits: np.ndarray) -> None:
     ("settings", "message"),
     [
         (
-            {"dictionary": np.zeros((2, 3))},
-            "dictionary must have rows, and none of zeros; got row 0",
+            {"dictionary": np.zeros((0, 3))},
+            "dictionary must have at least one row",
         ),
         ({"dictionary": np.ones(3)}, "Expected 2D array"),
         ({"dictionary": [[1.0, np.nan, 1]]}, "dictionary contains NaN"),

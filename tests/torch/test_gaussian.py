@@ -77,8 +77,8 @@ RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
     ("bernoulli_log_prob", lambda: (leaf(2, 1, 5, 4), leaf(2, 3, 5, 4), [True])),
     ("bernoulli_log_prob_backward",
      lambda: (data(2, 3, 5), data(2, 1, 1, 4), data(2, 3, 5, 4), [True, True])),
-    ("noise", lambda: ("normal", [3, 4], SEEDS, 1, torch.float32, torch.device("cpu"))),
-    ("noise", lambda: ("uniform", [], SEEDS, 1, torch.bfloat16, torch.device("cpu"))),
+    ("noise", lambda: ("normal", [3, 4], SEEDS, 1, torch.float32, "cpu")),
+    ("noise", lambda: ("uniform", [], SEEDS, 1, torch.bfloat16, "cpu")),
 ]  # fmt: skip
 
 
@@ -460,3 +460,27 @@ def test_what_has_no_gradient_is_no_part_of_a_graph(
     ]
     backends.forget()
     assert not any(x.requires_grad for x in found)
+
+
+# --- torch.jit.trace ------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: lk.rsample(x, x, 2, seed=1),
+        lambda x: lk.rsample_kl(x, x, seed=1)[1],
+        lambda x: lk.rsample_log_prob(x, x, 2, seed=1)[1],
+        lambda x: x + lk.normal(x.shape, seed=1),
+        lambda x: x + lk.uniform(x.shape, seed=1),
+        lambda x: lk.Bernoulli(x).sample(2, seed=1),
+        lambda x: lk.Categorical(x).sample(2, seed=1).float(),
+        lambda x: lk.gaussian_log_prob(x, x, x),
+    ],
+)
+def test_samplers_can_be_traced(function):
+    x = lk.normal((3, 5), seed=3)
+    traced = torch.jit.trace(function, x)
+    assert torch.equal(traced(x), function(x))
+    assert torch.equal(traced(2 * x), function(2 * x))

@@ -78,12 +78,8 @@ def checked_dictionary(name: str, dictionary: Any) -> Array:
     array: Array = check_array(
         as_array(dictionary), input_name=name, ensure_min_samples=0, **CHECKS
     )
-    zero = np.flatnonzero(~array.any(axis=1))
-    if len(array) == 0 or len(zero) > 0:
-        found = (
-            f"row {zero[0]} is one ({len(zero)} in all)" if len(zero) else f"shape {array.shape}"
-        )
-        raise ValueError(f"{name} must have rows, and none of zeros; got {found}")
+    if len(array) == 0:
+        raise ValueError(f"{name} must have at least one row; got shape {array.shape}")
     return array
 
 

@@ -261,8 +261,10 @@ class DictionaryLearning(SparseTransformer):
                     "dict_init must be >= 0 where positive_dict is True; got negative entries"
                 )
             wide = given.astype(np.float64)
-            wide /= np.abs(wide).max(axis=1, keepdims=True)
-            atoms = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+            largest = np.abs(wide).max(axis=1, keepdims=True)
+            wide /= np.where(largest > 0, largest, 1)
+            norms = np.linalg.norm(wide, axis=1, keepdims=True)
+            atoms = wide / np.where(norms > 0, norms, 1)
         dictionary = atoms.astype(data.dtype)
         return Learner(dictionary, Statistics(*dictionary.shape), self._first_encoder(dictionary))
 

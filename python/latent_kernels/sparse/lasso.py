@@ -79,8 +79,8 @@ def sparse_encode(
     Args:
         x: [..., n_features], float32, float64, bfloat16 or float16.
         dictionary: D, [n_components, n_features], one atom a row as in scikit-learn; finite,
-            without zero rows (or such whose squared norm is not a normal number). Atoms need not
-            have norm 1. Its Gram matrix is formed: n_components^2 numbers.
+            and of squared norms that are normal numbers, or 0. Atoms need not have norm 1; the
+            codes of an atom of zeros are 0. Its Gram matrix is formed: n_components^2 numbers.
         algorithm: "fista", "ista" or "cd".
         alpha: the weight of the l1 norm, finite and >= 0, in the dtype computed in too; a number,
             or a tensor that broadcasts to x.shape[:-1]. 0 is least squares, whose gap is no smaller
@@ -111,8 +111,13 @@ def sparse_encode(
     (x, dictionary, init), _ = _checks.together(x=x, dictionary=dictionary, init=init)  # type: ignore[assignment]
     _check_shapes(x, dictionary, init)
     weights = _alpha(alpha, x)
-    tolerance = _number("tol", tol)
-    _check_options(algorithm, max_iter, positive=positive, return_gap=return_gap)
+    if algorithm not in ("fista", "ista", "cd"):
+        raise ValueError(f"algorithm must be 'fista', 'ista' or 'cd'; got {algorithm!r}")
+    max_iter = _checks.integer("max_iter", max_iter, 0)
+    if type(max_iter) is int and max_iter >= 2**63:
+        raise ValueError(f"max_iter must be an int >= 0 and below 2^63; got {max_iter}")
+    tolerance, positive = _number("tol", tol), _checks.flag("positive", positive)
+    return_gap = _checks.flag("return_gap", return_gap)
 
     shape = tuple(x.shape)
     dims = (shape[:-1], shape[-1:], (dictionary.size(0),))
@@ -153,26 +158,14 @@ def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number >= 0; got {value!r}")
     try:
-        number = float(value)
+        number = _checks.as_float(value)
     except OverflowError:  # an int, perhaps one too long to print
         raise ValueError(
             f"{name} must be a number >= 0 in the range of float64; got an int beyond it"
         ) from None
+    if number is None:
+        raise TypeError(f"{name} must be a number >= 0; got {value!r}")
     if not number >= 0:
         raise ValueError(f"{name} must be a number >= 0; got {value}")
     return number
-
-
-def _check_options(algorithm: str, max_iter: int, **flags: bool) -> None:
-    if algorithm not in ("fista", "ista", "cd"):
-        raise ValueError(f"algorithm must be 'fista', 'ista' or 'cd'; got {algorithm!r}")
-    if isinstance(max_iter, bool) or not isinstance(max_iter, (int, torch.SymInt)):
-        raise TypeError(f"max_iter must be an int >= 0; got {max_iter!r}")
-    if max_iter < 0 or (isinstance(max_iter, int) and max_iter >= 2**63):
-        raise ValueError(f"max_iter must be an int >= 0; got {max_iter}")
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be a bool; got {value!r}")

@@ -80,6 +80,7 @@ def lista_encode(
 
     """
     named = {"x": x, "weight": weight, "recurrent": recurrent, "bias": bias, "initial": initial}
+    n_layers = _checks.integer("n_layers", n_layers)
     inputs, dtype = _prepare(named, threshold, step, n_layers, per_layer="recurrent")
     if recurrent is None and (n_layers > 1 or initial is not None):
         raise ValueError(
@@ -136,6 +137,7 @@ def coupled_lista_encode(
 
     """
     named = {"x": x, "weight": weight, "dictionary": dictionary, "initial": initial}
+    n_layers = _checks.integer("n_layers", n_layers)
     inputs, dtype = _prepare(named, threshold, step, n_layers, per_layer="weight")
     return _run(inputs, dtype, _options(n_layers, positive, select, weight.size(-1)))
 
@@ -155,22 +157,19 @@ def _prepare(
 
     The inputs have the dtype of the computation.
     """
-    _layers(n_layers)
-    _of_layers("threshold", threshold)
-    if step is not None:
-        _of_layers("step", step)
+    threshold = _of_layers("threshold", threshold)
+    step = None if step is None else _of_layers("step", step)
     for name, tensor in named.items():
         if tensor is not None or name in ("x", "weight", "dictionary"):
             _checks.float_tensor(name, tensor)
-    named |= {
-        name: p for name, p in (("threshold", threshold), ("step", step)) if isinstance(p, Tensor)
-    }
+    of_layers = {"threshold": threshold, "step": step}
+    named |= {name: p for name, p in of_layers.items() if isinstance(p, Tensor)}
     dtype = _dtype(named)
     compute = row_dtype(dtype)
     x = named["x"]
     assert x is not None
-    for name, value in (("threshold", threshold), ("step", step)):
-        if isinstance(value, (int, float)):
+    for name, value in of_layers.items():
+        if isinstance(value, float):
             named[name] = torch.full((), value, dtype=compute, device=x.device)
     _shapes(named, n_layers, per_layer)
     for name, tensor in named.items():
@@ -179,15 +178,8 @@ def _prepare(
     return [named.get(name) for name in Gradients._fields], dtype
 
 
-def _layers(n_layers: object) -> None:
-    if isinstance(n_layers, bool) or not isinstance(n_layers, int):
-        raise TypeError(f"n_layers must be an int >= 1; got {n_layers!r}")
-    if n_layers < 1:
-        raise ValueError(f"n_layers must be an int >= 1; got {n_layers}")
-
-
-def _of_layers(name: str, value: object) -> None:
-    """Check a parameter of the layers that is a number or a tensor."""
+def _of_layers(name: str, value: object) -> Tensor | float:
+    """Return a parameter of the layers, as a tensor or a float."""
     if isinstance(value, Tensor):
         if value.dtype not in _checks.FLOATS:
             raise TypeError(
@@ -195,10 +187,13 @@ def _of_layers(name: str, value: object) -> None:
             )
         if value.layout is not torch.strided:
             raise TypeError(f"{name} must be a dense (strided) tensor; got layout {value.layout}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    number = _checks.as_float(value)
+    if number is None:
         raise TypeError(f"{name} must be a number or a torch.Tensor; got {type(value).__name__}")
-    elif not math.isfinite(value):
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite; got {value}")
+    return number
 
 
 def _dtype(named: dict[str, Tensor | None]) -> torch.dtype:
@@ -259,21 +254,15 @@ def _options(
     n_layers: int, positive: bool, select: int | Sequence[int] | None, components: int
 ) -> tuple[Any, ...]:
     """Check the options that are not tensors; return those of the op."""
-    if not isinstance(positive, bool):
-        raise TypeError(f"positive must be True or False; got {positive!r}")
+    positive = _checks.flag("positive", positive)
     if select is None:
         return n_layers, positive, None
     message = (
         f"select must be an int >= 0, or one for each of the {n_layers} layers; got {select!r}"
     )
-    counts = (
-        (select,) * n_layers
-        if isinstance(select, int)
-        else tuple(select)
-        if isinstance(select, Sequence)
-        else ()
-    )
-    if any(isinstance(c, bool) or not isinstance(c, int) for c in counts):
+    given = tuple(select) if isinstance(select, Sequence) else (select,) * n_layers
+    counts = tuple(count for count in map(_checks.as_int, given) if count is not None)
+    if len(counts) < len(given):
         raise TypeError(message)
     if len(counts) != n_layers or any(c < 0 for c in counts):
         raise ValueError(message)

@@ -27,7 +27,7 @@ class SparseCoder(SparseTransformer):
     need not have norm 1. The codes are the work of transform: fit only checks X.
 
     Args:
-        dictionary: D [n_components, n_features], finite and without rows of zeros; an array, or a
+        dictionary: D [n_components, n_features], finite; an array, or a
             tensor on the CPU.
         transform_algorithm: "cd" (or "lasso_cd", scikit-learn's name for it), "fista" or "ista":
             see `sparse_encode`; "encoder" for the encoder's codes as they are.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
-from latent_kernels.kernels.eager import draw_seed, plain, row_dtype
+from latent_kernels.kernels.eager import plain, row_dtype
 from latent_kernels.kernels.families.problem import BERNOULLI, CATEGORICAL
 from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi
 from latent_kernels.kernels.score import reference
@@ -274,18 +274,16 @@ class _Discrete(Family):
 
         """
         samples = _checks.samples(num_samples)
-        shape = () if num_samples is None else (samples,)
-        return self._draw(shape, seed, offset, antithetic=False)
+        return self._draw(() if samples is None else (samples,), seed, offset, antithetic=False)
 
     def _draw(
         self, samples: tuple[int, ...], seed: Seed, offset: int, *, antithetic: bool
     ) -> Tensor:
         batch, cols, classes, device = self.batch_shape, self.cols, self.classes, self.device
-        _checks.stream(seed, offset, math.prod((*samples, *batch, cols)), device)
+        seed, offset = _checks.stream(seed, offset, math.prod((*samples, *batch, cols)), device)
         pairs = (2,) if antithetic else ()
         dims = (), pairs, samples, batch, (cols,), (classes,) if classes else ()
         op = CATEGORICAL if classes else BERNOULLI
-        seed = draw_seed(seed, device)
         z: Tensor = op(dims, (self.logits,), (offset, antithetic), seed=seed)
         return z
 
@@ -337,10 +335,8 @@ class Bernoulli(_Discrete):
             [2, S, ..., D], 0 and 1 in the logits' dtype.
 
         """
-        if num_pairs is None:
-            raise TypeError("num_pairs must be an int >= 1; got None")
-        samples = _checks.samples(num_pairs, "num_pairs")
-        return self._draw((samples,), seed, offset, antithetic=True)
+        pairs = _checks.integer("num_pairs", num_pairs)
+        return self._draw((pairs,), seed, offset, antithetic=True)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z) = sum_d log sigmoid(+-l_d) in nats: [S, ...].

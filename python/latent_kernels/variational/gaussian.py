@@ -11,7 +11,6 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.description import Dims
-from latent_kernels.kernels.eager import draw_seed
 from latent_kernels.kernels.gaussian.problem import GAUSSIAN, GAUSSIAN_PATH
 
 Tensor = torch.Tensor
@@ -59,9 +58,8 @@ def rsample_kl(
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
-    _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
-    seed = draw_seed(seed, mean.device)
-    dims, inputs = _dims(mean, num_samples), (mean, logvar, None, prior_mean, prior_logvar)
+    dims, seed, offset = _drawn(mean, num_samples, seed, offset)
+    inputs = (mean, logvar, None, prior_mean, prior_logvar)
     z, kl, _ = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, True, False))
     return z, kl
 
@@ -93,9 +91,8 @@ def rsample(
 
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
-    seed = draw_seed(seed, mean.device)
-    dims, inputs = _dims(mean, num_samples), (mean, logvar, None, None, None)
+    dims, seed, offset = _drawn(mean, num_samples, seed, offset)
+    inputs = (mean, logvar, None, None, None)
     z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
     return z
 
@@ -146,12 +143,10 @@ def rsample_log_prob(
     built on it.
 
     """
-    if not isinstance(path_derivative, bool):
-        raise TypeError(f"path_derivative must be True or False; got {path_derivative!r}")
+    path_derivative = _checks.flag("path_derivative", path_derivative)
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
-    seed = draw_seed(seed, mean.device)
-    dims, inputs = _dims(mean, num_samples), (mean, logvar, None, None, None)
+    dims, seed, offset = _drawn(mean, num_samples, seed, offset)
+    inputs = (mean, logvar, None, None, None)
     z, _, log_q = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, True))
     if path_derivative:  # as a function of z alone
         of_z = z, log_q.detach(), logvar.detach()
@@ -171,9 +166,8 @@ def rsample_scale(
     (`FusedNormal`).
     """
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
-    _checks.stream(seed, offset, _checks.samples(num_samples) * mean.numel(), mean.device)
-    seed = draw_seed(seed, mean.device)
-    dims, inputs = _dims(mean, num_samples), (mean, None, scale, None, None)
+    dims, seed, offset = _drawn(mean, num_samples, seed, offset)
+    inputs = (mean, None, scale, None, None)
     z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
     return z
 
@@ -235,6 +229,17 @@ def _parameters(
     if prior_logvar is not None:
         prior_logvar = _checks.expand("prior_logvar", prior_logvar, mean.shape, "mean")
     return mean, deviation, prior_mean, prior_logvar
+
+
+def _drawn(
+    mean: Tensor, num_samples: int | None, seed: Seed, offset: int
+) -> tuple[Dims, int | Tensor, int]:
+    """Check how many samples are drawn, and from where in the stream; return the axes, the seed
+    and the offset.
+    """
+    samples = _checks.samples(num_samples)
+    count = mean.numel() if samples is None else samples * mean.numel()
+    return _dims(mean, samples), *_checks.stream(seed, offset, count, mean.device)
 
 
 def _dims(mean: Tensor, num_samples: int | None) -> Dims:

@@ -226,7 +226,7 @@ def _checked(
             f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
         )
     samples, per_element = _value_shape(q, values, ("S",))
-    z, seed = _samples(q, z, seed, offset, (samples,))
+    z, seed, offset = _samples(q, z, seed, offset, (samples,))
     baseline = None
     if isinstance(control_variate, Tensor):
         baseline, control = _baseline(control_variate, values), "none"
@@ -241,8 +241,7 @@ def _checked(
             "are none for S = 1: draw more samples, or use 'none' or a baseline of your own"
         )
     if control == "optimal":
-        if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-            raise ValueError(f"folds must be an int >= 2; got {folds!r}")
+        folds = _checks.integer("folds", folds, 2)
         if samples < folds:
             raise ValueError(
                 "control_variate 'optimal' takes each fold's coefficient from the others: it "
@@ -266,7 +265,7 @@ def _checked_pairs(
             f"q must be a Bernoulli: DisARM is for binary variables; got {type(q).__name__}"
         )
     samples, per_element = _value_shape(q, values, ("2", "S"))
-    z, seed = _samples(q, z, seed, offset, (2, samples))
+    z, seed, offset = _samples(q, z, seed, offset, (2, samples))
     cols = (q.cols,)
     dims = ((), (2,), (samples,), (1,), q.batch_shape, cols if per_element else (), cols, ())
     options = (offset, "antithetic", "none", 1, per_element)
@@ -296,8 +295,8 @@ def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[i
 
 def _samples(
     q: Family, z: Tensor | None, seed: Seed, offset: int, leading: tuple[int, ...]
-) -> tuple[Tensor | None, int | Tensor]:
-    """z in the dtype of the kernels, or the seed that draws it."""
+) -> tuple[Tensor | None, int | Tensor, int]:
+    """Return z in the dtype of the kernels, or the seed and the offset that draw it."""
     shape = (*leading, *q.batch_shape, q.cols)
     if z is None:
         if seed is None:
@@ -305,8 +304,8 @@ def _samples(
                 "z or seed must be given: the samples that values were computed at, or the seed "
                 "they had"
             )
-        _checks.stream(seed, offset, math.prod(shape[-len(shape) + len(leading) - 1 :]), q.device)
-        return None, seed
+        count = math.prod(shape[-len(shape) + len(leading) - 1 :])
+        return None, *_checks.stream(seed, offset, count, q.device)
     if seed is not None:
         raise ValueError(
             "z and seed are both given; one of them says which samples values were computed at"
@@ -321,7 +320,7 @@ def _samples(
             "z must not require grad: the estimator takes no gradient through samples; pass "
             "z.detach()"
         )
-    return z, 0
+    return z, 0, 0
 
 
 def _baseline(baseline: Tensor, values: Tensor) -> Tensor:

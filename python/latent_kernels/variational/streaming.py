@@ -17,7 +17,7 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.bounds.problem import bound_and_sums, weights
-from latent_kernels.kernels.eager import as_int, draw_seed, row_dtype
+from latent_kernels.kernels.eager import as_int, row_dtype
 from latent_kernels.kernels.library import no_second_derivative
 from latent_kernels.variational._replay import Sources, Surroundings
 from latent_kernels.variational.families import DiagonalGaussian
@@ -116,11 +116,8 @@ def streamed_bound(
         raise TypeError(f"q must be a DiagonalGaussian; got {type(q).__name__}")
     if not callable(log_joint):
         raise TypeError(f"log_joint must be a function of z; got {type(log_joint).__name__}")
-    for name, count in (("num_samples", num_samples), ("chunk", chunk)):
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"{name} must be an int >= 1; got {count!r}")
-        if count < 1:
-            raise ValueError(f"{name} must be an int >= 1; got {count}")
+    num_samples = _checks.integer("num_samples", num_samples)
+    chunk = _checks.integer("chunk", chunk)
     if estimator not in STREAMED_ESTIMATORS:
         if estimator == "vimco":
             raise ValueError(
@@ -130,12 +127,12 @@ def streamed_bound(
         known = ", ".join(repr(name) for name in STREAMED_ESTIMATORS)
         raise ValueError(f"estimator must be one of {known}; got {estimator!r}")
     tensors = (q.mean, q.logvar, *_listed(params))
-    _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device)
+    drawn, _ = _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device)
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "streamed_bound does not work under torch.func (vmap, grad, ...): use importance_bound"
         )
-    seed = as_int(draw_seed(seed, q.device), q.device)
+    seed = as_int(drawn, q.device)
     if isinstance(seed, Tensor):
         seed = seed.clone()  # the caller may advance it before backward
     sources = Sources("log_joint", tensors, "params") if torch.is_grad_enabled() else None

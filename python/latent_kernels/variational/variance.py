@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from latent_kernels import _checks
 from latent_kernels.variational._statistics import COLUMNS, Floats, Summary, nulls, unflatten
 from latent_kernels.variational.families import DiagonalGaussian
 from latent_kernels.variational.gradient_estimators import (
@@ -223,7 +224,7 @@ def profile_variance(
     to the bootstrap" (1993), sections 11 and 12.5.
 
     """
-    sizes = _checked(q, num_samples, repeats, seed)
+    sizes, repeats, seed = _checked(q, num_samples, repeats, seed)
     q = type(q)(*(x.detach() for x in q.parameters))
     chosen = _applicable(q, log_joint, objective, estimators)
     exact = _exact(q, log_joint, objective, exact_gradient, sizes)
@@ -280,8 +281,10 @@ def profile_variance(
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _checked(q: Family, num_samples: Sequence[int], repeats: int, seed: int) -> list[int]:
-    """The numbers of samples, each once, rising."""
+def _checked(
+    q: Family, num_samples: Sequence[int], repeats: int, seed: int
+) -> tuple[list[int], int, int]:
+    """Return the numbers of samples, each once, rising; the repeats; and the seed."""
     if not isinstance(q, Family):
         raise TypeError(
             f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
@@ -291,18 +294,11 @@ def _checked(q: Family, num_samples: Sequence[int], repeats: int, seed: int) -> 
             "q must have at least one element; its parameters have shape "
             f"{tuple(q.parameters[0].shape)}"
         )
-    given = list(num_samples) if isinstance(num_samples, Iterable) else []
-    if not given or not all(_is_int(s) and s >= 1 for s in given):
+    given = list(map(_checks.as_int, num_samples)) if isinstance(num_samples, Iterable) else []
+    sizes = sorted({s for s in given if s is not None and s >= 1})
+    if not given or any(s not in sizes for s in given):
         raise ValueError(f"num_samples must hold ints >= 1; got {num_samples!r}")
-    if not _is_int(repeats) or repeats < _FEWEST_REPEATS:
-        raise ValueError(f"repeats must be an int >= {_FEWEST_REPEATS}; got {repeats!r}")
-    if not _is_int(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be an int in [0, 2^63); got {seed!r}")
-    return sorted({int(s) for s in given})
-
-
-def _is_int(x: object) -> bool:
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+    return sizes, _checks.integer("repeats", repeats, _FEWEST_REPEATS), _checks.seed_number(seed)
 
 
 def _applicable(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from latent_kernels import _checks
+from latent_kernels._checks import integer
 from latent_kernels.kernels.eager import in_memory, plain, row_dtype
 from latent_kernels.kernels.lista.values import finite
 
@@ -40,26 +41,18 @@ class Placement(NamedTuple):
         )
 
 
-def count(name: str, value: object) -> int:
-    """Check that the argument `name` is an int >= 1, and return it."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int >= 1; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be an int >= 1; got {value}")
-    return value
-
-
 def non_negative(name: str, value: object) -> float:
     """Check that the argument `name` is a finite number >= 0, and return it as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    number = _checks.as_float(value)
+    if number is None:
         raise TypeError(f"{name} must be a number >= 0; got {value!r}")
-    if not math.isfinite(value) or value < 0:
+    if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} must be a finite number >= 0; got {value}")
-    return float(value)
+    return number
 
 
 def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) -> Tensor:
-    """Return the dictionary as a tensor: [n_components, n_features], finite, without zero rows."""
+    """Return the dictionary as a tensor: [n_components, n_features], finite, not all zeros."""
     if isinstance(dictionary, np.ndarray):
         # torch warns of read-only arrays, such as memory-mapped ones.
         dictionary = torch.as_tensor(
@@ -76,19 +69,15 @@ def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) 
             f" got {tuple(dictionary.shape)}"
         )
     dictionary = dictionary.detach()
-    _check_rows(dictionary)
+    _check_finite(dictionary)
+    if not bool(dictionary.any()):
+        raise ValueError("dictionary must have a row that is not of zeros; got none")
     return dictionary
 
 
-def _check_rows(dictionary: Tensor, where: str = "") -> None:
+def _check_finite(dictionary: Tensor, where: str = "") -> None:
     if not bool(torch.isfinite(dictionary).all()):
         raise ValueError(f"dictionary must be finite{where}; got NaN or infinity")
-    zero = (dictionary == 0).all(-1).nonzero().flatten().tolist()
-    if zero:
-        raise ValueError(
-            f"dictionary must not have rows of zeros{where};"
-            f" row {zero[0]} is one ({len(zero)} in all)"
-        )
 
 
 def random_dictionary(n_components: int, n_features: int) -> Tensor:
@@ -112,7 +101,10 @@ def prepared(
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Placement]:
     """Return the initial dictionary, in float64 on the CPU, and the placement of the parameters."""
-    shape = (count("n_components", n_components), count("n_features", n_features))
+    shape = (
+        integer("n_components", n_components),
+        integer("n_features", n_features),
+    )
     if dictionary is None:
         given = random_dictionary(*shape)
         like = Placement(torch.get_default_device(), torch.get_default_dtype())
@@ -125,12 +117,25 @@ def prepared(
     )
     # Rounded as the parameters will be, so that step lengths are safe for the values in use.
     rounded = given.to(_CPU, placement.dtype)
-    _check_rows(rounded, f" in {placement.dtype}")
+    _check_finite(rounded, f" in {placement.dtype}")
+    lost = (given.to(_CPU).any(-1) & ~rounded.any(-1)).nonzero().flatten().tolist()
+    if lost:
+        raise ValueError(
+            f"dictionary must not have rows of zeros in {placement.dtype} alone;"
+            f" row {lost[0]} is one ({len(lost)} in all)"
+        )
     rounded = rounded.double()
-    lengths = rounded.square().sum(-1)
-    if not bool((lengths > 0).all()) or not math.isfinite(float(lengths.sum())):
+    if not math.isfinite(float(squared_lengths(rounded).sum())):
         raise ValueError("dictionary must have rows whose squared lengths float64 holds")
     return rounded, placement
+
+
+def squared_lengths(dictionary: Tensor) -> Tensor:
+    """Return ||d_j||^2 to divide by: 1 for rows of zeros, whose codes are 0."""
+    lengths = dictionary.square().sum(-1)
+    if bool((dictionary.any(-1) & (lengths == 0)).any()):
+        raise ValueError("dictionary must have rows whose squared lengths float64 holds")
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
 
 
 def lipschitz(dictionary: Tensor, dtype: torch.dtype) -> float:

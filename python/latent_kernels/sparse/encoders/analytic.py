@@ -24,10 +24,10 @@ def analytic_weight(dictionary: Array) -> Tensor:
             an array.
 
     Returns:
-        W [n_features, n_components] of the dictionary's dtype, on its device.
+        W [n_features, n_components] of the dictionary's dtype, on its device; 0 for rows of zeros.
 
     Raises:
-        TypeError, ValueError: dictionary has a wrong shape or dtype, rows of zeros, or is not
+        TypeError, ValueError: dictionary has a wrong shape or dtype, is all zeros, or is not
             finite.
 
     Source: Liu, Chen, Wang, Yin, "ALISTA: analytic weights are as good as learned weights in LISTA"
@@ -53,8 +53,8 @@ def solve(dictionary: Tensor, dtype: torch.dtype) -> Tensor:
     # the best.
     inside = ((left * values) ** 2).sum(-1) > 0.5 * (dictionary * dictionary).sum(-1)
     weight = torch.where(inside, right.T @ (left / values).T, dictionary.T)
-    weight /= (dictionary.T * weight).sum(0)
-    return weight
+    along = (dictionary.T * weight).sum(0)
+    return torch.where(dictionary.any(-1), weight / along, torch.zeros_like(weight))
 
 
 def generalized_coherence(dictionary: Tensor, weight: Tensor) -> float:

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from latent_kernels import _checks
+from latent_kernels._checks import integer
 from latent_kernels.kernels.lista.reference import shrink
 from latent_kernels.sparse.encoders._start import (
     Array,
     Thresholding,
-    count,
     non_negative,
     prepared,
     shape_of,
+    squared_lengths,
 )
 
 Tensor = torch.Tensor
@@ -76,11 +77,11 @@ class LCoD(Thresholding):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.n_iterations = count("n_iterations", n_iterations)
+        self.n_iterations = integer("n_iterations", n_iterations)
         self.alpha = non_negative("alpha", alpha)
         start, place = prepared(dictionary, n_components, n_features, device, dtype)
         self.n_features, self.n_components, self.positive = n_features, n_components, positive
-        lengths = (start * start).sum(-1)
+        lengths = squared_lengths(start)
         recurrent = -(start @ start.T) / lengths
         self.weight = nn.Parameter(place.of(start.T / lengths))
         # The diagonal is 1 - ||d||^2 / ||d||^2, here without rounding.
@@ -132,7 +133,7 @@ class LCoD(Thresholding):
         _checks.float_tensor("x", x)
         if x.size(-1) != self.n_features:
             raise ValueError(f"x must have shape [..., {self.n_features}]; got {tuple(x.shape)}")
-        steps = self.n_iterations if n_iterations is None else count("n_iterations", n_iterations)
+        steps = self.n_iterations if n_iterations is None else integer("n_iterations", n_iterations)
         threshold = self._feasible_values("threshold")
         tensors, _ = _checks.together(
             x=x, weight=self.weight, recurrent=self.recurrent, threshold=threshold

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from latent_kernels._checks import integer
 from latent_kernels.kernels.lista.plan import Derived, Plan, readable, takes
 from latent_kernels.kernels.lista.problem import Gradients, Problem
 from latent_kernels.sparse.encoders import analytic
@@ -15,12 +16,12 @@ from latent_kernels.sparse.encoders._start import (
     Array,
     Placement,
     Thresholding,
-    count,
     lipschitz,
     non_negative,
     prepared,
     reflected,
     shape_of,
+    squared_lengths,
 )
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 
@@ -134,7 +135,10 @@ class LISTA(Thresholding):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.n_layers, self.alpha = count("n_layers", n_layers), non_negative("alpha", alpha)
+        self.n_layers, self.alpha = (
+            integer("n_layers", n_layers),
+            non_negative("alpha", alpha),
+        )
         _check_choices(variant, tied, thresholds, bias)
         start, place = prepared(dictionary, n_components, n_features, device, dtype)
         self.n_features, self.n_components = n_features, n_components
@@ -325,7 +329,7 @@ class LISTA(Thresholding):
         return tensor[:layers] if layers < self.n_layers and name in self.layered else tensor
 
     def _at_most_all(self, n_layers: int) -> int:
-        if count("n_layers", n_layers) > self.n_layers:
+        if integer("n_layers", n_layers) > self.n_layers:
             raise ValueError(
                 f"n_layers must be at most {self.n_layers}, as many as there are; got {n_layers}"
             )
@@ -344,7 +348,9 @@ class LISTA(Thresholding):
                 / float((recurrent * recurrent).sum(0).max())
                 / (1 + 16 * torch.finfo(place.dtype).eps)
             )
-            threshold = gamma * self.alpha / (dictionary * dictionary).sum(-1)
+            threshold = gamma * self.alpha / squared_lengths(dictionary)
+            present = dictionary.any(-1)  # thresholds of the others mean nothing, and weigh nothing
+            threshold[~present] = threshold[present].mean()
         else:
             gamma = 1 / lipschitz(dictionary, place.dtype)
             weight = dictionary.T

@@ -13,12 +13,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from latent_kernels import _checks
+from latent_kernels._checks import integer
+from latent_kernels.kernels.eager import draw_seed
 from latent_kernels.sparse.encoders import _batches
 from latent_kernels.sparse.encoders._batches import Batch, Batches, Stream, Validation
 from latent_kernels.sparse.encoders._start import (
     Thresholding,
     checked_dictionary,
-    count,
     non_negative,
 )
 from latent_kernels.sparse.encoders.lista import LISTA
@@ -44,7 +46,6 @@ _SMALLEST_GAIN = 1e-4
 # Adam's epsilon for a parameter of size 1. It is divided by the size, as gradients are larger where
 # the parameter is smaller.
 _EPSILON = 1e-8
-_SEED_END = 2**63
 
 
 class TrainingDiverged(RuntimeError):
@@ -161,9 +162,9 @@ def train_encoder(
     """
     options = _Options(
         non_negative("learning_rate", learning_rate),
-        count("max_steps", max_steps),
-        count("check_every", check_every),
-        count("patience", patience),
+        integer("max_steps", max_steps),
+        integer("check_every", check_every),
+        integer("patience", patience),
     )
     trained = [p for p in encoder.parameters() if p.requires_grad]
     if not trained:
@@ -174,7 +175,7 @@ def train_encoder(
             f" got {dtype}"
         )
     generator = torch.Generator().manual_seed(_seed(seed))
-    data = _batches.prepare(x, codes, validation, count("batch_size", batch_size), generator)
+    data = _batches.prepare(x, codes, validation, integer("batch_size", batch_size), generator)
     objective = _objective(encoder, data.validation.to(trained[0]), loss, dictionary, alpha)
     layers = encoder.n_layers if isinstance(encoder, LISTA) else None
     depths: list[int | None] = (
@@ -194,12 +195,8 @@ def train_encoder(
 
 def _seed(seed: int | None) -> int:
     if seed is None:
-        return int(torch.randint(_SEED_END - 1, (), device="cpu"))
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int or None; got {seed!r}")
-    if not 0 <= seed < _SEED_END:
-        raise ValueError(f"seed must lie in [0, 2^63); got {seed}")
-    return seed
+        return int(draw_seed(torch.device("cpu")))
+    return _checks.seed_number(seed)
 
 
 # --- the loss -------------------------------------------------------------------------------------
