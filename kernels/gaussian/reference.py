@@ -31,14 +31,18 @@ from latent_kernels.kernels.noise import reference as noise
 Tensor = torch.Tensor
 
 
+def psi_near(d: Tensor) -> Tensor:
+    """e^d - 1 - d = d^2 (1/2! + d/3! + d^2/4! + ...), the series for |d| < 1."""
+    series = torch.full_like(d, 1 / math.factorial(19))
+    for k in range(18, 1, -1):
+        series = series * d + 1 / math.factorial(k)
+    return d * d * series
+
+
 def psi(d: Tensor) -> Tensor:
-    """e^d - 1 - d = d^2 (1/2! + d/3! + d^2/4! + ...), by the series where |d| < 1."""
+    """e^d - 1 - d, by the series where |d| < 1."""
     near = d.abs() < 1
-    x = torch.where(near, d, torch.zeros_like(d))
-    series = torch.zeros_like(d)
-    for k in range(19, 1, -1):
-        series = series * x + 1 / math.factorial(k)
-    return torch.where(near, x * x * series, torch.expm1(d) - d)
+    return torch.where(near, psi_near(torch.where(near, d, 0)), torch.expm1(d) - d)
 
 
 def log1p_less_x(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ measure 1,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,44 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.eager import draw_seed, plain, row_dtype
 from latent_kernels.kernels.families.problem import BERNOULLI, CATEGORICAL
-from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi
+from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi_near
 from latent_kernels.kernels.score import reference
 from latent_kernels.variational.densities import gaussian_log_prob
 from latent_kernels.variational.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
 
 Tensor = torch.Tensor
+_CERTAIN = 1000.0  # of a logit beyond this, e^-|l| is 0 in every dtype
 
 
 def _wide(x: Tensor) -> Tensor:
     """Half precision is computed and summed in float32."""
     return x.to(row_dtype(x.dtype))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """ln(1 + e^x); by torch's threshold of 20 it would lack e^-x, which are digits of float64."""
+    return F.softplus(x, threshold=40)
+
+
+def _probabilities(p: Tensor) -> Tensor:
+    """Return probabilities in a floating dtype: one-hot vectors are often integers."""
+    if isinstance(p, Tensor) and not p.is_floating_point() and not p.is_complex():
+        p = p.to(torch.get_default_dtype())
+    _checks.float_tensor("probabilities", p)
+    return p
+
+
+def _from_probabilities(
+    link: Callable[[Tensor], Tensor], p: Tensor, largest: float | None = None
+) -> Tensor:
+    """link(p), ln p or logit p, with gradient 0 at the ends, p = 0 (and above `largest`).
+
+    Saturated sigmoids and masked classes lie there; the link's infinite slope would make NaN of the
+    0 that comes back to them.
+    """
+    limits = torch.finfo(p.dtype)
+    inside = link(p.clamp(limits.tiny * limits.eps, largest))  # from the least number above 0
+    return inside + (link(p.detach()) - inside.detach())
 
 
 class Family:
@@ -316,8 +344,9 @@ class Bernoulli(_Discrete):
 
     @classmethod
     def from_mean_parameters(cls, probabilities: Tensor) -> Bernoulli:
-        """The Bernoulli with E z = probabilities."""
-        return cls(torch.logit(probabilities))
+        """The Bernoulli with E z = probabilities; one of 0 or 1 is certain and has gradient 0."""
+        p = _probabilities(probabilities)
+        return cls(_from_probabilities(torch.logit, p, 1 - torch.finfo(p.dtype).eps / 2))
 
     def sample_antithetic(self, num_pairs: int, *, seed: Seed = None, offset: int = 0) -> Tensor:
         """Antithetic pairs for `disarm`, without gradient.
@@ -354,8 +383,8 @@ class Bernoulli(_Discrete):
         return torch.where(inside, terms, torch.nan).sum(-1)
 
     def entropy(self) -> Tensor:
-        """sum_d softplus(-a) + a sigmoid(-a), a = |l|, in nats: [...]."""
-        a = _wide(self.logits).abs()
+        """sum_d softplus(-a) + a sigmoid(-a), a = |l|, in nats: [...]. Certain variables add 0."""
+        a = _wide(self.logits).abs().clamp(max=_CERTAIN)
         return (F.softplus(-a) + a * torch.sigmoid(-a)).sum(-1)
 
     def kl(self, other: Bernoulli) -> Tensor:
@@ -364,18 +393,22 @@ class Bernoulli(_Discrete):
 
         Signs are turned so that p = sigmoid(l) <= 1/2. Where d = l' - l is below 1 it is p psi(d) +
         [ln(1 + x) - x], x = p (e^d - 1), both by series, so that close pairs keep their digits; it
-        is never negative.
+        is never negative. It is infinite where `other` rules out a value to which `self` gives a
+        probability above 0 (in floating point: one that does not round to 0).
         """
         self._same_family("other", other)
         here, there = torch.broadcast_tensors(_wide(self.logits), _wide(other.logits))
         sign = torch.where(here > 0, -1.0, 1.0).to(here.dtype)
-        here, there = sign * here, sign * there
-        d = there - here
-        p, near = torch.sigmoid(here), d.abs() < 1
-        small = torch.where(near, d, torch.zeros_like(d))
-        close = p * psi(small) + log1p_less_x(p * torch.expm1(small))
-        far = F.softplus(there) - F.softplus(here) - p * d
-        return torch.where(near, close.clamp(min=0), far).sum(-1)
+        here, there = (sign * here).clamp(min=-_CERTAIN), sign * there
+        p, infinite = torch.sigmoid(here), there.isinf()
+        d = torch.where(infinite, 0, there - here)
+        near = d.abs() < 1
+        small = torch.where(near, d, 0)
+        close = p * psi_near(small) + log1p_less_x(p * torch.expm1(small))
+        far = _softplus(there) - _softplus(here) - p * d
+        ruled_out = infinite & torch.where(there > 0, p >= 0, p > 0)
+        kl = torch.where(near, close.clamp(min=0), far)
+        return kl.masked_fill(ruled_out, math.inf).sum(-1)
 
     def natural_parameters(self) -> tuple[Tensor]:
         """(logits,)."""
@@ -387,7 +420,7 @@ class Bernoulli(_Discrete):
 
     def log_partition(self) -> Tensor:
         """A = sum_d ln(1 + e^l): [...]."""
-        return F.softplus(_wide(self.logits)).sum(-1)
+        return _softplus(_wide(self.logits)).sum(-1)
 
     def mean_parameters(self) -> tuple[Tensor]:
         """(P(z = 1),), [..., D]."""
@@ -426,8 +459,8 @@ class Categorical(_Discrete):
 
     @classmethod
     def from_mean_parameters(cls, probabilities: Tensor) -> Categorical:
-        """The Categorical with these probabilities [..., D, K]."""
-        return cls(torch.log(probabilities))
+        """The Categorical with these probabilities [..., D, K]; one of 0 has gradient 0."""
+        return cls(_from_probabilities(torch.log, _probabilities(probabilities)))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z) in nats, summed over D: [S, ...]. Classes out of range raise; on a GPU they give
@@ -449,19 +482,23 @@ class Categorical(_Discrete):
         """KL(self || other) = sum_d sum_k p_k (ln p_k - ln p'_k) in nats: [...].
 
         As sum_k p_k psi(d_k), d_k = ln p'_k - ln p_k, psi(d) = e^d - 1 - d, whose terms are all
-        positive; a class that q rules out adds p'_k.
+        positive; beyond |d| = 1 as p'_k - p_k - p_k d_k, where e^d may overflow. A class that q
+        rules out adds p'_k, and nothing where both do. It is infinite where `other` rules out a
+        class to which `self` gives a probability above 0 (in floating point: one that does not
+        round to 0).
         """
         self._same_family("other", other)
         log_p, log_q = (
             torch.log_softmax(_wide(self.logits), -1),
             torch.log_softmax(_wide(other.logits), -1),
         )
-        impossible = log_p == -math.inf
-        d = log_q - log_p.masked_fill(impossible, 0)
-        terms = log_p.exp() * torch.where(
-            d == -math.inf, math.inf, psi(d.masked_fill(d == -math.inf, 0))
-        )
-        return torch.where(impossible, log_q.exp(), terms).sum((-2, -1))
+        p, impossible = log_p.exp(), log_p == -math.inf
+        infinite = log_q == -math.inf
+        d = (log_q - log_p.masked_fill(impossible, 0)).masked_fill(infinite, 0)
+        near = d.abs() < 1
+        far = log_q.exp() - p - p * d
+        terms = torch.where(near & ~impossible, p * psi_near(torch.where(near, d, 0)), far)
+        return terms.masked_fill(infinite & (p > 0), math.inf).sum((-2, -1))
 
     def natural_parameters(self) -> tuple[Tensor]:
         """(logits,)."""
