@@ -10,7 +10,8 @@ measure 1,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from latent_kernels.variational.densities import gaussian_log_prob
 from latent_kernels.variational.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
 
 Tensor = torch.Tensor
+Self = TypeVar("Self", bound="Family")
 _CERTAIN = 1000.0  # of a logit beyond this, e^-|l| is 0 in every dtype
 
 
@@ -38,25 +40,50 @@ def _softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40)
 
 
-def _probabilities(p: Tensor) -> Tensor:
-    """Return probabilities in a floating dtype: one-hot vectors are often integers."""
+def _probabilities(name: str, p: Tensor, most: float = math.inf) -> Tensor:
+    """Return probabilities in a floating dtype, one-hot vectors of integers too, refusing values
+    outside [0, most] where looking costs no synchronization.
+    """
     if isinstance(p, Tensor) and not p.is_floating_point() and not p.is_complex():
         p = p.to(torch.get_default_dtype())
-    _checks.float_tensor("probabilities", p)
+    _checks.float_tensor(name, p)
+    if p.device.type == "cpu" and plain(p) and p.numel():
+        low, high = (x.item() for x in p.detach().aminmax())
+        if low < 0 or high > most:
+            raise ValueError(f"{name} must hold values in [0, {most}]; got {low} to {high}")
     return p
 
 
-def _from_probabilities(
-    link: Callable[[Tensor], Tensor], p: Tensor, largest: float | None = None
-) -> Tensor:
-    """link(p), ln p or logit p, with gradient 0 at the ends, p = 0 (and above `largest`).
+def _link(function: Callable[[Tensor], Tensor], p: Tensor, largest: float | None = None) -> Tensor:
+    """Return ln p or logit p, with gradient 0 at the ends, p = 0 and above `largest`.
 
-    Saturated sigmoids and masked classes lie there; the link's infinite slope would make NaN of the
-    0 that comes back to them.
+    Saturated sigmoids and masked classes lie there; the infinite slope would make NaN of the 0 that
+    comes back to them.
     """
     limits = torch.finfo(p.dtype)
-    inside = link(p.clamp(limits.tiny * limits.eps, largest))  # from the least number above 0
-    return inside + (link(p.detach()) - inside.detach())
+    inside = function(p.clamp(limits.tiny * limits.eps, largest))  # from the least number above 0
+    return inside + (function(p.detach()) - inside.detach())
+
+
+def _bernoulli_logits(name: str, p: Tensor) -> Tensor:
+    p = _probabilities(name, p, 1)
+    return _link(torch.logit, p, 1 - torch.finfo(p.dtype).eps / 2)
+
+
+def _categorical_logits(name: str, p: Tensor) -> Tensor:
+    return _link(torch.log, _probabilities(name, p))
+
+
+def _one_of(
+    logits: Tensor | None, probs: Tensor | None, of_probs: Callable[[str, Tensor], Tensor]
+) -> Tensor:
+    """Return logits, given as such or as probabilities."""
+    if probs is None and logits is not None:
+        return logits
+    if probs is None or logits is not None:
+        got = "neither" if probs is None else "both"
+        raise ValueError(f"either logits or probs must be given; got {got}")
+    return of_probs("probs", probs)
 
 
 class Family:
@@ -65,6 +92,7 @@ class Family:
     """
 
     name: str
+    names: tuple[str, ...]  # of the parameters
     classes = 0
 
     parameters: tuple[Tensor, ...]
@@ -81,8 +109,39 @@ class Family:
         """The parameters' dtype."""
         return self.parameters[0].dtype
 
-    def _hold(self, parameters: tuple[Tensor, ...], names: tuple[str, ...]) -> None:
+    def __repr__(self) -> str:
+        """Return the name, the parameters' shapes, their dtype and device."""
+        shapes = (
+            f"{name}: {tuple(x.shape)}" for name, x in zip(self.names, self.parameters, strict=True)
+        )
+        return f"{type(self).__name__}({', '.join(shapes)}, {self.dtype}, {self.device})"
+
+    def expand(self: Self, batch_shape: Sequence[int]) -> Self:
+        """Return the family with its parameters broadcast to another batch shape, as views.
+
+        Args:
+            batch_shape: what the leading dimensions become; D (and K) stay.
+
+        Raises:
+            ValueError: where the batch shape does not broadcast to it.
+
+        """
+        shape, own = tuple(batch_shape), len(self.batch_shape)
+        if _checks.broadcast_shape(self.batch_shape, shape) != shape:
+            raise ValueError(
+                f"batch_shape must be one that {self.batch_shape} broadcasts to; got {shape}"
+            )
+        return type(self)(*(x.expand(*batch_shape, *x.shape[own:]) for x in self.parameters))
+
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """Return the family with parameters of another dtype or on another device: what
+        `torch.Tensor.to` takes.
+        """
+        return type(self)(*(x.to(*args, **kwargs) for x in self.parameters))
+
+    def _hold(self, *parameters: Tensor) -> None:
         """Check the parameters and take the shapes from them."""
+        names = self.names
         given, _ = _checks.together(**dict(zip(names, parameters, strict=True)))
         held: tuple[Tensor, ...] = tuple(x for x in given if x is not None)
         if len(held) > 1 and held[0].shape != held[1].shape:
@@ -159,10 +218,10 @@ class DiagonalGaussian(Family):
 
     """
 
-    name = "gaussian"
+    name, names = "gaussian", ("mean", "logvar")
 
     def __init__(self, mean: Tensor, logvar: Tensor):
-        self._hold((mean, logvar), ("mean", "logvar"))
+        self._hold(mean, logvar)
 
     @property
     def mean(self) -> Tensor:
@@ -173,6 +232,21 @@ class DiagonalGaussian(Family):
     def logvar(self) -> Tensor:
         """[..., D]."""
         return self.parameters[1]
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean, [..., D]."""
+        return self.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """e^logvar, [..., D]."""
+        return torch.exp(self.logvar)
+
+    @property
+    def stddev(self) -> Tensor:
+        """sigma = e^(logvar/2), [..., D]."""
+        return torch.exp(0.5 * self.logvar)
 
     @classmethod
     def from_natural_parameters(cls, linear: Tensor, quadratic: Tensor) -> DiagonalGaussian:
@@ -279,6 +353,8 @@ class DiagonalGaussian(Family):
 class _Discrete(Family):
     """Families over logits, sampled from the stream's uniforms."""
 
+    names = ("logits",)
+
     @property
     def logits(self) -> Tensor:
         """[..., D], or [..., D, K] of a Categorical."""
@@ -326,16 +402,44 @@ class Bernoulli(_Discrete):
 
     Args:
         logits: [..., D], float32, float64, bfloat16 or float16.
+        probs: P(z = 1) in their place, [..., D]; 0 and 1 are certain, and have gradient 0.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: naming the argument that is wrong; also for probabilities outside
+            [0, 1] on the CPU (elsewhere they give NaN).
 
     """
 
     name = "bernoulli"
 
-    def __init__(self, logits: Tensor):
-        self._hold((logits,), ("logits",))
+    def __init__(self, logits: Tensor | None = None, *, probs: Tensor | None = None):
+        self._hold(_one_of(logits, probs, _bernoulli_logits))
+
+    @property
+    def probs(self) -> Tensor:
+        """P(z = 1), [..., D]."""
+        return torch.sigmoid(self.logits)
+
+    @property
+    def mean(self) -> Tensor:
+        """P(z = 1), [..., D]."""
+        return self.probs
+
+    @property
+    def mode(self) -> Tensor:
+        """The likelier value, [..., D]; NaN where both are, as torch's is."""
+        tied = (self.logits == 0) | self.logits.isnan()
+        return (self.logits > 0).to(self.dtype).masked_fill(tied, torch.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """p (1 - p), [..., D]."""
+        return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
+
+    @property
+    def stddev(self) -> Tensor:
+        """The root of p (1 - p), [..., D]; its gradient is 0 where that is 0."""
+        return torch.exp(0.5 * (F.logsigmoid(self.logits) + F.logsigmoid(-self.logits)))
 
     @classmethod
     def from_natural_parameters(cls, logits: Tensor) -> Bernoulli:
@@ -344,9 +448,8 @@ class Bernoulli(_Discrete):
 
     @classmethod
     def from_mean_parameters(cls, probabilities: Tensor) -> Bernoulli:
-        """The Bernoulli with E z = probabilities; one of 0 or 1 is certain and has gradient 0."""
-        p = _probabilities(probabilities)
-        return cls(_from_probabilities(torch.logit, p, 1 - torch.finfo(p.dtype).eps / 2))
+        """The Bernoulli with E z = probabilities: `probs` by its name here."""
+        return cls(_bernoulli_logits("probabilities", probabilities))
 
     def sample_antithetic(self, num_pairs: int, *, seed: Seed = None, offset: int = 0) -> Tensor:
         """Antithetic pairs for `disarm`, without gradient.
@@ -424,7 +527,7 @@ class Bernoulli(_Discrete):
 
     def mean_parameters(self) -> tuple[Tensor]:
         """(P(z = 1),), [..., D]."""
-        return (torch.sigmoid(self.logits),)
+        return (self.probs,)
 
 
 class Categorical(_Discrete):
@@ -435,22 +538,51 @@ class Categorical(_Discrete):
 
     Args:
         logits: [..., D, K], K >= 1, float32, float64, bfloat16 or float16.
+        probs: probabilities in their place, [..., D, K], up to a factor of each row; a class of
+            probability 0 is ruled out, and has gradient 0.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: naming the argument that is wrong; also for negative probabilities on
+            the CPU (elsewhere they give NaN).
 
     """
 
     name = "categorical"
 
-    def __init__(self, logits: Tensor):
+    def __init__(self, logits: Tensor | None = None, *, probs: Tensor | None = None):
+        logits = _one_of(logits, probs, _categorical_logits)
         _checks.float_tensor("logits", logits)
         if logits.dim() < 2 or logits.size(-1) < 1:
             raise ValueError(
                 f"logits must have shape [..., D, K] with K >= 1; got {tuple(logits.shape)}"
             )
         self.classes = logits.size(-1)
-        self._hold((logits,), ("logits",))
+        self._hold(logits)
+
+    @property
+    def probs(self) -> Tensor:
+        """P(z = k), [..., D, K]; they add up to 1 over K."""
+        return torch.softmax(self.logits, -1)
+
+    @property
+    def mean(self) -> Tensor:
+        """NaN, [..., D], as torch's is: classes have no order. (`probs` is E of the one-hot z.)"""
+        return self.logits.new_full((*self.batch_shape, self.cols), torch.nan)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest class, [..., D], the first of several: int64."""
+        return self.logits.argmax(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """NaN, [..., D], as the mean is."""
+        return self.mean
+
+    @property
+    def stddev(self) -> Tensor:
+        """NaN, [..., D], as the mean is."""
+        return self.mean
 
     @classmethod
     def from_natural_parameters(cls, logits: Tensor) -> Categorical:
@@ -459,8 +591,8 @@ class Categorical(_Discrete):
 
     @classmethod
     def from_mean_parameters(cls, probabilities: Tensor) -> Categorical:
-        """The Categorical with these probabilities [..., D, K]; one of 0 has gradient 0."""
-        return cls(_from_probabilities(torch.log, _probabilities(probabilities)))
+        """The Categorical with these probabilities [..., D, K]: `probs` by its name here."""
+        return cls(_categorical_logits("probabilities", probabilities))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z) in nats, summed over D: [S, ...]. Classes out of range raise; on a GPU they give
@@ -515,4 +647,4 @@ class Categorical(_Discrete):
 
     def mean_parameters(self) -> tuple[Tensor]:
         """(softmax(logits),), [..., D, K]."""
-        return (torch.softmax(self.logits, -1),)
+        return (self.probs,)
