@@ -376,6 +376,10 @@ class _Discrete(Family):
             [S, ..., D], or [..., D] for None: 0 and 1 in the logits' dtype (Bernoulli), int64
             classes (Categorical).
 
+        Raises:
+            ValueError: for a Categorical with a variable that has no probabilities, its logits NaN,
+                inf or -inf for every class. On a GPU class 0 is drawn for it.
+
         """
         samples = _checks.samples(num_samples)
         shape = () if num_samples is None else (samples,)
