@@ -42,6 +42,7 @@ inline float to_float32(Float16 x) { return widen(x); }
 // element with a NaN or infinite logit, or with no class that is not ruled out.
 template <class T>
 inline bool cumulative_table(const T* logits, int n, int64_t classes, float* table) {
+  bool proper = true;
   for (int i = 0; i < n; ++i) {
     const T* row = logits + i * classes;
     float* out = table + i * classes;
@@ -53,15 +54,12 @@ inline bool cumulative_table(const T* logits, int n, int64_t classes, float* tab
       most = out[k] > most ? out[k] : most;
     }
     if (nan) most = bit_cast<float>(0x7FC00000u);
+    proper &= most - most == 0;
     for (int64_t k = 0; k < classes; ++k) out[k] -= most;
   }
   each<float>(n * classes, [&](int64_t i, auto k) { store(table + i, exp(load(table + i, k)), k); });
-  bool proper = true;
-  for (int i = 0; i < n; ++i) {
-    float* c = table + i * classes;
-    for (int64_t k = 1; k < classes; ++k) c[k] += c[k - 1];
-    proper &= c[classes - 1] == c[classes - 1];
-  }
+  for (int i = 0; i < n; ++i)
+    for (int64_t k = 1; k < classes; ++k) table[i * classes + k] += table[i * classes + k - 1];
   return proper;
 }
 

@@ -39,10 +39,14 @@ def psi_near(d: Tensor) -> Tensor:
     return d * d * series
 
 
-def psi(d: Tensor) -> Tensor:
-    """e^d - 1 - d, by the series where |d| < 1."""
-    near = d.abs() < 1
-    return torch.where(near, psi_near(torch.where(near, d, 0)), torch.expm1(d) - d)
+def half_psi(d: Tensor) -> Tensor:
+    """(e^d - 1 - d) / 2, by the series where |d| < 1; e^d alone would overflow before it."""
+    near, large = d.abs() < 1, d > 80
+    near_d, large_d = (torch.where(here, d, 0) for here in (near, large))
+    half_expm1 = torch.where(
+        large, torch.exp(large_d - 1) * (0.5 * math.e), 0.5 * torch.expm1(d.clamp(max=80))
+    )
+    return torch.where(near, 0.5 * psi_near(near_d), half_expm1 - 0.5 * d)
 
 
 def log1p_less_x(x: Tensor) -> Tensor:
@@ -63,10 +67,10 @@ def gaussian_kl(
     """KL(N(mean, e^logvar) || prior), summed over the last dimension; None stands for 0."""
     delta = mean if prior_mean is None else mean - prior_mean
     if prior_logvar is None:
-        return 0.5 * (delta * delta + psi(logvar)).sum(-1)
-    return 0.5 * ((delta * torch.exp(-0.5 * prior_logvar)) ** 2 + psi(logvar - prior_logvar)).sum(
-        -1
-    )
+        return (delta * (0.5 * delta) + half_psi(logvar)).sum(-1)
+    # The root twice: the gradient of one would overflow before it is halved.
+    ratio, again = (delta * torch.exp(-0.5 * prior_logvar) for _ in range(2))
+    return ((0.5 * ratio) * again + half_psi(logvar - prior_logvar)).sum(-1)
 
 
 def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:

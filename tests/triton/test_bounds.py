@@ -17,7 +17,7 @@ import torch
 import latent_kernels as lk
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.bounds import cpp_cpu
-from tests.bounds.checks import SMALL_SIZES, Sizes, check, problem, run
+from tests.bounds.checks import SMALL_SIZES, Sizes, check, check_nearly_equal, problem, run
 from tests.interpreter import INTERPRETING, interpreted, outside, run_in_the_interpreter
 
 INF, NAN = math.inf, math.nan
@@ -97,6 +97,12 @@ def test_hard_columns(kernels: ModuleType) -> None:
         equal_nan=True,
     )
     assert ours["signal"][0, :, ~settled].isnan().any(0).all()
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_signal_of_nearly_equal_weights(kernels: ModuleType, dtype: torch.dtype) -> None:
+    check_nearly_equal(kernels, -500.0, dtype)
 
 
 @interpreted

@@ -19,7 +19,13 @@ from latent_kernels.kernels.gaussian import cpp_cpu
 from latent_kernels.kernels.gaussian.problem import Outputs
 from latent_kernels.kernels.noise import reference
 from tests.checks import SMALL_SIZES, Sizes, bits_equal
-from tests.gaussian.checks import LogQProblem, Problem, check, gaussian_problem
+from tests.gaussian.checks import (
+    LogQProblem,
+    Problem,
+    check,
+    check_near_overflow,
+    gaussian_problem,
+)
 from tests.interpreter import interpreted, outside, run_in_the_interpreter
 
 
@@ -145,6 +151,13 @@ def test_extreme_values(kernels: ModuleType) -> None:
             backend.forward(asked, Outputs(z, None, None))
         outputs.append(z)
     assert bits_equal(*outputs)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_kl_near_overflow(kernels: ModuleType, dtype: torch.dtype) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        check_near_overflow(kernels, dtype)
 
 
 @interpreted
