@@ -139,10 +139,10 @@ class Family:
         """
         return type(self)(*(x.to(*args, **kwargs) for x in self.parameters))
 
-    def _hold(self, *parameters: Tensor) -> None:
+    def _hold(self, *parameters: Tensor | float) -> None:
         """Check the parameters and take the shapes from them."""
         names = self.names
-        given, _ = _checks.together(**dict(zip(names, parameters, strict=True)))
+        given, _ = _checks.parameters(dict(zip(names, parameters, strict=True)))
         held: tuple[Tensor, ...] = tuple(x for x in given if x is not None)
         if len(held) > 1 and held[0].shape != held[1].shape:
             shape = _checks.broadcast(**dict(zip(names, held, strict=True)))
@@ -211,7 +211,7 @@ class DiagonalGaussian(Family):
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
-        logvar: log sigma^2, broadcast with mean.
+        logvar: log sigma^2, broadcast with mean. One of the two may be a number or a 0-d tensor.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
@@ -220,7 +220,7 @@ class DiagonalGaussian(Family):
 
     name, names = "gaussian", ("mean", "logvar")
 
-    def __init__(self, mean: Tensor, logvar: Tensor):
+    def __init__(self, mean: Tensor | float, logvar: Tensor | float):
         self._hold(mean, logvar)
 
     @property
