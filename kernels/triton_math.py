@@ -23,32 +23,44 @@ def divide(x, y):
 @triton.jit
 def exp(x):
     """e^x: in float32 as csrc/simd/math.hpp does it, bit for bit; in float64 the device's own."""
-    if x.dtype == tl.float64:
-        y = tl.exp(x)
+    return tl.exp(x) if x.dtype == tl.float64 else power(x, 89.0, 0)
+
+
+@triton.jit
+def half_exp(x):
+    """Half of e^x, which overflows later."""
+    if x.dtype == tl.float64:  # x - 1 is exact where it is needed
+        large = x > 700.0
+        y = tl.exp(tl.where(large, x - 1.0, x)) * 0.5
+        y = tl.where(large, y * 2.718281828459045, y)
     else:
-        x = tl.where(x < -104.0, -104.0, x)
-        x = tl.where(x > 89.0, 89.0, x)
-        shifted = (
-            x * 1.4426950216293335 + 12582912.0
-        )  # 1.5 * 2^23: rounds to an integer, ties to even
-        n = shifted - 12582912.0
-        r = (x - n * 0.693359375) - n * -2.12194440e-4
-        q = r * 0.0013813144760206342 + 0.008369418792426586
-        q = q * r + 0.04166845604777336
-        q = q * r + 0.16666515171527863
-        q = q * r + 0.4999999403953552
-        p = (r * r) * q + r + 1.0
-        k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
-        half = k >> 1
-        y = (p * ((half + 127) << 23).to(tl.float32, bitcast=True)) * ((k - half + 127) << 23).to(
-            tl.float32, bitcast=True
-        )
+        y = power(x, 90.0, 1)
     return y
 
 
 @triton.jit
-def psi_expm1(d):
-    """psi(d) = e^d - 1 - d and expm1(d), by psi's series where |d| < 2."""
+def power(x, highest, halvings: tl.constexpr):
+    """e^x 2^-halvings in float32, of x up to `highest`."""
+    x = tl.where(x < -104.0, -104.0, x)
+    x = tl.where(x > highest, highest, x)
+    shifted = x * 1.4426950216293335 + 12582912.0  # 1.5 * 2^23: rounds to an integer, ties to even
+    n = shifted - 12582912.0
+    r = (x - n * 0.693359375) - n * -2.12194440e-4
+    q = r * 0.0013813144760206342 + 0.008369418792426586
+    q = q * r + 0.04166845604777336
+    q = q * r + 0.16666515171527863
+    q = q * r + 0.4999999403953552
+    p = (r * r) * q + r + 1.0
+    k = shifted.to(tl.int32, bitcast=True) - (0x4B400000 + halvings)
+    half = k >> 1
+    return (p * ((half + 127) << 23).to(tl.float32, bitcast=True)) * ((k - half + 127) << 23).to(
+        tl.float32, bitcast=True
+    )
+
+
+@triton.jit
+def half_psi_expm1(d):
+    """Half of psi(d) = e^d - 1 - d and of expm1(d), by psi's series where |d| < 2."""
     if d.dtype == tl.float64:
         p = d * 6.446950284384474e-26 + 1.6117375710961184e-24  # 1 / 25!, 1 / 24!, ...
         p = p * d + 3.868170170630684e-23
@@ -83,15 +95,23 @@ def psi_expm1(d):
         p = p * d + 0.04166661947965622
         p = p * d + 0.1666666567325592
         p = p * d + 0.5
-    small = (d * d) * p
-    large = exp(d) - 1.0
+    half = d * 0.5
+    small = (half * d) * p
+    large = half_exp(d) - 0.5
     near = (d < 2.0) & (d > -2.0)
-    return tl.where(near, small, large - d), tl.where(near, small + d, large)
+    return tl.where(near, small, large - half), tl.where(near, small + half, large)
+
+
+@triton.jit
+def expm1(x):
+    """e^x - 1."""
+    _, half = half_psi_expm1(x)
+    return half * 2.0
 
 
 @triton.jit
 def log1p(e):
-    """ln(1 + e) for 0 <= e <= 1: e - s (e - R), s = e / (2 + e), R = s^2 Q(s^2)."""
+    """ln(1 + e) for -1/2 <= e <= 1: e - s (e - R), s = e / (2 + e), R = s^2 Q(s^2)."""
     if e.dtype == tl.float64:
         s = e / (e + 2.0)
         y = s * s

@@ -142,7 +142,10 @@ inline void finish_signal_sums(int64_t samples, int64_t i, SignalSums<C>& s) {
   const double rest = s.rest.at[i] + (static_cast<double>(s.ties.at[i]) - 1), left = rest * __builtin_exp(-gap);
   const double mean = s.zeros.at[i] > 0 ? -__builtin_inf() : s.distance.at[i] / static_cast<double>(samples - 1);
   const bool none = static_cast<int64_t>(s.zeros.at[i]) == samples;
-  const double signal = gap + __builtin_log1p(left) - __builtin_log(rest + __builtin_exp(mean + gap));
+  // -ln(1 + change) keeps the digits of a small change; the difference those of what little may be left without top.
+  const double change = __builtin_expm1(mean) / (1 + left);
+  const double signal = change > -0.5 ? -__builtin_log1p(change)
+                                      : gap + __builtin_log1p(left) - __builtin_log(rest + __builtin_exp(mean + gap));
   s.of_top.at[i] = static_cast<C>(none ? __builtin_nan("") : signal);
   s.inverse.at[i] = static_cast<C>(none ? __builtin_nan("") : 1 / (1 + left));
 }
@@ -198,7 +201,10 @@ LK_INLINE V signal_of(V v, V top, V distance, V zeros, V inverse, V of_top, V ot
         return zeros - own > C(0) ? decltype(v){} - kLargest<C> : left * scale;
       },
       v, d, distance, zeros, others);
-  const auto change = (exp(mean) - exp(d)) * inverse;
+  // e^mean - e^d by the larger one and their ratio, which keeps its digits where they are close.
+  const auto apart = mean - d, most = map(larger_lane, mean, d);
+  const auto turn = [](auto apart, auto x) { return apart > C(0) ? -x : x; };
+  const auto change = (exp(most) * map(turn, apart, expm1(map(turn, apart, apart)))) * inverse;
   return map([](auto v, auto top, auto of_top, auto y) { return v == top ? of_top : y; }, v, top, of_top,
              -log1p(change));
 }

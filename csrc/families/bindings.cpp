@@ -1,3 +1,4 @@
+#include <atomic>
 #include <memory>
 
 #include "families/problem.hpp"
@@ -16,21 +17,24 @@ struct FieldsOf<FamilyProblem> {
 
 namespace {
 
-void sample(const FamilyProblem& p, int threads, void* z) {
+// False where elements of a Categorical have no probabilities; class 0 is drawn for them.
+bool sample(const FamilyProblem& p, int threads, void* z) {
   // Of the categorical family few columns and many samples: the tables serve every sample of a part.
   const int64_t columns = p.classes == 0 ? kTaskColumns : elements_of_block(p.classes);
   const Cut cut(p.groups, p.samples, 1, p.cols, true, columns);
   const FamilyKernels& kernels = active<FamilyKernels>();
+  std::atomic<bool> proper{true};
   without_gil([&] {
     cut.each_part(threads, [&](const Part& part) {
       if (p.classes == 0) {
         kernels.bernoulli_sample[p.dtype](p, z, part);
       } else {
         const std::unique_ptr<float[]> table(new float[static_cast<size_t>(elements_of_block(p.classes) * p.classes)]);
-        kernels.categorical_sample[p.dtype](p, z, part, table.get());
+        if (!kernels.categorical_sample[p.dtype](p, z, part, table.get())) proper = false;
       }
     });
   });
+  return proper;
 }
 
 }  // namespace

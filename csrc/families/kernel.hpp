@@ -38,9 +38,11 @@ inline float to_float32(T x) {
 inline float to_float32(BFloat16 x) { return widen(x); }
 inline float to_float32(Float16 x) { return widen(x); }
 
-// Unnormalized cumulative probabilities of n elements, [n, classes].
+// Unnormalized cumulative probabilities of n elements, [n, classes]. Returns false where some are NaN: those of an
+// element with a NaN or infinite logit, or with no class that is not ruled out.
 template <class T>
-inline void cumulative_table(const T* logits, int n, int64_t classes, float* table) {
+inline bool cumulative_table(const T* logits, int n, int64_t classes, float* table) {
+  bool proper = true;
   for (int i = 0; i < n; ++i) {
     const T* row = logits + i * classes;
     float* out = table + i * classes;
@@ -52,11 +54,13 @@ inline void cumulative_table(const T* logits, int n, int64_t classes, float* tab
       most = out[k] > most ? out[k] : most;
     }
     if (nan) most = bit_cast<float>(0x7FC00000u);
+    proper &= most - most == 0;
     for (int64_t k = 0; k < classes; ++k) out[k] -= most;
   }
   each<float>(n * classes, [&](int64_t i, auto k) { store(table + i, exp(load(table + i, k)), k); });
   for (int i = 0; i < n; ++i)
     for (int64_t k = 1; k < classes; ++k) table[i * classes + k] += table[i * classes + k - 1];
+  return proper;
 }
 
 // How many of the first K - 1 entries are at most u times the last. Sums of non-negative terms do not fall.
@@ -100,14 +104,17 @@ void bernoulli_sample(const FamilyProblem& p, void* out, const Part& part) {
   }
 }
 
+// Returns whether all elements have probabilities.
 template <class T>
-void categorical_sample(const FamilyProblem& p, void* out, const Part& part, float* table) {
+bool categorical_sample(const FamilyProblem& p, void* out, const Part& part, float* table) {
   alignas(64) float noise[noise_length(kTile)];
   const uint64_t seed = seed_of(p.seed, part.group);
   const int64_t block = elements_of_block(p.classes);
+  bool proper = true;
   for (int64_t begin = part.col0; begin < part.col1; begin += block) {
     const int n = static_cast<int>(smaller(block, part.col1 - begin));
-    cumulative_table(static_cast<const T*>(p.logits) + (part.group * p.cols + begin) * p.classes, n, p.classes, table);
+    const T* logits = static_cast<const T*>(p.logits) + (part.group * p.cols + begin) * p.classes;
+    proper &= cumulative_table(logits, n, p.classes, table);
     for (int64_t s = part.sample0; s < part.sample1; ++s) {
       const int64_t e = s * p.cols + begin;
       const float* u = noise_tile<kUniforms>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
@@ -115,6 +122,7 @@ void categorical_sample(const FamilyProblem& p, void* out, const Part& part, flo
       for (int i = 0; i < n; ++i) to[i] = categorical_draw(table + i * p.classes, p.classes, u[i]);
     }
   }
+  return proper;
 }
 
 }  // namespace LK_ISA

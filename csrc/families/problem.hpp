@@ -25,7 +25,7 @@ static inline int64_t elements_of_block(int64_t classes) {
 struct FamilyKernels {
   static const FamilyKernels baseline, avx2, avx512;
   void (*bernoulli_sample[kDtypes])(const FamilyProblem&, void* out, const Part&);
-  void (*categorical_sample[kDtypes])(const FamilyProblem&, void* out, const Part&, float* table);
+  bool (*categorical_sample[kDtypes])(const FamilyProblem&, void* out, const Part&, float* table);
 };
 
 }  // namespace lk

@@ -19,34 +19,34 @@ inline const Compute<T>* sigma_tile(const GaussianProblem& p, int64_t group, con
   return buffer;
 }
 
-// What the KL and its gradients are made of, at one place: quadratic = ((mean - m0) / sigma0)^2, scaled = (mean - m0) /
-// sigma0^2, and psi and expm1 of logvar - l0. That difference is d + lost, d rounded: what was lost is exact (Knuth's
-// TwoDiff), and psi' = expm1, expm1' = e^d bring it back.
+// What the KL and its gradients are made of, at one place: halves of quadratic = ((mean - m0) / sigma0)^2 and of psi
+// and expm1 of logvar - l0, which overflow where the KL does; and scaled = (mean - m0) / sigma0^2. That difference is
+// d + lost, d rounded: what was lost is exact (Knuth's TwoDiff), and psi' = expm1, expm1' = e^d bring it back.
 template <class V>
 struct KlTerms {
-  V quadratic, scaled, psi, expm1;
+  V half_quadratic, scaled, half_psi, half_expm1;
 };
 
 template <class C, class Place>
 LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0, int64_t i, Place k) {
   auto delta = load(mean + i, k), l = load(logvar + i, k);
   if (m0 != nullptr) delta = delta - load(m0 + i, k);
-  KlTerms<decltype(l)> t{delta * delta, delta, l, l};
+  KlTerms<decltype(l)> t{delta * (delta * C(0.5)), delta, l, l};
   if (l0 == nullptr) {
-    psi_expm1(l, t.psi, t.expm1);
+    half_psi_expm1(l, t.half_psi, t.half_expm1);
     return t;
   }
   const auto prior = load(l0 + i, k), d = l - prior, back = d - l, lost = (l - (d - back)) - (prior + back);
-  // By one exp, and only where that would overflow by its root twice.
-  const auto choose = [](auto at, auto once, auto twice) { return at > C(-80) ? once : twice; };
-  const auto once = delta * exp(-prior), root = exp(prior * C(-0.5)), ratio = delta * root;
-  t.quadratic = map(choose, prior, delta * once, ratio * ratio);
-  t.scaled = map(choose, prior, once, ratio * root);
-  psi_expm1(d, t.psi, t.expm1);
-  const auto psi = t.psi + lost * t.expm1, expm1 = t.expm1 + lost * (t.expm1 + C(1));
-  const auto if_finite = [](auto slope, auto corrected, auto plain) { return slope < C(1e38) ? corrected : plain; };
-  t.psi = map(if_finite, t.expm1, psi, t.psi);
-  t.expm1 = map(if_finite, t.expm1, expm1, t.expm1);
+  // By one exp, and only where that would overflow or lose digits by its root twice.
+  const auto choose = [](auto at, auto once, auto twice) { return ((at > C(-80)) & (at < C(80))) ? once : twice; };
+  const auto half = delta * exp<true>(-prior), root = exp(prior * C(-0.5)), ratio = delta * root;
+  t.half_quadratic = map(choose, prior, delta * half, ratio * (ratio * C(0.5)));
+  t.scaled = map(choose, prior, half * C(2), ratio * root);
+  half_psi_expm1(d, t.half_psi, t.half_expm1);
+  const auto psi = t.half_psi + lost * t.half_expm1, expm1 = t.half_expm1 + lost * (t.half_expm1 + C(0.5));
+  const auto if_finite = [](auto slope, auto corrected, auto plain) { return slope < C(5e37) ? corrected : plain; };
+  t.half_psi = map(if_finite, t.half_expm1, psi, t.half_psi);
+  t.half_expm1 = map(if_finite, t.half_expm1, expm1, t.half_expm1);
   return t;
 }
 
@@ -109,14 +109,14 @@ void gaussian_forward(const GaussianProblem& p, const GaussianOutputs& out, cons
     const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, scratch.logvar);
     if ((out.z != nullptr || with_log_q) && part.sample0 < part.sample1)  // z of no columns has no address
       draw_tile<T>(p, out, part, tile, with_log_q, mean, logvar, scratch);
-    if (with_kl) {  // ((mean - m0) / sigma0)^2 + psi(logvar - l0); the factor 1/2 joins the sum
+    if (with_kl) {
       const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean);
       const C* l0 = load_tile<T>(p.prior_logvar, part.group, 0, tile, prior_logvar);
       each<C>(tile.size(), [&](int64_t i, auto k) {
         const auto t = kl_terms(mean, logvar, m0, l0, i, k);
-        store(scratch.work + i, t.quadratic + t.psi, k);
+        store(scratch.work + i, t.half_quadratic + t.half_psi, k);
       });
-      kl.add(scratch.work, tile, part.group * p.rows + tile.row0, C(0.5));
+      kl.add(scratch.work, tile, part.group * p.rows + tile.row0, C(1));
     }
   });
 }
@@ -222,8 +222,8 @@ void gaussian_backward(const GaussianProblem& p, const GaussianGradients& g, con
         const auto t = kl_terms(mean, logvar, m0, l0, i, k);
         toward_prior = gk * t.scaled;
         d_mean = d_mean + toward_prior;
-        d_sigma = d_sigma + (gk * C(0.5)) * t.expm1;
-        if (at[3] != nullptr) d_prior_logvar = (gk * C(-0.5)) * (t.expm1 + t.quadratic);
+        d_sigma = d_sigma + gk * t.half_expm1;
+        if (at[3] != nullptr) d_prior_logvar = -(gk * (t.half_expm1 + t.half_quadratic));
       } else {
         toward_prior = d_prior_logvar = map([](auto v) { return decltype(v){}; }, d_mean);
       }

@@ -56,7 +56,7 @@ LK_INLINE void sin_cos_pi(V t, V& sine, V& cosine) {
       map([&](F a, F b, F q) { return choose(a, b, bit_cast<U>(to_int(q)), bit_cast<U>(to_int(q)) + 1u); }, c, s, q);
 }
 
-// --- exp, and psi(d) = e^d - 1 - d ----------------------------------------------------------------------------
+// --- exp, expm1, and psi(d) = e^d - 1 - d ---------------------------------------------------------------------
 
 template <class T>
 struct ExpConstants;
@@ -142,28 +142,48 @@ LK_INLINE F scale(F p, F n, F shifted) {
 #endif
 }
 
-// e^x = 2^n e^r, n = round(x / ln 2), e^r = 1 + r + r^2 Q(r). NaN stays NaN.
-template <class V>
+// e^x = 2^n e^r, n = round(x / ln 2), e^r = 1 + r + r^2 Q(r); or half of it, which overflows later. NaN stays NaN.
+template <bool kHalf = false, class V>
 LK_INLINE V exp(V x) {
+  using K = ExpConstants<Scalar<V>>;
+  constexpr int halvings = kHalf ? 1 : 0;
+  x = map([](auto v) { return clamp(v, K::lowest, K::highest + halvings); }, x);
+  const V shifted = x * K::log2_e + K::to_integer;
+  const V n = shifted - K::to_integer;
+  const V r = (x - n * K::ln2_high) - n * K::ln2_low;
+  const V p = (r * r) * horner(K::Q, r) + r + Scalar<V>(1);
+  if constexpr (kHalf)
+    return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n - Scalar<V>(1),
+               shifted - Scalar<V>(1));
+  return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n, shifted);
+}
+
+// e^x - 1. Near 0, where n = 0, it is r + r^2 Q(r) itself.
+template <class V>
+LK_INLINE V expm1(V x) {
   using K = ExpConstants<Scalar<V>>;
   x = map([](auto v) { return clamp(v, K::lowest, K::highest); }, x);
   const V shifted = x * K::log2_e + K::to_integer;
   const V n = shifted - K::to_integer;
   const V r = (x - n * K::ln2_high) - n * K::ln2_low;
-  const V p = (r * r) * horner(K::Q, r) + r + Scalar<V>(1);
-  return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n, shifted);
+  const V near = (r * r) * horner(K::Q, r) + r;
+  const auto choose = [](auto near, auto p, auto whole, auto bits) {
+    return whole == Scalar<V>(0) ? near : scale(p, whole, bits) - Scalar<V>(1);
+  };
+  return map(choose, near, near + Scalar<V>(1), n, shifted);
 }
 
-// psi(d) = e^d - 1 - d >= 0 and expm1(d) = psi(d) + d, with no cancellation: d^2 P(d) where |d| < 2, so that an error
-// of e^d in its last place weighs at most 1.7 times as much in psi.
+// Half of psi(d) = e^d - 1 - d >= 0 and of expm1(d) = psi(d) + d, with no cancellation: psi = d^2 P(d) where |d| < 2,
+// so that an error of e^d in its last place weighs at most 1.7 times as much in it. Halves, as a KL and its gradients
+// have them, overflow where those do.
 template <class V>
-LK_INLINE void psi_expm1(V d, V& psi, V& expm1) {
+LK_INLINE void half_psi_expm1(V d, V& psi, V& expm1) {
   using T = Scalar<V>;
-  const V small = (d * d) * horner(ExpConstants<T>::P, d);
-  const V large = exp(d) - T(1);
+  const V half = d * T(0.5), small = (half * d) * horner(ExpConstants<T>::P, d);
+  const V large = exp<true>(d) - T(0.5);
   const auto near = [](auto x, auto if_near, auto if_far) { return ((x < T(2)) & (x > T(-2))) ? if_near : if_far; };
-  psi = map(near, d, small, large - d);
-  expm1 = map(near, d, small + d, large);
+  psi = map(near, d, small, large - half);
+  expm1 = map(near, d, small + half, large);
 }
 
 // --- ln(1 + x) for -1/2 <= x <= 1 --------------------------------------------------------------------------------

@@ -43,6 +43,20 @@ def log_without(log_w: Tensor, s: int) -> Tensor:
     return torch.logsumexp(torch.cat((others, others.mean(1, keepdim=True)), 1), 1)
 
 
+def signal(log_w: Tensor) -> Tensor:
+    """Return VIMCO's signals [groups, samples, rows].
+
+    As -ln(1 + change), change = (e^{m_s} - w_s) / sum_r w_r by the ratio of the two, wherever it is
+    small: the difference of the bounds has no digits of it.
+    """
+    log_w = log_w - log_w.amax(1, keepdim=True)
+    whole = torch.logsumexp(log_w, 1, keepdim=True)
+    difference = whole - torch.stack([log_without(log_w, s) for s in range(log_w.size(1))], 1)
+    apart = (log_w.sum(1, keepdim=True) - log_w) / (log_w.size(1) - 1) - log_w
+    change = torch.exp(log_w - whole) * torch.expm1(apart)
+    return torch.where(change.abs() < 0.5, -torch.log1p(change), difference)
+
+
 def forward(problem: Problem, outputs: Outputs) -> None:
     """Write the bound of each row and the sums behind it."""
     found = bound(_log_weights(problem))
@@ -53,7 +67,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
 
 def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     """Write the normalised weights and VIMCO's signal, times the bound's gradient."""
-    groups, samples, rows = problem.sizes
+    groups, _, rows = problem.sizes
     log_w = _log_weights(problem)
     given = 1.0 if upstream.bound is None else upstream.bound.reshape(groups, 1, rows)
     if gradients.log_w is not None:
@@ -61,9 +75,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
         weights = torch.exp(log_w - top) * (given / total)
         gradients.log_w.copy_(weights.reshape(gradients.log_w.shape))
     if gradients.log_q is not None:
-        without = torch.stack([log_without(log_w, s) for s in range(samples)], 1)
-        signal = given * (torch.logsumexp(log_w, 1, keepdim=True) - without)
-        gradients.log_q.copy_(signal.reshape(gradients.log_q.shape))
+        gradients.log_q.copy_((given * signal(log_w)).reshape(gradients.log_q.shape))
 
 
 def _log_weights(problem: Problem) -> Tensor:

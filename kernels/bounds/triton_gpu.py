@@ -20,7 +20,7 @@ from latent_kernels.kernels.launch import (
     next_power_of_two,
     on_device_of,
 )
-from latent_kernels.kernels.triton_math import compute_type, divide, exp, log1p
+from latent_kernels.kernels.triton_math import compute_type, divide, exp, expm1, log1p
 
 Sizes = tuple[int, int, int]  # groups, samples, rows
 
@@ -164,7 +164,9 @@ def signal_kernel(
     left = wide * tl.exp(0.0 - gap)
     others = S.to(tl.float64) - 1.0
     mean = tl.where(zeros > 0.5, -float("inf"), distance.to(tl.float64) / others)
+    change_of_top = expm1(mean) / (1.0 + left)
     of_top = gap + tl.log(1.0 + left) - tl.log(wide + tl.exp(mean + gap))
+    of_top = tl.where(change_of_top > -0.5, 0.0 - log1p(change_of_top), of_top)
     none = zeros.to(tl.float64) > others + 0.5
     of_top = tl.where(none, float("nan"), of_top).to(compute)
     inverse = tl.where(none, float("nan"), 1.0 / (1.0 + left)).to(compute)
@@ -176,7 +178,10 @@ def signal_kernel(
         left_out = tl.where(is_zero, distance[None, :], distance[None, :] - d)
         some_zero = zeros[None, :] - is_zero.to(compute) > 0.5
         mean_left = tl.where(some_zero, lowest[None, :], left_out * share)
-        change = (exp(mean_left) - exp(d)) * inverse[None, :]
+        apart = mean_left - d
+        ratio = expm1(0.0 - tl.abs(apart))  # less 1, of the smaller to the larger of the two
+        change = exp(tl.maximum(mean_left, d)) * tl.where(apart > 0.0, 0.0 - ratio, ratio)
+        change *= inverse[None, :]
         found = (
             tl.where(x == top[None, :], of_top[None, :], 0.0 - log1p(change)) * gradient[None, :]
         )

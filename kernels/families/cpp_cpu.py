@@ -9,8 +9,8 @@ from latent_kernels.kernels.extension import DTYPES, seeds
 from latent_kernels.kernels.families.problem import Classes, Problem, Samples, classes_of
 
 
-def sample(problem: Problem, outputs: Samples | Classes) -> None:
-    """Write samples into `z`; README.md has the rules."""
+def sample(problem: Problem, outputs: Samples | Classes) -> bool:
+    """Write samples into `z`; README.md has the rules. Return whether all have probabilities."""
     (groups, _, samples, rows, cols, _), logits, seed, offset, antithetic = problem
     asked = _core.FamilyProblem(
         dtype=DTYPES[logits.dtype],
@@ -23,4 +23,4 @@ def sample(problem: Problem, outputs: Samples | Classes) -> None:
         seed=seeds(seed),
         offset=offset,
     )
-    _core.families_sample(asked, threads=torch.get_num_threads(), z=outputs.z.data_ptr())
+    return _core.families_sample(asked, threads=torch.get_num_threads(), z=outputs.z.data_ptr())

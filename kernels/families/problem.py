@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple
 
 import torch
 
+from latent_kernels.kernels.backends import function
 from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
@@ -37,13 +38,22 @@ class Classes(NamedTuple):
     z: Annotated[Tensor, "GPSND", _int64]
 
 
+def _sample(problem: Problem, outputs: Samples | Classes) -> None:
+    """Draw by the device's backend; GPUs do not say whether every element has probabilities."""
+    if function("families", "sample", problem.logits.device)(problem, outputs) is False:
+        raise ValueError(
+            "logits must leave each variable of a Categorical some class; those of at least one "
+            "hold NaN or inf, or are -inf for every class"
+        )
+
+
 BERNOULLI = Op(
     "bernoulli_sample",
     "families",
     "GPSNDK",
     Problem,
     Samples,
-    forward="sample",
+    forward=_sample,
     absent=lambda offset, antithetic: "EK" if antithetic else "PEK",
 )
 CATEGORICAL = Op(
@@ -52,7 +62,7 @@ CATEGORICAL = Op(
     "GPSNDK",
     Problem,
     Classes,
-    forward="sample",
+    forward=_sample,
     absent=lambda offset, antithetic: "PE",
 )
 

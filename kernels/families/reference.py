@@ -56,8 +56,11 @@ def cumulative(logits: Tensor) -> Floats:
     return c
 
 
-def sample(problem: Problem, outputs: Samples | Classes) -> None:
-    """Write samples into `z`: a Bernoulli's 0 and 1, antithetic pairs of them, or classes."""
+def sample(problem: Problem, outputs: Samples | Classes) -> bool:
+    """Write samples into `z`: a Bernoulli's 0 and 1, antithetic pairs of them, or classes.
+
+    Return whether all elements have probabilities; class 0 is drawn for one that has none.
+    """
     (groups, _, samples, rows, cols, _), logits, seed, offset, antithetic = problem
     logits = logits.detach()  # NumPy takes none that require a gradient
     classes, z = classes_of(problem, outputs), outputs.z
@@ -66,7 +69,7 @@ def sample(problem: Problem, outputs: Samples | Classes) -> None:
         c = cumulative(logits).reshape(groups, 1, rows, cols, classes)
         below = c[..., :-1] <= (u * c[..., -1])[..., None]
         z.copy_(torch.from_numpy(below.sum(-1)).reshape(z.shape))
-        return
+        return not bool(np.isnan(c[..., -1]).any())
     x = torch.from_numpy(logistic(u)).to(logits.device)
     logit = logits.reshape(groups, 1, rows, cols)
     logit = logit if logit.dtype == torch.float64 else logit.float()
@@ -74,3 +77,4 @@ def sample(problem: Problem, outputs: Samples | Classes) -> None:
         x, logit = torch.stack([x, -x], 1), logit.unsqueeze(1)
     ones = (x < logit).to(logit.dtype)
     z.copy_(torch.where(logit.isnan(), logit, ones).reshape(z.shape))
+    return True

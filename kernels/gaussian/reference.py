@@ -31,14 +31,22 @@ from latent_kernels.kernels.noise import reference as noise
 Tensor = torch.Tensor
 
 
-def psi(d: Tensor) -> Tensor:
-    """e^d - 1 - d = d^2 (1/2! + d/3! + d^2/4! + ...), by the series where |d| < 1."""
-    near = d.abs() < 1
-    x = torch.where(near, d, torch.zeros_like(d))
-    series = torch.zeros_like(d)
-    for k in range(19, 1, -1):
-        series = series * x + 1 / math.factorial(k)
-    return torch.where(near, x * x * series, torch.expm1(d) - d)
+def psi_near(d: Tensor) -> Tensor:
+    """e^d - 1 - d = d^2 (1/2! + d/3! + d^2/4! + ...), the series for |d| < 1."""
+    series = torch.full_like(d, 1 / math.factorial(19))
+    for k in range(18, 1, -1):
+        series = series * d + 1 / math.factorial(k)
+    return d * d * series
+
+
+def half_psi(d: Tensor) -> Tensor:
+    """(e^d - 1 - d) / 2, by the series where |d| < 1; e^d alone would overflow before it."""
+    near, large = d.abs() < 1, d > 80
+    near_d, large_d = (torch.where(here, d, 0) for here in (near, large))
+    half_expm1 = torch.where(
+        large, torch.exp(large_d - 1) * (0.5 * math.e), 0.5 * torch.expm1(d.clamp(max=80))
+    )
+    return torch.where(near, 0.5 * psi_near(near_d), half_expm1 - 0.5 * d)
 
 
 def log1p_less_x(x: Tensor) -> Tensor:
@@ -59,10 +67,10 @@ def gaussian_kl(
     """KL(N(mean, e^logvar) || prior), summed over the last dimension; None stands for 0."""
     delta = mean if prior_mean is None else mean - prior_mean
     if prior_logvar is None:
-        return 0.5 * (delta * delta + psi(logvar)).sum(-1)
-    return 0.5 * ((delta * torch.exp(-0.5 * prior_logvar)) ** 2 + psi(logvar - prior_logvar)).sum(
-        -1
-    )
+        return (delta * (0.5 * delta) + half_psi(logvar)).sum(-1)
+    # The root twice: the gradient of one would overflow before it is halved.
+    ratio, again = (delta * torch.exp(-0.5 * prior_logvar) for _ in range(2))
+    return ((0.5 * ratio) * again + half_psi(logvar - prior_logvar)).sum(-1)
 
 
 def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:

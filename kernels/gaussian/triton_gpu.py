@@ -23,7 +23,13 @@ from latent_kernels.kernels.gaussian.problem import (
 )
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
-from latent_kernels.kernels.triton_math import LOG_TWO_PI, compute_type, exp, psi_expm1
+from latent_kernels.kernels.triton_math import (
+    LOG_TWO_PI,
+    compute_type,
+    exp,
+    half_exp,
+    half_psi_expm1,
+)
 
 Tensor = torch.Tensor
 
@@ -38,30 +44,31 @@ SCATTERED = tl.constexpr(
 
 
 @triton.jit
-def psi_expm1_of_difference(logvar, prior):
-    """psi and expm1 of logvar - prior = d + lost: what rounding to d lost is exact, and brought
-    back to first order.
+def half_psi_expm1_of_difference(logvar, prior):
+    """Half of psi and expm1 of logvar - prior = d + lost: what rounding to d lost is exact, and
+    brought back to first order.
     """
     d = logvar - prior
     back = d - logvar
     lost = (logvar - (d - back)) - (prior + back)
-    psi, expm1 = psi_expm1(d)
-    finite = expm1 < 1e38
+    psi, expm1 = half_psi_expm1(d)
+    finite = expm1 < 5e37
     return tl.where(finite, psi + lost * expm1, psi), tl.where(
-        finite, expm1 + lost * (expm1 + 1.0), expm1
+        finite, expm1 + lost * (expm1 + 0.5), expm1
     )
 
 
 @triton.jit
 def over_prior(delta, prior):
-    """delta / sigma0^2 and (delta / sigma0)^2: by one exp, and where that would overflow by its
-    root twice.
+    """delta / sigma0^2 and half of (delta / sigma0)^2: by one exp, and where that would overflow or
+    lose digits by its root twice.
     """
-    once = delta * exp(0.0 - prior)
+    half = delta * half_exp(0.0 - prior)
     root = exp(prior * -0.5)
     ratio = delta * root
-    direct = prior > -80.0
-    return tl.where(direct, once, ratio * root), tl.where(direct, delta * once, ratio * ratio)
+    direct = (prior > -80.0) & (prior < 80.0)
+    scaled = tl.where(direct, half * 2.0, ratio * root)
+    return scaled, tl.where(direct, delta * half, ratio * (ratio * 0.5))
 
 
 @triton.jit
@@ -191,14 +198,14 @@ def forward_kernel(
                     mask,
                     compute,
                 )
-                _, quadratic = over_prior(delta, prior)
-                psi, _ = psi_expm1_of_difference(d, prior)
+                _, half_quadratic = over_prior(delta, prior)
+                half_psi, _ = half_psi_expm1_of_difference(d, prior)
             else:
-                quadratic = delta * delta
-                psi, _ = psi_expm1(d)
-            terms = tl.where(mask, quadratic + psi, 0.0)
+                half_quadratic = delta * (delta * 0.5)
+                half_psi, _ = half_psi_expm1(d)
+            terms = tl.where(mask, half_quadratic + half_psi, 0.0)
             at = kl_ptr + (group * N + rows) * col_blocks + tile % col_blocks
-            tl.store(at, (tl.sum(terms, axis=1) * 0.5)[:, None], mask=rows < N)
+            tl.store(at, tl.sum(terms, axis=1)[:, None], mask=rows < N)
 
 
 @triton.jit(
@@ -285,15 +292,15 @@ def backward_kernel(
                     mask,
                     compute,
                 )
-                scaled, quadratic = over_prior(delta, prior)
-                _, expm1 = psi_expm1_of_difference(d, prior)
+                scaled, half_quadratic = over_prior(delta, prior)
+                _, half_expm1 = half_psi_expm1_of_difference(d, prior)
             else:
                 scaled = delta
-                quadratic = delta * delta
-                _, expm1 = psi_expm1(d)
+                half_quadratic = delta * (delta * 0.5)
+                _, half_expm1 = half_psi_expm1(d)
             toward_prior = gkl * scaled
             d_mean += toward_prior
-            d_deviation += (gkl * 0.5) * expm1
+            d_deviation += gkl * half_expm1
             if need_prior_mean:
                 tl.store(
                     d_prior_mean_ptr + at,
@@ -301,7 +308,7 @@ def backward_kernel(
                     mask=mask,
                 )
             if need_prior_logvar:
-                value = (gkl * -0.5) * (expm1 + quadratic)
+                value = (gkl * -1.0) * (half_expm1 + half_quadratic)
                 tl.store(
                     d_prior_logvar_ptr + at,
                     value.to(d_prior_logvar_ptr.dtype.element_ty),

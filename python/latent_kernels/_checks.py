@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +77,10 @@ def device_of(name: str, x: Tensor, like: str, other: Tensor) -> None:
 
 def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype]:
     """Floating tensors on one device, converted to the dtype that torch promotes them to."""
+    return _together(tensors)
+
+
+def _together(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dtype]:
     first_name, first = "", None
     dtype: torch.dtype | None = None
     for name, x in tensors.items():
@@ -87,6 +95,32 @@ def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype
             dtype = torch.promote_types(x.dtype, dtype)  # type: ignore[arg-type]
     assert dtype is not None
     return [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors.values()], dtype
+
+
+def parameters(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dtype]:
+    """As `together`, but numbers and 0-d tensors are taken too, beside tensors with dimensions:
+    they hold for every element, come back as [1], and do not weigh in the dtype.
+    """
+    try:  # costs nothing where there are none
+        return _together(tensors)
+    except (TypeError, ValueError):
+        given = [x for x in tensors.values() if isinstance(x, Tensor)]
+        wide = [x for x in given if x.dim() > 0 and x.dtype in FLOATS]
+        if not wide:
+            raise
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in wide))
+    device = wide[0].device
+    return _together({name: _one(name, x, dtype, device) for name, x in tensors.items()})
+
+
+def _one(name: str, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return a number or a 0-d tensor as [1], and anything else as it is."""
+    if isinstance(x, Tensor) and x.dim() == 0:
+        floating(name, x)
+        return x.reshape(1).to(dtype)
+    if isinstance(x, Real) and not isinstance(x, bool):
+        return torch.full((1,), float(x), dtype=dtype, device=device)
+    return x
 
 
 def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import mpmath
 import torch
 
 from latent_kernels.kernels.bounds import reference
@@ -128,3 +129,24 @@ def check(backend: Backend, log_w: Tensor, gradient: Tensor) -> None:
         assert (error <= allowed).all(), (
             f"{name}: {float((error / allowed).max()):.3g} of what is allowed"
         )
+
+
+def check_nearly_equal(kernels: ModuleType, mean: float, dtype: torch.dtype) -> None:
+    """VIMCO's signals keep their digits however close the weights are: a few units of the largest
+    of the row.
+    """
+    for spread in (3.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-10):
+        log_w, _ = problem((1, 7, 3), dtype, spread, mean)
+        found = run(kernels, log_w, torch.ones(1, 3, dtype=dtype))["signal"][0]
+        with mpmath.workdps(60):
+            for got, column in zip(found.unbind(1), log_w[0].unbind(1), strict=True):
+                w = [mpmath.mpf(x) for x in column.tolist()]
+                whole, exact = mpmath.fsum(map(mpmath.exp, w)), []
+                for s in range(len(w)):
+                    others = w[:s] + w[s + 1 :]
+                    geometric = mpmath.exp(mpmath.fsum(others) / len(others))
+                    without = mpmath.fsum(map(mpmath.exp, others)) + geometric
+                    exact.append(float(mpmath.log(whole / without)))
+                want = torch.tensor(exact, dtype=torch.float64)
+                error = (got.double() - want).abs().max()
+                assert error <= 8 * torch.finfo(dtype).eps * want.abs().max(), spread

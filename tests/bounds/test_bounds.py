@@ -18,7 +18,7 @@ import latent_kernels as lk
 from latent_kernels.kernels.bounds import cpp_cpu, reference
 from latent_kernels.variational.bounds import BOUND_ESTIMATORS
 from tests.backends import CPP, REFERENCE, Backend, on_every_backend
-from tests.bounds.checks import SIZES, Sizes, check, problem, run
+from tests.bounds.checks import SIZES, Sizes, check, check_nearly_equal, problem, run
 from tests.checks import DTYPES, bits_equal, is_half
 
 Tensor = torch.Tensor
@@ -116,6 +116,13 @@ def test_signal_where_one_weight_is_all_there_is(gap: float, dtype: torch.dtype)
     log_w = torch.tensor([[[0.0], [-gap], [-gap - 1], [-gap - 2.5]]], dtype=dtype)
     check(CPP, log_w, torch.ones(1, 1, dtype=dtype))
     check(REFERENCE, log_w, torch.ones(1, 1, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mean", [0.0, -500.0])
+def test_signal_of_nearly_equal_weights(simd_build: str, mean: float, dtype: torch.dtype) -> None:
+    check_nearly_equal(cpp_cpu, mean, dtype)
+    check_nearly_equal(reference, mean, dtype)
 
 
 def test_signal_with_weights_of_zero(simd_build: str) -> None:

@@ -13,7 +13,7 @@ from scipy import stats
 
 import latent_kernels as lk
 from latent_kernels.kernels.families import reference
-from latent_kernels.kernels.families.problem import Problem, Samples
+from latent_kernels.kernels.families.problem import Classes, Problem, Samples
 from tests.checks import DTYPES
 
 Tensor = torch.Tensor
@@ -93,15 +93,17 @@ DRAWS = [
 def test_bits_equal_the_reference(
     simd_build: str, sizes: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
-    """[S, N, D, K] of every dtype, NaN and infinite logits among them."""
+    """[S, N, D, K] of every dtype, NaN and infinite logits among them where they can be drawn."""
     samples, n, cols, classes = sizes
     logits = 3 * torch.randn(n, cols, classes, dtype=torch.float64)
     special = torch.tensor([torch.nan, INF, -INF, 80.0, -80.0, 0.0])
     places = torch.rand(n, cols, classes) < 0.03
     logits = torch.where(places, special[torch.randint(6, places.shape)].double(), logits).to(dtype)
+    proper = logits.nan_to_num(nan=0.0, posinf=90.0, neginf=-INF)
+    proper[..., :1].masked_fill_(proper.amax(-1, keepdim=True) == -INF, 0)
     for seed, offset in ((0, 0), (2**62 + 1, 3), (5, 2**40 + 1)):
         for k in (0, classes):
-            given = logits if k else logits[..., 0].contiguous()
+            given = proper if k else logits[..., 0].contiguous()
             q = lk.Categorical(given) if k else lk.Bernoulli(given)
             for pairs in (False, True)[: 1 if k else 2]:
                 z = q.sample_antithetic(samples, seed=seed, offset=offset) if pairs else q.sample(
@@ -110,10 +112,37 @@ def test_bits_equal_the_reference(
                 expected = torch.empty_like(z)
                 of_op = (1, 1 + pairs, samples, n, cols, k)
                 problem = Problem(of_op, given, seed, offset, pairs)
-                reference.sample(problem, Samples(expected))
+                assert reference.sample(problem, Samples(expected))
                 assert torch.equal(z.nan_to_num(nan=7), expected.nan_to_num(nan=7))
                 if not k:
                     assert torch.equal(z.isnan(), given.isnan().expand(z.shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 3, 40, 5000])
+def test_a_categorical_without_probabilities_raises(
+    simd_build: str, classes: int, dtype: torch.dtype
+) -> None:
+    """Not class 0, as long as one variable of many has NaN, inf or only impossible classes."""
+    match = "logits must leave each variable of a Categorical some class"
+    for value in (torch.nan, INF, -INF):
+        logits = torch.zeros(7, 3, classes, dtype=dtype)
+        logits[4, 1, :: classes if value != -INF else 1] = value
+        q = lk.Categorical(logits)
+        for samples in (None, 1, 50):
+            with pytest.raises(ValueError, match=match):
+                q.sample(samples, seed=1)
+        assert lk.Categorical(logits[:4]).sample(9, seed=1).shape == (9, 4, 3)
+        with pytest.raises(ValueError, match=match):
+            torch.func.vmap(lambda x: lk.Categorical(x).sample(seed=1))(logits)
+        problem = Problem((1, 1, 2, 7, 3, classes), logits, 1, 0, False)
+        z = torch.empty(2, 7, 3, dtype=torch.int64)
+        assert not reference.sample(problem, Classes(z))
+        assert z[:, 4, 1].tolist() == [0, 0]
+    zeros = torch.zeros(3, classes, dtype=dtype)
+    with pytest.raises(ValueError, match=match):
+        lk.Categorical(probs=zeros).sample(seed=1)
+    assert lk.Categorical(zeros[:0]).sample(5, seed=1).shape == (5, 0)
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "categorical"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from types import ModuleType
 
+import mpmath
 import torch
 
 from latent_kernels.kernels.eager import row_dtype
@@ -232,3 +233,49 @@ def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Ten
     g = torch.Generator().manual_seed(sum(shape))
     mean, logvar = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
     return mean.to(dtype).requires_grad_(), logvar.to(dtype).requires_grad_()
+
+
+def check_near_overflow(kernels: ModuleType, dtype: torch.dtype) -> None:
+    """A KL that the dtype holds is found, where twice that would be infinite; so are its gradients.
+
+    Rows of one column: mean, logvar, and those of the prior.
+    """
+    high, low = (89.25, -80.0) if dtype == torch.float32 else (710.25, -700.0)
+    far = 1.25 * torch.finfo(dtype).max ** 0.5
+    rows = [
+        (far, 0.0, 0.0, 0.0),
+        (0.0, high, 0.0, 0.0),
+        (far * math.exp(low / 2), low, 0.0, low),
+        (0.0, high + low, 0.0, low),
+        (1e10, 100.0, 0.0, 100.0),  # e^-l0 alone would be subnormal
+    ]
+    for with_prior in (True, False):
+        given = torch.tensor(rows if with_prior else rows[:2], dtype=dtype).unbind(1)
+        sizes = (1, 0, len(given[0]), 1)
+        mean, logvar, m0, l0 = (x.reshape(1, -1, 1) for x in given)
+        priors = (m0, l0) if with_prior else (None, None)
+        asked = gaussian_problem(sizes, mean, logvar, *priors, False, 0, 0)
+        kl = torch.full(sizes[:1] + sizes[2:3], torch.nan, dtype=dtype)
+        kernels.forward(asked, gaussian.Outputs(None, kl, None))
+        found = [
+            torch.full_like(x, torch.nan) for x in ((mean, logvar, *priors)[: 2 + 2 * with_prior])
+        ]
+        wanted = found if with_prior else [*found, None, None]
+        upstream = gaussian.Outputs(None, torch.ones_like(kl), None)
+        kernels.backward(asked, upstream, gaussian_gradients(False, *wanted))
+        with mpmath.workdps(50):
+            for i, row in enumerate(zip(*(x.tolist() for x in given), strict=True)):
+                m, l, m0_, l0_ = map(mpmath.mpf, row)
+                slope, quadratic = (m - m0_) * mpmath.exp(-l0_), (m - m0_) ** 2 * mpmath.exp(-l0_)
+                expm1 = mpmath.expm1(l - l0_)
+                exact = [
+                    (quadratic + expm1 - (l - l0_)) / 2,
+                    slope,
+                    expm1 / 2,
+                    -slope,
+                    -(expm1 + quadratic) / 2,
+                ]
+                for got, want in zip((kl, *found), exact, strict=False):
+                    value = got.flatten()[i].item()
+                    assert math.isfinite(value)
+                    assert abs(value - want) <= 16 * torch.finfo(dtype).eps * abs(want), row

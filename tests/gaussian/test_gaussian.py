@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import latent_kernels as lk
-from latent_kernels.kernels.gaussian import reference
+from latent_kernels.kernels.gaussian import cpp_cpu, reference
 from latent_kernels.kernels.noise import reference as noise
 from tests.backends import CPP, Backend, on_every_backend
 from tests.checks import DTYPES, INTERPRETED, SIZES, Sizes, bits_equal, is_half
-from tests.gaussian.checks import Problem, check
+from tests.gaussian.checks import Problem, check, check_near_overflow
 
 Tensor = torch.Tensor
 
@@ -236,6 +236,16 @@ def test_kl_to_a_prior_in_ulp(simd_build: str, scale: float) -> None:
             if exact > 3e38:
                 continue
             assert abs(mpmath.mpf(value) - exact) / exact < 5 * 2.0**-24, (l, l0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_kl_near_overflow(simd_build: str, dtype: torch.dtype) -> None:
+    check_near_overflow(cpp_cpu, dtype)
+    check_near_overflow(reference, dtype)
+    kl = lk.gaussian_kl(
+        torch.tensor([95.6]), torch.tensor([-80.0]), prior_logvar=torch.tensor([-80.0])
+    )
+    assert kl.item() == pytest.approx(2.53189e38, rel=1e-5)
 
 
 def test_views_with_a_sign_bit() -> None:

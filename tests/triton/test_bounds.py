@@ -14,7 +14,7 @@ import latent_kernels as lk
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.bounds import cpp_cpu
 from tests.backends import TRITON, interpreted
-from tests.bounds.checks import check, problem, run
+from tests.bounds.checks import check, check_nearly_equal, problem, run
 
 INF, NAN = math.inf, math.nan
 
@@ -80,6 +80,12 @@ def test_hard_columns(kernels: ModuleType) -> None:
         equal_nan=True,
     )
     assert ours["signal"][0, :, ~settled].isnan().any(0).all()
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_signal_of_nearly_equal_weights(kernels: ModuleType, dtype: torch.dtype) -> None:
+    check_nearly_equal(kernels, -500.0, dtype)
 
 
 @interpreted

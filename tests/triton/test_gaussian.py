@@ -15,7 +15,7 @@ from latent_kernels.kernels.gaussian.problem import Outputs
 from latent_kernels.kernels.noise import reference
 from tests.backends import interpreted
 from tests.checks import INTERPRETED, Sizes, bits_equal
-from tests.gaussian.checks import Problem, gaussian_problem
+from tests.gaussian.checks import Problem, check_near_overflow, gaussian_problem
 
 
 @pytest.fixture
@@ -117,6 +117,13 @@ def test_extreme_values(kernels: ModuleType) -> None:
             backend.forward(asked, Outputs(z, None, None))
         outputs.append(z)
     assert bits_equal(*outputs)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_kl_near_overflow(kernels: ModuleType, dtype: torch.dtype) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        check_near_overflow(kernels, dtype)
 
 
 @interpreted

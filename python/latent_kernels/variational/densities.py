@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+def gaussian_log_prob(z: Tensor, mean: Tensor | float, logvar: Tensor | float) -> Tensor:
     """log N(z; mean, e^logvar), summed over the last dimension.
 
     -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one
@@ -30,8 +30,8 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 
     Args:
         z: [S, ..., D] or [..., D], float32, float64, bfloat16 or float16.
-        mean: broadcast with z.
-        logvar: log sigma^2, broadcast with z.
+        mean: broadcast with z; also a number or a 0-d tensor, such as one learned variance for all.
+        logvar: log sigma^2, likewise.
 
     Returns:
         The log-density in nats, of the broadcast shape without D; float32 for half-precision
@@ -46,7 +46,7 @@ def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     return _log_density(GAUSSIAN, {"z": z, "mean": mean, "logvar": logvar})
 
 
-def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
+def bernoulli_log_prob(x: Tensor, logits: Tensor | float) -> Tensor:
     """Log-probability of x under Bernoulli variables with P(1) = sigmoid(logits), summed over the
     last dimension.
 
@@ -61,7 +61,7 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
             to logits' dtype.
         logits: broadcast with x; one that lacks leading dimensions of the other (images [B, D]
             under decoded samples [S, B, D], or one row [D] for all) is read where it lies and its
-            gradient is summed in the kernel.
+            gradient is summed in the kernel. Also a number or a 0-d tensor.
 
     Returns:
         The log-probability in nats, of the broadcast shape without D; float32 for half-precision
@@ -74,17 +74,18 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
 
     """
     if isinstance(x, Tensor) and x.dtype in _WHOLE:
-        _checks.float_tensor("logits", logits)
-        x = x.to(logits.dtype)
+        if isinstance(logits, Tensor):
+            _checks.floating("logits", logits)
+        x = x.to(logits.dtype if isinstance(logits, Tensor) else torch.get_default_dtype())
     return _log_density(BERNOULLI, {"x": x, "logits": logits})
 
 
-def _log_density(op: Op, named: dict[str, Tensor]) -> Tensor:
-    given, _ = _checks.together(**named)
+def _log_density(op: Op, named: dict[str, Tensor | float]) -> Tensor:
+    given, _ = _checks.parameters(named)
     inputs: list[Tensor] = given  # type: ignore[assignment]
     full = tail = tuple(inputs[0].shape)
     if any(x.shape != full for x in inputs):
-        full = _checks.broadcast(**named)
+        full = _checks.broadcast(**dict(zip(named, inputs, strict=True)))
         inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
         tail = _shared_tail(inputs, full)
         inputs = [_as_shared(x, tail, full) for x in inputs]

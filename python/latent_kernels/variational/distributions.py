@@ -1,12 +1,14 @@
-"""torch.distributions with fused kernels underneath."""
+"""torch.distributions with fused kernels underneath, and `kl_divergence` of the families."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch.distributions import Normal, register_kl
+from torch.distributions import Independent, Normal, register_kl
 
+from latent_kernels.variational.families import Bernoulli, Categorical, DiagonalGaussian
 from latent_kernels.variational.gaussian import gaussian_kl, rsample_scale
 
 Tensor = torch.Tensor
@@ -57,3 +59,16 @@ def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
 
 for _p, _q in ((FusedNormal, FusedNormal), (FusedNormal, Normal), (Normal, FusedNormal)):
     register_kl(_p, _q)(_kl_normal_normal)
+
+
+def _as_family(d: Any) -> DiagonalGaussian:
+    """Return the Gaussian that is an Independent of one event dimension over a Normal."""
+    if not isinstance(d.base_dist, Normal) or d.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError(f"no KL divergence between a DiagonalGaussian and {d}")
+    return DiagonalGaussian(d.base_dist.loc, 2 * torch.log(d.base_dist.scale))
+
+
+for _family in (DiagonalGaussian, Bernoulli, Categorical):
+    register_kl(_family, _family)(lambda p, q: p.kl(q))
+register_kl(DiagonalGaussian, Independent)(lambda p, q: p.kl(_as_family(q)))
+register_kl(Independent, DiagonalGaussian)(lambda p, q: _as_family(p).kl(q))

@@ -10,6 +10,8 @@ measure 1,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +20,70 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.eager import plain, row_dtype
 from latent_kernels.kernels.families.problem import BERNOULLI, CATEGORICAL
-from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi
+from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi_near
 from latent_kernels.kernels.score import reference
 from latent_kernels.variational.densities import gaussian_log_prob
 from latent_kernels.variational.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
 
 Tensor = torch.Tensor
+Self = TypeVar("Self", bound="Family")
+_CERTAIN = 1000.0  # of a logit beyond this, e^-|l| is 0 in every dtype
 
 
 def _wide(x: Tensor) -> Tensor:
     """Half precision is computed and summed in float32."""
     return x.to(row_dtype(x.dtype))
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """ln(1 + e^x); by torch's threshold of 20 it would lack e^-x, which are digits of float64."""
+    return F.softplus(x, threshold=40)
+
+
+def _probabilities(name: str, p: Tensor, most: float = math.inf) -> Tensor:
+    """Return probabilities in a floating dtype, one-hot vectors of integers too, refusing values
+    outside [0, most] where looking costs no synchronization.
+    """
+    if isinstance(p, Tensor) and not p.is_floating_point() and not p.is_complex():
+        p = p.to(torch.get_default_dtype())
+    _checks.float_tensor(name, p)
+    if p.device.type == "cpu" and plain(p) and p.numel():
+        low, high = (x.item() for x in p.detach().aminmax())
+        if low < 0 or high > most:
+            raise ValueError(f"{name} must hold values in [0, {most}]; got {low} to {high}")
+    return p
+
+
+def _link(function: Callable[[Tensor], Tensor], p: Tensor, largest: float | None = None) -> Tensor:
+    """Return ln p or logit p, with gradient 0 at the ends, p = 0 and above `largest`.
+
+    Saturated sigmoids and masked classes lie there; the infinite slope would make NaN of the 0 that
+    comes back to them.
+    """
+    limits = torch.finfo(p.dtype)
+    inside = function(p.clamp(limits.tiny * limits.eps, largest))  # from the least number above 0
+    return inside + (function(p.detach()) - inside.detach())
+
+
+def _bernoulli_logits(name: str, p: Tensor) -> Tensor:
+    p = _probabilities(name, p, 1)
+    return _link(torch.logit, p, 1 - torch.finfo(p.dtype).eps / 2)
+
+
+def _categorical_logits(name: str, p: Tensor) -> Tensor:
+    return _link(torch.log, _probabilities(name, p))
+
+
+def _one_of(
+    logits: Tensor | None, probs: Tensor | None, of_probs: Callable[[str, Tensor], Tensor]
+) -> Tensor:
+    """Return logits, given as such or as probabilities."""
+    if probs is None and logits is not None:
+        return logits
+    if probs is None or logits is not None:
+        got = "neither" if probs is None else "both"
+        raise ValueError(f"either logits or probs must be given; got {got}")
+    return of_probs("probs", probs)
 
 
 class Family:
@@ -37,6 +92,7 @@ class Family:
     """
 
     name: str
+    names: tuple[str, ...]  # of the parameters
     classes = 0
 
     parameters: tuple[Tensor, ...]
@@ -53,9 +109,40 @@ class Family:
         """The parameters' dtype."""
         return self.parameters[0].dtype
 
-    def _hold(self, parameters: tuple[Tensor, ...], names: tuple[str, ...]) -> None:
+    def __repr__(self) -> str:
+        """Return the name, the parameters' shapes, their dtype and device."""
+        shapes = (
+            f"{name}: {tuple(x.shape)}" for name, x in zip(self.names, self.parameters, strict=True)
+        )
+        return f"{type(self).__name__}({', '.join(shapes)}, {self.dtype}, {self.device})"
+
+    def expand(self: Self, batch_shape: Sequence[int]) -> Self:
+        """Return the family with its parameters broadcast to another batch shape, as views.
+
+        Args:
+            batch_shape: what the leading dimensions become; D (and K) stay.
+
+        Raises:
+            ValueError: where the batch shape does not broadcast to it.
+
+        """
+        shape, own = tuple(batch_shape), len(self.batch_shape)
+        if _checks.broadcast_shape(self.batch_shape, shape) != shape:
+            raise ValueError(
+                f"batch_shape must be one that {self.batch_shape} broadcasts to; got {shape}"
+            )
+        return type(self)(*(x.expand(*batch_shape, *x.shape[own:]) for x in self.parameters))
+
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """Return the family with parameters of another dtype or on another device: what
+        `torch.Tensor.to` takes.
+        """
+        return type(self)(*(x.to(*args, **kwargs) for x in self.parameters))
+
+    def _hold(self, *parameters: Tensor | float) -> None:
         """Check the parameters and take the shapes from them."""
-        given, _ = _checks.together(**dict(zip(names, parameters, strict=True)))
+        names = self.names
+        given, _ = _checks.parameters(dict(zip(names, parameters, strict=True)))
         held: tuple[Tensor, ...] = tuple(x for x in given if x is not None)
         if len(held) > 1 and held[0].shape != held[1].shape:
             shape = _checks.broadcast(**dict(zip(names, held, strict=True)))
@@ -124,17 +211,17 @@ class DiagonalGaussian(Family):
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
-        logvar: log sigma^2, broadcast with mean.
+        logvar: log sigma^2, broadcast with mean. One of the two may be a number or a 0-d tensor.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
 
     """
 
-    name = "gaussian"
+    name, names = "gaussian", ("mean", "logvar")
 
-    def __init__(self, mean: Tensor, logvar: Tensor):
-        self._hold((mean, logvar), ("mean", "logvar"))
+    def __init__(self, mean: Tensor | float, logvar: Tensor | float):
+        self._hold(mean, logvar)
 
     @property
     def mean(self) -> Tensor:
@@ -145,6 +232,21 @@ class DiagonalGaussian(Family):
     def logvar(self) -> Tensor:
         """[..., D]."""
         return self.parameters[1]
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean, [..., D]."""
+        return self.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """e^logvar, [..., D]."""
+        return torch.exp(self.logvar)
+
+    @property
+    def stddev(self) -> Tensor:
+        """sigma = e^(logvar/2), [..., D]."""
+        return torch.exp(0.5 * self.logvar)
 
     @classmethod
     def from_natural_parameters(cls, linear: Tensor, quadratic: Tensor) -> DiagonalGaussian:
@@ -251,6 +353,8 @@ class DiagonalGaussian(Family):
 class _Discrete(Family):
     """Families over logits, sampled from the stream's uniforms."""
 
+    names = ("logits",)
+
     @property
     def logits(self) -> Tensor:
         """[..., D], or [..., D, K] of a Categorical."""
@@ -271,6 +375,10 @@ class _Discrete(Family):
         Returns:
             [S, ..., D], or [..., D] for None: 0 and 1 in the logits' dtype (Bernoulli), int64
             classes (Categorical).
+
+        Raises:
+            ValueError: for a Categorical with a variable that has no probabilities, its logits NaN,
+                inf or -inf for every class. On a GPU class 0 is drawn for it.
 
         """
         samples = _checks.samples(num_samples)
@@ -296,16 +404,44 @@ class Bernoulli(_Discrete):
 
     Args:
         logits: [..., D], float32, float64, bfloat16 or float16.
+        probs: P(z = 1) in their place, [..., D]; 0 and 1 are certain, and have gradient 0.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: naming the argument that is wrong; also for probabilities outside
+            [0, 1] on the CPU (elsewhere they give NaN).
 
     """
 
     name = "bernoulli"
 
-    def __init__(self, logits: Tensor):
-        self._hold((logits,), ("logits",))
+    def __init__(self, logits: Tensor | None = None, *, probs: Tensor | None = None):
+        self._hold(_one_of(logits, probs, _bernoulli_logits))
+
+    @property
+    def probs(self) -> Tensor:
+        """P(z = 1), [..., D]."""
+        return torch.sigmoid(self.logits)
+
+    @property
+    def mean(self) -> Tensor:
+        """P(z = 1), [..., D]."""
+        return self.probs
+
+    @property
+    def mode(self) -> Tensor:
+        """The likelier value, [..., D]; NaN where both are, as torch's is."""
+        tied = (self.logits == 0) | self.logits.isnan()
+        return (self.logits > 0).to(self.dtype).masked_fill(tied, torch.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """p (1 - p), [..., D]."""
+        return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
+
+    @property
+    def stddev(self) -> Tensor:
+        """The root of p (1 - p), [..., D]; its gradient is 0 where that is 0."""
+        return torch.exp(0.5 * (F.logsigmoid(self.logits) + F.logsigmoid(-self.logits)))
 
     @classmethod
     def from_natural_parameters(cls, logits: Tensor) -> Bernoulli:
@@ -314,8 +450,8 @@ class Bernoulli(_Discrete):
 
     @classmethod
     def from_mean_parameters(cls, probabilities: Tensor) -> Bernoulli:
-        """The Bernoulli with E z = probabilities."""
-        return cls(torch.logit(probabilities))
+        """The Bernoulli with E z = probabilities: `probs` by its name here."""
+        return cls(_bernoulli_logits("probabilities", probabilities))
 
     def sample_antithetic(self, num_pairs: int, *, seed: Seed = None, offset: int = 0) -> Tensor:
         """Antithetic pairs for `disarm`, without gradient.
@@ -350,8 +486,8 @@ class Bernoulli(_Discrete):
         return torch.where(inside, terms, torch.nan).sum(-1)
 
     def entropy(self) -> Tensor:
-        """sum_d softplus(-a) + a sigmoid(-a), a = |l|, in nats: [...]."""
-        a = _wide(self.logits).abs()
+        """sum_d softplus(-a) + a sigmoid(-a), a = |l|, in nats: [...]. Certain variables add 0."""
+        a = _wide(self.logits).abs().clamp(max=_CERTAIN)
         return (F.softplus(-a) + a * torch.sigmoid(-a)).sum(-1)
 
     def kl(self, other: Bernoulli) -> Tensor:
@@ -360,18 +496,22 @@ class Bernoulli(_Discrete):
 
         Signs are turned so that p = sigmoid(l) <= 1/2. Where d = l' - l is below 1 it is p psi(d) +
         [ln(1 + x) - x], x = p (e^d - 1), both by series, so that close pairs keep their digits; it
-        is never negative.
+        is never negative. It is infinite where `other` rules out a value to which `self` gives a
+        probability above 0 (in floating point: one that does not round to 0).
         """
         self._same_family("other", other)
         here, there = torch.broadcast_tensors(_wide(self.logits), _wide(other.logits))
         sign = torch.where(here > 0, -1.0, 1.0).to(here.dtype)
-        here, there = sign * here, sign * there
-        d = there - here
-        p, near = torch.sigmoid(here), d.abs() < 1
-        small = torch.where(near, d, torch.zeros_like(d))
-        close = p * psi(small) + log1p_less_x(p * torch.expm1(small))
-        far = F.softplus(there) - F.softplus(here) - p * d
-        return torch.where(near, close.clamp(min=0), far).sum(-1)
+        here, there = (sign * here).clamp(min=-_CERTAIN), sign * there
+        p, infinite = torch.sigmoid(here), there.isinf()
+        d = torch.where(infinite, 0, there - here)
+        near = d.abs() < 1
+        small = torch.where(near, d, 0)
+        close = p * psi_near(small) + log1p_less_x(p * torch.expm1(small))
+        far = _softplus(there) - _softplus(here) - p * d
+        ruled_out = infinite & torch.where(there > 0, p >= 0, p > 0)
+        kl = torch.where(near, close.clamp(min=0), far)
+        return kl.masked_fill(ruled_out, math.inf).sum(-1)
 
     def natural_parameters(self) -> tuple[Tensor]:
         """(logits,)."""
@@ -383,11 +523,11 @@ class Bernoulli(_Discrete):
 
     def log_partition(self) -> Tensor:
         """A = sum_d ln(1 + e^l): [...]."""
-        return F.softplus(_wide(self.logits)).sum(-1)
+        return _softplus(_wide(self.logits)).sum(-1)
 
     def mean_parameters(self) -> tuple[Tensor]:
         """(P(z = 1),), [..., D]."""
-        return (torch.sigmoid(self.logits),)
+        return (self.probs,)
 
 
 class Categorical(_Discrete):
@@ -398,22 +538,51 @@ class Categorical(_Discrete):
 
     Args:
         logits: [..., D, K], K >= 1, float32, float64, bfloat16 or float16.
+        probs: probabilities in their place, [..., D, K], up to a factor of each row; a class of
+            probability 0 is ruled out, and has gradient 0.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: naming the argument that is wrong; also for negative probabilities on
+            the CPU (elsewhere they give NaN).
 
     """
 
     name = "categorical"
 
-    def __init__(self, logits: Tensor):
+    def __init__(self, logits: Tensor | None = None, *, probs: Tensor | None = None):
+        logits = _one_of(logits, probs, _categorical_logits)
         _checks.float_tensor("logits", logits)
         if logits.dim() < 2 or logits.size(-1) < 1:
             raise ValueError(
                 f"logits must have shape [..., D, K] with K >= 1; got {tuple(logits.shape)}"
             )
         self.classes = logits.size(-1)
-        self._hold((logits,), ("logits",))
+        self._hold(logits)
+
+    @property
+    def probs(self) -> Tensor:
+        """P(z = k), [..., D, K]; they add up to 1 over K."""
+        return torch.softmax(self.logits, -1)
+
+    @property
+    def mean(self) -> Tensor:
+        """NaN, [..., D], as torch's is: classes have no order. (`probs` is E of the one-hot z.)"""
+        return self.logits.new_full((*self.batch_shape, self.cols), torch.nan)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest class, [..., D], the first of several: int64."""
+        return self.logits.argmax(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """NaN, [..., D], as the mean is."""
+        return self.mean
+
+    @property
+    def stddev(self) -> Tensor:
+        """NaN, [..., D], as the mean is."""
+        return self.mean
 
     @classmethod
     def from_natural_parameters(cls, logits: Tensor) -> Categorical:
@@ -422,8 +591,8 @@ class Categorical(_Discrete):
 
     @classmethod
     def from_mean_parameters(cls, probabilities: Tensor) -> Categorical:
-        """The Categorical with these probabilities [..., D, K]."""
-        return cls(torch.log(probabilities))
+        """The Categorical with these probabilities [..., D, K]: `probs` by its name here."""
+        return cls(_categorical_logits("probabilities", probabilities))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z) in nats, summed over D: [S, ...]. Classes out of range raise; on a GPU they give
@@ -445,19 +614,23 @@ class Categorical(_Discrete):
         """KL(self || other) = sum_d sum_k p_k (ln p_k - ln p'_k) in nats: [...].
 
         As sum_k p_k psi(d_k), d_k = ln p'_k - ln p_k, psi(d) = e^d - 1 - d, whose terms are all
-        positive; a class that q rules out adds p'_k.
+        positive; beyond |d| = 1 as p'_k - p_k - p_k d_k, where e^d may overflow. A class that q
+        rules out adds p'_k, and nothing where both do. It is infinite where `other` rules out a
+        class to which `self` gives a probability above 0 (in floating point: one that does not
+        round to 0).
         """
         self._same_family("other", other)
         log_p, log_q = (
             torch.log_softmax(_wide(self.logits), -1),
             torch.log_softmax(_wide(other.logits), -1),
         )
-        impossible = log_p == -math.inf
-        d = log_q - log_p.masked_fill(impossible, 0)
-        terms = log_p.exp() * torch.where(
-            d == -math.inf, math.inf, psi(d.masked_fill(d == -math.inf, 0))
-        )
-        return torch.where(impossible, log_q.exp(), terms).sum((-2, -1))
+        p, impossible = log_p.exp(), log_p == -math.inf
+        infinite = log_q == -math.inf
+        d = (log_q - log_p.masked_fill(impossible, 0)).masked_fill(infinite, 0)
+        near = d.abs() < 1
+        far = log_q.exp() - p - p * d
+        terms = torch.where(near & ~impossible, p * psi_near(torch.where(near, d, 0)), far)
+        return terms.masked_fill(infinite & (p > 0), math.inf).sum((-2, -1))
 
     def natural_parameters(self) -> tuple[Tensor]:
         """(logits,)."""
@@ -474,4 +647,4 @@ class Categorical(_Discrete):
 
     def mean_parameters(self) -> tuple[Tensor]:
         """(softmax(logits),), [..., D, K]."""
-        return (torch.softmax(self.logits, -1),)
+        return (self.probs,)

@@ -1,10 +1,14 @@
 """Diagonal Gaussians: reparameterized samples and their KL divergence to a prior.
 
 Every function works on the last dimension D; leading dimensions are a batch. Each is one pass over
-memory forward and one backward; the noise is made from the seed in both and never stored.
+memory forward and one backward; the noise is made from the seed in both and never stored. A
+parameter may be a number or a 0-d tensor, one for all elements, as long as mean or the deviation
+has dimensions; gradients are summed.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -17,12 +21,12 @@ Tensor = torch.Tensor
 
 
 def rsample_kl(
-    mean: Tensor,
-    logvar: Tensor,
+    mean: Tensor | float,
+    logvar: Tensor | float,
     num_samples: int | None = None,
     *,
-    prior_mean: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    prior_mean: Tensor | float | None = None,
+    prior_logvar: Tensor | float | None = None,
     seed: Seed = None,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -41,7 +45,8 @@ def rsample_kl(
         logvar: log sigma^2, broadcast with mean.
         num_samples: S >= 1, or None for one sample without a sample dimension.
         prior_mean: the prior's mean, broadcast to mean's shape; None for 0.
-        prior_logvar: the prior's log-variance, broadcast likewise; None for 0.
+        prior_logvar: the prior's log-variance, broadcast likewise; None for 0. Numbers and 0-d
+            tensors will do for each parameter, but not for mean and logvar both.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean (for CUDA graphs:
             advance it between replays), or None to draw one from torch's default CPU generator. One
             seed at two calls gives one noise.
@@ -65,8 +70,8 @@ def rsample_kl(
 
 
 def rsample(
-    mean: Tensor,
-    logvar: Tensor,
+    mean: Tensor | float,
+    logvar: Tensor | float,
     num_samples: int | None = None,
     *,
     seed: Seed = None,
@@ -98,8 +103,8 @@ def rsample(
 
 
 def rsample_log_prob(
-    mean: Tensor,
-    logvar: Tensor,
+    mean: Tensor | float,
+    logvar: Tensor | float,
     num_samples: int | None = None,
     *,
     seed: Seed = None,
@@ -155,8 +160,8 @@ def rsample_log_prob(
 
 
 def rsample_scale(
-    mean: Tensor,
-    scale: Tensor,
+    mean: Tensor | float,
+    scale: Tensor | float,
     num_samples: int | None = None,
     *,
     seed: Seed = None,
@@ -173,11 +178,11 @@ def rsample_scale(
 
 
 def gaussian_kl(
-    mean: Tensor,
-    logvar: Tensor,
+    mean: Tensor | float,
+    logvar: Tensor | float,
     *,
-    prior_mean: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    prior_mean: Tensor | float | None = None,
+    prior_logvar: Tensor | float | None = None,
 ) -> Tensor:
     """KL(N(mean, e^logvar) || N(prior_mean, e^prior_logvar)), summed over the last dimension.
 
@@ -188,7 +193,8 @@ def gaussian_kl(
         mean: [..., D], float32, float64, bfloat16 or float16.
         logvar: log sigma^2, broadcast with mean.
         prior_mean: the prior's mean, broadcast to mean's shape; None for 0.
-        prior_logvar: the prior's log-variance, broadcast likewise; None for 0.
+        prior_logvar: the prior's log-variance, broadcast likewise; None for 0. Numbers and 0-d
+            tensors will do for each parameter, but not for mean and logvar both.
 
     Returns:
         kl of shape [...] in nats, float32 for half-precision inputs.
@@ -207,10 +213,10 @@ def gaussian_kl(
 
 
 def _parameters(
-    mean: Tensor,
-    deviation: Tensor,
-    prior_mean: Tensor | None,
-    prior_logvar: Tensor | None,
+    mean: Tensor | float,
+    deviation: Tensor | float,
+    prior_mean: Tensor | float | None,
+    prior_logvar: Tensor | float | None,
     second: str = "logvar",
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Checked, of one dtype, and all of the shape that mean and deviation broadcast to."""
@@ -220,15 +226,16 @@ def _parameters(
         "prior_mean": prior_mean,
         "prior_logvar": prior_logvar,
     }
-    (mean, deviation, prior_mean, prior_logvar), _ = _checks.together(**named)  # type: ignore[assignment]
-    if mean.shape != deviation.shape:
-        shape = _checks.broadcast(**{"mean": mean, second: deviation})
-        mean, deviation = mean.expand(shape), deviation.expand(shape)
-    if prior_mean is not None:
-        prior_mean = _checks.expand("prior_mean", prior_mean, mean.shape, "mean")
-    if prior_logvar is not None:
-        prior_logvar = _checks.expand("prior_logvar", prior_logvar, mean.shape, "mean")
-    return mean, deviation, prior_mean, prior_logvar
+    given: Any = _checks.parameters(named)[0]
+    own, its_deviation, m0, l0 = given
+    if own.shape != its_deviation.shape:
+        shape = _checks.broadcast(**{"mean": own, second: its_deviation})
+        own, its_deviation = own.expand(shape), its_deviation.expand(shape)
+    if m0 is not None:
+        m0 = _checks.expand("prior_mean", m0, own.shape, "mean")
+    if l0 is not None:
+        l0 = _checks.expand("prior_logvar", l0, own.shape, "mean")
+    return own, its_deviation, m0, l0
 
 
 def _drawn(
