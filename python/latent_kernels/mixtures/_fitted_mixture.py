@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     """The base of all mixtures; parameters have any form that the hooks of a subclass agree on."""
 
     # --- hooks of a subclass ----------------------------------------------------------------------
+
+    _needed: ClassVar[tuple[str, ...]]  # attributes of a fitted model that may be set by hand
+    _advice: ClassVar[str]  # what to do where one of them is missing
 
     def _check_settings(self) -> None:
         """Raise if a constructor argument is wrong."""
@@ -90,11 +93,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _parameters(self) -> Any:
-        """Return the fitted parameters; raise if they disagree with the constructor's arguments."""
+        """Return the fitted parameters, or those set by hand; raise if they disagree."""
         raise NotImplementedError
 
     def _width(self) -> int:
-        """Return D, also for a model whose parameters were set by hand."""
+        """Return the number of columns that the parameters are for."""
         raise NotImplementedError
 
     def _store(self, parameters: Any) -> None:
@@ -119,8 +122,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     # --- with a fitted model ----------------------------------------------------------------------
 
+    def _check_fitted(self) -> None:
+        check_is_fitted(self, self._needed, msg=f"this %(name)s is not fitted yet: {self._advice}")
+
     def _fitted_data(self, X: Any) -> tuple[NDArray[Any], model.Parameters]:
-        check_is_fitted(self, "weights_")
+        self._check_fitted()
         data = validate_data(
             self, as_array(X), reset=False, ensure_all_finite="allow-nan", **CHECKS
         )
@@ -167,10 +173,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
         """Draw rows [n_samples, D], ordered by component, and return them and their components."""
-        check_is_fitted(self, "weights_")
+        self._check_fitted()
         if n_samples < 1:
             raise ValueError(f"n_samples must be >= 1; got {n_samples}")
-        self._parameters()
         generator = check_random_state(self.random_state)
         counts = generator.multinomial(n_samples, self.weights_)
         labels = np.repeat(np.arange(len(counts)), counts)

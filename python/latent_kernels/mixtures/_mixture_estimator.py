@@ -160,7 +160,11 @@ class MixtureEstimator(FittedMixture):
             self._check_rows(census.rows)
             self.n_features_in_ = census.features
             self._prepare(census, warm)
-            start = self._parameters() if warm else self._given_parameters(census.features)
+            start = (
+                self._last_parameters(census.features)
+                if warm
+                else self._given_parameters(census.features)
+            )
             return start, check_random_state(self.random_state)
 
         start, generator = processes.run_in_all(prepare)
@@ -203,6 +207,17 @@ class MixtureEstimator(FittedMixture):
                 best = run
         assert best is not None
         return best
+
+    def _last_parameters(self, features: int) -> Any:
+        """Return the parameters of the last fit, for EM to continue from."""
+        parameters, width = self._parameters(), self._width()
+        if len(parameters.weights) != self.n_components or width != features:
+            raise ValueError(
+                f"the fitted model has {len(parameters.weights)} components and {width} columns, "
+                f"which do not go with n_components = {self.n_components} and {features} columns "
+                "of X"
+            )
+        return parameters
 
     def _check_rows(self, rows: int) -> None:
         if rows < max(2, self.n_components):
@@ -303,7 +318,7 @@ class MixtureEstimator(FittedMixture):
         has_begun = hasattr(self, "converged_")
         data, weight = self._checked_batch(X, sample_weight, reset=not has_begun)
         if has_begun:
-            parameters = self._parameters()
+            parameters = self._last_parameters(data.shape[1])
             if not len(data) or (weight is not None and not weight.any()):
                 raise ValueError(
                     "the batch must have a row whose sample_weight is not zero; got n_samples = 0"
@@ -319,7 +334,8 @@ class MixtureEstimator(FittedMixture):
         )
         bound, total = new.log_likelihood / new.total_weight, new.total_weight
         new = new * (1 / total)
-        if self._statistics is not None:
+        # Parameters of other shapes, set by hand, begin anew.
+        if self._statistics is not None and self._statistics.has_shapes_of(new):
             if self._fit_weight > 0:
                 self._batches_seen, self._fit_weight = (
                     math.ceil(self._fit_weight / total * (1 - 1e-12)),
