@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any
 
 import numba
 from numba.core import config, types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
 from numpy.typing import NDArray
 
 
@@ -58,16 +63,73 @@ def _compile(function: FunctionType, signature: tuple[Any, ...]) -> Callable[...
             "LATENT_KERNELS_BACKEND=mixture=reference is"
         )
     named = FunctionType(function.__code__, function.__globals__, function.__name__)
-    named.__qualname__ = f"{function.__name__}_{_fingerprint()}"  # part of the name of numba's file
+    named.__qualname__ = (
+        f"{function.__name__}_{_key(signature)}"  # part of the name of numba's file
+    )
     named.__module__ = function.__module__
-    try:
-        overload = _dispatcher(named, signature, cache=True).overloads[signature]
-    except (RuntimeError, KeyError, OSError):
-        # There is no place for the cache, or another process is writing the file.
-        overload = _dispatcher(named, signature, cache=False).overloads[signature]
-    entry: Callable[..., Any] = overload.entry_point
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(named)
+    with contextlib.suppress(RuntimeError, OSError):  # there may be no place for the cache
+        dispatcher._cache = _Cache(named)
+    dispatcher.compile(signature)
+    entry: Callable[..., Any] = dispatcher.overloads[signature].entry_point
     return entry  # the dispatcher would look for conversions of X at every call
 
 
-def _dispatcher(function: FunctionType, signature: tuple[Any, ...], cache: bool) -> Any:
-    return numba.njit(signature, nogil=True, cache=cache, error_model="numpy")(function)
+def _key(signature: tuple[Any, ...]) -> str:
+    """Return the name of one kernel for one signature and processor.
+
+    Each has files of its own, because numba's index is read, changed and written without a lock: of
+    two processes that compile for two signatures, one would overwrite the other's code.
+    """
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    return hashlib.sha256(repr((_fingerprint(), signature, processor)).encode()).hexdigest()[:12]
+
+
+# --- the cache on disk ----------------------------------------------------------------------------
+
+_Code: Any = CompileResultCacheImpl  # numba has no types for them
+_Files: Any = FunctionCache
+
+
+class _CheckedCode(_Code):  # type: ignore[misc]
+    """Code with a checksum: LLVM ends the process where bytes in the midst of a file are wrong."""
+
+    def reduce(self, result: Any) -> tuple[bytes, bytes]:
+        """Return (checksum, code) of a compiled function."""
+        code = dumps(super().reduce(result))
+        return hashlib.sha256(code).digest(), code
+
+    def rebuild(self, target_context: Any, checked: tuple[bytes, bytes]) -> Any:
+        """Return the compiled function."""
+        checksum, code = checked
+        if hashlib.sha256(code).digest() != checksum:
+            raise ValueError("the file is damaged")
+        return super().rebuild(target_context, pickle.loads(code))
+
+
+class _Cache(_Files):  # type: ignore[misc]
+    """numba's cache, where a damaged file is as good as none and is replaced.
+
+    Files are replaced whole, under one name for one content, so that any number of processes may
+    find the damage and mend it at once.
+    """
+
+    _impl_class = _CheckedCode
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """Return the compiled function, or None, upon which numba compiles it and saves it."""
+        try:
+            return super().load_overload(signature, target_context)
+        except Exception:  # whatever pickle makes of the bytes
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Save a compiled function if that is possible; it works without, too."""
+        with contextlib.suppress(Exception):
+            try:
+                super().save_overload(signature, result)
+            except OSError:  # no space on the disk, or no right to write
+                raise
+            except Exception:  # the index is damaged, which is read before it is written
+                self.flush()
+                super().save_overload(signature, result)

@@ -25,6 +25,7 @@ from latent_kernels.kernels.mixture.tiles import (
     add,
     add_lower_products,
     clear_incomplete_rows,
+    clear_rows_without_weight,
     padded_rows,
     read,
     read_weights,
@@ -143,10 +144,12 @@ def span(
     for start in range(first, last, ROWS):
         rows = min(ROWS, last - start)
         padded = padded_rows(x, rows)
-        read_weights(sample_weight, start, rows, weight)
+        without_weight = read_weights(sample_weight, start, rows, weight)
         if read(X, columns, start, rows, center, x):
             clear_incomplete_rows(x, dims, rows, means, weight)
             status = MISSING
+        if without_weight:
+            clear_rows_without_weight(x, dims, rows, means, weight)
         for k in range(components):
             _subtract(x, dims, padded, means, k * dims, t)
             _density(t, dims, padded, factors, k * blocks * dims, shifts, k, constants, joint)

@@ -27,6 +27,7 @@ from latent_kernels.kernels.mixture.tiles import (
     MISSING,
     ROWS,
     add,
+    clear_rows_without_weight,
     outer_sums,
     padded_rows,
     read,
@@ -94,6 +95,9 @@ def span(
         direct = always_direct or read(X, columns, start, rows, center, x)
         if direct:
             read(X, columns, start, rows, zero_center, x)
+        if read_weights(sample_weight, start, rows, weight):
+            values = direct_factors[::4] if direct else zero_center  # the means of component 0
+            clear_rows_without_weight(x, dims, rows, values, weight)
         complete = True
         if canonical is not None:
             others, kinds, starts, natural, phi, log_base = canonical
@@ -119,7 +123,6 @@ def span(
             if not complete:
                 read_observed(X, others, start, rows, padded, phi, observed)
                 add_products(phi, len(others), padded, natural, observed, size, components, joint)
-        read_weights(sample_weight, start, rows, weight)
         tile_responsibilities(joint, components, start, rows, hard, weight, density, outputs)
         if canonical is not None and len(outputs[0]) > 0:
             for r in range(rows):

@@ -9,7 +9,7 @@ covariances, missing values and their squares are replaced by their conditional 
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import gammaln, logsumexp
+from scipy.special import gammaln, logsumexp, softmax
 
 from latent_kernels.kernels.mixture.model import (
     CanonicalColumns,
@@ -82,7 +82,7 @@ def _posterior(X: Floats, parameters: Parameters, hard: bool) -> tuple[Floats, F
         one = np.eye(joint.shape[1])[joint.argmax(axis=1)]
         return joint.max(axis=1) + log_base, one
     log_sum = logsumexp(joint, axis=1)
-    return log_sum + log_base, np.exp(joint - log_sum[:, None])
+    return log_sum + log_base, softmax(joint, axis=1)
 
 
 def _completed(x: Floats, k: int, r: Floats, gaussian: GaussianColumns) -> tuple[Floats, Floats]:
@@ -108,8 +108,10 @@ def _completed(x: Floats, k: int, r: Floats, gaussian: GaussianColumns) -> tuple
 
 def statistics(X: Floats, parameters: Parameters, sample_weight: Floats | None, hard: bool) -> Sums:
     """Return the sums of the E-step."""
+    check_domain(X, parameters.canonical)
     X = np.asarray(X, np.float64)
     weight = np.ones(len(X)) if sample_weight is None else sample_weight
+    X, weight = X[weight > 0], weight[weight > 0]  # 0 times another row's values might be NaN
     log_density, r = _posterior(X, parameters, hard)
     r = r * weight[:, None]
     gaussian = parameters.gaussian

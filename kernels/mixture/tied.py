@@ -27,6 +27,7 @@ from latent_kernels.kernels.mixture.tiles import (
     add,
     add_lower_products,
     clear_incomplete_rows,
+    clear_rows_without_weight,
     outer_sums,
     padded_rows,
     read,
@@ -105,10 +106,12 @@ def span(
     for start in range(first, last, ROWS):
         rows = min(ROWS, last - start)
         padded = padded_rows(x, rows)
-        read_weights(sample_weight, start, rows, weight)
+        without_weight = read_weights(sample_weight, start, rows, weight)
         if read(X, columns, start, rows, center, x):
             clear_incomplete_rows(x, dims, rows, zeros, weight)
             status = MISSING
+        if without_weight:
+            clear_rows_without_weight(x, dims, rows, zeros, weight)
         _whiten(x, dims, padded, factors, y)
         densities(y, dims, padded, means, constants, components, joint)
         tile_responsibilities(joint, components, start, rows, hard, weight, density, outputs)

@@ -65,15 +65,31 @@ def read(X, columns, first, rows, center, x):
 
 @njit(nogil=True, error_model="numpy")
 def read_weights(sample_weight, first, rows, weight):
-    """Read the weights of the rows, 1 where `sample_weight` is empty; 0 for rows beyond the end."""
+    """Read the weights of the rows, 1 where `sample_weight` is empty; 0 for rows beyond the end.
+
+    Returns whether one of these rows has weight 0.
+    """
     padded = padded_rows(weight, rows)
     for r in range(rows):
         weight[r] = 1
+    found = False
     if len(sample_weight) > 0:
         for r in range(rows):
             weight[r] = sample_weight[first + r]
+        for r in range(rows):
+            found |= weight[r] == 0
     for r in range(rows, padded):
         weight[r] = 0
+    return found
+
+
+@njit(nogil=True, error_model="numpy")
+def clear_rows_without_weight(x, dims, rows, values, weight):
+    """Give rows of weight 0 these values: 0 times theirs might be NaN."""
+    for r in range(rows):
+        if weight[r] == 0:
+            for d in range(dims):
+                x[d * STRIDE + r] = values[d]
 
 
 @njit(nogil=True, error_model="numpy")

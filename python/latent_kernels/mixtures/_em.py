@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from latent_kernels.kernels.mixture import model
 from latent_kernels.mixtures._processes import Processes
-from latent_kernels.mixtures.e_step import covariance_shape, e_step
+from latent_kernels.mixtures.e_step import covariance_shape, e_step, weight_unit
 from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
 
 Floats = NDArray[np.float64]
@@ -101,9 +101,31 @@ class Census(NamedTuple):
 
     rows: int  # of positive weight: the others do not count anywhere
     features: int  # 0 if there are no batches
+    heaviest: float  # the greatest weight; the next fields are in its `weight_unit`
     weight: float  # their total
-    greatest: Floats  # values of the columns asked for; [0] without rows
     missing: Floats  # [D], weight of the rows in which a column is missing; [0] if not asked for
+    greatest: Floats  # values of the columns asked for; [0] without rows
+
+    @property
+    def unit(self) -> float:
+        """The unit of the weights, in which their sums neither overflow nor vanish."""
+        return weight_unit(self.heaviest)
+
+    def with_heaviest(self, heaviest: float) -> Census:
+        """Return the census in the unit of this weight, if it is the greatest by now."""
+        if heaviest <= self.heaviest:
+            return self
+        factor = self.unit / weight_unit(heaviest) if self.heaviest > 0 else 1.0
+        return self._replace(
+            heaviest=heaviest, weight=self.weight * factor, missing=self.missing * factor
+        )
+
+
+def in_unit(weight: Floats | None, rows: int, unit: float) -> Floats | None:
+    """Return the weights divided by their unit."""
+    if unit == 1.0:
+        return weight
+    return np.full(rows, 1 / unit) if weight is None else weight / unit
 
 
 def _counted_rows(weight: Floats | None, rows: int) -> NDArray[np.int64]:
@@ -122,11 +144,13 @@ def survey(
         wants_missing: whether the weight of missing values is needed.
 
     """
-    rows, features, total, most, missing = 0, 0, 0.0, np.zeros(0), np.zeros(0)
+    census = Census(0, 0, 0.0, 0.0, np.zeros(0), np.zeros(0))
     for X, weight in batches:
-        rows += len(X) if weight is None else int(np.count_nonzero(weight > 0))
-        total += len(X) if weight is None else float(weight.sum())
-        features = X.shape[1]
+        census = census.with_heaviest(1.0 if weight is None else float(weight.max(initial=0.0)))
+        weight = in_unit(weight, len(X), census.unit)
+        rows = census.rows + (len(X) if weight is None else int(np.count_nonzero(weight > 0)))
+        total = census.weight + (len(X) if weight is None else float(weight.sum()))
+        features, most, missing = X.shape[1], census.greatest, census.missing
         looked_at = list(columns(features))
         most = most if len(most) else np.zeros(len(looked_at))
         missing = missing if len(missing) or not wants_missing else np.zeros(features)
@@ -141,7 +165,8 @@ def survey(
             if wants_missing:
                 nan = np.isnan(block)
                 missing = missing + (nan.sum(axis=0) if w is None else w @ nan)
-    return Census(rows, features, total, most, missing)
+        census = Census(rows, features, census.heaviest, total, missing, most)
+    return census
 
 
 def merged(censuses: Sequence[Census]) -> Census:
@@ -149,13 +174,14 @@ def merged(censuses: Sequence[Census]) -> Census:
     sizes = sorted({c.features for c in censuses if c.features > 0})
     if len(sizes) > 1:
         raise ValueError(f"X must have the same number of columns in every process; got {sizes}")
+    heaviest = max(c.heaviest for c in censuses)
+    censuses = [c.with_heaviest(heaviest) for c in censuses]
     filled = [c.greatest for c in censuses if len(c.greatest) > 0]
     most = np.maximum.reduce(filled) if filled else np.zeros(0)
     missing = sum((c.missing for c in censuses if len(c.missing) > 0), np.zeros(1))
     size = sizes[0] if sizes else 0
-    return Census(
-        sum(c.rows for c in censuses), size, sum(c.weight for c in censuses), most, missing
-    )
+    rows, weight = sum(c.rows for c in censuses), sum(c.weight for c in censuses)
+    return Census(rows, size, heaviest, weight, missing, most)
 
 
 def copy_rows(
@@ -210,6 +236,7 @@ def total_statistics(
     parameters: model.Parameters,
     processes: Processes,
     error: Exception | None = None,
+    unit: float = 1.0,
 ) -> SufficientStatistics:
     """Return the statistics of every batch of every process: one pass and one all-reduce.
 
@@ -218,6 +245,7 @@ def total_statistics(
         parameters: as in `e_step`.
         processes: those of the fit.
         error: an error in this process since the last all-reduce, to be raised in all of them.
+        unit: of the weights.
 
     """
     if (
@@ -227,7 +255,7 @@ def total_statistics(
         and len(batches) == 1
     ):
         X, weight = batches[0]
-        return e_step(X, parameters, weight)
+        return e_step(X, parameters, in_unit(weight, len(X), unit))
     nothing = zero_statistics(parameters)
 
     def add_to(sums: Floats) -> None:
@@ -235,7 +263,7 @@ def total_statistics(
             raise error
         for X, weight in batches:
             if len(X) > 0:
-                sums += e_step(X, parameters, weight).to_vector()
+                sums += e_step(X, parameters, in_unit(weight, len(X), unit)).to_vector()
 
     return nothing.from_vector(processes.total(add_to, nothing.to_vector().size))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,7 @@ from latent_kernels.kernels.mixture import model
 from latent_kernels.mixtures import _initialization
 from latent_kernels.mixtures._em import Batch, Census
 from latent_kernels.mixtures._initialization import Sample
-from latent_kernels.mixtures.e_step import checked_sample_weight, posterior
+from latent_kernels.mixtures.e_step import checked_sample_weight, posterior, weight_unit
 from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
 
 Floats = NDArray[np.float64]
@@ -30,6 +30,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     """The base of all mixtures; parameters have any form that the hooks of a subclass agree on."""
 
     # --- hooks of a subclass ----------------------------------------------------------------------
+
+    _needed: ClassVar[tuple[str, ...]]  # attributes of a fitted model that may be set by hand
+    _advice: ClassVar[str]  # what to do where one of them is missing
 
     def _check_settings(self) -> None:
         """Raise if a constructor argument is wrong."""
@@ -90,11 +93,11 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _parameters(self) -> Any:
-        """Return the fitted parameters; raise if they disagree with the constructor's arguments."""
+        """Return the fitted parameters, or those set by hand; raise if they disagree."""
         raise NotImplementedError
 
     def _width(self) -> int:
-        """Return D, also for a model whose parameters were set by hand."""
+        """Return the number of columns that the parameters are for."""
         raise NotImplementedError
 
     def _store(self, parameters: Any) -> None:
@@ -119,11 +122,15 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     # --- with a fitted model ----------------------------------------------------------------------
 
+    def _check_fitted(self) -> None:
+        check_is_fitted(self, self._needed, msg=f"this %(name)s is not fitted yet: {self._advice}")
+
     def _fitted_data(self, X: Any) -> tuple[NDArray[Any], model.Parameters]:
-        check_is_fitted(self, "weights_")
-        data = validate_data(
-            self, as_array(X), reset=False, ensure_all_finite="allow-nan", **CHECKS
-        )
+        self._check_fitted()
+        with np.errstate(invalid="ignore"):  # scikit-learn's check may add inf and -inf
+            data = validate_data(
+                self, as_array(X), reset=False, ensure_all_finite="allow-nan", **CHECKS
+            )
         parameters = self._parameters()
         if data.shape[1] != self._width():
             raise ValueError(
@@ -133,24 +140,33 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return data, self._kernel(parameters)
 
     def score_samples(self, X: Any) -> Floats:
-        """Return log p(x_i), [N] float64; where values are missing, that of the others."""
+        """Return log p(x_i), [N] float64; where values are missing, that of the others.
+
+        It is -inf for rows so far from every component that their squares overflow float64.
+        """
         density, _, _ = posterior(*self._fitted_data(X), log_density=True)
         assert density is not None
         return density
 
-    def _total(self, X: Any, sample_weight: ArrayLike | None) -> tuple[float, float]:
-        """Return the sum of w_i log p(x_i), and the sum of w_i."""
+    def _total(self, X: Any, sample_weight: ArrayLike | None) -> tuple[float, float, float]:
+        """Return the sum of w_i log p(x_i) and the sum of w_i, and the unit that both are in."""
         density = self.score_samples(X)
         weight = checked_sample_weight(sample_weight, len(density))
         if weight is None:
-            return float(density.sum()), float(len(density))
+            return float(density.sum()), float(len(density)), 1.0
         if not weight.any():
             raise ValueError("sample_weight must not be 0 for every row")
-        return float(weight @ density), float(weight.sum())
+        unit = weight_unit(float(weight.max()))
+        weight = weight if unit == 1.0 else weight / unit
+        with np.errstate(invalid="ignore"):  # 0 times -inf
+            total = float(weight @ density)
+        if np.isneginf(density).any():
+            total = float(weight[weight > 0] @ density[weight > 0])
+        return total, float(weight.sum()), unit
 
     def score(self, X: Any, y: Any = None, *, sample_weight: ArrayLike | None = None) -> float:
         """Return the mean of log p(x_i) over the rows of X, with their weights."""
-        log_likelihood, weight = self._total(X, sample_weight)
+        log_likelihood, weight, _ = self._total(X, sample_weight)
         return log_likelihood / weight
 
     def predict(self, X: Any) -> NDArray[np.int64]:
@@ -167,10 +183,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
         """Draw rows [n_samples, D], ordered by component, and return them and their components."""
-        check_is_fitted(self, "weights_")
+        self._check_fitted()
         if n_samples < 1:
             raise ValueError(f"n_samples must be >= 1; got {n_samples}")
-        self._parameters()
         generator = check_random_state(self.random_state)
         counts = generator.multinomial(n_samples, self.weights_)
         labels = np.repeat(np.arange(len(counts)), counts)
@@ -181,8 +196,8 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         It is -2 log-likelihood + 2 (number of free parameters).
         """
-        log_likelihood, _ = self._total(X, sample_weight)
-        return -2 * log_likelihood + 2 * self._n_parameters()
+        log_likelihood, _, unit = self._total(X, sample_weight)
+        return -2 * log_likelihood * unit + 2 * self._n_parameters()
 
     def bic(self, X: Any, *, sample_weight: ArrayLike | None = None) -> float:
         """Return the Bayesian information criterion on X; lower is better.
@@ -190,8 +205,9 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         It is -2 log-likelihood + log(N) (number of free parameters). With sample_weight, N is the
         sum of the weights.
         """
-        log_likelihood, weight = self._total(X, sample_weight)
-        return -2 * log_likelihood + self._n_parameters() * math.log(weight)
+        log_likelihood, weight, unit = self._total(X, sample_weight)
+        size = math.log(weight) + math.log(unit)
+        return -2 * log_likelihood * unit + self._n_parameters() * size
 
     def __sklearn_tags__(self) -> Any:
         """Return scikit-learn's tags: NaN is allowed."""

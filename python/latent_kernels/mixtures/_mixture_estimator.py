@@ -27,6 +27,8 @@ Self = TypeVar("Self", bound="MixtureEstimator")
 
 # Exponent of the steps of online EM; between 1/2 and 1 it converges (Cappe & Moulines 2009).
 _STEP_EXPONENT = 0.6
+# A fit counts as at most so many batches, however small the weights of those that follow.
+_MOST_BATCHES = 1e300
 # Constructor arguments that the processes of a group need not agree on.
 _OWN_SETTINGS = ("random_state", "verbose", "verbose_interval")
 
@@ -122,7 +124,7 @@ class MixtureEstimator(FittedMixture):
             batches, report = processes.run_in_all(survey_data)
             reports = processes.gather(report)
             check_agreed([settings for _, settings in reports])
-            self._finish(self._best(batches, [census for census, _ in reports], warm, processes))
+            self._finish(*self._best(batches, [census for census, _ in reports], warm, processes))
         if not self.converged_ and self.max_iter > 0:
             warn(
                 f"EM did not converge in max_iter = {self.max_iter} iterations (the best of "
@@ -152,15 +154,19 @@ class MixtureEstimator(FittedMixture):
 
     def _best(
         self, batches: Iterable[Batch], censuses: list[Census], warm: bool, processes: Processes
-    ) -> _em.Run:
-        """Return the likeliest of the runs of EM."""
+    ) -> tuple[_em.Run, float]:
+        """Return the likeliest of the runs of EM, and the unit of the weights in its statistics."""
         census = _em.merged(censuses)
 
         def prepare() -> tuple[Any, np.random.RandomState]:
             self._check_rows(census.rows)
             self.n_features_in_ = census.features
             self._prepare(census, warm)
-            start = self._parameters() if warm else self._given_parameters(census.features)
+            start = (
+                self._last_parameters(census.features)
+                if warm
+                else self._given_parameters(census.features)
+            )
             return start, check_random_state(self.random_state)
 
         start, generator = processes.run_in_all(prepare)
@@ -182,7 +188,7 @@ class MixtureEstimator(FittedMixture):
             parameters: model.Parameters, error: Exception | None
         ) -> SufficientStatistics:
             return self._corrected(
-                _em.total_statistics(batches, parameters, processes, error), share
+                _em.total_statistics(batches, parameters, processes, error, census.unit), share
             )
 
         best: _em.Run | None = None
@@ -202,7 +208,18 @@ class MixtureEstimator(FittedMixture):
             if best is None or self.max_iter == 0 or run.lower_bounds[-1] > best.lower_bounds[-1]:
                 best = run
         assert best is not None
-        return best
+        return best, census.unit
+
+    def _last_parameters(self, features: int) -> Any:
+        """Return the parameters of the last fit, for EM to continue from."""
+        parameters, width = self._parameters(), self._width()
+        if len(parameters.weights) != self.n_components or width != features:
+            raise ValueError(
+                f"the fitted model has {len(parameters.weights)} components and {width} columns, "
+                f"which do not go with n_components = {self.n_components} and {features} columns "
+                "of X"
+            )
+        return parameters
 
     def _check_rows(self, rows: int) -> None:
         if rows < max(2, self.n_components):
@@ -237,7 +254,7 @@ class MixtureEstimator(FittedMixture):
         weight /= weight.max()  # so that their sum is finite
         return Sample(X, weight / weight.mean())
 
-    def _finish(self, run: _em.Run) -> None:
+    def _finish(self, run: _em.Run, unit: float) -> None:
         self._store(run.parameters)
         self.converged_ = run.converged
         self.n_iter_ = len(run.lower_bounds)
@@ -249,6 +266,7 @@ class MixtureEstimator(FittedMixture):
         )
         self._batches_seen = 0
         self._fit_weight = 0.0 if run.statistics is None else run.statistics.total_weight
+        self._fit_unit = unit
 
     def _warn_of_lost_components(self) -> None:
         lost = np.flatnonzero(self.weights_ == 0)
@@ -303,7 +321,7 @@ class MixtureEstimator(FittedMixture):
         has_begun = hasattr(self, "converged_")
         data, weight = self._checked_batch(X, sample_weight, reset=not has_begun)
         if has_begun:
-            parameters = self._parameters()
+            parameters = self._last_parameters(data.shape[1])
             if not len(data) or (weight is not None and not weight.any()):
                 raise ValueError(
                     "the batch must have a row whose sample_weight is not zero; got n_samples = 0"
@@ -314,17 +332,18 @@ class MixtureEstimator(FittedMixture):
             self._statistics, self._batches_seen, self._fit_weight = None, 0, 0.0
             self.lower_bounds_, self.n_iter_ = [], 0
         census = self._survey([(data, weight)])
+        weight = _em.in_unit(weight, len(data), census.unit)
         new = self._corrected(
             e_step(data, self._kernel(parameters), weight), census.missing / census.weight
         )
         bound, total = new.log_likelihood / new.total_weight, new.total_weight
         new = new * (1 / total)
-        if self._statistics is not None:
+        # Parameters of other shapes, set by hand, begin anew.
+        if self._statistics is not None and self._statistics.has_shapes_of(new):
             if self._fit_weight > 0:
-                self._batches_seen, self._fit_weight = (
-                    math.ceil(self._fit_weight / total * (1 - 1e-12)),
-                    0.0,
-                )
+                ratio = self._fit_weight / total * (self._fit_unit / census.unit)
+                self._batches_seen = math.ceil(min(ratio, _MOST_BATCHES) * (1 - 1e-12))
+                self._fit_weight = 0.0
             step = (self._batches_seen + 2) ** -_STEP_EXPONENT
             new = self._statistics.about(new.anchor) * (1 - step) + new * step
         self._store(self._m_step(new, parameters))
@@ -351,14 +370,15 @@ class MixtureEstimator(FittedMixture):
     # --- checked data -----------------------------------------------------------------------------
 
     def _checked_batch(self, X: Any, sample_weight: Any, *, reset: bool) -> Batch:
-        data = validate_data(
-            self,
-            as_array(X),
-            reset=reset,
-            ensure_all_finite="allow-nan",
-            ensure_min_samples=0,
-            **CHECKS,
-        )
+        with np.errstate(invalid="ignore"):  # scikit-learn's check may add inf and -inf
+            data = validate_data(
+                self,
+                as_array(X),
+                reset=reset,
+                ensure_all_finite="allow-nan",
+                ensure_min_samples=0,
+                **CHECKS,
+            )
         self._check_values(data, fitted=False)
         return self._counted_rows((data, checked_sample_weight(sample_weight, len(data))))
 

@@ -22,6 +22,8 @@ _OVERFLOW = (
     "X must not hold infinite values, nor ones so far from every component that their squares "
     "overflow {dtype}"
 )
+# Far beyond where the densities of all components but one underflow, and squares do not overflow.
+_FAR = 1e100
 
 
 def gaussian_e_step(
@@ -132,11 +134,9 @@ def e_step(
 ) -> SufficientStatistics:
     """Return the statistics of checked data."""
     scale = 1.0
-    if sample_weight is not None and X.dtype == np.float32 and len(X) > 0:
-        most = float(sample_weight.max())
-        if most > 0 and not 2.0**-60 < most < 2.0**60:  # products with them must fit float32
-            scale = 2.0 ** math.floor(math.log2(most))
-            sample_weight = sample_weight / scale
+    if sample_weight is not None:
+        scale = weight_unit(float(sample_weight.max(initial=0.0)))
+        sample_weight = sample_weight if scale == 1.0 else sample_weight / scale
     # The results of these are checked below.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         sums = backend("mixture", _CPU).statistics(X, parameters, sample_weight, bool(hard))
@@ -155,8 +155,33 @@ def e_step(
         feature_starts=parameters.canonical.starts,
     )
     if not np.isfinite(result.to_vector()).all():
+        _check_finite(parameters)
         raise ValueError(_OVERFLOW.format(dtype=X.dtype))
-    return result if scale == 1.0 else result * scale
+    if scale == 1.0:
+        return result
+    with np.errstate(over="ignore"):
+        result = result * scale
+    if not np.isfinite(result.to_vector()).all():
+        raise ValueError("sample_weight is so large that sums with it overflow float64")
+    return result
+
+
+def weight_unit(most: float) -> float:
+    """Return the power of two to divide weights by, the greatest of which is `most`.
+
+    It is 1 where products of the weights fit float32 as they are.
+    """
+    if most == 0 or 2.0**-60 < most < 2.0**60:
+        return 1.0
+    return 2.0 ** math.floor(math.log2(most))
+
+
+def _check_finite(parameters: model.Parameters) -> None:
+    """Raise if it is not the data that give something else than a number."""
+    gaussian = parameters.gaussian
+    finite = np.isfinite(gaussian.means).all() and np.isfinite(gaussian.precisions_cholesky).all()
+    if not finite or not (parameters.log_weights < np.inf).all():
+        raise ValueError("the weights, means and covariances of the mixture must be finite")
 
 
 def posterior(
@@ -169,7 +194,8 @@ def posterior(
 ) -> tuple[Floats | None, NDArray[np.int64] | None, NDArray[Any] | None]:
     """Return (log p(x_i), the most probable component, r_ik), each None unless it is asked for.
 
-    They are [N] float64, [N] and [N, K] in X's dtype.
+    They are [N] float64, [N] and [N, K] in X's dtype. Rows whose squares overflow that are computed
+    in float64; where they overflow that too, log p is -inf, and the others are their limits.
     """
     rows, components = len(X), len(parameters.log_weights)
     density = np.empty(rows)
@@ -177,10 +203,38 @@ def posterior(
     r = np.empty((rows, components), X.dtype) if responsibilities else None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         backend("mixture", _CPU).posterior(X, parameters, density, label, r)
-    if not np.isfinite(density).all():
-        row = int(np.flatnonzero(~np.isfinite(density))[0])
-        raise ValueError(f"{_OVERFLOW.format(dtype=X.dtype)}; row {row} does")
+    far = np.flatnonzero(~np.isfinite(density))
+    if len(far) > 0:
+        density[far], labels_of_far, r_of_far = _far_posterior(X[far], parameters, far)
+        if label is not None:
+            label[far] = labels_of_far
+        if r is not None:
+            r[far] = r_of_far
     return density if log_density else None, label, r
+
+
+def _far_posterior(
+    X: NDArray[Any], parameters: model.Parameters, rows: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """Return `posterior` of rows whose squares overflow their dtype."""
+    X = X.astype(np.float64)
+    density, labels = np.empty(len(X)), np.empty(len(X), np.int64)
+    r = np.empty((len(X), len(parameters.log_weights)))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        backend("mixture", _CPU).posterior(X, parameters, density, labels, r)
+        far = np.flatnonzero(~np.isfinite(density))
+        # On the line from 0 through a row the most probable component no longer changes far out.
+        nearer, columns = X[far], parameters.gaussian.columns
+        greatest = np.fmax.reduce(abs(nearer[:, columns]), axis=1, initial=_FAR)
+        nearer[:, columns] *= (_FAR / greatest)[:, None]
+        label, share = labels[far], r[far]
+        backend("mixture", _CPU).posterior(nearer, parameters, None, label, share)
+    density[far], labels[far], r[far] = -np.inf, label, share
+    if not np.isfinite(r).all():
+        _check_finite(parameters)
+        row = rows[np.flatnonzero(~np.isfinite(r).all(axis=1))[0]]
+        raise ValueError(f"{_OVERFLOW.format(dtype=np.dtype(np.float64))}; row {row} does")
+    return density, labels, r / r.sum(axis=1, keepdims=True)
 
 
 def checked_data(X: Any, name: str = "X") -> NDArray[Any]:

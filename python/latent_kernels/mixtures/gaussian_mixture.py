@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import NotFittedError
 
 from latent_kernels.kernels.mixture import model
 from latent_kernels.mixtures import _initialization
@@ -24,6 +25,34 @@ class _Parameters(NamedTuple):
     means: Floats
     covariances: Floats
     precisions_cholesky: Floats
+
+
+class _Form:
+    """One of the forms of the covariances: those that are not set are derived when they are read.
+
+    A fit sets all of them; the first that is then assigned by hand replaces them all.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, model: GaussianMixture | None, owner: type | None = None) -> Any:
+        if model is None:
+            return self
+        forms = model.__dict__
+        return forms[self._name] if self._name in forms else model._derived(self._name)
+
+    def __set__(self, model: GaussianMixture, value: Floats) -> None:
+        if model.__dict__.pop("_fitted_type", None) is not None:
+            for name in _FORMS:
+                model.__dict__.pop(name, None)
+        model.__dict__[self._name] = value
+
+    def __delete__(self, model: GaussianMixture) -> None:
+        del model.__dict__[self._name]
+
+
+_FORMS = ("covariances_", "precisions_cholesky_", "precisions_")
 
 
 class GaussianMixture(MixtureEstimator):
@@ -79,12 +108,21 @@ class GaussianMixture(MixtureEstimator):
     A component that loses all its weight keeps its mean and covariance with weight 0, and a
     ConvergenceWarning names it; a singular covariance raises a ValueError.
 
+    Without `fit`, weights_, means_ and either covariances_ or precisions_cholesky_ may be assigned:
+    the other forms follow, for any number of components. precisions_cholesky_ may be any triangular
+    U, lower ones too. (It is computed at each call from covariances_ alone: assign both to save
+    that.) Assigned after a fit, either of them replaces the fitted ones.
+
     """
 
     weights_: Floats
     means_: Floats
-    covariances_: Floats
-    precisions_cholesky_: Floats
+    covariances_ = _Form()
+    precisions_cholesky_ = _Form()
+    precisions_ = _Form()
+
+    _needed = ("weights_", "means_")
+    _advice = "call fit, or set weights_, means_ and covariances_ (or precisions_cholesky_)"
 
     def __init__(
         self,
@@ -188,6 +226,11 @@ class GaussianMixture(MixtureEstimator):
         )
 
     def _parameters(self) -> _Parameters:
+        weights, means, covariances = map(self._array, ("weights_", "means_", "covariances_"))
+        return _Parameters(weights, means, covariances, self._factors())
+
+    def _array(self, name: str) -> Floats:
+        """Return a fitted attribute as an array, of the shape that goes with means_."""
         fitted = getattr(self, "_fitted_type", self.covariance_type)
         if fitted != self.covariance_type:
             raise ValueError(
@@ -195,26 +238,54 @@ class GaussianMixture(MixtureEstimator):
                 f"covariance_type = {self.covariance_type!r}: set it back, or fit again without "
                 "warm_start"
             )
-        width = self._width()
-        shape = covariance_shape(self.covariance_type, self.n_components, width)
-        arrays = (self.weights_, self.means_, self.covariances_, self.precisions_cholesky_)
-        result = _Parameters(*(np.ascontiguousarray(x, np.float64) for x in arrays))
-        if (
-            result.means.shape != (self.n_components, width)
-            or result.precisions_cholesky.shape != shape
-        ):
+        means = np.shape(self.means_)
+        if len(means) != 2:
+            raise ValueError(f"means_ must have shape [K, D]; got {means}")
+        shapes = {"weights_": means[:1], "means_": means}
+        shape = shapes.get(name) or covariance_shape(self.covariance_type, *means)
+        array: Floats = np.ascontiguousarray(getattr(self, name), np.float64)
+        if array.shape != shape:
             raise ValueError(
-                f"the fitted model has means of shape {result.means.shape} and covariances of "
-                f"shape {result.covariances.shape}, which do not go with n_components = "
-                f"{self.n_components}, covariance_type = {self.covariance_type!r} and "
-                f"{width} columns"
+                f"{name} must have shape {shape} with means_ of shape {means} and covariance_type "
+                f"= {self.covariance_type!r}; got {array.shape}"
             )
-        return result
+        return array
+
+    def _factors(self) -> Floats:
+        """Return precisions_cholesky_ as the kernels need it: upper triangular."""
+        u = self._array("precisions_cholesky_")
+        fitted = hasattr(self, "_fitted_type")
+        if fitted or self.covariance_type not in ("full", "tied") or not np.tril(u, -1).any():
+            return u
+        # With P for the reversal of rows, U^T P = Q R makes U U^T = (P R^T P)(P R^T P)^T.
+        r = np.asarray(np.linalg.qr(u[..., ::-1, :].swapaxes(-1, -2), mode="r"), np.float64)
+        upper = r.swapaxes(-1, -2)[..., ::-1, ::-1]
+        signs = np.sign(np.diagonal(upper, axis1=-2, axis2=-1))
+        return np.ascontiguousarray(np.triu(upper * signs[..., None, :]))
+
+    def _derived(self, name: str) -> Floats:
+        """Return one form of the covariances, given another."""
+        matrices = self.covariance_type in ("full", "tied")
+        if name == "precisions_":
+            u = self._array("precisions_cholesky_")
+            return u @ u.swapaxes(-1, -2) if matrices else u**2
+        given = {
+            "covariances_": "precisions_cholesky_",
+            "precisions_cholesky_": "covariances_",
+        }[name]
+        if given not in vars(self):
+            raise NotFittedError(f"this {type(self).__name__} has no {name}: {self._advice}")
+        array = self._array(given)
+        if name == "precisions_cholesky_":
+            return precisions_cholesky(array, self.covariance_type)
+        if not matrices:
+            return 1 / array**2
+        inverse = np.linalg.inv(array)
+        covariances: Floats = inverse.swapaxes(-1, -2) @ inverse
+        return covariances
 
     def _width(self) -> int:
-        return int(
-            self.n_features_in_ if hasattr(self, "n_features_in_") else np.shape(self.means_)[-1]
-        )
+        return int(np.shape(self.means_)[-1])
 
     def _wants_missing(self) -> bool:
         return self.covariance_type in ("full", "tied") and self.reg_covar > 0
@@ -236,9 +307,8 @@ class GaussianMixture(MixtureEstimator):
     def _store(self, parameters: _Parameters) -> None:
         self.weights_, self.means_, self.covariances_, u = parameters
         self.precisions_cholesky_ = u
+        self.precisions_ = self._derived("precisions_")
         self._fitted_type = self.covariance_type
-        matrices = self.covariance_type in ("full", "tied")
-        self.precisions_ = u @ np.swapaxes(u, -1, -2) if matrices else u**2
 
     def _kernel(self, parameters: _Parameters) -> model.Parameters:
         components, size = parameters.means.shape
@@ -250,7 +320,7 @@ class GaussianMixture(MixtureEstimator):
         return model.Parameters(log_weights, gaussian, model.no_canonical(components))
 
     def _n_parameters(self) -> int:
-        components, size = self.means_.shape
+        components, size = np.shape(self.means_)
         covariances = {
             "full": components * size * (size + 1) // 2,
             "tied": size * (size + 1) // 2,
@@ -260,18 +330,24 @@ class GaussianMixture(MixtureEstimator):
         return int(covariances + components * size + components - 1)
 
     def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
-        counts = np.bincount(labels, minlength=len(self.weights_))
+        _, means, covariances = map(self._array, ("weights_", "means_", "covariances_"))
+        if self.covariance_type == "tied":
+            covariances = np.broadcast_to(covariances, (len(means), *covariances.shape))
+        counts = np.bincount(labels, minlength=len(means))
         return np.concatenate(
-            [self._draw_component(k, int(n), generator) for k, n in enumerate(counts)]
+            [
+                self._draw_component(*component, generator)
+                for component in zip(means, covariances, counts, strict=True)
+            ]
         )
 
-    def _draw_component(self, k: int, rows: int, generator: np.random.RandomState) -> Floats:
-        covariance = self.covariances_ if self.covariance_type == "tied" else self.covariances_[k]
+    def _draw_component(
+        self, mean: Floats, covariance: Floats, rows: int, generator: np.random.RandomState
+    ) -> Floats:
         if self.covariance_type in ("full", "tied"):
-            drawn: Floats = generator.multivariate_normal(self.means_[k], covariance, rows)
+            drawn: Floats = generator.multivariate_normal(mean, covariance, rows)
             return drawn
-        noise = generator.standard_normal(size=(rows, self.means_.shape[1]))
-        result: Floats = self.means_[k] + noise * np.sqrt(covariance)
+        result: Floats = mean + generator.standard_normal((rows, len(mean))) * np.sqrt(covariance)
         return result
 
 

@@ -86,12 +86,18 @@ class MixtureModel(MixtureEstimator):
     A component that loses all its weight keeps its parameters with weight 0, and a
     ConvergenceWarning names it. A value outside its column's family raises a ValueError.
 
+    Without `fit`, or after it, weights_ and parameters_ may be assigned, for any number of
+    components and categories; the families are those of the constructor.
+
     """
 
     weights_: Floats
     parameters_: list[Any]
     families_: tuple[str, ...]
     n_categories_: NDArray[np.int64]
+
+    _needed = ("weights_", "parameters_")
+    _advice = "call fit, or set weights_ and parameters_"
 
     def __init__(
         self,
@@ -292,24 +298,20 @@ class MixtureModel(MixtureEstimator):
         return _families.clipped(family, mean[:, 0])
 
     def _parameters(self) -> _Parameters:
-        width = self._width()
-        if len(self.weights_) != self.n_components or len(self.parameters_) != width:
-            raise ValueError(
-                f"the fitted model has {len(self.weights_)} components and "
-                f"{len(self.parameters_)} columns, which do not go with "
-                f"n_components = {self.n_components} and {width} columns"
-            )
-        if not hasattr(self, "families_"):  # the parameters were set by hand
-            self.families_ = self._families(width)
-            categories = [
-                np.shape(p)[-1] if f == "categorical" else 0
-                for f, p in zip(self.families_, self.parameters_, strict=True)
-            ]
-            self.n_categories_ = np.array(categories, np.int64)
+        # Parameters that were set by hand may have other columns and categories than the data had.
+        families = getattr(self, "families_", ())
+        if len(families) != self._width():
+            families = self._families(self._width())
+        categories = [
+            np.shape(p)[-1] if f == "categorical" and np.ndim(p) > 0 else 0
+            for f, p in zip(families, self.parameters_, strict=True)
+        ]
+        if categories != list(getattr(self, "n_categories_", ())):
+            self.families_, self.n_categories_ = families, np.array(categories, np.int64)
         return _Parameters(self.weights_, tuple(self.parameters_))
 
     def _width(self) -> int:
-        return int(getattr(self, "n_features_in_", len(self.parameters_)))
+        return len(self.parameters_)
 
     def _store(self, parameters: _Parameters) -> None:
         self.weights_, self.parameters_ = parameters.weights, list(parameters.columns)
@@ -347,15 +349,17 @@ class MixtureModel(MixtureEstimator):
         return len(self.weights_) * (each + 1) - 1
 
     def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
-        result = np.empty((len(labels), len(self.families_)))
-        for i, (family, parameter) in enumerate(zip(self.families_, self.parameters_, strict=True)):
+        parameters = self._parameters()
+        self._kernel(parameters)  # which checks them
+        result = np.empty((len(labels), len(parameters.columns)))
+        for i, (family, column) in enumerate(zip(self.families_, parameters.columns, strict=True)):
             if family == "gaussian":
-                mean, variance = parameter
+                mean, variance = np.asarray(column)
                 result[:, i] = mean[labels] + np.sqrt(variance[labels]) * generator.standard_normal(
                     len(labels)
                 )
             else:
-                result[:, i] = _families.sample(family, parameter[labels], generator)
+                result[:, i] = _families.sample(family, np.asarray(column)[labels], generator)
         return result
 
 

@@ -101,6 +101,11 @@ class SufficientStatistics:
 
     __rmul__ = __mul__
 
+    def has_shapes_of(self, other: SufficientStatistics) -> bool:
+        """Return whether both are of one covariance_type and have the same shapes."""
+        same_type = self.covariance_type == other.covariance_type
+        return same_type and self._shapes() == other._shapes()
+
     def _shapes(self) -> list[tuple[int, ...]]:
         return [x.shape for x in self._arrays()]
 
