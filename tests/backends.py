@@ -41,7 +41,6 @@ class Backend:
     def kernels(self, op: str) -> ModuleType:
         return backends._module(op, self.name)
 
-    @torch.no_grad()
     def run(self, op: str, work: Callable[[ModuleType, str], Results]) -> Results:
         """Return what `work` computes with the op's kernels on a device.
 
@@ -49,8 +48,9 @@ class Backend:
         """
         kernels = self.kernels(op)
         if self.name != "cpp":
-            # the interpreter computes with NumPy, which warns of what a GPU does silently
-            with np.errstate(all="ignore"):
+            # The reference is plain torch, which would record itself; the interpreter computes with
+            # NumPy, which warns of what a GPU does silently.
+            with torch.no_grad(), np.errstate(all="ignore"):
                 return work(kernels, self.device)
         first: Results = {}
         for build, threads in itertools.product(_core.simd_builds(), (1, 3)):

@@ -15,8 +15,9 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Only for what hangs: many times what any of these processes takes on a busy machine.
-TIME_LIMIT = 600
+# Only for what hangs: many times what any of these processes takes on a busy machine. Compiling for
+# all targets takes minutes.
+TIME_LIMIT = 1800
 
 # Reads a line for each process to fork, writes a line with its exit status. The forked process
 # leaves the loop, so that it ends as every process does.

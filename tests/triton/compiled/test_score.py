@@ -150,7 +150,9 @@ def modes(name: str) -> list[tuple[int, bool]]:
 
 
 @each_target
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("name", SCORE_KERNELS)
 def test_score_compiles_without_spills(
     name: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path
