@@ -129,7 +129,6 @@ LAYERS = (
     {"_checks", "_data"},
     {"noise", "variational", "mixtures", "sparse"},
     {""},
-    {"examples"},
     {"cli"},
 )
 
@@ -179,8 +178,8 @@ def graph() -> dict[str, set[str]]:
 def test_imports_point_one_way(graph: dict[str, set[str]]) -> None:
     """A module imports from its own part of the package and from lower layers.
 
-    So a file in kernels/ imports of this project only other files in kernels/, and only examples
-    and the command import the package's root.
+    So a file in kernels/ imports of this project only other files in kernels/, and only the
+    command line imports the package's root.
     """
 
     def part(module: str) -> str:

@@ -379,10 +379,10 @@ def test_a_lost_signal_interrupts_the_line_and_its_band(tmp_path, monkeypatch):
     assert len(results.clear(found.table)) == 4
     table = found.table.copy()
     table["signal_to_noise"][1] = table["signal_to_noise_low"][1] = 0.0
-    figures = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: figures.append(figure))
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
     figures.draw(dataclasses.replace(found, table=table), "lost", tmp_path / "s.png")
-    left = figures[0].axes[0]
+    left = drawn[0].axes[0]
     line = np.asarray(left.get_lines()[0].get_ydata())
     assert np.isnan(line).tolist() == [False, True, False, False]
     assert (line[2:] == table["signal_to_noise"][2:]).all()
