@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import latent_kernels as lk
-from latent_kernels.cli.variance import problems, results
+from latent_kernels.cli.variance import figures, problems, results
 from latent_kernels.variational import _statistics, variance
 from tests.bounds.linear_gaussian import Parameters, hermite
 from tests.score.laws import CLASS_LOGITS, LOGITS, f, family
