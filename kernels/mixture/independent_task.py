@@ -25,10 +25,8 @@ class Independent(Task):
 
     span = independent.span
 
-    def __init__(self, X: Data, parameters: Parameters, direct: bool = False) -> None:
-        """Lay the parameters out; with `direct` every component subtracts its own mean from the
-        data.
-        """
+    def __init__(self, X: Data, parameters: Parameters, means: Floats | None = None) -> None:
+        """Lay the parameters out; every component subtracts its own one of `means`, if given."""
         self.X, self.parameters = X, parameters
         gaussian, canonical = parameters.gaussian, parameters.canonical
         self.components, self.dims = gaussian.means.shape
@@ -41,8 +39,9 @@ class Independent(Task):
         self.work_per_row = self.components * max(1, 2 * self.dims + self.features)
         weights = np.exp(parameters.log_weights)
         self.center = ((weights @ gaussian.means) / max(weights.sum(), 1e-300)).astype(self.dtype)
-        self.rounded = gaussian.means.astype(self.dtype).astype(np.float64)
-        self.gaussian = self._gaussian(gaussian, direct)
+        self.rounded = gaussian.means if means is None else means
+        self.rounded = self.rounded.astype(self.dtype).astype(np.float64)
+        self.gaussian = self._gaussian(gaussian, means is not None)
         scale = roots(gaussian)
         self.base = np.stack(
             [
@@ -57,6 +56,7 @@ class Independent(Task):
         scale, components = roots(gaussian), round_up(self.components, 4)
         distance = (gaussian.means - self.center) * scale
         self.direct = bool(direct or not (distance**2).max(initial=0) <= max_distance(self.dtype))
+        self.common_center = not self.direct
         factors = np.zeros((components, self.dims, 2), self.dtype)
         factors[: self.components, :, 0] = scale
         factors[: self.components, :, 1] = -distance
@@ -129,16 +129,17 @@ class Independent(Task):
             check_domain(self.X, self.parameters.canonical)
         return self.status
 
-    def lost_digits(self, sums: Sums) -> bool:
-        """Return whether the common center was too far from a component for its new variance."""
-        if self.direct or self.dims == 0:
-            return False
-        observed = np.where(sums.observed > 0, sums.observed, 1.0)
-        delta = sums.first / observed
-        distance = abs(self.parameters.gaussian.means - self.center) + abs(delta)
-        variance = sums.second / observed - delta**2
-        lost = distance**2 > max_distance(self.dtype) * variance
-        return bool((lost & (sums.observed > 0)).any())
+    def about(self, means: Floats) -> Task:
+        """Return the same E-step with each component's rows less its own one of these means."""
+        return Independent(self.X, self.parameters, means)
+
+    def distance(self, means: Floats) -> Floats:
+        """Return how far means [K, G] are from what the kernel subtracts from the rows."""
+        if self.direct:
+            return means - self.rounded
+        gaussian = self.parameters.gaussian
+        distance: Floats = abs(gaussian.means - self.center) + abs(means - gaussian.means)
+        return distance
 
     def sums(self) -> Sums:
         """Return the sums about the means."""

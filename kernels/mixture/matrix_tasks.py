@@ -54,6 +54,10 @@ class _Matrices(Task):
     gaussian: tuple[Any, ...]
     constants: Data
 
+    def about(self, means: Floats) -> Task:
+        """Return the same E-step with each component's rows less its own one of these means."""
+        return Full(self.X, self.parameters, means)
+
     def arguments(
         self, weight: Floats, hard: bool, workspace: Any, total: Floats, out: Outputs
     ) -> tuple[Any, ...]:
@@ -71,7 +75,10 @@ class Full(_Matrices):
 
     span = full.span
 
-    def __init__(self, X: Data, parameters: Parameters) -> None:
+    common_center = False
+
+    def __init__(self, X: Data, parameters: Parameters, means: Floats | None = None) -> None:
+        """Lay the parameters out; `means`, or else those of the parameters, are subtracted."""
         self.X, self.parameters = X, parameters
         gaussian = parameters.gaussian
         self.components, self.dims = gaussian.means.shape
@@ -79,7 +86,8 @@ class Full(_Matrices):
         self.dtype = X.dtype
         self.size = full.size_of_total(self.components, self.dims)
         self.work_per_row = self.components * self.dims * (self.dims + 1)
-        self.rounded = gaussian.means.astype(self.dtype).astype(np.float64)
+        means = gaussian.means if means is None else means
+        self.rounded = means.astype(self.dtype).astype(np.float64)
         u = roots(gaussian)
         shifts = np.zeros((self.components, self.blocks), self.dtype)
         shifts[:, : self.dims] = np.einsum("kd,kdj->kj", self.rounded - gaussian.means, u)
@@ -95,6 +103,10 @@ class Full(_Matrices):
             _factor_blocks(u, self.dtype),
             shifts.ravel(),
         )
+
+    def distance(self, means: Floats) -> Floats:
+        """Return how far means [K, G] are from what the kernel subtracts from the rows."""
+        return means - self.rounded
 
     def workspace(self) -> Any:
         """Return the workspace of one worker thread."""
@@ -129,6 +141,8 @@ class Tied(_Matrices):
     """An E-step with one covariance, all means near enough to one center c to share x - c."""
 
     span = tied.span
+    dtype = np.dtype(np.float64)
+    common_center = True
 
     def __init__(self, X: Data, parameters: Parameters) -> None:
         self.X, self.parameters = X, parameters
@@ -179,10 +193,7 @@ class Tied(_Matrices):
         moved = first - b * counts[:, None]
         return self._sums(counts, moved, _mean_with_transpose(second - b.T @ first - moved.T @ b))
 
-    def lost_digits(self, sums: Sums) -> bool:
-        """Return whether the common center was too far for rows so close to their means."""
-        at = round_up(self.components, 4) * self.blocks
-        about_center = np.diagonal(_symmetric(self.total[at : at + self.triangle], self.dims))
-        counts = np.where(sums.counts > 0, sums.counts, 1.0)[:, None]
-        about_means = np.diagonal(sums.second) - (sums.first**2 / counts).sum(axis=0)
-        return bool((about_center > max_distance(np.dtype(np.float64)) * about_means).any())
+    def distance(self, means: Floats) -> Floats:
+        """Return how far means [K, G] are from what the kernel subtracts from the rows."""
+        distance: Floats = means - self.center
+        return distance

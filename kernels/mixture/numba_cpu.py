@@ -1,4 +1,4 @@
-"""The E-step on the CPU by numba: choose the task, and repeat it in a slower form if needed."""
+"""The E-step on the CPU by numba: choose the task."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ def statistics(X: Data, parameters: Parameters, sample_weight: Floats | None, ha
     """Return the sums of the E-step."""
     matrices = parameters.gaussian.covariance_type in ("full", "tied")
     task = _matrix_task(X, parameters) if matrices else Independent(X, parameters)
-    incomplete = task.run(sample_weight, hard, None) != 0
-    sums = task.sums()
-    if task.lost_digits(sums):
-        task = Full(X, parameters) if matrices else Independent(X, parameters, direct=True)
-        task.run(sample_weight, hard, None)
-        sums = task.sums()
+    sums, incomplete = task.statistics(sample_weight, hard)
     if incomplete:
         sums = patterns.add_incomplete_rows(sums, _matrix_task, X, parameters, sample_weight, hard)
     return sums

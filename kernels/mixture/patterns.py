@@ -143,8 +143,7 @@ def add_incomplete_rows(
             continue
         marginal = marginals(tuple(present))
         task = make_task(_present_values(X, rows, present, parameters), marginal.parameters)
-        task.run(weight, hard, None)
-        sums = task.sums()
+        sums, _ = task.statistics(weight, hard)
         b = marginal.regression
         likelihood += sums.log_likelihood
         counts += sums.counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from latent_kernels.kernels.mixture.compiled import compiled
-from latent_kernels.kernels.mixture.model import Floats, Integers, Sums
+from latent_kernels.kernels.mixture.model import Floats, Integers, Parameters, Sums
 from latent_kernels.kernels.mixture.parts import in_order
 from latent_kernels.kernels.mixture.tiles import INVALID, ROWS
 
@@ -27,6 +28,7 @@ Data = NDArray[Any]
 Outputs = tuple[Floats, Integers, Data]
 
 
+@functools.cache
 def max_distance(dtype: np.dtype[Any]) -> float:
     """Return the greatest (m - c)^2 / sigma^2 for which a common center is accurate enough."""
     return 2 * MAX_RELATIVE_ERROR[dtype] / float(np.finfo(dtype).eps)
@@ -56,6 +58,9 @@ class Task:
 
     span: ClassVar[Callable[..., int]]
     X: Data
+    parameters: Parameters
+    dtype: np.dtype[Any]  # that is computed in
+    common_center: bool  # whether one center is subtracted from the rows for all components
     work_per_row: int
     size: int  # of `total`
     total: Floats
@@ -75,9 +80,51 @@ class Task:
         """Return the sums that `run` has left in `total`, as arrays and about the means."""
         raise NotImplementedError
 
-    def lost_digits(self, sums: Sums) -> bool:
-        """Return whether the common center has cost a variance more digits than it may."""
-        return False
+    def distance(self, means: Floats) -> Floats:
+        """Return how far means [K, G] are from what the kernel subtracts from the rows."""
+        raise NotImplementedError
+
+    def about(self, means: Floats) -> Task:
+        """Return the same E-step with each component's rows less its own one of these means."""
+        raise NotImplementedError
+
+    def statistics(self, sample_weight: Floats | None, hard: bool) -> tuple[Sums, bool]:
+        """Return the sums, and whether rows were left out; repeat them if they have lost digits."""
+        incomplete = self.run(sample_weight, hard, None) != 0
+        sums = self.sums()
+        means = self._means_with_lost_digits(sums)
+        if means is not None:
+            again = self.about(means)
+            again.run(sample_weight, hard, None)
+            sums = again.sums()
+        return sums, incomplete
+
+    def _means_with_lost_digits(self, sums: Sums) -> Floats | None:
+        """Return the new means if a variance has lost more digits than it may, else None.
+
+        That is so where what was subtracted from the rows is far from their new mean, relative to
+        their new standard deviation. Variances below the resolution of the data are rounding errors
+        and do not count. In float64 the sums are moved to the old means without a gain.
+        """
+        gaussian = self.parameters.gaussian
+        if gaussian.means.size == 0 or not (self.common_center or self.dtype == np.float32):
+            return None
+        observed = np.maximum(sums.observed, 1e-300)
+        delta = sums.first / observed
+        if gaussian.covariance_type == "tied":
+            second = sums.second.diagonal() - (sums.first * delta).sum(axis=0)
+            variance = second / max(float(sums.counts.sum()), 1e-300)
+        else:
+            full = gaussian.covariance_type == "full"
+            second = sums.second.diagonal(axis1=1, axis2=2) if full else sums.second
+            variance = second / observed - delta * delta
+        means = gaussian.means + delta
+        distance, bound = self.distance(means), max_distance(self.dtype)
+        if not (distance * distance > bound * variance).any():
+            return None
+        least = variance + (float(np.finfo(self.dtype).eps) * means) ** 2
+        lost = (distance * distance > bound * least) & (sums.observed > 0)
+        return means if lost.any() else None
 
     def run(self, sample_weight: Floats | None, hard: bool, outputs: Outputs | None) -> int:
         """Run the E-step into `self.total`, or into `outputs`; return the kernels' reports.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,10 @@ Mask = NDArray[np.bool_]
 
 # Below this weight a component's sums are too near the smallest float64 to have digits.
 _LOST = 1e-290
+# Rounding errors of a variance, relative to the square of the distance of the mean from the anchor.
+_ROUNDING = 1e-12
+# A mean has moved far where the square of its way is so many previous variances.
+_FAR = 1e6
 
 
 class GaussianParameters(NamedTuple):
@@ -234,7 +238,7 @@ class SufficientStatistics:
         )
         if covariances is not None:
             new = self._with_previous(new, np.asarray(covariances, np.float64), empty)
-        self._check_positive_definite(new)
+        self._check_positive_definite(new, covariances, delta)
         return GaussianParameters(counts / counts.sum(), self.anchor + delta, new)
 
     def _covariances(self, counts: Floats, observed: Floats, delta: Floats, empty: Mask) -> Floats:
@@ -264,7 +268,24 @@ class SufficientStatistics:
         result: Floats = np.where(keeps, previous, new)
         return result
 
-    def _check_positive_definite(self, covariances: Floats) -> None:
+    def _has_moved_far(
+        self, covariances: Floats, previous: ArrayLike | None, delta: Floats, which: Any
+    ) -> bool:
+        """Return whether rounding errors explain a variance, and a far start explains these."""
+
+        def variances(x: Floats) -> Floats:
+            x = x if self.covariance_type == "tied" else x[which]
+            return np.diagonal(x) if x.ndim == 2 else x
+
+        squares = delta[which] ** 2
+        far = squares * _ROUNDING > abs(variances(covariances))
+        if previous is not None:
+            far &= squares > _FAR * variances(np.asarray(previous, np.float64))
+        return bool(far.any())
+
+    def _check_positive_definite(
+        self, covariances: Floats, previous: ArrayLike | None, delta: Floats
+    ) -> None:
         if self.covariance_type in ("diag", "spherical"):
             bad = ~(covariances.reshape(len(covariances), -1) > 0).all(axis=1)
         else:
@@ -278,10 +299,15 @@ class SufficientStatistics:
                 if self.covariance_type == "tied"
                 else f"of component {bad.argmax()}"
             )
-            raise ValueError(
-                f"the covariance {whose} is not positive definite: too few distinct rows are in "
-                "it. Use fewer components, a greater reg_covar, or scale the data"
+            which = slice(None) if self.covariance_type == "tied" else int(bad.argmax())
+            why = (
+                "its mean has moved so far that rounding errors hide its variance. Start from "
+                "means nearer to the data, or center the data"
+                if self._has_moved_far(covariances, previous, delta, which)
+                else "too few distinct rows are in it. Use fewer components, a greater reg_covar, "
+                "or scale the data"
             )
+            raise ValueError(f"the covariance {whose} is not positive definite: {why}")
 
 
 def positive_definite(covariances: Floats) -> bool:
