@@ -380,9 +380,9 @@ X = torch.zeros(4, 5)
             r"mean and logvar .*\(4, 5\).*4, 3",
         ),
         (
-            lambda: lk.rsample_log_prob(X, 1.0),
+            lambda: lk.rsample_log_prob(X, "1.0"),
             TypeError,
-            r"logvar must be a torch.Tensor; got float",
+            r"logvar must be a torch.Tensor; got str",
         ),
         (
             lambda: lk.rsample_log_prob(X.int(), X),

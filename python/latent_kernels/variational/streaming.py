@@ -127,11 +127,11 @@ def streamed_bound(
         known = ", ".join(repr(name) for name in STREAMED_ESTIMATORS)
         raise ValueError(f"estimator must be one of {known}; got {estimator!r}")
     tensors = (q.mean, q.logvar, *_listed(params))
-    drawn, _ = _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device)
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "streamed_bound does not work under torch.func (vmap, grad, ...): use importance_bound"
         )
+    drawn, _ = _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device)
     seed = as_int(drawn, q.device)
     if isinstance(seed, Tensor):
         seed = seed.clone()  # the caller may advance it before backward
