@@ -38,6 +38,20 @@ exec(compile(request["code"], "<code>", "exec"))
 """
 
 
+# The code calls `draw`, whose result must equal `expected`.
+FORK_TWICE = """
+def child(depth):
+    pid = os.fork()
+    if pid == 0:
+        ok = draw() == expected
+        if depth: ok = ok and child(depth - 1)
+        os._exit(0 if ok else 1)
+    return os.waitpid(pid, 0)[1] == 0
+assert child(1)
+assert draw() == expected
+"""
+
+
 def _environment(**variables: str) -> dict[str, str]:
     """The environment, with the tests' modules and without the interpreter that conftest.py asks
     Triton for.

@@ -13,7 +13,7 @@ import torch
 
 import latent_kernels as lk
 from latent_kernels.kernels import _core
-from tests.processes import run, run_forked
+from tests.processes import FORK_TWICE, run, run_forked
 
 N = 300_000
 
@@ -30,18 +30,7 @@ expected = draw()
 
 def test_fork_after_use() -> None:
     """A child of a process whose pool has run uses a pool of its own; so does the child's child."""
-    code = """
-def child(depth):
-    pid = os.fork()
-    if pid == 0:
-        ok = draw() == expected
-        if depth: ok = ok and child(depth - 1)
-        os._exit(0 if ok else 1)
-    return os.waitpid(pid, 0)[1] == 0
-assert child(1)
-assert draw() == expected
-"""
-    run_forked(PRELUDE + code)
+    run_forked(PRELUDE + FORK_TWICE)
 
 
 # The families' samples and the score function's gradient, over arrays that several threads share.

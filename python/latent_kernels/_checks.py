@@ -201,9 +201,9 @@ def flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def samples(num_samples: int | None, name: str = "num_samples") -> int | None:
+def samples(num_samples: int | None) -> int | None:
     """Return the number of samples as an int; None stands for one, without a sample dimension."""
-    return None if num_samples is None else integer(name, num_samples, 1, " or None")
+    return None if num_samples is None else integer("num_samples", num_samples, 1, " or None")
 
 
 def seed_number(seed: object, also: str = "") -> int:

@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.image import imread
+from typer.testing import CliRunner
 
+from latent_kernels.cli.app import application
 from latent_kernels.cli.variance.problems import Problem
+
+
+def call(*arguments: object) -> Any:
+    """Return what came of `latent-kernels` with these arguments."""
+    return CliRunner().invoke(application(), [str(a) for a in arguments])
+
+
+def check_refused(folder: Path, option: str, message: str, *arguments: object) -> None:
+    """Check that a bad option is named with the message, before anything is written to the folder
+    that is the current one.
+    """
+    result = call(*arguments)
+    assert result.exit_code == 2
+    text = " ".join(result.output.replace("│", " ").split())
+    assert option in text
+    assert message in text
+    assert "Traceback" not in text
+    assert list(folder.iterdir()) == []
+
+
+def check_unwritable(folder: Path, *arguments: object) -> None:
+    """Check that a file as the last option is refused in one line where it cannot be written."""
+    occupied = folder / "a.png"
+    occupied.mkdir()
+    for path in (occupied, folder / "nowhere" / "a.png"):
+        result = call(*arguments, path)
+        assert result.exit_code == 1
+        assert result.output.startswith(f"latent-kernels: cannot write to {path}: ")
+        assert result.output.count("\n") == 1
+    assert list(folder.iterdir()) == [occupied]
 
 
 def check_picture(path: Path) -> None:

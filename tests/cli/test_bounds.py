@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -10,12 +11,12 @@ import re
 import pytest
 import torch
 from matplotlib.image import imread
-from typer.testing import CliRunner
 
 from latent_kernels.cli import digits, frame, vae
-from latent_kernels.cli.app import application
 from latent_kernels.cli.bounds import command, figures, results, study
 from latent_kernels.kernels import backends
+from tests.cli import checks
+from tests.cli.checks import check_refused
 
 DIGITS = digits.load()
 SMALL = results.Recipe(
@@ -38,8 +39,7 @@ def silent(*_):
     return None
 
 
-def call(*arguments):
-    return CliRunner().invoke(application(), ["bounds", *(str(a) for a in arguments)])
+call = functools.partial(checks.call, "bounds")
 
 
 def small_model(seed=0):
@@ -472,13 +472,7 @@ def test_options_reach_the_models(tmp_path, monkeypatch):
 )
 def test_bad_options(option, value, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = call(option, value)
-    assert result.exit_code == 2
-    text = " ".join(result.output.replace("│", " ").split())
-    assert option in text
-    assert message in text
-    assert "Traceback" not in text
-    assert list(tmp_path.iterdir()) == []
+    check_refused(tmp_path, option, message, "bounds", option, value)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

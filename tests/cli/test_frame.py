@@ -13,6 +13,7 @@ from latent_kernels import cli
 from latent_kernels.cli import app, frame
 from latent_kernels.kernels import _core, backends
 from tests import processes
+from tests.cli.checks import call
 
 COMMANDS = ("info", "demo", "variance", "mixture", "sparse", "bounds")
 
@@ -21,10 +22,6 @@ COMMANDS = ("info", "demo", "variance", "mixture", "sparse", "bounds")
 def _no_forced_backend(monkeypatch):
     monkeypatch.delenv(backends.VARIABLE, raising=False)
     backends.forget()
-
-
-def call(*arguments):
-    return CliRunner().invoke(app.application(), [str(a) for a in arguments])
 
 
 # --- the frame ------------------------------------------------------------------------------------

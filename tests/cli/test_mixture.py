@@ -4,6 +4,7 @@ and its errors.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 
@@ -13,17 +14,16 @@ import torch
 from matplotlib.image import imread
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture as Theirs
-from typer.testing import CliRunner
 
 from latent_kernels.cli import timing
-from latent_kernels.cli.app import application
 from latent_kernels.cli.mixture import figures, results, study
 from latent_kernels.cli.mixture.data import DATA
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.mixture.model import COVARIANCE_TYPES
 from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
 from latent_kernels.mixtures.sufficient_statistics import GaussianParameters
-from tests.cli.checks import check_picture
+from tests.cli import checks
+from tests.cli.checks import check_picture, check_refused, check_unwritable
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +36,7 @@ def _small(monkeypatch):
     backends.forget()
 
 
-def call(*arguments):
-    return CliRunner().invoke(application(), ["mixture", *(str(a) for a in arguments)])
+call = functools.partial(checks.call, "mixture")
 
 
 def fit(data="iris", components=3, covariance_type="full", seed=0):
@@ -262,24 +261,11 @@ def test_help_names_data_and_covariances():
 )
 def test_bad_options(option, value, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = call(option, value)
-    assert result.exit_code == 2
-    text = " ".join(result.output.replace("│", " ").split())
-    assert option in text
-    assert message in text
-    assert "Traceback" not in text
-    assert list(tmp_path.iterdir()) == []
+    check_refused(tmp_path, option, message, "mixture", option, value)
 
 
 def test_a_picture_that_cannot_be_written(tmp_path):
-    folder = tmp_path / "a.png"
-    folder.mkdir()
-    for path in (folder, tmp_path / "nowhere" / "a.png"):
-        result = call("--out", path)
-        assert result.exit_code == 1
-        assert result.output.startswith(f"latent-kernels: cannot write to {path}: ")
-        assert result.output.count("\n") == 1
-    assert list(tmp_path.iterdir()) == [folder]
+    check_unwritable(tmp_path, "mixture", "--out")
 
 
 def test_an_unknown_backend_is_one_clear_line(tmp_path, monkeypatch):

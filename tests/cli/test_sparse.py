@@ -4,6 +4,7 @@ errors.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from functools import partial
@@ -11,15 +12,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import latent_kernels as lk
 from latent_kernels.cli import timing
-from latent_kernels.cli.app import application
 from latent_kernels.cli.sparse import figures, problems, solvers, study
 from latent_kernels.cli.sparse.command import FIGURES
 from latent_kernels.kernels import backends
 from latent_kernels.sparse.encoders.training import TrainingDiverged
+from tests.cli import checks
 from tests.cli.checks import check_picture
 
 SMALL = problems.Photographs(
@@ -51,8 +51,7 @@ def train_for(steps, monkeypatch):
     monkeypatch.setattr(study, "LEARNED", learned)
 
 
-def call(*arguments):
-    return CliRunner().invoke(application(), ["sparse", *(str(a) for a in arguments)])
+call = functools.partial(checks.call, "sparse")
 
 
 def soft(u, theta):

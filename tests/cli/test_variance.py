@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from typer.testing import CliRunner
 
 import latent_kernels as lk
-from latent_kernels.cli import app, digits
+from latent_kernels.cli import digits
 from latent_kernels.cli.variance import figures, logistic_regression, problems, results
 from latent_kernels.cli.variance.results import default_budget, reached, verdict
-from tests.cli.checks import check_picture, stop_at
+from tests.cli.checks import call, check_picture, check_refused, check_unwritable, stop_at
 
 
 @pytest.fixture(autouse=True)
@@ -352,10 +351,6 @@ def test_signals_that_are_lost_or_not_there_are_drawn(tmp_path):
         assert (tmp_path / "s.png").stat().st_size > 1000
 
 
-def call(*arguments):
-    return CliRunner().invoke(app.application(), [str(a) for a in arguments])
-
-
 @pytest.fixture
 def equal_times(clock):
     """Every gradient takes a millisecond, whatever the machine does: the variance decides."""
@@ -447,7 +442,6 @@ def test_variance_of_the_importance_bound(problem, tmp_path):
 
 
 def test_variance_help_names_problems_and_estimators():
-    """Written by hand, so that the help needs no torch."""
     text = " ".join(call("variance", "--help").output.replace("│", " ").split())
     for name in (*problems.PROBLEMS, "elbo", "importance-bound"):
         assert name in text
@@ -480,36 +474,19 @@ def test_variance_help_names_problems_and_estimators():
 )
 def test_variance_refuses_bad_options(option, value, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = call(*QUICK, option, value)
-    assert result.exit_code == 2
-    text = " ".join(result.output.replace("│", " ").split())
-    assert option in text
-    assert message in text
-    assert "Traceback" not in text
-    assert list(tmp_path.iterdir()) == []
+    check_refused(tmp_path, option, message, *QUICK, option, value)
 
 
 def test_a_budget_is_not_for_the_importance_bound(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = call(*QUICK, "--objective", "importance-bound", "--budget", 5)
-    assert result.exit_code == 2
-    text = " ".join(result.output.replace("│", " ").split())
-    assert "--budget" in text
-    assert "is for the objective elbo" in text
-    assert list(tmp_path.iterdir()) == []
+    options = ("--objective", "importance-bound", "--budget", 5)
+    check_refused(tmp_path, "--budget", "is for the objective elbo", *QUICK, *options)
 
 
 @pytest.mark.parametrize("option", ["--out", "--csv", "--json"])
 def test_variance_files_that_cannot_be_written(option, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "a.png"
-    folder.mkdir()
-    for path in (folder, tmp_path / "nowhere" / "a.png"):
-        result = call(*QUICK, option, path)
-        assert result.exit_code == 1
-        assert result.output.startswith(f"latent-kernels: cannot write to {path}: ")
-        assert result.output.count("\n") == 1
-    assert list(tmp_path.iterdir()) == [folder]
+    check_unwritable(tmp_path, *QUICK, option)
 
 
 @pytest.mark.parametrize(

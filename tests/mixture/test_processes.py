@@ -18,7 +18,7 @@ import torch
 
 from latent_kernels.mixtures import e_step
 from tests.mixture.checks import DTYPES, TYPES, Problem, gaussian_problem, mixed_problem
-from tests.processes import run, run_forked
+from tests.processes import FORK_TWICE, run, run_forked
 
 MIXED = ("gaussian", "poisson", "categorical", "bernoulli", "gaussian")
 
@@ -118,19 +118,7 @@ def draw():
 
 def test_fork_after_use() -> None:
     """A child of a process that has used its threads, its own child, and the parent again."""
-    code = """
-expected = draw()
-def child(depth):
-    pid = os.fork()
-    if pid == 0:
-        ok = draw() == expected
-        if depth: ok = ok and child(depth - 1)
-        os._exit(0 if ok else 1)
-    return os.waitpid(pid, 0)[1] == 0
-assert child(1)
-assert draw() == expected
-"""
-    run_forked(PRELUDE + code)
+    run_forked(PRELUDE + "expected = draw()\n" + FORK_TWICE)
 
 
 def test_fork_before_the_first_use() -> None:
