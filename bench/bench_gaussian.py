@@ -20,8 +20,9 @@ import cuda
 import harness
 import latent_kernels as lk
 import peers
-from harness import Call, Contest, Group, close, groups, rows
+from harness import Contest, Group, close, groups, rows
 from latent_kernels.cli import plain_torch
+from latent_kernels.cli.timing import Call
 
 Tensor = torch.Tensor
 Function = Callable[[Tensor, Tensor], Any]
@@ -103,7 +104,7 @@ def _kl_op(passes: str, samples: int | None, device: str) -> Op:
 def _rsample_log_prob_op(passes: str, samples: int | None, device: str) -> Op:
     assert samples is not None
     path = passes == PATH
-    options = {"num_samples": samples, "path_derivative": path}
+    options: dict[str, Any] = {"num_samples": samples, "path_derivative": path}
     plain = functools.partial(plain_torch.rsample_log_prob, **options)
     functions: dict[str, Function] = {
         "ours": functools.partial(lk.rsample_log_prob, **options),

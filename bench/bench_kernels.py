@@ -19,7 +19,8 @@ import torch
 import cuda
 import harness
 import latent_kernels as lk
-from harness import Call, Contest, Group, rows
+from harness import Contest, Group, rows
+from latent_kernels.cli.timing import Call
 
 Tensor = torch.Tensor
 Shape = tuple[int, ...]

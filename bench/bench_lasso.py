@@ -23,7 +23,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 import harness
 import latent_kernels as lk
-from harness import Call, Contest, Group, groups, rows
+from harness import Contest, Group, groups, rows
+from latent_kernels.cli.timing import Call
 
 Tensor = torch.Tensor
 Case = tuple[

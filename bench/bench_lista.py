@@ -15,7 +15,8 @@ import torch
 
 import harness
 import lista_peers as peers
-from harness import Call, Contest, Group, groups, rows
+from harness import Contest, Group, groups, rows
+from latent_kernels.cli.timing import Call
 from latent_kernels.kernels.backends import backend_name
 
 Shape = peers.Shape

@@ -120,9 +120,10 @@ def _prepare(kind: str, shape: Shape, dtype: str, contenders: tuple[str, ...]) -
         allowed = (TOLERANCE_OURS if contender == "ours" else TOLERANCE)[dtype]
         found = _answer(out) if contender == "ours" else out
         for name, x, y in zip(peers.Answer._fields, found, peers.truth(*key), strict=True):
-            if np.size(y):
-                x, y = (torch.as_tensor(np.asarray(a, np.float64)) for a in (x, y))
-                close(x.reshape(y.shape), y, allowed, f"{contender}'s {name}")
+            wanted = torch.as_tensor(np.asarray(y, np.float64))
+            if wanted.numel():
+                got = torch.as_tensor(np.asarray(x, np.float64)).reshape(wanted.shape)
+                close(got, wanted, allowed, f"{contender}'s {name}")
 
     return Contest({name: ways[name]() for name in contenders}, check)
 

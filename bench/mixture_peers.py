@@ -65,7 +65,7 @@ def problem(kind: str, rows: int, size: int, components: int, dtype: str) -> Pro
     gaussians = COLUMNS["gaussian"] if kind == "mixed" else size
     centres = rng.standard_normal((components, gaussians)) * 2 * min(1.0, math.sqrt(4 / gaussians))
     which = rng.integers(components, size=rows)
-    X = rng.standard_normal((rows, gaussians), dtype=dtype)
+    X = rng.standard_normal((rows, gaussians), dtype=np.dtype(dtype))
     for part in _parts(rows):
         X[part] += centres[which[part]].astype(dtype)
     chances = np.zeros((components, 0))

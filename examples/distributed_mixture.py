@@ -9,6 +9,8 @@ far the two results are apart: by rounding.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch.distributed as dist
 
@@ -32,7 +34,7 @@ def main() -> None:
     """Fit, and print in the first process."""
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
-    options = {"random_state": 0, "tol": 1e-6, "max_iter": 500}
+    options: dict[str, Any] = {"random_state": 0, "tol": 1e-6, "max_iter": 500}
     together = lk.GaussianMixture(COMPONENTS, **options).fit(shard(rank), group=dist.group.WORLD)
     dist.destroy_process_group()
     if rank == 0:

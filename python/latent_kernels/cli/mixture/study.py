@@ -105,7 +105,7 @@ def _model(X: Floats, components: int, covariance_type: str, **options: Any) -> 
 
 def compare_speed(size: Size, seed: int) -> list[Speed]:
     """Time an iteration with diagonal covariances of float32, and with full ones of float64."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     rng, shape = np.random.default_rng(seed), (size.components, size.columns)
     centres = rng.standard_normal(shape)
