@@ -111,7 +111,7 @@ def test_processes_that_find_the_damage_at_once(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     code = (
         "from tests.mixture.test_cache import *\n"
-        "for _ in range(6):\n"
+        "for _ in range(3):\n"
         "    for file in files('nbi') + files('nbc'): file.write_bytes(b'')\n"
         "    compile_and_call()"
     )
@@ -124,6 +124,7 @@ def test_processes_that_find_the_damage_at_once(tmp_path: Path) -> None:
         assert process.returncode == 0, errors.decode()
 
 
+@pytest.mark.slow
 def test_a_mixture_survives_a_damaged_cache(tmp_path: Path) -> None:
     code = (
         "import numpy as np, latent_kernels as lk\n"

@@ -171,12 +171,10 @@ for kind, dtype in (("diag", np.float32), ("full", np.float64), ("tied", np.floa
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cpu", "features", "width"),
-    [
-        pytest.param("x86-64", "+sse2", 16, marks=pytest.mark.slow),
-        ("haswell", "+avx,+avx2,+fma,+sse4.2", 32),
-    ],
+    [("x86-64", "+sse2", 16), ("haswell", "+avx,+avx2,+fma,+sse4.2", 32)],
 )
 def test_narrower_registers(cpu: str, features: str, width: int) -> None:
     """As numba compiles for lesser machines; the other tests run this machine's width."""
