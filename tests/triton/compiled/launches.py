@@ -18,7 +18,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 TARGETS = [GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)] + [GPUTarget("hip", "gfx942", 64)]
 CUDA = TARGETS[:3]
-# The others take minutes of compiling.
+# The others, and AMD, take minutes of compiling.
 A100, H100, B200 = CUDA
 each_target = pytest.mark.parametrize(
     "target",

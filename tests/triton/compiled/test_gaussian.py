@@ -121,6 +121,7 @@ def test_offsets_have_64_bits(name: str) -> None:
             assert not any(re.search(rf"{re.escape(name)}\b", line) for name in strides), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_amd(name: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):

@@ -227,6 +227,7 @@ def test_small_kernels_offsets_have_64_bits() -> None:
         products_are_wide(discrete(name, torch.float32, H100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCORE_KERNELS)
 def test_score_compiles_for_amd(name: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
