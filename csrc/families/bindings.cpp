@@ -29,7 +29,8 @@ bool sample(const FamilyProblem& p, int threads, void* z) {
       if (p.classes == 0) {
         kernels.bernoulli_sample[p.dtype](p, z, part);
       } else {
-        const std::unique_ptr<float[]> table(new float[static_cast<size_t>(elements_of_block(p.classes) * p.classes)]);
+        const int64_t cells = elements_of_block(p.classes) * p.classes;
+        const std::unique_ptr<uint64_t[]> table(new uint64_t[static_cast<size_t>(table_words(cells))]);
         if (!kernels.categorical_sample[p.dtype](p, z, part, table.get())) proper = false;
       }
     });

@@ -38,14 +38,24 @@ inline float to_float32(T x) {
 inline float to_float32(BFloat16 x) { return widen(x); }
 inline float to_float32(Float16 x) { return widen(x); }
 
-// Unnormalized cumulative probabilities of n elements, [n, classes]. Returns false where some are NaN: those of an
-// element with a NaN or infinite logit, or with no class that is not ruled out.
+// The weight of the most probable of K classes in fixed point, 2^(62 - ceil(log2 K)): K of them sum to 2^62 at most.
+inline float unit_weight(int64_t classes) {
+  int32_t exponent = 62;
+  for (int64_t k = classes - 1; k > 0; k /= 2) --exponent;
+  return bit_cast<float>((exponent + 127) << 23);
+}
+
+// Cumulative weights of n elements in fixed point, [n, classes]; kernels/families/README.md has the rule. Returns false
+// where an element has none: it has a NaN or infinite logit, or no class that is not ruled out. The table holds
+// table_words(n * classes) words: behind the cumulative weights lie those of single classes.
 template <class T>
-inline bool cumulative_table(const T* logits, int n, int64_t classes, float* table) {
+inline bool cumulative_table(const T* logits, int n, int64_t classes, uint64_t* table) {
+  const int64_t cells = n * classes;
+  float* const weights = reinterpret_cast<float*>(table + cells);
   bool proper = true;
   for (int i = 0; i < n; ++i) {
     const T* row = logits + i * classes;
-    float* out = table + i * classes;
+    float* out = weights + i * classes;
     float most = to_float32(row[0]);
     bool nan = most != most;
     for (int64_t k = 0; k < classes; ++k) {
@@ -53,19 +63,29 @@ inline bool cumulative_table(const T* logits, int n, int64_t classes, float* tab
       nan |= out[k] != out[k];
       most = out[k] > most ? out[k] : most;
     }
-    if (nan) most = bit_cast<float>(0x7FC00000u);
-    proper &= most - most == 0;
+    if (nan || most - most != 0) {  // class 0 is certain
+      proper = false;
+      most = 0;
+      for (int64_t k = 0; k < classes; ++k) out[k] = k == 0 ? 0.0f : -__builtin_inff();
+    }
     for (int64_t k = 0; k < classes; ++k) out[k] -= most;
   }
-  each<float>(n * classes, [&](int64_t i, auto k) { store(table + i, exp(load(table + i, k)), k); });
-  for (int i = 0; i < n; ++i)
-    for (int64_t k = 1; k < classes; ++k) table[i * classes + k] += table[i * classes + k - 1];
+  const float unit = unit_weight(classes);
+  each<float>(cells, [&](int64_t i, auto k) { store(weights + i, exp(load(weights + i, k)) * unit, k); });
+  for (int i = 0; i < n; ++i) {
+    uint64_t sum = 0;
+    for (int64_t cell = i * classes; cell < (i + 1) * classes; ++cell) {
+      sum += static_cast<uint64_t>(static_cast<int64_t>(weights[cell]));
+      table[cell] = sum;
+    }
+  }
   return proper;
 }
 
-// How many of the first K - 1 entries are at most u times the last. Sums of non-negative terms do not fall.
-inline int64_t categorical_draw(const float* c, int64_t classes, float u) {
-  const float x = u * c[classes - 1];
+// The class that a word draws: how many of the first K - 1 cumulative weights are at most word 2^-32 times the last.
+inline int64_t categorical_draw(const uint64_t* c, int64_t classes, uint32_t word) {
+  const uint64_t total = c[classes - 1];
+  const uint64_t x = (total >> 32) * word + (((total & 0xFFFFFFFFu) * word) >> 32);
   int64_t below = 0;
   if (classes <= 8) {
     for (int64_t k = 0; k < classes - 1; ++k) below += c[k] <= x;
@@ -106,7 +126,7 @@ void bernoulli_sample(const FamilyProblem& p, void* out, const Part& part) {
 
 // Returns whether all elements have probabilities.
 template <class T>
-bool categorical_sample(const FamilyProblem& p, void* out, const Part& part, float* table) {
+bool categorical_sample(const FamilyProblem& p, void* out, const Part& part, uint64_t* table) {
   alignas(64) float noise[noise_length(kTile)];
   const uint64_t seed = seed_of(p.seed, part.group);
   const int64_t block = elements_of_block(p.classes);
@@ -117,9 +137,10 @@ bool categorical_sample(const FamilyProblem& p, void* out, const Part& part, flo
     proper &= cumulative_table(logits, n, p.classes, table);
     for (int64_t s = part.sample0; s < part.sample1; ++s) {
       const int64_t e = s * p.cols + begin;
-      const float* u = noise_tile<kUniforms>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
+      const float* words = noise_tile<kWords>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
       int64_t* to = static_cast<int64_t*>(out) + part.group * p.samples * p.cols + e;
-      for (int i = 0; i < n; ++i) to[i] = categorical_draw(table + i * p.classes, p.classes, u[i]);
+      for (int i = 0; i < n; ++i)
+        to[i] = categorical_draw(table + i * p.classes, p.classes, bit_cast<uint32_t>(words[i]));
     }
   }
   return proper;

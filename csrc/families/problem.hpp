@@ -22,10 +22,13 @@ static inline int64_t elements_of_block(int64_t classes) {
   return elements < 1 ? 1 : elements < kTile ? elements : kTile;
 }
 
+// Words of the table of `cells` classes: a cumulative weight each, and a float of work.
+static inline int64_t table_words(int64_t cells) { return cells + (cells + 1) / 2; }
+
 struct FamilyKernels {
   static const FamilyKernels baseline, avx2, avx512;
   void (*bernoulli_sample[kDtypes])(const FamilyProblem&, void* out, const Part&);
-  bool (*categorical_sample[kDtypes])(const FamilyProblem&, void* out, const Part&, float* table);
+  bool (*categorical_sample[kDtypes])(const FamilyProblem&, void* out, const Part&, uint64_t* table);
 };
 
 }  // namespace lk

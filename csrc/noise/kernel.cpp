@@ -6,7 +6,7 @@ namespace lk {
 namespace LK_ISA {
 namespace {
 
-template <class T, Substream substream>
+template <class T, Noise kind>
 void fill(uint64_t seed, uint64_t offset, int64_t n, void* out) {
   using C = Compute<T>;
   alignas(64) float buffer[noise_length(kTile)];
@@ -17,11 +17,11 @@ void fill(uint64_t seed, uint64_t offset, int64_t n, void* out) {
     const uint64_t e = offset + static_cast<uint64_t>(i);
     if constexpr (std::is_same<T, float>::value) {
       if (e % 4 == 0 && count % kStep == 0) {
-        noise_tile<substream>(seed, e, count, to + i);
+        noise_tile<kind>(seed, e, count, to + i);
         continue;
       }
     }
-    const float* eps = noise_tile<substream>(seed, e, count, buffer);
+    const float* eps = noise_tile<kind>(seed, e, count, buffer);
     C* at = output_tile(to + i, work.at);
     each<C>(count, [&](int64_t j, auto k) { store(at + j, load_noise<C>(eps + j, k), k); });
     finish_tile(work.at, count, to + i);

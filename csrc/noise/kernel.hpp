@@ -7,7 +7,9 @@
 namespace lk {
 namespace LK_ISA {
 
-enum Substream : uint32_t { kNormals = 0, kUniforms = 1 };
+// What is made of the stream's words. kWords are those of the uniforms, stored as the bits of floats.
+enum Noise { kNormals, kUniforms, kWords };
+constexpr uint32_t substream_of(Noise kind) { return kind == kNormals ? 0 : 1; }
 
 template <int kChains>
 struct Words {
@@ -77,18 +79,20 @@ LK_INLINE F to_uniform(U w) {
 }
 
 // Writes whole steps of kChains * 4 * W elements to [i, end) and advances i and counter past them.
-template <Substream substream, int kChains>
+template <Noise kind, int kChains>
 LK_INLINE void noise_steps(const RoundKeys& keys, uint64_t& counter, int& i, int end, float* out) {
   constexpr int step = kChains * 4 * W;
   for (; i + step <= end; i += step, counter += kChains * W) {
-    const Words<kChains> words = philox<kChains>(keys, counter, substream);
+    const Words<kChains> words = philox<kChains>(keys, counter, substream_of(kind));
     for (int j = 0; j < kChains; ++j) {
       const U* w = words.w[j];
       float* to = out + i + 4 * W * j;
-      if (substream == kNormals) {
+      if constexpr (kind == kNormals) {
         Pack<F, 2> even, odd;
         box_muller<2>({w[0], w[2]}, {w[1], w[3]}, even, odd);
         store_interleaved(to, even.at[0], odd.at[0], even.at[1], odd.at[1]);
+      } else if constexpr (kind == kWords) {
+        store_interleaved(to, bit_cast<F>(w[0]), bit_cast<F>(w[1]), bit_cast<F>(w[2]), bit_cast<F>(w[3]));
       } else {
         store_interleaved(to, to_uniform(w[0]), to_uniform(w[1]), to_uniform(w[2]), to_uniform(w[3]));
       }
@@ -104,15 +108,15 @@ constexpr int noise_length(int n) { return n + 3 + kStep; }
 
 // Writes elements e, ..., e + n - 1 of the stream into `buffer` (noise_length(n) floats) and returns where e stands.
 // Where e % 4 == 0 and n % kStep == 0 it writes exactly buffer[0..n).
-template <Substream substream>
+template <Noise kind>
 inline const float* noise_tile(uint64_t seed, uint64_t e, int n, float* buffer) {
   const RoundKeys keys = round_keys(seed);
   const int skipped = static_cast<int>(e % 4);
   const int end = (n + skipped + kStep - 1) / kStep * kStep;
   uint64_t counter = e / 4;
   int i = 0;
-  noise_steps<substream, kChains>(keys, counter, i, end, buffer);
-  noise_steps<substream, 1>(keys, counter, i, end, buffer);
+  noise_steps<kind, kChains>(keys, counter, i, end, buffer);
+  noise_steps<kind, 1>(keys, counter, i, end, buffer);
   return buffer + skipped;
 }
 

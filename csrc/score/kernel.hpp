@@ -259,7 +259,7 @@ bool score_gradient(const ScoreProblem& p, const Part& part, void* workspace, vo
       [&](const Tile& tile) {
         if (p.family == kGaussian) inverse_scales<T>(p, part.group, tile, beside);
         if (p.family == kCategorical)  // whose table may take what lies beside the sums
-          class_sums<T>(p, part, tile, sums, cells, reinterpret_cast<float*>(beside), outside);
+          class_sums<T>(p, part, tile, sums, cells, reinterpret_cast<uint64_t*>(beside), outside);
         else
           tile_sums<T>(p, part, tile, beside, sums, cells, outside);
         if (partial != nullptr) {

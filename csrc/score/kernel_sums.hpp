@@ -393,7 +393,7 @@ inline void fill_outside(int n, int64_t classes, const C* in, C* out) {
 // The same of the categorical family, for a tile of elements_of_block(K) elements at most: [n, K] each.
 template <class T>
 inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile, Compute<T>* sums, int64_t stride,
-                       float* table, bool& outside) {
+                       uint64_t* table, bool& outside) {
   using C = Compute<T>;
   const int n = tile.size();
   const int64_t plane = p.rows * p.cols, K = p.classes, place = tile.row0 * p.cols + tile.col0;
@@ -415,8 +415,8 @@ inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile
       const int64_t e = s * plane + place;
       const int64_t* z = static_cast<const int64_t*>(p.z) + part.group * p.samples * plane + e;
       if (drawn) {
-        const float* u = noise_tile<kUniforms>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
-        for (int i = 0; i < n; ++i) classes[i] = categorical_draw(table + i * K, K, u[i]);
+        const float* words = noise_tile<kWords>(seed, p.offset + static_cast<uint64_t>(e), n, noise);
+        for (int i = 0; i < n; ++i) classes[i] = categorical_draw(table + i * K, K, bit_cast<uint32_t>(words[i]));
         z = classes;
       }
       const C* w = weights.at(s, n, buffer);

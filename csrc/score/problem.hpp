@@ -30,10 +30,12 @@ struct ScoreProblem {
 };
 
 // Room that one call of score_gradient or score_merge works in, in elements of the compute type: for each fold the sums
-// of a tile, and some arrays of that size beside them. One register more each, as arithmetic runs over the end.
+// of a tile, and some arrays of that size beside them. One register more each, as arithmetic runs over the end; a
+// multiple of 16, so that each array begins where a word of 64 bits may.
 constexpr int kMostSums = 11, kBesideSums = 5;
 static inline int64_t cells_of_tile(const ScoreProblem& p) {
-  return (p.family == kCategorical ? elements_of_block(p.classes) * p.classes : kTile) + 16;
+  const int64_t cells = p.family == kCategorical ? elements_of_block(p.classes) * p.classes : kTile;
+  return (cells + 31) / 16 * 16;
 }
 static inline int64_t score_workspace(const ScoreProblem& p) {
   return (p.folds * kMostSums + kBesideSums) * cells_of_tile(p);

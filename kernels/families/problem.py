@@ -67,6 +67,13 @@ CATEGORICAL = Op(
 )
 
 
+def unit_weight(classes: int) -> float:
+    """Return the weight of the most probable of K classes in fixed point, 2^(62 - ceil(log2 K)): K
+    of them sum to 2^62 at most.
+    """
+    return 2.0 ** (62 - (classes - 1).bit_length())
+
+
 def classes_of(problem: Problem, outputs: Samples | Classes) -> int:
     """Return the number of classes, 0 for a Bernoulli: the dtype of z tells it from one class."""
     return problem.sizes[-1] if outputs.z.dtype == torch.int64 else 0

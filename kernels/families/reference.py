@@ -1,5 +1,5 @@
-"""How discrete families are sampled, in NumPy: fixed float32 operations in a fixed order, so that
-every backend draws the same values. See README.md for the rules.
+"""How discrete families are sampled, in NumPy: fixed operations, rounded in a fixed order or exact,
+so that every backend draws the same values. See README.md for the rules.
 """
 
 from __future__ import annotations
@@ -8,7 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from latent_kernels.kernels.families.problem import Classes, Problem, Samples, classes_of
+from latent_kernels.kernels.families.problem import (
+    Classes,
+    Problem,
+    Samples,
+    classes_of,
+    unit_weight,
+)
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor
@@ -42,18 +48,17 @@ def logistic(u: Floats) -> Floats:
     return x
 
 
-def cumulative(logits: Tensor) -> Floats:
-    """Unnormalized cumulative probabilities [..., K]: c_k = c_(k-1) + e^(l_k - max l), summed in
-    order of k.
+def cumulative(logits: Tensor) -> tuple[npt.NDArray[np.uint64], bool]:
+    """Return the cumulative weights [..., K] in fixed point, c_k = floor(2^B e^(l_0 - max l)) + ...
+    + floor(2^B e^(l_k - max l)), and whether every element has such; class 0 is certain where not.
     """
     values = logits.to("cpu", torch.float32).numpy()
+    largest = values.max(-1, keepdims=True)
+    proper = np.isfinite(largest)
     with np.errstate(invalid="ignore"):
-        weights = exp(values - values.max(-1, keepdims=True))
-    c = np.empty_like(weights)
-    c[..., 0] = weights[..., 0]
-    for k in range(1, values.shape[-1]):
-        c[..., k] = c[..., k - 1] + weights[..., k]
-    return c
+        weights = np.where(proper, exp(values - largest), 0)
+        c = np.cumsum((weights * f32(unit_weight(values.shape[-1]))).astype(np.uint64), -1)
+    return np.where(proper, c, np.uint64(1)), bool(proper.all())
 
 
 def sample(problem: Problem, outputs: Samples | Classes) -> bool:
@@ -64,13 +69,20 @@ def sample(problem: Problem, outputs: Samples | Classes) -> bool:
     (groups, _, samples, rows, cols, _), logits, seed, offset, antithetic = problem
     logits = logits.detach()  # NumPy takes none that require a gradient
     classes, z = classes_of(problem, outputs), outputs.z
-    u = noise.of_groups("uniform", (groups, samples, rows, cols), seed, offset)
+    sizes = groups, samples, rows, cols
     if classes:
-        c = cumulative(logits).reshape(groups, 1, rows, cols, classes)
-        below = c[..., :-1] <= (u * c[..., -1])[..., None]
+        table, proper = cumulative(logits)
+        c = table.reshape(groups, 1, rows, cols, classes)
+        w = noise.of_groups("word", sizes, seed, offset).astype(np.uint64)
+        total, low = c[..., -1], np.uint64(0xFFFFFFFF)
+        # floor(w total / 2^32): the product has up to 94 bits
+        threshold = (total >> np.uint64(32)) * w + ((total & low) * w >> np.uint64(32))
+        below = c[..., :-1] <= threshold[..., None]
         z.copy_(torch.from_numpy(below.sum(-1)).reshape(z.shape))
-        return not bool(np.isnan(c[..., -1]).any())
-    x = torch.from_numpy(logistic(u)).to(logits.device)
+        return proper
+    x = torch.from_numpy(logistic(noise.of_groups("uniform", sizes, seed, offset))).to(
+        logits.device
+    )
     logit = logits.reshape(groups, 1, rows, cols)
     logit = logit if logit.dtype == torch.float64 else logit.float()
     if antithetic:

@@ -11,14 +11,18 @@ import torch
 import triton
 import triton.language as tl
 
-from latent_kernels.kernels.families.problem import Classes, Problem, Samples, classes_of
-from latent_kernels.kernels.launch import OPTIONS, TILE, on_device_of
-from latent_kernels.kernels.noise.triton_gpu import ln, noise_of_groups, philox, to_uniform
+from latent_kernels.kernels.families.problem import (
+    Classes,
+    Problem,
+    Samples,
+    classes_of,
+    unit_weight,
+)
+from latent_kernels.kernels.launch import OPTIONS, TILE, next_power_of_two, on_device_of
+from latent_kernels.kernels.noise.triton_gpu import ln, to_uniform, words_of_groups
 from latent_kernels.kernels.triton_math import exp
 
 Tensor = torch.Tensor
-
-ROWS = 128  # parameter rows of one program of `cumulative_kernel`: one for each thread
 
 
 @triton.jit
@@ -28,32 +32,30 @@ def logistic(u):
 
 
 @triton.jit
-def uniform_of_elements(seed, element):
-    """Single elements of the uniform stream, wherever they lie: four times the work of
-    noise_of_groups.
-    """
-    w0, w1, w2, w3 = philox(seed, element >> 2, 1)
-    second = (element & 2) != 0
-    word = tl.where((element & 1) != 0, tl.where(second, w3, w1), tl.where(second, w2, w0))
-    return to_uniform(word)
+def threshold(total, word):
+    """floor(total word / 2^32) for a total below 2^62 and a word of 32 bits."""
+    w = word.to(tl.int64)
+    low = ((total & 0xFFFFFFFF).to(tl.uint64) * w.to(tl.uint64)) >> 32
+    return (total >> 32) * w + low.to(tl.int64)
 
 
 @triton.jit
-def uniforms_of_block(
+def words_of_block(
     count, plane, seed, seed_stride, offset, blocks,
     seed_is_pointer: tl.constexpr, shift: tl.constexpr, wraps_once: tl.constexpr,
     aligned: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The program's group, its uniforms, where they lie among the group's `count` elements, with
-    the mask, and where their parameters lie among the `plane` of the group. shift = offset % 4.
+    """The program's group, the words of its uniforms, where they lie among the group's `count`
+    elements, with the mask, and where their parameters lie among the `plane` of the group. shift =
+    offset % 4.
     """
     pid = tl.program_id(0).to(tl.int64)
     block = pid % blocks
     group = pid // blocks
     key = tl.load(seed + group * seed_stride) if seed_is_pointer else seed
     first = offset.to(tl.int64) // 4 + block * (BLOCK // 4)
-    u = noise_of_groups(key.to(tl.int64), first + tl.arange(0, BLOCK // 4), 1)
+    words = words_of_groups(key.to(tl.int64), first + tl.arange(0, BLOCK // 4))
     i = block * BLOCK + tl.arange(0, BLOCK) - shift
     # One division of 64 bits for the block, not one for each element. It is below zero only where i
     # is, in block 0.
@@ -64,7 +66,7 @@ def uniforms_of_block(
         position = position.to(tl.int32) % plane
     if aligned:
         position = tl.max_contiguous(tl.multiple_of(position, 4), 4)
-    return group, u, i, (i >= 0) & (i < count), position
+    return group, words, i, (i >= 0) & (i < count), position
 
 
 @triton.jit(do_not_specialize=["seed", "offset", "blocks"])
@@ -75,7 +77,7 @@ def bernoulli_kernel(
     aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """z = 1 where ln u - ln(1 - u) < l; its twin where that of 1 - u is."""
-    group, u, i, mask, position = uniforms_of_block(
+    group, words, i, mask, position = words_of_block(
         count,
         plane,
         seed,
@@ -91,7 +93,7 @@ def bernoulli_kernel(
     logits = tl.load(logits_ptr + group * plane + position, mask=mask, other=0.0)
     if logits.dtype != tl.float64:
         logits = logits.to(tl.float32)
-    x = logistic(u).to(logits.dtype)
+    x = logistic(to_uniform(words)).to(logits.dtype)
     first = group * 2 * count if antithetic else group * count
     z = tl.where(logits != logits, logits, tl.where(x < logits, 1.0, 0.0).to(logits.dtype))
     tl.store(z_ptr + first + i, z.to(z_ptr.dtype.element_ty), mask=mask)
@@ -102,23 +104,36 @@ def bernoulli_kernel(
         tl.store(z_ptr + first + count + i, z.to(z_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["K"])
-def cumulative_kernel(c_ptr, logits_ptr, count, K, BLOCK: tl.constexpr):
-    """Cumulative [count, K]: c_k = c_(k-1) + e^(l_k - max l), in order of k; a scan would add in
-    another.
+@triton.jit(do_not_specialize=["K", "unit"])
+def cumulative_kernel(
+    c_ptr, logits_ptr, count, K, unit, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Cumulative weights [count, K] in fixed point, `unit` for the most probable class. Their sums
+    are exact, in any order.
     """
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = i < count
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
     at = i * K
-    largest = tl.load(logits_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    for k in range(1, K):
-        largest = tl.maximum(
-            largest, tl.load(logits_ptr + at + k, mask=mask, other=0.0).to(tl.float32)
-        )
-    c = tl.zeros((BLOCK,), tl.float32)
-    for k in range(K):
-        c += exp(tl.load(logits_ptr + at + k, mask=mask, other=0.0).to(tl.float32) - largest)
-        tl.store(c_ptr + at + k, c, mask=mask)
+    largest = tl.full((BLOCK, 1), float("-inf"), tl.float32)
+    spoiled = tl.zeros((BLOCK, 1), tl.int32)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        x = tl.load(logits_ptr + at + k, mask=(i < count) & (k < K), other=float("-inf"))
+        x = x.to(tl.float32)
+        spoiled |= tl.max((x != x).to(tl.int32), 1, keep_dims=True)
+        x = tl.where(x == x, x, float("-inf"))
+        largest = tl.maximum(largest, tl.max(x, 1, keep_dims=True))
+    proper = (spoiled == 0) & (tl.abs(largest) < float("inf"))
+    shift = tl.where(proper, largest, 0.0)
+    total = tl.zeros((BLOCK, 1), tl.int64)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        inside = (i < count) & (k < K)
+        x = tl.load(logits_ptr + at + k, mask=inside, other=float("-inf")).to(tl.float32)
+        x = tl.where(proper & inside, x - shift, float("-inf"))
+        weight = (exp(x) * unit).to(tl.int64)
+        c = total + tl.cumsum(weight, 1)
+        tl.store(c_ptr + at + k, tl.where(proper, c, 1), mask=inside)
+        total += tl.sum(weight, 1, keep_dims=True)
 
 
 @triton.jit(do_not_specialize=["seed", "offset", "blocks", "K"])
@@ -128,10 +143,10 @@ def categorical_kernel(
     wraps_once: tl.constexpr,
     aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """z = the number of k < K - 1 with c_k <= u c_(K-1), found by bisection since c ascends;
+    """z = the number of k < K - 1 with c_k <= w 2^-32 c_(K-1), found by bisection since c ascends;
     2^steps >= K.
     """
-    group, u, i, mask, position = uniforms_of_block(
+    group, words, i, mask, position = words_of_block(
         count,
         plane,
         seed,
@@ -145,12 +160,12 @@ def categorical_kernel(
         BLOCK,
     )
     c_row = c_ptr + (group * plane + position) * K
-    threshold = u * tl.load(c_row + (K - 1), mask=mask, other=0.0)
+    t = threshold(tl.load(c_row + (K - 1), mask=mask, other=0), words)
     z = tl.zeros((BLOCK,), tl.int32)
     for step in tl.static_range(steps):
         more = z + (1 << (steps - 1 - step))
         inside = mask & (more < K)
-        below = tl.load(c_row + (more - 1), mask=inside, other=0.0) <= threshold  # no NaN is
+        below = tl.load(c_row + (more - 1), mask=inside, other=0) <= t
         z = tl.where(inside & below, more, z)
     tl.store(z_ptr + group * count + i, z.to(tl.int64), mask=mask)
 
@@ -159,14 +174,17 @@ def categorical_kernel(
 
 
 def cumulative(logits: Tensor) -> Tensor:
-    """Unnormalized cumulative probabilities of contiguous logits [..., K], float32."""
-    c = torch.empty_like(logits, dtype=torch.float32)
+    """Return the cumulative weights of contiguous logits [..., K] in fixed point, int64."""
+    c = torch.empty_like(logits, dtype=torch.int64)
     classes = logits.size(-1)
     count = logits.numel() // classes
+    block_k = min(TILE, next_power_of_two(classes))
+    block = TILE // block_k
     with on_device_of(logits):
-        cumulative_kernel[(triton.cdiv(count, ROWS),)](
-            c, logits, count, classes, BLOCK=ROWS, **OPTIONS
-        )
+        cumulative_kernel[(triton.cdiv(count, block),)](
+            c, logits, count, classes, unit_weight(classes),
+            BLOCK=block, BLOCK_K=block_k, **OPTIONS,
+        )  # fmt: skip
     return c
 
 

@@ -6,6 +6,8 @@ the contract.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -132,22 +134,27 @@ def normal(count: int, seed: int, offset: int = 0) -> Floats:
     return x.reshape(-1)[offset % 4 :][:count]
 
 
+def word(count: int, seed: int, offset: int = 0) -> Words:
+    """Return the words of the uniforms offset, ..., offset + count - 1 of the seed."""
+    return _words(count, seed, offset, UNIFORMS).reshape(-1)[offset % 4 :][:count]
+
+
 def uniform(count: int, seed: int, offset: int = 0) -> Floats:
     """Return elements offset, ..., offset + count - 1 of the seed's uniforms on (0, 1)."""
-    u: Floats = np.minimum(to_unit(_words(count, seed, offset, UNIFORMS)), f32(1 - 2.0**-24))
-    return u.reshape(-1)[offset % 4 :][:count]
+    u: Floats = np.minimum(to_unit(word(count, seed, offset)), f32(1 - 2.0**-24))
+    return u
 
 
 def of_groups(
     kind: str, sizes: tuple[int, int, int, int], seed: int | torch.Tensor, offset: int
-) -> Floats:
-    """Noise ("normal" or "uniform") of a problem [groups, samples, rows, cols]; `seed` is one, or
-    one a group.
+) -> npt.NDArray[Any]:
+    """Noise of a problem [groups, samples, rows, cols]: "normal", "uniform", or the "word" of a
+    uniform. `seed` is one, or one a group.
     """
     groups, count = sizes[0], sizes[1] * sizes[2] * sizes[3]
     seeds = [seed] * groups if isinstance(seed, int) else seed.reshape(-1).expand(groups).tolist()
-    make = normal if kind == "normal" else uniform
-    noise = np.empty((groups, count), f32)
+    make: Any = {"normal": normal, "uniform": uniform, "word": word}[kind]
+    noise = np.empty((groups, count), np.uint32 if kind == "word" else f32)
     for group, s in enumerate(seeds):
         noise[group] = make(count, s, offset)
     return noise.reshape(sizes)

@@ -96,12 +96,29 @@ def to_uniform(word):
 
 
 @triton.jit
+def words_of_groups(seed, group):
+    """The words of uniforms 4 g, ..., 4 g + 3 for counters g [..., n], in order: [..., 4 n]."""
+    w0, w1, w2, w3 = philox(seed, group, 1)
+    return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+
+
+@triton.jit
+def word_of_elements(seed, element):
+    """The words of single elements of the uniforms, wherever they lie: four times the work of
+    words_of_groups.
+    """
+    w0, w1, w2, w3 = philox(seed, element >> 2, 1)
+    second = (element & 2) != 0
+    return tl.where((element & 1) != 0, tl.where(second, w3, w1), tl.where(second, w2, w0))
+
+
+@triton.jit
 def noise_of_groups(seed, group, substream: tl.constexpr):
     """Elements 4 g, ..., 4 g + 3 of the stream for counters g [..., n], in order along the last
     axis: [..., 4 n].
     """
-    w0, w1, w2, w3 = philox(seed, group, substream)
     if substream == 0:
+        w0, w1, w2, w3 = philox(seed, group, 0)
         radius0, sine0, cosine0 = radius_and_angle(w0, w1)
         radius2, sine2, cosine2 = radius_and_angle(w2, w3)
         x = tl.interleave(
@@ -109,10 +126,7 @@ def noise_of_groups(seed, group, substream: tl.constexpr):
             tl.interleave(radius0 * sine0, radius2 * sine2),
         )
     else:
-        x = tl.interleave(
-            tl.interleave(to_uniform(w0), to_uniform(w2)),
-            tl.interleave(to_uniform(w1), to_uniform(w3)),
-        )
+        x = to_uniform(words_of_groups(seed, group))
     return x
 
 

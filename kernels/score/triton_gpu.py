@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from latent_kernels.kernels.families.triton_gpu import cumulative, logistic, uniform_of_elements
+from latent_kernels.kernels.families.triton_gpu import cumulative, logistic, threshold
 from latent_kernels.kernels.gaussian.triton_gpu import (
     ALIGNED,
     SCATTERED,
@@ -35,7 +35,11 @@ from latent_kernels.kernels.launch import (
     on_device_of,
     tile_shape,
 )
-from latent_kernels.kernels.noise.triton_gpu import noise_of_groups
+from latent_kernels.kernels.noise.triton_gpu import (
+    to_uniform,
+    word_of_elements,
+    words_of_groups,
+)
 from latent_kernels.kernels.score.problem import (
     Estimate,
     Problem,
@@ -71,13 +75,19 @@ FINISH_TILE = 512
 
 
 @triton.jit
-def uniform_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Uniforms [BLOCK_N, BLOCK_D] from `element` [BLOCK_N, 1] of the stream on."""
+def word_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Words [BLOCK_N, BLOCK_D] of the uniforms from `element` [BLOCK_N, 1] of the stream on."""
     if layout == SCATTERED:
-        u = uniform_of_elements(key, element + tl.arange(0, BLOCK_D)[None, :])
+        words = word_of_elements(key, element + tl.arange(0, BLOCK_D)[None, :])
     else:
-        u = noise_of_groups(key, (element >> 2) + tl.arange(0, BLOCK_D // 4)[None, :], 1)
-    return u
+        words = words_of_groups(key, (element >> 2) + tl.arange(0, BLOCK_D // 4)[None, :])
+    return words
+
+
+@triton.jit
+def logistic_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
+    """ln u - ln(1 - u) of the uniforms [BLOCK_N, BLOCK_D] from `element` on."""
+    return logistic(to_uniform(word_tile(key, element, layout, BLOCK_D)))
 
 
 # Sizes that may be 1 are not specialized: Triton would make constants of them, without a `.to`.
@@ -256,10 +266,7 @@ def bernoulli_kernel(
         if more and per_element:
             f -= shift
         if from_seed:
-            on = (
-                logistic(uniform_tile(key, element + s * plane, layout, BLOCK_D)).to(compute)
-                < logits
-            )
+            on = logistic_tile(key, element + s * plane, layout, BLOCK_D).to(compute) < logits
             F0 += tl.where(on, 0.0, f)
         else:
             z = tl.load(z_ptr + (group * S + s) * plane + in_plane, mask=mask, other=0.0).to(
@@ -313,7 +320,7 @@ def antithetic_kernel(
         twin = tl.load(values_ptr + (S + s) * width, mask=value_mask, other=0.0)
         w = ((tl.load(values_ptr + s * width, mask=value_mask, other=0.0) - twin) * 0.5).to(compute)
         if from_seed:
-            x = logistic(uniform_tile(key, element + s * plane, layout, BLOCK_D)).to(compute)
+            x = logistic_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
             d = (x < logits).to(compute) - (0.0 - x < logits).to(compute)
         else:
             z_at = z_ptr + (group * 2 * S + s) * plane + in_plane
@@ -375,9 +382,9 @@ def categorical_kernel(
 
     if from_seed:
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
-        total = tl.load(c_ptr + (group * plane + e) * K + (K - 1), mask=valid, other=0.0)
-        c = tl.load(c_ptr + at, mask=mask, other=0.0)
-        c_before = tl.load(c_ptr + at - 1, mask=mask & (k > 0), other=0.0)
+        total = tl.load(c_ptr + (group * plane + e) * K + (K - 1), mask=valid, other=0)
+        c = tl.load(c_ptr + at, mask=mask, other=0)
+        c_before = tl.load(c_ptr + at - 1, mask=mask & (k > 0), other=0)
     if more and per_element:
         shift = tl.load(values_ptr + of_value, mask=valid, other=0.0).to(compute)
 
@@ -397,9 +404,9 @@ def categorical_kernel(
         )
         if more and per_element:
             f -= shift
-        if from_seed:  # z = k where c_(k-1) <= u c_(K-1) < c_k, which the ends have no bound for
-            threshold = uniform_tile(key, element + s * plane, layout, BLOCK_E) * total
-            on = ((c_before <= threshold) | (k == 0)) & ((c > threshold) | (k == K - 1))
+        if from_seed:  # z = k where c_(k-1) <= w 2^-32 c_(K-1) < c_k
+            t = threshold(total, word_tile(key, element + s * plane, layout, BLOCK_E))
+            on = (c_before <= t) & (t < c)
             F += f
         else:
             z = tl.load(z_ptr + (group * S + s) * plane + e, mask=valid, other=0)

@@ -7,13 +7,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 import latent_kernels as lk
 from latent_kernels.kernels.families import reference
-from latent_kernels.kernels.families.problem import Classes, Problem, Samples
+from latent_kernels.kernels.families.problem import Classes, Problem, Samples, unit_weight
+from latent_kernels.kernels.noise import reference as noise
 from tests.checks import DTYPES
 
 Tensor = torch.Tensor
@@ -84,6 +86,7 @@ DRAWS = [
     (4, 3, 1, 300),
     (1, 2, 1500, 3),
     (77, 1, 5, 17),
+    (200, 1, 1, 70_000),
     (2, 0, 4, 3),
 ]
 
@@ -271,6 +274,61 @@ def test_categorical_frequencies(classes: int) -> None:
         assert len(found) == classes
         if classes > 1:
             assert stats.chisquare(found.numpy(), expected.numpy()).pvalue > 1e-6
+
+
+def one_of_many() -> Tensor:
+    """Class 0 of probability 0.99 among 250,000: it comes first, and what follows is small."""
+    logits = torch.zeros(250_000)
+    logits[0] = math.log(99 * (len(logits) - 1))
+    return logits
+
+
+MANY_CLASSES = {
+    "one of 250,000": one_of_many,
+    "Zipf's million": lambda: -torch.arange(1, 10**6 + 1).double().log().float(),
+    "2 to 1": lambda: torch.tensor([math.log(2.0), 0.0]).repeat_interleave(2**23),
+}
+many_classes = pytest.mark.parametrize(
+    "name",
+    ["one of 250,000", "Zipf's million", pytest.param("2 to 1", marks=pytest.mark.slow)],
+)
+
+
+@many_classes
+def test_the_small_classes_of_very_many_are_drawn(name: str) -> None:
+    """As often as they should be, by blocks of neighbours, and the very ones of the rule."""
+    logits = MANY_CLASSES[name]()
+    block = -(-len(logits) // 1000)
+    probabilities = torch.softmax(logits.double(), 0)
+    expected = torch.zeros(1000).double()
+    expected.index_add_(0, torch.arange(len(logits)) // block, probabilities)
+    z = lk.Categorical(logits[None]).sample(400_000, seed=1)[:, 0]
+    found = torch.bincount(z // block, minlength=1000)
+    error = (found / len(z) - expected) / (expected * (1 - expected) / len(z)).sqrt()
+    assert error.abs().max() < 5
+    assert (error**2).mean() < 1.2
+    table, _ = reference.cumulative(logits)
+    word = noise.word(len(z), 1).astype(object)  # Python's integers: products of 94 bits
+    thresholds = (word * int(table[-1]) >> 32).astype(np.uint64)
+    assert np.array_equal(z.numpy(), np.searchsorted(table[:-1], thresholds, side="right"))
+
+
+@many_classes
+def test_every_class_has_its_probability(name: str) -> None:
+    """Within the bound of kernels/families/README.md, counted over all 2^32 words."""
+    logits = MANY_CLASSES[name]()
+    table, proper = reference.cumulative(logits)
+    assert proper
+    total = int(table[-1])
+    # The words below which a class up to k is drawn: the least w with floor(w total / 2^32) >= c_k.
+    # ceil(2^32 c_k / total) in float64 is right to a word or so.
+    words = np.minimum(np.ceil(table.astype(np.float64) * (2.0**32 / total)), 2.0**32)
+    found = np.diff(words, prepend=0.0) / 2.0**32
+    p = torch.softmax(logits.double(), 0).numpy()
+    unit = unit_weight(len(logits))
+    allowed = 2 * 2.0**-32 + (1 + len(p) * p) / unit + 2.0**-21 * p
+    assert np.all(np.abs(found - p) < allowed)
+    assert np.all(np.abs(np.cumsum(found) - np.cumsum(p)) < 2.0**-21)
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "categorical"])
