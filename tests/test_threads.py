@@ -62,6 +62,59 @@ assert draw() == expected
     run_forked(PRELUDE + SCORE + code)
 
 
+# A call of each kind, those among them that leave large operations to torch, over enough elements.
+EVERY_CALL = """
+import numpy as np
+mean, logvar, x = torch.randn(3, 3000, 40).unbind()
+grey, rows = torch.rand(3000, 40), np.random.default_rng(0).standard_normal((20_000, 3))
+q, c, log_w = lk.Bernoulli(mean), lk.Categorical(torch.randn(3000, 8, 6)), torch.randn(40, 3000)
+z, dictionary = q.sample(4, seed=1), torch.nn.functional.normalize(torch.randn(60, 40))
+normal = lk.FusedNormal(mean, torch.exp(0.5 * logvar))
+encoder = lk.LISTA.from_dictionary(dictionary, 0.1, 2)
+recurrent = torch.eye(60) - dictionary @ dictionary.T
+mixture = lk.GaussianMixture(2, tol=1e9, random_state=0)
+calls = [
+    lambda: lk.rsample_kl(mean, logvar, 2, seed=1)[0],
+    lambda: lk.rsample_log_prob(mean, logvar, 2, seed=1)[1],
+    lambda: lk.gaussian_log_prob(x.double(), mean, logvar),
+    lambda: lk.bernoulli_log_prob((255 * grey).to(torch.uint8) > 127, mean),
+    lambda: q.log_prob(z),
+    lambda: q.entropy(),
+    lambda: q.kl(lk.Bernoulli(x)),
+    lambda: c.log_prob(c.sample(4, seed=1)),
+    lambda: c.entropy(),
+    lambda: (torch.manual_seed(3), normal.rsample((2,)))[1],
+    lambda: normal.log_prob(x),
+    lambda: lk.score_function_expectation(q, log_w[:4], z),
+    lambda: lk.importance_bound(log_w),
+    lambda: lk.elbo(log_w, kl=lk.gaussian_kl(mean, logvar)),
+    lambda: lk.effective_sample_size(log_w),
+    lambda: lk.pareto_k(log_w),
+    lambda: encoder(x),
+    lambda: lk.lista_encode(x, dictionary.T, recurrent, 0.1, n_layers=2),
+    lambda: lk.sparse_encode(x[:100].half(), dictionary.half(), alpha=0.1),
+    lambda: torch.from_numpy(mixture.fit(rows).means_),
+]
+"""
+
+
+def test_every_call_in_a_forked_process_of_one_thread() -> None:
+    """Also where torch has used its OpenMP threads, without which a child of several hangs."""
+    code = """
+torch.set_num_threads(1)
+expected = [call().detach().numpy().tobytes() for call in calls]
+torch.set_num_threads(3)
+torch.randn(4_000_000).sum()
+pid = os.fork()
+if pid == 0:
+    torch.set_num_threads(1)
+    found = [call().detach().numpy().tobytes() for call in calls]
+    os._exit(0 if found == expected else 1)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    run_forked(PRELUDE + EVERY_CALL + code)
+
+
 def test_score_function_in_dataloader_workers() -> None:
     code = """
 class Gradients(torch.utils.data.Dataset):
