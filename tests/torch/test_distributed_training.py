@@ -1,0 +1,69 @@
+"""Training under DistributedDataParallel: two processes of half a batch are one of the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.processes import run_forked
+
+CODE = """
+import os, torch, latent_kernels as lk
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+FOLDER, ROWS, LATENTS, STEPS = {folder!r}, 24, 4, 5
+
+class VAE(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = torch.nn.Linear(12, 2 * LATENTS)
+        self.decoder = torch.nn.Linear(LATENTS, 12)
+        self.prior_logvar = torch.nn.Parameter(torch.zeros(LATENTS))
+
+    def forward(self, x, seed, first):
+        mean, logvar = self.encoder(x).chunk(2, -1)
+        z, kl = lk.rsample_kl(
+            mean, logvar, seed=seed, offset=first * LATENTS, prior_logvar=self.prior_logvar
+        )
+        return (kl - lk.bernoulli_log_prob(x, self.decoder(z))).mean()
+
+x = (torch.rand(ROWS, 12, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+
+def train(model, first, count):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        model(x[first : first + count], step, first).backward()
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+def process(rank):
+    store = dist.FileStore(FOLDER + "/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    found = train(DistributedDataParallel(VAE()), rank * ROWS // 2, ROWS // 2)
+    torch.save(found, FOLDER + f"/{{rank}}.pt")
+    dist.destroy_process_group()
+
+torch.set_num_threads(1)
+children = []
+for rank in range(2):
+    children.append(os.fork())
+    if children[-1] == 0:
+        process(rank)
+        os._exit(0)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+alone = train(VAE(), 0, ROWS)
+first, second = (torch.load(FOLDER + f"/{{rank}}.pt") for rank in range(2))
+start = [p.detach() for p in VAE().parameters()]
+for a, b, c, before in zip(first, second, alone, start, strict=True):
+    assert torch.equal(a, b)
+    assert torch.allclose(a, c, rtol=1e-4, atol=1e-5), (a - c).abs().max()
+    assert not torch.allclose(a, before, atol=0.01)
+"""
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """A process's share of the noise begins at the offset of its first row."""
+    run_forked(CODE.format(folder=str(tmp_path)))
