@@ -105,6 +105,26 @@ def test_a_file_has_its_name_only_when_it_is_complete(tmp_path):
     assert path.read_text() == "whole"
 
 
+def test_a_file_that_cannot_be_completed_is_named(tmp_path):
+    """As on a full disk, whose error comes from a write and does not say where."""
+    code = """
+import resource, signal
+from pathlib import Path
+from latent_kernels.cli import frame
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    frame.write_text(Path("{path}"), 5000 * "x")
+except OSError as error:
+    print(error.filename)
+"""
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    assert processes.run_forked(code.format(path=path)) == f"{path}\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "before"
+
+
 def test_output_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     occupied = tmp_path / "file"
     occupied.write_text("kept")

@@ -170,6 +170,9 @@ def complete(path: Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names none
+        raise
     finally:
         part.unlink(missing_ok=True)
 
