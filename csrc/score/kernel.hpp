@@ -1,7 +1,7 @@
 // Score-function gradients from the sums of kernel_sums.hpp.
 #pragma once
 
-#include "score/kernel_sums.hpp"
+#include "score/kernel_classes.hpp"
 
 namespace lk {
 namespace LK_ISA {
@@ -103,20 +103,16 @@ LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& squ
   gradient = gradient * per_sample;
 }
 
-// Writes `count` cells from `place` on of parameter j: factor times scale (or 1) times the estimate, times weight (or
-// 1); and the variance.
-template <class T, bool coefficients, class MomentsAt>
-LK_NOINLINE void write_cells(const ScoreProblem& p, int j, int64_t place, int count, Compute<T> factor,
-                             const Compute<T>* scale, const Compute<T>* weight, MomentsAt moments, Compute<T>* buffer) {
-  using C = Compute<T>;
-  T* const to = static_cast<T*>(p.gradients[j]) + place;
-  C* const out = output_tile(to, buffer);
-  C* const variance = p.variances[j] != nullptr ? static_cast<C*>(p.variances[j]) + place : nullptr;
+// Writes the gradients of `count` cells: factor times scale (or 1) times the estimate, times weight (or 1); and their
+// variances, or nullptr.
+template <bool coefficients, class C, class MomentsAt>
+LK_NOINLINE void write_cells(const ScoreProblem& p, int count, C factor, const C* scale, const C* weight,
+                             MomentsAt moments, C* out, C* variance) {
   const C per_sample = C(1) / static_cast<C>(p.samples);
   const C per_other = p.samples > 1 ? C(1) / static_cast<C>(p.samples - 1) : C(__builtin_nan(""));
   each<C>(count, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
     const auto of = [&](int64_t fold) LK_INLINE_LAMBDA { return moments(fold, i, k); };
-    auto gradient = load(buffer + i, k), square = gradient;
+    auto gradient = load(out + i, k), square = gradient;
     estimate<coefficients, C>(p, of, gradient, square);
     auto scaled = gradient * factor;
     if (scale != nullptr) scaled = scaled * load(scale + i, k);
@@ -129,17 +125,28 @@ LK_NOINLINE void write_cells(const ScoreProblem& p, int j, int64_t place, int co
     if (weight != nullptr) scaled = scaled * load(weight + i, k);
     store(out + i, scaled, k);
   });
-  finish_tile(out, count, to);
 }
 
+template <class C, class MomentsAt>
+inline void write_cells(const ScoreProblem& p, int count, C factor, const C* scale, const C* weight,
+                        const MomentsAt& moments, C* out, C* variance) {
+  if (keeps_coefficients(p))
+    write_cells<true>(p, count, factor, scale, weight, moments, out, variance);
+  else
+    write_cells<false>(p, count, factor, scale, weight, moments, out, variance);
+}
+
+// The same of `count` elements of parameter j, from `place` on.
 template <class T, class MomentsAt>
 inline void write_gradient(const ScoreProblem& p, int j, int64_t place, int count, Compute<T> factor,
                            const Compute<T>* scale, const Compute<T>* weight, const MomentsAt& moments,
                            Compute<T>* buffer) {
-  if (keeps_coefficients(p))
-    write_cells<T, true>(p, j, place, count, factor, scale, weight, moments, buffer);
-  else
-    write_cells<T, false>(p, j, place, count, factor, scale, weight, moments, buffer);
+  using C = Compute<T>;
+  T* const to = static_cast<T*>(p.gradients[j]) + place;
+  C* const out = output_tile(to, buffer);
+  write_cells(p, count, factor, scale, weight, moments, out,
+              p.variances[j] != nullptr ? static_cast<C*>(p.variances[j]) + place : nullptr);
+  finish_tile(out, count, to);
 }
 
 // 1 / (1 + e^-|l|) and e^-|l| / (1 + e^-|l|): the larger and the smaller probability of a Bernoulli.
@@ -190,35 +197,6 @@ inline void finish_gradients(const ScoreProblem& p, int64_t group, const Tile& t
   write_gradient<T>(p, 0, place, n, C(1), pairs ? scale.at : nullptr, weight, moments, result.at);
 }
 
-// Softmax of n elements and 1 less it, both without cancellation: [n, K].
-template <class T>
-inline void softmax(const T* logits, int n, int64_t classes, Compute<T>* p, Compute<T>* q) {
-  using C = Compute<T>;
-  const int64_t cells = n * classes;
-  if constexpr (std::is_same<T, C>::value)
-    std::memcpy(p, logits, sizeof(C) * static_cast<size_t>(cells));
-  else
-    widen_all(logits, cells, p);
-  for (int i = 0; i < n; ++i) {
-    C* row = p + i * classes;
-    C most = row[0];
-    for (int64_t k = 1; k < classes; ++k) most = row[k] > most || row[k] != row[k] ? row[k] : most;
-    for (int64_t k = 0; k < classes; ++k) row[k] -= most;
-  }
-  each<C>(cells, [&](int64_t i, auto k) { store(p + i, exp(load(p + i, k)), k); });
-  for (int i = 0; i < n; ++i) {
-    C *row = p + i * classes, *rest = q + i * classes, below = 0;
-    int64_t top = 0;
-    for (int64_t k = 1; k < classes; ++k) top = row[k] > row[top] ? k : top;
-    for (int64_t k = 0; k < classes; ++k) below += k == top ? C(0) : row[k];
-    const C share = C(1) / (row[top] + below);
-    for (int64_t k = 0; k < classes; ++k) {
-      row[k] *= share;
-      rest[k] = k == top ? below * share : C(1) - row[k];
-    }
-  }
-}
-
 template <class T>
 inline void finish_classes(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* sums,
                            int64_t stride, Compute<T>* beside) {
@@ -226,25 +204,28 @@ inline void finish_classes(const ScoreProblem& p, int64_t group, const Tile& til
   Scratch<C> weight_buffer;
   const int n = tile.size();
   const int64_t K = p.classes, cells = cells_of_tile(p),
-                element = group * p.rows * p.cols + tile.row0 * p.cols + tile.col0;
-  C *const in = beside, *const out = beside + cells, *const of_classes = beside + 2 * cells,
-           *const buffer = beside + 3 * cells;
-  softmax(static_cast<const T*>(p.parameters[0]) + element * K, n, K, in, out);
+                place = (group * p.rows * p.cols + tile.row0 * p.cols + tile.col0) * K;
+  C *const in = beside, *const out = in + cells, *const of_classes = out + cells, *const gradient = of_classes + cells,
+           *const variance = gradient + cells;
+  softmax_by_class(static_cast<const T*>(p.parameters[0]) + place, n, K, in, out);
   const C* weight = upstream_tile(p, group, tile, weight_buffer.at);
-  if (weight != nullptr) {
-    for (int i = 0; i < n; ++i)
-      for (int64_t k = 0; k < K; ++k) of_classes[i * K + k] = weight[i];
-  }
+  for (int64_t k = 0; weight != nullptr && k < K; ++k)
+    std::memcpy(of_classes + k * n, weight, sizeof(C) * static_cast<size_t>(n));
   const DiscreteMoments<C> moments{sums, stride, keeps_coefficients(p), keeps_squares(p), false, in, out};
-  write_gradient<T>(p, 0, element * K, static_cast<int>(n * K), C(1), nullptr, weight != nullptr ? of_classes : nullptr,
-                    moments, buffer);
+  write_cells(p, static_cast<int>(n * K), C(1), static_cast<const C*>(nullptr),
+              weight != nullptr ? of_classes : nullptr, moments, gradient, keeps_squares(p) ? variance : nullptr);
+  T* const to = static_cast<T*>(p.gradients[0]) + place;
+  C* const by_element = output_tile(to, in);
+  each_cell(n, K, [&](int64_t i, int64_t by_class) { by_element[i] = gradient[by_class]; });
+  finish_tile(by_element, static_cast<int>(n * K), to);
+  if (!keeps_squares(p)) return;
+  C* const variances = static_cast<C*>(p.variances[0]) + place;
+  each_cell(n, K, [&](int64_t i, int64_t by_class) { variances[i] = variance[by_class]; });
 }
 
 // --- what the bindings call -----------------------------------------------------------------------------------
 
-inline int64_t tile_limit(const ScoreProblem& p) {
-  return p.family == kCategorical ? smaller(elements_of_block(p.classes), kTile - 1) : kTile;
-}
+inline int64_t tile_limit(const ScoreProblem& p) { return p.family == kCategorical ? class_tile(p) : kTile; }
 
 // The whole gradient of a part, or with `partial` its samples' sums alone. False where z is outside the support.
 template <class T>

@@ -32,9 +32,11 @@ struct ScoreProblem {
 // Room that one call of score_gradient or score_merge works in, in elements of the compute type: for each fold the sums
 // of a tile, and some arrays of that size beside them. One register more each, as arithmetic runs over the end; a
 // multiple of 16, so that each array begins where a word of 64 bits may.
+constexpr int64_t kClassTile = 128;  // elements of a categorical tile: several samples of them fit a buffer of kTile
+static inline int64_t class_tile(const ScoreProblem& p) { return std::min(elements_of_block(p.classes), kClassTile); }
 constexpr int kMostSums = 11, kBesideSums = 5;
 static inline int64_t cells_of_tile(const ScoreProblem& p) {
-  const int64_t cells = p.family == kCategorical ? elements_of_block(p.classes) * p.classes : kTile;
+  const int64_t cells = p.family == kCategorical ? class_tile(p) * p.classes : kTile;
   return (cells + 31) / 16 * 16;
 }
 static inline int64_t score_workspace(const ScoreProblem& p) {
