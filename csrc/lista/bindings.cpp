@@ -1,4 +1,3 @@
-#include <limits>
 
 #include "host/bind.hpp"
 #include "lista/host_gradients.hpp"
@@ -47,23 +46,10 @@ struct FieldsOf<lista::Gradients> {
 namespace lista {
 namespace {
 
-template <class T>
-T least_of(int64_t n, const T* x) {
-  T least = std::numeric_limits<T>::infinity();
-  bool finite = true;
-  for (int64_t i = 0; i < n; ++i) {
-    least = x[i] < least ? x[i] : least;
-    finite &= x[i] - x[i] == T(0);
-  }
-  return finite ? least : std::numeric_limits<T>::quiet_NaN();
-}
-
 // The least value; infinity of none, NaN where one is infinite or NaN.
 double least_value(Dtype dtype, int64_t n, const void* x) {
   double least;
-  without_gil([&] {
-    least = dtype == kFloat64 ? least_of(n, static_cast<const double*>(x)) : least_of(n, static_cast<const float*>(x));
-  });
+  without_gil([&] { least = active<ListaKernels>().least[dtype == kFloat64 ? 1 : 0](n, x); });
   return least;
 }
 

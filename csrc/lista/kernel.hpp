@@ -175,5 +175,33 @@ void lista_finish(const Lista& p, const ListaTile& tile, void* out) {
   to_dense(nonzeros<T>(tile.codes), tile.rows, n, Matrix<T>{static_cast<T*>(out) + tile.row0 * n, n});
 }
 
+template <class T>
+double lista_least(int64_t n, const void* values) {
+  constexpr int kChains = 4;
+  const T* x = static_cast<const T*>(values);
+  T low = static_cast<T>(__builtin_inf()), spoiled = 0;  // spoiled: 0, or NaN
+  Vec<T> lows[kChains], spoils[kChains] = {};
+  for (int j = 0; j < kChains; ++j) lows[j] = splat(low);
+  int64_t i = 0;
+  for (; i + kChains * lanes<T> <= n; i += kChains * lanes<T>) {
+    for (int j = 0; j < kChains; ++j) {
+      const Vec<T> v = load(x + i + j * lanes<T>);
+      lows[j] = v < lows[j] ? v : lows[j];
+      spoils[j] = spoils[j] + (v - v);
+    }
+  }
+  for (; i < n; ++i) {
+    low = x[i] < low ? x[i] : low;
+    spoiled += x[i] - x[i];
+  }
+  for (int j = 0; j < kChains; ++j) {
+    for (int lane = 0; lane < lanes<T>; ++lane) {
+      low = lows[j][lane] < low ? lows[j][lane] : low;
+      spoiled += spoils[j][lane];
+    }
+  }
+  return spoiled == 0 ? static_cast<double>(low) : __builtin_nan("");
+}
+
 }  // namespace LK_ISA
 }  // namespace lk

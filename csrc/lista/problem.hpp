@@ -97,6 +97,7 @@ struct ListaKernels {
   void (*backward[2])(const Lista&, const ListaBackward&);
   void (*outer[2])(const Outer&);
   void (*dense_outer[2])(const DenseOuter&);
+  double (*least[2])(int64_t n, const void* x);  // the least value; infinity of none, NaN where one is not finite
 };
 
 }  // namespace lk

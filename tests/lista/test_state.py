@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from latent_kernels.kernels.lista import cpp_cpu, reference
+from latent_kernels.kernels.lista.values import finite
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
 from tests.lista.checks import Choices, Tensors, as_problem, forward
 from tests.processes import run
@@ -169,3 +170,20 @@ print(failed, lk.lista_encode(x[:9], w, s, 0.01, n_layers=2).shape)
     failed, shape = run(code).split(" ", 1)
     assert int(failed) > 0
     assert "[9, 2048]" in shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.usefixtures("simd_build")
+def test_a_value_that_is_not_finite_is_found_wherever_it_stands(dtype: torch.dtype) -> None:
+    for count in (0, 1, 15, 64, 65, 130):
+        x = torch.randn(count, dtype=dtype)
+        finite("x", x)
+        if count:
+            finite("x", x, least=float(x.min()))
+            with pytest.raises(ValueError, match=r"x must be >= 9"):
+                finite("x", x, least=9)
+        for place in range(count):
+            for value in (torch.nan, torch.inf, -torch.inf):
+                spoiled = x.index_fill(0, torch.tensor([place]), value)
+                with pytest.raises(ValueError, match="x must be finite"):
+                    finite("x", spoiled)
