@@ -46,6 +46,7 @@ sanitize: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest --benchmark --save-rows=bench/results
 	$(BIN)/python bench/plots.py
+	$(BIN)/python bench/pages.py
 
 demo: $(READY)
 	$(BIN)/latent-kernels demo

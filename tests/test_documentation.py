@@ -1,0 +1,54 @@
+"""The pages: their code runs, their links lead somewhere, and their figures are the saved runs'."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import pages
+from tests.processes import ROOT
+
+README = ROOT / "README.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("kernels/*/*.md")],
+    key=lambda page: page.relative_to(ROOT),
+)
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_what_the_readme_shows_runs(code: str) -> None:
+    """Each piece by itself, with warnings as errors, as everything in these tests."""
+    torch.manual_seed(0)
+    assert len(code.splitlines()) <= 8, "the README shows short pieces"
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len(SNIPPETS) == 4
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http:", "https:")):
+            continue
+        path, _, place = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{target} is not there"
+        if place:
+            heads = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            names = [re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads]
+            assert place in names, f"{target}: {linked.name} has no such heading"
+
+
+def test_figures_are_those_of_the_saved_runs() -> None:
+    """`python bench/pages.py` writes them; a row of the README that no run has shows here, too."""
+    for path, text in pages.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"run bench/pages.py: {path.name} is old"
+    for name in pages.HEADLINES.values():
+        assert f"| {name} |" in README.read_text(encoding="utf-8")
