@@ -130,6 +130,7 @@ LAYERS = (
     {"noise", "variational", "mixtures", "sparse"},
     {""},
     {"cli"},
+    {"__main__"},
 )
 
 

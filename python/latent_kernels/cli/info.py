@@ -26,13 +26,13 @@ def info() -> None:
     if not screen.console.is_terminal:
         for name, value in facts:
             print(f"{name}: {value}")
-        for op, cpu, cuda, off in rows:
-            print(f"op {op}: CPU {cpu}; CUDA {cuda}; off: {off}")
+        for op, cpu, cuda in rows:
+            print(f"op {op}: CPU {cpu}; CUDA {cuda}")
         return
     table = Table(show_header=False, title="latent-kernels")
     for fact in facts:
         table.add_row(*fact)
-    backends_table = Table("op", "on CPU", "on CUDA", "off, and why", title="Backends")
+    backends_table = Table("op", "on CPU", "on CUDA", title="Backends")
     for row in rows:
         backends_table.add_row(*row)
     screen.say(table, backends_table)
@@ -48,7 +48,8 @@ def _facts() -> list[tuple[str, str]]:
         ("GPU", _gpu()),
         (backends.VARIABLE, os.environ.get(backends.VARIABLE) or "not set"),
     ]
-    return facts
+    missing = backends.triton_missing()
+    return facts if missing is None else [*facts, ("Triton kernels are off", missing)]
 
 
 def _version(package: str) -> str:
@@ -82,16 +83,12 @@ def _driver() -> str:
     return found[0] if found else "of unknown version"
 
 
-def _backend_rows() -> list[tuple[str, str, str, str]]:
-    """Return (op, backend on CPU, backend on CUDA, what is off and why) of each op."""
-    missing = backends.triton_missing()
-    rows = []
-    for op, names in backends.BACKENDS.items():
-        cpu = _used(op, "cpu")
-        cuda = _used(op, "cuda") if torch.cuda.is_available() else "no GPU"
-        off = f"triton: {missing}" if "triton" in names and missing is not None else "nothing"
-        rows.append((op, cpu, cuda, off))
-    return rows
+def _backend_rows() -> list[tuple[str, str, str]]:
+    """Return the name of each op and of its backends on CPU and CUDA."""
+    gpu = torch.cuda.is_available()
+    return [
+        (op, _used(op, "cpu"), _used(op, "cuda") if gpu else "no GPU") for op in backends.BACKENDS
+    ]
 
 
 def _used(op: str, device: str) -> str:

@@ -1,0 +1,5 @@
+"""`python -m latent_kernels` is the command line."""
+
+from latent_kernels.cli import main
+
+main()
