@@ -300,3 +300,22 @@ def lasso_prepare(
 def lasso_encode(
     problem: LassoProblem, /, *, threads: int, codes: Address, gap: Address
 ) -> None: ...
+
+# --- omp
+
+class OmpProblem:
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        rows: int,
+        features: int,
+        components: int,
+        most: int,
+        tolerance: float,
+        x: Address,
+        panels: Address,
+        gram: Address,
+    ) -> None: ...
+
+def omp_encode(problem: OmpProblem, /, *, threads: int, codes: Address) -> None: ...

@@ -50,6 +50,7 @@ def test_public_names() -> None:
         "lista_encode",
         "normal",
         "normalized_weights",
+        "orthogonal_matching_pursuit",
         "pareto_k",
         "profile_variance",
         "rsample",

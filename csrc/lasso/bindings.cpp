@@ -1,7 +1,5 @@
-#include <memory>
-
 #include "host/bind.hpp"
-#include "lasso/problem.hpp"
+#include "lasso/parts.hpp"
 
 namespace lk {
 
@@ -18,18 +16,10 @@ struct FieldsOf<LassoProblem> {
 
 namespace {
 
-// Runs f(row0, row1, workspace) for parts of the rows, which do not depend on one another. Rows take unequal time, so a
-// thread gets several parts; a part has enough rows to be worth its workspace.
 template <class F>
 void each_part(const LassoProblem& p, int64_t rows, int threads, F f) {
-  const int64_t most = 8 * kLassoRows, share = rows / (4 * std::max(threads, 1)) / kLassoRows * kLassoRows;
-  const int64_t step = std::max<int64_t>(std::min(share, most), kLassoRows);
   const int64_t bytes = active<LassoKernels>().workspace(p.features, p.components);
-  parallel_for((rows + step - 1) / step, worthwhile_threads(threads, rows * (p.features + 16) * p.components),
-               [&](int64_t i) {
-                 const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(bytes)]);
-                 f(i * step, std::min((i + 1) * step, rows), workspace.get());
-               });
+  each_part_of_rows(rows, (p.features + 16) * p.components, threads, bytes, f);
 }
 
 // The dictionary with its columns padded, and transposed in panels; see LassoProblem.

@@ -9,7 +9,8 @@ Score function    `score_function_expectation`, `score_function_gradient`, `disa
 Bounds            `importance_bound`, `streamed_bound`, `elbo`
 Weights           `normalized_weights`, `effective_sample_size`, `pareto_k`
 Variance          `profile_variance`
-Sparse codes      `sparse_encode`, `SparseCoder`, `DictionaryLearning`
+Sparse codes      `sparse_encode`, `orthogonal_matching_pursuit`, `SparseCoder`,
+                  `DictionaryLearning`, `MiniBatchDictionaryLearning`
 Sparse encoders   `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`,
                   `coupled_lista_encode`
 Mixtures          `GaussianMixture`, `MixtureModel`
@@ -29,6 +30,7 @@ from latent_kernels.noise import normal, uniform
 from latent_kernels.sparse.encoders import LISTA, LCoD, PSDEncoder, train_encoder
 from latent_kernels.sparse.lasso import sparse_encode
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
+from latent_kernels.sparse.pursuit import orthogonal_matching_pursuit
 from latent_kernels.variational.bounds import elbo, importance_bound
 from latent_kernels.variational.densities import bernoulli_log_prob, gaussian_log_prob
 from latent_kernels.variational.diagnostics import (
@@ -105,6 +107,7 @@ __all__ = [
     "lista_encode",
     "normal",
     "normalized_weights",
+    "orthogonal_matching_pursuit",
     "pareto_k",
     "profile_variance",
     "rsample",
