@@ -54,6 +54,7 @@ if _TYPE_CHECKING:
     from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
     from latent_kernels.mixtures.mixture_model import MixtureModel
     from latent_kernels.sparse.dictionary_learning import DictionaryLearning
+    from latent_kernels.sparse.mini_batch_dictionary_learning import MiniBatchDictionaryLearning
     from latent_kernels.sparse.sparse_coder import SparseCoder
 
 __version__ = _version("latent-kernels")
@@ -63,6 +64,7 @@ __version__ = _version("latent-kernels")
 _LATER = {
     "DictionaryLearning": "sparse.dictionary_learning",
     "GaussianMixture": "mixtures.gaussian_mixture",
+    "MiniBatchDictionaryLearning": "sparse.mini_batch_dictionary_learning",
     "MixtureModel": "mixtures.mixture_model",
     "SparseCoder": "sparse.sparse_coder",
 }
@@ -89,6 +91,7 @@ __all__ = [
     "GaussianMixture",
     "LCoD",
     "LISTA",
+    "MiniBatchDictionaryLearning",
     "MixtureModel",
     "PSDEncoder",
     "SparseCoder",

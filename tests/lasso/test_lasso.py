@@ -9,6 +9,7 @@ from fractions import Fraction
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -707,8 +708,8 @@ BAD = [
      r"dictionary must be finite, and the sum"),
     (lambda: encode(X, D * math.nan), ValueError, r"dictionary must be finite"),
     (lambda: encode(X, D / 0), ValueError, r"dictionary must be finite"),
-    (lambda: encode(X, D, algorithm="lars"), ValueError,
-     r"algorithm must be 'fista', 'ista' or 'cd'; got 'lars'"),
+    (lambda: encode(X, D, algorithm="admm"), ValueError,
+     r"algorithm must be one of 'fista', 'ista', 'cd', .*'threshold'; got 'admm'"),
     (lambda: encode(X, D, alpha=-1), ValueError, r"alpha must be a number >= 0; got -1"),
     (lambda: encode(X, D, alpha=math.nan), ValueError, r"alpha must be .*got nan"),
     (lambda: encode(X, D, alpha=math.inf), ValueError, r"alpha must be finite and >= 0; got inf"),
@@ -752,3 +753,80 @@ BAD = [
 def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+# --- arrays, and scikit-learn's other kinds of codes ----------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays(dtype: Any) -> None:
+    x, d = problem(6, 20, 33)
+    X, D = x.numpy().astype(dtype), d.numpy().astype(dtype)
+    options: dict[str, Any] = {"algorithm": "cd", "alpha": 0.2, "return_gap": True}
+    expected = lk.sparse_encode(torch.from_numpy(X), torch.from_numpy(D), **options)
+    X.flags.writeable = False
+    back = X[::-1].copy()[::-1]
+    for rows in (X, np.asfortranarray(X), back, X.astype(X.dtype.newbyteorder())):
+        found = lk.sparse_encode(rows, D, **options)
+        for array, tensor in zip(found, expected, strict=True):
+            assert type(array) is np.ndarray
+            assert array.dtype == dtype
+            np.testing.assert_array_equal(array, tensor.numpy())
+    alphas = np.linspace(0.1, 1, 6)
+    warm = lk.sparse_encode(X, D, algorithm="lasso_cd", alpha=alphas, init=found[0])
+    for z, row, alpha in zip(warm, X, alphas, strict=True):
+        np.testing.assert_allclose(
+            z, lk.sparse_encode(row, D, algorithm="cd", alpha=alpha), atol=1e-3
+        )
+    whole = lk.sparse_encode(np.eye(3, dtype=np.int8), np.eye(3, dtype=bool), alpha=0.25)
+    np.testing.assert_allclose(whole, 0.75 * np.eye(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_other_kinds_of_codes(dtype: torch.dtype) -> None:
+    x, d = (t.to(dtype) for t in problem(6, 20, 33))
+    tolerance = 64 * torch.finfo(dtype).eps
+    q = x.double() @ d.double().T
+    z = lk.sparse_encode(x, d, algorithm="threshold", alpha=0.3)
+    assert z.dtype == dtype
+    assert torch.allclose(z.double(), torch.sign(q) * (q.abs() - 0.3).clamp_min(0), atol=tolerance)
+    z = lk.sparse_encode(x, d, algorithm="threshold", alpha=0.3, positive=True)
+    assert torch.allclose(z.double(), (q - 0.3).clamp_min(0), atol=tolerance)
+    z = lk.sparse_encode(x.view(2, 3, 20), d, algorithm="omp", n_nonzero_coefs=4)
+    expected = lk.orthogonal_matching_pursuit(x, d, n_nonzero_coefs=4)
+    assert torch.equal(z, expected.view(2, 3, 33))
+    z = lk.sparse_encode(x.view(2, 3, 20), d, algorithm="lars", n_nonzero_coefs=np.int64(4))
+    assert z.shape == (2, 3, 33)
+    assert z.dtype == dtype
+    assert bool(((z != 0).sum(-1) == 4).all())
+    assert lk.sparse_encode(x[:0], d, algorithm="lars").shape == (0, 33)
+    assert not lk.sparse_encode(x.requires_grad_(), d, algorithm="threshold").requires_grad
+
+
+def test_lasso_lars_is_the_optimum() -> None:
+    """Where coordinate descent would take too long, too; the gap is a bound on what is left."""
+    x, d = problem(5, 20, 60)
+    for positive, alpha in product((False, True), (1.0, 1e-2, 1e-5)):
+        options: dict[str, Any] = {"alpha": alpha, "positive": positive, "return_gap": True}
+        z, gap = lk.sparse_encode(x, d, algorithm="lasso_lars", **options)
+        assert bool((gap <= 1e-8 * objective(x, d, z, alpha)).all())
+        assert bool(((z != 0).sum(-1) <= 20).all())
+    x[1, 3] = math.nan
+    z, gap = lk.sparse_encode(x, d, algorithm="lasso_lars", alpha=1e-2, return_gap=True)
+    assert z.isnan().any(-1).tolist() == gap.isnan().tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"algorithm": "omp", "positive": True}, "Positive constraint not supported for 'omp'"),
+        ({"algorithm": "lars", "positive": True}, "Positive constraint not supported for 'lars'"),
+        ({"algorithm": "omp", "return_gap": True}, "return_gap must be False where algorithm is"),
+        ({"algorithm": "lasso_lars", "init": torch.ones(4, 3)}, "init must be None where"),
+        ({"algorithm": "lars", "n_nonzero_coefs": 0}, "n_nonzero_coefs must be an int >= 1"),
+        ({"algorithm": "threshold", "alpha": -1.0}, "alpha must be a number >= 0"),
+    ],
+)
+def test_options_of_other_kinds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode(X, D, **options)

@@ -44,9 +44,7 @@ def as_tensor(x: Any) -> Any:
     """
     if not isinstance(x, np.ndarray):
         return x
-    if x.dtype not in (np.float32, np.float64, np.float16):
-        x = x.astype(np.float64)
+    native = x.dtype.newbyteorder("=")
+    dtype = native if native in (np.float32, np.float64, np.float16) else np.dtype(np.float64)
     usable = x.flags.writeable and all(stride >= 0 for stride in x.strides)
-    return torch.from_numpy(
-        x if usable and x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
-    )
+    return torch.from_numpy(x.astype(dtype, copy=not usable))
