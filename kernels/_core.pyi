@@ -276,6 +276,8 @@ class LassoProblem:
         components: int,
         max_iter: int,
         tolerance: float,
+        largest: float,
+        scaled: bool,
         curvature: float,
         x: Address,
         dictionary: Address,

@@ -6,12 +6,13 @@ namespace lk {
 template <>
 struct FieldsOf<LassoProblem> {
   using P = LassoProblem;
-  static constexpr auto list = std::make_tuple(
-      Field{"dtype", &P::dtype}, Field{"algorithm", &P::algorithm}, Field{"positive", &P::positive},
-      Field{"rows", &P::rows}, Field{"features", &P::features}, Field{"components", &P::components},
-      Field{"max_iter", &P::max_iter}, Field{"tolerance", &P::tolerance}, Field{"curvature", &P::curvature},
-      Field{"x", &P::x}, Field{"dictionary", &P::dictionary}, Field{"panels", &P::panels}, Field{"gram", &P::gram},
-      Field{"alpha", &P::alpha}, Field{"alpha_stride", &P::alpha_stride}, Field{"init", &P::init});
+  static constexpr auto list =
+      std::make_tuple(Field{"dtype", &P::dtype}, Field{"algorithm", &P::algorithm}, Field{"positive", &P::positive},
+                      Field{"rows", &P::rows}, Field{"features", &P::features}, Field{"components", &P::components},
+                      Field{"max_iter", &P::max_iter}, Field{"tolerance", &P::tolerance}, Field{"largest", &P::largest},
+                      Field{"scaled", &P::scaled}, Field{"curvature", &P::curvature}, Field{"x", &P::x},
+                      Field{"dictionary", &P::dictionary}, Field{"panels", &P::panels}, Field{"gram", &P::gram},
+                      Field{"alpha", &P::alpha}, Field{"alpha_stride", &P::alpha_stride}, Field{"init", &P::init});
 };
 
 namespace {

@@ -8,6 +8,7 @@ import torch
 
 from latent_kernels.kernels.backends import backend
 from latent_kernels.kernels.eager import in_memory, row_dtype
+from latent_kernels.kernels.lasso.problem import saturated
 from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
@@ -44,7 +45,7 @@ def _encode(problem: Problem, outputs: Outputs) -> None:
     found = codes if codes.dtype == compute else codes.to(compute)
     kernels.forward(problem, prepared, Outputs(found))
     if found is not codes:
-        codes.copy_(found)
+        codes.copy_(saturated(found, codes.dtype))
 
 
 def _check_values(dictionary: Tensor, norms: Tensor) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
@@ -302,6 +303,58 @@ def test_gap_is_a_bound_without_tolerance(
                 assert 0 <= above <= bound, float(bound / above)
 
 
+@every_dtype
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("positive", [False, True])
+def test_norms_of_atoms_do_not_matter_to_gradient_steps(
+    monkeypatch: pytest.MonkeyPatch, positive: bool, backend: str, dtype: torch.dtype
+) -> None:
+    """Codes of atoms with norms of 1 to 100, which steps of one length hardly move."""
+    forced(monkeypatch, backend)
+    x, d = problem(6, 40, 60)
+    d *= torch.logspace(0, 2, 60, dtype=torch.float64)[:, None] / d.norm(dim=1, keepdim=True)
+    x, d = x.to(dtype), d.to(dtype)
+    best = optimum(x, d, 1.0, positive)
+    options: dict[str, Any] = {"alpha": 1.0, "positive": positive, "return_gap": True}
+    z, gap = lk.sparse_encode(x, d, algorithm="fista", **options)
+    check(x, d, 1.0, z, gap, best, positive)
+    near = 1e-6 if dtype == torch.float64 else 1e-5  # float32 has no more digits
+    assert bool((gap <= near * 0.5 * x.double().square().sum(-1)).all())
+    far, _ = lk.sparse_encode(x, d, algorithm="ista", **options)
+    assert bool((objective(x, d, far, 1.0) <= 1.05 * best).all())
+
+
+def test_norms_of_atoms_may_be_any_beside_each_other() -> None:
+    """From 1e-6 to 5e5: only the largest are worth their part of the l1 norm."""
+    x, d = problem(5, 20, 40)
+    d /= d.norm(dim=1, keepdim=True)
+    powers = 2.0 ** torch.arange(-20, 20, dtype=torch.float64)[:, None]
+    z, gap = lk.sparse_encode(x, d * powers, alpha=1e-7, max_iter=50, return_gap=True)
+    assert bool(gap.isfinite().all())
+    best = lk.sparse_encode(x, d * powers, algorithm="lasso_lars", alpha=1e-7)
+    start = 0.5 * x.square().sum(-1)
+    above = objective(x, d * powers, z, 1e-7) - objective(x, d * powers, best, 1e-7)
+    assert bool((above <= 0.05 * start).all())
+    assert bool((gap >= above - 1e-13 * start).all())
+
+
+@every_algorithm
+def test_rows_that_are_not_done_are_warned_of(algorithm: str) -> None:
+    x, d = problem(7, 20, 33)
+    x[2] = 0  # done at once
+    message = r"codes of 6 of 7 rows are not within tol = 1e-06 .* max_iter = 1 iterations of '"
+    options: dict[str, Any] = {"algorithm": algorithm, "alpha": 0.01, "max_iter": 1}
+    for dtype in (torch.float64, torch.float32):
+        with pytest.warns(ConvergenceWarning, match=message + algorithm) as seen:
+            lk.sparse_encode(x.to(dtype), d.to(dtype), **options)
+        assert [w.filename for w in seen] == [__file__]
+        # one who is given the gaps can look, and what is no iteration is no attempt
+        lk.sparse_encode(x.to(dtype), d.to(dtype), return_gap=True, **options)
+        lk.sparse_encode(x.to(dtype), d.to(dtype), **{**options, "max_iter": 0})
+    with pytest.warns(ConvergenceWarning, match=message):
+        lk.sparse_encode(x.numpy(), d.numpy(), **options)
+
+
 @every_algorithm
 def test_max_iter_is_honoured(algorithm: str) -> None:
     x, d = problem(9, 30, 64)
@@ -341,6 +394,7 @@ def test_warm_start(algorithm: str) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of ista
 @every_algorithm
 def test_alpha_of_each_row(algorithm: str) -> None:
     x, d = problem(6, 20, 33)
@@ -488,6 +542,7 @@ def test_rows_that_are_lost_stay_so_beside_atoms_of_zeros() -> None:
     assert not gap.any()
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of ista
 @every_algorithm
 def test_rows_of_zeros_and_extreme_scales(algorithm: str) -> None:
     x, d = problem(4, 30, 64, torch.float32)
@@ -576,6 +631,26 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 # --- torch ----------------------------------------------------------------------------------------
+
+
+def test_codes_beyond_float16_are_its_largest_number() -> None:
+    """The gap is theirs: what is missing of a code of 6 million costs 1/2 (6e6 - 65504)^2 / 1e4."""
+    x, d = torch.full((1, 3), 6e4).half(), (torch.eye(3) * 0.01).half()
+    x[0, 1] = 60
+    for algorithm in ALGORITHMS:
+        codes, gap = lk.sparse_encode(x, d, algorithm=algorithm, alpha=1e-4, return_gap=True)
+        assert codes[0, [0, 2]].tolist() == [65504, 65504]
+        assert codes[0, 1].item() == pytest.approx(60 / 0.01, rel=1e-3)
+        lost = objective(x, d.double(), codes, 1e-4) - 1e-4 * 1.2e7  # all but zero at the optimum
+        assert gap.item() == pytest.approx(lost.item(), rel=1e-3)
+    lost = -x
+    lost[0, 1] = torch.nan
+    codes, gap = lk.sparse_encode(torch.cat([-x, lost]), d, alpha=1e-4, return_gap=True)
+    assert codes[0, 0] == -65504
+    assert bool(codes[1].isnan().all())
+    assert gap.isnan().tolist() == [False, True]
+    codes = lk.orthogonal_matching_pursuit(x, d, n_nonzero_coefs=3)
+    assert codes[0, [0, 2]].tolist() == [65504, 65504]
 
 
 def test_no_gradient_and_danskin() -> None:

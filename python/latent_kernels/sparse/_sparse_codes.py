@@ -16,6 +16,7 @@ from sklearn.utils import check_array
 
 from latent_kernels import _data
 from latent_kernels._data import as_array
+from latent_kernels.sparse._arguments import unconverged
 from latent_kernels.sparse.lasso import ALGORITHMS, SOLVERS, Algorithm, sparse_encode
 
 Array = NDArray[Any]
@@ -101,9 +102,7 @@ def solved(
         return codes.numpy()
     codes, gap = sparse_encode(x, D, **options, init=start, return_gap=True)
     if warn:
-        # Rounding keeps a gap in X's dtype from becoming as small as tol may ask for.
-        tol = max(how.tol, float(np.finfo(X.dtype).eps) ** 0.5)
-        missed = int((gap > tol * 0.5 * x.square().sum(-1)).sum())
+        missed = unconverged(x, gap, how.tol)
         if missed > 0:
             _data.warn(
                 f"the codes of {missed} of {len(x)} rows are not within transform_tol = "

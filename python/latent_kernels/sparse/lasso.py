@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latent_kernels import _checks
-from latent_kernels.kernels.eager import row_dtype
+from latent_kernels import _checks, _data
+from latent_kernels.kernels.eager import plain, row_dtype
 from latent_kernels.kernels.lasso.problem import LASSO
 from latent_kernels.sparse import _other_codes
-from latent_kernels.sparse._arguments import as_tensor, check_shapes, number
+from latent_kernels.sparse._arguments import as_tensor, check_shapes, number, unconverged
 from latent_kernels.sparse.pursuit import orthogonal_matching_pursuit
 
 Tensor = torch.Tensor
@@ -87,10 +87,14 @@ def sparse_encode(
     ||x||^2 is the objective of z = 0), or for max_iter iterations; ``return_gap`` returns the gaps.
     ``"cd"`` also ends where rounding lets it come no closer; the others may then take all of
     max_iter. ``"cd"`` is the fastest by far. It sweeps over working sets of coordinates; an
-    iteration is a sweep. ``"ista"`` and ``"fista"`` are proximal gradient steps of 1/L, L the
-    largest eigenvalue of D D^T, FISTA's momentum with adaptive restart. Half inputs are computed in
-    float32. On the CPU a row's bits depend on that row, the dictionary and the options: not on the
-    batch around it, threads or SIMD width.
+    iteration is a sweep. ``"ista"`` and ``"fista"`` are proximal gradient steps of 1 / L, L the
+    largest eigenvalue of D D^T; where norms of atoms differ by more than 4 times, of 1 / (L
+    ||d_k||^2), L that of the atoms at norm 1. FISTA's momentum has an adaptive restart. Rows that
+    are not done raise a
+    ConvergenceWarning, on the CPU and unless the gaps are returned. Half inputs are computed in
+    float32; float16 codes beyond 65504 are 65504, with the gap that this has. On the CPU a row's
+    bits depend on that row, the dictionary and the options: not on the batch around it, threads or
+    SIMD width.
 
     The other names are scikit-learn's. ``"lasso_cd"`` is "cd". ``"lasso_lars"`` is "cd" without a
     tolerance, as far as rounding lets it; rows that it does not bring to the optimum, as with a
@@ -197,7 +201,18 @@ def sparse_encode(
         dims = (shape[:-1], tuple(x.shape[-1:]), shape[-1:])
         how = (SOLVERS[algorithm], max_iter, tolerance, positive)
         codes, gap = LASSO(dims, (x, dictionary, weights, init), how)
-    return (codes, gap) if return_gap else codes
+    if return_gap:
+        return codes, gap
+    if x.is_cpu and max_iter > 0 and plain(x, gap):
+        missed = unconverged(x, gap, tolerance)
+        if missed > 0:
+            _data.warn(
+                f"the codes of {missed} of {gap.numel()} rows are not within tol = {tolerance:g} "
+                f"of the optimum after max_iter = {max_iter} iterations of {algorithm!r}: raise "
+                "either, or use algorithm='cd'; return_gap=True tells how far they are, in place "
+                "of this warning"
+            )
+    return codes
 
 
 def _alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
