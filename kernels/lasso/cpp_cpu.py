@@ -57,10 +57,10 @@ def prepare(dictionary: Tensor) -> Dictionary:
 
 def curvature(dictionary: Dictionary, scaled: bool) -> float:
     """As the reference's, by NumPy: torch's own threads do not survive a fork."""
-    d = dictionary.plain.numpy().astype(np.float64)
+    d = dictionary.plain.numpy()
     if scaled:
-        d /= np.linalg.norm(d, axis=1, keepdims=True)
-    small = np.ascontiguousarray(d if d.shape[0] <= d.shape[1] else d.T)
+        d = d / np.linalg.norm(d.astype(np.float64), axis=1, keepdims=True)
+    small = np.ascontiguousarray(d if d.shape[0] <= d.shape[1] else d.T, dtype=np.float64)
     gram = prepare(torch.from_numpy(small)).gram[:, : len(small)]
     return reference.rounded_up(float(np.linalg.eigvalsh(gram.numpy())[-1]))
 
@@ -68,8 +68,9 @@ def curvature(dictionary: Dictionary, scaled: bool) -> float:
 def forward(problem: Problem, dictionary: Dictionary, outputs: Outputs) -> None:
     """As the reference's; every tensor contiguous, of one dtype but for the float64 `alpha`."""
     (rows, features, components), x, _, alpha, init, algorithm, max_iter, tol, positive = problem
-    least, largest = (float(n) for n in dictionary.norms.aminmax())
-    scaled = algorithm != "cd" and reference.differ(least, largest)
+    largest, scaled = float(dictionary.norms.max()), False
+    if algorithm != "cd":
+        scaled = reference.differ(float(dictionary.norms.min()), largest)
     arguments = _core.LassoProblem(
         dtype=DTYPES[x.dtype],
         algorithm=_ALGORITHMS[algorithm],

@@ -90,11 +90,10 @@ def sparse_encode(
     iteration is a sweep. ``"ista"`` and ``"fista"`` are proximal gradient steps of 1 / L, L the
     largest eigenvalue of D D^T; where norms of atoms differ by more than 4 times, of 1 / (L
     ||d_k||^2), L that of the atoms at norm 1. FISTA's momentum has an adaptive restart. Rows that
-    are not done raise a
-    ConvergenceWarning, on the CPU and unless the gaps are returned. Half inputs are computed in
-    float32; float16 codes beyond 65504 are 65504, with the gap that this has. On the CPU a row's
-    bits depend on that row, the dictionary and the options: not on the batch around it, threads or
-    SIMD width.
+    are not done raise a ConvergenceWarning, on the CPU and unless the gaps are returned. Half
+    inputs are computed in float32; float16 codes beyond 65504 are 65504, with the gap that this
+    has. On the CPU a row's bits depend on that row, the dictionary and the options: not on the
+    batch around it, threads or SIMD width.
 
     The other names are scikit-learn's. ``"lasso_cd"`` is "cd". ``"lasso_lars"`` is "cd" without a
     tolerance, as far as rounding lets it; rows that it does not bring to the optimum, as with a
@@ -149,17 +148,19 @@ def sparse_encode(
     (2010); Massias, Gramfort and Salmon, "Celer" (2018), working sets.
 
     """
-    options: dict[str, Any] = {
-        "algorithm": algorithm,
-        "max_iter": max_iter,
-        "tol": tol,
-        "positive": positive,
-        "return_gap": return_gap,
-        "n_nonzero_coefs": n_nonzero_coefs,
-    }
     if isinstance(x, np.ndarray):
-        given = {"alpha": as_tensor(alpha), "init": as_tensor(init)}
-        found = sparse_encode(as_tensor(x), as_tensor(dictionary), **given, **options)
+        found = sparse_encode(
+            as_tensor(x),
+            as_tensor(dictionary),
+            algorithm=algorithm,
+            alpha=as_tensor(alpha),
+            max_iter=max_iter,
+            tol=tol,
+            positive=positive,
+            init=as_tensor(init),
+            return_gap=return_gap,
+            n_nonzero_coefs=n_nonzero_coefs,
+        )
         return tuple(part.numpy() for part in found) if return_gap else found.numpy()
     (x, dictionary, init), _ = _checks.together(x=x, dictionary=dictionary, init=init)
     check_shapes(x, dictionary)
@@ -169,15 +170,16 @@ def sparse_encode(
         )
     positive = _checks.flag("positive", positive)
     return_gap = _checks.flag("return_gap", return_gap)
-    if positive and algorithm in ("omp", "lars"):
-        raise ValueError(
-            f"Positive constraint not supported for '{algorithm}' coding method: positive must be "
-            "False; got True"
-        )
-    if algorithm not in SOLVERS and init is not None:
-        raise ValueError(f"init must be None where algorithm is {algorithm!r}")
-    if algorithm in ("omp", "lars", "threshold") and return_gap:
-        raise ValueError(f"return_gap must be False where algorithm is {algorithm!r}; got True")
+    if algorithm not in SOLVERS:
+        if positive and algorithm in ("omp", "lars"):
+            raise ValueError(
+                f"Positive constraint not supported for '{algorithm}' coding method: positive must "
+                "be False; got True"
+            )
+        if init is not None:
+            raise ValueError(f"init must be None where algorithm is {algorithm!r}")
+        if return_gap and algorithm != "lasso_lars":
+            raise ValueError(f"return_gap must be False where algorithm is {algorithm!r}; got True")
     if algorithm == "omp":
         return orthogonal_matching_pursuit(x, dictionary, n_nonzero_coefs=n_nonzero_coefs)
     if algorithm == "lars":
