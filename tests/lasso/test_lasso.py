@@ -905,3 +905,20 @@ def test_lasso_lars_is_the_optimum() -> None:
 def test_options_of_other_kinds(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode(X, D, **options)
+
+
+@pytest.mark.parametrize("kind", [np.array, np.float64, torch.tensor], ids=lambda k: k.__name__)
+def test_numbers_that_change_in_their_place(kind: Any) -> None:
+    """No call answers for one before it, whose alpha was the same object or in the same memory."""
+    x, d = problem(4, 20, 33)
+    alpha = kind(0.0)
+    for value in (0.1, 0.7, 0.2):
+        if isinstance(alpha, np.float64):
+            alpha = np.float64(value)
+        else:
+            alpha[...] = value
+        given = alpha.double() if isinstance(alpha, Tensor) else alpha
+        for algorithm in ("cd", "threshold"):
+            found = lk.sparse_encode(x, d, algorithm=algorithm, alpha=given)
+            expected = lk.sparse_encode(x, d, algorithm=algorithm, alpha=float(alpha))
+            assert torch.equal(found, expected)
