@@ -47,7 +47,7 @@ def lasso_by_lars(
     dims = (tuple(x.shape[:-1]), tuple(x.shape[-1:]), (len(atoms),))
     how = ("cd", min(max_iter, _SWEEPS), 0.0, positive)
     first, gap = LASSO(dims, (x, dictionary, alpha, None), how)
-    weights, bounds = alpha.reshape(-1).numpy(), gap.reshape(-1).double().numpy()
+    weights, bounds = alpha.detach().reshape(-1).numpy(), gap.reshape(-1).numpy()
     codes = _rows("lasso_lars", first).copy()
     unit = float(np.finfo(rows.dtype).eps)
     objectives = _objectives(rows, atoms, weights, codes)

@@ -211,7 +211,7 @@ def sparse_encode(
             _data.warn(
                 f"the codes of {missed} of {gap.numel()} rows are not within tol = {tolerance:g} "
                 f"of the optimum after max_iter = {max_iter} iterations of {algorithm!r}: raise "
-                "either, or use algorithm='cd'; return_gap=True tells how far they are, in place "
+                "either ('cd' takes the fewest); return_gap=True tells how far they are, in place "
                 "of this warning"
             )
     return codes
