@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from itertools import chain
 from numbers import Integral, Real
@@ -163,12 +162,13 @@ class SparseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _check_transform_settings(self) -> None:
         check_choice("transform_algorithm", self.transform_algorithm, (*ALGORITHMS, "encoder"))
-        for name in ("transform_n_nonzero_coefs", "transform_alpha", "n_jobs"):
-            value = getattr(self, name)
-            if value is not None and name == "transform_alpha":
-                check_number(name, value)
-            elif value is not None:
-                check_integer(name, value, -sys.maxsize if name == "n_jobs" else 1)
+        if self.transform_n_nonzero_coefs is not None:
+            check_integer("transform_n_nonzero_coefs", self.transform_n_nonzero_coefs, 1)
+        if self.transform_alpha is not None:
+            check_number("transform_alpha", self.transform_alpha)
+        jobs = self.n_jobs
+        if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, Integral)):
+            raise ValueError(f"n_jobs must be an integer or None; got {jobs!r}")
         check_integer("transform_max_iter", self.transform_max_iter, 0)
         check_number("transform_tol", self.transform_tol)
         check_bool("positive_code", self.positive_code)
