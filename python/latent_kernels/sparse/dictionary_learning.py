@@ -210,7 +210,17 @@ class DictionaryLearning(SparseTransformer):
         self._store(learner)
         self.objectives_, self.n_iter_ = objectives, len(objectives)
         self.error_ = [len(data) * mean for mean in objectives]
+        if not self.converged_:
+            self._warn()
         return self
+
+    def _warn(self) -> None:
+        """Warn that max_iter passes were not enough."""
+        if self.tol > 0:
+            warn(
+                f"the objective still changed by more than tol = {self.tol:g} in the last of "
+                f"max_iter = {self.max_iter} passes: raise max_iter or tol"
+            )
 
     def _passes(
         self, learner: Learner, data: Array, batches: list[NDArray[np.int64]]
@@ -240,11 +250,6 @@ class DictionaryLearning(SparseTransformer):
                 before, now = objectives[-2:]
                 if abs(before - now) <= self.tol * before:
                     return learner, objectives, True
-        if self.tol > 0:
-            warn(
-                f"the objective still changed by more than tol = {self.tol:g} in the last of "
-                f"max_iter = {self.max_iter} passes: raise max_iter or tol"
-            )
         return learner, objectives, False
 
     def _end_pass(self, objectives: list[float], mean: float) -> None:

@@ -125,6 +125,9 @@ class MiniBatchDictionaryLearning(DictionaryLearning):
             self._end_pass(objectives, total / seen)
         return learner, objectives, False
 
+    def _warn(self) -> None:
+        """Do nothing: max_iter is a usual end of online learning."""
+
     def _check_settings(self) -> None:
         super()._check_settings()
         if self.max_no_improvement is not None:
