@@ -302,6 +302,9 @@ def lasso_prepare(
 def lasso_encode(
     problem: LassoProblem, /, *, threads: int, codes: Address, gap: Address
 ) -> None: ...
+def lasso_far_rows(
+    *, dtype: Dtype, rows: int, features: int, tolerance: float, x: Address, gap: Address
+) -> int: ...
 
 # --- omp
 

@@ -68,6 +68,32 @@ void encode(const LassoProblem& given, int threads, void* codes, void* gap) {
   });
 }
 
+// How many rows have a gap above the share `tolerance` of 1/2 ||x||^2.
+template <class T>
+int64_t count_far(const T* x, const T* gap, int64_t rows, int64_t features, double tolerance) {
+  int64_t count = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!(gap[row] > 0)) continue;
+    double norm2 = 0;
+    for (int64_t f = 0; f < features; ++f) {
+      const double v = static_cast<double>(x[row * features + f]);
+      norm2 += v * v;
+    }
+    count += static_cast<double>(gap[row]) > tolerance * 0.5 * norm2;
+  }
+  return count;
+}
+
+int64_t far_rows(Dtype dtype, int64_t rows, int64_t features, double tolerance, const void* x, const void* gap) {
+  int64_t count = 0;
+  without_gil([&] {
+    count = dtype == kFloat64
+                ? count_far(static_cast<const double*>(x), static_cast<const double*>(gap), rows, features, tolerance)
+                : count_far(static_cast<const float*>(x), static_cast<const float*>(gap), rows, features, tolerance);
+  });
+  return count;
+}
+
 }  // namespace
 
 void bind_lasso(pybind11::module_& m) {
@@ -76,6 +102,7 @@ void bind_lasso(pybind11::module_& m) {
   define<&prepare>(m, "lasso_prepare",
                    {"dtype", "threads", "features", "components", "dictionary", "atoms", "panels", "gram"});
   define<&encode>(m, "lasso_encode", {"threads", "codes", "gap"});
+  define<&far_rows>(m, "lasso_far_rows", {"dtype", "rows", "features", "tolerance", "x", "gap"});
 }
 
 }  // namespace lk

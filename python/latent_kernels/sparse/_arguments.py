@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from latent_kernels import _checks
-from latent_kernels.kernels.eager import row_dtype
 
 Tensor = torch.Tensor
 
@@ -36,18 +35,6 @@ def check_shapes(x: Tensor, dictionary: Tensor) -> None:
     if x.size(-1) != dictionary.size(1):
         got = f"x {tuple(x.shape)} and dictionary {tuple(dictionary.shape)}"
         raise ValueError(f"x must have the dictionary's n_features as its last size; got {got}")
-
-
-def unconverged(x: Tensor, gap: Tensor, tol: float) -> int:
-    """Return how many rows are further from the optimum than tol asks for.
-
-    Rounding keeps a gap in x's dtype from becoming as small as tol may ask for. By NumPy: torch may
-    use threads that do not exist in a forked process.
-    """
-    rows = (x.float() if row_dtype(x.dtype) != x.dtype else x).detach().resolve_neg().numpy()
-    rows = rows.reshape(-1, rows.shape[-1])
-    target = max(tol, torch.finfo(x.dtype).eps ** 0.5) * 0.5 * np.einsum("ij,ij->i", rows, rows)
-    return int(np.count_nonzero(gap.numpy().reshape(-1) > target))
 
 
 def as_tensor(x: Any) -> Any:

@@ -15,7 +15,7 @@ from sklearn.utils import check_array
 
 from latent_kernels import _data
 from latent_kernels._data import as_array
-from latent_kernels.sparse._arguments import unconverged
+from latent_kernels.kernels.lasso.values import unconverged
 from latent_kernels.sparse.lasso import ALGORITHMS, SOLVERS, Algorithm, sparse_encode
 
 Array = NDArray[Any]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from latent_kernels import _checks, _data
 from latent_kernels.kernels.eager import plain, row_dtype
 from latent_kernels.kernels.lasso.problem import LASSO
+from latent_kernels.kernels.lasso.values import unconverged
 from latent_kernels.sparse import _other_codes
-from latent_kernels.sparse._arguments import as_tensor, check_shapes, number, unconverged
+from latent_kernels.sparse._arguments import as_tensor, check_shapes, number
 from latent_kernels.sparse.pursuit import orthogonal_matching_pursuit
 
 Tensor = torch.Tensor
