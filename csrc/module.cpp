@@ -12,6 +12,7 @@ void bind_score(py::module_& m);
 void bind_bounds(py::module_& m);
 void bind_lista(py::module_& m);
 void bind_lasso(py::module_& m);
+void bind_omp(py::module_& m);
 }  // namespace lk
 
 PYBIND11_MODULE(_core, m) {
@@ -32,4 +33,5 @@ PYBIND11_MODULE(_core, m) {
   lk::bind_bounds(m);
   lk::bind_lista(m);
   lk::bind_lasso(m);
+  lk::bind_omp(m);
 }

@@ -276,6 +276,8 @@ class LassoProblem:
         components: int,
         max_iter: int,
         tolerance: float,
+        largest: float,
+        scaled: bool,
         curvature: float,
         x: Address,
         dictionary: Address,
@@ -300,3 +302,25 @@ def lasso_prepare(
 def lasso_encode(
     problem: LassoProblem, /, *, threads: int, codes: Address, gap: Address
 ) -> None: ...
+def lasso_far_rows(
+    *, dtype: Dtype, rows: int, features: int, tolerance: float, x: Address, gap: Address
+) -> int: ...
+
+# --- omp
+
+class OmpProblem:
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        rows: int,
+        features: int,
+        components: int,
+        most: int,
+        tolerance: float,
+        x: Address,
+        panels: Address,
+        gram: Address,
+    ) -> None: ...
+
+def omp_encode(problem: OmpProblem, /, *, threads: int, codes: Address) -> None: ...

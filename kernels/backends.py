@@ -26,6 +26,7 @@ BACKENDS: dict[str, tuple[str, ...]] = {
     "lista": ("cpp", "reference"),
     "mixture": ("numba", "reference"),
     "lasso": ("cpp", "reference"),
+    "omp": ("cpp", "reference"),
 }
 _MODULES = {
     "cpp": "cpp_cpu",

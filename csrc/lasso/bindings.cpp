@@ -1,35 +1,26 @@
-#include <memory>
-
 #include "host/bind.hpp"
-#include "lasso/problem.hpp"
+#include "lasso/parts.hpp"
 
 namespace lk {
 
 template <>
 struct FieldsOf<LassoProblem> {
   using P = LassoProblem;
-  static constexpr auto list = std::make_tuple(
-      Field{"dtype", &P::dtype}, Field{"algorithm", &P::algorithm}, Field{"positive", &P::positive},
-      Field{"rows", &P::rows}, Field{"features", &P::features}, Field{"components", &P::components},
-      Field{"max_iter", &P::max_iter}, Field{"tolerance", &P::tolerance}, Field{"curvature", &P::curvature},
-      Field{"x", &P::x}, Field{"dictionary", &P::dictionary}, Field{"panels", &P::panels}, Field{"gram", &P::gram},
-      Field{"alpha", &P::alpha}, Field{"alpha_stride", &P::alpha_stride}, Field{"init", &P::init});
+  static constexpr auto list =
+      std::make_tuple(Field{"dtype", &P::dtype}, Field{"algorithm", &P::algorithm}, Field{"positive", &P::positive},
+                      Field{"rows", &P::rows}, Field{"features", &P::features}, Field{"components", &P::components},
+                      Field{"max_iter", &P::max_iter}, Field{"tolerance", &P::tolerance}, Field{"largest", &P::largest},
+                      Field{"scaled", &P::scaled}, Field{"curvature", &P::curvature}, Field{"x", &P::x},
+                      Field{"dictionary", &P::dictionary}, Field{"panels", &P::panels}, Field{"gram", &P::gram},
+                      Field{"alpha", &P::alpha}, Field{"alpha_stride", &P::alpha_stride}, Field{"init", &P::init});
 };
 
 namespace {
 
-// Runs f(row0, row1, workspace) for parts of the rows, which do not depend on one another. Rows take unequal time, so a
-// thread gets several parts; a part has enough rows to be worth its workspace.
 template <class F>
 void each_part(const LassoProblem& p, int64_t rows, int threads, F f) {
-  const int64_t most = 8 * kLassoRows, share = rows / (4 * std::max(threads, 1)) / kLassoRows * kLassoRows;
-  const int64_t step = std::max<int64_t>(std::min(share, most), kLassoRows);
   const int64_t bytes = active<LassoKernels>().workspace(p.features, p.components);
-  parallel_for((rows + step - 1) / step, worthwhile_threads(threads, rows * (p.features + 16) * p.components),
-               [&](int64_t i) {
-                 const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(bytes)]);
-                 f(i * step, std::min((i + 1) * step, rows), workspace.get());
-               });
+  each_part_of_rows(rows, (p.features + 16) * p.components, threads, bytes, f);
 }
 
 // The dictionary with its columns padded, and transposed in panels; see LassoProblem.
@@ -77,6 +68,32 @@ void encode(const LassoProblem& given, int threads, void* codes, void* gap) {
   });
 }
 
+// How many rows have a gap above the share `tolerance` of 1/2 ||x||^2.
+template <class T>
+int64_t count_far(const T* x, const T* gap, int64_t rows, int64_t features, double tolerance) {
+  int64_t count = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!(gap[row] > 0)) continue;
+    double norm2 = 0;
+    for (int64_t f = 0; f < features; ++f) {
+      const double v = static_cast<double>(x[row * features + f]);
+      norm2 += v * v;
+    }
+    count += static_cast<double>(gap[row]) > tolerance * 0.5 * norm2;
+  }
+  return count;
+}
+
+int64_t far_rows(Dtype dtype, int64_t rows, int64_t features, double tolerance, const void* x, const void* gap) {
+  int64_t count = 0;
+  without_gil([&] {
+    count = dtype == kFloat64
+                ? count_far(static_cast<const double*>(x), static_cast<const double*>(gap), rows, features, tolerance)
+                : count_far(static_cast<const float*>(x), static_cast<const float*>(gap), rows, features, tolerance);
+  });
+  return count;
+}
+
 }  // namespace
 
 void bind_lasso(pybind11::module_& m) {
@@ -85,6 +102,7 @@ void bind_lasso(pybind11::module_& m) {
   define<&prepare>(m, "lasso_prepare",
                    {"dtype", "threads", "features", "components", "dictionary", "atoms", "panels", "gram"});
   define<&encode>(m, "lasso_encode", {"threads", "codes", "gap"});
+  define<&far_rows>(m, "lasso_far_rows", {"dtype", "rows", "features", "tolerance", "x", "gap"});
 }
 
 }  // namespace lk

@@ -13,16 +13,31 @@ namespace LK_ISA {
 
 // --- ISTA and FISTA -------------------------------------------------------------------------------------------
 
-// z_(t+1) = soft(y - (y G - b) / L, alpha / L), y = z_t + beta (z_t - z_(t-1)); beta = 0 is ISTA. FISTA's momentum
+// Steps as if all atoms had norm 1, said of the codes as they are: 1 / (L G_kk), with L the largest eigenvalue of that
+// G. What stands behind the last atom stays 0.
+template <class T>
+inline void scale(const LassoProblem& p, LassoWorkspace<T>& workspace) {
+  const int64_t columns = padded(p.components);
+  const T* gram = static_cast<const T*>(p.gram);
+  for (int64_t k = 0; k < columns; ++k) {
+    workspace.norm2[k] = k < p.components ? gram[k * (columns + 1)] : T(0);
+    workspace.step[k] = k < p.components ? static_cast<T>(1 / (p.curvature * workspace.norm2[k])) : T(0);
+  }
+}
+
+// z_(t+1) = soft(y - (y G - b) step, alpha step), y = z_t + beta (z_t - z_(t-1)); beta = 0 is ISTA. FISTA's momentum
 // starts again where the step points against it. y G comes from z_t G and z_(t-1) G, each made once from the rows of
 // G where z_t is not zero.
-template <class T>
+template <bool scaled, class T>
 inline void iterate(const LassoProblem& p, LassoWorkspace<T>& workspace, LassoRow<T>& row) {
   const int64_t columns = padded(p.components);
   const T* gram = static_cast<const T*>(p.gram);
   const double alpha = p.alpha[row.index * p.alpha_stride], goal = row.goal;
-  const T step = static_cast<T>(1 / p.curvature);
+  const T step = static_cast<T>(1 / p.curvature), weight = static_cast<T>(alpha);
   const Threshold<T> threshold(alpha / p.curvature, p.positive);
+  const T *const steps = workspace.step, *const norm2 = workspace.norm2, *const b = workspace.b;
+  const Vec<T> unbounded = splat(-static_cast<T>(__builtin_inf()));
+  const bool positive = p.positive;
   T *z = row.z, *before = workspace.before, *next = workspace.next, *product = workspace.product,
     *product_before = workspace.product_before;
 
@@ -49,9 +64,16 @@ inline void iterate(const LassoProblem& p, LassoWorkspace<T>& workspace, LassoRo
     const T against = sum_of<T>(columns, [&](int64_t k) LK_INLINE_LAMBDA {
       const Vec<T> at = load(z + k), g = load(product + k);
       const Vec<T> y = at + (at - load(before + k)) * beta;
-      const Vec<T> slope = g + (g - load(product_before + k)) * beta - load(workspace.b + k);
-      const Vec<T> v = threshold(y - slope * step);
+      const Vec<T> slope = g + (g - load(product_before + k)) * beta - load(b + k);
+      Vec<T> v;
+      if constexpr (scaled) {
+        const Vec<T> step_k = load(steps + k), cut = step_k * weight;
+        v = soft(y - slope * step_k, positive ? unbounded : -cut, cut);
+      } else {
+        v = threshold(y - slope * step);
+      }
       store(next + k, v);
+      if constexpr (scaled) return (y - v) * load(norm2 + k) * (v - at);
       return (y - v) * (v - at);
     });
     t = against > 0 ? 1 : t_next;
@@ -64,7 +86,7 @@ inline void iterate(const LassoProblem& p, LassoWorkspace<T>& workspace, LassoRo
     product = spare;
     multiply(z, product);
     if (i % kGapEvery != 0 && row.left > 0) continue;
-    for (int64_t k = 0; k < columns; k += lanes<T>) store(workspace.q + k, load(workspace.b + k) - load(product + k));
+    for (int64_t k = 0; k < columns; k += lanes<T>) store(workspace.q + k, load(b + k) - load(product + k));
     done = !(Progress<T>{z, workspace.q, workspace.z0, workspace.q0, row.residual2}.gap(columns, alpha, p.positive) >
              goal);
   }
@@ -122,7 +144,7 @@ template <class T>
 inline void advance_row(const LassoProblem& p, LassoWorkspace<T>& workspace, LassoRow<T>& row) {
   const int64_t columns = padded(p.components), count = nonzeros(row.z, p.components, workspace.index);
   const double gap = duality_gap(row.z, workspace.index, count, row.r, row.c, p.features, columns, row.x_norm2,
-                                 p.alpha[row.index * p.alpha_stride], p.positive, p.curvature);
+                                 p.alpha[row.index * p.alpha_stride], p.positive, p.largest);
   // The estimate said enough, the gap says no. Going on from fresh correlations helps until T has no more digits.
   if (!(gap < 0.5 * row.gap)) ++row.stalls;
   row.gap = gap;
@@ -136,8 +158,10 @@ inline void advance_row(const LassoProblem& p, LassoWorkspace<T>& workspace, Las
   for (int64_t k = 0; k < columns; ++k) workspace.q[k] = static_cast<T>(row.c[k]);
   if (p.algorithm == kDescent)
     Descent<T>(p, workspace, row).run();
+  else if (p.scaled)
+    iterate<true>(p, workspace, row);
   else
-    iterate(p, workspace, row);
+    iterate<false>(p, workspace, row);
 }
 
 template <class T>
@@ -166,6 +190,7 @@ inline void encode_rows(const LassoProblem& p, LassoWorkspace<T>& workspace, int
 template <class T>
 void lasso_encode(const LassoProblem& p, int64_t row0, int64_t row1, void* memory) {
   LassoWorkspace<T> workspace(p.features, p.components, memory);
+  if (p.scaled) scale(p, workspace);
   for (int64_t row = row0; row < row1; row += kLassoRows)
     encode_rows(p, workspace, row, smaller(row + kLassoRows, row1));
 }

@@ -34,7 +34,7 @@ struct LassoWorkspace {
   LassoRow<T> rows[kLassoRows];
   int32_t *index, *set;
   T *q, *z0, *q0, *weight, *outside, *inverse;
-  T *b, *before, *next, *product, *product_before;  // ISTA and FISTA
+  T *b, *before, *next, *product, *product_before, *step, *norm2;  // ISTA and FISTA; the last two see `scale`
   // Of the working set: [kSetLimit, kSetStride] the first two, [kSetStride] the others.
   T *set_gram, *system, *set_z, *set_q, *set_z0, *set_q0, *set_inverse, *direction, *bend, *pivot;
   int64_t bytes;
@@ -50,7 +50,8 @@ struct LassoWorkspace {
     }
     index = pieces.take<int32_t>(columns + 16);
     set = pieces.take<int32_t>(columns + 16);
-    T** const whole[] = {&q, &z0, &q0, &weight, &outside, &inverse, &b, &before, &next, &product, &product_before};
+    T** const whole[] = {&q,      &z0,   &q0,      &weight,         &outside, &inverse, &b,
+                         &before, &next, &product, &product_before, &step,    &norm2};
     for (T** piece : whole) *piece = pieces.take<T>(columns);
     T** const of_set[] = {&set_z, &set_q, &set_z0, &set_q0, &set_inverse, &direction, &bend, &pivot};
     for (T** piece : of_set) *piece = pieces.take<T>(kSetStride);

@@ -218,13 +218,13 @@ struct Progress {
 template <class T>
 inline double duality_gap(const T* z, const int32_t* index, int64_t count, const double* r, const double* c,
                           int64_t features, int64_t columns, double x_norm2, double alpha, bool positive,
-                          double curvature) {
+                          double largest_norm2) {
   const double r2 = sum_of<double>(padded(features), [&](int64_t i) LK_INLINE_LAMBDA {
     const D v = load(r + i);
     return v * v;
   });
   const double unit = 0x1p-52 * static_cast<double>(features + count + 16);
-  const double norm = __builtin_sqrt(r2), atom = __builtin_sqrt(curvature);
+  const double norm = __builtin_sqrt(r2), atom = __builtin_sqrt(largest_norm2);
   const double most = largest(c, columns, positive) + unit * norm * atom;
   double length = 0, product = 0;
   for (int64_t i = 0; i < count; ++i) {

@@ -13,12 +13,15 @@ struct LassoProblem {
   LassoAlgorithm algorithm;
   bool positive;
   int64_t rows, features, components, max_iter;
-  double tolerance, curvature;  // at least G's largest eigenvalue; for kDescent its largest diagonal entry will do
-  const void* x;                // [rows, features]
-  const void* dictionary;       // [components, padded(features)]
-  const void* panels;           // the same transposed, in panels: [padded(components) / 16, features, 16]
-  const void* gram;             // [components, padded(components)]
-  const double* alpha;          // [rows], or one with alpha_stride 0
+  double tolerance;
+  double largest;          // at least G's largest diagonal entry
+  bool scaled;             // whether ISTA and FISTA take steps as if all atoms had norm 1
+  double curvature;        // at least the largest eigenvalue of G, with all atoms at norm 1 if scaled; not for kDescent
+  const void* x;           // [rows, features]
+  const void* dictionary;  // [components, padded(features)]
+  const void* panels;      // the same transposed, in panels: [padded(components) / 16, features, 16]
+  const void* gram;        // [components, padded(components)]
+  const double* alpha;     // [rows], or one with alpha_stride 0
   int64_t alpha_stride;
   const void* init;  // [rows, components], where to start; or null for zeros
   void* codes;       // [rows, components]

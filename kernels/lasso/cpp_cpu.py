@@ -55,9 +55,11 @@ def prepare(dictionary: Tensor) -> Dictionary:
     return Dictionary(dictionary, atoms, panels, gram)
 
 
-def curvature(dictionary: Dictionary) -> float:
+def curvature(dictionary: Dictionary, scaled: bool) -> float:
     """As the reference's, by NumPy: torch's own threads do not survive a fork."""
     d = dictionary.plain.numpy()
+    if scaled:
+        d = d / np.linalg.norm(d.astype(np.float64), axis=1, keepdims=True)
     small = np.ascontiguousarray(d if d.shape[0] <= d.shape[1] else d.T, dtype=np.float64)
     gram = prepare(torch.from_numpy(small)).gram[:, : len(small)]
     return reference.rounded_up(float(np.linalg.eigvalsh(gram.numpy())[-1]))
@@ -66,9 +68,9 @@ def curvature(dictionary: Dictionary) -> float:
 def forward(problem: Problem, dictionary: Dictionary, outputs: Outputs) -> None:
     """As the reference's; every tensor contiguous, of one dtype but for the float64 `alpha`."""
     (rows, features, components), x, _, alpha, init, algorithm, max_iter, tol, positive = problem
-    # the gap's allowance for rounding needs the largest ||d_k||^2, a gradient step the largest
-    # eigenvalue
-    bound = float(dictionary.norms.max()) if algorithm == "cd" else curvature(dictionary)
+    largest, scaled = float(dictionary.norms.max()), False
+    if algorithm != "cd":
+        scaled = reference.differ(float(dictionary.norms.min()), largest)
     arguments = _core.LassoProblem(
         dtype=DTYPES[x.dtype],
         algorithm=_ALGORITHMS[algorithm],
@@ -78,7 +80,9 @@ def forward(problem: Problem, dictionary: Dictionary, outputs: Outputs) -> None:
         components=components,
         max_iter=max_iter,
         tolerance=tol,
-        curvature=bound,
+        largest=largest,
+        scaled=scaled,
+        curvature=0.0 if algorithm == "cd" else curvature(dictionary, scaled),
         x=x.data_ptr(),
         dictionary=dictionary.atoms.data_ptr(),
         panels=dictionary.panels.data_ptr(),

@@ -58,9 +58,15 @@ def _encode(problem: Problem, outputs: Outputs) -> None:
         return
     kernels.forward(problem, prepared, Outputs(codes, gap))
     if is_half:  # of rounded codes the gap is another: that of what is returned
-        rounded = outputs.codes.copy_(codes).float()
+        rounded = outputs.codes.copy_(saturated(codes, outputs.codes.dtype)).float()
         again = problem._replace(init=rounded, algorithm="cd", max_iter=0)
         kernels.forward(again, prepared, Outputs(codes, gap))
+
+
+def saturated(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the codes, the largest number of `dtype` in place of what is beyond it; NaN stays."""
+    most = torch.finfo(dtype).max
+    return codes.clamp(-most, most)
 
 
 def _encode_without_zero_atoms(problem: Problem, outputs: Outputs, present: Tensor) -> None:

@@ -31,14 +31,21 @@ def wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def curvature(dictionary: Tensor) -> float:
-    """An upper bound on the largest eigenvalue of D D^T, the Lipschitz constant of the smooth
-    part's gradient.
+def differ(least: float, largest: float) -> bool:
+    """Whether atoms of these squared norms are so unlike that steps are scaled to each."""
+    return largest > 16 * least
 
-    Rounded up to 12 bits, so that what LAPACK does with the last digits on other threads changes
-    nothing.
+
+def curvature(dictionary: Tensor, scaled: bool) -> float:
+    """An upper bound on the largest eigenvalue of D D^T, with all atoms at norm 1 if `scaled`.
+
+    That is the Lipschitz constant of the smooth part's gradient in the codes, times ||d_k|| if
+    `scaled`. Rounded up to 12 bits, so that what LAPACK does with the last digits on other threads
+    changes nothing.
     """
     d = wide(dictionary)
+    if scaled:
+        d = torch.nn.functional.normalize(d, eps=torch.finfo(d.dtype).tiny)
     gram = d @ d.T if d.size(0) <= d.size(1) else d.T @ d
     return rounded_up(float(torch.linalg.eigvalsh(gram.cpu())[-1]))
 
@@ -89,7 +96,10 @@ def forward(problem: Problem, dictionary: Dictionary, outputs: Outputs) -> None:
     gap.copy_(_round_up(duality_gap(x, d, alpha, codes, positive), gap))
     state: dict[str, object] = {"momentum": algorithm == "fista"}
     if algorithm != "cd":
-        state["curvature"] = curvature(d)
+        norms = dictionary.norms
+        scaled = differ(float(norms.min()), float(norms.max()))
+        state["norms"] = norms if scaled else torch.ones_like(norms)
+        state["curvature"] = curvature(d, scaled)
     for i in range(1, max_iter + 1):
         is_open = ~(gap <= target)
         if not bool((is_open & gap.isfinite()).any()):
@@ -139,8 +149,14 @@ def _gradient(
     positive: bool,
     state: dict[str, object],
 ) -> Tensor:
-    """One iteration of ISTA or FISTA; `state` holds z_(t-1) and the momentum's t of each row."""
-    bound = float(state["curvature"])  # type: ignore[arg-type]
+    """One iteration of ISTA or FISTA; `state` holds z_(t-1) and the momentum's t of each row.
+
+    Its steps are 1 / L; or 1 / (L ||d_k||^2), those of the problem with all atoms at norm 1.
+    """
+    norms = state["norms"]
+    assert isinstance(norms, Tensor)
+    step = 1 / (float(state["curvature"]) * norms)  # type: ignore[arg-type]
+    step = torch.where(norms > 0, step, 0)  # an atom of zeros, which only the CPU leaves out
     before = state.get("before", z)
     t = state.get("t", torch.ones_like(z[:, :1]))
     assert isinstance(before, Tensor)
@@ -148,7 +164,7 @@ def _gradient(
     t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
     y = z + (t - 1) / t_next * (z - before) if state["momentum"] else z
     slope = (y @ dictionary - x) @ dictionary.T
-    new = soft(y - slope / bound, (alpha[:, None] / bound).to(x.dtype), positive)
-    against = ((y - new) * (new - z)).sum(-1, keepdim=True) > 0
+    new = soft(y - slope * step, (alpha[:, None] * step).to(x.dtype), positive)
+    against = ((y - new) * norms * (new - z)).sum(-1, keepdim=True) > 0
     state["before"], state["t"] = z.clone(), torch.where(against, 1.0, t_next)
     return new

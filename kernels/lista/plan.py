@@ -144,6 +144,7 @@ class Plan:
                 or p.shape != shape
                 or p.dtype is not dtype
                 or not p.is_contiguous()
+                or p.is_neg()
             ):
                 return False
         return True

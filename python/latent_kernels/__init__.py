@@ -9,7 +9,8 @@ Score function    `score_function_expectation`, `score_function_gradient`, `disa
 Bounds            `importance_bound`, `streamed_bound`, `elbo`
 Weights           `normalized_weights`, `effective_sample_size`, `pareto_k`
 Variance          `profile_variance`
-Sparse codes      `sparse_encode`, `SparseCoder`, `DictionaryLearning`
+Sparse codes      `sparse_encode`, `orthogonal_matching_pursuit`, `SparseCoder`,
+                  `DictionaryLearning`, `MiniBatchDictionaryLearning`
 Sparse encoders   `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`,
                   `coupled_lista_encode`
 Mixtures          `GaussianMixture`, `MixtureModel`
@@ -29,6 +30,7 @@ from latent_kernels.noise import normal, uniform
 from latent_kernels.sparse.encoders import LISTA, LCoD, PSDEncoder, train_encoder
 from latent_kernels.sparse.lasso import sparse_encode
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
+from latent_kernels.sparse.pursuit import orthogonal_matching_pursuit
 from latent_kernels.variational.bounds import elbo, importance_bound
 from latent_kernels.variational.densities import bernoulli_log_prob, gaussian_log_prob
 from latent_kernels.variational.diagnostics import (
@@ -52,6 +54,7 @@ if _TYPE_CHECKING:
     from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
     from latent_kernels.mixtures.mixture_model import MixtureModel
     from latent_kernels.sparse.dictionary_learning import DictionaryLearning
+    from latent_kernels.sparse.mini_batch_dictionary_learning import MiniBatchDictionaryLearning
     from latent_kernels.sparse.sparse_coder import SparseCoder
 
 __version__ = _version("latent-kernels")
@@ -61,6 +64,7 @@ __version__ = _version("latent-kernels")
 _LATER = {
     "DictionaryLearning": "sparse.dictionary_learning",
     "GaussianMixture": "mixtures.gaussian_mixture",
+    "MiniBatchDictionaryLearning": "sparse.mini_batch_dictionary_learning",
     "MixtureModel": "mixtures.mixture_model",
     "SparseCoder": "sparse.sparse_coder",
 }
@@ -87,6 +91,7 @@ __all__ = [
     "GaussianMixture",
     "LCoD",
     "LISTA",
+    "MiniBatchDictionaryLearning",
     "MixtureModel",
     "PSDEncoder",
     "SparseCoder",
@@ -105,6 +110,7 @@ __all__ = [
     "lista_encode",
     "normal",
     "normalized_weights",
+    "orthogonal_matching_pursuit",
     "pareto_k",
     "profile_variance",
     "rsample",

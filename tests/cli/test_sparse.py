@@ -207,9 +207,8 @@ def test_drawn_codes_by_layer(monkeypatch):
         assert seconds > 0
         if worth is not None:
             assert worth.iterations > 3
-            codes = lk.sparse_encode(
-                x, dictionary, alpha=worth.alpha, max_iter=worth.iterations, tol=0.0
-            )
+            options = {"max_iter": worth.iterations, "tol": 0.0, "return_gap": True}
+            codes, _ = lk.sparse_encode(x, dictionary, alpha=worth.alpha, **options)
             assert problems.nmse(codes, z) <= outcome.curves[name][-1]
 
 

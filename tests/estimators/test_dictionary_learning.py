@@ -19,11 +19,13 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.feature_extraction.image import extract_patches_2d
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import latent_kernels as lk
 from latent_kernels.sparse import _dictionary_steps, _sparse_codes
 from latent_kernels.sparse._dictionary_steps import Learner, Options, Statistics, Visit
 from latent_kernels.sparse._sparse_codes import Lasso
 from latent_kernels.sparse.dictionary_learning import DictionaryLearning
 from latent_kernels.sparse.encoders import LISTA, PSDEncoder
+from latent_kernels.sparse.mini_batch_dictionary_learning import MiniBatchDictionaryLearning
 from latent_kernels.sparse.sparse_coder import SparseCoder
 
 CHECKED = [
@@ -38,9 +40,12 @@ CHECKED = [
         positive_code=True,
         positive_dict=True,
         fit_algorithm="fista",
+        transform_algorithm="lasso_cd",
         transform_tol=1e-4,
     ),
     DictionaryLearning(3, max_iter=3, tol=0, encoder="psd", transform_algorithm="encoder"),
+    MiniBatchDictionaryLearning(4, max_iter=5, batch_size=7),
+    MiniBatchDictionaryLearning(max_iter=2, transform_algorithm="lasso_lars", split_sign=True),
 ]
 
 
@@ -61,7 +66,7 @@ def patches() -> np.ndarray:
 def objective(X: np.ndarray, D: np.ndarray, alpha: float) -> float:
     """With the codes that are best for D, whose atoms are cut to the unit ball."""
     D = D / np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1)
-    Z = SparseCoder(D, transform_alpha=alpha).transform(X)
+    Z = SparseCoder(D, transform_algorithm="cd", transform_alpha=alpha).transform(X)
     return float((0.5 * ((X - Z @ D) ** 2).sum(axis=1) + alpha * np.abs(Z).sum(axis=1)).mean())
 
 
@@ -268,6 +273,7 @@ def test_float32_is_near_float64(patches: np.ndarray) -> None:
 def test_signs(patches: np.ndarray) -> None:
     X = np.abs(patches)
     settings: dict[str, Any] = {"max_iter": 2, "tol": 0, "random_state": 0, "encoder": "psd"}
+    settings["transform_algorithm"] = "cd"
     model = DictionaryLearning(16, positive_code=True, positive_dict=True, **settings).fit(X)
     assert (model.components_ >= 0).all()
     assert (model.transform(X) >= 0).all()
@@ -310,6 +316,140 @@ def test_verbose(patches: np.ndarray, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(err.splitlines()) == 2
 
 
+# --- scikit-learn's arguments ---------------------------------------------------------------------
+
+
+def test_arguments_are_scikit_learns() -> None:
+    ours, theirs = DictionaryLearning().get_params(), sk.DictionaryLearning().get_params()
+    assert set(theirs) <= set(ours)
+    other = {"max_iter", "tol", "fit_algorithm", "verbose"}
+    assert {k: v for k, v in ours.items() if k in theirs and k not in other} == {
+        k: v for k, v in theirs.items() if k not in other
+    }
+    mini, theirs = (m.MiniBatchDictionaryLearning().get_params() for m in (lk, sk))
+    assert {name: mini[name] for name in theirs} == theirs
+    assert set(mini) - set(theirs) == {
+        "transform_tol",
+        "encoder",
+        "encoder_weight",
+        "encoder_learning_rate",
+    }
+
+
+@pytest.mark.parametrize("model", [DictionaryLearning, MiniBatchDictionaryLearning])
+def test_lars_is_another_name_for_the_same_codes(model: Any, patches: np.ndarray) -> None:
+    settings: dict[str, Any] = {"max_iter": 2, "tol": 0, "random_state": 0}
+    first, second = (model(16, fit_algorithm=a, **settings).fit(patches) for a in ("cd", "lars"))
+    np.testing.assert_array_equal(first.components_, second.components_)
+
+
+def test_transforms_of_a_learned_dictionary(patches: np.ndarray) -> None:
+    model = DictionaryLearning(24, alpha=0.7, max_iter=2, tol=0, random_state=0).fit(patches)
+    for algorithm in ("omp", "lasso_cd", "threshold"):
+        coder = SparseCoder(model.components_, transform_algorithm=algorithm, transform_alpha=0.7)
+        Z = model.set_params(transform_algorithm=algorithm).transform(patches)
+        np.testing.assert_array_equal(Z, coder.transform(patches))
+    model.set_params(transform_algorithm="omp", transform_n_nonzero_coefs=3)
+    Z = model.transform(patches)
+    assert ((Z != 0).sum(axis=1) == 3).all()
+    split = model.set_params(split_sign=True).transform(patches)
+    np.testing.assert_array_equal(split[:, :24] - split[:, 24:], Z)
+    np.testing.assert_array_equal(model.inverse_transform(split), Z @ model.components_)
+    assert len(model.get_feature_names_out()) == 48
+
+
+def test_code_init_is_where_the_first_pass_starts(patches: np.ndarray) -> None:
+    """A few iterations get further from good codes; enough of them leave wrong ones behind."""
+    X, D = patches[:200], patches[:24]
+    settings: dict[str, Any] = {"max_iter": 1, "tol": 0, "dict_init": D, "random_state": 0}
+    unit = D / np.linalg.norm(D, axis=1, keepdims=True)
+    good = SparseCoder(unit, transform_algorithm="cd", transform_alpha=1.0).transform(X)
+    few: dict[str, Any] = {"fit_algorithm": "ista", "transform_max_iter": 2, **settings}
+    warm = DictionaryLearning(24, code_init=good, **few).fit(X)
+    assert warm.objectives_[0] < DictionaryLearning(24, **few).fit(X).objectives_[0]
+    exact = DictionaryLearning(24, transform_tol=1e-12, **settings).fit(X)
+    wrong = DictionaryLearning(24, transform_tol=1e-12, code_init=good[::-1], **settings).fit(X)
+    np.testing.assert_allclose(wrong.components_, exact.components_, atol=1e-5)
+
+
+def test_callbacks_and_errors(patches: np.ndarray) -> None:
+    seen: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {"tol": 0, "callback": seen.append, "random_state": 0}
+    model = DictionaryLearning(8, max_iter=7, **settings).fit(patches)
+    assert [state["ii"] for state in seen] == [0, 5]
+    np.testing.assert_allclose(model.error_, 1500 * np.array(model.objectives_))
+    assert seen[1]["current_cost"] == model.error_[5] == seen[1]["errors"][-1]
+    assert seen[1]["dictionary"].shape == (8, 64)
+    seen.clear()
+    mini = MiniBatchDictionaryLearning(
+        8, max_iter=2, batch_size=500, max_no_improvement=None, **settings
+    ).fit(patches)
+    assert [state["i"] for state in seen] == list(range(6))
+    np.testing.assert_allclose(
+        mini.objectives_, np.mean([[s["batch_cost"] for s in seen[i : i + 3]] for i in (0, 3)], 1)
+    )
+    np.testing.assert_array_equal(seen[-1]["dictionary"], mini.components_)
+
+
+# --- mini-batches ---------------------------------------------------------------------------------
+
+
+def test_mini_batches_are_partial_fits(patches: np.ndarray) -> None:
+    whole = MiniBatchDictionaryLearning(
+        12, max_iter=2, batch_size=200, shuffle=False, tol=0, max_no_improvement=None,
+        dict_init=patches[:12],
+    ).fit(patches)  # fmt: skip
+    parts = MiniBatchDictionaryLearning(12, dict_init=patches[:12])
+    for _ in range(2):
+        for i in range(0, 1500, 200):
+            parts.partial_fit(patches[i : i + 200])
+    np.testing.assert_array_equal(parts.components_, whole.components_)
+    assert (whole.n_steps_, whole.n_iter_, parts.n_steps_) == (16, 2, 16)
+    assert not whole.converged_
+
+
+def test_mini_batches_end_by_the_change_of_the_dictionary(patches: np.ndarray) -> None:
+    changes: list[np.ndarray] = []
+    settings: dict[str, Any] = {"batch_size": 100, "max_no_improvement": None, "random_state": 0}
+    model = MiniBatchDictionaryLearning(
+        12, tol=4e-3, callback=lambda state: changes.append(state["dictionary"]), **settings
+    ).fit(patches)
+    assert model.converged_
+    assert model.n_steps_ == len(changes) + 1 < 1500
+    steps = np.diff([*changes, model.components_], axis=0)[14:]  # after the first pass
+    norms = np.linalg.norm(steps.reshape(len(steps), -1), axis=1) / 12
+    assert norms[-1] <= 4e-3 < norms[:-1].min()
+
+
+def test_mini_batches_end_where_the_objective_does_not_fall(patches: np.ndarray) -> None:
+    costs: list[float] = []
+    model = MiniBatchDictionaryLearning(
+        12, tol=0, max_no_improvement=3, batch_size=100, random_state=0,
+        callback=lambda state: costs.append(state["batch_cost"]),
+    ).fit(patches)  # fmt: skip
+    assert model.converged_
+    smoothed, weight = costs[15], 100 / 1501
+    best, since = smoothed, 0
+    for cost in costs[16:]:
+        smoothed = smoothed * (1 - weight) + cost * weight
+        best, since = (smoothed, 0) if smoothed < best else (best, since + 1)
+        assert since < 3
+    assert since == 2
+    assert model.n_steps_ == len(costs) + 1
+    with pytest.raises(ValueError, match="max_no_improvement must be an integer >= 0"):
+        model.set_params(max_no_improvement=-1).fit(patches)
+
+
+def test_mini_batches_reach_no_worse_than_scikit_learns(patches: np.ndarray) -> None:
+    settings: dict[str, Any] = {
+        "alpha": 1.0, "max_iter": 3, "tol": 0.0, "max_no_improvement": None, "batch_size": 100,
+        "random_state": 0, "fit_algorithm": "cd",
+    }  # fmt: skip
+    ours, theirs = (m.MiniBatchDictionaryLearning(32, **settings).fit(patches) for m in (lk, sk))
+    losses = [objective(patches, model.components_, 1.0) for model in (ours, theirs)]
+    assert losses[0] < losses[1]
+
+
 # --- encoders -------------------------------------------------------------------------------------
 
 
@@ -349,7 +489,7 @@ def test_an_encoder_learns_the_codes(name: str, patches: np.ndarray) -> None:
         model = DictionaryLearning(
             32, alpha=1.0, encoder=encoder, max_iter=passes, tol=0, batch_size=100, random_state=0
         ).fit(X)
-        Z = model.transform(X)
+        Z = model.set_params(transform_algorithm="cd").transform(X)
         assert not model.encoder_.training
         fast = model.set_params(transform_algorithm="encoder").transform(X)
         with torch.no_grad():
@@ -382,7 +522,13 @@ def test_an_encoder_that_is_given_is_copied(patches: np.ndarray) -> None:
         ({"batch_size": 0}, "batch_size must be"),
         ({"tol": float("nan")}, "tol must be"),
         ({"fit_algorithm": "encoder"}, "fit_algorithm must be one of"),
-        ({"transform_algorithm": "omp"}, "transform_algorithm must be one of"),
+        ({"fit_algorithm": "omp"}, "fit_algorithm must be one of 'cd', 'lars'"),
+        ({"transform_algorithm": "admm"}, "transform_algorithm must be one of"),
+        ({"callback": 3}, "callback must be a function or None"),
+        (
+            {"dict_init": np.ones((2, 3)), "code_init": np.ones((8, 3))},
+            r"code_init must have shape \(8, 2\); got \(8, 3\)",
+        ),
         ({"transform_alpha": -0.1}, "transform_alpha must be"),
         ({"positive_dict": 1}, "positive_dict must be a bool"),
         ({"encoder": "lista"}, "encoder must be None, 'psd'"),

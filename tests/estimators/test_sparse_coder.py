@@ -92,19 +92,17 @@ def test_codes_are_scikit_learns(algorithm: str, positive: bool, digits: np.ndar
     assert (ours.n_components_, ours.n_features_in_) == (40, 64)
 
 
-def test_defaults_are_scikit_learns_where_both_have_an_argument() -> None:
-    theirs, ours = sk.SparseCoder(atoms(2, 3)).get_params(), SparseCoder(atoms(2, 3)).get_params()
+def test_arguments_and_defaults_are_scikit_learns() -> None:
+    theirs, ours = sk.SparseCoder(None).get_params(), SparseCoder(None).get_params()
     assert set(ours) - set(theirs) == {"transform_tol", "encoder"}
-    assert all(
-        ours[k] == theirs[k] for k in ("transform_alpha", "positive_code", "transform_max_iter")
-    )
+    assert {name: ours[name] for name in theirs} == theirs
 
 
 @pytest.mark.parametrize("dictionary_type", [np.float32, np.float64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_is_that_of_the_data(dtype: Any, dictionary_type: Any, digits: np.ndarray) -> None:
     D, X = atoms(30, 64).astype(dictionary_type), digits.astype(dtype)
-    coder = SparseCoder(D, transform_alpha=0.3)
+    coder = SparseCoder(D, transform_algorithm="cd", transform_alpha=0.3)
     Z = coder.transform(X)
     assert Z.dtype == coder.inverse_transform(Z).dtype == dtype
     # the very bits of the solver in that dtype: nothing was widened on the way
@@ -114,6 +112,62 @@ def test_dtype_is_that_of_the_data(dtype: Any, dictionary_type: Any, digits: np.
     np.testing.assert_array_equal(Z, expected.numpy())
     np.testing.assert_array_equal(coder.transform(torch.tensor(X)), Z)
     assert SparseCoder(torch.tensor(D)).transform((X > 0).astype(int)).dtype == np.float64
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # scikit-learn's omp: nothing left to add
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("algorithm", ["omp", "lars", "lasso_lars", "lasso_cd", "threshold"])
+def test_every_algorithm_of_scikit_learn(algorithm: str, dtype: Any, digits: np.ndarray) -> None:
+    """With fewer atoms than columns the minimum is unique."""
+    D, X = atoms(40, 64).astype(dtype), digits[:60].astype(dtype)
+    for settings in ({}, {"transform_n_nonzero_coefs": 3, "transform_alpha": 0.2}):
+        kwargs: dict[str, Any] = {"transform_algorithm": algorithm, **settings}
+        theirs, ours = sk.SparseCoder(D, **kwargs), SparseCoder(D, n_jobs=-1, **kwargs)
+        if algorithm == "lasso_cd":
+            theirs.set_params(transform_max_iter=10_000)
+            ours.set_params(transform_tol=1e-7 if dtype == np.float32 else 1e-12)
+        expected, Z = theirs.fit(X).transform(X), ours.fit(X).transform(X)
+        assert Z.dtype == dtype
+        np.testing.assert_allclose(Z, expected, atol=2e-3 if dtype == np.float32 else 1e-6)
+        if algorithm in ("omp", "lars"):
+            np.testing.assert_array_equal(Z != 0, expected != 0)
+        if algorithm in ("omp", "lars"):
+            with pytest.raises(ValueError, match="Positive constraint not supported"):
+                ours.set_params(positive_code=True).transform(X)
+        else:
+            positive = ours.set_params(positive_code=True).transform(X)
+            expected = theirs.set_params(positive_code=True).transform(X)
+            assert (positive >= 0).all()
+            np.testing.assert_allclose(positive, expected, atol=2e-3)
+
+
+def test_lasso_lars_is_exact_where_alpha_is_tiny() -> None:
+    """Many codes have nearly the least objective: only the least l1 norm tells them apart."""
+    X, D = np.random.RandomState(1).standard_normal((6, 20)), atoms(50, 20)
+    for alpha in (1e-2, 1e-6, 1e-10):
+        settings = {"transform_algorithm": "lasso_lars", "transform_alpha": alpha}
+        Z, expected = SparseCoder(D, **settings).transform(X), sk.SparseCoder(D, **settings)
+        np.testing.assert_allclose(Z, expected.fit(X).transform(X), atol=1e-5)
+        assert ((Z != 0).sum(axis=1) <= 20).all()
+    whole = SparseCoder([[0, 1, 0], [-1, -1, 2], [1, 1, 1], [0, 1, 1], [0, 2, 1]], **settings)
+    expected = [[0, 0, -1, 0, 0], [0, 1, 1, 0, 0]]
+    np.testing.assert_allclose(whole.transform([[-1, -1, -1], [0, 0, 3]]), expected, atol=1e-9)
+
+
+def test_split_sign(digits: np.ndarray) -> None:
+    coder = SparseCoder(atoms(30, 64), transform_n_nonzero_coefs=5).fit(digits)
+    Z, X = coder.transform(digits), coder.inverse_transform(coder.transform(digits))
+    split = coder.set_params(split_sign=True).transform(digits)
+    assert (split >= 0).all()
+    np.testing.assert_array_equal(split[:, :30] - split[:, 30:], Z)
+    np.testing.assert_array_equal(coder.inverse_transform(split), X)
+    assert len(coder.get_feature_names_out()) == 60
+    with pytest.raises(ValueError, match=r"2 n_components = 60 columns.*Expected 60, got 30"):
+        coder.inverse_transform(Z)
+    encoder = LISTA.from_dictionary(atoms(30, 64), 0.3, 2).eval()
+    coder.set_params(transform_algorithm="encoder", encoder=encoder)
+    assert (coder.transform(digits) >= 0).all()
 
 
 # --- encoders -------------------------------------------------------------------------------------
@@ -151,6 +205,7 @@ def test_solvers_refine_an_encoders_codes(digits: np.ndarray) -> None:
     encoder.eval()
 
     def loss(**settings: Any) -> float:
+        settings = {"transform_algorithm": "cd", **settings}
         coder = SparseCoder(D, transform_alpha=alpha, **settings)
         return objective(digits, coder.transform(digits), D, alpha)
 
@@ -175,7 +230,8 @@ def test_positive_codes_of_any_encoder(digits: np.ndarray) -> None:
         ).transform(digits)
         np.testing.assert_array_equal(Z, np.maximum(signed, 0))
         assert (signed < 0).any()
-        assert (SparseCoder(D, encoder=encoder, positive_code=True).transform(digits) >= 0).all()
+        coder = SparseCoder(D, transform_algorithm="cd", encoder=encoder, positive_code=True)
+        assert (coder.transform(digits) >= 0).all()
 
 
 def test_clone_and_pickle(digits: np.ndarray) -> None:
@@ -191,15 +247,19 @@ def test_the_code_of_an_atom_of_zeros_is_zero() -> None:
     """A learned dictionary of non-negative atoms may have some."""
     atoms = np.random.default_rng(0).random((6, 9))
     X, atoms[[1, 4]] = atoms @ np.ones((9, 9)), 0
-    codes = SparseCoder(atoms, transform_alpha=0.5).transform(X)
-    assert not codes[:, [1, 4]].any()
     present = np.delete(atoms, [1, 4], axis=0)
-    np.testing.assert_array_equal(
-        np.delete(codes, [1, 4], axis=1), SparseCoder(present, transform_alpha=0.5).transform(X)
-    )
+    for algorithm in ("cd", "omp", "threshold", "lasso_lars"):
+        settings = {"transform_algorithm": algorithm, "transform_alpha": 0.5}
+        codes = SparseCoder(atoms, **settings).transform(X)
+        assert not codes[:, [1, 4]].any()
+        assert codes.any()
+        expected = SparseCoder(present, **settings).transform(X)
+        np.testing.assert_allclose(np.delete(codes, [1, 4], axis=1), expected, atol=1e-12)
 
 
 # --- bad input ------------------------------------------------------------------------------------
+
+CD = {"transform_algorithm": "cd"}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +271,14 @@ def test_the_code_of_an_atom_of_zeros_is_zero() -> None:
         ),
         ({"dictionary": np.ones(3)}, "Expected 2D array"),
         ({"dictionary": [[1.0, np.nan, 1]]}, "dictionary contains NaN"),
-        ({"transform_algorithm": "omp"}, "transform_algorithm must be one of 'cd'"),
+        (
+            {"transform_algorithm": "admm"},
+            "transform_algorithm must be one of 'fista', 'ista', 'cd'",
+        ),
+        ({"transform_n_nonzero_coefs": 0}, "transform_n_nonzero_coefs must be an integer >= 1"),
+        ({"n_jobs": 1.0}, "n_jobs must be an integer"),
+        ({"split_sign": 1}, "split_sign must be a bool"),
+        ({"positive_code": True}, "Positive constraint not supported for 'omp' coding method"),
         ({"transform_alpha": -1.0}, "transform_alpha must be"),
         ({"transform_alpha": float("nan")}, "transform_alpha must be"),
         ({"transform_max_iter": -1}, "transform_max_iter must be"),
@@ -219,9 +286,10 @@ def test_the_code_of_an_atom_of_zeros_is_zero() -> None:
         ({"positive_code": 1}, "positive_code must be a bool"),
         ({"encoder": 3}, "encoder must be"),
         ({"transform_algorithm": "encoder"}, "encoder must be given"),
-        ({"encoder": lambda x: x}, r"encoder must map X to codes of shape \(4, 5\)"),
+        ({"encoder": abs}, "encoder must be None where transform_algorithm does not start from"),
+        ({**CD, "encoder": lambda x: x}, r"encoder must map X to codes of shape \(4, 5\)"),
         (
-            {"encoder": lambda x: x.new_full((len(x), 5), float("nan"))},
+            {**CD, "encoder": lambda x: x.new_full((len(x), 5), float("nan"))},
             "encoder must give finite codes",
         ),
     ],

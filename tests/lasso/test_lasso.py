@@ -9,10 +9,12 @@ from fractions import Fraction
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
@@ -301,6 +303,58 @@ def test_gap_is_a_bound_without_tolerance(
                 assert 0 <= above <= bound, float(bound / above)
 
 
+@every_dtype
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("positive", [False, True])
+def test_norms_of_atoms_do_not_matter_to_gradient_steps(
+    monkeypatch: pytest.MonkeyPatch, positive: bool, backend: str, dtype: torch.dtype
+) -> None:
+    """Codes of atoms with norms of 1 to 100, which steps of one length hardly move."""
+    forced(monkeypatch, backend)
+    x, d = problem(6, 40, 60)
+    d *= torch.logspace(0, 2, 60, dtype=torch.float64)[:, None] / d.norm(dim=1, keepdim=True)
+    x, d = x.to(dtype), d.to(dtype)
+    best = optimum(x, d, 1.0, positive)
+    options: dict[str, Any] = {"alpha": 1.0, "positive": positive, "return_gap": True}
+    z, gap = lk.sparse_encode(x, d, algorithm="fista", **options)
+    check(x, d, 1.0, z, gap, best, positive)
+    near = 1e-6 if dtype == torch.float64 else 1e-5  # float32 has no more digits
+    assert bool((gap <= near * 0.5 * x.double().square().sum(-1)).all())
+    far, _ = lk.sparse_encode(x, d, algorithm="ista", **options)
+    assert bool((objective(x, d, far, 1.0) <= 1.05 * best).all())
+
+
+def test_norms_of_atoms_may_be_any_beside_each_other() -> None:
+    """From 1e-6 to 5e5: only the largest are worth their part of the l1 norm."""
+    x, d = problem(5, 20, 40)
+    d /= d.norm(dim=1, keepdim=True)
+    powers = 2.0 ** torch.arange(-20, 20, dtype=torch.float64)[:, None]
+    z, gap = lk.sparse_encode(x, d * powers, alpha=1e-7, max_iter=50, return_gap=True)
+    assert bool(gap.isfinite().all())
+    best = lk.sparse_encode(x, d * powers, algorithm="lasso_lars", alpha=1e-7)
+    start = 0.5 * x.square().sum(-1)
+    above = objective(x, d * powers, z, 1e-7) - objective(x, d * powers, best, 1e-7)
+    assert bool((above <= 0.05 * start).all())
+    assert bool((gap >= above - 1e-13 * start).all())
+
+
+@every_algorithm
+def test_rows_that_are_not_done_are_warned_of(algorithm: str) -> None:
+    x, d = problem(7, 20, 33)
+    x[2] = 0  # done at once
+    message = r"codes of 6 of 7 rows are not within tol = 1e-06 .* max_iter = 1 iterations of '"
+    options: dict[str, Any] = {"algorithm": algorithm, "alpha": 0.01, "max_iter": 1}
+    for dtype in (torch.float64, torch.float32):
+        with pytest.warns(ConvergenceWarning, match=message + algorithm) as seen:
+            lk.sparse_encode(x.to(dtype), d.to(dtype), **options)
+        assert [w.filename for w in seen] == [__file__]
+        # one who is given the gaps can look, and what is no iteration is no attempt
+        lk.sparse_encode(x.to(dtype), d.to(dtype), return_gap=True, **options)
+        lk.sparse_encode(x.to(dtype), d.to(dtype), **{**options, "max_iter": 0})
+    with pytest.warns(ConvergenceWarning, match=message):
+        lk.sparse_encode(x.numpy(), d.numpy(), **options)
+
+
 @every_algorithm
 def test_max_iter_is_honoured(algorithm: str) -> None:
     x, d = problem(9, 30, 64)
@@ -340,6 +394,7 @@ def test_warm_start(algorithm: str) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of ista
 @every_algorithm
 def test_alpha_of_each_row(algorithm: str) -> None:
     x, d = problem(6, 20, 33)
@@ -487,6 +542,7 @@ def test_rows_that_are_lost_stay_so_beside_atoms_of_zeros() -> None:
     assert not gap.any()
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of ista
 @every_algorithm
 def test_rows_of_zeros_and_extreme_scales(algorithm: str) -> None:
     x, d = problem(4, 30, 64, torch.float32)
@@ -575,6 +631,26 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 # --- torch ----------------------------------------------------------------------------------------
+
+
+def test_codes_beyond_float16_are_its_largest_number() -> None:
+    """The gap is theirs: what is missing of a code of 6 million costs 1/2 (6e6 - 65504)^2 / 1e4."""
+    x, d = torch.full((1, 3), 6e4).half(), (torch.eye(3) * 0.01).half()
+    x[0, 1] = 60
+    for algorithm in ALGORITHMS:
+        codes, gap = lk.sparse_encode(x, d, algorithm=algorithm, alpha=1e-4, return_gap=True)
+        assert codes[0, [0, 2]].tolist() == [65504, 65504]
+        assert codes[0, 1].item() == pytest.approx(60 / 0.01, rel=1e-3)
+        lost = objective(x, d.double(), codes, 1e-4) - 1e-4 * 1.2e7  # all but zero at the optimum
+        assert gap.item() == pytest.approx(lost.item(), rel=1e-3)
+    lost = -x
+    lost[0, 1] = torch.nan
+    codes, gap = lk.sparse_encode(torch.cat([-x, lost]), d, alpha=1e-4, return_gap=True)
+    assert codes[0, 0] == -65504
+    assert bool(codes[1].isnan().all())
+    assert gap.isnan().tolist() == [False, True]
+    codes = lk.orthogonal_matching_pursuit(x, d, n_nonzero_coefs=3)
+    assert codes[0, [0, 2]].tolist() == [65504, 65504]
 
 
 def test_no_gradient_and_danskin() -> None:
@@ -707,8 +783,8 @@ BAD = [
      r"dictionary must be finite, and the sum"),
     (lambda: encode(X, D * math.nan), ValueError, r"dictionary must be finite"),
     (lambda: encode(X, D / 0), ValueError, r"dictionary must be finite"),
-    (lambda: encode(X, D, algorithm="lars"), ValueError,
-     r"algorithm must be 'fista', 'ista' or 'cd'; got 'lars'"),
+    (lambda: encode(X, D, algorithm="admm"), ValueError,
+     r"algorithm must be one of 'fista', 'ista', 'cd', .*'threshold'; got 'admm'"),
     (lambda: encode(X, D, alpha=-1), ValueError, r"alpha must be a number >= 0; got -1"),
     (lambda: encode(X, D, alpha=math.nan), ValueError, r"alpha must be .*got nan"),
     (lambda: encode(X, D, alpha=math.inf), ValueError, r"alpha must be finite and >= 0; got inf"),
@@ -752,3 +828,97 @@ BAD = [
 def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+# --- arrays, and scikit-learn's other kinds of codes ----------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays(dtype: Any) -> None:
+    x, d = problem(6, 20, 33)
+    X, D = x.numpy().astype(dtype), d.numpy().astype(dtype)
+    options: dict[str, Any] = {"algorithm": "cd", "alpha": 0.2, "return_gap": True}
+    expected = lk.sparse_encode(torch.from_numpy(X), torch.from_numpy(D), **options)
+    X.flags.writeable = False
+    back = X[::-1].copy()[::-1]
+    for rows in (X, np.asfortranarray(X), back, X.astype(X.dtype.newbyteorder())):
+        found = lk.sparse_encode(rows, D, **options)
+        for array, tensor in zip(found, expected, strict=True):
+            assert type(array) is np.ndarray
+            assert array.dtype == dtype
+            np.testing.assert_array_equal(array, tensor.numpy())
+    alphas = np.linspace(0.1, 1, 6)
+    warm = lk.sparse_encode(X, D, algorithm="lasso_cd", alpha=alphas, init=found[0])
+    for z, row, alpha in zip(warm, X, alphas, strict=True):
+        np.testing.assert_allclose(
+            z, lk.sparse_encode(row, D, algorithm="cd", alpha=alpha), atol=1e-3
+        )
+    whole = lk.sparse_encode(np.eye(3, dtype=np.int8), np.eye(3, dtype=bool), alpha=0.25)
+    np.testing.assert_allclose(whole, 0.75 * np.eye(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_other_kinds_of_codes(dtype: torch.dtype) -> None:
+    x, d = (t.to(dtype) for t in problem(6, 20, 33))
+    tolerance = 64 * torch.finfo(dtype).eps
+    q = x.double() @ d.double().T
+    z = lk.sparse_encode(x, d, algorithm="threshold", alpha=0.3)
+    assert z.dtype == dtype
+    assert torch.allclose(z.double(), torch.sign(q) * (q.abs() - 0.3).clamp_min(0), atol=tolerance)
+    z = lk.sparse_encode(x, d, algorithm="threshold", alpha=0.3, positive=True)
+    assert torch.allclose(z.double(), (q - 0.3).clamp_min(0), atol=tolerance)
+    z = lk.sparse_encode(x.view(2, 3, 20), d, algorithm="omp", n_nonzero_coefs=4)
+    expected = lk.orthogonal_matching_pursuit(x, d, n_nonzero_coefs=4)
+    assert torch.equal(z, expected.view(2, 3, 33))
+    z = lk.sparse_encode(x.view(2, 3, 20), d, algorithm="lars", n_nonzero_coefs=np.int64(4))
+    assert z.shape == (2, 3, 33)
+    assert z.dtype == dtype
+    assert bool(((z != 0).sum(-1) == 4).all())
+    assert lk.sparse_encode(x[:0], d, algorithm="lars").shape == (0, 33)
+    assert not lk.sparse_encode(x.requires_grad_(), d, algorithm="threshold").requires_grad
+
+
+def test_lasso_lars_is_the_optimum() -> None:
+    """Where coordinate descent would take too long, too; the gap is a bound on what is left."""
+    x, d = problem(5, 20, 60)
+    for positive, alpha in product((False, True), (1.0, 1e-2, 1e-5)):
+        options: dict[str, Any] = {"alpha": alpha, "positive": positive, "return_gap": True}
+        z, gap = lk.sparse_encode(x, d, algorithm="lasso_lars", **options)
+        assert bool((gap <= 1e-8 * objective(x, d, z, alpha)).all())
+        assert bool(((z != 0).sum(-1) <= 20).all())
+    x[1, 3] = math.nan
+    z, gap = lk.sparse_encode(x, d, algorithm="lasso_lars", alpha=1e-2, return_gap=True)
+    assert z.isnan().any(-1).tolist() == gap.isnan().tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"algorithm": "omp", "positive": True}, "Positive constraint not supported for 'omp'"),
+        ({"algorithm": "lars", "positive": True}, "Positive constraint not supported for 'lars'"),
+        ({"algorithm": "omp", "return_gap": True}, "return_gap must be False where algorithm is"),
+        ({"algorithm": "lasso_lars", "init": torch.ones(4, 3)}, "init must be None where"),
+        ({"algorithm": "lars", "n_nonzero_coefs": 0}, "n_nonzero_coefs must be an int >= 1"),
+        ({"algorithm": "threshold", "alpha": -1.0}, "alpha must be a number >= 0"),
+    ],
+)
+def test_options_of_other_kinds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode(X, D, **options)
+
+
+@pytest.mark.parametrize("kind", [np.array, np.float64, torch.tensor], ids=lambda k: k.__name__)
+def test_numbers_that_change_in_their_place(kind: Any) -> None:
+    """No call answers for one before it, whose alpha was the same object or in the same memory."""
+    x, d = problem(4, 20, 33)
+    alpha = kind(0.0)
+    for value in (0.1, 0.7, 0.2):
+        if isinstance(alpha, np.float64):
+            alpha = np.float64(value)
+        else:
+            alpha[...] = value
+        given = alpha.double() if isinstance(alpha, Tensor) else alpha
+        for algorithm in ("cd", "threshold"):
+            found = lk.sparse_encode(x, d, algorithm=algorithm, alpha=given)
+            expected = lk.sparse_encode(x, d, algorithm=algorithm, alpha=float(alpha))
+            assert torch.equal(found, expected)

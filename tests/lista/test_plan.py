@@ -243,6 +243,36 @@ def test_other_options() -> None:
         assert not torch.equal(before, after)
 
 
+@every_mode
+@every_variant
+def test_a_lazy_negation_of_the_same_memory(options: dict[str, Any], training: bool) -> None:
+    """Address, version and shape are the same, the values are not."""
+    encoder, x = encoder_of(options, training), draw(5, 4)
+    other = copy.deepcopy(encoder)
+    with torch.no_grad():
+        for _ in range(2):
+            encoder(x)
+        encoder.weight.data = torch._neg_view(encoder.weight.data)
+        other.weight.data = -other.weight.data
+        for _ in range(2):
+            assert bits_equal(encoder(x), other(x))
+
+
+@pytest.mark.parametrize(
+    "kind", [np.array, lambda t: torch.tensor(t, dtype=torch.float64)], ids=["array", "tensor"]
+)
+def test_an_alpha_that_changes_in_its_place(kind: Callable[[float], Any]) -> None:
+    """The object that a plan was made for is still the same one, its value is not."""
+    encoder, x = encoder_of({"variant": "step"}), draw(5, 4)
+    encoder.alpha = kind(0.1)
+    with torch.no_grad():
+        before = [encoder(x) for _ in range(2)][-1]
+        encoder.alpha[...] = 0.3
+        after = encoder(x)
+    assert bits_equal(after, fresh(encoder, x))
+    assert not torch.equal(before, after)
+
+
 @every_variant
 def test_training_and_evaluation_in_turn(options: dict[str, Any]) -> None:
     """Gradients are wanted, and not, and wanted; modes change in between."""

@@ -92,10 +92,16 @@ class Number(float):
     """A subclass of float, as NumPy's float64 is one."""
 
 
-KINDS = [float, np.float64, Number, lambda t: torch.tensor(t, dtype=torch.float64)]
+KINDS = {
+    "float": float,
+    "NumPy scalar": np.float64,
+    "subclass": Number,
+    "0-d array": np.array,
+    "0-d tensor": lambda t: torch.tensor(t, dtype=torch.float64),
+}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["float", "numpy", "subclass", "tensor"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("form", ["recurrent", "steps", "coupled", "coupled steps"])
 def test_no_call_answers_for_another(
     problem: tuple[Tensor, Tensor, Tensor], form: str, kind: Callable[[float], Any]
@@ -116,6 +122,38 @@ def test_no_call_answers_for_another(
         for _ in range(2):
             z = run(kind(threshold), kind(step) if "steps" in form else None)
             assert torch.equal(z, expected), i
+
+
+class Changing:
+    """A number that is another each time it is looked at, as 0-d arrays and tensors may be."""
+
+    value = 0.0
+
+    def __float__(self) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize("form", ["recurrent", "coupled"])
+def test_a_number_that_changes_between_calls(
+    problem: tuple[Tensor, Tensor, Tensor], form: str
+) -> None:
+    x, weight, recurrent = problem
+
+    def run(threshold: Any, step: Any) -> Tensor:
+        if form == "coupled":
+            dictionary = weight.t().contiguous()
+            return coupled_lista_encode(x, dictionary, weight, threshold, n_layers=3, step=step)
+        return lista_encode(x, weight, recurrent, threshold, n_layers=3, step=step)
+
+    objects = [(Changing(), Changing()), (np.zeros(()), np.zeros(()))]
+    objects.append((torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)))
+    for threshold, step in objects:
+        for value in (0.01, 0.3, 0.02):
+            if isinstance(threshold, Changing):
+                threshold.value, step.value = value, 1 - value
+            else:
+                threshold[...], step[...] = value, 1 - value
+            assert torch.equal(run(threshold, step), run(value, 1 - value))
 
 
 def test_weights_that_die_and_others_in_their_place(problem: tuple[Tensor, Tensor, Tensor]) -> None:

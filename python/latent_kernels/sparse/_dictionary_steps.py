@@ -292,7 +292,9 @@ class Learner(NamedTuple):
     encoder: nn.Module | None
     predictor: Predictor | None = None  # None before the first step
 
-    def step(self, X: Array, options: Options, visit: Visit | None) -> tuple[Learner, Array, float]:
+    def step(
+        self, X: Array, options: Options, visit: Visit | None, start: Array | None = None
+    ) -> tuple[Learner, Array, float]:
         """Learn from a batch.
 
         Args:
@@ -300,6 +302,7 @@ class Learner(NamedTuple):
             options: see above.
             visit: the codes and weight of the same batch before; None for a new one, before which
                 the others are discounted.
+            start: codes that the solver starts from, [N, n], where there is no visit.
 
         Returns:
             (the learner after it, codes [N, n], the sum of the rows' objectives). Statistics,
@@ -308,14 +311,14 @@ class Learner(NamedTuple):
         """
         small = len(X) * len(self.dictionary) ** 2 < _MIN_THREADED_WORK
         with _libraries().limit(limits=1 if small else None, user_api="blas"):
-            return self._step(X, options, visit)
+            return self._step(X, options, visit, start)
 
     def _step(
-        self, X: Array, options: Options, visit: Visit | None
+        self, X: Array, options: Options, visit: Visit | None, start: Array | None
     ) -> tuple[Learner, Array, float]:
         how, statistics = options.how, self.statistics
         old = None if visit is None else visit.current_codes(statistics)
-        codes, losses = self._codes(X, options, old)
+        codes, losses = self._codes(X, options, start if old is None else old)
         if visit is None or old is None:
             statistics.discount(len(X))
         else:

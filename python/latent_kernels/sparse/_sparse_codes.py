@@ -1,4 +1,4 @@
-"""The base of the sparse estimators: checks, codes by the Lasso or by an encoder, and back."""
+"""The base of the sparse estimators: checks, codes by an algorithm or by an encoder, and back."""
 
 from __future__ import annotations
 
@@ -15,29 +15,24 @@ from sklearn.utils import check_array
 
 from latent_kernels import _data
 from latent_kernels._data import as_array
-from latent_kernels.sparse.lasso import Algorithm, sparse_encode
+from latent_kernels.kernels.lasso.values import unconverged
+from latent_kernels.sparse.lasso import ALGORITHMS, SOLVERS, Algorithm, sparse_encode
 
 Array = NDArray[Any]
 Encoder = Callable[[torch.Tensor], Any]
 
 CHECKS: dict[str, Any] = {"dtype": [np.float64, np.float32], "order": "C"}
-# scikit-learn's name, and ours.
-_SOLVERS: dict[str, Algorithm] = {"cd": "cd", "lasso_cd": "cd", "fista": "fista", "ista": "ista"}
 
 
 class Lasso(NamedTuple):
-    """The settings of a Lasso solver."""
+    """How codes are computed: the options of `sparse_encode`."""
 
     algorithm: Algorithm
     alpha: float
     max_iter: int
     tol: float
     positive: bool
-
-
-def lasso(algorithm: str, alpha: float, max_iter: int, tol: float, positive: bool) -> Lasso:
-    """Return the settings from checked arguments of an estimator."""
-    return Lasso(_SOLVERS[algorithm], float(alpha), int(max_iter), float(tol), bool(positive))
+    n_nonzero_coefs: int | None = None
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -68,11 +63,6 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
-def check_solver(name: str, value: object, *more: str) -> None:
-    """Raise if `value` is neither the name of a solver nor one of `more`."""
-    check_choice(name, value, (*_SOLVERS, *more))
-
-
 def checked_dictionary(name: str, dictionary: Any) -> Array:
     """Return [n_components, n_features] in float32 or float64, copied only if necessary."""
     array: Array = check_array(
@@ -94,22 +84,24 @@ def tensor(array: Array) -> torch.Tensor:
 def solved(
     X: Array, dictionary: Array, how: Lasso, start: torch.Tensor | None = None, warn: bool = False
 ) -> Array:
-    """Return Lasso codes [N, n] of X [N, m] in its dtype.
+    """Return codes [N, n] of X [N, m] in its dtype.
 
     Args:
         X: float32 or float64.
         dictionary: [n, m], converted to X's dtype.
         how: see above.
-        start: the solver's starting point, [N, n].
+        start: the starting point of the Lasso's solver, [N, n].
         warn: whether a ConvergenceWarning reports rows that did not reach the tolerance.
 
     """
     x, D = tensor(X), tensor(dictionary.astype(X.dtype, copy=False))
-    codes, gap = sparse_encode(x, D, **how._asdict(), init=start, return_gap=True)
+    options: dict[str, Any] = how._asdict()
+    if how.algorithm not in (*SOLVERS, "lasso_lars"):
+        codes: torch.Tensor = sparse_encode(x, D, **options)
+        return codes.numpy()
+    codes, gap = sparse_encode(x, D, **options, init=start, return_gap=True)
     if warn:
-        # Rounding keeps a gap in X's dtype from becoming as small as tol may ask for.
-        tol = max(how.tol, float(np.finfo(X.dtype).eps) ** 0.5)
-        missed = int((gap > tol * 0.5 * x.square().sum(-1)).sum())
+        missed = unconverged(x, gap, how.tol)
         if missed > 0:
             _data.warn(
                 f"the codes of {missed} of {len(x)} rows are not within transform_tol = "
@@ -149,20 +141,59 @@ def _like_parameters(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
     return x
 
 
-def restored(codes: Any, dictionary: Array) -> Array:
-    """Return the rows codes @ dictionary, in the dtype of the codes."""
-    checked: Array = check_array(as_array(codes), input_name="X", **CHECKS)
-    if checked.shape[1] != len(dictionary):
-        raise ValueError(
-            f"X must have n_components = {len(dictionary)} columns, as codes have; "
-            f"got {checked.shape[1]}"
-        )
-    result: Array = checked @ dictionary.astype(checked.dtype, copy=False)
-    return result
-
-
 class SparseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Maps rows to sparse codes, in float32 or in float64."""
+    """Maps rows to sparse codes, in float32 or in float64.
+
+    What both estimators have: the arguments whose names begin with transform_, positive_code,
+    split_sign, n_jobs.
+    """
+
+    def _how(self, alpha: float) -> Lasso:
+        """Return how transform computes codes; transform_alpha comes before alpha."""
+        given, count = self.transform_alpha, self.transform_n_nonzero_coefs
+        return Lasso(
+            self.transform_algorithm,
+            float(alpha if given is None else given),
+            int(self.transform_max_iter),
+            float(self.transform_tol),
+            bool(self.positive_code),
+            None if count is None else int(count),
+        )
+
+    def _check_transform_settings(self) -> None:
+        check_choice("transform_algorithm", self.transform_algorithm, (*ALGORITHMS, "encoder"))
+        if self.transform_n_nonzero_coefs is not None:
+            check_integer("transform_n_nonzero_coefs", self.transform_n_nonzero_coefs, 1)
+        if self.transform_alpha is not None:
+            check_number("transform_alpha", self.transform_alpha)
+        jobs = self.n_jobs
+        if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, Integral)):
+            raise ValueError(f"n_jobs must be an integer or None; got {jobs!r}")
+        check_integer("transform_max_iter", self.transform_max_iter, 0)
+        check_number("transform_tol", self.transform_tol)
+        check_bool("positive_code", self.positive_code)
+        check_bool("split_sign", self.split_sign)
+
+    def _split(self, codes: Array) -> Array:
+        """Return the codes; with split_sign [max(Z, 0), max(-Z, 0)]."""
+        if not self.split_sign:
+            return codes
+        return np.hstack([np.maximum(codes, 0), np.maximum(-codes, 0)])
+
+    def _restored(self, codes: Any, dictionary: Array) -> Array:
+        """Return the rows codes @ dictionary, in the dtype of the codes."""
+        checked: Array = check_array(as_array(codes), input_name="X", **CHECKS)
+        n, sides = len(dictionary), "2 n_components" if self.split_sign else "n_components"
+        expected = 2 * n if self.split_sign else n
+        if checked.shape[1] != expected:
+            raise ValueError(
+                f"X must have {sides} = {expected} columns, as codes have. "
+                f"Expected {expected}, got {checked.shape[1]}."
+            )
+        if self.split_sign:
+            checked = checked[:, :n] - checked[:, n:]
+        result: Array = checked @ dictionary.astype(checked.dtype, copy=False)
+        return result
 
     def __sklearn_tags__(self) -> Any:
         """Return scikit-learn's tags: float32 stays float32."""

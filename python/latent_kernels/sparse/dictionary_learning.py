@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
@@ -24,11 +24,21 @@ from latent_kernels.sparse._dictionary_steps import (
     Visit,
     discount_factor,
 )
-from latent_kernels.sparse._sparse_codes import CHECKS, Array, Lasso, SparseTransformer
+from latent_kernels.sparse._sparse_codes import CHECKS, Array, SparseTransformer
 from latent_kernels.sparse.encoders.psd import PSDEncoder
+from latent_kernels.sparse.lasso import Algorithm
 
 Floats = NDArray[np.float64]
 Self = TypeVar("Self", bound="DictionaryLearning")
+
+# scikit-learn's other way to Lasso codes leads to the same ones.
+_FIT_ALGORITHMS: dict[str, Algorithm] = {
+    "cd": "cd",
+    "lars": "cd",
+    "lasso_cd": "cd",
+    "fista": "fista",
+    "ista": "ista",
+}
 
 
 class DictionaryLearning(SparseTransformer):
@@ -46,7 +56,8 @@ class DictionaryLearning(SparseTransformer):
     most 1 as there: a shorter atom made longer only lowers the objective. An atom that no code has
     used in 10 n_components rows is replaced by the row of the batch that is coded worst.
 
-    Names are those of sklearn.decomposition.MiniBatchDictionaryLearning where they mean the same.
+    Arguments are those of sklearn.decomposition.DictionaryLearning and have its meaning; max_iter,
+    tol and fit_algorithm have other defaults. `MiniBatchDictionaryLearning` keeps no codes.
 
     With an encoder F the objective is that of predictive sparse decomposition,
 
@@ -62,17 +73,27 @@ class DictionaryLearning(SparseTransformer):
         n_components: the number of atoms; None for the number of columns.
         alpha: >= 0.
         max_iter: the maximum number of passes over X, >= 1.
-        fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`.
+        fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`. "lars" too, scikit-learn's name
+            for another way to the same codes, is "cd"; positive codes are no exception.
         batch_size: rows of a batch.
         shuffle: whether batches are of rows in random order, drawn once; else of X's.
         dict_init: [n_components, n_features] to start from, made to have norm 1; None for random
             rows of X.
-        transform_algorithm: "cd" (or "lasso_cd"), "fista", "ista"; "encoder" for the codes of
-            encoder_.
-        transform_alpha: None for alpha.
+        code_init: [N, n_components], the codes from which the first pass starts; only used beside
+            dict_init.
+        callback: a function that is called after every fifth pass, the first one too, with a dict:
+            "ii", the pass from 0; "dictionary", "errors" (see error_) and "current_cost", the last
+            of them.
+        transform_algorithm: "omp", "cd" (or "lasso_cd"), "fista", "ista", "lasso_lars", "lars",
+            "threshold", as in `SparseCoder`; "encoder" for the codes of encoder_.
+        transform_n_nonzero_coefs: atoms of a row for "omp" and "lars"; None for n_features / 10 but
+            at least 1.
+        transform_alpha: of the Lasso or the threshold; None for alpha.
+        split_sign: whether codes are [max(Z, 0), max(-Z, 0)], of 2 n_components columns.
+        n_jobs: an int or None, for scikit-learn's sake: threads are torch.get_num_threads().
         transform_max_iter: the maximum number of iterations for codes, in `fit` too.
         transform_tol: the tolerance of `sparse_encode`, in `fit` too.
-        positive_code: codes >= 0 only.
+        positive_code: codes >= 0 only; transform refuses it for "omp" and "lars".
         positive_dict: atoms >= 0 only.
         tol: `fit` stops where a pass changes the mean objective by less than this share; 0 goes on
             to max_iter.
@@ -88,6 +109,7 @@ class DictionaryLearning(SparseTransformer):
     Attributes:
         components_: D [n_components, n_features] in X's dtype.
         encoder_: the trained module, in evaluation mode; None without.
+        error_: the objectives of the passes of `fit`, sums over all rows when they were coded.
         objectives_: mean objectives of a row, when it was coded: one for each pass of `fit`, then
             one for each batch of `partial_fit`. With an encoder they include its term.
         converged_: whether `fit` stopped by tol.
@@ -120,8 +142,13 @@ class DictionaryLearning(SparseTransformer):
         batch_size: int = 256,
         shuffle: bool = True,
         dict_init: ArrayLike | None = None,
-        transform_algorithm: str = "cd",
+        code_init: ArrayLike | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None,
+        transform_algorithm: str = "omp",
+        transform_n_nonzero_coefs: int | None = None,
         transform_alpha: float | None = None,
+        split_sign: bool = False,
+        n_jobs: int | None = None,
         transform_max_iter: int = 1000,
         transform_tol: float = 1e-6,
         positive_code: bool = False,
@@ -140,8 +167,13 @@ class DictionaryLearning(SparseTransformer):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.dict_init = dict_init
+        self.code_init = code_init
+        self.callback = callback
         self.transform_algorithm = transform_algorithm
+        self.transform_n_nonzero_coefs = transform_n_nonzero_coefs
         self.transform_alpha = transform_alpha
+        self.split_sign = split_sign
+        self.n_jobs = n_jobs
         self.transform_max_iter = transform_max_iter
         self.transform_tol = transform_tol
         self.positive_code = positive_code
@@ -174,15 +206,21 @@ class DictionaryLearning(SparseTransformer):
         learner = self._learner(data, generator)
         order = generator.permutation(len(data)) if self.shuffle else np.arange(len(data))
         batches = [order[i : i + self.batch_size] for i in range(0, len(data), self.batch_size)]
-        learner, objectives, converged = self._passes(learner, data, batches)
+        learner, objectives, self.converged_ = self._passes(learner, data, batches)
         self._store(learner)
-        self.objectives_, self.converged_, self.n_iter_ = objectives, converged, len(objectives)
-        if not converged and self.tol > 0:
+        self.objectives_, self.n_iter_ = objectives, len(objectives)
+        self.error_ = [len(data) * mean for mean in objectives]
+        if not self.converged_:
+            self._warn()
+        return self
+
+    def _warn(self) -> None:
+        """Warn that max_iter passes were not enough."""
+        if self.tol > 0:
             warn(
                 f"the objective still changed by more than tol = {self.tol:g} in the last of "
                 f"max_iter = {self.max_iter} passes: raise max_iter or tol"
             )
-        return self
 
     def _passes(
         self, learner: Learner, data: Array, batches: list[NDArray[np.int64]]
@@ -191,28 +229,47 @@ class DictionaryLearning(SparseTransformer):
 
         Returns (learner, mean objectives of the passes, whether they have converged).
         """
-        options = self._options()
+        options, start = self._options(), self._start(data, len(learner.dictionary))
         weights = _weights([len(rows) for rows in batches])
         visits: list[Visit | None] = [None] * len(batches)
         objectives: list[float] = []
         while len(objectives) < self.max_iter:
             total = 0.0
             for i, rows in enumerate(batches):
-                learner, codes, objective = learner.step(data[rows], options, visits[i])
+                first = None if start is None else start[rows]
+                learner, codes, objective = learner.step(data[rows], options, visits[i], first)
                 weight = 1.0 if objectives else weights[i]
                 visits[i] = Visit(csr_array(codes), weight, learner.statistics.step)
                 total += objective
-            objectives.append(total / len(data))
-            if self.verbose:
-                print(
-                    f"pass {len(objectives)}/{self.max_iter}: objective {objectives[-1]:.6g}",
-                    file=sys.stderr,
-                )
+            self._end_pass(objectives, total / len(data))
+            if self.callback is not None and len(objectives) % 5 == 1:
+                errors = [len(data) * mean for mean in objectives]
+                state = {"ii": len(objectives) - 1, "errors": errors, "current_cost": errors[-1]}
+                self.callback({**state, "dictionary": learner.dictionary})
             if self.tol > 0 and len(objectives) > 1:
                 before, now = objectives[-2:]
                 if abs(before - now) <= self.tol * before:
                     return learner, objectives, True
         return learner, objectives, False
+
+    def _end_pass(self, objectives: list[float], mean: float) -> None:
+        """Add the objective of a pass, and print it where verbose asks for it."""
+        objectives.append(mean)
+        if self.verbose:
+            message = f"pass {len(objectives)}/{self.max_iter}: objective {mean:.6g}"
+            print(message, file=sys.stderr)
+
+    def _start(self, data: Array, n_components: int) -> Array | None:
+        """Return code_init, checked, in X's dtype; None where it is not to be used."""
+        if self.code_init is None or self.dict_init is None:
+            return None
+        codes: Array = check_array(as_array(self.code_init), input_name="code_init", **CHECKS)
+        if codes.shape != (len(data), n_components):
+            raise ValueError(
+                f"code_init must have shape {(len(data), n_components)}; got {codes.shape}"
+            )
+        codes = np.maximum(codes, 0) if self.positive_code else codes
+        return codes.astype(data.dtype, copy=False)
 
     def partial_fit(self: Self, X: Any, y: Any = None) -> Self:
         """Do one step on one batch, of any number of rows.
@@ -300,7 +357,8 @@ class DictionaryLearning(SparseTransformer):
             X: [N, n_features], as in `fit`.
 
         Returns:
-            Z [N, n_components], float32 for float32 and else float64.
+            Z [N, n_components], or [N, 2 n_components] with split_sign; float32 for float32 and
+            else float64.
 
         Raises:
             ValueError: as in `fit`; transform_algorithm is "encoder" and the model has none.
@@ -312,35 +370,30 @@ class DictionaryLearning(SparseTransformer):
         self._check_settings()
         data: Array = validate_data(self, as_array(X), reset=False, **CHECKS)
         if self.transform_algorithm != "encoder":
-            alpha = self.alpha if self.transform_alpha is None else self.transform_alpha
-            return _sparse_codes.solved(
-                data, self.components_, self._lasso(self.transform_algorithm, alpha), warn=True
-            )
+            how = self._how(self.alpha)
+            return self._split(_sparse_codes.solved(data, self.components_, how, warn=True))
         if self.encoder_ is None:
             raise ValueError(
                 "the model was fitted without encoder: transform_algorithm must not be 'encoder'"
             )
         n = len(self.components_)
-        return _sparse_codes.predicted(data, self.encoder_, n, bool(self.positive_code)).numpy()
+        codes = _sparse_codes.predicted(data, self.encoder_, n, bool(self.positive_code))
+        return self._split(codes.numpy())
 
     def inverse_transform(self, X: Any) -> Array:
-        """Return the rows Z D [N, n_features] of codes Z [N, n_components], in the codes' dtype."""
+        """Return the rows Z D [N, n_features] of codes Z, as transform has them, in their dtype."""
         check_is_fitted(self, "components_")
-        return _sparse_codes.restored(X, self.components_)
+        return self._restored(X, self.components_)
 
     @property
     def _n_features_out(self) -> int:
-        return len(self.components_)
+        return len(self.components_) * (2 if self.split_sign else 1)
 
     # --- settings ---------------------------------------------------------------------------------
 
-    def _lasso(self, algorithm: str, alpha: float) -> Lasso:
-        return _sparse_codes.lasso(
-            algorithm, alpha, self.transform_max_iter, self.transform_tol, self.positive_code
-        )
-
     def _options(self) -> Options:
-        how = self._lasso(self.fit_algorithm, self.alpha)
+        algorithm = _FIT_ALGORITHMS[self.fit_algorithm]
+        how = self._how(0.0)._replace(algorithm=algorithm, alpha=float(self.alpha))
         return Options(
             how,
             bool(self.positive_dict),
@@ -349,18 +402,18 @@ class DictionaryLearning(SparseTransformer):
         )
 
     def _check_settings(self) -> None:
-        for name, least in (("max_iter", 1), ("batch_size", 1), ("transform_max_iter", 0)):
-            _sparse_codes.check_integer(name, getattr(self, name), least)
-        for name in ("alpha", "transform_tol", "tol", "encoder_weight", "encoder_learning_rate"):
+        for name in ("max_iter", "batch_size"):
+            _sparse_codes.check_integer(name, getattr(self, name), 1)
+        for name in ("alpha", "tol", "encoder_weight", "encoder_learning_rate"):
             _sparse_codes.check_number(name, getattr(self, name))
-        for name in ("shuffle", "positive_code", "positive_dict"):
+        for name in ("shuffle", "positive_dict"):
             _sparse_codes.check_bool(name, getattr(self, name))
-        _sparse_codes.check_solver("fit_algorithm", self.fit_algorithm)
-        _sparse_codes.check_solver("transform_algorithm", self.transform_algorithm, "encoder")
+        _sparse_codes.check_choice("fit_algorithm", self.fit_algorithm, tuple(_FIT_ALGORITHMS))
+        self._check_transform_settings()
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"callback must be a function or None; got {self.callback!r}")
         if self.n_components is not None:
             _sparse_codes.check_integer("n_components", self.n_components, 1)
-        if self.transform_alpha is not None:
-            _sparse_codes.check_number("transform_alpha", self.transform_alpha)
         if not (self.encoder is None or callable(self.encoder) or self.encoder == "psd"):
             raise ValueError(
                 f"encoder must be None, 'psd', a module or a function; got {self.encoder!r}"

@@ -10,6 +10,7 @@ from sklearn.utils.validation import validate_data
 from latent_kernels._data import as_array
 from latent_kernels.sparse import _sparse_codes
 from latent_kernels.sparse._sparse_codes import CHECKS, Array, Encoder, SparseTransformer
+from latent_kernels.sparse.lasso import SOLVERS
 
 Self = TypeVar("Self", bound="SparseCoder")
 
@@ -18,29 +19,39 @@ class SparseCoder(SparseTransformer):
     r"""Sparse codes of rows over a given dictionary.
 
     .. math::
+        x \approx z D, \qquad \text{or}\quad
         \min_z \tfrac12 \lVert x - z D \rVert^2 + \alpha \lVert z \rVert_1
         \qquad (z \ge 0 \text{ if positive})
 
     They are computed by `latent_kernels.sparse_encode`, or predicted by an encoder that was trained
-    for it: the fast path. Names are those of sklearn.decomposition.SparseCoder where they mean the
-    same; its ways of coding other than the Lasso ("omp", "lars", "threshold") are not here. Atoms
-    need not have norm 1. The codes are the work of transform: fit only checks X.
+    for it: the fast path. Arguments are those of sklearn.decomposition.SparseCoder, with the same
+    defaults. Atoms need not have norm 1, though "omp" and "threshold" compare them as they are. The
+    codes are the work of transform: fit only checks X.
 
     Args:
         dictionary: D [n_components, n_features], finite; an array, or a
             tensor on the CPU.
-        transform_algorithm: "cd" (or "lasso_cd", scikit-learn's name for it), "fista" or "ista":
-            see `sparse_encode`; "encoder" for the encoder's codes as they are.
-        transform_alpha: alpha >= 0; None for 1.
-        transform_max_iter: the maximum number of iterations; 0 leaves the start as it is.
+        transform_algorithm: "omp", orthogonal matching pursuit; "cd" (or "lasso_cd", scikit-learn's
+            name for it), "fista" or "ista", solvers of the Lasso; "lasso_lars", the Lasso without a
+            tolerance; "lars"; "threshold"; "encoder" for the encoder's codes as they are. See
+            `sparse_encode`.
+        transform_n_nonzero_coefs: atoms of a row for "omp" and "lars"; None for n_features / 10 but
+            at least 1.
+        transform_alpha: alpha >= 0 of the Lasso, or the threshold; None for 1. "omp" does not use
+            it, as in scikit-learn: `orthogonal_matching_pursuit` has a tolerance.
+        split_sign: whether codes are [max(Z, 0), max(-Z, 0)], of 2 n_components columns.
+        n_jobs: an int or None, for scikit-learn's sake: threads are torch.get_num_threads().
+        transform_max_iter: the maximum number of iterations of the Lasso's solvers; 0 leaves the
+            start as it is.
         transform_tol: a row is done when its duality gap is at most transform_tol * 0.5 ||x||^2.
-        positive_code: codes >= 0 only; negative ones of an encoder become 0.
+        positive_code: codes >= 0 only, not for "omp" and "lars"; negative ones of an encoder become
+            0.
         encoder: a trained `LISTA`, `LCoD` or `PSDEncoder`, or any module or function that maps a
-            tensor [N, n_features] to codes [N, n_components]. The solvers then start from its codes
-            instead of 0: with transform_max_iter=5 they refine them a little, with more they come
-            to the optimum. A module works on its own device, in its own dtype and in the mode that
-            it is in (call `eval()` first); a function gets float32 or float64 on the CPU. `clone`
-            copies a module.
+            tensor [N, n_features] to codes [N, n_components]. The solvers "cd", "fista" and "ista"
+            then start from its codes instead of 0: with transform_max_iter=5 they refine them a
+            little, with more they come to the optimum. A module works on its own device, in its own
+            dtype and in the mode that it is in (call `eval()` first); a function gets float32 or
+            float64 on the CPU. `clone` copies a module.
 
     Attributes:
         n_components_: the number of atoms.
@@ -62,19 +73,25 @@ class SparseCoder(SparseTransformer):
         self,
         dictionary: ArrayLike,
         *,
-        transform_algorithm: str = "cd",
+        transform_algorithm: str = "omp",
+        transform_n_nonzero_coefs: int | None = None,
         transform_alpha: float | None = None,
+        split_sign: bool = False,
+        n_jobs: int | None = None,
+        positive_code: bool = False,
         transform_max_iter: int = 1000,
         transform_tol: float = 1e-6,
-        positive_code: bool = False,
         encoder: Encoder | None = None,
     ) -> None:
         self.dictionary = dictionary
         self.transform_algorithm = transform_algorithm
+        self.transform_n_nonzero_coefs = transform_n_nonzero_coefs
         self.transform_alpha = transform_alpha
+        self.split_sign = split_sign
+        self.n_jobs = n_jobs
+        self.positive_code = positive_code
         self.transform_max_iter = transform_max_iter
         self.transform_tol = transform_tol
-        self.positive_code = positive_code
         self.encoder = encoder
 
     def fit(self: Self, X: Any, y: Any = None) -> Self:
@@ -95,8 +112,8 @@ class SparseCoder(SparseTransformer):
             X: [N, n_features] array, or a tensor on the CPU. It need not have been fitted.
 
         Returns:
-            Z [N, n_components], float32 for float32 and else float64. A solver's codes of a row do
-            not depend on the rows around it.
+            Z [N, n_components], or [N, 2 n_components] with split_sign; float32 for float32 and
+            else float64. Codes of a row do not depend on the rows around it.
 
         Raises:
             ValueError: an argument of the constructor is wrong; X has a wrong shape, NaN or
@@ -113,19 +130,14 @@ class SparseCoder(SparseTransformer):
                 data, self.encoder, len(dictionary), bool(self.positive_code)
             )
             if self.transform_algorithm == "encoder":
-                return start.numpy()
-        how = _sparse_codes.lasso(
-            self.transform_algorithm,
-            1.0 if self.transform_alpha is None else self.transform_alpha,
-            self.transform_max_iter,
-            self.transform_tol,
-            self.positive_code,
-        )
-        return _sparse_codes.solved(data, dictionary, how, start, warn=self.encoder is None)
+                return self._split(start.numpy())
+        how = self._how(1.0)
+        codes = _sparse_codes.solved(data, dictionary, how, start, warn=self.encoder is None)
+        return self._split(codes)
 
     def inverse_transform(self, X: Any) -> Array:
-        """Return the rows Z D [N, n_features] of codes Z [N, n_components], in the codes' dtype."""
-        return _sparse_codes.restored(X, self._checked_dictionary())
+        """Return the rows Z D [N, n_features] of codes Z, as transform has them, in their dtype."""
+        return self._restored(X, self._checked_dictionary())
 
     def _checked_dictionary(self) -> Array:
         return _sparse_codes.checked_dictionary("dictionary", self.dictionary)
@@ -137,28 +149,29 @@ class SparseCoder(SparseTransformer):
         data: Array = validate_data(self, as_array(X), reset=reset, **CHECKS)
         if data.shape[1] != dictionary.shape[1]:
             raise ValueError(
-                f"X must have as many columns as dictionary, {dictionary.shape[1]}; "
+                "Dictionary and X have different numbers of features: X must have as many columns "
+                f"as dictionary, {dictionary.shape[1]}; "
                 f"got n_features = {data.shape[1]}"
             )
         return dictionary, data
 
     def _check_settings(self) -> None:
-        _sparse_codes.check_solver("transform_algorithm", self.transform_algorithm, "encoder")
-        if self.transform_alpha is not None:
-            _sparse_codes.check_number("transform_alpha", self.transform_alpha)
-        _sparse_codes.check_integer("transform_max_iter", self.transform_max_iter, 0)
-        _sparse_codes.check_number("transform_tol", self.transform_tol)
-        _sparse_codes.check_bool("positive_code", self.positive_code)
+        self._check_transform_settings()
         if self.encoder is not None and not callable(self.encoder):
             raise ValueError(f"encoder must be a module, a function or None; got {self.encoder!r}")
         if self.transform_algorithm == "encoder" and self.encoder is None:
             raise ValueError(
                 "encoder must be given where transform_algorithm is 'encoder'; got None"
             )
+        if self.encoder is not None and self.transform_algorithm not in (*SOLVERS, "encoder"):
+            raise ValueError(
+                "encoder must be None where transform_algorithm does not start from codes: that is "
+                f"'encoder', {', '.join(map(repr, SOLVERS))}; got {self.transform_algorithm!r}"
+            )
 
     @property
     def _n_features_out(self) -> int:
-        return len(self._checked_dictionary())
+        return len(self._checked_dictionary()) * (2 if self.split_sign else 1)
 
     def __sklearn_tags__(self) -> Any:
         """Return scikit-learn's tags: transform needs no fit."""

@@ -74,8 +74,11 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     Returns:
         k of shape [...], float32 for half-precision inputs, without gradient; NaN where a
-        log-weight is NaN or inf. -inf where all of the tail is one value; inf where a quarter of it
-        is no more than where it begins but the rest is, as with a few weights that are not zero.
+        log-weight is NaN or inf; inf where a quarter of the tail is no more than where it begins
+        but the rest is, as with a few weights that are not zero. -inf where the M + 1 largest
+        weights are equal, as all are where q is the posterior: there is nothing to fit, and weights
+        that reach their largest value so often have all moments. (R's loo gives inf there and warns
+        that it could not fit; arviz raises.)
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong.

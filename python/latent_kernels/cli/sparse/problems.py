@@ -102,6 +102,7 @@ def learn_dictionary(x: Tensor, sizes: Photographs, seed: int) -> Tensor:
         alpha=sizes.alpha,
         max_iter=sizes.passes,
         batch_size=_ATOMS_BATCH,
+        transform_algorithm="cd",
         transform_tol=_CODES_TOLERANCE,
         tol=0.0,
         random_state=seed,

@@ -31,14 +31,16 @@ class Solver:
 
     def codes(self, iterations: int) -> Tensor:
         """Return the codes [N, n_components]."""
-        return lk.sparse_encode(
+        codes, _ = lk.sparse_encode(
             self.x,
             self.dictionary,
             algorithm=self.algorithm,
             alpha=self.alpha,
             max_iter=iterations,
             tol=0.0,
+            return_gap=True,
         )
+        return codes
 
     def __call__(self, iterations: int) -> float:
         """Return the score."""

@@ -214,7 +214,7 @@ class LISTA(Thresholding):
         layers = self.n_layers
         if n_layers is not None and n_layers != layers:
             layers = self._at_most_all(n_layers)
-        asked = (layers, self.training, self.positive, self._select, self.alpha)
+        asked = (layers, self.training, self.positive, self._select, float(self.alpha))
         may_plan = initial is None and takes(x)
         if may_plan and (plan := self._plan) is not None and plan.asked == asked:
             planned = plan.encode(x)
@@ -291,7 +291,7 @@ class LISTA(Thresholding):
         threshold, step = self.threshold, self.step
         if threshold is None:
             step = self._feasible_values("step")
-            return (self.alpha * step).unsqueeze(-1), step
+            return (float(self.alpha) * step).unsqueeze(-1), step
         return reflected(threshold) if self.training else threshold, step
 
     def _planned(self, x: Tensor, asked: tuple[object, ...], layers: int) -> Plan | None:
@@ -316,7 +316,7 @@ class LISTA(Thresholding):
         if self.variant == "step":
             step = tensors["step"].unsqueeze(-1)
             out = torch.empty_like(step)
-            derived.append(Derived(np.multiply, (step.numpy(), self.alpha), out.numpy()))
+            derived.append(Derived(np.multiply, (step.numpy(), float(self.alpha)), out.numpy()))
             tensors["threshold"] = out
         select = None if self._select is None else self._select[:layers]
         sizes = (x.size(0), self.n_features, self.n_components)

@@ -1,0 +1,1 @@
+"""Orthogonal matching pursuit: sparse codes with few atoms, chosen one by one."""
