@@ -7,7 +7,10 @@ of torch.library.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch.autograd import forward_ad
 
 Tensor = torch.Tensor
 _SEED_END = 2**63 - 1  # of torch.randint, which cannot be given 2^63
@@ -43,12 +46,32 @@ def in_memory(x: Tensor) -> Tensor:
 
 def plain(*tensors: Tensor | None) -> bool:
     """Return whether these tensors hold memory of their own and nothing watches the dispatcher."""
-    if _is_compiling() or _is_transforming() or _dispatch_modes() or _tracing_state() is not None:
+    if _is_compiling() or _dispatch_modes() or _tracing_state() is not None or transformed():
         return False
-    for x in tensors:  # noqa: SIM110, all() takes twice as long
-        if x is not None and (type(x) not in _PLAIN or x.is_meta):
-            return False
+    return hold_memory(tensors)
+
+
+def hold_memory(tensors: Sequence[Tensor | None]) -> bool:
+    """Return whether these tensors have addresses that a kernel can read or write."""
+    try:
+        for x in tensors:
+            if x is not None and (type(x) not in _PLAIN or not (x.data_ptr() or _is_empty(x))):
+                return False
+    except RuntimeError:  # no storage: sparse tensors, and those of a batched backward pass
+        return False
     return True
+
+
+def transformed() -> bool:
+    """Return whether torch.func or forward mode is at work."""
+    return _is_transforming() or forward_ad._current_level >= 0
+
+
+def _is_empty(x: Tensor) -> bool:
+    """Return whether x has no memory for want of elements: fake, zero and functional tensors have
+    none either.
+    """
+    return not x.is_meta and x.numel() == 0
 
 
 def draw_seed(device: torch.device) -> Tensor:

@@ -26,6 +26,7 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
 )
+from latent_kernels.kernels.noise import ops
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor
@@ -85,13 +86,11 @@ def _compute(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _outputs(problem: Problem, wanted: Outputs) -> Outputs:
+def _outputs(problem: Problem, wanted: Outputs, eps: Tensor) -> Outputs:
     """Return the outputs that `wanted` has."""
     (groups, _, rows, cols), mean, scale = problem.sizes, problem.mean, problem.scale
     shape = (groups, 1, rows, cols)
     z = kl = log_q = None
-    if wanted.z is not None or wanted.log_q is not None:
-        eps = noise_like(mean, problem.sizes, problem.seed, problem.offset)
     if wanted.z is not None:
         sigma = torch.exp(0.5 * problem.deviation) if scale is None else scale
         z = mean.reshape(shape) + sigma.reshape(shape) * eps
@@ -101,6 +100,29 @@ def _outputs(problem: Problem, wanted: Outputs) -> Outputs:
         logvar = problem.deviation.reshape(shape)
         log_q = -0.5 * (eps * eps + (logvar + math.log(2 * math.pi))).sum(-1)
     return Outputs(z, kl, log_q)
+
+
+def formula(problem: Problem, wanted: Outputs) -> Outputs:
+    """Return the outputs that `wanted` has, to be differentiated."""
+    return _outputs(problem, wanted, _noise_by_dispatcher(problem, problem.mean))
+
+
+def path_formula(problem: PathProblem, wanted: PathOutputs) -> PathOutputs:
+    """Return log q as a function of z alone, with the density's parameters held fixed.
+
+    By its expansion around z, which is exact and does not lose what z's rounding has lost.
+    """
+    groups, _, rows, cols = problem.sizes
+    logvar = problem.logvar.reshape(groups, 1, rows, cols)
+    moved = (problem.z - problem.z.detach()) * torch.exp(-0.5 * logvar)
+    t = _noise_by_dispatcher(problem, logvar) + moved
+    return PathOutputs(-0.5 * (t * t + (logvar + math.log(2 * math.pi))).sum(-1))
+
+
+def _noise_by_dispatcher(problem: Problem | PathProblem, like: Tensor) -> Tensor:
+    """Return the noise of a problem with a tensor of seeds, whoever watches the dispatcher."""
+    assert isinstance(problem.seed, Tensor)
+    return ops.normals(problem.sizes, problem.seed, problem.offset, like)
 
 
 def _computed(problem: Problem) -> Problem:
@@ -114,7 +136,9 @@ def _computed(problem: Problem) -> Problem:
 
 def forward(problem: Problem, outputs: Outputs) -> None:
     """Write z, KL and log q by the formulas above."""
-    results = _outputs(_computed(problem), outputs)
+    problem = _computed(problem)
+    eps = noise_like(problem.mean, problem.sizes, problem.seed, problem.offset)
+    results = _outputs(problem, outputs, eps)
     for out, got in zip(outputs, results, strict=True):
         if out is not None and got is not None:
             out.copy_(got.reshape(out.shape))
@@ -123,12 +147,13 @@ def forward(problem: Problem, outputs: Outputs) -> None:
 def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     """Write the gradients of the inputs, by autograd through the formulas above."""
     problem = _computed(problem)
+    eps = noise_like(problem.mean, problem.sizes, problem.seed, problem.offset)
     leaves: dict[str, Any] = {
         name: None if (x := getattr(problem, name)) is None else x.detach().requires_grad_()
         for name in Gradients._fields
     }
     with torch.enable_grad():
-        results = _outputs(problem._replace(**leaves), upstream)
+        results = _outputs(problem._replace(**leaves), upstream, eps)
     pairs = [
         (y, g) for y, g in zip(results, upstream, strict=True) if y is not None and g is not None
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import grad, jacfwd, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -319,20 +319,6 @@ def test_vmap_of_densities() -> None:
             slices = [x if d is None else x[i] for x, d in zip(args, in_dims, strict=True)]
             assert torch.equal(density[i], lk.gaussian_log_prob(*slices))
             assert torch.equal(mass[i], lk.bernoulli_log_prob(*slices[1:]))
-
-
-def test_densities_refuse_second_derivatives() -> None:
-    x = leaf(3, 4)
-    for out in (lk.gaussian_log_prob(x, x, x), lk.bernoulli_log_prob(x, x)):
-        (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives of this op are not implemented"):
-            gradient.sum().backward()
-
-
-def test_forward_mode_is_refused() -> None:
-    x = torch.randn(3, 4)
-    with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
-        jacfwd(lambda m: lk.rsample(m, m, seed=1))(x)
 
 
 def test_batched_seeds_are_checked() -> None:

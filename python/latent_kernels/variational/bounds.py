@@ -8,6 +8,7 @@ samples first.
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from latent_kernels import _checks
 from latent_kernels.kernels.bounds.problem import BOUND, dims_of
@@ -52,7 +53,10 @@ def importance_bound(
                                             in the place of w_s; unbiased
     ========= ============================= ====================================================
 
-    The forward pass reads log_w once; backward keeps log_w, its largest value and one sum.
+    The forward pass reads log_w once; backward keeps log_w, its largest value and one sum. Second
+    derivatives differentiate the gradient above as it stands: what "stl" holds fixed and the
+    weights of "dreg" stay fixed. "vimco", whose gradient is an estimate, has none; it and "dreg"
+    have no forward mode.
 
     Args:
         log_w: [S, ...], float32, float64, bfloat16 or float16; -inf for a weight of zero.
@@ -194,3 +198,8 @@ def _scale_by_weights(z: Tensor, log_w: Tensor) -> None:
     z, weights = unbatched(z, normalized_weights(log_w).unsqueeze(-1))
     if z.requires_grad:
         z.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
+    elif forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
+        raise NotImplementedError(
+            "estimator 'dreg' scales gradients on their way back, and has no forward-mode "
+            "derivatives of its own (jacfwd of jacrev, as in hessian, works)"
+        )

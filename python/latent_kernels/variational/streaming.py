@@ -18,7 +18,6 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.bounds.problem import bound_and_sums, weights
 from latent_kernels.kernels.eager import as_int, row_dtype
-from latent_kernels.kernels.library import no_second_derivative
 from latent_kernels.variational._replay import Sources, Surroundings
 from latent_kernels.variational.families import DiagonalGaussian
 
@@ -233,6 +232,13 @@ class _StreamedBound(torch.autograd.Function):
             found = [None if g is None else next(outputs) for g in found]
         return (None, *found)
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Raise: log_joint would have to run with tangents."""
+        raise NotImplementedError(
+            "latent_kernels: streamed_bound has no forward-mode derivatives: use importance_bound"
+        )
+
 
 class _Once(torch.autograd.Function):
     """(count, `count` gradients, all that they depend on) -> the gradients, which have none
@@ -244,7 +250,13 @@ class _Once(torch.autograd.Function):
         """The gradients."""
         return tuple(x.view_as(x) for x in tensors[:count])
 
-    backward = staticmethod(no_second_derivative)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Raise: the graphs of the chunks are gone."""
+        raise RuntimeError(
+            "latent_kernels: second derivatives of streamed_bound are not implemented: use "
+            "importance_bound"
+        )
 
 
 def _chunk_sums(stream: _Stream, mean: Tensor, logvar: Tensor, start: int) -> tuple[Tensor, Tensor]:
