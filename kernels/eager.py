@@ -74,16 +74,20 @@ def _is_empty(x: Tensor) -> bool:
     return not x.is_meta and x.numel() == 0
 
 
-def draw_seed(device: torch.device) -> Tensor:
-    """Draw a seed for an op on the device from torch's default CPU generator, so that
-    torch.manual_seed governs it.
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Draw a seed for an op on the device: from torch's default CPU generator, so that
+    torch.manual_seed governs it, or from another generator.
 
     A tensor, since vmap's `randomness` and torch.compile know how to treat one; plain calls read it
-    by `as_int`.
+    by `as_int`. One from a GPU's generator stays there, and nothing waits for it.
     """
+    if generator is not None and generator.device.type != "cpu":
+        return torch.randint(_SEED_END, (), device=generator.device, generator=generator)
     if device.type == "cuda" and not _is_compiling() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(_CAPTURING.format("None"))
-    return torch.randint(_SEED_END, (), device="cpu")
+        raise RuntimeError(_CAPTURING.format("None" if generator is None else "from the CPU"))
+    if generator is None:
+        return torch.randint(_SEED_END, (), device="cpu")
+    return torch.randint(_SEED_END, (), device="cpu", generator=generator)
 
 
 def as_int(seed: int | Tensor, device: torch.device) -> int | Tensor:

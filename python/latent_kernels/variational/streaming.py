@@ -35,6 +35,7 @@ def streamed_bound(
     params: Iterable[Tensor] = (),
     estimator: str = "iwae",
     seed: Seed = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""`importance_bound` over S samples of q, in memory that depends on the chunk and not on S.
 
@@ -82,6 +83,7 @@ def streamed_bound(
             None.
         estimator: "iwae", "stl" or "dreg", as `importance_bound` explains.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of q, or None to draw one.
+        generator: a torch.Generator to draw the seed from, in place of `seed`.
 
     Returns:
         The bound [...] in nats, in the dtype of log w = log_joint(z) - log q(z), where log q is
@@ -108,6 +110,7 @@ def streamed_bound(
             "params": params,
             "estimator": estimator,
             "seed": seed,
+            "generator": generator,
         }
         eager: Tensor = torch._dynamo.disable(streamed_bound)(q, log_joint, num_samples, **options)
         return eager
@@ -130,7 +133,7 @@ def streamed_bound(
         raise RuntimeError(
             "streamed_bound does not work under torch.func (vmap, grad, ...): use importance_bound"
         )
-    drawn, _ = _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device)
+    drawn, _ = _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device, generator)
     seed = as_int(drawn, q.device)
     if isinstance(seed, Tensor):
         seed = seed.clone()  # the caller may advance it before backward
