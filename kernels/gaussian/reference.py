@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from latent_kernels.kernels.gaussian import scale_kl
 from latent_kernels.kernels.gaussian.problem import (
     Gradients,
     Outputs,
@@ -117,6 +118,16 @@ def path_formula(problem: PathProblem, wanted: PathOutputs) -> PathOutputs:
     moved = (problem.z - problem.z.detach()) * torch.exp(-0.5 * logvar)
     t = _noise_by_dispatcher(problem, logvar) + moved
     return PathOutputs(-0.5 * (t * t + (logvar + math.log(2 * math.pi))).sum(-1))
+
+
+def scale_kl_formula(problem: scale_kl.Problem, wanted: scale_kl.Outputs) -> scale_kl.Outputs:
+    """Return the KL by scales, to be differentiated; ln r = asinh((r - 1/r) / 2) is smooth at r = 1
+    and keeps its digits everywhere.
+    """
+    _, loc, scale, q_loc, q_scale = problem
+    t = (loc - q_loc) / q_scale
+    log_ratio = torch.asinh(0.5 * ((scale - q_scale) / q_scale) * (1 + q_scale / scale))
+    return scale_kl.Outputs(t * (0.5 * t) + half_psi(2 * log_ratio))
 
 
 def _noise_by_dispatcher(problem: Problem | PathProblem, like: Tensor) -> Tensor:

@@ -30,6 +30,10 @@ def data(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
+def scales(*shape: int) -> Tensor:
+    return data(*shape).exp().requires_grad_()
+
+
 # --- opcheck, gradcheck ---------------------------------------------------------------------------
 
 SEEDS = torch.tensor([3, 2**40])
@@ -67,6 +71,11 @@ RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
     ("gaussian_path", lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1, [True])),
     ("gaussian_path_backward",
      lambda: (data(2, 3, 5), data(2, 3, 5, 4), None, data(2, 5, 4), SEEDS[:1], 1, [True])),
+    ("gaussian_scale_kl",
+     lambda: (leaf(2, 5), scales(2, 5), leaf(2, 5), scales(2, 5), [True])),
+    ("gaussian_scale_kl_backward",
+     lambda: (data(2, 5), data(2, 5), data(2, 5).exp(), data(2, 5), data(2, 5).exp(),
+              [True, True, False, True])),
     ("gaussian_log_prob",
      lambda: (leaf(2, 3, 5, 4), leaf(2, 1, 5, 4), leaf(2, 1, 1, 4), [True])),
     (

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils import _pytree
 
@@ -71,6 +72,18 @@ def ours_of_scale(mean: Tensor, logvar: Tensor) -> Tensor:
 
 def plain_of_scale(mean: Tensor, logvar: Tensor) -> Tensor:
     return ((mean + torch.exp(logvar) * eps()) ** 3).sum()
+
+
+def ours_of_fused_normals(mean: Tensor, logvar: Tensor) -> Tensor:
+    p = lk.FusedNormal(mean, torch.exp(logvar), validate_args=False)
+    q = lk.FusedNormal(logvar, torch.exp(mean[0]), validate_args=False)
+    return (kl_divergence(p, q) ** 2).sum() + kl_divergence(q, q).sum()
+
+
+def plain_of_fused_normals(mean: Tensor, logvar: Tensor) -> Tensor:
+    p = Normal(mean, torch.exp(logvar), validate_args=False)
+    q = Normal(logvar, torch.exp(mean[0]), validate_args=False)
+    return (kl_divergence(p, q) ** 2).sum()
 
 
 def ours_of_log_q(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -136,6 +149,7 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
     "samples": (ours_of_samples, plain_of_samples),
     "prior": (ours_with_prior, plain_with_prior),
     "scale": (ours_of_scale, plain_of_scale),
+    "fused normals": (ours_of_fused_normals, plain_of_fused_normals),
     "log_q": (ours_of_log_q, plain_of_log_q),
     "density": (ours_of_density, plain_of_density),
     "bernoulli": (ours_of_bernoulli, plain_of_bernoulli),
@@ -400,7 +414,7 @@ def test_torch_func_within_torch_compile(way: str) -> None:
     """One graph, of the formulas, in which noise alone is opaque."""
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
-        named = ("samples", "prior", "density", "bernoulli", "stl")
+        named = ("samples", "prior", "fused normals", "density", "bernoulli", "stl")
         return sum(LOSSES[name][0](a, b) for name in named)  # type: ignore[return-value]
 
     torch._dynamo.reset()
