@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils import _pytree
 
 import latent_kernels as lk
+from latent_kernels.kernels import backends
 from latent_kernels.variational.gaussian import rsample_scale
 from tests.checks import bits_equal
 
@@ -334,6 +335,22 @@ def test_seeds_of_their_own() -> None:
     found = vmap(curvature)(seeds)
     for own, seed in zip(found, seeds.tolist(), strict=True):
         assert torch.allclose(own, curvature(seed), rtol=1e-12)
+
+
+def test_devices_without_a_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference stands in: for create_graph=True, torch.func and torch.compile too."""
+    monkeypatch.setenv(backends.VARIABLE, "reference")
+    backends.forget()
+    torch._dynamo.reset()
+    a, b = leaf(3, 4), leaf(3, 4)
+    for name in ("samples", "prior", "scale", "log_q", "fused normals", "stl"):
+        ours, plain = LOSSES[name]
+        for way in ("hessian", "hvp"):
+            assert_close(REVERSE[way](ours, a, b), REVERSE[way](plain, a, b))
+        compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+        for run in (ours, compiled):
+            found = torch.autograd.grad(run(a, b), (a, b))
+            assert_close(found, torch.autograd.grad(plain(a, b), (a, b)))
 
 
 # --- what people use them for ---------------------------------------------------------------------
