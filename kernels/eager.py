@@ -46,7 +46,9 @@ def in_memory(x: Tensor) -> Tensor:
 
 def plain(*tensors: Tensor | None) -> bool:
     """Return whether these tensors hold memory of their own and nothing watches the dispatcher."""
-    if _is_compiling() or _dispatch_modes() or _tracing_state() is not None or transformed():
+    if _is_compiling() or _dispatch_modes() or _tracing_state() is not None:
+        return False
+    if _is_transforming() or forward_ad._current_level >= 0:  # `transformed`, without its call
         return False
     return hold_memory(tensors)
 

@@ -45,9 +45,11 @@ def floating(name: str, x: object) -> Tensor:
 def float_tensor(name: str, x: object) -> None:
     """Check that x is a floating tensor with at least one dimension."""
     if floating(name, x).dim() == 0:
-        raise ValueError(
-            f"{name} must have shape [..., D] with at least one dimension; got a scalar"
-        )
+        raise _scalar(name)
+
+
+def _scalar(name: str) -> ValueError:
+    return ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
 
 
 def log_weights(x: object, name: str = "log_w") -> None:
@@ -86,7 +88,8 @@ def _together(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dt
     for name, x in tensors.items():
         if x is None:
             continue
-        float_tensor(name, x)
+        if floating(name, x).dim() == 0:  # `float_tensor`, without its call
+            raise _scalar(name)
         if first is None:
             first_name, first, dtype = name, x, x.dtype
             continue
