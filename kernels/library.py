@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from latent_kernels.kernels.eager import transformed
 
@@ -52,19 +53,31 @@ def _call(name: str, args: Sequence[Any]) -> Any:
 def _needs_formula(compiling: bool) -> bool:
     """Return whether torch differentiates in a way that only operations of its own can follow.
 
-    That is torch.func's differentiation within torch.compile, which knows no rules of ours; and
-    forward mode within forward mode, where the outer tangents of an autograd.Function are dropped
-    without a word.
+    That is torch.func's differentiation and forward mode within torch.compile, which knows no rules
+    of ours; and forward mode within forward mode, where the outer tangents of an autograd.Function
+    are dropped without a word.
     """
     functorch = torch._C._functorch
     levels = [level.key() for level in functorch.get_interpreter_stack() or ()]
-    forward = levels.count(functorch.TransformType.Jvp)
     if compiling:
-        return forward > 0 or functorch.TransformType.Grad in levels
-    return forward > 1
+        _guard_forward_mode()
+        return forward_ad._current_level >= 0 or functorch.TransformType.Grad in levels
+    return levels.count(functorch.TransformType.Jvp) > 1
 
 
-# The levels are those at which torch.compile traces the call.
+def _guard_forward_mode() -> None:
+    """Have torch.compile trace again where forward mode begins or ends around what it traces now.
+
+    It does so by itself for levels of torch.func.
+    """
+    if torch._guards.TracingContext.try_get() is not None:
+        from torch._dynamo.guards import GuardBuilder, install_guard  # loaded, where it traces
+        from torch._dynamo.source import GlobalStateSource
+
+        install_guard(GlobalStateSource().make_guard(GuardBuilder.DUAL_LEVEL))
+
+
+# torch.compile calls it as it traces, for the levels that hold then.
 _needs_formula._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -468,6 +468,18 @@ def test_torch_func_within_torch_compile(way: str) -> None:
     assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(a, b), run(a, b))
 
 
+def test_compiled_functions_of_dual_numbers() -> None:
+    """Also where the same function has been compiled for plain numbers before."""
+    a, b = data(3, 4), data(3, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(ours_of_samples, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(a, b), ours_of_samples(a, b))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(a, b)
+        found = forward_ad.unpack_dual(compiled(dual, b)).tangent
+    assert_close(found, jvp(lambda a: ours_of_samples(a, b), (a,), (b,))[1])
+
+
 def test_what_cannot_be_compiled_is_never_a_silent_zero() -> None:
     z, values = torch.ones(2, 3, 4), torch.randn(2, 3)
 
