@@ -218,7 +218,9 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         )
         if not inputs[like].numel() and _is_empty(found):
             return found
-        above: list[Any] = [None if g is None else contiguous(g) for g in upstream]
+        above: list[Any] = [  # `contiguous`, mostly without its call
+            None if g is None else contiguous(g) if g.is_neg() else g.contiguous() for g in upstream
+        ]
         if taped:
             above.append(tape)
         run_backward(inputs[0].device)(problem_of(call, inputs, seed), new(outputs, above), found)
