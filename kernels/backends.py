@@ -12,11 +12,14 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
+_PACKAGE = "latent_kernels.kernels"
 VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
@@ -38,7 +41,7 @@ _MODULES = {
 
 @functools.cache
 def _module(op: str, backend: str) -> ModuleType:
-    return importlib.import_module(f"latent_kernels.kernels.{op}.{_MODULES[backend]}")
+    return importlib.import_module(f"{_PACKAGE}.{op}.{_MODULES[backend]}")
 
 
 def interpreting() -> bool:
@@ -119,6 +122,22 @@ def function(op: str, name: str, device: torch.device) -> Callable[..., None]:
     """
     found: Callable[..., None] = getattr(backend(op, device), name)
     return torch.no_grad()(found) if backend_name(op, device) == "reference" else found
+
+
+def reference(op: str, name: str) -> Callable[..., Any]:
+    """Return a function of an op's reference, which torch may differentiate and compile."""
+    _load_reference(op)
+    folder: Any = sys.modules[f"{_PACKAGE}.{op}"]
+    found: Callable[..., Any] = getattr(folder.reference, name)
+    return found
+
+
+def _load_reference(op: str) -> None:
+    _module(op, "reference")
+
+
+# torch.compile calls it as it traces, and does not trace into importlib.
+_load_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def forget() -> None:

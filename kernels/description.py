@@ -119,6 +119,10 @@ class Description:
         directly: from the inputs and the options to the outputs, for plain calls, where the forward
             pass is one operation of torch: a problem and memory to fill would cost more.
         like: the input whose dtype the outputs follow; the first if none is named.
+        formula: the name of a function of the reference, (problem, wanted) -> outputs, in plain
+            torch over canonical shapes; `wanted` is the outputs with True or None in place of
+            tensors. Second and forward-mode derivatives come from it (`formula.py`); without one
+            they raise.
         absent: from the options to the axes of `OPTIONAL` that a call does not have.
 
     """
@@ -137,6 +141,7 @@ class Description:
         place: Callable[..., Tensor] = contiguous,
         directly: Callable[..., tuple[Tensor, ...]] | None = None,
         like: str | None = None,
+        formula: str | None = None,
         absent: Callable[..., str] = lambda *options: OPTIONAL,
     ):
         self.name, self.kernels, self.axes = name, kernels, axes
@@ -155,7 +160,7 @@ class Description:
         known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
         self.free = "".join(axis for axis in axes if axis not in known)
         self.forward, self.backward, self.place, self.absent = forward, backward, place, absent
-        self.directly = directly
+        self.directly, self.formula = directly, formula
 
     def _check(self, names: list[str], learned: Sequence[str]) -> None:
         """Refuse what would give wrong results without a word."""

@@ -7,7 +7,10 @@ of torch.library.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch.autograd import forward_ad
 
 Tensor = torch.Tensor
 _SEED_END = 2**63 - 1  # of torch.randint, which cannot be given 2^63
@@ -43,24 +46,50 @@ def in_memory(x: Tensor) -> Tensor:
 
 def plain(*tensors: Tensor | None) -> bool:
     """Return whether these tensors hold memory of their own and nothing watches the dispatcher."""
-    if _is_compiling() or _is_transforming() or _dispatch_modes() or _tracing_state() is not None:
+    if _is_compiling() or _dispatch_modes() or _tracing_state() is not None:
         return False
-    for x in tensors:  # noqa: SIM110, all() takes twice as long
-        if x is not None and (type(x) not in _PLAIN or x.is_meta):
-            return False
+    if _is_transforming() or forward_ad._current_level >= 0:  # `transformed`, without its call
+        return False
+    return hold_memory(tensors)
+
+
+def hold_memory(tensors: Sequence[Tensor | None]) -> bool:
+    """Return whether these tensors have addresses that a kernel can read or write."""
+    try:
+        for x in tensors:
+            if x is not None and (type(x) not in _PLAIN or not (x.data_ptr() or _is_empty(x))):
+                return False
+    except RuntimeError:  # no storage: sparse tensors, and those of a batched backward pass
+        return False
     return True
 
 
-def draw_seed(device: torch.device) -> Tensor:
-    """Draw a seed for an op on the device from torch's default CPU generator, so that
-    torch.manual_seed governs it.
+def transformed() -> bool:
+    """Return whether torch.func or forward mode is at work."""
+    return _is_transforming() or forward_ad._current_level >= 0
+
+
+def _is_empty(x: Tensor) -> bool:
+    """Return whether x has no memory for want of elements: fake, zero and functional tensors have
+    none either.
+    """
+    return not x.is_meta and x.numel() == 0
+
+
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Draw a seed for an op on the device: from torch's default CPU generator, so that
+    torch.manual_seed governs it, or from another generator.
 
     A tensor, since vmap's `randomness` and torch.compile know how to treat one; plain calls read it
-    by `as_int`.
+    by `as_int`. One from a GPU's generator stays there, and nothing waits for it.
     """
+    if generator is not None and generator.device.type != "cpu":
+        return torch.randint(_SEED_END, (), device=generator.device, generator=generator)
     if device.type == "cuda" and not _is_compiling() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(_CAPTURING.format("None"))
-    return torch.randint(_SEED_END, (), device="cpu")
+        raise RuntimeError(_CAPTURING.format("None" if generator is None else "from the CPU"))
+    if generator is None:
+        return torch.randint(_SEED_END, (), device="cpu")
+    return torch.randint(_SEED_END, (), device="cpu", generator=generator)
 
 
 def as_int(seed: int | Tensor, device: torch.device) -> int | Tensor:

@@ -17,8 +17,9 @@ from torch.autograd import forward_ad
 
 from latent_kernels.kernels import opaque
 from latent_kernels.kernels.description import OPTIONAL, Description, Dims, Flags, Inputs, Tape
-from latent_kernels.kernels.eager import as_int, as_seeds, contiguous, plain
+from latent_kernels.kernels.eager import as_int, as_seeds, contiguous, hold_memory, plain
 from latent_kernels.kernels.library import call as call_opaque
+from latent_kernels.kernels.library import call_fixed, listed, over_batch
 
 Tensor = torch.Tensor
 is_grad_enabled, prod = torch.is_grad_enabled, math.prod
@@ -63,9 +64,8 @@ class Op(Description):
         """
         call: Call = (dims, tuple(map(prod, dims)), options, wanted or self._all, shapes)
         if not plain(*inputs, seed if self.seeded and isinstance(seed, Tensor) else None):
-            if not self.learned_at:
-                inputs = _detached(inputs)
-            return self._public(self._forward_by_dispatcher(call, inputs, seed))
+            run = call_opaque if self.learned_at else call_fixed
+            return self._public(self._forward_by_dispatcher(call, inputs, seed, run))
         if seed is not None:
             seed = as_int(seed, inputs[0].device)
         if self.learned_at and _is_differentiated(inputs):
@@ -77,14 +77,14 @@ class Op(Description):
         call: Call = (dims, tuple(map(prod, dims)), (), self._all, None)
         if plain(*inputs):
             return self._forward_plainly(call, inputs, None)
-        return self._forward_by_dispatcher(call, _detached(inputs), None)
+        return self._forward_by_dispatcher(call, inputs, None, call_fixed)
 
     def differentiate(self, dims: Dims, inputs: Inputs, upstream: Any, needs: Flags) -> Any:
         """Return gradients that are no part of a graph themselves; for ops without options."""
         call: Call = (dims, tuple(map(prod, dims)), (), (), None)
         if plain(*inputs, *upstream):
             return self._backward_plainly(call, inputs, None, upstream, needs)
-        return self._backward_by_dispatcher(call, _detached(inputs), None, upstream, needs)
+        return self._backward_by_dispatcher(call, inputs, None, upstream, needs, call_fixed)
 
     def _public(self, outputs: Any) -> Any:
         return outputs[0] if self._public_count == 1 else outputs[: self._public_count]
@@ -104,31 +104,44 @@ class Op(Description):
         free = [canonical[self.axes.index(axis)][0] for axis in self.free]
         return *tensors, *seeds, *free, *options
 
-    def _forward_by_dispatcher(self, call: Call, inputs: Inputs, seed: Any) -> Any:
+    def _forward_by_dispatcher(
+        self, call: Call, inputs: Inputs, seed: Any, run: Callable[..., Any]
+    ) -> Any:
         dims, _, _, wanted, _ = call
         arguments = self._opaque_arguments(call, self._canonical(call), inputs, seed)
-        found = opaque.listed(call_opaque(self.name, *arguments, list(wanted)))
+        found = listed(run(self.name, *arguments, list(wanted)))
         fields = zip(self.results, wanted, found, strict=True)
         outputs = [x.reshape(field.shape(dims)) if want else None for field, want, x in fields]
         return self.outputs(*outputs)
 
     def _backward_by_dispatcher(
-        self, call: Call, inputs: Inputs, seed: Any, upstream: Any, needs: Flags
+        self,
+        call: Call,
+        inputs: Inputs,
+        seed: Any,
+        upstream: Any,
+        needs: Flags,
+        run: Callable[..., Any] = call_opaque,
     ) -> Any:
         canonical = self._canonical(call)
         arguments = self._opaque_arguments(call, canonical, inputs, seed)
-        above = [
-            None if g is None else g.reshape(field.shape(canonical))
-            for field, g in zip(self.results, upstream, strict=True)
-        ]
         wanted = [needs[i] for i in self.learned_at]
-        found = opaque.listed(call_opaque(f"{self.name}_backward", *above, *arguments, wanted))
-        fields = zip(self.learned_at, wanted, found, strict=True)
-        return [g.reshape(inputs[i].shape) if want else None for i, want, g in fields]
+
+        def gradients(*upstream: Any) -> Any:
+            fields = zip(self.results, upstream, strict=True)
+            above = [
+                None if g is None else _dense(g).reshape(f.shape(canonical)) for f, g in fields
+            ]
+            found = listed(run(f"{self.name}_backward", *above, *arguments, wanted))
+            needed = zip(self.learned_at, wanted, found, strict=True)
+            return [g.reshape(inputs[i].shape) if want else None for i, want, g in needed]
+
+        return over_batch(gradients, upstream)
 
 
-def _detached(inputs: Inputs) -> Inputs:
-    return [None if x is None else x.detach() for x in inputs]
+def _dense(x: Tensor) -> Tensor:
+    """Return a sparse tensor as a dense one."""
+    return x if x.layout is torch.strided else x.to_dense()
 
 
 def _is_empty(tensors: Inputs) -> bool:
@@ -136,12 +149,12 @@ def _is_empty(tensors: Inputs) -> bool:
 
 
 def _is_differentiated(inputs: Inputs) -> bool:
-    """Return whether autograd must see the call, which refuses forward-mode derivatives."""
+    """Return whether autograd must see the call."""
     if is_grad_enabled():
         for x in inputs:
             if x is not None and x.requires_grad:
                 return True
-    return forward_ad._current_level >= 0
+    return False
 
 
 def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -205,7 +218,9 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         )
         if not inputs[like].numel() and _is_empty(found):
             return found
-        above: list[Any] = [None if g is None else contiguous(g) for g in upstream]
+        above: list[Any] = [  # `contiguous`, mostly without its call
+            None if g is None else contiguous(g) if g.is_neg() else g.contiguous() for g in upstream
+        ]
         if taped:
             above.append(tape)
         run_backward(inputs[0].device)(problem_of(call, inputs, seed), new(outputs, above), found)
@@ -233,7 +248,7 @@ def _function(op: Op) -> Any:
                 ctx.tape = tape = Tape(ctx.needs_input_grad[2:])
             outputs = forward_plainly(call, inputs, seed, tape)
             held = seed if seeded and isinstance(seed, Tensor) else None
-            # Not what `place` may have copied, which second derivatives could not be refused for.
+            # Not what `place` may have copied: second derivatives would end there.
             ctx.save_for_backward(*saved_of(inputs), *outputs[public:results], held)
             ctx.call = call, seed if held is None else None
             ctx.set_materialize_grads(False)
@@ -248,8 +263,9 @@ def _function(op: Op) -> Any:
                 seed = saved[-1]
             upstream = above + saved[count:-1]
             arguments = call, saved[:count], seed, upstream, ctx.needs_input_grad[2:]
-            if is_grad_enabled():
-                # create_graph=True: the opaque op knows how to refuse second derivatives.
+            if is_grad_enabled() or forward_ad._current_level >= 0 or not hold_memory(above):
+                # create_graph=True, for which the opaque op has derivatives; a batch of upstream
+                # gradients; or some that have no memory.
                 found = op._backward_by_dispatcher(*arguments)
             elif taped:
                 found = backward_plainly(*arguments, ctx.tape)

@@ -1,8 +1,9 @@
 """The way to an op's kernels through torch's dispatcher: opaque ops over canonical shapes.
 
-`register` defines two ops from a description, the forward pass and the backward pass, which raises
-where it is to be differentiated itself. An op with groups takes a batch of torch.vmap as groups;
-one without takes it as rows, or slice by slice where slices have parameters of their own.
+`register` defines two ops from a description, the forward pass and the backward pass. What kernels
+have no derivatives for, the backward pass and forward mode, is differentiated by the op's formula
+(`formula.py`). An op with groups takes a batch of torch.vmap as groups; one without takes it as
+rows, or slice by slice where slices have parameters of their own.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from latent_kernels.kernels.description import Description, Dims, Fields, Flags
+from latent_kernels.kernels import formula
+from latent_kernels.kernels.arguments import Arguments, arguments_of, dims_of
+from latent_kernels.kernels.description import Description, Fields, Flags
 from latent_kernels.kernels.eager import as_int, in_memory
-from latent_kernels.kernels.library import call, define, no_second_derivative
+from latent_kernels.kernels.library import call, define, listed
 
 Tensor = torch.Tensor
 
@@ -29,54 +32,9 @@ _SCHEMA_TYPES = {
 }
 
 
-def listed(found: Any) -> Any:
-    """Return what an opaque op returned as a sequence, also where that is a single tensor."""
-    return (found,) if isinstance(found, Tensor) else found
-
-
 def _packed(values: Iterable[Any]) -> Any:
     found = tuple(values)
     return found[0] if len(found) == 1 else found
-
-
-class Arguments(NamedTuple):
-    """The arguments that an op's forward and backward passes both take."""
-
-    tensors: tuple[Any, ...]
-    seeds: tuple[Tensor, ...]  # one where the op is seeded, else none
-    free: tuple[int, ...]  # sizes of axes that no tensor has
-    options: tuple[Any, ...]
-
-    @property
-    def first(self) -> Tensor:
-        """The tensor that the outputs' device follows."""
-        first: Tensor = self.tensors[0]
-        return first
-
-
-def _arguments(op: Description, args: Any) -> Arguments:
-    seeds = len(op.inputs)
-    free = seeds + op.seeded
-    options = free + len(op.free)
-    return Arguments(args[:seeds], args[seeds:free], args[free:options], args[options:])
-
-
-def _dims(op: Description, given: Arguments) -> Dims:
-    """Return the size of each axis; where some tensors have 1 for it, that of the others.
-
-    An axis of tensors that are not given has size 1.
-    """
-    absent = op.absent(*given.options)
-    sizes: dict[str, int] = {"P": 2}
-    for field, x in zip(op.inputs, given.tensors, strict=True):
-        if x is None:
-            continue
-        axes = [axis for axis in field.axes if axis not in absent]
-        for axis, size in zip(reversed(axes), reversed(x.shape), strict="*" not in axes):
-            if axis not in sizes or size != 1:
-                sizes[axis] = size
-    sizes |= dict(zip(op.free, given.free, strict=True))
-    return [() if axis in absent else (sizes.get(axis, 1),) for axis in op.axes]
 
 
 def _checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
@@ -92,13 +50,13 @@ def _checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
 def _problem(op: Description, given: Arguments) -> Any:
     memory = [None if x is None else in_memory(x) for x in given.tensors]
     seed = _checked_seeds(given.seeds[0], given.first.device) if op.seeded else None
-    sizes = tuple(math.prod(own) for own in _dims(op, given))
+    sizes = tuple(math.prod(own) for own in dims_of(op, given))
     return op.problem(sizes, *memory, *([seed] if op.seeded else []), *given.options)
 
 
 def _empty(op: Description, given: Arguments, wanted: Flags) -> list[Tensor]:
     """Return outputs to be written; empty ones where they are not wanted."""
-    dims, first, found = _dims(op, given), given.tensors[op.like], []
+    dims, first, found = dims_of(op, given), given.tensors[op.like], []
     for field, want in zip(op.results, wanted, strict=True):
         dtype = first.dtype if field.dtype is None else field.dtype(first.dtype)
         found.append(first.new_empty(field.shape(dims) if want else 0, dtype=dtype))
@@ -125,20 +83,21 @@ def register(op: Description) -> None:
     run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
 
     def fake(*args: Any) -> Any:
-        given, wanted = _arguments(op, args[:-1]), args[-1]
+        given, wanted = arguments_of(op, args[:-1]), args[-1]
         return _packed(_empty(op, given, wanted))
 
     def forward(*args: Any) -> Any:
-        given, wanted = _arguments(op, args[:-1]), args[-1]
+        given, wanted = arguments_of(op, args[:-1]), args[-1]
         found = _empty(op, given, wanted)
         outputs = op.outputs(*[x if want else None for x, want in zip(found, wanted, strict=True)])
         run_forward(given.first.device)(_problem(op, given), outputs)
         return _packed(found)
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        given = _arguments(op, inputs[:-1])
-        kept = [x for x, field in zip(listed(output), op.results, strict=True) if field.kept]
-        ctx.mark_non_differentiable(*kept)
+        given = arguments_of(op, inputs[:-1])
+        fields = list(zip(listed(output), op.results, inputs[-1], strict=True))
+        kept = [x for x, field, _ in fields if field.kept]
+        ctx.mark_non_differentiable(*[x for x, f, want in fields if f.kept or not want])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, *op.saved(given.tensors), *given.seeds)
         ctx.kept, ctx.rest, ctx.wanted = len(kept), (*given.free, *given.options), inputs[-1]
@@ -157,7 +116,7 @@ def register(op: Description) -> None:
         return *op.for_inputs(wanted), *none[count:]
 
     def backward_fake(*args: Any) -> Any:
-        given, needs = _arguments(op, args[len(op.results) : -1]), args[-1]
+        given, needs = arguments_of(op, args[len(op.results) : -1]), args[-1]
         inputs = [given.tensors[i] for i in op.learned_at]
         return _packed(
             given.first.new_empty(0) if x is None or not need else x.new_empty(x.shape)
@@ -168,12 +127,13 @@ def register(op: Description) -> None:
         above, given, needs = args[: len(op.results)], args[len(op.results) : -1], args[-1]
         found = listed(backward_fake(*args))
         wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
-        problem = _problem(op, _arguments(op, given))
+        problem = _problem(op, arguments_of(op, given))
         upstream = [None if g is None else in_memory(g) for g in above]
         run_backward(problem[1].device)(problem, op.outputs(*upstream), op.gradients(*wanted))
         return _packed(found)
 
     schema, count = _schema(op), len(op.learned_at)
+    plain_forward, plain_backward = formula.forward(op), formula.backward(op)
     vmap = _with_groups if "G" in op.axes else _with_rows
     define(
         f"{op.name}({schema}, int[] wanted) -> ({', '.join(['Tensor'] * len(op.results))})",
@@ -182,6 +142,8 @@ def register(op: Description) -> None:
         vmap=vmap(op, op.name, op.inputs),
         setup=setup,
         gradients=gradients if count else None,
+        tangents=plain_forward.tangents if count else None,
+        formula=plain_forward.results if count else None,
     )
     if count:
         above = [f"Tensor{'' if f.kept else '?'} of_{f.name}" for f in op.results]
@@ -191,7 +153,10 @@ def register(op: Description) -> None:
             backward,
             fake=backward_fake,
             vmap=vmap(op, f"{op.name}_backward", (*op.results, *op.inputs)),
-            gradients=no_second_derivative,
+            setup=plain_backward.save,
+            gradients=plain_backward.gradients,
+            tangents=plain_backward.tangents,
+            formula=plain_backward.results,
         )
 
 

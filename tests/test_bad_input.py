@@ -208,14 +208,6 @@ def test_bad_input(call: object, error: type[Exception], message: str) -> None:
         call()  # type: ignore[operator]
 
 
-def test_second_derivatives_are_refused() -> None:
-    x = torch.randn(3, 4, requires_grad=True)
-    for output in (lk.rsample(x, x, seed=1), lk.gaussian_kl(x, x), lk.gaussian_log_prob(x, x, x)):
-        (gradient,) = torch.autograd.grad((output**2).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives"):
-            gradient.sum().backward()
-
-
 def test_samples_outside_the_support_are_found_in_backward() -> None:
     """Where z is read. Several Python integer types are classes; a NaN is data, and stays in its
     row.

@@ -35,7 +35,7 @@ class Gradients(NamedTuple):
     log_q: Tensor | None
 
 
-BOUND = Op("bound", "bounds", "GSN", Problem, Outputs, Gradients)
+BOUND = Op("bound", "bounds", "GSN", Problem, Outputs, Gradients, formula="formula")
 
 
 def dims_of(log_w: Tensor) -> Dims:

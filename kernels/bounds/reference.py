@@ -16,6 +16,7 @@ is 0 or one is infinite, L is -inf or inf and weights are NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -55,6 +56,16 @@ def signal(log_w: Tensor) -> Tensor:
     apart = (log_w.sum(1, keepdim=True) - log_w) / (log_w.size(1) - 1) - log_w
     change = torch.exp(log_w - whole) * torch.expm1(apart)
     return torch.where(change.abs() < 0.5, -torch.log1p(change), difference)
+
+
+def formula(problem: Problem, wanted: Outputs) -> Sequence[Tensor | None]:
+    """Return the bound, to be differentiated; VIMCO's signal is no derivative of it."""
+    if problem.log_q is not None:
+        raise NotImplementedError(
+            "latent_kernels: the bound with estimator 'vimco' has no second derivatives and no "
+            "forward-mode derivatives: its gradient of log_q is an estimate, and no derivative"
+        )
+    return torch.logsumexp(problem.log_w, 1) - math.log(problem.log_w.size(1)), None
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:

@@ -89,6 +89,7 @@ GAUSSIAN = Op(
     Outputs,
     GaussianGradients,
     place=in_place,
+    formula="gaussian_formula",
 )
 BERNOULLI = Op(
     "bernoulli_log_prob",
@@ -98,4 +99,5 @@ BERNOULLI = Op(
     Outputs,
     BernoulliGradients,
     place=in_place,
+    formula="bernoulli_formula",
 )

@@ -17,6 +17,7 @@ import math
 import torch
 
 from latent_kernels.kernels.densities.problem import (
+    BernoulliProblem,
     GaussianProblem,
     Gradients,
     Outputs,
@@ -60,6 +61,26 @@ def _bernoulli_slopes(x: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
     e = torch.exp(-logits.abs())
     distance = _weight(x, logits) - e / (1 + e)
     return logits, torch.where(logits > 0, -distance, distance)
+
+
+def gaussian_formula(problem: GaussianProblem, wanted: Outputs) -> Outputs:
+    """Return the log-densities, to be differentiated."""
+    return Outputs(gaussian_log_prob(*inputs_of(problem)).expand(problem.sizes[:3]))
+
+
+def bernoulli_formula(problem: BernoulliProblem, wanted: Outputs) -> Outputs:
+    """Return the log-probabilities, to be differentiated: by two branches, each of which is smooth
+    where it holds, at 0 too, and keeps its digits.
+    """
+    x, logits = problem.x, problem.logits
+    over = logits > 0
+    high, low = torch.where(over, logits, 0), torch.where(over, 0, logits)
+    terms = torch.where(
+        over,
+        torch.nn.functional.logsigmoid(high) - (1 - x) * high,
+        torch.nn.functional.logsigmoid(-low) + x * low,
+    )
+    return Outputs(terms.sum(-1).expand(problem.sizes[:3]))
 
 
 def _compute(x: Tensor) -> Tensor:

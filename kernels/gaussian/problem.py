@@ -69,7 +69,16 @@ def rows_in_place(x: Tensor, shape: object = None) -> Tensor:
     return contiguous(x)
 
 
-GAUSSIAN = Op("gaussian", "gaussian", "GSND", Problem, Outputs, Gradients, place=rows_in_place)
+GAUSSIAN = Op(
+    "gaussian",
+    "gaussian",
+    "GSND",
+    Problem,
+    Outputs,
+    Gradients,
+    place=rows_in_place,
+    formula="formula",
+)
 
 
 class PathProblem(NamedTuple):
@@ -111,4 +120,5 @@ GAUSSIAN_PATH = Op(
     directly=lambda inputs, options: (inputs[1].detach(),),  # no copy
     backward="path_backward",
     place=rows_in_place,
+    formula="path_formula",
 )

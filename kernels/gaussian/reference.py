@@ -13,10 +13,12 @@ kernels against these functions; devices without a compiled kernel run them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from latent_kernels.kernels.gaussian import scale_kl
 from latent_kernels.kernels.gaussian.problem import (
     Gradients,
     Outputs,
@@ -26,6 +28,7 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
 )
+from latent_kernels.kernels.noise import ops
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor
@@ -85,13 +88,19 @@ def _compute(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _outputs(problem: Problem, wanted: Outputs) -> Outputs:
-    """Return the outputs that `wanted` has."""
+def _noise(problem: Problem) -> Tensor:
+    return noise_like(problem.mean, problem.sizes, problem.seed, problem.offset)
+
+
+def _outputs(
+    problem: Problem, wanted: Outputs, draw: Callable[[Problem], Tensor] = _noise
+) -> Outputs:
+    """Return the outputs that `wanted` has; `draw` makes the noise, where it is needed."""
     (groups, _, rows, cols), mean, scale = problem.sizes, problem.mean, problem.scale
     shape = (groups, 1, rows, cols)
     z = kl = log_q = None
     if wanted.z is not None or wanted.log_q is not None:
-        eps = noise_like(mean, problem.sizes, problem.seed, problem.offset)
+        eps = draw(problem)
     if wanted.z is not None:
         sigma = torch.exp(0.5 * problem.deviation) if scale is None else scale
         z = mean.reshape(shape) + sigma.reshape(shape) * eps
@@ -101,6 +110,39 @@ def _outputs(problem: Problem, wanted: Outputs) -> Outputs:
         logvar = problem.deviation.reshape(shape)
         log_q = -0.5 * (eps * eps + (logvar + math.log(2 * math.pi))).sum(-1)
     return Outputs(z, kl, log_q)
+
+
+def formula(problem: Problem, wanted: Outputs) -> Outputs:
+    """Return the outputs that `wanted` has, to be differentiated."""
+    return _outputs(problem, wanted, lambda own: _noise_by_dispatcher(own, own.mean))
+
+
+def path_formula(problem: PathProblem, wanted: PathOutputs) -> PathOutputs:
+    """Return log q as a function of z alone, with the density's parameters held fixed.
+
+    By its expansion around z, which is exact and does not lose what z's rounding has lost.
+    """
+    groups, _, rows, cols = problem.sizes
+    logvar = problem.logvar.reshape(groups, 1, rows, cols)
+    moved = (problem.z - problem.z.detach()) * torch.exp(-0.5 * logvar)
+    t = _noise_by_dispatcher(problem, logvar) + moved
+    return PathOutputs(-0.5 * (t * t + (logvar + math.log(2 * math.pi))).sum(-1))
+
+
+def scale_kl_formula(problem: scale_kl.Problem, wanted: scale_kl.Outputs) -> scale_kl.Outputs:
+    """Return the KL by scales, to be differentiated; ln r = asinh((r - 1/r) / 2) is smooth at r = 1
+    and keeps its digits everywhere.
+    """
+    _, loc, scale, q_loc, q_scale = problem
+    t = (loc - q_loc) / q_scale
+    log_ratio = torch.asinh(0.5 * ((scale - q_scale) / q_scale) * (1 + q_scale / scale))
+    return scale_kl.Outputs(t * (0.5 * t) + half_psi(2 * log_ratio))
+
+
+def _noise_by_dispatcher(problem: Problem | PathProblem, like: Tensor) -> Tensor:
+    """Return the noise of a problem with a tensor of seeds, whoever watches the dispatcher."""
+    assert isinstance(problem.seed, Tensor)
+    return ops.normals(problem.sizes, problem.seed, problem.offset, like)
 
 
 def _computed(problem: Problem) -> Problem:
@@ -121,32 +163,27 @@ def forward(problem: Problem, outputs: Outputs) -> None:
 
 
 def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
-    """Write the gradients of the inputs, by autograd through the formulas above."""
+    """Write the gradients of the inputs, by torch.func through the formulas above: an opaque op,
+    which may call this, has switched autograd off.
+    """
     problem = _computed(problem)
-    leaves: dict[str, Any] = {
-        name: None if (x := getattr(problem, name)) is None else x.detach().requires_grad_()
-        for name in Gradients._fields
-    }
-    with torch.enable_grad():
-        results = _outputs(problem._replace(**leaves), upstream)
-    pairs = [
-        (y, g) for y, g in zip(results, upstream, strict=True) if y is not None and g is not None
-    ]
-    outs = gradients._asdict()
-    wanted = [x for name, x in leaves.items() if x is not None and outs[name] is not None]
-    given = [y for y, _ in pairs]
-    above = [g.reshape(y.shape).to(y.dtype) for y, g in pairs]
-    found = iter(
-        torch.autograd.grad(given, wanted, above, allow_unused=True)
-        if given
-        else [None] * len(wanted)
-    )
-    for name, x in leaves.items():
-        out = outs[name]
-        if x is None or out is None:
-            continue
-        gradient = next(found)
-        out.zero_() if gradient is None else out.copy_(gradient.reshape(out.shape))
+    outs = {name: out for name, out in gradients._asdict().items() if out is not None}
+
+    def results(*leaves: Tensor) -> tuple[Tensor, ...]:
+        own: dict[str, Any] = dict(zip(outs, leaves, strict=True))
+        found = zip(_outputs(problem._replace(**own), upstream), upstream, strict=True)
+        return tuple(y for y, g in found if y is not None and g is not None)
+
+    above = [g for g in upstream if g is not None]
+    if not above or not outs:
+        for out in outs.values():
+            out.zero_()
+        return
+    found, pull, *_ = torch.func.vjp(results, *[getattr(problem, name) for name in outs])
+    pairs = zip(above, found, strict=True)
+    of_inputs = pull(tuple(g.reshape(y.shape).to(y.dtype) for g, y in pairs))
+    for out, gradient in zip(outs.values(), of_inputs, strict=True):
+        out.copy_(gradient.reshape(out.shape))
 
 
 def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGradients) -> None:

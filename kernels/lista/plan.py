@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
-from torch.autograd import forward_ad
 
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.backends import backend
@@ -56,7 +55,6 @@ def takes(x: object) -> bool:
         and x.is_contiguous()
         and not x.is_neg()
         and not (x.requires_grad and torch.is_grad_enabled())
-        and forward_ad._current_level < 0
         and backend("lista", _CPU) is cpp_cpu
     )
 

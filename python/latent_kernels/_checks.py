@@ -27,8 +27,8 @@ def float_dtype(name: str, dtype: object) -> torch.dtype:
     return dtype
 
 
-def floating(name: str, x: object) -> None:
-    """A strided tensor of a floating dtype."""
+def floating(name: str, x: object) -> Tensor:
+    """Return x, a strided tensor of a floating dtype."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
     if x.dtype not in FLOATS:
@@ -37,25 +37,27 @@ def floating(name: str, x: object) -> None:
         )
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor; got layout {x.layout}")
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense (strided) tensor; got a nested one")
+    return x
 
 
 def float_tensor(name: str, x: object) -> None:
     """Check that x is a floating tensor with at least one dimension."""
-    floating(name, x)
-    assert isinstance(x, Tensor)
-    if x.dim() == 0:
-        raise ValueError(
-            f"{name} must have shape [..., D] with at least one dimension; got a scalar"
-        )
+    if floating(name, x).dim() == 0:
+        raise _scalar(name)
+
+
+def _scalar(name: str) -> ValueError:
+    return ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
 
 
 def log_weights(x: object, name: str = "log_w") -> None:
     """Values of at least one sample, [S, ...]."""
-    floating(name, x)
-    assert isinstance(x, Tensor)
-    if x.dim() == 0 or x.size(0) < 1:
+    given = floating(name, x)
+    if given.dim() == 0 or given.size(0) < 1:
         raise ValueError(
-            f"{name} must have shape [S, ...] with S >= 1 samples; got {tuple(x.shape)}"
+            f"{name} must have shape [S, ...] with S >= 1 samples; got {tuple(given.shape)}"
         )
 
 
@@ -86,7 +88,8 @@ def _together(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dt
     for name, x in tensors.items():
         if x is None:
             continue
-        float_tensor(name, x)
+        if floating(name, x).dim() == 0:  # `float_tensor`, without its call
+            raise _scalar(name)
         if first is None:
             first_name, first, dtype = name, x, x.dtype
             continue
@@ -216,7 +219,13 @@ def seed_number(seed: object, also: str = "") -> int:
     return number
 
 
-def stream(seed: Seed, offset: int, count: int, device: torch.device) -> tuple[int | Tensor, int]:
+def stream(
+    seed: Seed,
+    offset: int,
+    count: int,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> tuple[int | Tensor, int]:
     """Return a seed that fits the device, drawn if it is None, and an offset that leaves `count`
     elements inside the stream.
     """
@@ -228,6 +237,8 @@ def stream(seed: Seed, offset: int, count: int, device: torch.device) -> tuple[i
         raise ValueError(
             f"offset must be >= 0, and offset + {count} elements at most 2^63; got {offset}"
         )
+    if generator is not None:
+        return _drawn(seed, device, generator), begin
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise TypeError(
@@ -241,3 +252,19 @@ def stream(seed: Seed, offset: int, count: int, device: torch.device) -> tuple[i
     if seed is None:
         return draw_seed(device), begin
     return seed_number(seed, ", a 0-d int64 tensor"), begin
+
+
+def _drawn(seed: Seed, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Return a seed from the caller's generator, which takes the place of `seed`."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator or None; got {type(generator).__name__}"
+        )
+    if seed is not None:
+        raise ValueError("seed and generator cannot both be given: a generator draws the seed")
+    if generator.device.type != "cpu" and generator.device != device:
+        raise ValueError(
+            f"generator must be on the device of the op, {device}, or on the CPU; got one on "
+            f"{generator.device}"
+        )
+    return draw_seed(device, generator)

@@ -1,5 +1,12 @@
 """Noise stream v1: standard normals and uniforms that depend on the seed and the position, and on
 nothing else.
+
+Here and in every sampler, `seed=None` draws a seed from torch's default CPU generator, so that
+`torch.manual_seed` governs the noise, and `generator=` draws it from another. `torch.compile` has a
+generator of its own: after one `torch.manual_seed`, a function that its default backend has
+compiled draws other seeds than eager code does, unless
+`torch._inductor.config.fallback_random = True` (torch's own samplers differ likewise). `seed=`
+gives the same noise in both.
 """
 
 from __future__ import annotations
@@ -21,10 +28,11 @@ Tensor = torch.Tensor
 def normal(
     shape: int | Sequence[int],
     *,
-    seed: Seed,
+    seed: Seed = None,
     offset: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Standard normals from noise stream v1.
 
@@ -40,6 +48,8 @@ def normal(
         offset: the first element's place in the stream, an int >= 0.
         dtype: float32, or another floating dtype that the float32 values are converted to.
         device: where the result lives.
+        generator: a torch.Generator to draw the seed from, in place of `seed`: on the CPU, or on
+            the GPU where the result lives.
 
     Returns:
         A tensor of that shape, without gradient.
@@ -51,16 +61,17 @@ def normal(
         (1958).
 
     """
-    return _noise("normal", shape, seed, offset, dtype, device)
+    return _noise("normal", shape, seed, offset, dtype, device, generator)
 
 
 def uniform(
     shape: int | Sequence[int],
     *,
-    seed: Seed,
+    seed: Seed = None,
     offset: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Uniforms on the open interval (0, 1) from noise stream v1, substream 1.
 
@@ -74,6 +85,8 @@ def uniform(
         offset: the first element's place in the stream, an int >= 0.
         dtype: float32, or another floating dtype that the float32 values are converted to.
         device: where the result lives.
+        generator: a torch.Generator to draw the seed from, in place of `seed`: on the CPU, or on
+            the GPU where the result lives.
 
     Returns:
         A tensor of that shape, without gradient.
@@ -84,7 +97,7 @@ def uniform(
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 
     """
-    return _noise("uniform", shape, seed, offset, dtype, device)
+    return _noise("uniform", shape, seed, offset, dtype, device, generator)
 
 
 def _noise(
@@ -94,6 +107,7 @@ def _noise(
     offset: int,
     dtype: torch.dtype,
     device: torch.device | str,
+    generator: torch.Generator | None,
 ) -> Tensor:
     given = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     sizes = tuple(size for size in map(_checks.as_int, given) if size is not None and size >= 0)
@@ -103,7 +117,7 @@ def _noise(
     where = _checks.device(device)
     if where.type == "cuda" and where.index is None:
         where = torch.device("cuda", torch.cuda.current_device())
-    seed, offset = _checks.stream(seed, offset, math.prod(sizes), where)
+    seed, offset = _checks.stream(seed, offset, math.prod(sizes), where, generator)
 
     if where.type == "meta" or not plain(seed if isinstance(seed, Tensor) else None):
         out: Tensor = call("noise", kind, sizes, as_seeds(seed, where), offset, dtype, str(where))

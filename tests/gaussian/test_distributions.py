@@ -175,6 +175,52 @@ def test_kl_of_tiny_scales() -> None:
     assert torch.autograd.grad(kl.sum(), p)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("which", range(4))
+def test_gradients_of_the_kl(which: int) -> None:
+    """Of one parameter alone and of all, broadcast ones too, of scales near and far apart."""
+    given = [torch.randn(3, 4), torch.rand(3, 4) + 0.1, torch.randn(4), 10 * torch.rand(3, 1)]
+    leaves = [x.double().requires_grad_() for x in given]
+    inputs = [x if i == which else x.detach() for i, x in enumerate(leaves)]
+    ours = kl_divergence(lk.FusedNormal(*inputs[:2]), lk.FusedNormal(*inputs[2:]))
+    theirs = kl_divergence(Normal(*leaves[:2]), Normal(*leaves[2:]))
+    upstream = torch.randn_like(ours)
+    alone = torch.autograd.grad(ours, leaves[which], upstream)[0]
+    assert torch.allclose(alone, torch.autograd.grad(theirs, leaves, upstream)[which], rtol=1e-9)
+    whole = kl_divergence(lk.FusedNormal(*leaves[:2]), lk.FusedNormal(*leaves[2:]))
+    assert torch.equal(torch.autograd.grad(whole, leaves, upstream)[which], alone)
+
+
+def test_kl_under_vmap_and_compile() -> None:
+    def run(loc: Tensor, scale: Tensor) -> Tensor:
+        p = lk.FusedNormal(loc, scale, validate_args=False)
+        return kl_divergence(p, lk.FusedNormal(scale, scale[0], validate_args=False))
+
+    loc, scale = torch.randn(5, 3, 4), torch.rand(5, 3, 4) + 0.1
+    expected = torch.stack([run(*pair) for pair in zip(loc, scale, strict=True)])
+    assert torch.equal(torch.func.vmap(run)(loc, scale), expected)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(loc[0], scale[0]), expected[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kl_of_halves_is_computed_wide(dtype: torch.dtype) -> None:
+    loc, scale = torch.randn(3, 4).to(dtype), (torch.rand(3, 4) + 0.5).to(dtype)
+    found = kl_divergence(lk.FusedNormal(loc, scale), lk.FusedNormal(scale, loc.exp()))
+    wide = kl_divergence(
+        lk.FusedNormal(loc.float(), scale.float()),
+        lk.FusedNormal(scale.float(), loc.exp().float()),
+    )
+    assert torch.equal(found, wide.to(dtype))
+
+
+def test_kl_of_other_dtypes() -> None:
+    whole = Normal(torch.tensor([0, 1]), torch.tensor([1, 2]), validate_args=False)
+    q = lk.FusedNormal(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    for p, expected in ((lk.FusedNormal(0.0, 1.0), torch.float64), (whole, torch.float64)):
+        assert kl_divergence(p, q).dtype == expected
+    assert kl_divergence(whole, lk.FusedNormal(0.0, 1.0)).dtype == torch.float32
+
+
 def test_kl_keeps_the_dtype() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         q = lk.FusedNormal(torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype))

@@ -234,23 +234,6 @@ def test_saves_no_noise(path: bool) -> None:
     assert set(saved) == {mean.data_ptr(), logvar.data_ptr(), *([z.data_ptr()] if path else [])}
 
 
-@pytest.mark.parametrize("path", [False, True])
-def test_second_derivatives_are_refused(path: bool) -> None:
-    x = torch.randn(3, 4, requires_grad=True)
-    _, log_q = lk.rsample_log_prob(x, x, 2, seed=1, path_derivative=path)
-    (gradient,) = torch.autograd.grad((log_q**2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives"):
-        gradient.sum().backward()
-
-
-def test_second_derivatives_by_z_are_refused() -> None:
-    x = torch.randn(3, 4, requires_grad=True)
-    z, log_q = lk.rsample_log_prob(x, x, 2, seed=1, path_derivative=True)
-    (gradient,) = torch.autograd.grad(log_q.sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives"):
-        torch.autograd.grad((gradient + z).sum(), z)
-
-
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("path", [False, True])
 def test_only_wanted_gradients_are_made(path: bool, which: int) -> None:

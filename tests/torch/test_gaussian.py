@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import grad, jacfwd, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -28,6 +28,10 @@ def leaf(*shape: int) -> Tensor:
 
 def data(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
+
+
+def scales(*shape: int) -> Tensor:
+    return data(*shape).exp().requires_grad_()
 
 
 # --- opcheck, gradcheck ---------------------------------------------------------------------------
@@ -67,6 +71,11 @@ RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
     ("gaussian_path", lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1, [True])),
     ("gaussian_path_backward",
      lambda: (data(2, 3, 5), data(2, 3, 5, 4), None, data(2, 5, 4), SEEDS[:1], 1, [True])),
+    ("gaussian_scale_kl",
+     lambda: (leaf(2, 5), scales(2, 5), leaf(2, 5), scales(2, 5), [True])),
+    ("gaussian_scale_kl_backward",
+     lambda: (data(2, 5), data(2, 5), data(2, 5).exp(), data(2, 5), data(2, 5).exp(),
+              [True, True, False, True])),
     ("gaussian_log_prob",
      lambda: (leaf(2, 3, 5, 4), leaf(2, 1, 5, 4), leaf(2, 1, 1, 4), [True])),
     (
@@ -319,20 +328,6 @@ def test_vmap_of_densities() -> None:
             slices = [x if d is None else x[i] for x, d in zip(args, in_dims, strict=True)]
             assert torch.equal(density[i], lk.gaussian_log_prob(*slices))
             assert torch.equal(mass[i], lk.bernoulli_log_prob(*slices[1:]))
-
-
-def test_densities_refuse_second_derivatives() -> None:
-    x = leaf(3, 4)
-    for out in (lk.gaussian_log_prob(x, x, x), lk.bernoulli_log_prob(x, x)):
-        (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives of this op are not implemented"):
-            gradient.sum().backward()
-
-
-def test_forward_mode_is_refused() -> None:
-    x = torch.randn(3, 4)
-    with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
-        jacfwd(lambda m: lk.rsample(m, m, seed=1))(x)
 
 
 def test_batched_seeds_are_checked() -> None:

@@ -8,6 +8,7 @@ samples first.
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from latent_kernels import _checks
 from latent_kernels.kernels.bounds.problem import BOUND, dims_of
@@ -52,7 +53,11 @@ def importance_bound(
                                             in the place of w_s; unbiased
     ========= ============================= ====================================================
 
-    The forward pass reads log_w once; backward keeps log_w, its largest value and one sum.
+    The forward pass reads log_w once; backward keeps log_w, its largest value and one sum. Second
+    derivatives differentiate the gradient above as it stands: what "stl" holds fixed and the
+    weights of "dreg" stay fixed (in a backward pass of its own, not one of the bound and its
+    gradient together). "vimco", whose gradient is an estimate, has none; it and "dreg"
+    have no forward mode.
 
     Args:
         log_w: [S, ...], float32, float64, bfloat16 or float16; -inf for a weight of zero.
@@ -98,9 +103,10 @@ def importance_bound(
                 "estimator 'vimco' compares each sample with the others: log_w must have S >= 2; "
                 "got S = 1"
             )
-    if z is not None:
-        _scale_by_weights(z, log_w)
+    scale = None if z is None else _scale_by_weights(z, log_w)
     value: Tensor = BOUND(dims_of(log_w), (log_w, log_q))
+    if scale is not None and value.requires_grad:
+        value.register_hook(scale.of_bound)
     return value
 
 
@@ -170,8 +176,43 @@ def _wanted(name: str, x: Tensor | None, estimator: str, user: str) -> None:
     raise ValueError(f"{name} is for estimator {user!r}; got it with {estimator!r}")
 
 
-def _scale_by_weights(z: Tensor, log_w: Tensor) -> None:
-    """Has backward multiply what reaches z by the normalised weights."""
+class _ScaleByWeights:
+    """A hook of z, and those by which it knows what a backward pass differentiates.
+
+    What reaches z is scaled, but for the derivatives of what was scaled before: the weights are
+    constants in them.
+    """
+
+    def __init__(self, weights: Tensor):
+        self.weights = weights
+        # the last backward passes that differentiate the bound, and gradients of it
+        self.first = self.second = -1
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        this = torch._C._current_graph_task_id()
+        if this == self.second:
+            if this == self.first:
+                raise RuntimeError(
+                    "a backward pass of estimator 'dreg' may differentiate the bound or a gradient "
+                    "of it, not both at once: their sum reaches z. Differentiate them one by one"
+                )
+            return gradient
+        scaled = gradient * self.weights.to(gradient.dtype)
+        if scaled.requires_grad:  # create_graph=True
+            scaled.register_hook(self.of_gradient)
+        return scaled
+
+    def of_bound(self, gradient: Tensor) -> None:
+        """Be a hook of the bound."""
+        self.first = torch._C._current_graph_task_id()
+
+    def of_gradient(self, gradient: Tensor) -> None:
+        """Be a hook of a scaled gradient."""
+        self.second = torch._C._current_graph_task_id()
+
+
+def _scale_by_weights(z: Tensor, log_w: Tensor) -> _ScaleByWeights | None:
+    """Has backward multiply what reaches z by the normalised weights; return what does so."""
     _checks.float_tensor("z", z)
     _checks.device_of("z", z, "log_w", log_w)
     if z.shape[: log_w.dim()] != log_w.shape or z.dim() != log_w.dim() + 1:
@@ -179,7 +220,7 @@ def _scale_by_weights(z: Tensor, log_w: Tensor) -> None:
             f"z must have shape [*{tuple(log_w.shape)}, D], as log_w says; got {tuple(z.shape)}"
         )
     if not torch.is_grad_enabled():
-        return
+        return None
     if plain(z) and z.requires_grad:
         if z.is_leaf:
             raise ValueError(
@@ -193,4 +234,15 @@ def _scale_by_weights(z: Tensor, log_w: Tensor) -> None:
         setattr(z, _WEIGHTED, True)
     z, weights = unbatched(z, normalized_weights(log_w).unsqueeze(-1))
     if z.requires_grad:
-        z.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
+        if torch.compiler.is_compiling():  # which has no second derivatives, and knows no methods
+            z.register_hook(lambda gradient: gradient * weights.to(gradient.dtype))
+            return None
+        scale = _ScaleByWeights(weights)
+        z.register_hook(scale)
+        return scale
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
+        raise NotImplementedError(
+            "estimator 'dreg' scales gradients on their way back, and has no forward-mode "
+            "derivatives of its own (jacfwd of jacrev, as in hessian, works)"
+        )
+    return None

@@ -260,10 +260,17 @@ class DiagonalGaussian(Family):
         return cls(first, torch.log(second - first * first))
 
     def rsample(
-        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
+        self,
+        num_samples: int | None = None,
+        *,
+        seed: Seed = None,
+        offset: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return reparameterized samples [S, ..., D], or [..., D] for None; see `rsample`."""
-        return rsample(self.mean, self.logvar, num_samples, seed=seed, offset=offset)
+        return rsample(
+            self.mean, self.logvar, num_samples, seed=seed, offset=offset, generator=generator
+        )
 
     def rsample_kl(
         self,
@@ -272,6 +279,7 @@ class DiagonalGaussian(Family):
         prior: DiagonalGaussian | None = None,
         seed: Seed = None,
         offset: int = 0,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Samples, and KL(q || prior), in one pass; None stands for N(0, 1). See
         `latent_kernels.rsample_kl`.
@@ -288,6 +296,7 @@ class DiagonalGaussian(Family):
             prior_logvar=given[1],
             seed=seed,
             offset=offset,
+            generator=generator,
         )
 
     def rsample_log_prob(
@@ -297,6 +306,7 @@ class DiagonalGaussian(Family):
         seed: Seed = None,
         offset: int = 0,
         path_derivative: bool = False,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Samples, and log q of them, in one pass; see `latent_kernels.rsample_log_prob`. For log q
         as a function of any z there is `log_prob`.
@@ -307,15 +317,21 @@ class DiagonalGaussian(Family):
             num_samples,
             seed=seed,
             offset=offset,
+            generator=generator,
             path_derivative=path_derivative,
         )
 
     def sample(
-        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
+        self,
+        num_samples: int | None = None,
+        *,
+        seed: Seed = None,
+        offset: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """As `rsample`, without gradient."""
         with torch.no_grad():
-            return self.rsample(num_samples, seed=seed, offset=offset)
+            return self.rsample(num_samples, seed=seed, offset=offset, generator=generator)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z) in nats, summed over D: [S, ...]."""
@@ -361,7 +377,12 @@ class _Discrete(Family):
         return self.parameters[0]
 
     def sample(
-        self, num_samples: int | None = None, *, seed: Seed = None, offset: int = 0
+        self,
+        num_samples: int | None = None,
+        *,
+        seed: Seed = None,
+        offset: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Samples without gradient; the same from one seed on every device
         (kernels/families/README.md has the rule).
@@ -371,6 +392,7 @@ class _Discrete(Family):
             seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw
                 one.
             offset: the first element's place in the noise stream.
+            generator: a torch.Generator to draw the seed from, in place of `seed`.
 
         Returns:
             [S, ..., D], or [..., D] for None: 0 and 1 in the logits' dtype (Bernoulli), int64
@@ -381,14 +403,22 @@ class _Discrete(Family):
                 inf or -inf for every class. On a GPU class 0 is drawn for it.
 
         """
-        samples = _checks.samples(num_samples)
-        return self._draw(() if samples is None else (samples,), seed, offset, antithetic=False)
+        given = _checks.samples(num_samples)
+        samples = () if given is None else (given,)
+        return self._draw(samples, seed, offset, generator, antithetic=False)
 
     def _draw(
-        self, samples: tuple[int, ...], seed: Seed, offset: int, *, antithetic: bool
+        self,
+        samples: tuple[int, ...],
+        seed: Seed,
+        offset: int,
+        generator: torch.Generator | None,
+        *,
+        antithetic: bool,
     ) -> Tensor:
         batch, cols, classes, device = self.batch_shape, self.cols, self.classes, self.device
-        seed, offset = _checks.stream(seed, offset, math.prod((*samples, *batch, cols)), device)
+        count = math.prod((*samples, *batch, cols))
+        seed, offset = _checks.stream(seed, offset, count, device, generator)
         pairs = (2,) if antithetic else ()
         dims = (), pairs, samples, batch, (cols,), (classes,) if classes else ()
         op = CATEGORICAL if classes else BERNOULLI
@@ -453,7 +483,14 @@ class Bernoulli(_Discrete):
         """The Bernoulli with E z = probabilities: `probs` by its name here."""
         return cls(_bernoulli_logits("probabilities", probabilities))
 
-    def sample_antithetic(self, num_pairs: int, *, seed: Seed = None, offset: int = 0) -> Tensor:
+    def sample_antithetic(
+        self,
+        num_pairs: int,
+        *,
+        seed: Seed = None,
+        offset: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Antithetic pairs for `disarm`, without gradient.
 
         Both samples of a pair come from one uniform: the first is what `sample` draws from u, the
@@ -466,13 +503,14 @@ class Bernoulli(_Discrete):
             seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw
                 one.
             offset: the first element's place in the noise stream.
+            generator: a torch.Generator to draw the seed from, in place of `seed`.
 
         Returns:
             [2, S, ..., D], 0 and 1 in the logits' dtype.
 
         """
         pairs = _checks.integer("num_pairs", num_pairs)
-        return self._draw((pairs,), seed, offset, antithetic=True)
+        return self._draw((pairs,), seed, offset, generator, antithetic=True)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z) = sum_d log sigmoid(+-l_d) in nats: [S, ...].

@@ -29,6 +29,7 @@ def rsample_kl(
     prior_logvar: Tensor | float | None = None,
     seed: Seed = None,
     offset: int = 0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Samples of q = N(mean, e^logvar) by reparameterization, and KL(q || prior), in one pass.
 
@@ -38,7 +39,8 @@ def rsample_kl(
 
     The backward pass makes the same noise again from the seed: autograd keeps the inputs and the
     seed, nothing else. psi has its own series near 0, so that the KL is right to a few ulp and
-    never negative. Second derivatives are not implemented and raise.
+    never negative. Second derivatives and forward mode (torch.func.hessian, jvp) differentiate the
+    formula in plain torch, with the same noise: in plain torch's time and memory.
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
@@ -49,8 +51,11 @@ def rsample_kl(
             tensors will do for each parameter, but not for mean and logvar both.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean (for CUDA graphs:
             advance it between replays), or None to draw one from torch's default CPU generator. One
-            seed at two calls gives one noise.
+            seed at two calls gives one noise. `latent_kernels.noise` says what `torch.manual_seed`
+            means under torch.compile.
         offset: the first element's place in the noise stream, to tell calls with one seed apart.
+        generator: a torch.Generator on the CPU, or on mean's GPU, to draw the seed from in place of
+            `seed`.
 
     Returns:
         z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype; kl of
@@ -63,7 +68,7 @@ def rsample_kl(
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset)
+    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, logvar, None, prior_mean, prior_logvar)
     z, kl, _ = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, True, False))
     return z, kl
@@ -76,6 +81,7 @@ def rsample(
     *,
     seed: Seed = None,
     offset: int = 0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Samples z = mean + e^(logvar/2) eps of N(mean, e^logvar); see `rsample_kl`.
 
@@ -85,6 +91,7 @@ def rsample(
         num_samples: S >= 1, or None for one sample without a sample dimension.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean, or None to draw one.
         offset: the first element's place in the noise stream.
+        generator: a torch.Generator to draw the seed from, in place of `seed`.
 
     Returns:
         z of shape [S, ..., D], or [..., D] where num_samples is None.
@@ -96,7 +103,7 @@ def rsample(
 
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset)
+    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, logvar, None, None, None)
     z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
     return z
@@ -110,6 +117,7 @@ def rsample_log_prob(
     seed: Seed = None,
     offset: int = 0,
     path_derivative: bool = False,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Samples of q = N(mean, e^logvar) by reparameterization, and their log-densities log q(z), in
     one pass.
@@ -133,7 +141,9 @@ def rsample_log_prob(
             them; differentiating it by z gives nothing, for which there is `gaussian_log_prob`.
             True: the derivative by z alone, the parameters of the density held fixed: -eps / sigma
             reaches z, beside whatever else does, and through z the parameters. A hook on z sees the
-            sum. The gradient of log p(z) - log q(z) then has no variance where q = p.
+            sum. The gradient of log p(z) - log q(z) then has no variance where q = p. Second
+            derivatives hold those parameters fixed, too.
+        generator: a torch.Generator to draw the seed from, in place of `seed`.
 
     Returns:
         z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype; log_q
@@ -150,7 +160,7 @@ def rsample_log_prob(
     """
     path_derivative = _checks.flag("path_derivative", path_derivative)
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset)
+    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, logvar, None, None, None)
     z, _, log_q = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, True))
     if path_derivative:  # as a function of z alone
@@ -166,12 +176,13 @@ def rsample_scale(
     *,
     seed: Seed = None,
     offset: int = 0,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Samples z = mean + scale eps: `rsample` for those who hold sigma and not its logarithm
     (`FusedNormal`).
     """
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset)
+    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, None, scale, None, None)
     z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
     return z
@@ -187,7 +198,8 @@ def gaussian_kl(
     """KL(N(mean, e^logvar) || N(prior_mean, e^prior_logvar)), summed over the last dimension.
 
     1/2 sum_d (mean - prior_mean)^2 e^-prior_logvar + psi(logvar - prior_logvar), psi(d) = e^d - 1 -
-    d; right to a few ulp for every logvar, and never negative.
+    d; right to a few ulp for every logvar, and never negative. Second derivatives (a Fisher-vector
+    product, for one) differentiate the formula in plain torch.
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
@@ -239,14 +251,18 @@ def _parameters(
 
 
 def _drawn(
-    mean: Tensor, num_samples: int | None, seed: Seed, offset: int
+    mean: Tensor,
+    num_samples: int | None,
+    seed: Seed,
+    offset: int,
+    generator: torch.Generator | None,
 ) -> tuple[Dims, int | Tensor, int]:
     """Check how many samples are drawn, and from where in the stream; return the axes, the seed
     and the offset.
     """
     samples = _checks.samples(num_samples)
     count = mean.numel() if samples is None else samples * mean.numel()
-    return _dims(mean, samples), *_checks.stream(seed, offset, count, mean.device)
+    return _dims(mean, samples), *_checks.stream(seed, offset, count, mean.device, generator)
 
 
 def _dims(mean: Tensor, num_samples: int | None) -> Dims:

@@ -18,7 +18,6 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.bounds.problem import bound_and_sums, weights
 from latent_kernels.kernels.eager import as_int, row_dtype
-from latent_kernels.kernels.library import no_second_derivative
 from latent_kernels.variational._replay import Sources, Surroundings
 from latent_kernels.variational.families import DiagonalGaussian
 
@@ -36,6 +35,7 @@ def streamed_bound(
     params: Iterable[Tensor] = (),
     estimator: str = "iwae",
     seed: Seed = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""`importance_bound` over S samples of q, in memory that depends on the chunk and not on S.
 
@@ -83,6 +83,7 @@ def streamed_bound(
             None.
         estimator: "iwae", "stl" or "dreg", as `importance_bound` explains.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of q, or None to draw one.
+        generator: a torch.Generator to draw the seed from, in place of `seed`.
 
     Returns:
         The bound [...] in nats, in the dtype of log w = log_joint(z) - log q(z), where log q is
@@ -109,6 +110,7 @@ def streamed_bound(
             "params": params,
             "estimator": estimator,
             "seed": seed,
+            "generator": generator,
         }
         eager: Tensor = torch._dynamo.disable(streamed_bound)(q, log_joint, num_samples, **options)
         return eager
@@ -131,7 +133,7 @@ def streamed_bound(
         raise RuntimeError(
             "streamed_bound does not work under torch.func (vmap, grad, ...): use importance_bound"
         )
-    drawn, _ = _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device)
+    drawn, _ = _checks.stream(seed, 0, num_samples * q.mean.numel(), q.device, generator)
     seed = as_int(drawn, q.device)
     if isinstance(seed, Tensor):
         seed = seed.clone()  # the caller may advance it before backward
@@ -233,6 +235,13 @@ class _StreamedBound(torch.autograd.Function):
             found = [None if g is None else next(outputs) for g in found]
         return (None, *found)
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Raise: log_joint would have to run with tangents."""
+        raise NotImplementedError(
+            "latent_kernels: streamed_bound has no forward-mode derivatives: use importance_bound"
+        )
+
 
 class _Once(torch.autograd.Function):
     """(count, `count` gradients, all that they depend on) -> the gradients, which have none
@@ -244,7 +253,13 @@ class _Once(torch.autograd.Function):
         """The gradients."""
         return tuple(x.view_as(x) for x in tensors[:count])
 
-    backward = staticmethod(no_second_derivative)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Raise: the graphs of the chunks are gone."""
+        raise RuntimeError(
+            "latent_kernels: second derivatives of streamed_bound are not implemented: use "
+            "importance_bound"
+        )
 
 
 def _chunk_sums(stream: _Stream, mean: Tensor, logvar: Tensor, start: int) -> tuple[Tensor, Tensor]:

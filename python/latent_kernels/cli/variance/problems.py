@@ -123,8 +123,8 @@ class BinaryVAE:
         for step in range(steps):
             x = images[torch.randint(len(images), (batch,), generator=generator)]
             q = self.q(x)
-            noise = {"seed": seed, "offset": step * num_pairs * batch * q.cols}
-            z = q.sample_antithetic(num_pairs, **noise)
+            offset = step * num_pairs * batch * q.cols
+            z = q.sample_antithetic(num_pairs, seed=seed, offset=offset)
             values = self.log_joint(x, z) - q.log_prob(z).detach()
             optimizer.zero_grad()
             (-lk.disarm(q, values, z).mean()).backward()

@@ -1,0 +1,104 @@
+"""Tensors that have no memory of their own, or not the strided kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.func import functionalize
+
+import latent_kernels as lk
+
+Tensor = torch.Tensor
+
+
+def zeros(*shape: int) -> Tensor:
+    """Return what autograd takes for zeros: a tensor with a shape and no address."""
+    return torch._efficientzerotensor(shape)
+
+
+def functional(x: Tensor) -> Tensor:
+    """Return a tensor that has left torch.func.functionalize, as a module may leak one."""
+    leaked: list[Tensor] = []
+    functionalize(lambda x: leaked.append(x) or x + 1)(x)  # type: ignore[func-returns-value]
+    return leaked[0]
+
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(5))
+Z = torch.stack((X, -X))
+WEIGHT, RECURRENT = torch.randn(4, 6), 0.1 * torch.eye(6)
+CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rsample": lambda x: lk.rsample(X, x, 2, seed=1),
+    "rsample_kl": lambda x: lk.rsample_kl(x, X, seed=1)[1],
+    "prior": lambda x: lk.gaussian_kl(X, X, prior_mean=X, prior_logvar=x),
+    "path": lambda x: lk.rsample_log_prob(x, X, 2, seed=1, path_derivative=True)[1],
+    "gaussian_log_prob": lambda x: lk.gaussian_log_prob(Z, x, X),
+    "bernoulli_log_prob": lambda x: lk.bernoulli_log_prob(x, X),
+    "importance_bound": lk.importance_bound,
+    "normalized_weights": lk.normalized_weights,
+    "Bernoulli.sample": lambda x: lk.Bernoulli(x).sample(5, seed=1),
+    "score": lambda x: lk.score_function_gradient(lk.Bernoulli(x), Z[..., 0], Z.gt(0).float())[0],
+    "lista_encode": lambda x: lk.lista_encode(x, WEIGHT, RECURRENT, 0.1, n_layers=3),
+}
+every_call = pytest.mark.parametrize("name", CALLS)
+
+
+@every_call
+def test_zero_tensors(name: str) -> None:
+    assert torch.equal(CALLS[name](zeros(3, 4)), CALLS[name](torch.zeros(3, 4)))
+
+
+@every_call
+def test_functional_tensors(name: str) -> None:
+    found = CALLS[name](functional(X))
+    assert torch.equal(torch._from_functional_tensor(found), CALLS[name](X))
+
+
+DIFFERENTIABLE = [n for n in CALLS if n not in ("normalized_weights", "Bernoulli.sample", "score")]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_upstream_gradients(name: str) -> None:
+    """Zero tensors, sparse and functional ones are the gradients that they stand for."""
+    x = X.clone().requires_grad_()
+    out = CALLS[name](x)
+    some = torch.where(torch.arange(out.numel()).reshape(out.shape) % 3 == 0, out.detach(), 0)
+    for given, dense in (
+        (zeros(*out.shape), torch.zeros_like(out)),
+        (some.to_sparse(), some),
+    ):
+        expected = torch.autograd.grad(out, x, dense, retain_graph=True)
+        assert torch.equal(torch.autograd.grad(out, x, given, retain_graph=True)[0], *expected)
+
+
+def test_embedding_like_gradients() -> None:
+    """The sparse gradient of a row that was looked up passes a sampler on its way."""
+    weight = torch.randn(5, 4, requires_grad=True)
+    z = lk.rsample(weight, weight, seed=3)
+    torch.nn.functional.embedding(torch.tensor([1, 3, 1]), z, sparse=True).sum().backward()
+    (expected,) = torch.autograd.grad(
+        lk.rsample(weight, weight, seed=3),
+        weight,
+        torch.tensor([0.0, 2, 0, 1, 0])[:, None].expand(5, 4),
+    )
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused() -> None:
+    rows = [torch.randn(2, 4), torch.randn(3, 4)]
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor(rows, layout=layout)
+        for name, argument in (
+            ("rsample", "logvar"),
+            ("rsample_kl", "mean"),
+            ("prior", "prior_logvar"),
+            ("gaussian_log_prob", "mean"),
+            ("importance_bound", "log_w"),
+            ("Bernoulli.sample", "logits"),
+            ("lista_encode", "x"),
+        ):
+            with pytest.raises(TypeError, match=rf"{argument} must be a dense \(strided\) tensor"):
+                CALLS[name](nested)
