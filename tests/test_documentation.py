@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,14 @@ import torch
 import pages
 from tests.processes import ROOT
 
-README = ROOT / "README.md"
-SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+
+
+def code_of(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+SNIPPETS = code_of(README)
 PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("kernels/*/*.md")],
     key=lambda page: page.relative_to(ROOT),
@@ -25,6 +32,15 @@ def test_what_the_readme_shows_runs(code: str) -> None:
     torch.manual_seed(0)
     assert len(code.splitlines()) <= 8, "the README shows short pieces"
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_what_the_guide_shows_runs() -> None:
+    """One piece after the other: names go on from piece to piece."""
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for code in code_of(GUIDE):
+        exec(compile(code, "guide.md", "exec"), names)
+    assert names["codes"].shape == (500, 32)
 
 
 def test_the_readme_is_one_screen() -> None:
