@@ -162,7 +162,9 @@ def test_backends_agree(monkeypatch: pytest.MonkeyPatch, backend: str, algorithm
         assert torch.allclose(single.double(), z, atol=5e-3)
 
 
-@every_dtype
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str
+)
 def test_hard_problems(dtype: torch.dtype) -> None:
     """Correlated atoms, twins among them, and supports too large for a working set."""
     tol = 1e-10 if dtype == torch.float64 else 1e-6

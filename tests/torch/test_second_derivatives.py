@@ -454,7 +454,14 @@ COMPILED: dict[str, Callable[[Loss], Callable[[Tensor, Tensor], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("way", COMPILED)
+@pytest.mark.parametrize(
+    "way",
+    [
+        "grad",
+        "vmap of grad",
+        *(pytest.param(way, marks=pytest.mark.slow) for way in ("grad of grad", "hessian", "jvp")),
+    ],
+)
 def test_torch_func_within_torch_compile(way: str) -> None:
     """One graph, of the formulas, in which noise alone is opaque."""
 
