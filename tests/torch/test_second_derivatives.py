@@ -472,7 +472,8 @@ def test_torch_func_within_torch_compile(way: str) -> None:
     torch._dynamo.reset()
     run = COMPILED[way](loss)
     a, b = data(3, 4), data(3, 4)
-    assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(a, b), run(a, b))
+    expected = run(a, b)  # first: torch.compile cannot trace kl_divergence's search for a rule
+    assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(a, b), expected)
 
 
 def test_compiled_functions_of_dual_numbers() -> None:
