@@ -1,38 +1,22 @@
-"""Mean-field exponential families: samples, densities, scores, and their exponential-family view.
-
-A family holds its parameters [..., D] (Categorical: [..., D, K]); leading dimensions are a batch,
-and everything is summed over D. With natural parameters eta, sufficient statistics phi and base
-measure 1,
-
-    log p(z) = sum_d <eta_d, phi(z_d)> - A(eta),  E phi(z) = grad A(eta),  score = phi(z) - grad A.
-"""
+"""The Bernoulli and the categorical family."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
-from latent_kernels.kernels.eager import plain, row_dtype
+from latent_kernels.kernels.eager import plain
 from latent_kernels.kernels.families.problem import BERNOULLI, CATEGORICAL
 from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi_near
-from latent_kernels.kernels.score import reference
-from latent_kernels.variational.densities import gaussian_log_prob
-from latent_kernels.variational.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
+from latent_kernels.variational.families.family import Family, wide
 
 Tensor = torch.Tensor
-Self = TypeVar("Self", bound="Family")
 _CERTAIN = 1000.0  # of a logit beyond this, e^-|l| is 0 in every dtype
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precision is computed and summed in float32."""
-    return x.to(row_dtype(x.dtype))
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -84,286 +68,6 @@ def _one_of(
         got = "neither" if probs is None else "both"
         raise ValueError(f"either logits or probs must be given; got {got}")
     return of_probs("probs", probs)
-
-
-class Family:
-    """What the families share: a batch shape, a number of latent dimensions, parameters in their
-    order.
-    """
-
-    name: str
-    names: tuple[str, ...]  # of the parameters
-    classes = 0
-
-    parameters: tuple[Tensor, ...]
-    batch_shape: tuple[int, ...]
-    cols: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.parameters[0].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' dtype."""
-        return self.parameters[0].dtype
-
-    def __repr__(self) -> str:
-        """Return the name, the parameters' shapes, their dtype and device."""
-        shapes = (
-            f"{name}: {tuple(x.shape)}" for name, x in zip(self.names, self.parameters, strict=True)
-        )
-        return f"{type(self).__name__}({', '.join(shapes)}, {self.dtype}, {self.device})"
-
-    def expand(self: Self, batch_shape: Sequence[int]) -> Self:
-        """Return the family with its parameters broadcast to another batch shape, as views.
-
-        Args:
-            batch_shape: what the leading dimensions become; D (and K) stay.
-
-        Raises:
-            ValueError: where the batch shape does not broadcast to it.
-
-        """
-        shape, own = tuple(batch_shape), len(self.batch_shape)
-        if _checks.broadcast_shape(self.batch_shape, shape) != shape:
-            raise ValueError(
-                f"batch_shape must be one that {self.batch_shape} broadcasts to; got {shape}"
-            )
-        return type(self)(*(x.expand(*batch_shape, *x.shape[own:]) for x in self.parameters))
-
-    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
-        """Return the family with parameters of another dtype or on another device: what
-        `torch.Tensor.to` takes.
-        """
-        return type(self)(*(x.to(*args, **kwargs) for x in self.parameters))
-
-    def _hold(self, *parameters: Tensor | float) -> None:
-        """Check the parameters and take the shapes from them."""
-        names = self.names
-        given, _ = _checks.parameters(dict(zip(names, parameters, strict=True)))
-        held: tuple[Tensor, ...] = tuple(x for x in given if x is not None)
-        if len(held) > 1 and held[0].shape != held[1].shape:
-            shape = _checks.broadcast(**dict(zip(names, held, strict=True)))
-            held = tuple(x.expand(shape) for x in held)
-        self.parameters = held
-        shape = tuple(held[0].shape[:-1]) if self.classes else tuple(held[0].shape)
-        self.batch_shape, self.cols = shape[:-1], shape[-1]
-
-    def _samples_of(self, z: Tensor) -> Tensor:
-        """Samples whose trailing shape is that of q's elements, in the dtype they are computed
-        with.
-        """
-        shape = (*self.batch_shape, self.cols)
-        if not isinstance(z, Tensor):
-            raise TypeError(f"z must be a torch.Tensor; got {type(z).__name__}")
-        if tuple(z.shape[max(z.dim() - len(shape), 0) :]) != shape:
-            raise ValueError(
-                f"z must have shape [S, ..., D] ending in {shape}; got {tuple(z.shape)}"
-            )
-        if z.device != self.device:
-            raise ValueError(f"z must be on the device of q, {self.device}; got {z.device}")
-        if self.classes:
-            if z.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
-                raise TypeError(f"z must hold classes as integers; got {z.dtype}")
-            return z.long()
-        return z if z.dtype == self.dtype else z.to(self.dtype)
-
-    def _same_family(self, name: str, other: object) -> None:
-        """`other` is of the same kind, with parameters that broadcast with these."""
-        if not isinstance(other, type(self)):
-            raise TypeError(f"{name} must be a {type(self).__name__}; got {type(other).__name__}")
-        if other.classes != self.classes:
-            raise ValueError(
-                f"{name} must have {self.classes} classes, as q has; got {other.classes}"
-            )
-        _checks.device_of(name, other.parameters[0], "q", self.parameters[0])
-        ours, theirs = (*self.batch_shape, self.cols), (*other.batch_shape, other.cols)
-        if _checks.broadcast_shape(ours, theirs) is None:
-            raise ValueError(
-                f"{name} must have a shape that broadcasts with that of q, {ours}; got {theirs}"
-            )
-
-    def _refuse_outside(self, z: Tensor, inside: Tensor, support: str) -> None:
-        """Raises for samples outside the support where looking costs no synchronization."""
-        if z.device.type == "cpu" and plain(z) and not bool(inside.all()):
-            low, high = z[~inside].min().item(), z[~inside].max().item()
-            raise ValueError(
-                f"z must hold {support}; got {low}" + (f" to {high}" if high != low else "")
-            )
-
-    def score(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of log q(z) by each parameter, [S, ..., D] ([S, ..., D, K]), in the order of
-        `parameters`.
-
-        Args:
-            z: samples [S, ..., D]; elements outside the support give NaN.
-
-        """
-        return reference.scores(self.name, self.parameters, self._samples_of(z))
-
-
-class DiagonalGaussian(Family):
-    """Independent Gaussians N(mean, e^logvar) over the last dimension.
-
-    Natural parameters (mean e^-logvar, -e^-logvar / 2), sufficient statistics (z, z^2).
-
-    Args:
-        mean: [..., D], float32, float64, bfloat16 or float16.
-        logvar: log sigma^2, broadcast with mean. One of the two may be a number or a 0-d tensor.
-
-    Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-
-    """
-
-    name, names = "gaussian", ("mean", "logvar")
-
-    def __init__(self, mean: Tensor | float, logvar: Tensor | float):
-        self._hold(mean, logvar)
-
-    @property
-    def mean(self) -> Tensor:
-        """[..., D]."""
-        return self.parameters[0]
-
-    @property
-    def logvar(self) -> Tensor:
-        """[..., D]."""
-        return self.parameters[1]
-
-    @property
-    def mode(self) -> Tensor:
-        """The mean, [..., D]."""
-        return self.mean
-
-    @property
-    def variance(self) -> Tensor:
-        """e^logvar, [..., D]."""
-        return torch.exp(self.logvar)
-
-    @property
-    def stddev(self) -> Tensor:
-        """sigma = e^(logvar/2), [..., D]."""
-        return torch.exp(0.5 * self.logvar)
-
-    @classmethod
-    def from_natural_parameters(cls, linear: Tensor, quadratic: Tensor) -> DiagonalGaussian:
-        """The Gaussian with natural parameters (mean / sigma^2, -1 / (2 sigma^2))."""
-        logvar = -torch.log(-2 * quadratic)
-        return cls(linear * torch.exp(logvar), logvar)
-
-    @classmethod
-    def from_mean_parameters(cls, first: Tensor, second: Tensor) -> DiagonalGaussian:
-        """The Gaussian with moments E z, E z^2."""
-        return cls(first, torch.log(second - first * first))
-
-    def rsample(
-        self,
-        num_samples: int | None = None,
-        *,
-        seed: Seed = None,
-        offset: int = 0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return reparameterized samples [S, ..., D], or [..., D] for None; see `rsample`."""
-        return rsample(
-            self.mean, self.logvar, num_samples, seed=seed, offset=offset, generator=generator
-        )
-
-    def rsample_kl(
-        self,
-        num_samples: int | None = None,
-        *,
-        prior: DiagonalGaussian | None = None,
-        seed: Seed = None,
-        offset: int = 0,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Samples, and KL(q || prior), in one pass; None stands for N(0, 1). See
-        `latent_kernels.rsample_kl`.
-        """
-        given = (None, None)
-        if prior is not None:
-            self._same_family("prior", prior)
-            given = prior.parameters  # type: ignore[assignment]
-        return rsample_kl(
-            self.mean,
-            self.logvar,
-            num_samples,
-            prior_mean=given[0],
-            prior_logvar=given[1],
-            seed=seed,
-            offset=offset,
-            generator=generator,
-        )
-
-    def rsample_log_prob(
-        self,
-        num_samples: int | None = None,
-        *,
-        seed: Seed = None,
-        offset: int = 0,
-        path_derivative: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Samples, and log q of them, in one pass; see `latent_kernels.rsample_log_prob`. For log q
-        as a function of any z there is `log_prob`.
-        """
-        return rsample_log_prob(
-            self.mean,
-            self.logvar,
-            num_samples,
-            seed=seed,
-            offset=offset,
-            generator=generator,
-            path_derivative=path_derivative,
-        )
-
-    def sample(
-        self,
-        num_samples: int | None = None,
-        *,
-        seed: Seed = None,
-        offset: int = 0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """As `rsample`, without gradient."""
-        with torch.no_grad():
-            return self.rsample(num_samples, seed=seed, offset=offset, generator=generator)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z) in nats, summed over D: [S, ...]."""
-        return gaussian_log_prob(self._samples_of(z), self.mean, self.logvar)
-
-    def entropy(self) -> Tensor:
-        """The differential entropy 1/2 sum_d [1 + ln 2 pi + logvar] in nats: [...]."""
-        return 0.5 * (1 + math.log(2 * math.pi) + _wide(self.logvar)).sum(-1)
-
-    def kl(self, other: DiagonalGaussian) -> Tensor:
-        """KL(self || other) in nats: [...]. Never negative; see `gaussian_kl`."""
-        self._same_family("other", other)
-        return gaussian_kl(self.mean, self.logvar, prior_mean=other.mean, prior_logvar=other.logvar)
-
-    def natural_parameters(self) -> tuple[Tensor, Tensor]:
-        """(mean e^-logvar, -e^-logvar / 2), [..., D] each."""
-        precision = torch.exp(-self.logvar)
-        return self.mean * precision, -0.5 * precision
-
-    def sufficient_statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(z, z^2), [S, ..., D] each."""
-        z = self._samples_of(z)
-        return z, z * z
-
-    def log_partition(self) -> Tensor:
-        """A = 1/2 sum_d [mean^2 e^-logvar + logvar + ln 2 pi]: [...]."""
-        mean, logvar = _wide(self.mean), _wide(self.logvar)
-        return 0.5 * (mean**2 * torch.exp(-logvar) + logvar + math.log(2 * math.pi)).sum(-1)
-
-    def mean_parameters(self) -> tuple[Tensor, Tensor]:
-        """(E z, E z^2), [..., D] each."""
-        return self.mean, self.mean**2 + torch.exp(self.logvar)
 
 
 class _Discrete(Family):
@@ -517,15 +221,15 @@ class Bernoulli(_Discrete):
 
         Other values than 0 and 1 raise; on a GPU they give NaN.
         """
-        z = _wide(self._samples_of(z))
+        z = wide(self._samples_of(z))
         inside = (z == 0) | (z == 1) | z.isnan()
         self._refuse_outside(z, inside, "samples of a Bernoulli, 0 or 1")
-        terms = F.logsigmoid((2 * z - 1) * _wide(self.logits))
+        terms = F.logsigmoid((2 * z - 1) * wide(self.logits))
         return torch.where(inside, terms, torch.nan).sum(-1)
 
     def entropy(self) -> Tensor:
         """sum_d softplus(-a) + a sigmoid(-a), a = |l|, in nats: [...]. Certain variables add 0."""
-        a = _wide(self.logits).abs().clamp(max=_CERTAIN)
+        a = wide(self.logits).abs().clamp(max=_CERTAIN)
         return (F.softplus(-a) + a * torch.sigmoid(-a)).sum(-1)
 
     def kl(self, other: Bernoulli) -> Tensor:
@@ -538,7 +242,7 @@ class Bernoulli(_Discrete):
         probability above 0 (in floating point: one that does not round to 0).
         """
         self._same_family("other", other)
-        here, there = torch.broadcast_tensors(_wide(self.logits), _wide(other.logits))
+        here, there = torch.broadcast_tensors(wide(self.logits), wide(other.logits))
         sign = torch.where(here > 0, -1.0, 1.0).to(here.dtype)
         here, there = (sign * here).clamp(min=-_CERTAIN), sign * there
         p, infinite = torch.sigmoid(here), there.isinf()
@@ -561,7 +265,7 @@ class Bernoulli(_Discrete):
 
     def log_partition(self) -> Tensor:
         """A = sum_d ln(1 + e^l): [...]."""
-        return _softplus(_wide(self.logits)).sum(-1)
+        return _softplus(wide(self.logits)).sum(-1)
 
     def mean_parameters(self) -> tuple[Tensor]:
         """(P(z = 1),), [..., D]."""
@@ -639,13 +343,13 @@ class Categorical(_Discrete):
         z = self._samples_of(z)
         inside = (z >= 0) & (z < self.classes)
         self._refuse_outside(z, inside, f"classes 0, ..., {self.classes - 1}")
-        table = torch.log_softmax(_wide(self.logits), -1).expand(*z.shape, self.classes)
+        table = torch.log_softmax(wide(self.logits), -1).expand(*z.shape, self.classes)
         picked = table.gather(-1, z.clamp(0, self.classes - 1).unsqueeze(-1)).squeeze(-1)
         return torch.where(inside, picked, torch.nan).sum(-1)
 
     def entropy(self) -> Tensor:
         """-sum_d sum_k p_k ln p_k in nats: [...]."""
-        log_p = torch.log_softmax(_wide(self.logits), -1)
+        log_p = torch.log_softmax(wide(self.logits), -1)
         return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum((-2, -1))
 
     def kl(self, other: Categorical) -> Tensor:
@@ -659,8 +363,8 @@ class Categorical(_Discrete):
         """
         self._same_family("other", other)
         log_p, log_q = (
-            torch.log_softmax(_wide(self.logits), -1),
-            torch.log_softmax(_wide(other.logits), -1),
+            torch.log_softmax(wide(self.logits), -1),
+            torch.log_softmax(wide(other.logits), -1),
         )
         p, impossible = log_p.exp(), log_p == -math.inf
         infinite = log_q == -math.inf
@@ -681,7 +385,7 @@ class Categorical(_Discrete):
 
     def log_partition(self) -> Tensor:
         """A = sum_d logsumexp_k l_k: [...]."""
-        return torch.logsumexp(_wide(self.logits), -1).sum(-1)
+        return torch.logsumexp(wide(self.logits), -1).sum(-1)
 
     def mean_parameters(self) -> tuple[Tensor]:
         """(softmax(logits),), [..., D, K]."""

@@ -1,0 +1,138 @@
+"""What the families share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from latent_kernels import _checks
+from latent_kernels.kernels.eager import plain, row_dtype
+from latent_kernels.kernels.score import reference
+
+Tensor = torch.Tensor
+Self = TypeVar("Self", bound="Family")
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision is computed and summed in float32."""
+    return x.to(row_dtype(x.dtype))
+
+
+class Family:
+    """What the families share: a batch shape, a number of latent dimensions, parameters in their
+    order.
+    """
+
+    name: str
+    names: tuple[str, ...]  # of the parameters
+    classes = 0
+
+    parameters: tuple[Tensor, ...]
+    batch_shape: tuple[int, ...]
+    cols: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.parameters[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' dtype."""
+        return self.parameters[0].dtype
+
+    def __repr__(self) -> str:
+        """Return the name, the parameters' shapes, their dtype and device."""
+        shapes = (
+            f"{name}: {tuple(x.shape)}" for name, x in zip(self.names, self.parameters, strict=True)
+        )
+        return f"{type(self).__name__}({', '.join(shapes)}, {self.dtype}, {self.device})"
+
+    def expand(self: Self, batch_shape: Sequence[int]) -> Self:
+        """Return the family with its parameters broadcast to another batch shape, as views.
+
+        Args:
+            batch_shape: what the leading dimensions become; D (and K) stay.
+
+        Raises:
+            ValueError: where the batch shape does not broadcast to it.
+
+        """
+        shape, own = tuple(batch_shape), len(self.batch_shape)
+        if _checks.broadcast_shape(self.batch_shape, shape) != shape:
+            raise ValueError(
+                f"batch_shape must be one that {self.batch_shape} broadcasts to; got {shape}"
+            )
+        return type(self)(*(x.expand(*batch_shape, *x.shape[own:]) for x in self.parameters))
+
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """Return the family with parameters of another dtype or on another device: what
+        `torch.Tensor.to` takes.
+        """
+        return type(self)(*(x.to(*args, **kwargs) for x in self.parameters))
+
+    def _hold(self, *parameters: Tensor | float) -> None:
+        """Check the parameters and take the shapes from them."""
+        names = self.names
+        given, _ = _checks.parameters(dict(zip(names, parameters, strict=True)))
+        held: tuple[Tensor, ...] = tuple(x for x in given if x is not None)
+        if len(held) > 1 and held[0].shape != held[1].shape:
+            shape = _checks.broadcast(**dict(zip(names, held, strict=True)))
+            held = tuple(x.expand(shape) for x in held)
+        self.parameters = held
+        shape = tuple(held[0].shape[:-1]) if self.classes else tuple(held[0].shape)
+        self.batch_shape, self.cols = shape[:-1], shape[-1]
+
+    def _samples_of(self, z: Tensor) -> Tensor:
+        """Samples whose trailing shape is that of q's elements, in the dtype they are computed
+        with.
+        """
+        shape = (*self.batch_shape, self.cols)
+        if not isinstance(z, Tensor):
+            raise TypeError(f"z must be a torch.Tensor; got {type(z).__name__}")
+        if tuple(z.shape[max(z.dim() - len(shape), 0) :]) != shape:
+            raise ValueError(
+                f"z must have shape [S, ..., D] ending in {shape}; got {tuple(z.shape)}"
+            )
+        if z.device != self.device:
+            raise ValueError(f"z must be on the device of q, {self.device}; got {z.device}")
+        if self.classes:
+            if z.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+                raise TypeError(f"z must hold classes as integers; got {z.dtype}")
+            return z.long()
+        return z if z.dtype == self.dtype else z.to(self.dtype)
+
+    def _same_family(self, name: str, other: object) -> None:
+        """`other` is of the same kind, with parameters that broadcast with these."""
+        if not isinstance(other, type(self)):
+            raise TypeError(f"{name} must be a {type(self).__name__}; got {type(other).__name__}")
+        if other.classes != self.classes:
+            raise ValueError(
+                f"{name} must have {self.classes} classes, as q has; got {other.classes}"
+            )
+        _checks.device_of(name, other.parameters[0], "q", self.parameters[0])
+        ours, theirs = (*self.batch_shape, self.cols), (*other.batch_shape, other.cols)
+        if _checks.broadcast_shape(ours, theirs) is None:
+            raise ValueError(
+                f"{name} must have a shape that broadcasts with that of q, {ours}; got {theirs}"
+            )
+
+    def _refuse_outside(self, z: Tensor, inside: Tensor, support: str) -> None:
+        """Raises for samples outside the support where looking costs no synchronization."""
+        if z.device.type == "cpu" and plain(z) and not bool(inside.all()):
+            low, high = z[~inside].min().item(), z[~inside].max().item()
+            raise ValueError(
+                f"z must hold {support}; got {low}" + (f" to {high}" if high != low else "")
+            )
+
+    def score(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of log q(z) by each parameter, [S, ..., D] ([S, ..., D, K]), in the order of
+        `parameters`.
+
+        Args:
+            z: samples [S, ..., D]; elements outside the support give NaN.
+
+        """
+        return reference.scores(self.name, self.parameters, self._samples_of(z))
