@@ -99,8 +99,7 @@ def benchmarks(runs: Iterable[list[Row]]) -> Iterator[str]:
             yield "| --- | --- | --- | --- | --- | --- |"
             for c in found:
                 if c.ours.op == op:
-                    name = c.ours.contender.removeprefix("ours").strip()
-                    shape = f"{c.ours.shape} {name}".strip()
+                    shape = f"{c.ours.shape} {c.ours.variant}".strip()
                     cells = (shape, c.ours.dtype, c.ours.place, *_cells(c))
                     yield f"| {' | '.join(cells)} |"
 

@@ -55,8 +55,8 @@ def line_of(comparison: Comparison) -> str:
     contender, where ours are several.
     """
     op = re.sub(r" [\d.]+%$| by SIMD build$", "", _short(comparison.ours.op))
-    name = comparison.ours.contender.removeprefix("ours").strip()
-    return f"{op}, {name}" if name else op
+    variant = comparison.ours.variant
+    return f"{op}, {variant}" if variant else op
 
 
 def _short(op: str) -> str:

@@ -76,6 +76,11 @@ class Row(NamedTuple):
         return self.op, self.shape, self.dtype, self.device, self.threads
 
     @property
+    def variant(self) -> str:
+        """Return what tells a contender of ours from the others, or nothing."""
+        return self.contender.removeprefix("ours").strip()
+
+    @property
     def place(self) -> str:
         """Return where it ran, as text."""
         return place(self.device, self.threads)

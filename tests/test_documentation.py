@@ -20,9 +20,13 @@ def code_of(page: Path) -> list[str]:
 
 
 SNIPPETS = code_of(README)
+# The pages of this repository, not what a demo, a build or pytest has written beside them: workers
+# of pytest-xdist would not agree on these.
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("kernels/*/*.md")],
-    key=lambda page: page.relative_to(ROOT),
+    page
+    for pattern in ("*.md", "*/*.md", "kernels/*/*.md")
+    for page in ROOT.glob(pattern)
+    if not re.match(r"\.|demo$|build$|dist$", page.relative_to(ROOT).parts[0])
 )
 
 

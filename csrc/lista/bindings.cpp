@@ -1,4 +1,3 @@
-
 #include "host/bind.hpp"
 #include "lista/host_gradients.hpp"
 

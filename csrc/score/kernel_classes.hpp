@@ -160,12 +160,11 @@ inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile
 template <class T>
 inline void softmax_by_class(const T* logits, int n, int64_t classes, Compute<T>* p, Compute<T>* q) {
   using C = Compute<T>;
-  C* const wide = q;  // until it is written
   if constexpr (std::is_same<T, C>::value) {
     each_cell(n, classes, [&](int64_t from, int64_t to) { p[to] = logits[from]; });
   } else {
-    widen_all(logits, n * classes, wide);
-    each_cell(n, classes, [&](int64_t from, int64_t to) { p[to] = wide[from]; });
+    widen_all(logits, n * classes, q);  // which is written last
+    each_cell(n, classes, [&](int64_t from, int64_t to) { p[to] = q[from]; });
   }
   each<C>(n, [&](int64_t i, auto part) LK_INLINE_LAMBDA {
     const auto at = [&](int64_t k) LK_INLINE_LAMBDA { return load(p + k * n + i, part); };

@@ -133,10 +133,9 @@ def sparse_encode(
 
     Returns:
         codes [..., n_components] in the inputs' dtype, an array where x is one; with return_gap,
-        (codes, gap). gap [...],
-        float32 for half inputs, is an upper bound on the objective of the returned codes above its
-        minimum, computed in float64 from x - zD with an allowance for rounding and rounded up. Rows
-        of x that hold NaN or infinity give NaN in both.
+        (codes, gap). gap [...], float32 for half inputs, is an upper bound on the objective of the
+        returned codes above its minimum, computed in float64 from x - zD with an allowance for
+        rounding and rounded up. Rows of x that hold NaN or infinity give NaN in both.
 
     Raises:
         TypeError, ValueError: naming the argument that is wrong. Values of tensors are checked on
