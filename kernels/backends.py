@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from latent_kernels.kernels import _core
+
 _PACKAGE = "latent_kernels.kernels"
 VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
@@ -47,6 +49,12 @@ def _module(op: str, backend: str) -> ModuleType:
 def interpreting() -> bool:
     """Return whether Triton runs in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def cpp_missing() -> str | None:
+    """Return why the C++ kernels cannot run, or None where they can."""
+    return None if _core.simd_builds() else "this processor lacks the instructions AVX2 and FMA"
 
 
 @functools.cache
@@ -80,19 +88,17 @@ def forced() -> dict[str, str]:
 
 
 def _check_forced(op: str, backend: str, device: torch.device) -> None:
+    missing = {"cpp": cpp_missing, "triton": triton_missing}.get(backend, lambda: None)()
+    if missing is not None:
+        raise RuntimeError(f"{VARIABLE} forces {op}={backend}, which cannot run: {missing}")
     if backend == "cpp" and device.type != "cpu":
         raise RuntimeError(
             f"{VARIABLE} forces {op}=cpp, which runs on CPU tensors; got a tensor on {device}"
         )
-    if backend == "triton":
-        missing = triton_missing()
-        if missing is not None:
-            raise RuntimeError(f"{VARIABLE} forces {op}=triton, which cannot run: {missing}")
-        if device.type == "cpu" and not interpreting():
-            raise RuntimeError(
-                f"{VARIABLE} forces {op}=triton, which runs on CUDA tensors; got a tensor on "
-                f"{device}"
-            )
+    if backend == "triton" and device.type == "cpu" and not interpreting():
+        raise RuntimeError(
+            f"{VARIABLE} forces {op}=triton, which runs on CUDA tensors; got a tensor on {device}"
+        )
 
 
 def backend_name(op: str, device: torch.device) -> str:
@@ -102,7 +108,8 @@ def backend_name(op: str, device: torch.device) -> str:
         _check_forced(op, choice[op], device)
         return choice[op]
     if device.type == "cpu":
-        return BACKENDS[op][0]
+        first = BACKENDS[op][0]
+        return "reference" if first == "cpp" and cpp_missing() is not None else first
     if device.type == "cuda" and "triton" in BACKENDS[op] and triton_missing() is None:
         return "triton"
     return "reference"
@@ -142,5 +149,5 @@ _load_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def forget() -> None:
     """Forget every choice, so that the environment is read again (for tests)."""
-    for cached in (triton_missing, forced, backend, function):
+    for cached in (cpp_missing, triton_missing, forced, backend, function):
         cached.cache_clear()

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -296,6 +297,29 @@ def test_automatic_choice() -> None:
     assert backends.backend_name("gaussian", torch.device("mps")) == "reference"
 
 
+def test_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that runs no build takes the reference; a forced backend says why it cannot."""
+    noise, codes = lk.normal(9, seed=3, offset=2), lk.SparseCoder(np.eye(4, dtype=np.float32))
+    x = torch.arange(12.0).reshape(3, 4).numpy()
+    expected = codes.transform(x)
+    module = lk.LISTA(4, 6, layers=2)
+    with torch.no_grad():
+        encoded = module(torch.from_numpy(x))
+    monkeypatch.setattr(_core, "simd_builds", list)
+    backends.forget()
+    for op, names in backends.BACKENDS.items():
+        expected_name = "reference" if names[0] == "cpp" else names[0]
+        assert backends.backend_name(op, torch.device("cpu")) == expected_name
+    assert torch.equal(lk.normal(9, seed=3, offset=2), noise)
+    assert np.allclose(codes.transform(x), expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(module(torch.from_numpy(x)), encoded, rtol=1e-5, atol=1e-6)
+    monkeypatch.setenv("LATENT_KERNELS_BACKEND", "noise=cpp")
+    backends.forget()
+    with pytest.raises(RuntimeError, match="noise=cpp, which cannot run: this processor lacks"):
+        lk.normal(3, seed=1)
+
+
 def test_without_triton() -> None:
     """Where Triton is absent everything on the CPU works."""
     code = """
@@ -309,10 +333,9 @@ print(lk.rsample_kl(torch.zeros(3, 4), torch.zeros(3, 4), seed=1)[0].shape)
 
 def test_simd_builds() -> None:
     builds = _core.simd_builds()
-    assert builds[0] == "baseline"
     for build in builds:
         assert _core.select_simd_build(build)
         assert _core.simd_build() == build
-        assert _core.simd_lanes() == {"baseline": 4, "avx2": 8, "avx512": 16}[build]
+        assert _core.simd_lanes() == {"generic": 4, "avx2": 8, "avx512": 16}[build]
     assert not _core.select_simd_build("avx1024")
     assert _core.simd_build() == builds[-1]

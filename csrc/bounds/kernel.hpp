@@ -51,8 +51,8 @@ inline void absorb(const C* const (&lines)[kLinesAtOnce], int64_t n, C* top, C* 
       x[j] = load(lines[j] + i, k);
       most = map(larger_lane, x[j], most);
     }
-    auto sum = load(total + i, k) * exp(before - most);
-    for (int j = 0; j < N; ++j) sum = sum + exp(x[j] - most);
+    auto sum = fma(load(total + i, k), exp(before - most), exp(x[0] - most));
+    for (int j = 1; j < N; ++j) sum = sum + exp(x[j] - most);
     store(top + i, most, k);
     store(total + i, sum, k);
   });
@@ -89,7 +89,7 @@ void bound_merge(int64_t chunks, int64_t stride, int64_t n, void* tops, void* to
     for (int64_t c = 1; c < chunks; ++c) most = map(larger_lane, load(top + c * stride + i, k), most);
     auto sum = load(total + i, k) * exp(load(top + i, k) - most);
     for (int64_t c = 1; c < chunks; ++c)
-      sum = sum + load(total + c * stride + i, k) * exp(load(top + c * stride + i, k) - most);
+      sum = fma(load(total + c * stride + i, k), exp(load(top + c * stride + i, k) - most), sum);
     store(top + i, most, k);
     store(total + i, sum, k);
   });

@@ -33,7 +33,7 @@ struct BoundWeights {
 };
 
 struct BoundKernels {
-  static const BoundKernels baseline, avx2, avx512;
+  static const BoundKernels generic, avx2, avx512;
   // Parts have lines for samples: [sample0, sample1) of columns [col0, col1), at most kBoundColumns.
   void (*sums[kDtypes])(const BoundProblem&, const BoundSums&, const Part&);
   void (*merge[2])(int64_t chunks, int64_t stride, int64_t n, void* tops, void* totals);

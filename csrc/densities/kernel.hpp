@@ -41,8 +41,8 @@ struct Places {
 };
 
 // A formula says what its last input gives (`prepare`, which may work in place), the term of an element, which `factor`
-// multiplies in the sum, and the gradients: give(j, value) for each input j whose fate is not kUnwanted. Operands as in
-// DensityProblem.
+// multiplies in the sum, and the gradients: give(j, a, b), their product, for each input j whose fate is not kUnwanted.
+// Operands as in DensityProblem.
 
 // -1/2 (t^2 + logvar + ln 2 pi), t = (z - mean) / sigma. dz = -g t / sigma, dmean = g t / sigma, dlogvar = g (t^2 - 1)
 // / 2.
@@ -68,16 +68,16 @@ struct GaussianFormula {
   template <class C, class Place>
   static LK_INLINE auto term(Places<C> at, int64_t i, Place k) {
     const auto t = (load(at[0] + i, k) - load(at[1] + i, k)) * load(at[2] + i, k);
-    return t * t + load(at[3] + i, k);
+    return fma(t, t, load(at[3] + i, k));
   }
 
   template <class Wanted, class C, class Place, class V, class Give>
   static LK_INLINE void gradients(Places<C> at, int64_t i, Place k, V g, Give give) {
     const auto inverse = load(at[2] + i, k), t = (load(at[0] + i, k) - load(at[1] + i, k)) * inverse;
-    const auto toward_z = g * (t * inverse);
-    if constexpr (Wanted::at[0] != kUnwanted) give(0, -toward_z);
-    if constexpr (Wanted::at[1] != kUnwanted) give(1, toward_z);
-    if constexpr (Wanted::at[2] != kUnwanted) give(2, (g * C(0.5)) * (t * t - C(1)));
+    const auto slope = t * inverse;
+    if constexpr (Wanted::at[0] != kUnwanted) give(0, -g, slope);
+    if constexpr (Wanted::at[1] != kUnwanted) give(1, g, slope);
+    if constexpr (Wanted::at[2] != kUnwanted) give(2, g * C(0.5), fma(t, t, C(-1)));
   }
 };
 
@@ -103,19 +103,19 @@ struct BernoulliFormula {
   template <class C, class Place>
   static LK_INLINE auto term(Places<C> at, int64_t i, Place k) {
     // A weight of 0 is the end of it, were the logit infinite.
-    const auto product = [](auto x, auto l) {
+    const auto term = [](auto x, auto l, auto rest) {
       const auto w = l > C(0) ? C(1) - x : x;
-      return w == C(0) ? w : w * absolute(l);
+      return w == C(0) ? rest : fma(w, absolute(l), rest);
     };
-    return map(product, load(at[0] + i, k), load(at[1] + i, k)) + load(at[2] + i, k);
+    return map(term, load(at[0] + i, k), load(at[1] + i, k), load(at[2] + i, k));
   }
 
   template <class Wanted, class C, class Place, class V, class Give>
   static LK_INLINE void gradients(Places<C> at, int64_t i, Place k, V g, Give give) {
     const auto logit = load(at[1] + i, k);
     const auto slope = [](auto x, auto l, auto tail) { return l > C(0) ? tail - (C(1) - x) : x - tail; };
-    if constexpr (Wanted::at[0] != kUnwanted) give(0, g * logit);
-    if constexpr (Wanted::at[1] != kUnwanted) give(1, g * map(slope, load(at[0] + i, k), logit, load(at[2] + i, k)));
+    if constexpr (Wanted::at[0] != kUnwanted) give(0, g, logit);
+    if constexpr (Wanted::at[1] != kUnwanted) give(1, g, map(slope, load(at[0] + i, k), logit, load(at[2] + i, k)));
   }
 };
 
@@ -207,8 +207,8 @@ template <class Formula, class Known, class C>
 inline void tile_gradients(Places<C> from, Targets<C> into, int n, const C* upstream, bool many_rows) {
   const int64_t step = many_rows ? -1 : 0;
   each<C>(n, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
-    const auto give = [=](int j, auto value) LK_INLINE_LAMBDA {
-      store(into.at[j] + i, Known::at[j] == kAdded ? load(into.at[j] + i, k) + value : value, k);
+    const auto give = [=](int j, auto a, auto b) LK_INLINE_LAMBDA {
+      store(into.at[j] + i, Known::at[j] == kAdded ? fma(a, b, load(into.at[j] + i, k)) : a * b, k);
     };
     Formula::template gradients<Known>(from, i, k, load(upstream + (i & step), k), give);
   });

@@ -36,7 +36,7 @@ struct DensityGradients {
 };
 
 struct DensityKernels {
-  static const DensityKernels baseline, avx2, avx512;
+  static const DensityKernels generic, avx2, avx512;
   // What one row for all gives of input j in a group, as `precomputed`; a part; and the total of blocks of row_sums.
   void (*precompute[kDtypes])(const DensityProblem&, int j, int64_t group, bool backward, void* const* operands);
   void (*forward[kDtypes])(const DensityProblem&, const RowSums&, const Part&);

@@ -1,4 +1,4 @@
-// Samples of discrete families from the stream's uniforms. The rules are part of noise stream v1 and frozen:
+// Samples of discrete families from the stream's uniforms. The rules are part of noise stream v2 and frozen:
 // kernels/families/README.md states them, kernels/families/reference.py is their readable form.
 #pragma once
 

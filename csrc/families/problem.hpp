@@ -26,7 +26,7 @@ static inline int64_t elements_of_block(int64_t classes) {
 static inline int64_t table_words(int64_t cells) { return cells + (cells + 1) / 2; }
 
 struct FamilyKernels {
-  static const FamilyKernels baseline, avx2, avx512;
+  static const FamilyKernels generic, avx2, avx512;
   void (*bernoulli_sample[kDtypes])(const FamilyProblem&, void* out, const Part&);
   bool (*categorical_sample[kDtypes])(const FamilyProblem&, void* out, const Part&, uint64_t* table);
 };

@@ -43,7 +43,7 @@ LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0
   t.half_quadratic = map(choose, prior, delta * half, ratio * (ratio * C(0.5)));
   t.scaled = map(choose, prior, half * C(2), ratio * root);
   half_psi_expm1(d, t.half_psi, t.half_expm1);
-  const auto psi = t.half_psi + lost * t.half_expm1, expm1 = t.half_expm1 + lost * (t.half_expm1 + C(0.5));
+  const auto psi = fma(lost, t.half_expm1, t.half_psi), expm1 = fma(lost, t.half_expm1 + C(0.5), t.half_expm1);
   const auto if_finite = [](auto slope, auto corrected, auto plain) { return slope < C(5e37) ? corrected : plain; };
   t.half_psi = map(if_finite, t.half_expm1, psi, t.half_psi);
   t.half_expm1 = map(if_finite, t.half_expm1, expm1, t.half_expm1);
@@ -78,13 +78,13 @@ inline void draw_tile(const GaussianProblem& p, const GaussianOutputs& out, cons
     T* to = static_cast<T*>(out.z) + part.group * p.samples * plane + e;
     C* z = output_tile(to, at.work.at);
     each<C>(m, [&](int64_t i, auto k) {
-      store(z + i, load(means + i, k) + load(sigmas + i, k) * load_noise<C>(eps + i, k), k);
+      store(z + i, fma(load(sigmas + i, k), load_noise<C>(eps + i, k), load(means + i, k)), k);
     });
     finish_tile(at.work.at, m, to);
     if (!with_log_q) continue;
     each<C>(m, [&](int64_t i, auto k) {
       const auto v = load_noise<C>(eps + i, k);
-      store(at.terms + i, v * v + (load(logvars + i, k) + C(kLogTwoPi)), k);
+      store(at.terms + i, fma(v, v, load(logvars + i, k) + C(kLogTwoPi)), k);
     });
     const bool whole = tile.first && tile.last;
     double& row = at.log_q[whole ? 0 : s - part.sample0];
@@ -149,8 +149,8 @@ inline void sum_samples(const GaussianProblem& p, const void* z_gradient, int64_
       const auto v = load(g + i, k);
       store(sum_g + i, s == 0 ? v : load(sum_g + i, k) + v, k);
       if (noise != nullptr) {
-        const auto w = v * load_noise<C>(eps + i, k);
-        store(sum_g_eps + i, s == 0 ? w : load(sum_g_eps + i, k) + w, k);
+        const auto w = load_noise<C>(eps + i, k);
+        store(sum_g_eps + i, s == 0 ? v * w : fma(v, w, load(sum_g_eps + i, k)), k);
       }
     });
   }
@@ -179,7 +179,7 @@ inline void subtract_log_q(const GaussianProblem& p, const void* log_q_gradient,
     for (int r = 0; r < tile.rows; ++r) sum[r] += sum[c * tile.rows + r];
   repeat_rows(sum.at, tile, of_elements.at);
   each<C>(tile.size(),
-          [&](int64_t i, auto k) { store(to + i, load(to + i, k) - load(of_elements + i, k) * C(0.5), k); });
+          [&](int64_t i, auto k) { store(to + i, fma(load(of_elements + i, k), C(-0.5), load(to + i, k)), k); });
 }
 
 template <class T>
@@ -221,8 +221,8 @@ void gaussian_backward(const GaussianProblem& p, const GaussianGradients& g, con
         const auto gk = load(row_gradient + i, k);
         const auto t = kl_terms(mean, logvar, m0, l0, i, k);
         toward_prior = gk * t.scaled;
-        d_mean = d_mean + toward_prior;
-        d_sigma = d_sigma + gk * t.half_expm1;
+        d_mean = fma(gk, t.scaled, d_mean);
+        d_sigma = fma(gk, t.half_expm1, d_sigma);
         if (at[3] != nullptr) d_prior_logvar = -(gk * (t.half_expm1 + t.half_quadratic));
       } else {
         toward_prior = d_prior_logvar = map([](auto v) { return decltype(v){}; }, d_mean);

@@ -34,7 +34,7 @@ struct GaussianGradients {
 };
 
 struct GaussianKernels {
-  static const GaussianKernels baseline, avx2, avx512;
+  static const GaussianKernels generic, avx2, avx512;
   void (*forward[kDtypes])(const GaussianProblem&, const GaussianOutputs&, const Part&);
   void (*backward[kDtypes])(const GaussianProblem&, const GaussianGradients&, const Part&);
   void (*path_backward[kDtypes])(const GaussianProblem&, const void* log_q_gradient, void* z_gradient, const Part&);

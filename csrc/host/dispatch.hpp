@@ -1,5 +1,5 @@
 // Which build of the kernels is in use: there is one for each instruction set, and the processor says which of them
-// run.
+// run. On x86 these are AVX2 with FMA and AVX-512; the generic build is for other processors, and on x86 for tests.
 #pragma once
 
 namespace lk {
@@ -9,22 +9,34 @@ struct Build {
   int lanes;  // float32 values in a register
 };
 
-// The builds that this processor can run, narrowest first.
-constexpr Build kBuilds[] = {{"baseline", 4}, {"avx2", 8}, {"avx512", 16}};
+// The builds that this processor can run, narrowest first; none on x86 without AVX2 and FMA.
+constexpr Build kBuilds[] = {
+#ifdef LK_GENERIC
+    {"generic", 4},
+#endif
+#ifdef LK_X86
+    {"avx2", 8},
+    {"avx512", 16},
+#endif
+};
 int runnable_builds();
 
-// The place of the one in use: the widest, until select_build names another.
+// The place of the one in use: the widest, until select_build names another. Throws where there is none.
 int active_build();
 bool select_build(const char* name);
 
 // An op's kernels of the build in use. Every op has a table of them, `Kernels`, with a static member for each build.
 template <class Kernels>
 const Kernels& active() {
-#ifdef LK_X86
-  static constexpr const Kernels* builds[] = {&Kernels::baseline, &Kernels::avx2, &Kernels::avx512};
-#else
-  static constexpr const Kernels* builds[] = {&Kernels::baseline};
+  static constexpr const Kernels* builds[] = {
+#ifdef LK_GENERIC
+      &Kernels::generic,
 #endif
+#ifdef LK_X86
+      &Kernels::avx2,
+      &Kernels::avx512,
+#endif
+  };
   return *builds[active_build()];
 }
 

@@ -63,14 +63,14 @@ inline void iterate(const LassoProblem& p, LassoWorkspace<T>& workspace, LassoRo
     const T beta = p.algorithm == kFista ? static_cast<T>((t - 1) / t_next) : T(0);
     const T against = sum_of<T>(columns, [&](int64_t k) LK_INLINE_LAMBDA {
       const Vec<T> at = load(z + k), g = load(product + k);
-      const Vec<T> y = at + (at - load(before + k)) * beta;
-      const Vec<T> slope = g + (g - load(product_before + k)) * beta - load(b + k);
+      const Vec<T> y = fma(at - load(before + k), beta, at);
+      const Vec<T> slope = fma(g - load(product_before + k), beta, g) - load(b + k);
       Vec<T> v;
       if constexpr (scaled) {
         const Vec<T> step_k = load(steps + k), cut = step_k * weight;
-        v = soft(y - slope * step_k, positive ? unbounded : -cut, cut);
+        v = soft(fma(-slope, step_k, y), positive ? unbounded : -cut, cut);
       } else {
-        v = threshold(y - slope * step);
+        v = threshold(fma(-slope, step, y));
       }
       store(next + k, v);
       if constexpr (scaled) return (y - v) * load(norm2 + k) * (v - at);

@@ -103,15 +103,15 @@ inline Sweep<T> sweep(const T* gram, int64_t stride, int64_t columns, const int3
   for (int64_t i = 0; i < count; ++i) {
     const int64_t j = at != nullptr ? at[i] : i, following = i + 1 == count ? j : at != nullptr ? at[i + 1] : i + 1;
     const T* g = gram + j * stride;
-    const T old = z[j], v = threshold(correlation + g[j] * old) * inverse[j];
+    const T old = z[j], v = threshold(fma(g[j], old, correlation)) * inverse[j];
     const T step = v - old, size = v < 0 ? -v : v, moved = step < 0 ? -step : step;
-    correlation = q[following] - g[following] * step;
+    correlation = fma(-step, g[following], q[following]);
     most = size > most ? size : most;
     if (moved == 0) continue;
     result.change = moved > result.change ? moved : result.change;
     result.flips += (v > 0) != (old > 0) || (v < 0) != (old < 0);
     z[j] = v;
-    for (int64_t k = 0; k < columns; k += lanes<T>) store(q + k, load(q + k) - load(g + k) * step);
+    for (int64_t k = 0; k < columns; k += lanes<T>) store(q + k, fma(-step, load(g + k), load(q + k)));
   }
   if (most > 0) result.change /= most;
   return result;
@@ -285,7 +285,7 @@ struct Descent {
       const T old = z[workspace.index[i]], v = old + step * direction[i];
       z[workspace.index[i]] = i != first && (old > 0 ? v > 0 : v < 0) ? v : T(0);
     }
-    for (int64_t k = 0; k < width; k += lanes<T>) store(q + k, load(q + k) - load(workspace.bend + k) * step);
+    for (int64_t k = 0; k < width; k += lanes<T>) store(q + k, fma(-step, load(workspace.bend + k), load(q + k)));
     return first >= 0;
   }
 
@@ -306,7 +306,7 @@ struct Descent {
         T* to = workspace.system + i * kSetStride;
         const T factor = top[i] * pivot[j];
         for (int64_t k = i / lanes<T> * lanes<T>; k < across; k += lanes<T>)
-          store(to + k, load(to + k) - load(top + k) * factor);
+          store(to + k, fma(-factor, load(top + k), load(to + k)));
       }
     }
     clear(direction, across);

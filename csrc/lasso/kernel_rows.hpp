@@ -86,8 +86,8 @@ inline void correlate_rows(const T* panels, int64_t features, int64_t columns, c
       for (int64_t f = 0; f < features; ++f, d += 16) {
         const D d0 = load_wide(d), d1 = load_wide(d + L);
         for (int n = 0; n < N; ++n) {
-          sum[n][0] += d0 * r[n][f];
-          sum[n][1] += d1 * r[n][f];
+          sum[n][0] = fma(d0, r[n][f], sum[n][0]);
+          sum[n][1] = fma(d1, r[n][f], sum[n][1]);
         }
       }
       for (int n = 0; n < N; ++n) {
@@ -119,7 +119,7 @@ inline void residual(const T* dictionary, int64_t columns, const T* z, const int
     for (int64_t i = 0; i < count; ++i) {
       const T* d = dictionary + index[i] * columns + f;
       const double weight = static_cast<double>(z[index[i]]);
-      for (int j = 0; j < N; ++j) sum[j] -= load_wide(d + j * L) * weight;
+      for (int j = 0; j < N; ++j) sum[j] = fma(-weight, load_wide(d + j * L), sum[j]);
     }
     for (int j = 0; j < N; ++j) store(r + f + j * L, sum[j]);
   }
@@ -129,7 +129,7 @@ template <int N, class T>
 LK_INLINE void add_rows_chunk(const T* gram, int64_t stride, const int32_t* index, const T* weight, int64_t count,
                               T* out) {
   Pack<Vec<T>, N> sum = load(out, Registers<N>{});
-  for (int64_t i = 0; i < count; ++i) sum = sum + load(gram + index[i] * stride, Registers<N>{}) * weight[i];
+  for (int64_t i = 0; i < count; ++i) sum = fma(load(gram + index[i] * stride, Registers<N>{}), weight[i], sum);
   store(out, sum, Registers<N>{});
 }
 

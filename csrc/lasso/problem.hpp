@@ -30,7 +30,7 @@ struct LassoProblem {
 constexpr int kLassoRows = 4;  // rows whose correlations are computed together
 
 struct LassoKernels {
-  static const LassoKernels baseline, avx2, avx512;
+  static const LassoKernels generic, avx2, avx512;
   // Codes of rows [row0, row1); rows of the Gram matrix into `gram`. `workspace` has lasso_workspace bytes.
   void (*encode[2])(const LassoProblem&, int64_t row0, int64_t row1, void* workspace);
   void (*gram[2])(const LassoProblem&, int64_t row0, int64_t row1, void* gram, void* workspace);

@@ -101,7 +101,7 @@ struct Shrinker {
   T step;
   Bits<T> sign;  // the bits that abs() clears: none where codes are positive
 
-  LK_INLINE Vec<T> moved(const T* pre, const T* z) const { return splat(step) * load(pre) + load(z); }
+  LK_INLINE Vec<T> moved(const T* pre, const T* z) const { return fma(splat(step), load(pre), load(z)); }
   LK_INLINE Vec<T> size(Vec<T> u) const { return (Vec<T>)((Bits<T>)u & ~sign); }
 
   // Appends the entries of n beyond their thresholds at `end`; those of size `bound` or more as they are.

@@ -10,7 +10,7 @@ namespace LK_ISA {
 template <class T>
 LK_INLINE T gathered_dot(const T* g, const int32_t* index, int count, T factor, const T* line) {
   T sum = 0;
-  for (int q = 0; q < count; ++q) sum += (factor * g[q]) * line[index[q]];
+  for (int q = 0; q < count; ++q) sum = fma(factor * g[q], line[index[q]], sum);
   return sum;
 }
 
@@ -47,7 +47,7 @@ inline void give_back(const Nonzeros<T>& g, const Nonzeros<T>& before, int64_t i
     for (int q = g.start[i]; q < g.start[i + 1]; ++q) line[g.index[q]] = g.value[q];
   for (int c = before.start[i]; c < before.start[i + 1]; ++c) {
     const int32_t j = before.index[c];
-    back[c] = keeps ? line[j] + factor * product[j] : factor * product[j];
+    back[c] = keeps ? fma(factor, product[j], line[j]) : factor * product[j];
   }
   if (keeps)
     for (int q = g.start[i]; q < g.start[i + 1]; ++q) line[g.index[q]] = T(0);
@@ -58,7 +58,7 @@ template <class T>
 inline void give_back_all(const Nonzeros<T>& g, int64_t i, bool keeps, T factor, const T* product, int64_t n, T* out) {
   for (int64_t j = 0; j < n; ++j) out[j] = factor * product[j];
   if (keeps)
-    for (int q = g.start[i]; q < g.start[i + 1]; ++q) out[g.index[q]] = g.value[q] + factor * product[g.index[q]];
+    for (int q = g.start[i]; q < g.start[i + 1]; ++q) out[g.index[q]] = fma(factor, product[g.index[q]], g.value[q]);
 }
 
 template <class T>
@@ -95,7 +95,10 @@ struct BackwardTile {
     const T step = step_of<T>(p, layer);
     T* drive = static_cast<T*>(b.drive_gradient);
     for (int64_t i = 0; i < b.rows; ++i)
-      for (int q = g.start[i]; q < g.start[i + 1]; ++q) drive[i * stride + g.index[q]] += step * g.value[q];
+      for (int q = g.start[i]; q < g.start[i + 1]; ++q) {
+        T& sum = drive[i * stride + g.index[q]];
+        sum = fma(step, g.value[q], sum);
+      }
     const Codes& before = b.codes[layer];
     if (before.start == nullptr) return;
     const bool all = layer == 0 && b.initial_gradient != nullptr;
@@ -269,7 +272,7 @@ void lista_outer(const Outer& o) {
     const int first = o.right_start[i], last = o.right_start[i + 1];
     if ((last - first) * lanes<T> <= o.columns) {
       each_left([&](T v, T* to) {
-        for (int q = first; q < last; ++q) to[o.right_index[q]] += right[q] * v;
+        for (int q = first; q < last; ++q) to[o.right_index[q]] = fma(right[q], v, to[o.right_index[q]]);
       });
       continue;
     }

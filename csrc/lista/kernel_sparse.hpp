@@ -1,5 +1,5 @@
 // Products of rows that may be sparse with a dense matrix: over the non-zeros, or dense in registers. Every element is
-// one sum over the inner index in ascending order, multiplied and added without contraction. A zero adds nothing to it
+// one sum over the inner index in ascending order, by fma. A zero adds nothing to it
 // where values are finite, so both ways give the same bits, whatever the tile; the choice is one of speed alone.
 #pragma once
 
@@ -68,8 +68,8 @@ LK_NOINLINE void gather_block(const Nonzeros<T>& a, int64_t rows, T factor, Matr
     for (int p = a.start[i]; p < end; ++p) {
       const T* row = matrix.row(a.index[p]);
       const Vec<T> v = splat<T>(factor * a.value[p]);
-      for (int k = 0; k < N - 1; ++k) sum[k] += v * load(row + k * lanes<T>);
-      sum[N - 1] += v * load(row + last);
+      for (int k = 0; k < N - 1; ++k) sum[k] = fma(v, load(row + k * lanes<T>), sum[k]);
+      sum[N - 1] = fma(v, load(row + last), sum[N - 1]);
     }
     store_block(out.row(i), last, sum);
   }
@@ -83,7 +83,8 @@ inline void gather_product(const Nonzeros<T>& a, int64_t rows, T factor, Matrix<
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < columns; ++j) {
         T sum = from.row(i)[j];
-        for (int p = a.start[i]; p < a.start[i + 1]; ++p) sum += (factor * a.value[p]) * matrix.row(a.index[p])[j];
+        for (int p = a.start[i]; p < a.start[i + 1]; ++p)
+          sum = fma(factor * a.value[p], matrix.row(a.index[p])[j], sum);
         out.row(i)[j] = sum;
       }
     }
@@ -122,7 +123,7 @@ struct Left {
   int64_t row, inner;
 };
 
-// As many accumulators as leave registers for a row of the matrix and the products.
+// As many accumulators as leave registers for a row of the matrix and a factor.
 constexpr int kDenseRegisters = W == 16 ? 3 : 2;
 constexpr int kDenseRows = W == 16 ? 8 : 4;
 
@@ -136,7 +137,7 @@ LK_NOINLINE void dense_block(Left<T> a, int64_t inner, Matrix<const T> matrix, M
     load_block(matrix.row(i), last, b);
     for (int r = 0; r < R; ++r) {
       const Vec<T> v = splat<T>(a.at[r * a.row + i * a.inner]);
-      for (int k = 0; k < N; ++k) sum[r][k] += v * b[k];
+      for (int k = 0; k < N; ++k) sum[r][k] = fma(v, b[k], sum[r][k]);
     }
   }
   for (int r = 0; r < R; ++r) store_block(out.row(r), last, sum[r]);
@@ -166,7 +167,7 @@ inline void dense_product(Left<T> a, int64_t rows, int64_t inner, Matrix<const T
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < columns; ++j) {
         T sum = from.row(i)[j];
-        for (int64_t k = 0; k < inner; ++k) sum += a.at[i * a.row + k * a.inner] * matrix.row(k)[j];
+        for (int64_t k = 0; k < inner; ++k) sum = fma(a.at[i * a.row + k * a.inner], matrix.row(k)[j], sum);
         out.row(i)[j] = sum;
       }
     }
@@ -189,8 +190,6 @@ LK_INLINE uint32_t lanes_set(I holds) {
   return static_cast<uint32_t>(_mm512_movepi32_mask((__m512i)holds));
 #elif defined(__AVX2__)
   return static_cast<uint32_t>(_mm256_movemask_ps((__m256)holds));
-#elif defined(__SSE2__)
-  return static_cast<uint32_t>(_mm_movemask_ps((__m128)holds));
 #else
   uint32_t bits = 0;
   for (int i = 0; i < W; ++i) bits |= (holds[i] != 0 ? 1u : 0u) << i;
@@ -202,8 +201,6 @@ LK_INLINE uint32_t lanes_set(L holds) {
   return static_cast<uint32_t>(_mm512_movepi64_mask((__m512i)holds));
 #elif defined(__AVX2__)
   return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)holds));
-#elif defined(__SSE2__)
-  return static_cast<uint32_t>(_mm_movemask_pd((__m128d)holds));
 #else
   uint32_t bits = 0;
   for (int i = 0; i < W / 2; ++i) bits |= (holds[i] != 0 ? 1u : 0u) << i;
@@ -292,7 +289,7 @@ inline void product(const Nonzeros<T>& a, int64_t rows, int64_t inner, T factor,
 // y += v x.
 template <class T>
 LK_INLINE void add_multiple(T v, const T* x, int64_t n, T* y) {
-  each<T>(n, [&](int64_t i, auto k) { store(y + i, load(y + i, k) + load(x + i, k) * v, k); });
+  each<T>(n, [&](int64_t i, auto k) { store(y + i, fma(load(x + i, k), v, load(y + i, k)), k); });
 }
 
 // <x, y> over fixed lanes and a fixed tree; the same bits in every build.
@@ -302,10 +299,10 @@ inline T dot(const T* x, const T* y, int64_t n) {
   Vec<T> sum[parts] = {};
   int64_t i = 0;
   for (; i + kReduceLanes <= n; i += kReduceLanes)
-    for (int k = 0; k < parts; ++k) sum[k] += load(x + i + k * lanes<T>) * load(y + i + k * lanes<T>);
+    for (int k = 0; k < parts; ++k) sum[k] = fma(load(x + i + k * lanes<T>), load(y + i + k * lanes<T>), sum[k]);
   for (int k = 0; k < parts && i < n; ++k, i += lanes<T>) {
     const First part{static_cast<int>(smaller(n - i, lanes<T>))};
-    sum[k] += load(x + i, part) * load(y + i, part);
+    sum[k] = fma(load(x + i, part), load(y + i, part), sum[k]);
   }
   for (int half = parts / 2; half > 0; half /= 2)
     for (int k = 0; k < half; ++k) sum[k] += sum[k + half];

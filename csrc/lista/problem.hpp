@@ -87,7 +87,7 @@ struct DenseOuter {
 };
 
 struct ListaKernels {
-  static const ListaKernels baseline, avx2, avx512;
+  static const ListaKernels generic, avx2, avx512;
   // For float and double. A tile begins with x W + b and z_0; a layer is a product and then soft-thresholding, from
   // which the `select` largest entries of a row are exempt; at the end the codes become dense.
   void (*begin[2])(const Lista&, ListaTile&);

@@ -1,4 +1,4 @@
-// Noise stream v1: Philox4x32-10 (Salmon et al., SC'11) and Box-Muller, in float32 without contraction.
+// Noise stream v2: Philox4x32-10 (Salmon et al., SC'11) and Box-Muller, in float32.
 // The contract is in kernels/noise/README.md; kernels/noise/reference.py is the readable form of it.
 #pragma once
 
@@ -66,14 +66,14 @@ LK_INLINE void box_muller(const U (&radius_word)[N], const U (&angle_word)[N], P
     u.at[j] = to_float(radius_word[j]);
     t.at[j] = to_float(bit_cast<I>(angle_word[j]));
   }
-  const Pack<F, N> radius = map([](F x) { return sqrt(x); }, ln(u * 0x1p-32f + 0x1p-33f) * -2.0f);
+  const Pack<F, N> radius = map([](F x) { return sqrt(x); }, ln(fma(u, 0x1p-32f, 0x1p-33f)) * -2.0f);
   sin_cos_pi(t * 0x1p-31f, sine, cosine);
   even = radius * cosine;
   odd = radius * sine;
 }
 
 LK_INLINE F to_uniform(U w) {
-  const F u = to_float(w) * 0x1p-32f + 0x1p-33f;
+  const F u = fma(to_float(w), 0x1p-32f, 0x1p-33f);
   const F below_one = splat<float>(0x1.fffffep-1f);
   return u < below_one ? u : below_one;
 }

@@ -6,7 +6,7 @@
 namespace lk {
 
 struct NoiseKernels {
-  static const NoiseKernels baseline, avx2, avx512;
+  static const NoiseKernels generic, avx2, avx512;
   void (*normal[kDtypes])(uint64_t seed, uint64_t offset, int64_t n, void* out);
   void (*uniform[kDtypes])(uint64_t seed, uint64_t offset, int64_t n, void* out);
 };

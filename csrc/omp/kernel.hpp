@@ -72,10 +72,10 @@ template <int N, class T>
 LK_INLINE void extend_chunk(const T* gram, const T* factor, int64_t stride, const T* along, int64_t count, T inverse,
                             T coefficient, T* out, T* q) {
   Pack<Vec<T>, N> sum = load(gram, Registers<N>{});
-  for (int64_t j = 0; j < count; ++j) sum = sum - load(factor + j * stride, Registers<N>{}) * along[j];
+  for (int64_t j = 0; j < count; ++j) sum = fma(load(factor + j * stride, Registers<N>{}), -along[j], sum);
   sum = sum * inverse;
   store(out, sum, Registers<N>{});
-  store(q, load(q, Registers<N>{}) - sum * coefficient, Registers<N>{});
+  store(q, fma(sum, -coefficient, load(q, Registers<N>{})), Registers<N>{});
 }
 
 // The next row of W, (g - sum_j along_j W_j) inverse, and q less `coefficient` times it.
@@ -112,13 +112,13 @@ inline int64_t choose(const OmpProblem& p, OmpWorkspace<T>& workspace, double no
     for (int64_t j = 0; j < count; ++j) {
       const T l = workspace.factor[j * columns + k];
       workspace.along[j] = l;
-      square -= static_cast<double>(l) * static_cast<double>(l);
+      square = fma(-static_cast<double>(l), static_cast<double>(l), square);
     }
     if (!(square > dependent * norm)) break;
     const double root = __builtin_sqrt(square), coefficient = product / root;
     extend(g, workspace.factor, columns, workspace.along, count, static_cast<T>(1 / root), static_cast<T>(coefficient),
            workspace.q);
-    left -= coefficient * coefficient;
+    left = fma(-coefficient, coefficient, left);
     workspace.root[count] = root;
     workspace.coefficient[count] = coefficient;
     workspace.index[count++] = static_cast<int32_t>(k);
@@ -136,7 +136,7 @@ inline void finish(const OmpProblem& p, OmpWorkspace<T>& workspace, int64_t coun
   for (int64_t i = count; i-- > 0;) {
     const T* row = workspace.factor + i * columns;
     double sum = workspace.coefficient[i];
-    for (int64_t j = i + 1; j < count; ++j) sum -= static_cast<double>(row[workspace.index[j]]) * code[j];
+    for (int64_t j = i + 1; j < count; ++j) sum = fma(-static_cast<double>(row[workspace.index[j]]), code[j], sum);
     code[i] = sum / workspace.root[i];
     const T rounded = static_cast<T>(code[i]);
     finite = finite && rounded - rounded == 0;

@@ -18,7 +18,7 @@ struct OmpProblem {
 };
 
 struct OmpKernels {
-  static const OmpKernels baseline, avx2, avx512;
+  static const OmpKernels generic, avx2, avx512;
   // Codes of rows [row0, row1). `workspace` has as many bytes as omp_workspace says.
   void (*encode[2])(const OmpProblem&, int64_t row0, int64_t row1, void* workspace);
   int64_t (*workspace)(int64_t features, int64_t components, int64_t most);

@@ -48,18 +48,24 @@ struct DiscreteMoments {
       return m;
     }
     const auto pp = load(p + i, k), qq = load(q + i, k), out = row(kOut);
-    m.a = qq * in - pp * out;
-    if (squares) m.e = (qq * qq) * row(kSquareIn) + (pp * pp) * row(kSquareOut);
+    m.a = fma(qq, in, -(pp * out));
+    if (squares) m.e = fma(qq * qq, row(kSquareIn), (pp * pp) * row(kSquareOut));
     if (coefficients) {
       const auto count_in = row(kCountIn), count_out = row(kCountOut);
-      m.b = qq * count_in - pp * count_out;
-      m.c = (qq * qq) * in + (pp * pp) * out;
-      m.d = (qq * qq) * count_in + (pp * pp) * count_out;
+      m.b = fma(qq, count_in, -(pp * count_out));
+      m.c = fma(qq * qq, in, (pp * pp) * out);
+      m.d = fma(qq * qq, count_in, (pp * pp) * count_out);
       m.f = in + out;
     }
     return m;
   }
 };
+
+// sum ((f' - b) s)^2 = E - 2 b C + b^2 D.
+template <class V>
+LK_INLINE V centred_squares(const Moments<V>& m, V b) {
+  return fma(-b, fma(-b, m.d, m.c + m.c), m.e);
+}
 
 // The mean of the terms (f_s - b_s) s_s of one parameter, and the sum of their squares; `of(fold)` gives its moments.
 template <bool coefficients, class C, class V, class MomentsOf>
@@ -75,8 +81,8 @@ LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& squ
   if (p.control == kLeaveOneOut) {  // f' = f - f_0: to be centred
     const auto m = of(0);
     const auto mean = m.f * per_sample;
-    gradient = (m.a - mean * m.b) * per_other;
-    square = ((m.e - (mean * m.c) * C(2)) + (mean * mean) * m.d) * (stretch * stretch);
+    gradient = fma(-mean, m.b, m.a) * per_other;
+    square = centred_squares(m, mean) * (stretch * stretch);
     return;
   }
   for (int64_t fold = 0; fold < p.folds; ++fold) {
@@ -95,8 +101,8 @@ LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& squ
     const auto mean = f * (C(1) / static_cast<C>(p.samples - own));
     const auto ratio = [](auto top, auto bottom, auto instead) { return bottom == C(0) ? instead : top / bottom; };
     const auto coefficient = map(ratio, c, d, mean);
-    const auto term = m.a - coefficient * m.b;
-    const auto term_square = (m.e - (coefficient * m.c) * C(2)) + (coefficient * coefficient) * m.d;
+    const auto term = fma(-coefficient, m.b, m.a);
+    const auto term_square = centred_squares(m, coefficient);
     gradient = fold == 0 ? term : gradient + term;
     square = fold == 0 ? term_square : square + term_square;
   }
@@ -117,7 +123,7 @@ LK_NOINLINE void write_cells(const ScoreProblem& p, int count, C factor, const C
     auto scaled = gradient * factor;
     if (scale != nullptr) scaled = scaled * load(scale + i, k);
     if (variance != nullptr) {
-      auto v = (square * per_sample - gradient * gradient) * per_other;
+      auto v = fma(-gradient, gradient, square * per_sample) * per_other;
       v = map([](auto x) { return x < C(0) ? decltype(x){} : x; }, v) * (factor * factor);
       if (scale != nullptr) v = v * (load(scale + i, k) * load(scale + i, k));
       store(variance + i, v, k);

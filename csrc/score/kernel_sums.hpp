@@ -173,17 +173,19 @@ LK_NOINLINE void gaussian_sums(Run run, int64_t ahead, const C* mean, const C* i
         t = (load(z[j] + i, k) - load(mean + i, k)) * load(inverse + i, k);
       }
       const auto f = weight(j);
-      const auto u = t * t - C(1), ft = t * f, fu = u * f;
-      at = at + ft;
-      au = au + fu;
-      if (squares) et = et + ft * ft, eu = eu + fu * fu;
+      const auto u = fma(t, t, C(-1));
+      at = fma(t, f, at);
+      au = fma(u, f, au);
+      if (!coefficients && !squares) continue;
+      const auto ft = t * f, fu = u * f;
+      if (squares) et = fma(ft, ft, et), eu = fma(fu, fu, eu);
       if (coefficients) {
         bt = bt + t;
         bu = bu + u;
-        ct = ct + ft * t;
-        cu = cu + fu * u;
-        dt = dt + t * t;
-        du = du + u * u;
+        ct = fma(ft, t, ct);
+        cu = fma(fu, u, cu);
+        dt = fma(t, t, dt);
+        du = fma(u, u, du);
         total = total + f;
       }
     }
@@ -214,7 +216,7 @@ LK_NOINLINE void bernoulli_sums(Run run, int64_t ahead, const C* const* zs, cons
       const auto one = load(z[j] + i, k), f_in = one * f, f_out = -(f_in - f);
       in = in + f_in;
       out = out + f_out;
-      if (squares) square_in = square_in + f_in * f_in, square_out = square_out + f_out * f_out;
+      if (squares) square_in = fma(f_in, f_in, square_in), square_out = fma(f_out, f_out, square_out);
       if (coefficients) count_in = count_in + one, count_out = count_out - (one - C(1));
     }
     store(sums[kIn] + i, in, k), store(sums[kOut] + i, out, k);
@@ -237,7 +239,7 @@ LK_NOINLINE void antithetic_sums(Run run, int64_t ahead, const C* const* zs, con
       prefetch(twin[j] + i + ahead, k);
       const auto term = (load(z[j] + i, k) - load(twin[j] + i, k)) * weight(j);
       sum = sum + term;
-      if (squares) square = square + term * term;
+      if (squares) square = fma(term, term, square);
     }
     store(sums[kIn] + i, sum, k);
     if (squares) store(sums[kSquareIn] + i, square, k);
@@ -254,7 +256,7 @@ inline bool outside_of_bernoulli(const C* z, int m) {
   };
   each<C>(m, [&](int64_t i, auto k) {
     const auto one = load(z + i, k);
-    map(mark, one * one - one);
+    map(mark, fma(one, one, -one));
   });
   return sum_by_halves(found) != C(0);
 }

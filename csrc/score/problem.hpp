@@ -44,7 +44,7 @@ static inline int64_t score_workspace(const ScoreProblem& p) {
 }
 
 struct ScoreKernels {
-  static const ScoreKernels baseline, avx2, avx512;
+  static const ScoreKernels generic, avx2, avx512;
   // False where z has values outside the family's support. With `partial`, [chunk, fold, sum, groups * rows * cols *
   // max(classes, 1)], only the sums of the part's samples, which merge adds up over chunks.
   bool (*gradient[kDtypes])(const ScoreProblem&, const Part&, void* workspace, void* partial);

@@ -1,6 +1,7 @@
 // Elementary functions, written out so that every backend rounds alike. Each is a fixed sequence of IEEE
-// operations, compiled without contraction; kernels/noise and kernels/triton_math.py hold the same sequences for
-// Triton. `ln` and `sin_cos_pi` are part of noise stream v1 and frozen; errors are stated in kernels/*/README.md.
+// operations, fused where fma() says so and nowhere else; kernels/noise and kernels/triton_math.py hold the same
+// sequences for Triton. `ln` and `sin_cos_pi` are part of noise stream v2 and frozen; errors are stated in
+// kernels/*/README.md.
 #pragma once
 
 #include "simd/registers.hpp"
@@ -13,39 +14,42 @@ constexpr double kLogTwoPi = 1.8378770664093454835606594728112;
 // c[0] + x (c[1] + x (c[2] + ...)), for a register or a Pack of them.
 template <class V, class T, size_t N>
 LK_INLINE V horner(const T (&c)[N], V x) {
-  V p = x * c[N - 1] + c[N - 2];
-  for (size_t i = N - 2; i-- > 0;) p = p * x + c[i];
+  V p = fma(x, c[N - 1], c[N - 2]);
+  for (size_t i = N - 2; i-- > 0;) p = fma(p, x, c[i]);
   return p;
 }
 
-// --- frozen: noise stream v1 ----------------------------------------------------------------------------------
+// --- frozen: noise stream v2 ----------------------------------------------------------------------------------
 
-// ln(u) for normal u > 0. u = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f - f^2/2 + f^3 P(f).
+// ln(u) for normal u > 0. u = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f + f^2 P(f).
 template <class V>
 LK_INLINE V ln(V u) {
-  constexpr float P[] = {0.33333316445350647f, -0.25000810623168945f, 0.2000228613615036f,  -0.16624553501605988f,
-                         0.14181192219257355f, -0.13128754496574402f, 0.12881647050380707f, -0.07859611511230469f};
+  constexpr float P[] = {-0.5f,
+                         0.33333316445350647f,
+                         -0.25000810623168945f,
+                         0.2000228613615036f,
+                         -0.16624553501605988f,
+                         0.14181192219257355f,
+                         -0.13128754496574402f,
+                         0.12881647050380707f,
+                         -0.07859611511230469f};
   constexpr int32_t sqrt_half = 0x3F3504F3;
   const V k = map([](F x) { return to_float((bit_cast<I>(x) - sqrt_half) >> 23); }, u);
   const V f = map([](F x) { return bit_cast<F>(((bit_cast<I>(x) - sqrt_half) & 0x7FFFFF) + sqrt_half) - 1.0f; }, u);
-  const V s = f * f;
-  V y = (horner(P, f) * f) * s;
-  y = y + k * -2.12194440e-4f;  // ln 2 = 0.693359375 - 2.12194440e-4, the first exact times any k here
-  y = y - s * 0.5f;
-  y = y + f;
-  return y + k * 0.693359375f;
+  return fma(k, 0.6931471824645996f, fma(horner(P, f), f * f, f));  // ln 2, off by 3e-9 of it
 }
 
 // sin(pi t) and cos(pi t) for |t| <= 1. t = q/2 + r with q = floor(2t + 1/2), |r| <= 1/4, exact.
 template <class V>
 LK_INLINE void sin_cos_pi(V t, V& sine, V& cosine) {
-  constexpr float S[] = {-5.1677093505859375f, 2.5498106479644775f, -0.5894796848297119f};
-  constexpr float C[] = {-4.934802055358887f, 4.0587077140808105f, -1.3350584506988525f, 0.2314295470714569f};
-  const V q = map([](F x) { return floor(x); }, t * 2.0f + 0.5f);
-  const V r = t - q * 0.5f;
+  // The low part of pi, then sin(pi r) = pi r + r^3 (...); cos(pi r) = 1 + r^2 (...).
+  constexpr float S[] = {-8.742277657347586e-08f, -5.167708873748779f, 2.5497946739196777f, -0.5892776846885681f};
+  constexpr float C[] = {1.0f, -4.93479061126709f, 4.057638168334961f, -1.3065298795700073f};
+  const V q = map([](F x) { return floor(x); }, fma(t, 2.0f, 0.5f));
+  const V r = fma(q, -0.5f, t);
   const V y = r * r;
-  const V s = (horner(S, y) * y + -8.742277657347586e-08f) * r + r * 3.1415927410125732f;  // pi = high + low
-  const V c = horner(C, y) * y + 1.0f;
+  const V s = fma(r, 3.1415927410125732f, horner(S, y) * r);
+  const V c = horner(C, y);
   // Where the quadrant is odd sine and cosine trade places; its bits tell their signs.
   const auto choose = [](F own, F other, U trade, U sign) {
     const U differ = (bit_cast<U>(own) ^ bit_cast<U>(other)) & -(trade & 1u);
@@ -66,8 +70,12 @@ struct ExpConstants<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
   static constexpr int32_t mantissa_bits = 23, bias = 127;
-  static constexpr float Q[] = {0.4999999403953552f, 0.16666515171527863f, 0.04166845604777336f, 0.008369418792426586f,
-                                0.0013813144760206342f};
+  static constexpr float Q[] = {1.0f,
+                                0.4999999403953552f,
+                                0.1666652113199234f,
+                                0.041668254882097244f,
+                                0.008368662558495998f,
+                                0.0013821459142491221f};
   static constexpr float P[] = {0.5f,
                                 0.1666666567325592f,
                                 0.04166661947965622f,
@@ -85,10 +93,10 @@ struct ExpConstants<double> {
   static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
   static constexpr double to_integer = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int64_t mantissa_bits = 52, bias = 1023;
-  // Taylor: 1 / (k + 2)!
-  static constexpr double Q[] = {1. / 2,          1. / 6,           1. / 24,          1. / 120,     1. / 720,
-                                 1. / 5040,       1. / 40320,       1. / 362880,      1. / 3628800, 1. / 39916800.,
-                                 1. / 479001600., 1. / 6227020800., 1. / 87178291200.};
+  // Taylor: 1 / (k + 1)!
+  static constexpr double Q[] = {
+      1.,         1. / 2,      1. / 6,       1. / 24,        1. / 120,        1. / 720,         1. / 5040,
+      1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800., 1. / 479001600., 1. / 6227020800., 1. / 87178291200.};
   static constexpr double P[] = {1. / 2.,
                                  1. / 6.,
                                  1. / 24.,
@@ -142,35 +150,42 @@ LK_INLINE F scale(F p, F n, F shifted) {
 #endif
 }
 
-// e^x = 2^n e^r, n = round(x / ln 2), e^r = 1 + r + r^2 Q(r); or half of it, which overflows later. NaN stays NaN.
+// x = n ln 2 + r, n the nearest whole number, which `shifted` = n + to_integer holds in its last bits.
+template <class V>
+LK_INLINE void reduce_exp(V x, V& shifted, V& n, V& r) {
+  using K = ExpConstants<Scalar<V>>;
+  shifted = fma(x, K::log2_e, K::to_integer);
+  n = shifted - K::to_integer;
+  r = fma(n, -K::ln2_low, fma(n, -K::ln2_high, x));
+}
+
+// e^x = 2^n e^r, e^r = 1 + r Q(r); or half of it, which overflows later. NaN stays NaN.
 template <bool kHalf = false, class V>
 LK_INLINE V exp(V x) {
   using K = ExpConstants<Scalar<V>>;
   constexpr int halvings = kHalf ? 1 : 0;
   x = map([](auto v) { return clamp(v, K::lowest, K::highest + halvings); }, x);
-  const V shifted = x * K::log2_e + K::to_integer;
-  const V n = shifted - K::to_integer;
-  const V r = (x - n * K::ln2_high) - n * K::ln2_low;
-  const V p = (r * r) * horner(K::Q, r) + r + Scalar<V>(1);
+  V shifted, n, r;
+  reduce_exp(x, shifted, n, r);
+  const V p = fma(horner(K::Q, r), r, Scalar<V>(1));
   if constexpr (kHalf)
     return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n - Scalar<V>(1),
                shifted - Scalar<V>(1));
   return map([](auto v, auto whole, auto bits) { return scale(v, whole, bits); }, p, n, shifted);
 }
 
-// e^x - 1. Near 0, where n = 0, it is r + r^2 Q(r) itself.
+// e^x - 1. Near 0, where n = 0, it is r Q(r) itself.
 template <class V>
 LK_INLINE V expm1(V x) {
   using K = ExpConstants<Scalar<V>>;
   x = map([](auto v) { return clamp(v, K::lowest, K::highest); }, x);
-  const V shifted = x * K::log2_e + K::to_integer;
-  const V n = shifted - K::to_integer;
-  const V r = (x - n * K::ln2_high) - n * K::ln2_low;
-  const V near = (r * r) * horner(K::Q, r) + r;
+  V shifted, n, r;
+  reduce_exp(x, shifted, n, r);
+  const V q = horner(K::Q, r);
   const auto choose = [](auto near, auto p, auto whole, auto bits) {
     return whole == Scalar<V>(0) ? near : scale(p, whole, bits) - Scalar<V>(1);
   };
-  return map(choose, near, near + Scalar<V>(1), n, shifted);
+  return map(choose, q * r, fma(q, r, Scalar<V>(1)), n, shifted);
 }
 
 // Half of psi(d) = e^d - 1 - d >= 0 and of expm1(d) = psi(d) + d, with no cancellation: psi = d^2 P(d) where |d| < 2,
@@ -205,7 +220,7 @@ struct Log1pConstants<double> {
 template <class V>
 LK_INLINE V log1p(V e) {
   const V s = map([](auto x) { return x / (x + Scalar<decltype(x)>(2)); }, e), y = s * s;
-  return e - s * (e - y * horner(Log1pConstants<Scalar<V>>::Q, y));
+  return fma(-s, fma(-y, horner(Log1pConstants<Scalar<V>>::Q, y), e), e);
 }
 
 }  // namespace LK_ISA

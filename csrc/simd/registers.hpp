@@ -3,15 +3,16 @@
 // Every <op>/kernel.cpp is compiled once for each instruction set, each time with another LK_ISA and other -m flags.
 // All that the headers here and <op>/kernel*.hpp define lives in namespace lk::LK_ISA, so that no inline function of
 // one build can be linked into another, or into the host's code. Arithmetic uses the compilers' vector extensions (+,
-// -, *, <, ?: act lane by lane, IEEE, no contraction); only what they lack is spelled with intrinsics. Without SSE2
-// (Arm and others) the generic forms remain.
+// -, *, <, ?: act lane by lane, IEEE, no contraction) and fma(); only what those lack is spelled with intrinsics. The
+// generic forms are for other processors than x86.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#if defined(__SSE2__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -120,6 +121,55 @@ struct ScalarOf<D> {
 };
 template <class V>
 using Scalar = typename ScalarOf<V>::type;
+
+// a b + c, rounded once, of numbers, registers and Packs. Every product that is added to something is written so: the
+// compilers fuse nothing by themselves, and every build, like a GPU, gives the same bits.
+LK_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+LK_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#if defined(__AVX512F__)
+LK_INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+LK_INLINE D fma(D a, D b, D c) { return (D)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+#elif defined(__AVX2__)
+LK_INLINE F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+LK_INLINE D fma(D a, D b, D c) { return (D)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#else
+LK_INLINE F fma(F a, F b, F c) {
+  for (int i = 0; i < W; ++i) a[i] = fma(a[i], b[i], c[i]);
+  return a;
+}
+LK_INLINE D fma(D a, D b, D c) {
+  for (int i = 0; i < W / 2; ++i) a[i] = fma(a[i], b[i], c[i]);
+  return a;
+}
+#endif
+
+// What stands at place j of a Pack, and what a register or a number is at any place.
+template <class V, class X>
+LK_INLINE V at_place(const X& x, int) {
+  if constexpr (std::is_arithmetic<X>::value)
+    return splat<Scalar<V>>(x);
+  else
+    return x;
+}
+template <class V, int N>
+LK_INLINE V at_place(const Pack<V, N>& x, int j) {
+  return x.at[j];
+}
+// Two are alike, or one of them is a number.
+template <class A, class B, class C>
+LK_INLINE auto fma(const A& a, const B& b, const C& c) {
+  using AB = std::conditional_t<std::is_arithmetic<A>::value, B, A>;
+  using R = std::conditional_t<std::is_arithmetic<AB>::value, C, AB>;
+  R y;
+  if constexpr (std::is_same<R, F>::value || std::is_same<R, D>::value) {
+    y = fma(at_place<R>(a, 0), at_place<R>(b, 0), at_place<R>(c, 0));
+  } else {
+    using V = std::remove_reference_t<decltype(R{}.at[0])>;
+    for (int j = 0; j < static_cast<int>(sizeof(R) / sizeof(V)); ++j)
+      y.at[j] = fma(at_place<V>(a, j), at_place<V>(b, j), at_place<V>(c, j));
+  }
+  return y;
+}
 
 template <class To, class From>
 inline To bit_cast(From x) {
@@ -239,14 +289,6 @@ LK_INLINE void multiply(U a, uint32_t m, U& high, U& low) {
   const __m256i odd = _mm256_mul_epu32(_mm256_shuffle_epi32(x, 0xF5), k);
   high = (U)_mm256_blend_epi32(_mm256_shuffle_epi32(even, 0xF5), odd, 0xAA);
   low = (U)_mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xA0), 0xAA);
-#elif defined(__SSE2__)
-  const __m128i x = (__m128i)a, k = _mm_set1_epi32(static_cast<int>(m));
-  const __m128 even = (__m128)_mm_mul_epu32(x, k);
-  const __m128 odd = (__m128)_mm_mul_epu32(_mm_shuffle_epi32(x, 0xF5), k);
-  const __m128i high_halves = (__m128i)_mm_shuffle_ps(even, odd, 0xDD);  // of lanes 0, 2, 1, 3
-  const __m128i low_halves = (__m128i)_mm_shuffle_ps(even, odd, 0x88);
-  high = (U)_mm_shuffle_epi32(high_halves, 0xD8);
-  low = (U)_mm_shuffle_epi32(low_halves, 0xD8);
 #else
   for (int i = 0; i < W; ++i) {
     const uint64_t product = static_cast<uint64_t>(a[i]) * m;
@@ -303,8 +345,6 @@ LK_INLINE F sqrt(F x) {
   return (F)_mm512_sqrt_ps((__m512)x);
 #elif defined(__AVX2__)
   return (F)_mm256_sqrt_ps((__m256)x);
-#elif defined(__SSE2__)
-  return (F)_mm_sqrt_ps((__m128)x);
 #else
   for (int i = 0; i < W; ++i) x[i] = __builtin_sqrtf(x[i]);
   return x;
@@ -320,16 +360,14 @@ LK_INLINE double sum_by_halves(D v) {
   return lane[0];
 }
 LK_INLINE float sum_by_halves(F v) {
-#if defined(__SSE2__)
+#if defined(__AVX2__)
 #if defined(__AVX512F__)
   const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1));
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), upper);
-  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-#elif defined(__AVX2__)
-  __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
 #else
-  __m128 four = (__m128)v;
+  const __m256 eight = (__m256)v;
 #endif
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
 #else
@@ -353,13 +391,6 @@ LK_INLINE void store_interleaved(float* out, F a, F b, F c, F d) {
   store(out + 8, (F)_mm256_shuffle_ps(p, r, 0xEE));
   store(out + 16, (F)_mm256_shuffle_ps(q, s, 0x44));
   store(out + 24, (F)_mm256_shuffle_ps(q, s, 0xEE));
-#elif defined(__SSE2__)
-  const __m128 p = _mm_unpacklo_ps((__m128)a, (__m128)b), q = _mm_unpackhi_ps((__m128)a, (__m128)b);
-  const __m128 r = _mm_unpacklo_ps((__m128)c, (__m128)d), s = _mm_unpackhi_ps((__m128)c, (__m128)d);
-  store(out, (F)_mm_shuffle_ps(p, r, 0x44));
-  store(out + 4, (F)_mm_shuffle_ps(p, r, 0xEE));
-  store(out + 8, (F)_mm_shuffle_ps(q, s, 0x44));
-  store(out + 12, (F)_mm_shuffle_ps(q, s, 0xEE));
 #else
   for (int i = 0; i < W; ++i) {
     out[4 * i] = a[i];
@@ -374,7 +405,7 @@ LK_INLINE void store_interleaved(float* out, F a, F b, F c, F d) {
 // are dealt to lanes in the order that lets store_interleaved use only those: 0, W/4, 2W/4, ..., 1, W/4 + 1, ...
 LK_INLINE U interleaved_index() {
   U index = {};
-#if defined(__SSE2__)
+#if defined(__AVX2__)
   for (int i = 0; i < W; ++i) index[i] = static_cast<uint32_t>((i % 4) * (W / 4) + i / 4);
 #else
   for (int i = 0; i < W; ++i) index[i] = static_cast<uint32_t>(i);

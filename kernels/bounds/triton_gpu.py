@@ -75,7 +75,7 @@ def sums_kernel(
     for begin in range(first, last, BLOCK_S):
         x, _at, _mask = load_samples(log_w_ptr, group, begin, last, rows, S, N, compute, BLOCK_S)
         most = tl.maximum(top, tl.max(x, 0))
-        total = total * relative(top, most) + tl.sum(relative(x, most[None, :]), 0)
+        total = tl.fma(total, relative(top, most), tl.sum(relative(x, most[None, :]), 0))
         top = most
     at = (group * chunks + chunk) * N + rows
     tl.store(top_ptr + at, top, mask=rows < N)
@@ -99,7 +99,8 @@ def merge_kernel(
     for chunk in range(chunks):
         place = at + chunk * N.to(tl.int64)
         part = tl.load(tops_ptr + place, mask=mask, other=0.0)
-        total += tl.load(totals_ptr + place, mask=mask, other=0.0) * relative(part, top)
+        more = tl.load(totals_ptr + place, mask=mask, other=0.0)
+        total = tl.fma(more, relative(part, top), total)
     mean = tl.log(total.to(tl.float64)) - tl.log(S.to(tl.float64))
     tl.store(out_ptr + group * N + rows, (top.to(tl.float64) + mean).to(compute), mask=mask)
     to = sums_ptr + 2 * group * N + rows

@@ -85,12 +85,13 @@ def forward_kernel(
     if is_gaussian:
         logvar = load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute)
         t = (a - b) * exp(logvar * -0.5)
-        terms = t * t + (logvar + LOG_TWO_PI)
+        terms = tl.fma(t, t, logvar + LOG_TWO_PI)
         factor = -0.5
     else:
         size = tl.abs(b)
         weight = tl.where(b > 0, 1.0 - a, a)
-        terms = tl.where(weight == 0, weight, weight * size) + log1p(exp(0.0 - size))
+        rest = log1p(exp(0.0 - size))
+        terms = tl.where(weight == 0, rest, tl.fma(weight, size, rest))
         factor = -1.0
     total = tl.sum(tl.where(mask, terms, 0.0), axis=1) * factor
     first = (tl.program_id(0).to(tl.int64) % tiles) % col_blocks
@@ -130,7 +131,7 @@ def backward_kernel(
             t = (a - b) * inverse
             d_b = g * (t * inverse)
             d_a = 0.0 - d_b
-            d_c = (g * 0.5) * (t * t - 1.0)
+            d_c = (g * 0.5) * tl.fma(t, t, -1.0)
         else:
             e = exp(0.0 - tl.abs(b))
             tail = divide(e, e + 1.0)

@@ -1,1 +1,1 @@
-"""Samples of discrete families, from the uniforms of noise stream v1."""
+"""Samples of discrete families, from the uniforms of noise stream v2."""

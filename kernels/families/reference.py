@@ -21,22 +21,24 @@ Tensor = torch.Tensor
 Floats = npt.NDArray[np.float32]
 
 f32 = np.float32
-EXP_Q = [
+EXP_P = [
+    1.0,
+    1.0,
     0.4999999403953552,
-    0.16666515171527863,
-    0.04166845604777336,
-    0.008369418792426586,
-    0.0013813144760206342,
+    0.1666652113199234,
+    0.041668254882097244,
+    0.008368662558495998,
+    0.0013821459142491221,
 ]
 
 
 def exp(x: Floats) -> Floats:
-    """e^x = 2^n (1 + r + r^2 Q(r)), n = round(x / ln 2); the sequence of csrc/simd/math.hpp."""
+    """e^x = 2^n P(r), n = round(x / ln 2); the sequence of csrc/simd/math.hpp."""
     x = np.where(x < f32(-104), f32(-104), x)
     x = np.where(x > f32(89), f32(89), x)
-    n = (x * f32(1.4426950216293335) + f32(12582912)) - f32(12582912)
-    r = (x - n * f32(0.693359375)) - n * f32(-2.12194440e-4)
-    p = (r * r) * noise.horner(EXP_Q, r) + r + f32(1)
+    n = noise.fma(x, f32(1.4426950216293335), f32(12582912)) - f32(12582912)
+    r = noise.fma(n, f32(2.12194440e-4), noise.fma(n, f32(-0.693359375), x))
+    p = noise.horner(EXP_P, r)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         y: Floats = np.ldexp(p, np.nan_to_num(n).astype(np.int32))
     return y

@@ -53,8 +53,8 @@ def half_psi_expm1_of_difference(logvar, prior):
     lost = (logvar - (d - back)) - (prior + back)
     psi, expm1 = half_psi_expm1(d)
     finite = expm1 < 5e37
-    return tl.where(finite, psi + lost * expm1, psi), tl.where(
-        finite, expm1 + lost * (expm1 + 0.5), expm1
+    return tl.where(finite, tl.fma(lost, expm1, psi), psi), tl.where(
+        finite, tl.fma(lost, expm1 + 0.5, expm1), expm1
     )
 
 
@@ -164,11 +164,11 @@ def forward_kernel(
         first = chunk * samples_per_program
         for s in range(first, tl.minimum(first + samples_per_program, S)):
             eps = eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
-            z = mean + sigma * eps
+            z = tl.fma(sigma, eps, mean)
             at = z_ptr + (group * S + s) * plane + rows * D + cols
             tl.store(at, z.to(z_ptr.dtype.element_ty), mask=mask)
             if with_log_q:
-                terms = tl.where(mask, eps * eps + (deviation + LOG_TWO_PI), 0.0)
+                terms = tl.where(mask, tl.fma(eps, eps, deviation + LOG_TWO_PI), 0.0)
                 at = log_q_ptr + ((group * S + s) * N + rows) * col_blocks + tile % col_blocks
                 tl.store(at, (tl.sum(terms, axis=1) * -0.5)[:, None], mask=rows < N)
 
@@ -245,7 +245,8 @@ def backward_kernel(
             ).to(compute)
             d_mean += gz
             if need_deviation:
-                d_deviation += gz * eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
+                eps = eps_tile(key, element + s * plane, layout, BLOCK_D).to(compute)
+                d_deviation = tl.fma(gz, eps, d_deviation)
         if need_deviation:
             if not is_scale:
                 deviation = load(
@@ -261,7 +262,7 @@ def backward_kernel(
                 sum_q += tl.load(gq_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(
                     compute
                 )
-            d_deviation -= sum_q * 0.5
+            d_deviation = tl.fma(sum_q, -0.5, d_deviation)
 
     if with_kl:
         if chunk == 0:
@@ -298,14 +299,12 @@ def backward_kernel(
                 scaled = delta
                 half_quadratic = delta * (delta * 0.5)
                 _, half_expm1 = half_psi_expm1(d)
-            toward_prior = gkl * scaled
-            d_mean += toward_prior
-            d_deviation += gkl * half_expm1
+            d_mean = tl.fma(gkl, scaled, d_mean)
+            d_deviation = tl.fma(gkl, half_expm1, d_deviation)
             if need_prior_mean:
+                value = (gkl * -1.0) * scaled
                 tl.store(
-                    d_prior_mean_ptr + at,
-                    (0.0 - toward_prior).to(d_prior_mean_ptr.dtype.element_ty),
-                    mask=mask,
+                    d_prior_mean_ptr + at, value.to(d_prior_mean_ptr.dtype.element_ty), mask=mask
                 )
             if need_prior_logvar:
                 value = (gkl * -1.0) * (half_expm1 + half_quadratic)

@@ -7,9 +7,18 @@ import math
 import torch
 
 from latent_kernels.kernels import _core
+from latent_kernels.kernels.backends import backend_name
 from latent_kernels.kernels.extension import DTYPES
 
 Tensor = torch.Tensor
+
+
+def _least(x: Tensor) -> float:
+    """Return the least value, infinity of none, NaN where one is infinite or NaN."""
+    if backend_name("lista", x.device) == "cpp":
+        return float(_core.least_value(dtype=DTYPES[x.dtype], n=x.numel(), x=x.data_ptr()))
+    ends = [float(end) for end in torch.aminmax(x)] if x.numel() else [math.inf]
+    return ends[0] if all(map(math.isfinite, ends)) or not x.numel() else math.nan
 
 
 def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
@@ -23,7 +32,7 @@ def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
     """
     if x is None or not x.is_cpu:
         return
-    found = _core.least_value(dtype=DTYPES[x.dtype], n=x.numel(), x=x.data_ptr())
+    found = _least(x)
     if math.isnan(found):
         raise ValueError(f"{name} must be finite; got infinite values or NaN")
     if least is not None and found < least:

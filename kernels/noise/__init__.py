@@ -1,1 +1,1 @@
-"""Noise stream v1; the contract is in README.md beside this file."""
+"""Noise stream v2; the contract is in README.md beside this file."""

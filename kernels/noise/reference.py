@@ -1,7 +1,7 @@
-"""Noise stream v1 in NumPy: the readable form, step for step what the compiled kernels do.
+"""Noise stream v2 in NumPy: the readable form, step for step what the compiled kernels do.
 
-Every float32 operation here is one IEEE operation, rounded once, in this order. See README.md for
-the contract.
+Every float32 operation here is one IEEE operation, rounded once, in this order; `fma` is one, too.
+See README.md for the contract.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ NORMALS, UNIFORMS = 0, 1  # substreams
 
 f32 = np.float32
 LN_P = [
+    -0.5,
     0.33333316445350647,
     -0.25000810623168945,
     0.2000228613615036,
@@ -28,11 +29,11 @@ LN_P = [
     0.12881647050380707,
     -0.07859611511230469,
 ]
-LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)
+LN2 = f32(0.6931471824645996)
 SQRT_HALF_BITS = np.int32(0x3F3504F3)
-SIN_S = [-5.1677093505859375, 2.5498106479644775, -0.5894796848297119]
-COS_C = [-4.934802055358887, 4.0587077140808105, -1.3350584506988525, 0.2314295470714569]
-PI_HIGH, PI_LOW = f32(3.1415927410125732), f32(-8.742277657347586e-08)
+PI_HIGH, PI_LOW = f32(3.1415927410125732), -8.742277657347586e-08
+SIN_S = [PI_LOW, -5.167708873748779, 2.5497946739196777, -0.5892776846885681]
+COS_C = [1.0, -4.93479061126709, 4.057638168334961, -1.3065298795700073]
 
 
 def philox(seed: int, counters: npt.NDArray[np.uint64], substream: int) -> Words:
@@ -66,38 +67,52 @@ def philox_words(c: list[npt.NDArray[np.uint64]], k0: int, k1: int) -> Words:
     return np.stack(c, axis=-1).astype(np.uint32)
 
 
+def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> Floats:
+    """Return a b + c of float32, rounded once.
+
+    In float64 the product is exact, and the sum keeps 53 of its bits. They are rounded to odd:
+    where the sum is not exact its last bit is made 1, so that the rounding to float32 that follows
+    sees on which side of a tie the exact value lies (Boldo and Melquiond 2008).
+    """
+    addend = np.asarray(c, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
+        total = np.asarray(product + addend)
+        back = total - product
+        lost = (product - (total - back)) + (addend - back)  # total + lost is exact (TwoSum)
+        bits = total.view(np.int64)
+        even = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
+        bits += np.where(even, np.where((lost > 0) == (total > 0), 1, -1), 0)
+        rounded: Floats = total.astype(f32)
+    return rounded
+
+
 def horner(coefficients: list[float], x: Floats) -> Floats:
-    """c[0] + x (c[1] + x (c[2] + ...)), every product and sum rounded."""
+    """c[0] + x (c[1] + x (c[2] + ...)), by fma."""
     p = np.full_like(x, coefficients[-1])
     for c in coefficients[-2::-1]:
-        p = p * x + f32(c)
+        p = fma(p, x, f32(c))
     return p
 
 
 def ln(u: Floats) -> Floats:
     """Natural logarithm of normal u > 0, |error| < 0.9 ulp, 0 at 1.
 
-    u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f - f^2/2 + f^3 P(f).
+    u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f + f^2 P(f).
     """
     bits = u.view(np.int32) - SQRT_HALF_BITS
     k = (bits >> 23).astype(f32)
     f = ((bits & np.int32(0x7FFFFF)) + SQRT_HALF_BITS).view(f32) - f32(1)
-    s = f * f
-    y = horner(LN_P, f) * f * s
-    y = y + k * LN2_LOW
-    y = y - s * f32(0.5)
-    y = y + f
-    result: Floats = y + k * LN2_HIGH
-    return result
+    return fma(k, LN2, fma(horner(LN_P, f), f * f, f))
 
 
 def sin_cos_pi(t: Floats) -> tuple[Floats, Floats]:
     """Return sin(pi t), cos(pi t), |t| <= 1: t = q/2 + r exactly, q = floor(2t + 1/2)."""
-    q = np.floor(t * f32(2) + f32(0.5))
-    r = t - q * f32(0.5)
+    q = np.floor(fma(t, f32(2), f32(0.5)))
+    r = fma(q, f32(-0.5), t)
     y = r * r
-    s = (horner(SIN_S, y) * y + PI_LOW) * r + r * PI_HIGH
-    c = horner(COS_C, y) * y + f32(1)
+    s = fma(r, PI_HIGH, horner(SIN_S, y) * r)
+    c = horner(COS_C, y)
     quadrant = q.astype(np.int32)
     swap = (quadrant & 1) != 0
     sine, cosine = np.where(swap, c, s), np.where(swap, s, c)
@@ -107,8 +122,7 @@ def sin_cos_pi(t: Floats) -> tuple[Floats, Floats]:
 
 def to_unit(words: Words) -> Floats:
     """A word as a float in (0, 1]: float32(w) 2^-32 + 2^-33."""
-    u: Floats = words.astype(f32) * f32(2.0**-32) + f32(2.0**-33)
-    return u
+    return fma(words.astype(f32), f32(2.0**-32), f32(2.0**-33))
 
 
 def box_muller(radius_words: Words, angle_words: Words) -> tuple[Floats, Floats]:

@@ -1,4 +1,4 @@
-"""Noise stream v1 in Triton: the same operations in the same order as csrc/noise/kernel.hpp and
+"""Noise stream v2 in Triton: the same operations in the same order as csrc/noise/kernel.hpp and
 reference.py.
 
 Launched without fp fusion, with the correctly rounded square root; a minus sign is written as a
@@ -24,14 +24,12 @@ def philox(seed, counter, substream: tl.constexpr):
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
-        high0 = tl.umulhi(c0, tl.full(c0.shape, 0xD2511F53, tl.uint32))
-        high2 = tl.umulhi(c2, tl.full(c0.shape, 0xCD9E8D57, tl.uint32))
-        low0 = c0 * tl.full(c0.shape, 0xD2511F53, tl.uint32)
-        low2 = c2 * tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
-        c0 = high2 ^ c1 ^ k0
-        c1 = low2
-        c2 = high0 ^ c3 ^ k1
-        c3 = low0
+        p0 = c0.to(tl.uint64) * 0xD2511F53  # one instruction for both words
+        p2 = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (p2 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = p2.to(tl.uint32)
+        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = p0.to(tl.uint32)
         k0 = k0 + tl.full((), 0x9E3779B9, tl.uint32)
         k1 = k1 + tl.full((), 0xBB67AE85, tl.uint32)
     return c0, c1, c2, c3
@@ -43,34 +41,30 @@ def ln(u):
     bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
     k = (bits >> 23).to(tl.float32)
     f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
-    s = f * f
-    p = f * -0.07859611511230469 + 0.12881647050380707
-    p = p * f + -0.13128754496574402
-    p = p * f + 0.14181192219257355
-    p = p * f + -0.16624553501605988
-    p = p * f + 0.2000228613615036
-    p = p * f + -0.25000810623168945
-    p = p * f + 0.33333316445350647
-    y = p * f * s
-    y = y + k * -2.12194440e-4
-    y = y - s * 0.5
-    y = y + f
-    return y + k * 0.693359375
+    p = tl.fma(f, -0.07859611511230469, 0.12881647050380707)
+    p = tl.fma(p, f, -0.13128754496574402)
+    p = tl.fma(p, f, 0.14181192219257355)
+    p = tl.fma(p, f, -0.16624553501605988)
+    p = tl.fma(p, f, 0.2000228613615036)
+    p = tl.fma(p, f, -0.25000810623168945)
+    p = tl.fma(p, f, 0.33333316445350647)
+    p = tl.fma(p, f, -0.5)
+    return tl.fma(k, 0.6931471824645996, tl.fma(p, f * f, f))
 
 
 @triton.jit
 def sin_cos_pi(t):
     """sin(pi t), cos(pi t) for |t| <= 1: t = q/2 + r with q = floor(2t + 1/2), exactly."""
-    q = tl.floor(t * 2.0 + 0.5)
-    r = t - q * 0.5
+    q = tl.floor(tl.fma(t, 2.0, 0.5))
+    r = tl.fma(q, -0.5, t)
     y = r * r
-    s = y * -0.5894796848297119 + 2.5498106479644775
-    s = s * y + -5.1677093505859375
-    s = (s * y + -8.742277657347586e-08) * r + r * 3.1415927410125732
-    c = y * 0.2314295470714569 + -1.3350584506988525
-    c = c * y + 4.0587077140808105
-    c = c * y + -4.934802055358887
-    c = c * y + 1.0
+    s = tl.fma(y, -0.5892776846885681, 2.5497946739196777)
+    s = tl.fma(s, y, -5.167708873748779)
+    s = tl.fma(s, y, -8.742277657347586e-08)  # the low part of pi
+    s = tl.fma(r, 3.1415927410125732, s * r)
+    c = tl.fma(y, -1.3065298795700073, 4.057638168334961)
+    c = tl.fma(c, y, -4.93479061126709)
+    c = tl.fma(c, y, 1.0)
     quadrant = q.to(tl.int32).to(tl.uint32, bitcast=True)
     swap = (quadrant & 1) != 0
     sine = tl.where(swap, c, s).to(tl.uint32, bitcast=True) ^ ((quadrant & 2) << 30)
@@ -79,9 +73,15 @@ def sin_cos_pi(t):
 
 
 @triton.jit
+def to_unit(word):
+    """A word as a number in (0, 1]."""
+    return tl.fma(word.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)  # 2^-32, -33
+
+
+@triton.jit
 def radius_and_angle(radius_word, angle_word):
     """sqrt(-2 ln u), sin and cos of the angle: Box-Muller's parts."""
-    u = radius_word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # 2^-32, 2^-33
+    u = to_unit(radius_word)
     radius = tl.sqrt_rn(ln(u) * -2.0)
     t = angle_word.to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
     sine, cosine = sin_cos_pi(t)
@@ -91,7 +91,7 @@ def radius_and_angle(radius_word, angle_word):
 @triton.jit
 def to_uniform(word):
     """A word as a uniform on (0, 1)."""
-    u = word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    u = to_unit(word)
     return tl.where(u < 0.9999999403953552, u, 0.9999999403953552)
 
 

@@ -161,23 +161,22 @@ def gaussian_kernel(
                 compute
             )
             t = (z - mean) * inverse
-        square = t * t
-        u = square - 1.0
+        u = tl.fma(t, t, -1.0)
         ft = f * t
         fu = f * u
-        A_t += ft
-        A_u += fu
+        A_t = tl.fma(f, t, A_t)
+        A_u = tl.fma(f, u, A_u)
         if more:
             B_t += t
             B_u += u
-            C_t += ft * t
-            C_u += fu * u
-            D_t += square
-            D_u += u * u
+            C_t = tl.fma(ft, t, C_t)
+            C_u = tl.fma(fu, u, C_u)
+            D_t = tl.fma(t, t, D_t)
+            D_u = tl.fma(u, u, D_u)
             F += f
         if with_variance:
-            E_t += ft * ft
-            E_u += fu * fu
+            E_t = tl.fma(ft, ft, E_t)
+            E_u = tl.fma(fu, fu, E_u)
 
     if finish:
         of_upstream = group * width + of_value
@@ -331,7 +330,7 @@ def antithetic_kernel(
         term = w * d
         A += term
         if with_variance:
-            E += term * term
+            E = tl.fma(term, term, E)
 
     if finish:
         p, q = probabilities(logits)

@@ -72,7 +72,13 @@ def over_event(p, q, on, off):
     """Sums of x s and of x s^2 from those of x where the event is, s = q, and where it is not, s =
     -p.
     """
-    return q * on - p * off, (q * q) * on + (p * p) * off
+    return tl.fma(q, on, 0.0 - p * off), tl.fma(q * q, on, (p * p) * off)
+
+
+@triton.jit
+def centred_squares(b, C, D, E):
+    """Sum of ((f - b) s)^2 = E - 2 b C + b^2 D."""
+    return tl.fma(0.0 - b, tl.fma(0.0 - b, D, C + C), E)
 
 
 @triton.jit
@@ -85,9 +91,9 @@ def mean_of_terms(A, B, C, D, E, F, S, mode: tl.constexpr, with_variance: tl.con
         others = tl.maximum(n - 1.0, 1.0)
         if mode == ELEMENTS:
             a = F * divide(1.0, n)
-            A -= a * B
+            A = tl.fma(0.0 - a, B, A)
             if with_variance:
-                E = E - 2.0 * a * C + a * a * D
+                E = centred_squares(a, C, D, E)
         G = A * divide(1.0, others)
         if with_variance:
             factor = divide(n, others)
@@ -109,7 +115,7 @@ def put_result(
     tl.store(gradient_ptr + at, g.to(gradient_ptr.dtype.element_ty), mask=mask)
     if with_variance:
         n = S.to(G.dtype)
-        variance = (E * divide(1.0, n) - G * G) * divide(1.0, tl.maximum(n - 1.0, 1.0))
+        variance = tl.fma(0.0 - G, G, E * divide(1.0, n)) * divide(1.0, tl.maximum(n - 1.0, 1.0))
         variance = tl.where(variance < 0.0, 0.0, variance)  # keeps NaN
         variance = tl.where(n == 1.0, float("nan"), variance) * scale * scale
         tl.store(variance_ptr + at, variance.to(variance_ptr.dtype.element_ty), mask=mask)
@@ -246,9 +252,9 @@ def merge(
                 A, B, C, D, E, _ = take_sums(
                     partial_ptr, part, at, mask, size, p, q, sums, kind, j, mode, with_variance
                 )
-                G += A - a * B
+                G += tl.fma(0.0 - a, B, A)
                 if with_variance:
-                    squares += E - 2.0 * a * C + a * a * D
+                    squares += centred_squares(a, C, D, E)
         G *= divide(1.0, S.to(A.dtype))
     return G, squares
 

@@ -1,4 +1,4 @@
-"""Noise stream v1: standard normals and uniforms that depend on the seed and the position, and on
+"""Noise stream v2: standard normals and uniforms that depend on the seed and the position, and on
 nothing else.
 
 Here and in every sampler, `seed=None` draws a seed from torch's default CPU generator, so that
@@ -34,7 +34,7 @@ def normal(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Standard normals from noise stream v1.
+    """Standard normals from noise stream v2.
 
     Element i (row-major) is element ``offset + i`` of the seed's stream: the same bits on every
     device, for every SIMD width, number of threads and way of splitting the call. ``normal(n,
@@ -73,7 +73,7 @@ def uniform(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Uniforms on the open interval (0, 1) from noise stream v1, substream 1.
+    """Uniforms on the open interval (0, 1) from noise stream v2, substream 1.
 
     As `normal`; the float32 values lie in [2^-33, 1 - 2^-24]. Conversion to half precision can
     round up to 1.

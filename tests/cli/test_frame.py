@@ -210,6 +210,16 @@ def test_info_names_what_is_active():
     assert reason is None or result.output.count(f"Triton kernels are off: {reason}") == 1
 
 
+def test_info_says_that_a_processor_is_too_old(monkeypatch):
+    monkeypatch.setattr(_core, "simd_builds", list)
+    backends.forget()
+    result = call("info")
+    assert result.exit_code == 0
+    assert "SIMD build in use: none" in result.output
+    assert result.output.count("C++ kernels are off: this processor lacks") == 1
+    assert "op noise: CPU reference" in result.output
+
+
 def test_info_shows_a_forced_backend(monkeypatch):
     monkeypatch.setenv(backends.VARIABLE, "gaussian=reference")
     result = call("info")

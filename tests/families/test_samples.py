@@ -32,7 +32,7 @@ def discrete(name: str, shape: tuple[int, ...]) -> Any:
 
 # --- samples --------------------------------------------------------------------------------------
 
-# Seeds, and rows of 4 (6) samples from offset 3: part of noise stream v1.
+# Seeds, and rows of 4 (6) samples from offset 3: part of noise stream v2.
 BERNOULLI_LOGITS = [-2.0, -0.5, 0.0, 0.5, 2.0, 80.0, -80.0]
 CATEGORICAL_LOGITS = [
     [0, 1, 2, 3],

@@ -1,8 +1,9 @@
-"""Noise stream v1: known answers, equal bits, frozen values, errors in ulp, statistics."""
+"""Noise stream v2: known answers, equal bits, frozen values, errors in ulp, statistics."""
 
 from __future__ import annotations
 
 import hashlib
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -134,18 +135,18 @@ def test_seeds() -> None:
     assert torch.equal(lk.normal(8, seed=torch.tensor(42)), lk.normal(8, seed=42))
 
 
-# --- frozen: a change here is stream v2 -----------------------------------------------------------
+# --- frozen: a change here is stream v3 -----------------------------------------------------------
 
 GOLDEN = {
     "normal": [
         0x3EF0DABE,
         0x3F8B49C5,
         0x3F9A8246,
-        0xBDB23797,
+        0xBDB23798,
         0xBF28FD1B,
         0x3E929C68,
         0x4035FC12,
-        0x3CBEBAE1,
+        0x3CBEBADF,
     ],
     "uniform": [
         0x3F5A1CAB,
@@ -159,17 +160,17 @@ GOLDEN = {
     ],
 }
 DIGESTS: dict[tuple[str, int, int], str] = {
-    ("normal", 0, 0): "4f04bbddf9be99e99edc8d140849840093dbde38c1270043d88f23ff8a203867",
+    ("normal", 0, 0): "9b8772a79068286afb95ad863e1c68652db782ba52a18553257c96ea5147d043",
     (
         "normal",
         9223372036854775807,
         3,
-    ): "ed95fb4ce5163cc233cdf255a505325ac07e3bcb0f973b4ea646b40c283d6fe4",
+    ): "a96c66b6bc2e07c32dfd6414c35b460c978ff03e50fb23769d786ad7a2c80220",
     (
         "normal",
         123456789,
         17179868184,
-    ): "4dcec639484f5e3ca523c737c0323cab39a7f2a26b38f4a295498b704af8afac",
+    ): "db1ac41f32fccbbe41e402ab5583787085f17b7662853046c00768c087ea1e28",
     ("uniform", 0, 0): "82c06edf17b244f28500e568d6d6dc6981528e71ab2a78b95ee7cee931c4f309",
     (
         "uniform",
@@ -203,23 +204,23 @@ def test_golden_digests(simd_build: str, kind: str, seed: int, offset: int) -> N
 EDGES: dict[tuple[int, int], tuple[int, int]] = {
     (0x00000000, 0x00000000): (0x40D87047, 0x00000000),
     (0x00000000, 0x00000001): (0x40D87047, 0x3229FD8F),
-    (0x00000000, 0x20000000): (0x40990B91, 0x40990B92),
+    (0x00000000, 0x20000000): (0x40990B91, 0x40990B91),
     (0x00000000, 0x40000000): (0x80000000, 0x40D87047),
-    (0x00000000, 0x60000000): (0xC0990B92, 0x40990B91),
+    (0x00000000, 0x60000000): (0xC0990B91, 0x40990B91),
     (0x00000000, 0x7FFFFFFF): (0xC0D87047, 0x80000000),
     (0x00000000, 0x80000000): (0xC0D87047, 0x80000000),
     (0x00000000, 0xC0000000): (0x00000000, 0xC0D87047),
-    (0x00000000, 0xE0000000): (0x40990B92, 0xC0990B91),
+    (0x00000000, 0xE0000000): (0x40990B91, 0xC0990B91),
     (0x00000000, 0xFFFFFFFF): (0x40D87047, 0xB229FD8F),
     (0x00000001, 0x00000000): (0x40D32D4C, 0x00000000),
     (0x00000001, 0x00000001): (0x40D32D4C, 0x3225DBA5),
-    (0x00000001, 0x20000000): (0x4095531C, 0x4095531D),
+    (0x00000001, 0x20000000): (0x4095531C, 0x4095531C),
     (0x00000001, 0x40000000): (0x80000000, 0x40D32D4C),
-    (0x00000001, 0x60000000): (0xC095531D, 0x4095531C),
+    (0x00000001, 0x60000000): (0xC095531C, 0x4095531C),
     (0x00000001, 0x7FFFFFFF): (0xC0D32D4C, 0x80000000),
     (0x00000001, 0x80000000): (0xC0D32D4C, 0x80000000),
     (0x00000001, 0xC0000000): (0x00000000, 0xC0D32D4C),
-    (0x00000001, 0xE0000000): (0x4095531D, 0xC095531C),
+    (0x00000001, 0xE0000000): (0x4095531C, 0xC095531C),
     (0x00000001, 0xFFFFFFFF): (0x40D32D4C, 0xB225DBA5),
     (0xFFFFFFFF, 0x00000000): (0x80000000, 0x80000000),
     (0xFFFFFFFF, 0x00000001): (0x80000000, 0x80000000),
@@ -243,33 +244,33 @@ EDGES: dict[tuple[int, int], tuple[int, int]] = {
     (0xFFFFFF80, 0xFFFFFFFF): (0x80000000, 0x00000000),
     (0xFFFFFF7F, 0x00000000): (0x39B504F3, 0x00000000),
     (0xFFFFFF7F, 0x00000001): (0x39B504F3, 0x2B0E2C19),
-    (0xFFFFFF7F, 0x20000000): (0x397FFFFF, 0x39800000),
+    (0xFFFFFF7F, 0x20000000): (0x397FFFFF, 0x397FFFFF),
     (0xFFFFFF7F, 0x40000000): (0x80000000, 0x39B504F3),
-    (0xFFFFFF7F, 0x60000000): (0xB9800000, 0x397FFFFF),
+    (0xFFFFFF7F, 0x60000000): (0xB97FFFFF, 0x397FFFFF),
     (0xFFFFFF7F, 0x7FFFFFFF): (0xB9B504F3, 0x80000000),
     (0xFFFFFF7F, 0x80000000): (0xB9B504F3, 0x80000000),
     (0xFFFFFF7F, 0xC0000000): (0x00000000, 0xB9B504F3),
-    (0xFFFFFF7F, 0xE0000000): (0x39800000, 0xB97FFFFF),
+    (0xFFFFFF7F, 0xE0000000): (0x397FFFFF, 0xB97FFFFF),
     (0xFFFFFF7F, 0xFFFFFFFF): (0x39B504F3, 0xAB0E2C19),
     (0x80000000, 0x00000000): (0x3F96B55F, 0x00000000),
     (0x80000000, 0x00000001): (0x3F96B55F, 0x30ECBB7A),
-    (0x80000000, 0x20000000): (0x3F55224C, 0x3F55224D),
+    (0x80000000, 0x20000000): (0x3F55224C, 0x3F55224C),
     (0x80000000, 0x40000000): (0x80000000, 0x3F96B55F),
-    (0x80000000, 0x60000000): (0xBF55224D, 0x3F55224C),
+    (0x80000000, 0x60000000): (0xBF55224C, 0x3F55224C),
     (0x80000000, 0x7FFFFFFF): (0xBF96B55F, 0x80000000),
     (0x80000000, 0x80000000): (0xBF96B55F, 0x80000000),
     (0x80000000, 0xC0000000): (0x00000000, 0xBF96B55F),
-    (0x80000000, 0xE0000000): (0x3F55224D, 0xBF55224C),
+    (0x80000000, 0xE0000000): (0x3F55224C, 0xBF55224C),
     (0x80000000, 0xFFFFFFFF): (0x3F96B55F, 0xB0ECBB7A),
     (0x5A827999, 0x00000000): (0x3FB89456, 0x00000000),
     (0x5A827999, 0x00000001): (0x3FB89456, 0x3110F7E6),
-    (0x5A827999, 0x20000000): (0x3F828472, 0x3F828473),
+    (0x5A827999, 0x20000000): (0x3F828472, 0x3F828472),
     (0x5A827999, 0x40000000): (0x80000000, 0x3FB89456),
-    (0x5A827999, 0x60000000): (0xBF828473, 0x3F828472),
+    (0x5A827999, 0x60000000): (0xBF828472, 0x3F828472),
     (0x5A827999, 0x7FFFFFFF): (0xBFB89456, 0x80000000),
     (0x5A827999, 0x80000000): (0xBFB89456, 0x80000000),
     (0x5A827999, 0xC0000000): (0x00000000, 0xBFB89456),
-    (0x5A827999, 0xE0000000): (0x3F828473, 0xBF828472),
+    (0x5A827999, 0xE0000000): (0x3F828472, 0xBF828472),
     (0x5A827999, 0xFFFFFFFF): (0x3FB89456, 0xB110F7E6),
 }
 
@@ -280,6 +281,51 @@ def test_edge_words(radius: int, angle: int) -> None:
     assert (int(bits(even).view(np.uint32)[0]), int(bits(odd).view(np.uint32)[0])) == EDGES[
         radius, angle
     ]
+
+
+# --- fused multiply-add ---------------------------------------------------------------------------
+
+
+def rounded_to_float32(exact: Fraction) -> np.float32:
+    """Return the float32 nearest to a number, that with an even last bit where two are as near."""
+    near = np.float32(float(exact))
+    around = [np.nextafter(near, np.float32(s)) for s in (-np.inf, np.inf)]
+    return min((near, *around), key=lambda x: (abs(Fraction(float(x)) - exact), bits(x).item() & 1))
+
+
+def test_fma_of_the_reference_rounds_once() -> None:
+    """On random operands, sums that cancel, and sums that lie next to the middle of two numbers."""
+    rng = np.random.default_rng(5)
+    a, b, c = (rng.standard_normal(2000).astype(np.float32) for _ in range(3))
+    c[:500] = -(a[:500] * b[:500])
+    scale = np.float32(2.0) ** rng.integers(-40, 40, 500).astype(np.float32)
+    c[500:1000] *= scale
+    # (1 + 2^-k)(1 + 2^-(24 - k)) = 1 + ... + 2^-24 + ...: half a unit, and a little more or less.
+    k = np.arange(2, 22)
+    ties = np.ldexp(np.float32(1), -k) + np.float32(1), np.ldexp(np.float32(1), k - 24) + 1
+    for tiny in (0.0, 2.0**-70, -(2.0**-70), 2.0**-149, -(2.0**-149)):
+        a = np.append(a, ties[0].astype(np.float32))
+        b = np.append(b, ties[1].astype(np.float32))
+        c = np.append(c, np.full(k.size, tiny, np.float32))
+    got = reference.fma(a, b, c)
+    exact = [
+        Fraction(x) * Fraction(y) + Fraction(z)
+        for x, y, z in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
+    ]
+    expected = np.array([rounded_to_float32(value) for value in exact])
+    assert np.array_equal(got, expected)
+    unfused = a * b + c
+    assert np.count_nonzero(unfused != expected) > 100, "the cases tell fused from unfused"
+
+
+def test_fma_of_the_reference_beyond_numbers() -> None:
+    big, inf, nan = np.float32(3e38), np.float32(np.inf), np.float32(np.nan)
+    assert reference.fma(big, big, big) == inf
+    assert reference.fma(-big, np.float32(2), big) == -big
+    assert np.isnan(reference.fma(inf, np.float32(0), big))
+    assert np.isnan(reference.fma(nan, big, big))
+    assert np.isnan(reference.fma(big, big, nan))
+    assert bits(reference.fma(np.float32(-1), np.float32(0), np.float32(-0.0))).item() < 0
 
 
 # --- elementary functions -------------------------------------------------------------------------
@@ -344,8 +390,8 @@ def test_elementary_functions_in_ulp() -> None:
     half = np.abs(t) == 0.5
     assert np.all(np.abs(cosine[half]) == 0)
     inside = ~whole & (t != 0)
-    assert worst_ulp(t[inside], sine[inside], mpmath.sinpi) < 1.7
-    assert worst_ulp(t[~half], cosine[~half], mpmath.cospi) < 1.7
+    assert worst_ulp(t[inside], sine[inside], mpmath.sinpi) < 1.4
+    assert worst_ulp(t[~half], cosine[~half], mpmath.cospi) < 1.4
 
 
 def test_range() -> None:

@@ -42,14 +42,20 @@ def _facts() -> list[tuple[str, str]]:
     facts = [("latent-kernels", version("latent-kernels")), ("Python", sys.version.split()[0])]
     facts += [(package, _version(package)) for package in _PACKAGES]
     facts += [
-        ("SIMD builds this CPU runs", ", ".join(_core.simd_builds())),
-        ("SIMD build in use", f"{_core.simd_build()}, {_core.simd_lanes()} float32 lanes"),
+        ("SIMD builds this CPU runs", ", ".join(_core.simd_builds()) or "none"),
+        ("SIMD build in use", _simd_build()),
         ("threads", str(torch.get_num_threads())),
         ("GPU", _gpu()),
         (backends.VARIABLE, os.environ.get(backends.VARIABLE) or "not set"),
     ]
-    missing = backends.triton_missing()
-    return facts if missing is None else [*facts, ("Triton kernels are off", missing)]
+    off = {"C++": backends.cpp_missing(), "Triton": backends.triton_missing()}
+    return facts + [(f"{name} kernels are off", why) for name, why in off.items() if why]
+
+
+def _simd_build() -> str:
+    if backends.cpp_missing():
+        return "none"
+    return f"{_core.simd_build()}, {_core.simd_lanes()} float32 lanes"
 
 
 def _version(package: str) -> str:

@@ -93,6 +93,20 @@ def instructions(kernel: Any) -> str:
     return text.replace("cvt.rmi.ftz.f32.f32", "floor")
 
 
+def asked_to_fuse(kernel: Any) -> int:
+    """Return the number of calls of tl.fma in float32, each counted lane by lane."""
+    asked = re.findall(r"call [^\n]*@llvm\.fma\.(?:v(\d+))?f32\(", kernel.asm["llir"])
+    return sum(int(lanes or 1) for lanes in asked)
+
+
+def contracted(kernel: Any) -> int:
+    """Return how many float32 products and sums the compiler has fused on its own: those of the PTX
+    beyond the calls of tl.fma.
+    """
+    found = re.findall(r"\b(?:fma|mad)\.\w+\.f32(x2)?\b", instructions(kernel))
+    return sum(2 if two else 1 for two in found) - asked_to_fuse(kernel)
+
+
 def cuobjdump() -> str | None:
     bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     return str(bundled) if bundled.exists() else shutil.which("cuobjdump")
