@@ -302,7 +302,7 @@ def test_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     noise, codes = lk.normal(9, seed=3, offset=2), lk.SparseCoder(np.eye(4, dtype=np.float32))
     x = torch.arange(12.0).reshape(3, 4).numpy()
     expected = codes.transform(x)
-    module = lk.LISTA(4, 6, layers=2)
+    module = lk.LISTA(4, 6, 2).eval()
     with torch.no_grad():
         encoded = module(torch.from_numpy(x))
     monkeypatch.setattr(_core, "simd_builds", list)
