@@ -66,7 +66,7 @@ void lista_layer(const Lista& p, ListaTile& tile, int64_t layer) {
     if (!tile.coded) return;
     const Matrix<const T> recurrent{of_layer<T>(p.recurrent, p.layered_recurrent, layer, n * n), n};
     product(codes, tile.rows, n, T(1), recurrent, n, Matrix<const T>{static_cast<const T*>(tile.base), stride},
-            product_rows, Matrix<T>{static_cast<T*>(tile.workspace), stride});
+            product_rows, static_cast<T*>(tile.workspace));
     tile.pre = tile.product;
     return;
   }
@@ -75,7 +75,7 @@ void lista_layer(const Lista& p, ListaTile& tile, int64_t layer) {
   if (tile.coded) {
     const Matrix<T> to{static_cast<T*>(tile.residual), padded(m)};
     product(codes, tile.rows, n, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m, x, to,
-            Matrix<T>{static_cast<T*>(tile.workspace), stride});
+            static_cast<T*>(tile.workspace));
     residual = Matrix<const T>{to.at, to.stride};
   }
   T* zeros = static_cast<T*>(tile.line);

@@ -108,7 +108,7 @@ struct BackwardTile {
     if (b.recurrent_columns != nullptr && (all || pairs_cost_more(g, wanted, b.rows, n))) {
       const T* columns = of_layer<T>(b.recurrent_columns, p.layered_recurrent, layer, n * stride);
       product(g, b.rows, n, T(1), Matrix<const T>{columns, stride}, n, Matrix<const T>{zeros(), 0}, products,
-              Matrix<T>{workspace, stride});
+              workspace);
     } else {
       const Matrix<const T> matrix{of_layer<T>(p.recurrent, p.layered_recurrent, layer, n * n), n};
       for (int64_t i = 0; i < b.rows; ++i)
@@ -127,7 +127,7 @@ struct BackwardTile {
       return;
     }
     product(nonzeros<T>(b.codes[layer]), b.rows, n, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m,
-            x, to, Matrix<T>{workspace, stride});
+            x, to, workspace);
   }
 
   void residual_layer(int64_t layer) const {
@@ -142,8 +142,7 @@ struct BackwardTile {
     if (b.residual_gradient != nullptr) dr.at = static_cast<T*>(b.residual_gradient) + layer * b.layer_stride;
     if (b.weight_columns != nullptr) {
       const T* columns = of_layer<T>(b.weight_columns, p.layered_weight, layer, n * padded(m));
-      product(g, b.rows, n, step, Matrix<const T>{columns, padded(m)}, m, Matrix<const T>{zeros(), 0}, dr,
-              Matrix<T>{workspace, stride});
+      product(g, b.rows, n, step, Matrix<const T>{columns, padded(m)}, m, Matrix<const T>{zeros(), 0}, dr, workspace);
     } else {
       const Matrix<const T> weight{of_layer<T>(p.weight, p.layered_weight, layer, m * n), n};
       for (int64_t i = 0; i < b.rows; ++i)

@@ -123,18 +123,47 @@ struct Left {
   int64_t row, inner;
 };
 
-// As many accumulators as leave registers for a row of the matrix and a factor.
+// Blocks of rows by registers: as many accumulators as leave registers for a row of the matrix and a factor.
 constexpr int kDenseRegisters = W == 16 ? 3 : 2;
-constexpr int kDenseRows = W == 16 ? 8 : 4;
+constexpr int kDenseRows = W == 16 ? 8 : 6;
+
+// Calls f(integral_constant R, first row) so that blocks of R rows cover all of them.
+template <class Body>
+LK_INLINE void each_row_block(int64_t rows, Body f) {
+  int64_t i = 0;
+  const auto block = [&](auto many) LK_INLINE_LAMBDA {
+    f(many, i);
+    i += decltype(many)::value;
+  };
+  while (rows - i >= kDenseRows) block(std::integral_constant<int, kDenseRows>{});
+  if (rows - i >= 4) block(std::integral_constant<int, 4>{});
+  if (rows - i >= 2) block(std::integral_constant<int, 2>{});
+  if (rows - i >= 1) block(std::integral_constant<int, 1>{});
+}
+
+// The left factor: element (i, k) at at[i * row + k * inner]; or, with row == 0, block after block of rows as
+// each_row_block makes them, in each of which the elements of one k lie side by side.
+template <class T>
+struct Left {
+  const T* at;
+  int64_t row, inner;
+
+  // The block of R rows from row i on, its elements from k on.
+  template <int R>
+  Left block(int64_t i, int64_t k, int64_t inner_size) const {
+    if (row == 0) return {at + i * inner_size + k * R, 1, R};
+    return {at + i * row + k * inner, row, inner};
+  }
+};
 
 template <int R, int N, class T>
-LK_NOINLINE void dense_block(Left<T> a, int64_t inner, Matrix<const T> matrix, Matrix<const T> from, Matrix<T> out,
-                             int64_t last) {
+LK_NOINLINE void dense_block(Left<T> a, int64_t inner, const T* matrix, int64_t stride, int64_t matrix_last,
+                             Matrix<const T> from, Matrix<T> out, int64_t last) {
   Vec<T> sum[R][N];
   for (int r = 0; r < R; ++r) load_block(from.row(r), last, sum[r]);
-  for (int64_t i = 0; i < inner; ++i) {
+  for (int64_t i = 0; i < inner; ++i, matrix += stride) {
     Vec<T> b[N];
-    load_block(matrix.row(i), last, b);
+    load_block(matrix, matrix_last, b);
     for (int r = 0; r < R; ++r) {
       const Vec<T> v = splat<T>(a.at[r * a.row + i * a.inner]);
       for (int k = 0; k < N; ++k) sum[r][k] = fma(v, b[k], sum[r][k]);
@@ -143,20 +172,34 @@ LK_NOINLINE void dense_block(Left<T> a, int64_t inner, Matrix<const T> matrix, M
   for (int r = 0; r < R; ++r) store_block(out.row(r), last, sum[r]);
 }
 
+// Rows of the matrix that a block of columns is read in at a time, for all rows of the left factor. They are copied
+// side by side: in the matrix they lie a power of two apart, often, and would share a few sets of the cache.
+constexpr int64_t kDenseInner = 128;
+
 template <int N, class T>
-inline void dense_rows(Left<T> a, int64_t rows, int64_t inner, Matrix<const T> matrix, Matrix<const T> from,
-                       Matrix<T> out, int64_t last) {
-  int64_t i = 0;
-  const auto block = [&](auto many) {
-    dense_block<decltype(many)::value, N>(Left<T>{a.at + i * a.row, a.row, a.inner}, inner, matrix,
-                                          Matrix<const T>{from.row(i), from.stride}, Matrix<T>{out.row(i), out.stride},
-                                          last);
-    i += decltype(many)::value;
-  };
-  while (rows - i >= kDenseRows) block(std::integral_constant<int, kDenseRows>{});
-  if (kDenseRows > 4 && rows - i >= 4) block(std::integral_constant<int, 4>{});
-  if (rows - i >= 2) block(std::integral_constant<int, 2>{});
-  if (rows - i >= 1) block(std::integral_constant<int, 1>{});
+inline void dense_columns(Left<T> a, int64_t rows, int64_t inner, Matrix<const T> matrix, Matrix<const T> from,
+                          Matrix<T> out, int64_t last) {
+  constexpr int64_t width = N * lanes<T>;
+  alignas(64) T panel[kDenseInner * width];
+  const bool packed = rows > 2 * kDenseRows;
+  for (int64_t k0 = 0; k0 == 0 || k0 < inner; k0 += kDenseInner) {
+    const int64_t count = smaller(kDenseInner, inner - k0);
+    if (packed) {
+      for (int64_t k = 0; k < count; ++k) {
+        Vec<T> b[N];
+        load_block(matrix.row(k0 + k), last, b);
+        store_block(panel + k * width, width - lanes<T>, b);
+      }
+    }
+    const T* const at = packed ? panel : matrix.row(k0);
+    const int64_t stride = packed ? width : matrix.stride, end = packed ? width - lanes<T> : last;
+    const Matrix<const T> before = k0 == 0 ? from : Matrix<const T>{out.at, out.stride};
+    each_row_block(rows, [&](auto many, int64_t i) LK_INLINE_LAMBDA {
+      constexpr int R = decltype(many)::value;
+      dense_block<R, N>(a.template block<R>(i, k0, inner), count, at, stride, end,
+                        Matrix<const T>{before.row(i), before.stride}, Matrix<T>{out.row(i), out.stride}, last);
+    });
+  }
 }
 
 // out = from + a matrix, every element of a.
@@ -164,21 +207,25 @@ template <class T>
 inline void dense_product(Left<T> a, int64_t rows, int64_t inner, Matrix<const T> matrix, int64_t columns,
                           Matrix<const T> from, Matrix<T> out) {
   if (columns < lanes<T>) {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) {
-        T sum = from.row(i)[j];
-        for (int64_t k = 0; k < inner; ++k) sum = fma(a.at[i * a.row + k * a.inner], matrix.row(k)[j], sum);
-        out.row(i)[j] = sum;
+    each_row_block(rows, [&](auto many, int64_t first) {
+      constexpr int R = decltype(many)::value;
+      const Left<T> left = a.template block<R>(first, 0, inner);
+      for (int i = 0; i < R; ++i) {
+        for (int64_t j = 0; j < columns; ++j) {
+          T sum = from.row(first + i)[j];
+          for (int64_t k = 0; k < inner; ++k) sum = fma(left.at[i * left.row + k * left.inner], matrix.row(k)[j], sum);
+          out.row(first + i)[j] = sum;
+        }
       }
-    }
+    });
     return;
   }
   each_block<kDenseRegisters, T>(columns, [&](int n, int64_t column, int64_t last) {
     const Matrix<const T> m = matrix.columns(column), f = from.columns(column);
     const Matrix<T> o = out.columns(column);
-    if (n == 1) return dense_rows<1>(a, rows, inner, m, f, o, last);
-    if (n == 2) return dense_rows<2>(a, rows, inner, m, f, o, last);
-    return dense_rows<kDenseRegisters>(a, rows, inner, m, f, o, last);
+    if (n == 1) return dense_columns<1>(a, rows, inner, m, f, o, last);
+    if (n == 2) return dense_columns<2>(a, rows, inner, m, f, o, last);
+    return dense_columns<kDenseRegisters>(a, rows, inner, m, f, o, last);
   });
 }
 
@@ -272,16 +319,19 @@ inline bool is_dense(int64_t nonzeros, int64_t rows, int64_t columns) {
   return rows >= 4 && static_cast<double>(nonzeros) > kDenseShare * static_cast<double>(rows * columns);
 }
 
-// out = from + factor a matrix, by whichever way is shorter; `workspace` for a as dense rows.
+// out = from + factor a matrix, by whichever way is shorter; `workspace` for all elements of a.
 template <class T>
 inline void product(const Nonzeros<T>& a, int64_t rows, int64_t inner, T factor, Matrix<const T> matrix,
-                    int64_t columns, Matrix<const T> from, Matrix<T> out, Matrix<T> workspace) {
+                    int64_t columns, Matrix<const T> from, Matrix<T> out, T* workspace) {
   if (!is_dense(a.count(rows), rows, inner)) return gather_product(a, rows, factor, matrix, columns, from, out);
-  to_dense(a, rows, inner, workspace);
-  if (factor != T(1))
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < inner; ++j) workspace.row(i)[j] *= factor;
-  dense_product(Left<T>{workspace.at, workspace.stride, 1}, rows, inner, matrix, columns, from, out);
+  each_row_block(rows, [&](auto many, int64_t i) LK_INLINE_LAMBDA {
+    constexpr int R = decltype(many)::value;
+    T* const block = workspace + i * inner;
+    zero(block, R * inner);
+    for (int r = 0; r < R; ++r)
+      for (int p = a.start[i + r]; p < a.start[i + r + 1]; ++p) block[a.index[p] * R + r] = factor * a.value[p];
+  });
+  dense_product(Left<T>{workspace, 0, 0}, rows, inner, matrix, columns, from, out);
 }
 
 // --- the other way round ------------------------------------------------------------------------------------------

@@ -129,30 +129,29 @@ def backward_kernel(
                 load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute) * -0.5
             )
             t = (a - b) * inverse
-            d_b = g * (t * inverse)
-            d_a = 0.0 - d_b
-            d_c = (g * 0.5) * tl.fma(t, t, -1.0)
+            slope = t * inverse
+            sum_a = give(d_a_ptr, at, sum_a, 0.0 - g, slope, mask, fate_a)
+            sum_b = give(d_b_ptr, at, sum_b, g, slope, mask, fate_b)
+            sum_c = give(d_c_ptr, at, sum_c, g * 0.5, tl.fma(t, t, -1.0), mask, fate_c)
         else:
             e = exp(0.0 - tl.abs(b))
             tail = divide(e, e + 1.0)
-            d_a = g * b
-            d_b = g * tl.where(b > 0, tail - (1.0 - a), a - tail)
-            d_c = d_b  # there is no third input
-        if fate_a == WRITTEN:
-            store(d_a_ptr, at, d_a, mask)
-        elif fate_a != UNWANTED:
-            sum_a += d_a
-        if fate_b == WRITTEN:
-            store(d_b_ptr, at, d_b, mask)
-        elif fate_b != UNWANTED:
-            sum_b += d_b
-        if fate_c == WRITTEN:
-            store(d_c_ptr, at, d_c, mask)
-        elif fate_c != UNWANTED:
-            sum_c += d_c
+            slope = tl.where(b > 0, tail - (1.0 - a), a - tail)
+            sum_a = give(d_a_ptr, at, sum_a, g, b, mask, fate_a)
+            sum_b = give(d_b_ptr, at, sum_b, g, slope, mask, fate_b)
     finish(d_a_ptr, sum_a, fate_a, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
     finish(d_b_ptr, sum_b, fate_b, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
     finish(d_c_ptr, sum_c, fate_c, chunk, block, blocks, groups, group, N, D, rows, cols, mask)
+
+
+@triton.jit
+def give(ptr, at, total, g, slope, mask, fate: tl.constexpr):
+    """Store a gradient, g slope, or return `total` with it added."""
+    if fate == WRITTEN:
+        store(ptr, at, g * slope, mask)
+    elif fate != UNWANTED:
+        total = tl.fma(g, slope, total)
+    return total
 
 
 @triton.jit
