@@ -143,7 +143,8 @@ class Backward {
     gradients_.clear();
     gradients_.resize(static_cast<size_t>(tiles * (layers + 1)));
     const int64_t wide = std::max(stride_, wide_), rows = std::min(tape_.tile_rows, tape_.rows);
-    const auto make = [&] { return Pieces(((2 * rows + 1) * wide + stride_) * static_cast<int64_t>(sizeof(T))); };
+    const int64_t elements = (workspace_rows(rows) + rows + 1) * wide + stride_;
+    const auto make = [&] { return Pieces(elements * static_cast<int64_t>(sizeof(T))); };
     each_task(tiles, workers_, make, [&](Pieces& scratch, int64_t i) { tile_gradients(first_tile_ + i, scratch); });
   }
 
@@ -352,9 +353,8 @@ class Backward {
             sums[codes.index[c]] -= static_cast<double>(g[c] * std::copysign(T(1), value[c]));
       }
       if (step_sums_) {
-        double sum = 0;
+        double& sum = step_sums_[static_cast<size_t>(layer - 1)];  // element by element, whatever the tiles
         for (int32_t c = 0; c < count; ++c) sum += static_cast<double>(g[c]) * static_cast<double>(drive[c]);
-        step_sums_[static_cast<size_t>(layer - 1)] += sum;
       }
     });
   }

@@ -14,7 +14,7 @@ namespace lista {
 using Bytes = std::unique_ptr<char[]>;
 inline Bytes allocate(int64_t bytes) { return Bytes(new char[static_cast<size_t>(std::max<int64_t>(bytes, 1))]); }
 
-constexpr int64_t kTileRows = 64;         // codes of a tile and a block of columns of S fit in the second-level cache
+constexpr int64_t kTileRows = 128;        // codes of a tile and a block of columns of S fit in the second-level cache
 constexpr int64_t kChunkRows = 512;       // rows whose dense gradients are held at a time
 constexpr int64_t kBlockBytes = 1 << 19;  // of a matrix gradient, for the second-level cache
 
@@ -133,7 +133,7 @@ struct TileScratch {
     const int64_t size = call.size(), n = padded(p.components), m = padded(p.features);
     tile.base = pieces.take(rows * n * size);
     tile.product = pieces.take(rows * n * size);
-    tile.workspace = pieces.take(rows * n * size);
+    tile.workspace = pieces.take(workspace_rows(rows) * n * size);
     tile.residual = pieces.take(rows * m * size);
     tile.line = pieces.take(3 * n * size);
     const int64_t most = rows * std::max(n, m) + kListSlack;
@@ -151,7 +151,7 @@ struct TileScratch {
     const int64_t size = call.size(), n = padded(call.problem.components), m = padded(call.problem.features);
     const int64_t most = rows * std::max(n, m) + kListSlack;
     const int64_t lists = (rows + 1) * 4 + most * (4 + size + (drive ? size : 0) + (passed ? 1 : 0)) + 5 * 64;
-    return (3 * rows * n + rows * m + 3 * n) * size + 2 * lists + 16 * 64;
+    return ((2 * rows + workspace_rows(rows)) * n + rows * m + 3 * n) * size + 2 * lists + 16 * 64;
   }
 };
 

@@ -50,7 +50,7 @@ void lista_begin(const Lista& p, ListaTile& tile) {
     if (is_dense(lists.count(tile.rows), tile.rows, m))
       dense_product(Left<T>{x, m, 1}, tile.rows, m, weight, n, from, base);
     else
-      gather_product(lists, tile.rows, T(1), weight, n, from, base);
+      gather_product(lists, tile.rows, m, T(1), weight, n, from, base, static_cast<T*>(tile.workspace));
   }
   tile.coded = p.initial != nullptr;
   if (tile.coded) list_rows(static_cast<const T*>(p.initial) + tile.row0 * n, n, tile.rows, tile.codes);

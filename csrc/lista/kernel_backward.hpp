@@ -71,7 +71,7 @@ struct BackwardTile {
   BackwardTile(const Lista& p, const ListaBackward& b)
       : p(p), b(b), m(p.features), n(p.components), stride(padded(n)), wide(larger(padded(m), stride)) {
     workspace = static_cast<T*>(b.workspace);
-    product_rows = workspace + b.rows * wide;
+    product_rows = workspace + workspace_rows(b.rows) * wide;
     line = product_rows + b.rows * wide;
     zero(line, stride + wide);
   }

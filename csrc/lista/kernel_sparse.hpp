@@ -3,6 +3,7 @@
 // where values are finite, so both ways give the same bits, whatever the tile; the choice is one of speed alone.
 #pragma once
 
+#include "lista/problem.hpp"
 #include "simd/tile.hpp"
 
 namespace lk {
@@ -45,11 +46,13 @@ LK_INLINE void each_block(int64_t columns, Body f) {
 
 template <class T, int N>
 LK_INLINE void load_block(const T* p, int64_t last, Vec<T> (&v)[N]) {
+#pragma GCC unroll 8
   for (int k = 0; k < N - 1; ++k) v[k] = load(p + k * lanes<T>);
   v[N - 1] = load(p + last);
 }
 template <class T, int N>
 LK_INLINE void store_block(T* p, int64_t last, const Vec<T> (&v)[N]) {
+#pragma GCC unroll 8
   for (int k = 0; k < N - 1; ++k) store(p + k * lanes<T>, v[k]);
   store(p + last, v[N - 1]);
 }
@@ -58,8 +61,19 @@ LK_INLINE void store_block(T* p, int64_t last, const Vec<T> (&v)[N]) {
 
 constexpr int kGatherRegisters = 8;
 
+// Copies a block of columns of the matrix's first rows side by side. Where they lie they are often a power of two apart
+// and share a few sets of the cache, and each is on a page of its own.
 template <int N, class T>
-LK_NOINLINE void gather_block(const Nonzeros<T>& a, int64_t rows, T factor, Matrix<const T> matrix,
+inline void pack_columns(Matrix<const T> matrix, int64_t rows, int64_t last, T* to) {
+  for (int64_t i = 0; i < rows; ++i) {
+    Vec<T> v[N];
+    load_block(matrix.row(i), last, v);
+    store_block(to + i * N * lanes<T>, (N - 1) * lanes<T>, v);
+  }
+}
+
+template <int N, class T>
+LK_NOINLINE void gather_block(const Nonzeros<T>& a, int64_t rows, T factor, Matrix<const T> matrix, int64_t matrix_last,
                               Matrix<const T> from, Matrix<T> out, int64_t last) {
   for (int64_t i = 0; i < rows; ++i) {
     Vec<T> sum[N];
@@ -69,16 +83,20 @@ LK_NOINLINE void gather_block(const Nonzeros<T>& a, int64_t rows, T factor, Matr
       const T* row = matrix.row(a.index[p]);
       const Vec<T> v = splat<T>(factor * a.value[p]);
       for (int k = 0; k < N - 1; ++k) sum[k] = fma(v, load(row + k * lanes<T>), sum[k]);
-      sum[N - 1] = fma(v, load(row + last), sum[N - 1]);
+      sum[N - 1] = fma(v, load(row + matrix_last), sum[N - 1]);
     }
     store_block(out.row(i), last, sum);
   }
 }
 
-// out = from + factor a matrix, over the non-zeros of a; columns fewer than a register one by one.
+// How often a row of the matrix is read, on average, for it to be copied first.
+constexpr int64_t kPackUses = 4;
+
+// out = from + factor a matrix, over the non-zeros of a; columns fewer than a register one by one. `workspace`, of
+// workspace_rows(rows) times `inner`, is for a copy of a block of the matrix.
 template <class T>
-inline void gather_product(const Nonzeros<T>& a, int64_t rows, T factor, Matrix<const T> matrix, int64_t columns,
-                           Matrix<const T> from, Matrix<T> out) {
+inline void gather_product(const Nonzeros<T>& a, int64_t rows, int64_t inner, T factor, Matrix<const T> matrix,
+                           int64_t columns, Matrix<const T> from, Matrix<T> out, T* workspace) {
   if (columns < lanes<T>) {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < columns; ++j) {
@@ -90,38 +108,40 @@ inline void gather_product(const Nonzeros<T>& a, int64_t rows, T factor, Matrix<
     }
     return;
   }
-  each_block<kGatherRegisters, T>(columns, [&](int n, int64_t column, int64_t last) {
+  const bool often = rows >= kPackRows && a.count(rows) > kPackUses * inner;
+  each_block<kGatherRegisters, T>(columns, [&](int registers, int64_t column, int64_t last) {
     const Matrix<const T> m = matrix.columns(column), f = from.columns(column);
     const Matrix<T> o = out.columns(column);
-    switch (n) {
+    const auto block = [&](auto n) {
+      constexpr int N = decltype(n)::value;
+      constexpr int64_t width = N * lanes<T>;
+      static_assert(width <= kPackColumns, "what a workspace has space for");
+      if (!often) return gather_block<N>(a, rows, factor, m, last, f, o, last);
+      pack_columns<N>(m, inner, last, workspace);
+      gather_block<N>(a, rows, factor, Matrix<const T>{workspace, width}, width - lanes<T>, f, o, last);
+    };
+    switch (registers) {
       case 1:
-        return gather_block<1>(a, rows, factor, m, f, o, last);
+        return block(std::integral_constant<int, 1>{});
       case 2:
-        return gather_block<2>(a, rows, factor, m, f, o, last);
+        return block(std::integral_constant<int, 2>{});
       case 3:
-        return gather_block<3>(a, rows, factor, m, f, o, last);
+        return block(std::integral_constant<int, 3>{});
       case 4:
-        return gather_block<4>(a, rows, factor, m, f, o, last);
+        return block(std::integral_constant<int, 4>{});
       case 5:
-        return gather_block<5>(a, rows, factor, m, f, o, last);
+        return block(std::integral_constant<int, 5>{});
       case 6:
-        return gather_block<6>(a, rows, factor, m, f, o, last);
+        return block(std::integral_constant<int, 6>{});
       case 7:
-        return gather_block<7>(a, rows, factor, m, f, o, last);
+        return block(std::integral_constant<int, 7>{});
       default:
-        return gather_block<8>(a, rows, factor, m, f, o, last);
+        return block(std::integral_constant<int, kGatherRegisters>{});
     }
   });
 }
 
 // --- dense --------------------------------------------------------------------------------------------------------
-
-// The left factor: element (i, k) at at[i * row + k * inner].
-template <class T>
-struct Left {
-  const T* at;
-  int64_t row, inner;
-};
 
 // Blocks of rows by registers: as many accumulators as leave registers for a row of the matrix and a factor.
 constexpr int kDenseRegisters = W == 16 ? 3 : 2;
@@ -158,45 +178,48 @@ struct Left {
 
 template <int R, int N, class T>
 LK_NOINLINE void dense_block(Left<T> a, int64_t inner, const T* matrix, int64_t stride, int64_t matrix_last,
-                             Matrix<const T> from, Matrix<T> out, int64_t last) {
-  Vec<T> sum[R][N];
+                             Matrix<const T> ahead, Matrix<const T> from, Matrix<T> out, int64_t last) {
+  Vec<T> sum[R][N];  // the loops over it are unrolled early, or it would stand in memory
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) load_block(from.row(r), last, sum[r]);
   for (int64_t i = 0; i < inner; ++i, matrix += stride) {
+    __builtin_prefetch(ahead.row(i));
     Vec<T> b[N];
     load_block(matrix, matrix_last, b);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec<T> v = splat<T>(a.at[r * a.row + i * a.inner]);
+#pragma GCC unroll 8
       for (int k = 0; k < N; ++k) sum[r][k] = fma(v, b[k], sum[r][k]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) store_block(out.row(r), last, sum[r]);
 }
 
 // Rows of the matrix that a block of columns is read in at a time, for all rows of the left factor. They are copied
 // side by side: in the matrix they lie a power of two apart, often, and would share a few sets of the cache.
-constexpr int64_t kDenseInner = 128;
+constexpr int64_t kDenseInner = 192;
 
 template <int N, class T>
 inline void dense_columns(Left<T> a, int64_t rows, int64_t inner, Matrix<const T> matrix, Matrix<const T> from,
                           Matrix<T> out, int64_t last) {
-  constexpr int64_t width = N * lanes<T>;
+  constexpr int64_t width = N * lanes<T>, lines = width * sizeof(T) / 64;
   alignas(64) T panel[kDenseInner * width];
   const bool packed = rows > 2 * kDenseRows;
   for (int64_t k0 = 0; k0 == 0 || k0 < inner; k0 += kDenseInner) {
     const int64_t count = smaller(kDenseInner, inner - k0);
-    if (packed) {
-      for (int64_t k = 0; k < count; ++k) {
-        Vec<T> b[N];
-        load_block(matrix.row(k0 + k), last, b);
-        store_block(panel + k * width, width - lanes<T>, b);
-      }
-    }
+    if (packed) pack_columns<N>(Matrix<const T>{matrix.row(k0), matrix.stride}, count, last, panel);
     const T* const at = packed ? panel : matrix.row(k0);
     const int64_t stride = packed ? width : matrix.stride, end = packed ? width - lanes<T> : last;
     const Matrix<const T> before = k0 == 0 ? from : Matrix<const T>{out.at, out.stride};
+    const T* const next = k0 + kDenseInner < inner ? matrix.row(k0 + kDenseInner) : matrix.at + width;
+    int line = 0;
     each_row_block(rows, [&](auto many, int64_t i) LK_INLINE_LAMBDA {
       constexpr int R = decltype(many)::value;
-      dense_block<R, N>(a.template block<R>(i, k0, inner), count, at, stride, end,
+      const Matrix<const T> ahead{next + line * (64 / sizeof(T)), matrix.stride};
+      if (++line == lines) line = 0;
+      dense_block<R, N>(a.template block<R>(i, k0, inner), count, at, stride, end, ahead,
                         Matrix<const T>{before.row(i), before.stride}, Matrix<T>{out.row(i), out.stride}, last);
     });
   }
@@ -313,8 +336,9 @@ inline void to_dense(const Nonzeros<T>& a, int64_t rows, int64_t columns, Matrix
   }
 }
 
-// Whether a product over the non-zeros takes longer than a dense one: registers of it are read for one row alone.
-constexpr double kDenseShare = 0.4;
+// The share of non-zeros from which on a dense product is shorter: it reads a register of the matrix for several rows,
+// and wider registers gain more from that. Measured at 64 x 1024 x 1024 on a Xeon (AVX-512, and its AVX2 build).
+constexpr double kDenseShare = W == 16 ? 0.35 : 0.5;
 inline bool is_dense(int64_t nonzeros, int64_t rows, int64_t columns) {
   return rows >= 4 && static_cast<double>(nonzeros) > kDenseShare * static_cast<double>(rows * columns);
 }
@@ -323,7 +347,8 @@ inline bool is_dense(int64_t nonzeros, int64_t rows, int64_t columns) {
 template <class T>
 inline void product(const Nonzeros<T>& a, int64_t rows, int64_t inner, T factor, Matrix<const T> matrix,
                     int64_t columns, Matrix<const T> from, Matrix<T> out, T* workspace) {
-  if (!is_dense(a.count(rows), rows, inner)) return gather_product(a, rows, factor, matrix, columns, from, out);
+  if (!is_dense(a.count(rows), rows, inner))
+    return gather_product(a, rows, inner, factor, matrix, columns, from, out, workspace);
   each_row_block(rows, [&](auto many, int64_t i) LK_INLINE_LAMBDA {
     constexpr int R = decltype(many)::value;
     T* const block = workspace + i * inner;

@@ -33,13 +33,19 @@ struct Codes {
   uint8_t* passed;  // whether the entry passed without its threshold; or null
 };
 
+// Products of so many rows or more may copy a block of 128 columns of their matrix: their workspace has space for it.
+constexpr int64_t kPackRows = 16, kPackColumns = 128;
+static inline int64_t workspace_rows(int64_t rows) {
+  return rows < kPackRows || rows > kPackColumns ? rows : kPackColumns;
+}
+
 // A tile of rows on its way through the layers, in scratch.
 struct ListaTile {
   int64_t row0, rows;
   void* base;       // [rows, padded components]: x W + b
   void* pre;        // the same shape: what the step multiplies; where it lies after lista_layer
   void* product;    // the same shape
-  void* workspace;  // [rows, padded components]
+  void* workspace;  // [workspace_rows, padded components]
   void* residual;   // [rows, padded features]
   void* line;       // three lines of padded components
   bool coded;       // whether `codes` holds any
@@ -59,7 +65,8 @@ struct ListaBackward {
   const void* weight_columns;     // W transposed [layers or 1, components, padded features], or null
   void* initial_gradient;         // [rows, components], or null
   void* x_gradient;               // [rows, features], or null
-  void* workspace;                // [2 rows + 1, padded components or features, the larger], and padded components
+  void* workspace;                // [workspace_rows + rows + 1, padded components or features, the larger], and padded
+                                  // components
 };
 
 // out[j, :] += factor left[i, j] right[i, :] for all rows i in order and first <= j < end. Right is sparse where it has
