@@ -200,7 +200,7 @@ def test_no_components_with_initial_codes() -> None:
     "options", [OPTIONS[1], OPTIONS[3], OPTIONS[9]], ids=["shared", "layered", "sparse"]
 )
 def test_bits_do_not_depend_on_threads(form: str, options: dict[str, Any]) -> None:
-    """Enough rows for several tiles, chunks and threads; seven threads get smaller tiles than one."""
+    """Enough rows for several tiles, chunks and threads; seven threads get smaller tiles."""
     dtype = torch.float64 if options is OPTIONS[3] else torch.float32
     problem = ListaProblem(form, (520, 400, 100, 3), dtype, **options)
     tensors, choices, wanted = (
