@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 build=build/sanitize
 cmake=$("$python" -c 'import shutil, sys; print(shutil.which("cmake") or sys.exit("make sanitize needs cmake"))')
-"$cmake" -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DLK_OPTIMIZATION=-O1 -DPython_EXECUTABLE="$(pwd)/$python" \
+"$cmake" -S . -B "$build" -DCMAKE_BUILD_TYPE=Release -DLK_OPTIMIZATION=-O1 -DLK_GENERIC=ON -DPython_EXECUTABLE="$(pwd)/$python" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
   -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
 "$cmake" --build "$build" -j "$(nproc)"

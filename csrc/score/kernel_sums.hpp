@@ -49,6 +49,9 @@ inline void row_weights(const ScoreProblem& p, int64_t group, int64_t s, int64_t
   }
 }
 
+// Samples whose mean is the shift of a value per element.
+constexpr int64_t kShiftSamples = 4;
+
 // What weights of a tile need besides the values: rows' shifts, repeated for samples side by side.
 template <class C>
 struct Weights {
@@ -69,14 +72,24 @@ struct Weights {
         row_shift[r] = p.shift[group * p.rows + tile.row0 + r % tile.rows];
       return;
     }
-    // Element by element: a given baseline, or the first sample, which any shift may be where it is undone later.
+    // Element by element: a given baseline, or the mean of the first samples. Any shift may be undone later; one near
+    // the mean of all samples leaves sums of squares in which little cancels.
     const int64_t plane = p.rows * p.cols, begin = tile.row0 * p.cols + tile.col0;
-    const C* from = nullptr;
-    if (p.baseline != nullptr && !p.baseline_sampled) from = static_cast<const C*>(p.baseline) + group * plane + begin;
-    if (keeps_coefficients(p)) from = static_cast<const C*>(p.values) + group * p.samples * plane + begin;
-    shifted = from != nullptr;
-    for (int c = 0; shifted && c < copies; ++c)
-      std::memcpy(element_shift + c * n, from, sizeof(C) * static_cast<size_t>(n));
+    if (keeps_coefficients(p)) {
+      const C* from = static_cast<const C*>(p.values) + group * p.samples * plane + begin;
+      const int64_t count = smaller(p.samples, kShiftSamples);
+      each<C>(n, [&](int64_t i, auto k) {
+        auto sum = load(from + i, k);
+        for (int64_t s = 1; s < count; ++s) sum = sum + load(from + s * plane + i, k);
+        store(element_shift + i, sum * (C(1) / static_cast<C>(count)), k);
+      });
+      shifted = true;
+    } else if (p.baseline != nullptr && !p.baseline_sampled) {
+      const C* from = static_cast<const C*>(p.baseline) + group * plane + begin;
+      std::memcpy(element_shift, from, sizeof(C) * static_cast<size_t>(n));
+      shifted = true;
+    }
+    if (shifted) repeat<C>(element_shift, n, copies, element_shift);
   }
 
   // Long rows have one weight each; the rows of short ones are written out.

@@ -58,6 +58,7 @@ from latent_kernels.kernels.score.triton_sums import (
     finish_binary,
     finish_kernel,
     load_weight,
+    mean_of_first,
     mean_of_terms,
     probabilities,
     put_result,
@@ -137,7 +138,7 @@ def gaussian_kernel(
     else:
         mean = tl.load(mean_ptr + at, mask=mask, other=0.0).to(compute)
     if more and per_element:
-        shift = tl.load(values_ptr + of_value, mask=value_mask, other=0.0).to(compute)
+        shift = mean_of_first(values_ptr + of_value, width, value_mask, S, compute)
 
     zero = tl.zeros((BLOCK_N, BLOCK_D), compute)
     A_t, B_t, C_t, D_t, E_t = zero, zero, zero, zero, zero
@@ -248,7 +249,7 @@ def bernoulli_kernel(
     if from_seed:
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
     if more and per_element:
-        shift = tl.load(values_ptr + of_value, mask=value_mask, other=0.0).to(compute)
+        shift = mean_of_first(values_ptr + of_value, width, value_mask, S, compute)
 
     F1 = tl.zeros((BLOCK_N, BLOCK_D), compute)
     F0, H1, H0 = F1, F1, F1
@@ -385,7 +386,7 @@ def categorical_kernel(
         c = tl.load(c_ptr + at, mask=mask, other=0)
         c_before = tl.load(c_ptr + at - 1, mask=mask & (k > 0), other=0)
     if more and per_element:
-        shift = tl.load(values_ptr + of_value, mask=valid, other=0.0).to(compute)
+        shift = mean_of_first(values_ptr + of_value, width, valid, S, compute)
 
     F1 = tl.zeros((BLOCK_K, BLOCK_E), compute)
     H1 = F1

@@ -59,6 +59,18 @@ def load_weight(values_at, baseline_at, mask, has_baseline: tl.constexpr, comput
 
 
 @triton.jit
+def mean_of_first(values_at, stride, mask, S, compute: tl.constexpr):
+    """The mean of the first four samples' values, or of all if there are fewer: the shift of a
+    value per element.
+    """
+    count = tl.minimum(S, 4)
+    total = tl.load(values_at, mask=mask, other=0.0).to(compute)
+    for s in range(1, count):
+        total += tl.load(values_at + s * stride, mask=mask, other=0.0).to(compute)
+    return total * divide(1.0, count.to(compute))
+
+
+@triton.jit
 def probabilities(logits):
     """sigmoid(logits) and sigmoid(-logits), each without cancellation."""
     e = exp(0.0 - tl.abs(logits))
