@@ -39,6 +39,16 @@ _MODULES = {
 }
 
 
+_choices: list[Any] = []  # what is remembered until `forget`
+
+
+def remember(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function whose results follow from the choice of backends: keep the last ones."""
+    cached = functools.lru_cache(maxsize=1024)(function)
+    _choices.append(cached)
+    return cached
+
+
 @functools.cache
 def _module(op: str, backend: str) -> ModuleType:
     return importlib.import_module(f"{_PACKAGE}.{op}.{_MODULES[backend]}")
@@ -142,5 +152,5 @@ _load_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def forget() -> None:
     """Forget every choice, so that the environment is read again (for tests)."""
-    for cached in (triton_missing, forced, backend, function):
+    for cached in (triton_missing, forced, backend, function, *_choices):
         cached.cache_clear()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latent_kernels.kernels.eager import draw_seed
+from latent_kernels.kernels.eager import SeedSource
 
 Tensor = torch.Tensor
 Seed = int | Tensor | None
@@ -83,21 +83,28 @@ def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype
 
 
 def _together(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dtype]:
-    first_name, first = "", None
+    first_name, first, mixed = "", None, False
     dtype: torch.dtype | None = None
     for name, x in tensors.items():
         if x is None:
             continue
-        if floating(name, x).dim() == 0:  # `float_tensor`, without its call
+        if not isinstance(x, Tensor) or x.dtype is not dtype:
+            own = floating(name, x).dtype
+            if first is None:
+                first_name, first, dtype, device = name, x, own, x.device
+            else:
+                mixed, dtype = True, torch.promote_types(own, dtype)  # type: ignore[arg-type]
+        elif x.layout is not torch.strided or x.is_nested:
+            floating(name, x)
+        if x.dim() == 0:
             raise _scalar(name)
-        if first is None:
-            first_name, first, dtype = name, x, x.dtype
-            continue
-        device_of(name, x, first_name, first)
-        if x.dtype != dtype:
-            dtype = torch.promote_types(x.dtype, dtype)  # type: ignore[arg-type]
+        if x is not first and x.device != device:
+            device_of(name, x, first_name, first)  # type: ignore[arg-type]
     assert dtype is not None
-    return [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors.values()], dtype
+    given = list(tensors.values())
+    if mixed:
+        given = [x if x is None or x.dtype == dtype else x.to(dtype) for x in given]
+    return given, dtype
 
 
 def parameters(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dtype]:
@@ -225,20 +232,22 @@ def stream(
     count: int,
     device: torch.device,
     generator: torch.Generator | None = None,
-) -> tuple[int | Tensor, int]:
-    """Return a seed that fits the device, drawn if it is None, and an offset that leaves `count`
-    elements inside the stream.
+) -> tuple[SeedSource, int]:
+    """Return a seed that fits the device, or what to draw it from, and an offset that leaves
+    `count` elements inside the stream.
     """
-    begin = as_int(offset)
+    begin = offset if type(offset) is int else as_int(offset)
     if begin is None:
         raise TypeError(f"offset must be an int >= 0; got {offset!r}")
     # sizes that torch.compile or torch.jit.trace watches are not ints
-    if begin < 0 or (type(count) is int and begin + max(count, 1) > _SEED_END):
+    if begin < 0 or (type(count) is int and begin + (count or 1) > _SEED_END):
         raise ValueError(
             f"offset must be >= 0, and offset + {count} elements at most 2^63; got {offset}"
         )
     if generator is not None:
-        return _drawn(seed, device, generator), begin
+        return _generator(seed, device, generator), begin
+    if seed is None:
+        return None, begin
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise TypeError(
@@ -249,13 +258,11 @@ def stream(
                 f"seed must be on the device of the op, {device}, or on the CPU; got {seed.device}"
             )
         return seed, begin
-    if seed is None:
-        return draw_seed(device), begin
     return seed_number(seed, ", a 0-d int64 tensor"), begin
 
 
-def _drawn(seed: Seed, device: torch.device, generator: torch.Generator) -> Tensor:
-    """Return a seed from the caller's generator, which takes the place of `seed`."""
+def _generator(seed: Seed, device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """Return the caller's generator, which takes the place of `seed`."""
     if not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator or None; got {type(generator).__name__}"
@@ -267,4 +274,4 @@ def _drawn(seed: Seed, device: torch.device, generator: torch.Generator) -> Tens
             f"generator must be on the device of the op, {device}, or on the CPU; got one on "
             f"{generator.device}"
         )
-    return draw_seed(device, generator)
+    return generator

@@ -15,6 +15,7 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.description import Dims
+from latent_kernels.kernels.eager import SeedSource, shared
 from latent_kernels.kernels.gaussian.problem import GAUSSIAN, GAUSSIAN_PATH
 
 Tensor = torch.Tensor
@@ -68,9 +69,9 @@ def rsample_kl(
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, logvar, None, prior_mean, prior_logvar)
-    z, kl, _ = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, True, False))
+    z, kl, _ = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, True, False))
     return z, kl
 
 
@@ -103,9 +104,9 @@ def rsample(
 
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, logvar, None, None, None)
-    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
+    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, False))[0]
     return z
 
 
@@ -160,12 +161,14 @@ def rsample_log_prob(
     """
     path_derivative = _checks.flag("path_derivative", path_derivative)
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
+    if path_derivative:
+        source = shared(source, mean.device)  # for both ops
     inputs = (mean, logvar, None, None, None)
-    z, _, log_q = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, True))
+    z, _, log_q = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, True))
     if path_derivative:  # as a function of z alone
         of_z = z, log_q.detach(), logvar.detach()
-        log_q = GAUSSIAN_PATH(dims, of_z, (offset,), seed=seed)
+        log_q = GAUSSIAN_PATH(dims, of_z, (offset,), seed=source)
     return z, log_q
 
 
@@ -182,9 +185,9 @@ def rsample_scale(
     (`FusedNormal`).
     """
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, None, scale, None, None)
-    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
+    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, False))[0]
     return z
 
 
@@ -256,9 +259,9 @@ def _drawn(
     seed: Seed,
     offset: int,
     generator: torch.Generator | None,
-) -> tuple[Dims, int | Tensor, int]:
+) -> tuple[Dims, SeedSource, int]:
     """Check how many samples are drawn, and from where in the stream; return the axes, the seed
-    and the offset.
+    or what to draw it from, and the offset.
     """
     samples = _checks.samples(num_samples)
     count = mean.numel() if samples is None else samples * mean.numel()
