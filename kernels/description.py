@@ -114,8 +114,9 @@ class Description:
         axes: all axes, in the order of `problem.sizes` and of lists of dimensions; "G" comes first.
         problem, outputs, gradients: the named tuples that describe the op; None for no gradients.
         forward, backward: names of the backends' functions, or functions for any device.
-        place: how a plain call hands an input to the backends: from the tensor and its canonical
-            shape (where a call gives it) to memory that they can read.
+        place: how a plain call hands an input that is not contiguous to the backends: from the
+            tensor and its canonical shape (where a call gives it) to memory that they can read.
+            They get contiguous ones in the caller's shape.
         directly: from the inputs and the options to the outputs, for plain calls, where the forward
             pass is one operation of torch: a problem and memory to fill would cost more.
         like: the input whose dtype the outputs follow; the first if none is named.

@@ -122,7 +122,7 @@ def as_int(seed: SeedSource, device: torch.device) -> int | Tensor:
             _drawn.tensor.random_(_SEED_END)
         else:
             _drawn.tensor.random_(_SEED_END, generator=seed)
-        return _drawn.array.item()  # type: ignore[no-any-return]
+        return _drawn.array.item()
     if not seed.is_cpu:
         return seed
     _refuse_capture(device, "a tensor on the CPU")

@@ -218,13 +218,12 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
     empty_like, layout = torch.empty_like, torch.contiguous_format
 
     def problem_of(plan: Plan, inputs: Inputs, options: tuple[Any, ...], seed: Any) -> Any:
-        if plan.call.shapes is None:
-            memory = [
-                x if x is None or (x.is_contiguous() and not x.is_neg()) else place(x)
-                for x in inputs
-            ]
-        else:
-            memory = [place(x, shape) for x, shape in zip(inputs, plan.call.shapes, strict=True)]
+        memory = [
+            x
+            if x is None or (x.is_contiguous() and not x.is_neg())
+            else place(x, None if plan.call.shapes is None else plan.call.shapes[i])
+            for i, x in enumerate(inputs)
+        ]
         if seeded:
             return new(problem, (plan.sizes, *memory, seed, *options))
         return new(problem, (plan.sizes, *memory, *options))

@@ -10,30 +10,38 @@ from latent_kernels.kernels.densities.problem import (
     Gradients,
     Outputs,
     Problem,
-    inputs_of,
+    Sizes,
 )
 from latent_kernels.kernels.extension import DTYPES
 
 Tensor = torch.Tensor
+_GAUSSIAN, _BERNOULLI = _core.Density.gaussian, _core.Density.bernoulli
 
 
-def _operand(x: Tensor) -> _core.Operand:
+def _operand(x: Tensor, sizes: Sizes) -> _core.Operand:
     """Return address and strides of an input; a dimension of one repeats."""
-    group, sample, row, _ = x.stride()
-    return x.data_ptr(), group, sample if x.size(1) != 1 else 0, row if x.size(2) != 1 else 0
+    if not x.is_contiguous():
+        group, sample, row, _ = x.stride()
+        return x.data_ptr(), group, sample if x.size(1) != 1 else 0, row if x.size(2) != 1 else 0
+    groups, samples, rows, cols = sizes
+    count, row = x.numel(), cols or 1  # no stride of an axis that the input has is 0
+    plane = (rows or 1) * row
+    if count == groups * samples * rows * cols:
+        return x.data_ptr(), samples * plane, plane, row
+    return (x.data_ptr(), plane, 0, row) if count > groups * cols else (x.data_ptr(), row, 0, 0)
 
 
 def _problem(problem: Problem) -> _core.DensityProblem:
-    groups, samples, rows, cols = problem.sizes
-    inputs, is_gaussian = inputs_of(problem), isinstance(problem, GaussianProblem)
+    sizes, *inputs = problem
+    groups, samples, rows, cols = sizes
     return _core.DensityProblem(
-        density=_core.Density.gaussian if is_gaussian else _core.Density.bernoulli,
+        density=_GAUSSIAN if isinstance(problem, GaussianProblem) else _BERNOULLI,
         dtype=DTYPES[inputs[0].dtype],
         groups=groups,
         samples=samples,
         rows=rows,
         cols=cols,
-        inputs=tuple([_operand(x) for x in inputs]),
+        inputs=tuple([_operand(x, sizes) for x in inputs]),
     )
 
 

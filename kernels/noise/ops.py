@@ -14,12 +14,15 @@ from latent_kernels.kernels.library import call, define
 Tensor = torch.Tensor
 
 
+Fill = Callable[[str, Tensor, int | Tensor, int], None]
+
+
 @remember
-def fill_of(device: torch.device) -> Callable[[str, Tensor, int | Tensor, int], None]:
+def fill_of(device: torch.device) -> Fill:
     """Return the device's function (kind, out, seed, offset), which fills `out` with the seed's
     `kind` ("normal" or "uniform") from `offset` on.
     """
-    found: Any = getattr(backend("noise", device), "fill", _fill_by_reference)
+    found: Fill = getattr(backend("noise", device), "fill", _fill_by_reference)
     return found
 
 

@@ -85,21 +85,25 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor | float) -> Tensor:
 def _log_density(op: Op, named: dict[str, Tensor | float]) -> Tensor:
     given, _ = _checks.parameters(named)
     inputs: list[Tensor] = given  # type: ignore[assignment]
-    full = tail = tuple(inputs[0].shape)
-    if any(x.shape != full for x in inputs):
+    first = inputs[0].shape
+    if all([x.shape == first for x in inputs]):
+        full = tail = tuple(first)
+        samples: tuple[int, ...] = ()
+        shapes = ((1, 1, math.prod(full[:-1]), full[-1]),) * len(inputs)
+    else:
         full = _checks.broadcast(**dict(zip(named, inputs, strict=True)))
         inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
         tail = _shared_tail(inputs, full)
         inputs = [_as_shared(x, tail, full) for x in inputs]
-    samples = full[: len(full) - len(tail)]
-    dims = ((), samples, tail[:-1], full[-1:])
-    rows, cols = math.prod(tail[:-1]), full[-1]
-    shapes = []
-    for x in inputs:
-        shape = tuple(x.shape)
-        own = math.prod(samples) if shape == full else 1
-        shapes.append((1, own, rows, cols) if shape in (tail, full) else (1, 1, 1, cols))
-    out: Tensor = op(dims, inputs, shapes=tuple(shapes))
+        samples, rows, cols = full[: len(full) - len(tail)], math.prod(tail[:-1]), full[-1]
+        of_full = (1, math.prod(samples), rows, cols)
+        shapes = tuple(
+            [
+                of_full if x.shape == full else (1, 1, 1 if x.shape != tail else rows, cols)
+                for x in inputs
+            ]
+        )
+    out: Tensor = op(((), samples, tail[:-1], full[-1:]), inputs, shapes=shapes)
     return out
 
 

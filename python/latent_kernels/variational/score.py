@@ -16,6 +16,7 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.description import Dims
+from latent_kernels.kernels.eager import SeedSource
 from latent_kernels.kernels.score.problem import ESTIMATE, EXPECTATION
 from latent_kernels.variational.families import Bernoulli, Family
 
@@ -193,7 +194,7 @@ class _Call(NamedTuple):
     dims: Dims
     inputs: tuple[Tensor | None, ...]
     options: tuple[Any, ...]
-    seed: int | Tensor
+    seed: SeedSource
 
 
 def _expectation(call: _Call) -> Tensor:
@@ -226,7 +227,7 @@ def _checked(
             f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
         )
     samples, per_element = _value_shape(q, values, ("S",))
-    z, seed, offset = _samples(q, z, seed, offset, (samples,))
+    z, source, offset = _samples(q, z, seed, offset, (samples,))
     baseline = None
     if isinstance(control_variate, Tensor):
         baseline, control = _baseline(control_variate, values), "none"
@@ -254,7 +255,7 @@ def _checked(
     of_values = cols if per_element else ()
     dims = ((), (), (samples,), of_baseline, q.batch_shape, of_values, cols, classes)
     options = (offset, q.name, control, folds, per_element)
-    return _Call(dims, (*_parameters(q), z, values, baseline), options, seed)
+    return _Call(dims, (*_parameters(q), z, values, baseline), options, source)
 
 
 def _checked_pairs(
@@ -265,11 +266,11 @@ def _checked_pairs(
             f"q must be a Bernoulli: DisARM is for binary variables; got {type(q).__name__}"
         )
     samples, per_element = _value_shape(q, values, ("2", "S"))
-    z, seed, offset = _samples(q, z, seed, offset, (2, samples))
+    z, source, offset = _samples(q, z, seed, offset, (2, samples))
     cols = (q.cols,)
     dims = ((), (2,), (samples,), (1,), q.batch_shape, cols if per_element else (), cols, ())
     options = (offset, "antithetic", "none", 1, per_element)
-    return _Call(dims, (*_parameters(q), z, values, None), options, seed)
+    return _Call(dims, (*_parameters(q), z, values, None), options, source)
 
 
 def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[int, bool]:
@@ -295,7 +296,7 @@ def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[i
 
 def _samples(
     q: Family, z: Tensor | None, seed: Seed, offset: int, leading: tuple[int, ...]
-) -> tuple[Tensor | None, int | Tensor, int]:
+) -> tuple[Tensor | None, SeedSource, int]:
     """Return z in the dtype of the kernels, or the seed and the offset that draw it."""
     shape = (*leading, *q.batch_shape, q.cols)
     if z is None:
