@@ -93,7 +93,7 @@ class Op(Description):
         if self.seeded:
             seed = as_int(seed, device)
         if self.learned_at and _is_differentiated(inputs):
-            return self._apply(plan, options, seed, *inputs)
+            return self._apply((plan, options, seed), *inputs)
         return self._public(self._forward_plainly(plan, inputs, options, seed))
 
     def evaluate(self, dims: Dims, inputs: Inputs) -> Any:
@@ -281,7 +281,7 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
 def _function(op: Op) -> Any:
     """Return the `apply` of an autograd.Function for plain calls.
 
-    (plan, options, seed, *inputs) -> outputs.
+    ((plan, options, seed), *inputs) -> outputs.
 
     It keeps the inputs, the outputs that are kept, and the seed, from which noise is made anew.
     """
@@ -289,19 +289,22 @@ def _function(op: Op) -> Any:
     saved_of, seeded, taped = op.saved, op.seeded, op.taped
     count, public, results = len(op.inputs), op._public_count, len(op.results)
     all_learned = op.learned_at == list(range(count))
-    nothing = (None,) * (3 + count)
+    nothing = (None,) * (1 + count)
 
     class Plain(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, plan: Plan, options: Any, seed: Any, *inputs: Any) -> Any:
+        def forward(ctx: Any, call: Any, *inputs: Any) -> Any:
+            plan, options, seed = call
             tape = None
             if taped:
-                ctx.tape = tape = Tape(ctx.needs_input_grad[3:])
+                ctx.tape = tape = Tape(ctx.needs_input_grad[1:])
             outputs = forward_plainly(plan, inputs, options, seed, tape)
-            held = seed if seeded and isinstance(seed, Tensor) else None
             # Not what `place` may have copied: second derivatives would end there.
-            ctx.save_for_backward(*saved_of(inputs), *outputs[public:results], held)
-            ctx.call = plan, options, seed if held is None else None
+            saved = *saved_of(inputs), *outputs[public:results]
+            if seeded and isinstance(seed, Tensor):
+                saved, call = (*saved, seed), (plan, options, None)
+            ctx.save_for_backward(*saved)
+            ctx.call = call
             ctx.set_materialize_grads(False)
             return outputs[0] if public == 1 else outputs[:public]
 
@@ -310,10 +313,10 @@ def _function(op: Op) -> Any:
             if above[0] is None and all(g is None for g in above):
                 return nothing
             saved, (plan, options, seed) = ctx.saved_tensors, ctx.call
-            if saved[-1] is not None:
-                seed = saved[-1]
-            upstream = above + saved[count:-1]
-            arguments = saved[:count], options, seed, upstream, ctx.needs_input_grad[3:]
+            if seeded and seed is None:
+                seed, saved = saved[-1], saved[:-1]
+            upstream = above + saved[count:]
+            arguments = saved[:count], options, seed, upstream, ctx.needs_input_grad[1:]
             if is_grad_enabled() or forward_ad._current_level >= 0 or not hold_memory(above):
                 # create_graph=True, for which the opaque op has derivatives; a batch of upstream
                 # gradients; or some that have no memory.
@@ -324,7 +327,7 @@ def _function(op: Op) -> Any:
                     ctx.tape.held = None  # torch frees its saved tensors here, too
             else:
                 found = backward_plainly(plan, *arguments)
-            return (None, None, None, *(found if all_learned else op.for_inputs(found)))
+            return (None, *(found if all_learned else op.for_inputs(found)))
 
     # Function's own apply, past what Function.apply does in Python for torch.func, which `plain`
     # has ruled out.

@@ -19,10 +19,8 @@ from latent_kernels.kernels.gaussian.problem import (
 Tensor = torch.Tensor
 
 
-def _operand(x: Tensor | None, sizes: Sizes) -> _core.Operand:
+def _operand(x: Tensor, sizes: Sizes) -> _core.Operand:
     """Return address and strides of an input whose columns are contiguous."""
-    if x is None:
-        return None
     if x.is_contiguous():
         return x.data_ptr(), sizes[2] * sizes[3], 0, sizes[3]
     return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, 0, x.stride(-2)
@@ -42,10 +40,10 @@ def _problem(problem: Problem) -> _core.GaussianProblem:
         rows=rows,
         cols=cols,
         mean=_operand(mean, sizes),
-        logvar=_operand(logvar, sizes),
-        scale=_operand(scale, sizes),
-        prior_mean=_operand(prior_mean, sizes),
-        prior_logvar=_operand(prior_logvar, sizes),
+        logvar=None if logvar is None else _operand(logvar, sizes),
+        scale=None if scale is None else _operand(scale, sizes),
+        prior_mean=None if prior_mean is None else _operand(prior_mean, sizes),
+        prior_logvar=None if prior_logvar is None else _operand(prior_logvar, sizes),
         seed=seeds(seed),
         offset=offset,
     )

@@ -45,11 +45,9 @@ def floating(name: str, x: object) -> Tensor:
 def float_tensor(name: str, x: object) -> None:
     """Check that x is a floating tensor with at least one dimension."""
     if floating(name, x).dim() == 0:
-        raise _scalar(name)
-
-
-def _scalar(name: str) -> ValueError:
-    return ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
+        raise ValueError(
+            f"{name} must have shape [..., D] with at least one dimension; got a scalar"
+        )
 
 
 def log_weights(x: object, name: str = "log_w") -> None:
@@ -77,34 +75,54 @@ def device_of(name: str, x: Tensor, like: str, other: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {like}, {other.device}; got {x.device}")
 
 
+def alike(first: Any, *others: Any) -> torch.Size | None:
+    """Return the shape of dense floating tensors with dimensions, of one shape, dtype and device.
+
+    That is how arguments usually are. None for any others, which the checks below look at one by
+    one; an argument that is None is none of them.
+    """
+    if (
+        not isinstance(first, Tensor)
+        or first.dtype not in FLOATS
+        or first.layout is not torch.strided
+        or first.is_nested
+        or first.dim() == 0
+    ):
+        return None
+    dtype, device, shape = first.dtype, first.device, first.shape
+    for x in others:
+        if x is not None and (
+            not isinstance(x, Tensor)
+            or x.dtype is not dtype
+            or x.layout is not torch.strided
+            or x.is_nested
+            or x.shape != shape
+            or x.device != device
+        ):
+            return None
+    return shape
+
+
 def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype]:
     """Floating tensors on one device, converted to the dtype that torch promotes them to."""
     return _together(tensors)
 
 
 def _together(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dtype]:
-    first_name, first, mixed = "", None, False
+    first_name, first = "", None
     dtype: torch.dtype | None = None
     for name, x in tensors.items():
         if x is None:
             continue
-        if not isinstance(x, Tensor) or x.dtype is not dtype:
-            own = floating(name, x).dtype
-            if first is None:
-                first_name, first, dtype, device = name, x, own, x.device
-            else:
-                mixed, dtype = True, torch.promote_types(own, dtype)  # type: ignore[arg-type]
-        elif x.layout is not torch.strided or x.is_nested:
-            floating(name, x)
-        if x.dim() == 0:
-            raise _scalar(name)
-        if x is not first and x.device != device:
-            device_of(name, x, first_name, first)  # type: ignore[arg-type]
+        float_tensor(name, x)
+        if first is None:
+            first_name, first, dtype = name, x, x.dtype
+            continue
+        device_of(name, x, first_name, first)
+        if x.dtype != dtype:
+            dtype = torch.promote_types(x.dtype, dtype)  # type: ignore[arg-type]
     assert dtype is not None
-    given = list(tensors.values())
-    if mixed:
-        given = [x if x is None or x.dtype == dtype else x.to(dtype) for x in given]
-    return given, dtype
+    return [x if x is None or x.dtype == dtype else x.to(dtype) for x in tensors.values()], dtype
 
 
 def parameters(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dtype]:

@@ -9,6 +9,8 @@ lie, and their gradients are summed in the kernel.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +19,7 @@ from latent_kernels.kernels.densities.problem import BERNOULLI, GAUSSIAN
 from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
+Shape = tuple[int, ...]
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -83,31 +86,45 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor | float) -> Tensor:
 
 
 def _log_density(op: Op, named: dict[str, Tensor | float]) -> Tensor:
-    given, _ = _checks.parameters(named)
-    inputs: list[Tensor] = given  # type: ignore[assignment]
-    first = inputs[0].shape
-    if all([x.shape == first for x in inputs]):
-        full = tail = tuple(first)
-        samples: tuple[int, ...] = ()
-        shapes = ((1, 1, math.prod(full[:-1]), full[-1]),) * len(inputs)
-    else:
+    inputs: Any = tuple(named.values())
+    if _checks.alike(*inputs) is None:
+        inputs = _checks.parameters(named)[0]
+    full, tail = _usual_shapes([tuple(x.shape) for x in inputs])
+    if full is None:
         full = _checks.broadcast(**dict(zip(named, inputs, strict=True)))
         inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
         tail = _shared_tail(inputs, full)
         inputs = [_as_shared(x, tail, full) for x in inputs]
-        samples, rows, cols = full[: len(full) - len(tail)], math.prod(tail[:-1]), full[-1]
-        of_full = (1, math.prod(samples), rows, cols)
-        shapes = tuple(
-            [
-                of_full if x.shape == full else (1, 1, 1 if x.shape != tail else rows, cols)
-                for x in inputs
-            ]
-        )
+    samples, rows, cols = full[: len(full) - len(tail)], math.prod(tail[:-1]), full[-1]
+    of_full, of_tail = (1, math.prod(samples), rows, cols), (1, 1, rows, cols)
+    shapes = tuple(
+        [
+            of_full if x.shape == full else of_tail if x.shape == tail else (1, 1, 1, cols)
+            for x in inputs
+        ]
+    )
     out: Tensor = op(((), samples, tail[:-1], full[-1:]), inputs, shapes=shapes)
     return out
 
 
-def _shared_tail(tensors: list[Tensor], full: tuple[int, ...]) -> tuple[int, ...]:
+def _usual_shapes(shapes: list[Shape]) -> tuple[Shape, Shape] | tuple[None, Shape]:
+    """Return the samples' shape and its tail, that of parameters, where these are all the shapes;
+    (None, ()) where some are others.
+    """
+    full = tail = shapes[0]
+    for shape in shapes:
+        if len(shape) > len(full):
+            full = shape
+        if len(shape) < len(tail):
+            tail = shape
+    shared = len(tail) == 2 or (len(tail) > 2 and tail[0] != 1)
+    ends = full == tail or (shared and full[len(full) - len(tail) :] == tail)
+    if ends and all([shape in (full, tail) for shape in shapes]):  # noqa: C419  # the quicker form
+        return full, tail
+    return None, ()
+
+
+def _shared_tail(tensors: Sequence[Tensor], full: Shape) -> Shape:
     """The trailing shape that parameters have and samples repeat: of the shortest input with a
     batch dimension.
     """
@@ -127,7 +144,7 @@ def _without_leading_ones(x: Tensor) -> Tensor:
     return x.reshape(x.shape[ones:]) if ones else x
 
 
-def _as_shared(x: Tensor, tail: tuple[int, ...], full: tuple[int, ...]) -> Tensor:
+def _as_shared(x: Tensor, tail: Shape, full: Shape) -> Tensor:
     """x in one of three shapes: `full`, `tail`, or a single row [D]; expanded where it has none of
     them.
     """

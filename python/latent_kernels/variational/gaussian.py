@@ -235,13 +235,11 @@ def _parameters(
     second: str = "logvar",
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Checked, of one dtype, and all of the shape that mean and deviation broadcast to."""
-    named = {
-        "mean": mean,
-        second: deviation,
-        "prior_mean": prior_mean,
-        "prior_logvar": prior_logvar,
-    }
-    given: Any = _checks.parameters(named)[0]
+    given: Any = mean, deviation, prior_mean, prior_logvar
+    if _checks.alike(*given) is not None:
+        return given  # type: ignore[no-any-return]
+    names = "mean", second, "prior_mean", "prior_logvar"
+    given = _checks.parameters(dict(zip(names, given, strict=True)))[0]
     own, its_deviation, m0, l0 = given
     if own.shape != its_deviation.shape:
         shape = _checks.broadcast(**{"mean": own, second: its_deviation})

@@ -277,18 +277,19 @@ def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[i
     """S, and whether values have a term for each latent dimension."""
     _checks.float_tensor("values", values)
     before, batch = len(leading), q.batch_shape
-    after = tuple(values.shape[before:])
+    shape = values.shape
+    after = shape[before:]
     if (
-        values.dim() < before
-        or after not in (batch, (*batch, q.cols))
-        or (before == 2 and values.size(0) != 2)
+        len(shape) < before
+        or (after != batch and after != (*batch, q.cols))
+        or (before == 2 and shape[0] != 2)
     ):
         names = ", ".join(leading)
         wanted = f"[{names}, *{batch}] or [{names}, *{(*batch, q.cols)}]"
         raise ValueError(f"values must have shape {wanted}, as q has; got {tuple(values.shape)}")
     if values.device != q.device:
         raise ValueError(f"values must be on the device of q, {q.device}; got {values.device}")
-    samples = values.size(before - 1)
+    samples = shape[before - 1]
     if samples < 1:
         raise ValueError(f"values must hold at least one sample; got shape {tuple(values.shape)}")
     return samples, len(after) > len(batch)
@@ -312,7 +313,7 @@ def _samples(
             "z and seed are both given; one of them says which samples values were computed at"
         )
     z = q._samples_of(z)
-    if tuple(z.shape) != shape:
+    if z.shape != shape:
         raise ValueError(
             f"z must have shape {shape}, with as many samples as values; got {tuple(z.shape)}"
         )
