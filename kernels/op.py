@@ -92,8 +92,10 @@ class Op(Description):
         plan, device = self._plan(dims, wanted, shapes, first.dtype, first.device), first.device
         if self.seeded:
             seed = as_int(seed, device)
-        if self.learned_at and _is_differentiated(inputs):
-            return self._apply((plan, options, seed), *inputs)
+        if self.learned_at and is_grad_enabled():
+            for x in inputs:
+                if x is not None and x.requires_grad:
+                    return self._apply((plan, options, seed), *inputs)
         return self._public(self._forward_plainly(plan, inputs, options, seed))
 
     def evaluate(self, dims: Dims, inputs: Inputs) -> Any:
@@ -124,12 +126,12 @@ class Op(Description):
         call = Call(dims, wanted, shapes)
         return Plan(call, call.sizes, memory, is_empty, forward, backward)
 
+    def _public(self, outputs: Any) -> Any:
+        return outputs[0] if self._public_count == 1 else outputs[: self._public_count]
+
     def _plan_for(self, dims: Dims, inputs: Inputs) -> Any:
         first = inputs[self.like]
         return self._plan(dims, self._all, None, first.dtype, first.device)
-
-    def _public(self, outputs: Any) -> Any:
-        return outputs[0] if self._public_count == 1 else outputs[: self._public_count]
 
     # --- the dispatcher's door: canonical shapes there, the caller's shapes back ------------------
 
@@ -197,36 +199,34 @@ def _is_empty(tensors: Inputs) -> bool:
     return not any(x is not None and x.numel() for x in tensors)
 
 
-def _is_differentiated(inputs: Inputs) -> bool:
-    """Return whether autograd must see the call."""
-    if is_grad_enabled():
-        for x in inputs:
-            if x is not None and x.requires_grad:
-                return True
-    return False
-
-
 def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the forward and the backward pass of plain calls.
 
-    Small calls spend their time here: what does not change from call to call is looked up before.
+    Small calls spend their time here: what does not change from call to call is looked up before,
+    and loops stand where a comprehension would be a call.
     """
     place, seeded, taped, learned_at = op.place, op.seeded, op.taped, op.learned_at
-    like, directly = op.like, op.directly
+    like, directly, detached = op.like, op.directly, op.detached
     new = tuple.__new__  # makes a named tuple of a list, in half of the class's own time
     problem, outputs, gradients = op.problem, op.outputs, op.gradients
     empty_like, layout = torch.empty_like, torch.contiguous_format
 
-    def problem_of(plan: Plan, inputs: Inputs, options: tuple[Any, ...], seed: Any) -> Any:
-        memory = [
-            x
-            if x is None or (x.is_contiguous() and not x.is_neg())
-            else place(x, None if plan.call.shapes is None else plan.call.shapes[i])
-            for i, x in enumerate(inputs)
+    def placed(shapes: Any, inputs: Inputs) -> Inputs:
+        return [
+            x if x is None or (x.is_contiguous() and not x.is_neg()) else place(x, shape)
+            for x, shape in zip(inputs, shapes, strict=True)
         ]
+
+    def problem_of(plan: Plan, inputs: Inputs, options: tuple[Any, ...], seed: Any) -> Any:
+        if detached:
+            inputs = [None if x is None else x.detach() for x in inputs]
+        for x in inputs:
+            if x is not None and not (x.is_contiguous() and not x.is_neg()):
+                inputs = placed(plan.call.shapes or (None,) * len(inputs), inputs)
+                break
         if seeded:
-            return new(problem, (plan.sizes, *memory, seed, *options))
-        return new(problem, (plan.sizes, *memory, *options))
+            return new(problem, (plan.sizes, *inputs, seed, *options))
+        return new(problem, (plan.sizes, *inputs, *options))
 
     def forward(
         plan: Plan, inputs: Inputs, options: tuple[Any, ...], seed: Any, tape: Tape | None = None
@@ -234,14 +234,14 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         if directly is not None:
             return new(outputs, directly(inputs, options))
         new_empty = inputs[like].new_empty
-        memory: list[Any] = [
-            None
-            if size is None
-            else new_empty(size=size)  # quicker than with a dtype
-            if dtype is None
-            else new_empty(size=size, dtype=dtype)
-            for size, dtype in plan.memory
-        ]
+        memory: list[Any] = []
+        for size, dtype in plan.memory:
+            if size is None:
+                memory.append(None)
+            elif dtype is None:
+                memory.append(new_empty(size=size))  # quicker than with a dtype
+            else:
+                memory.append(new_empty(size=size, dtype=dtype))
         if taped:
             memory.append(tape)
         found = new(outputs, memory)
@@ -259,20 +259,18 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         needs: Flags,
         tape: Tape | None = None,
     ) -> Any:
-        found = new(
-            gradients,
-            [empty_like(inputs[i], memory_format=layout) if needs[i] else None for i in learned_at],
-        )
+        memory = []
+        for i in learned_at:
+            memory.append(empty_like(inputs[i], memory_format=layout) if needs[i] else None)
+        found = new(gradients, memory)
         if not inputs[like].numel() and _is_empty(found):
             return found
-        above: list[Any] = [
-            g if g is None or (g.is_contiguous() and not g.is_neg()) else contiguous(g)
-            for g in upstream
-        ]
-        if taped:
-            above.append(tape)
-        asked = problem_of(plan, inputs, options, seed)
-        plan.backward(asked, new(outputs, above), found)  # type: ignore[misc]
+        for g in upstream:
+            if g is not None and not (g.is_contiguous() and not g.is_neg()):
+                upstream = tuple([None if g is None else contiguous(g) for g in upstream])
+                break
+        above = new(outputs, (*upstream, tape) if taped else upstream)
+        plan.backward(problem_of(plan, inputs, options, seed), above, found)  # type: ignore[misc]
         return found
 
     return forward, backward
@@ -310,7 +308,10 @@ def _function(op: Op) -> Any:
 
         @staticmethod
         def backward(ctx: Any, *above: Any) -> Any:
-            if above[0] is None and all(g is None for g in above):
+            for g in above:
+                if g is not None:
+                    break
+            else:
                 return nothing
             saved, (plan, options, seed) = ctx.saved_tensors, ctx.call
             if seeded and seed is None:

@@ -18,17 +18,24 @@ Tensor = torch.Tensor
 _GAUSSIAN, _BERNOULLI = _core.Density.gaussian, _core.Density.bernoulli
 
 
-def _operand(x: Tensor, sizes: Sizes) -> _core.Operand:
-    """Return address and strides of an input; a dimension of one repeats."""
-    if not x.is_contiguous():
-        group, sample, row, _ = x.stride()
-        return x.data_ptr(), group, sample if x.size(1) != 1 else 0, row if x.size(2) != 1 else 0
+def _operands(inputs: list[Tensor], sizes: Sizes) -> tuple[_core.Operand, ...]:
+    """Return address and strides of inputs; a dimension of one repeats."""
     groups, samples, rows, cols = sizes
-    count, row = x.numel(), cols or 1  # no stride of an axis that the input has is 0
+    row = cols or 1  # no stride of an axis that the input has is 0
     plane = (rows or 1) * row
-    if count == groups * samples * rows * cols:
-        return x.data_ptr(), samples * plane, plane, row
-    return (x.data_ptr(), plane, 0, row) if count > groups * cols else (x.data_ptr(), row, 0, 0)
+    found: list[_core.Operand] = []
+    for x in inputs:
+        if not x.is_contiguous():
+            group, sample, own, _ = x.stride()
+            sample, own = sample if x.size(1) != 1 else 0, own if x.size(2) != 1 else 0
+            found.append((x.data_ptr(), group, sample, own))
+        elif x.numel() == groups * samples * rows * cols:
+            found.append((x.data_ptr(), samples * plane, plane, row))
+        elif x.numel() > groups * cols:
+            found.append((x.data_ptr(), plane, 0, row))
+        else:
+            found.append((x.data_ptr(), row, 0, 0))
+    return tuple(found)
 
 
 def _problem(problem: Problem) -> _core.DensityProblem:
@@ -41,7 +48,7 @@ def _problem(problem: Problem) -> _core.DensityProblem:
         samples=samples,
         rows=rows,
         cols=cols,
-        inputs=tuple([_operand(x, sizes) for x in inputs]),
+        inputs=_operands(inputs, sizes),
     )
 
 

@@ -26,10 +26,6 @@ def _operand(x: Tensor, sizes: Sizes) -> _core.Operand:
     return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, 0, x.stride(-2)
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
 def _problem(problem: Problem) -> _core.GaussianProblem:
     sizes, mean, logvar, scale, prior_mean, prior_logvar, seed, offset = problem
     groups, samples, rows, cols = sizes
@@ -55,9 +51,9 @@ def forward(problem: Problem, outputs: Outputs) -> None:
     _core.gaussian_forward(
         _problem(problem),
         threads=torch.get_num_threads(),
-        z=_address(z),
-        kl=_address(kl),
-        log_q=_address(log_q),
+        z=None if z is None else z.data_ptr(),
+        kl=None if kl is None else kl.data_ptr(),
+        log_q=None if log_q is None else log_q.data_ptr(),
     )
 
 
@@ -68,19 +64,20 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     _core.gaussian_backward(
         _problem(problem),
         threads=torch.get_num_threads(),
-        z_gradient=_address(z),
-        kl_gradient=_address(kl),
-        log_q_gradient=_address(log_q),
-        mean_gradient=_address(mean),
-        logvar_gradient=_address(logvar),
-        scale_gradient=_address(scale),
-        prior_mean_gradient=_address(prior_mean),
-        prior_logvar_gradient=_address(prior_logvar),
+        z_gradient=None if z is None else z.data_ptr(),
+        kl_gradient=None if kl is None else kl.data_ptr(),
+        log_q_gradient=None if log_q is None else log_q.data_ptr(),
+        mean_gradient=None if mean is None else mean.data_ptr(),
+        logvar_gradient=None if logvar is None else logvar.data_ptr(),
+        scale_gradient=None if scale is None else scale.data_ptr(),
+        prior_mean_gradient=None if prior_mean is None else prior_mean.data_ptr(),
+        prior_logvar_gradient=None if prior_logvar is None else prior_logvar.data_ptr(),
     )
 
 
 def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGradients) -> None:
     """Write the gradient of z where log q depends on z alone."""
+    log_q, z = upstream.log_q, gradients.z
     groups, samples, rows, cols = problem.sizes
     _core.gaussian_path_backward(
         _core.GaussianProblem(
@@ -98,6 +95,6 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
             offset=problem.offset,
         ),
         threads=torch.get_num_threads(),
-        log_q_gradient=_address(upstream.log_q),
-        z_gradient=_address(gradients.z),
+        log_q_gradient=log_q.data_ptr(),
+        z_gradient=None if z is None else z.data_ptr(),
     )

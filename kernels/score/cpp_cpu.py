@@ -14,9 +14,11 @@ _FAMILIES = {family.name: family for family in _core.Family}
 _CONTROLS = {control.name: control for control in _core.Control}
 
 
-def _addresses(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
-    """Return the addresses of those that are given."""
-    return tuple([x.data_ptr() for x in tensors if x is not None])
+def _addresses(first: Tensor | None, second: Tensor | None) -> tuple[int, ...]:
+    """Return the addresses of what each parameter has; there is no second without a first."""
+    if first is None:
+        return ()
+    return (first.data_ptr(),) if second is None else (first.data_ptr(), second.data_ptr())
 
 
 def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
@@ -33,7 +35,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
         cols=cols,
         classes=classes,
         folds=folds,
-        parameters=_addresses((first, second)),
+        parameters=_addresses(first, second),
         z=None if z is None else z.data_ptr(),
         seed=seeds(seed),
         offset=offset,
@@ -47,6 +49,6 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
     return _core.score_gradient(
         given,
         threads=torch.get_num_threads(),
-        gradients=_addresses(estimate[:2]),
-        variances=_addresses(estimate[2:]),
+        gradients=_addresses(*estimate[:2]),
+        variances=_addresses(*estimate[2:]),
     )

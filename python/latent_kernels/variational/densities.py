@@ -87,41 +87,44 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor | float) -> Tensor:
 
 def _log_density(op: Op, named: dict[str, Tensor | float]) -> Tensor:
     inputs: Any = tuple(named.values())
-    if _checks.alike(*inputs) is None:
-        inputs = _checks.parameters(named)[0]
-    full, tail = _usual_shapes([tuple(x.shape) for x in inputs])
-    if full is None:
-        full = _checks.broadcast(**dict(zip(named, inputs, strict=True)))
-        inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
-        tail = _shared_tail(inputs, full)
-        inputs = [_as_shared(x, tail, full) for x in inputs]
-    samples, rows, cols = full[: len(full) - len(tail)], math.prod(tail[:-1]), full[-1]
-    of_full, of_tail = (1, math.prod(samples), rows, cols), (1, 1, rows, cols)
-    shapes = tuple(
-        [
-            of_full if x.shape == full else of_tail if x.shape == tail else (1, 1, 1, cols)
-            for x in inputs
-        ]
-    )
+    shape = _checks.alike(*inputs)
+    if shape is not None:
+        full = tail = tuple(shape)
+        samples: Shape = ()
+        shapes = ((1, 1, math.prod(full[:-1]), full[-1]),) * len(inputs)
+    else:
+        inputs, full, tail = _arranged(named)
+        samples, rows, cols = full[: len(full) - len(tail)], math.prod(tail[:-1]), full[-1]
+        of_full, of_tail = (1, math.prod(samples), rows, cols), (1, 1, rows, cols)
+        shapes = tuple(
+            [
+                of_full if x.shape == full else of_tail if x.shape == tail else (1, 1, 1, cols)
+                for x in inputs
+            ]
+        )
     out: Tensor = op(((), samples, tail[:-1], full[-1:]), inputs, shapes=shapes)
     return out
 
 
-def _usual_shapes(shapes: list[Shape]) -> tuple[Shape, Shape] | tuple[None, Shape]:
-    """Return the samples' shape and its tail, that of parameters, where these are all the shapes;
-    (None, ()) where some are others.
-    """
+def _arranged(named: dict[str, Tensor | float]) -> tuple[list[Tensor], Shape, Shape]:
+    """Return the inputs in one of three shapes, `full`, its `tail` or [D]; and the two."""
+    given, _ = _checks.parameters(named)
+    inputs: list[Tensor] = given  # type: ignore[assignment]
+    shapes = [tuple(x.shape) for x in inputs]
     full = tail = shapes[0]
     for shape in shapes:
         if len(shape) > len(full):
             full = shape
         if len(shape) < len(tail):
             tail = shape
-    shared = len(tail) == 2 or (len(tail) > 2 and tail[0] != 1)
-    ends = full == tail or (shared and full[len(full) - len(tail) :] == tail)
-    if ends and all([shape in (full, tail) for shape in shapes]):  # noqa: C419  # the quicker form
-        return full, tail
-    return None, ()
+    ends = len(tail) >= 2 and full[len(full) - len(tail) :] == tail
+    ends = ends and (len(tail) == 2 or tail[0] != 1)
+    if ends and all(shape in (full, tail) for shape in shapes):  # samples, and what they share
+        return inputs, full, tail
+    full = _checks.broadcast(**dict(zip(named, inputs, strict=True)))
+    inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
+    tail = _shared_tail(inputs, full)
+    return [_as_shared(x, tail, full) for x in inputs], full, tail
 
 
 def _shared_tail(tensors: Sequence[Tensor], full: Shape) -> Shape:

@@ -261,8 +261,10 @@ def _drawn(
     """Check how many samples are drawn, and from where in the stream; return the axes, the seed
     or what to draw it from, and the offset.
     """
-    samples = _checks.samples(num_samples)
-    count = mean.numel() if samples is None else samples * mean.numel()
+    samples, count = None, mean.numel()
+    if num_samples is not None:
+        samples = _checks.samples(num_samples)
+        count *= samples  # type: ignore[operator]
     return _dims(mean, samples), *_checks.stream(seed, offset, count, mean.device, generator)
 
 
