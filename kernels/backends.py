@@ -39,13 +39,13 @@ _MODULES = {
 }
 
 
-_choices: list[Any] = []  # what is remembered until `forget`
+_remembered: list[Any] = []  # functions that know the choice of backends until `forget`
 
 
 def remember(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function whose results follow from the choice of backends: keep the last ones."""
+    """Decorate a function that depends on the choice of backends: keep its last results."""
     cached = functools.lru_cache(maxsize=1024)(function)
-    _choices.append(cached)
+    _remembered.append(cached)
     return cached
 
 
@@ -152,5 +152,5 @@ _load_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def forget() -> None:
     """Forget every choice, so that the environment is read again (for tests)."""
-    for cached in (triton_missing, forced, backend, function, *_choices):
+    for cached in (triton_missing, forced, backend, function, *_remembered):
         cached.cache_clear()

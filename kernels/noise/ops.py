@@ -12,8 +12,6 @@ from latent_kernels.kernels.eager import as_int
 from latent_kernels.kernels.library import call, define
 
 Tensor = torch.Tensor
-
-
 Fill = Callable[[str, Tensor, int | Tensor, int], None]
 
 

@@ -9,7 +9,7 @@ be: given the seed that drew it, it is drawn again.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -188,24 +188,21 @@ def disarm_gradient(
 # --- the call of the op ---------------------------------------------------------------------------
 
 
-class _Call(NamedTuple):
-    """The arguments of both ops; see kernels/score/problem.py."""
-
-    dims: Dims
-    inputs: tuple[Tensor | None, ...]
-    options: tuple[Any, ...]
-    seed: SeedSource
+# The arguments of both ops: dimensions, inputs, options, seed; see kernels/score/problem.py.
+_Call = tuple[Dims, tuple[Tensor | None, ...], tuple[Any, ...], SeedSource]
 
 
 def _expectation(call: _Call) -> Tensor:
-    mean: Tensor = EXPECTATION(call.dims, call.inputs, call.options, seed=call.seed)
+    dims, inputs, options, seed = call
+    mean: Tensor = EXPECTATION(dims, inputs, options, seed=seed)
     return mean
 
 
 def _gradient(call: _Call, return_variance: bool) -> tuple[Any, ...]:
-    two = call.inputs[1] is not None
+    dims, inputs, options, seed = call
+    two = inputs[1] is not None
     wanted = (True, two, return_variance, return_variance and two)
-    found = ESTIMATE(call.dims, call.inputs, call.options, seed=call.seed, wanted=wanted)
+    found = ESTIMATE(dims, inputs, options, seed=seed, wanted=wanted)
     count = 1 + two
     return (found[:count], found[2 : 2 + count]) if return_variance else found[:count]
 
@@ -255,7 +252,7 @@ def _checked(
     of_values = cols if per_element else ()
     dims = ((), (), (samples,), of_baseline, q.batch_shape, of_values, cols, classes)
     options = (offset, q.name, control, folds, per_element)
-    return _Call(dims, (*_parameters(q), z, values, baseline), options, source)
+    return dims, (*_parameters(q), z, values, baseline), options, source
 
 
 def _checked_pairs(
@@ -270,7 +267,7 @@ def _checked_pairs(
     cols = (q.cols,)
     dims = ((), (2,), (samples,), (1,), q.batch_shape, cols if per_element else (), cols, ())
     options = (offset, "antithetic", "none", 1, per_element)
-    return _Call(dims, (*_parameters(q), z, values, None), options, source)
+    return dims, (*_parameters(q), z, values, None), options, source
 
 
 def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[int, bool]:
