@@ -41,6 +41,16 @@ _MODULES = {
 }
 
 
+_remembered: list[Any] = []  # functions that know the choice of backends until `forget`
+
+
+def remember(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function that depends on the choice of backends: keep its last results."""
+    cached = functools.lru_cache(maxsize=1024)(function)
+    _remembered.append(cached)
+    return cached
+
+
 @functools.cache
 def _module(op: str, backend: str) -> ModuleType:
     return importlib.import_module(f"{_PACKAGE}.{op}.{_MODULES[backend]}")
@@ -149,5 +159,5 @@ _load_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def forget() -> None:
     """Forget every choice, so that the environment is read again (for tests)."""
-    for cached in (cpp_missing, triton_missing, forced, backend, function):
+    for cached in (cpp_missing, triton_missing, forced, backend, function, *_choices):
         cached.cache_clear()

@@ -114,8 +114,10 @@ class Description:
         axes: all axes, in the order of `problem.sizes` and of lists of dimensions; "G" comes first.
         problem, outputs, gradients: the named tuples that describe the op; None for no gradients.
         forward, backward: names of the backends' functions, or functions for any device.
-        place: how a plain call hands an input to the backends: from the tensor and its canonical
-            shape (where a call gives it) to memory that they can read.
+        place: how a plain call hands an input that is not contiguous to the backends: from the
+            tensor and its canonical shape (where a call gives it) to memory that they can read.
+            They get contiguous ones in the caller's shape.
+        detached: hand backends tensors without gradients, where they do more than read addresses.
         directly: from the inputs and the options to the outputs, for plain calls, where the forward
             pass is one operation of torch: a problem and memory to fill would cost more.
         like: the input whose dtype the outputs follow; the first if none is named.
@@ -139,6 +141,7 @@ class Description:
         forward: str | Callable[..., None] = "forward",
         backward: str | Callable[..., None] = "backward",
         place: Callable[..., Tensor] = contiguous,
+        detached: bool = False,
         directly: Callable[..., tuple[Tensor, ...]] | None = None,
         like: str | None = None,
         formula: str | None = None,
@@ -160,7 +163,7 @@ class Description:
         known = "P" + "".join(field.axes for field in self.inputs)  # P has a length of 2
         self.free = "".join(axis for axis in axes if axis not in known)
         self.forward, self.backward, self.place, self.absent = forward, backward, place, absent
-        self.directly, self.formula = directly, formula
+        self.detached, self.directly, self.formula = detached, directly, formula
 
     def _check(self, names: list[str], learned: Sequence[str]) -> None:
         """Refuse what would give wrong results without a word."""

@@ -7,12 +7,17 @@ of torch.library.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.autograd import forward_ad
 
 Tensor = torch.Tensor
+# A seed, or what to draw one from: a generator, or None for torch's default CPU generator.
+SeedSource = int | Tensor | torch.Generator | None
+_CPU = torch.device("cpu")
 _SEED_END = 2**63 - 1  # of torch.randint, which cannot be given 2^63
 _CAPTURING = (
     "seed must be a 0-d int64 CUDA tensor while a CUDA graph is captured; got {}, whose value "
@@ -50,7 +55,7 @@ def plain(*tensors: Tensor | None) -> bool:
         return False
     if _is_transforming() or forward_ad._current_level >= 0:  # `transformed`, without its call
         return False
-    return hold_memory(tensors)
+    return not tensors or hold_memory(tensors)
 
 
 def hold_memory(tensors: Sequence[Tensor | None]) -> bool:
@@ -80,35 +85,76 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     """Draw a seed for an op on the device: from torch's default CPU generator, so that
     torch.manual_seed governs it, or from another generator.
 
-    A tensor, since vmap's `randomness` and torch.compile know how to treat one; plain calls read it
-    by `as_int`. One from a GPU's generator stays there, and nothing waits for it.
+    A tensor, since vmap's `randomness` and torch.compile know how to treat one; plain calls draw
+    the same number by `as_int`. One from a GPU's generator stays there, and nothing waits for it.
     """
     if generator is not None and generator.device.type != "cpu":
         return torch.randint(_SEED_END, (), device=generator.device, generator=generator)
-    if device.type == "cuda" and not _is_compiling() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(_CAPTURING.format("None" if generator is None else "from the CPU"))
+    _refuse_capture(device, "None" if generator is None else "from the CPU")
     if generator is None:
         return torch.randint(_SEED_END, (), device="cpu")
     return torch.randint(_SEED_END, (), device="cpu", generator=generator)
 
 
-def as_int(seed: int | Tensor, device: torch.device) -> int | Tensor:
-    """A seed that need not stay on a GPU, as an int; plain calls only."""
-    if isinstance(seed, Tensor) and seed.is_cpu:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(_CAPTURING.format("a tensor on the CPU"))
-        seed = int(seed.item())
-        if seed < 0:
-            raise ValueError(f"seed must lie in [0, 2^63); got {seed}")
+class _Drawn(threading.local):
+    """Memory of each thread for a seed: a tensor that torch draws into, and an array to read."""
+
+    def __init__(self) -> None:
+        self.array = np.zeros((), np.int64)
+        with torch.inference_mode(False):  # a tensor of inference mode could not be drawn into
+            self.tensor = torch.from_numpy(self.array)
+
+
+_drawn = _Drawn()
+
+
+def as_int(seed: SeedSource, device: torch.device) -> int | Tensor:
+    """Return a seed, drawn where need be, as an int unless it stays on a GPU; plain calls only."""
+    if isinstance(seed, int):
+        return seed
+    if seed is None or isinstance(seed, torch.Generator):
+        if seed is not None and seed.device != _CPU:
+            return draw_seed(device, seed)
+        if device != _CPU:
+            _refuse_capture(device, "None" if seed is None else "from the CPU")
+        # the numbers of torch.randint, in half of its time
+        if seed is None:
+            _drawn.tensor.random_(_SEED_END)
+        else:
+            _drawn.tensor.random_(_SEED_END, generator=seed)
+        return _drawn.array.item()
+    if not seed.is_cpu:
+        return seed
+    _refuse_capture(device, "a tensor on the CPU")
+    number = int(seed.item())
+    if number < 0:
+        raise ValueError(f"seed must lie in [0, 2^63); got {number}")
+    return number
+
+
+def shared(seed: SeedSource, device: torch.device) -> int | Tensor:
+    """Return a seed, drawn where need be, that several ops can be given."""
+    if plain():
+        return as_int(seed, device)
+    if seed is None or isinstance(seed, torch.Generator):
+        return draw_seed(device, seed)
     return seed
 
 
-def as_seeds(seed: int | Tensor, device: torch.device) -> Tensor:
-    """A seed as the opaque ops take it: int64 [1].
+def _refuse_capture(device: torch.device, seed: str) -> None:
+    """Refuse to read a value that a CUDA graph would repeat."""
+    if device.type == "cuda" and not _is_compiling() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(_CAPTURING.format(seed))
+
+
+def as_seeds(seed: SeedSource, device: torch.device) -> Tensor:
+    """Return a seed, drawn where need be, as the opaque ops take it: int64 [1].
 
     On a GPU for ops there, so that what torch.compile captures as a CUDA graph holds no value read
     at capture.
     """
+    if seed is None or isinstance(seed, torch.Generator):
+        seed = draw_seed(device, seed)
     seeds = (
         seed.reshape(1)
         if isinstance(seed, Tensor)

@@ -10,30 +10,45 @@ from latent_kernels.kernels.densities.problem import (
     Gradients,
     Outputs,
     Problem,
-    inputs_of,
+    Sizes,
 )
 from latent_kernels.kernels.extension import DTYPES
 
 Tensor = torch.Tensor
+_GAUSSIAN, _BERNOULLI = _core.Density.gaussian, _core.Density.bernoulli
 
 
-def _operand(x: Tensor) -> _core.Operand:
-    """Return address and strides of an input; a dimension of one repeats."""
-    group, sample, row, _ = x.stride()
-    return x.data_ptr(), group, sample if x.size(1) != 1 else 0, row if x.size(2) != 1 else 0
+def _operands(inputs: list[Tensor], sizes: Sizes) -> tuple[_core.Operand, ...]:
+    """Return address and strides of inputs; a dimension of one repeats."""
+    groups, samples, rows, cols = sizes
+    row = cols or 1  # no stride of an axis that the input has is 0
+    plane = (rows or 1) * row
+    found: list[_core.Operand] = []
+    for x in inputs:
+        if not x.is_contiguous():
+            group, sample, own, _ = x.stride()
+            sample, own = sample if x.size(1) != 1 else 0, own if x.size(2) != 1 else 0
+            found.append((x.data_ptr(), group, sample, own))
+        elif x.numel() == groups * samples * rows * cols:
+            found.append((x.data_ptr(), samples * plane, plane, row))
+        elif x.numel() > groups * cols:
+            found.append((x.data_ptr(), plane, 0, row))
+        else:
+            found.append((x.data_ptr(), row, 0, 0))
+    return tuple(found)
 
 
 def _problem(problem: Problem) -> _core.DensityProblem:
-    groups, samples, rows, cols = problem.sizes
-    inputs, is_gaussian = inputs_of(problem), isinstance(problem, GaussianProblem)
+    sizes, *inputs = problem
+    groups, samples, rows, cols = sizes
     return _core.DensityProblem(
-        density=_core.Density.gaussian if is_gaussian else _core.Density.bernoulli,
+        density=_GAUSSIAN if isinstance(problem, GaussianProblem) else _BERNOULLI,
         dtype=DTYPES[inputs[0].dtype],
         groups=groups,
         samples=samples,
         rows=rows,
         cols=cols,
-        inputs=tuple([_operand(x) for x in inputs]),
+        inputs=_operands(inputs, sizes),
     )
 
 

@@ -1,7 +1,8 @@
 """What the log-density ops compute: their problems, outputs and gradients, as backends have them.
 
 An input may have 1 in place of S, where samples share it, or of S and N, where it is a single row
-for all of them; its columns are contiguous.
+for all of them; its columns are contiguous. One that is contiguous may come in the caller's shape:
+its number of elements tells which of the three it is.
 """
 
 from __future__ import annotations
@@ -62,8 +63,18 @@ Gradients = GaussianGradients | BernoulliGradients
 
 
 def inputs_of(problem: Problem) -> tuple[Tensor, ...]:
-    """Return z, mean and logvar; or x and logits."""
-    return problem[1:]
+    """Return z, mean and logvar, or x and logits, in their canonical shapes."""
+    return tuple(
+        [x.view(_shape_of(x, problem.sizes)) if x.is_contiguous() else x for x in problem[1:]]
+    )
+
+
+def _shape_of(x: Tensor, sizes: Sizes) -> Sizes:
+    """Return the canonical shape of a contiguous input."""
+    groups, samples, rows, cols = sizes
+    if x.numel() == groups * samples * rows * cols:
+        return sizes
+    return (groups, 1, rows, cols) if x.numel() > groups * cols else (groups, 1, 1, cols)
 
 
 def in_place(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -72,11 +83,7 @@ def in_place(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     That is where nothing repeats, since the gradient of what repeats is one for each repetition,
     and columns are contiguous.
     """
-    if x.is_neg():
-        x = x.resolve_neg()
-    if x.is_contiguous():
-        return x.view(shape)
-    x = x.reshape(shape)
+    x = x.resolve_neg().reshape(shape)
     strides = [stride for stride, size in zip(x.stride(), shape, strict=True) if size != 1]
     return x.contiguous() if 0 in strides or (shape[-1] != 1 and x.stride(-1) != 1) else x
 

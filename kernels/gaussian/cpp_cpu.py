@@ -19,17 +19,11 @@ from latent_kernels.kernels.gaussian.problem import (
 Tensor = torch.Tensor
 
 
-def _operand(x: Tensor | None, sizes: Sizes) -> _core.Operand:
+def _operand(x: Tensor, sizes: Sizes) -> _core.Operand:
     """Return address and strides of an input whose columns are contiguous."""
-    if x is None:
-        return None
     if x.is_contiguous():
         return x.data_ptr(), sizes[2] * sizes[3], 0, sizes[3]
     return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, 0, x.stride(-2)
-
-
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
 
 
 def _problem(problem: Problem) -> _core.GaussianProblem:
@@ -42,10 +36,10 @@ def _problem(problem: Problem) -> _core.GaussianProblem:
         rows=rows,
         cols=cols,
         mean=_operand(mean, sizes),
-        logvar=_operand(logvar, sizes),
-        scale=_operand(scale, sizes),
-        prior_mean=_operand(prior_mean, sizes),
-        prior_logvar=_operand(prior_logvar, sizes),
+        logvar=None if logvar is None else _operand(logvar, sizes),
+        scale=None if scale is None else _operand(scale, sizes),
+        prior_mean=None if prior_mean is None else _operand(prior_mean, sizes),
+        prior_logvar=None if prior_logvar is None else _operand(prior_logvar, sizes),
         seed=seeds(seed),
         offset=offset,
     )
@@ -57,9 +51,9 @@ def forward(problem: Problem, outputs: Outputs) -> None:
     _core.gaussian_forward(
         _problem(problem),
         threads=torch.get_num_threads(),
-        z=_address(z),
-        kl=_address(kl),
-        log_q=_address(log_q),
+        z=None if z is None else z.data_ptr(),
+        kl=None if kl is None else kl.data_ptr(),
+        log_q=None if log_q is None else log_q.data_ptr(),
     )
 
 
@@ -70,19 +64,20 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     _core.gaussian_backward(
         _problem(problem),
         threads=torch.get_num_threads(),
-        z_gradient=_address(z),
-        kl_gradient=_address(kl),
-        log_q_gradient=_address(log_q),
-        mean_gradient=_address(mean),
-        logvar_gradient=_address(logvar),
-        scale_gradient=_address(scale),
-        prior_mean_gradient=_address(prior_mean),
-        prior_logvar_gradient=_address(prior_logvar),
+        z_gradient=None if z is None else z.data_ptr(),
+        kl_gradient=None if kl is None else kl.data_ptr(),
+        log_q_gradient=None if log_q is None else log_q.data_ptr(),
+        mean_gradient=None if mean is None else mean.data_ptr(),
+        logvar_gradient=None if logvar is None else logvar.data_ptr(),
+        scale_gradient=None if scale is None else scale.data_ptr(),
+        prior_mean_gradient=None if prior_mean is None else prior_mean.data_ptr(),
+        prior_logvar_gradient=None if prior_logvar is None else prior_logvar.data_ptr(),
     )
 
 
 def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGradients) -> None:
     """Write the gradient of z where log q depends on z alone."""
+    log_q, z = upstream.log_q, gradients.z
     groups, samples, rows, cols = problem.sizes
     _core.gaussian_path_backward(
         _core.GaussianProblem(
@@ -100,6 +95,6 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
             offset=problem.offset,
         ),
         threads=torch.get_num_threads(),
-        log_q_gradient=_address(upstream.log_q),
-        z_gradient=_address(gradients.z),
+        log_q_gradient=log_q.data_ptr(),
+        z_gradient=None if z is None else z.data_ptr(),
     )

@@ -51,7 +51,7 @@ def _forward(problem: Problem, outputs: Outputs) -> None:
     d = difference.abs().div_(torch.minimum(scale, q_scale)).log1p_()
     d.mul_(difference.sign_())  # in less than copysign's time
     d.add_(d)
-    columns = t.unsqueeze(-1), d.unsqueeze(-1), None, None, None
+    columns = t.unsqueeze_(-1), d.unsqueeze_(-1), None, None, None
     function("gaussian", "forward", loc.device)(
         gaussian.Problem((groups, 0, pairs, 1), *columns, 0, 0),
         gaussian.Outputs(None, outputs.kl, None),

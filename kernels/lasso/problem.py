@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 import torch
 
 from latent_kernels.kernels.backends import backend
-from latent_kernels.kernels.eager import in_memory, row_dtype
+from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
@@ -114,4 +114,4 @@ def _check_values(problem: Problem, norms: Tensor) -> None:
         raise ValueError(f"init must be >= 0 where positive=True; got {init.min().item()}")
 
 
-LASSO = Op("sparse_encode", "lasso", "NFC", Problem, Outputs, forward=_encode, place=in_memory)
+LASSO = Op("sparse_encode", "lasso", "NFC", Problem, Outputs, forward=_encode, detached=True)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from latent_kernels.kernels.backends import backend
+from latent_kernels.kernels.backends import backend, remember
 from latent_kernels.kernels.eager import as_int
 from latent_kernels.kernels.library import call, define
 
 Tensor = torch.Tensor
+Fill = Callable[[str, Tensor, int | Tensor, int], None]
 
 
-def fill(kind: str, out: Tensor, seed: int | Tensor, offset: int) -> None:
-    """Fill `out` with the seed's `kind` ("normal" or "uniform") from `offset` on, by the device's
-    backend.
+@remember
+def fill_of(device: torch.device) -> Fill:
+    """Return the device's function (kind, out, seed, offset), which fills `out` with the seed's
+    `kind` ("normal" or "uniform") from `offset` on.
     """
-    backend_fill = getattr(backend("noise", out.device), "fill", None)
-    if backend_fill is not None:
-        backend_fill(kind, out, seed, offset)
-        return
+    found: Fill = getattr(backend("noise", device), "fill", _fill_by_reference)
+    return found
+
+
+def _fill_by_reference(kind: str, out: Tensor, seed: int | Tensor, offset: int) -> None:
     from latent_kernels.kernels.noise import reference
 
     values = getattr(reference, kind)(out.numel(), int(seed), offset)
@@ -52,7 +55,7 @@ def _noise(
     if out.is_meta:
         return out
     for i in range(seeds.numel()):
-        fill(kind, out[i], as_int(seeds[i], out.device), offset)
+        fill_of(out.device)(kind, out[i], as_int(seeds[i], out.device), offset)
     return out
 
 

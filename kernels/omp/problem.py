@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 import torch
 
 from latent_kernels.kernels.backends import backend
-from latent_kernels.kernels.eager import in_memory, row_dtype
+from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.lasso.problem import saturated
 from latent_kernels.kernels.op import Op
 
@@ -67,5 +67,5 @@ OMP = Op(
     Problem,
     Outputs,
     forward=_encode,
-    place=in_memory,
+    detached=True,
 )

@@ -6,12 +6,7 @@ import torch
 
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.extension import DTYPES, seeds
-from latent_kernels.kernels.score.problem import (
-    Estimate,
-    Problem,
-    gradients_of,
-    variances_of,
-)
+from latent_kernels.kernels.score.problem import Estimate, Problem
 
 Tensor = torch.Tensor
 
@@ -19,30 +14,33 @@ _FAMILIES = {family.name: family for family in _core.Family}
 _CONTROLS = {control.name: control for control in _core.Control}
 
 
-def _addresses(tensors: tuple[Tensor, ...] | None) -> tuple[int, ...]:
-    return tuple([x.data_ptr() for x in tensors or ()])
+def _addresses(first: Tensor | None, second: Tensor | None) -> tuple[int, ...]:
+    """Return the addresses of what each parameter has; there is no second without a first."""
+    if first is None:
+        return ()
+    return (first.data_ptr(),) if second is None else (first.data_ptr(), second.data_ptr())
 
 
 def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
     """Write gradients and variances; problem.py has the interface, reference.py the formulas."""
+    _, first, second, z, values, baseline, seed, offset, family, control, folds, split = problem
     groups, samples, rows, cols, classes = problem.counts
-    z, values, baseline, dtype = problem.z, problem.values, problem.baseline, problem.first.dtype
     given = _core.ScoreProblem(
-        family=_FAMILIES[problem.family],
-        control=_CONTROLS[problem.control],
-        dtype=DTYPES[dtype],
+        family=_FAMILIES[family],
+        control=_CONTROLS[control],
+        dtype=DTYPES[first.dtype],
         groups=groups,
         samples=samples,
         rows=rows,
         cols=cols,
         classes=classes,
-        folds=problem.folds,
-        parameters=_addresses(problem.parameters),
+        folds=folds,
+        parameters=_addresses(first, second),
         z=None if z is None else z.data_ptr(),
-        seed=seeds(problem.seed),
-        offset=problem.offset,
-        per_element=problem.per_element,
-        double_values=values.dtype == torch.float64 and dtype != torch.float64,
+        seed=seeds(seed),
+        offset=offset,
+        per_element=split,
+        double_values=values.dtype is torch.float64 and first.dtype is not torch.float64,
         values=values.data_ptr(),
         baseline=None if baseline is None else baseline.data_ptr(),
         baseline_sampled=baseline is not None and baseline.numel() == values.numel(),
@@ -51,6 +49,6 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
     return _core.score_gradient(
         given,
         threads=torch.get_num_threads(),
-        gradients=_addresses(gradients_of(estimate)),
-        variances=_addresses(variances_of(estimate)),
+        gradients=_addresses(*estimate[:2]),
+        variances=_addresses(*estimate[2:]),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latent_kernels.kernels.eager import draw_seed
+from latent_kernels.kernels.eager import SeedSource
 
 Tensor = torch.Tensor
 Seed = int | Tensor | None
@@ -45,11 +45,9 @@ def floating(name: str, x: object) -> Tensor:
 def float_tensor(name: str, x: object) -> None:
     """Check that x is a floating tensor with at least one dimension."""
     if floating(name, x).dim() == 0:
-        raise _scalar(name)
-
-
-def _scalar(name: str) -> ValueError:
-    return ValueError(f"{name} must have shape [..., D] with at least one dimension; got a scalar")
+        raise ValueError(
+            f"{name} must have shape [..., D] with at least one dimension; got a scalar"
+        )
 
 
 def log_weights(x: object, name: str = "log_w") -> None:
@@ -77,6 +75,34 @@ def device_of(name: str, x: Tensor, like: str, other: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {like}, {other.device}; got {x.device}")
 
 
+def alike(first: Any, *others: Any) -> torch.Size | None:
+    """Return the shape of dense floating tensors with dimensions, of one shape, dtype and device.
+
+    That is how arguments usually are. None for any others, which the checks below look at one by
+    one; an argument that is None is none of them.
+    """
+    if (
+        not isinstance(first, Tensor)
+        or first.dtype not in FLOATS
+        or first.layout is not torch.strided
+        or first.is_nested
+        or first.dim() == 0
+    ):
+        return None
+    dtype, device, shape = first.dtype, first.device, first.shape
+    for x in others:
+        if x is not None and (
+            not isinstance(x, Tensor)
+            or x.dtype is not dtype
+            or x.layout is not torch.strided
+            or x.is_nested
+            or x.shape != shape
+            or x.device != device
+        ):
+            return None
+    return shape
+
+
 def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype]:
     """Floating tensors on one device, converted to the dtype that torch promotes them to."""
     return _together(tensors)
@@ -88,8 +114,7 @@ def _together(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dt
     for name, x in tensors.items():
         if x is None:
             continue
-        if floating(name, x).dim() == 0:  # `float_tensor`, without its call
-            raise _scalar(name)
+        float_tensor(name, x)
         if first is None:
             first_name, first, dtype = name, x, x.dtype
             continue
@@ -225,20 +250,22 @@ def stream(
     count: int,
     device: torch.device,
     generator: torch.Generator | None = None,
-) -> tuple[int | Tensor, int]:
-    """Return a seed that fits the device, drawn if it is None, and an offset that leaves `count`
-    elements inside the stream.
+) -> tuple[SeedSource, int]:
+    """Return a seed that fits the device, or what to draw it from, and an offset that leaves
+    `count` elements inside the stream.
     """
-    begin = as_int(offset)
+    begin = offset if type(offset) is int else as_int(offset)
     if begin is None:
         raise TypeError(f"offset must be an int >= 0; got {offset!r}")
     # sizes that torch.compile or torch.jit.trace watches are not ints
-    if begin < 0 or (type(count) is int and begin + max(count, 1) > _SEED_END):
+    if begin < 0 or (type(count) is int and begin + (count or 1) > _SEED_END):
         raise ValueError(
             f"offset must be >= 0, and offset + {count} elements at most 2^63; got {offset}"
         )
     if generator is not None:
-        return _drawn(seed, device, generator), begin
+        return _generator(seed, device, generator), begin
+    if seed is None:
+        return None, begin
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.dim() != 0:
             raise TypeError(
@@ -249,13 +276,11 @@ def stream(
                 f"seed must be on the device of the op, {device}, or on the CPU; got {seed.device}"
             )
         return seed, begin
-    if seed is None:
-        return draw_seed(device), begin
     return seed_number(seed, ", a 0-d int64 tensor"), begin
 
 
-def _drawn(seed: Seed, device: torch.device, generator: torch.Generator) -> Tensor:
-    """Return a seed from the caller's generator, which takes the place of `seed`."""
+def _generator(seed: Seed, device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """Return the caller's generator, which takes the place of `seed`."""
     if not isinstance(generator, torch.Generator):
         raise TypeError(
             f"generator must be a torch.Generator or None; got {type(generator).__name__}"
@@ -267,4 +292,4 @@ def _drawn(seed: Seed, device: torch.device, generator: torch.Generator) -> Tens
             f"generator must be on the device of the op, {device}, or on the CPU; got one on "
             f"{generator.device}"
         )
-    return draw_seed(device, generator)
+    return generator

@@ -11,6 +11,7 @@ gives the same noise in both.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from latent_kernels.kernels.library import call
 from latent_kernels.kernels.noise import ops
 
 Tensor = torch.Tensor
+_CPU = torch.device("cpu")
 
 
 def normal(
@@ -109,19 +111,36 @@ def _noise(
     device: torch.device | str,
     generator: torch.Generator | None,
 ) -> Tensor:
+    sizes = (shape,) if type(shape) is int and shape >= 0 else _sizes(shape)
+    _checks.float_dtype("dtype", dtype)
+    where = _CPU if device == "cpu" else _device(device)
+    source, offset = _checks.stream(seed, offset, math.prod(sizes), where, generator)
+
+    is_plain = plain() if source is None else plain(source if isinstance(source, Tensor) else None)
+    if not is_plain or (where is not _CPU and where.type == "meta"):
+        seeds = as_seeds(source, where)
+        out: Tensor = call("noise", kind, sizes, seeds, offset, dtype, str(where))
+        return out.reshape(sizes)
+    out = _like(dtype, where).new_empty(size=sizes)  # in half of torch.empty's time
+    ops.fill_of(where)(kind, out, as_int(source, where), offset)
+    return out
+
+
+def _sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
     given = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     sizes = tuple(size for size in map(_checks.as_int, given) if size is not None and size >= 0)
     if len(sizes) != len(given):
         raise ValueError(f"shape must be an int or a sequence of ints >= 0; got {shape!r}")
-    _checks.float_dtype("dtype", dtype)
+    return sizes
+
+
+def _device(device: torch.device | str) -> torch.device:
     where = _checks.device(device)
     if where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", torch.cuda.current_device())
-    seed, offset = _checks.stream(seed, offset, math.prod(sizes), where, generator)
+        return torch.device("cuda", torch.cuda.current_device())
+    return where
 
-    if where.type == "meta" or not plain(seed if isinstance(seed, Tensor) else None):
-        out: Tensor = call("noise", kind, sizes, as_seeds(seed, where), offset, dtype, str(where))
-        return out.reshape(sizes)
-    out = torch.empty(sizes, dtype=dtype, device=where)
-    ops.fill(kind, out, as_int(seed, where), offset)
-    return out
+
+@functools.cache
+def _like(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(0, dtype=dtype, device=device)

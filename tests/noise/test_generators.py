@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -49,6 +50,42 @@ def test_a_generator_governs_the_noise(name: str) -> None:
     assert torch.equal(draw(seed=drawn), first)
     torch.manual_seed(7)
     assert torch.equal(draw(), first)
+
+
+@every_sampler
+def test_a_drawn_seed_is_that_of_randint(name: str) -> None:
+    """And torch's default generator stands where torch.randint would leave it."""
+    draw = SAMPLERS[name]
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    with torch.random.fork_rng(devices=[]):
+        in_fork = draw()
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = draw()
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    seed = torch.randint(2**63 - 1, ())
+    assert torch.equal(torch.get_rng_state(), after)
+    assert torch.equal(drawn, in_fork)
+    assert torch.equal(drawn, draw(seed=int(seed)))
+
+
+def test_threads_draw_seeds_side_by_side() -> None:
+    """Each from a generator of its own, and the first time in inference mode."""
+
+    def draws(seed: int) -> list[Tensor]:
+        own = generator(seed)
+        with torch.inference_mode():
+            first = lk.normal(3, generator=own)
+        return [first, *[lk.normal(3, generator=own) for _ in range(300)]]
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(draws, range(4)))
+    for seed, own in enumerate(found):
+        expected = generator(seed)
+        for x in own:
+            drawn = int(torch.randint(2**63 - 1, (), generator=expected))
+            assert torch.equal(x, lk.normal(3, seed=drawn))
 
 
 @every_sampler

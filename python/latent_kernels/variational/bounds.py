@@ -88,8 +88,9 @@ def importance_bound(
     if estimator not in BOUND_ESTIMATORS:
         known = ", ".join(repr(name) for name in BOUND_ESTIMATORS)
         raise ValueError(f"estimator must be one of {known}; got {estimator!r}")
-    _wanted("z", z, estimator, "dreg")
-    _wanted("log_q", log_q, estimator, "vimco")
+    if z is not None or log_q is not None or estimator in ("dreg", "vimco"):
+        _wanted("z", z, estimator, "dreg")
+        _wanted("log_q", log_q, estimator, "vimco")
     if log_q is not None:
         (log_w, log_q), _ = _checks.together(log_w=log_w, log_q=log_q)  # type: ignore[assignment]
         assert log_q is not None

@@ -9,6 +9,8 @@ lie, and their gradients are summed in the kernel.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +19,7 @@ from latent_kernels.kernels.densities.problem import BERNOULLI, GAUSSIAN
 from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
+Shape = tuple[int, ...]
 _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -83,27 +86,48 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor | float) -> Tensor:
 
 
 def _log_density(op: Op, named: dict[str, Tensor | float]) -> Tensor:
-    given, _ = _checks.parameters(named)
-    inputs: list[Tensor] = given  # type: ignore[assignment]
-    full = tail = tuple(inputs[0].shape)
-    if any(x.shape != full for x in inputs):
-        full = _checks.broadcast(**dict(zip(named, inputs, strict=True)))
-        inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
-        tail = _shared_tail(inputs, full)
-        inputs = [_as_shared(x, tail, full) for x in inputs]
-    samples = full[: len(full) - len(tail)]
-    dims = ((), samples, tail[:-1], full[-1:])
-    rows, cols = math.prod(tail[:-1]), full[-1]
-    shapes = []
-    for x in inputs:
-        shape = tuple(x.shape)
-        own = math.prod(samples) if shape == full else 1
-        shapes.append((1, own, rows, cols) if shape in (tail, full) else (1, 1, 1, cols))
-    out: Tensor = op(dims, inputs, shapes=tuple(shapes))
+    inputs: Any = tuple(named.values())
+    shape = _checks.alike(*inputs)
+    if shape is not None:
+        full = tail = tuple(shape)
+        samples: Shape = ()
+        shapes = ((1, 1, math.prod(full[:-1]), full[-1]),) * len(inputs)
+    else:
+        inputs, full, tail = _arranged(named)
+        samples, rows, cols = full[: len(full) - len(tail)], math.prod(tail[:-1]), full[-1]
+        of_full, of_tail = (1, math.prod(samples), rows, cols), (1, 1, rows, cols)
+        shapes = tuple(
+            [
+                of_full if x.shape == full else of_tail if x.shape == tail else (1, 1, 1, cols)
+                for x in inputs
+            ]
+        )
+    out: Tensor = op(((), samples, tail[:-1], full[-1:]), inputs, shapes=shapes)
     return out
 
 
-def _shared_tail(tensors: list[Tensor], full: tuple[int, ...]) -> tuple[int, ...]:
+def _arranged(named: dict[str, Tensor | float]) -> tuple[list[Tensor], Shape, Shape]:
+    """Return the inputs in one of three shapes, `full`, its `tail` or [D]; and the two."""
+    given, _ = _checks.parameters(named)
+    inputs: list[Tensor] = given  # type: ignore[assignment]
+    shapes = [tuple(x.shape) for x in inputs]
+    full = tail = shapes[0]
+    for shape in shapes:
+        if len(shape) > len(full):
+            full = shape
+        if len(shape) < len(tail):
+            tail = shape
+    ends = len(tail) >= 2 and full[len(full) - len(tail) :] == tail
+    ends = ends and (len(tail) == 2 or tail[0] != 1)
+    if ends and all(shape in (full, tail) for shape in shapes):  # samples, and what they share
+        return inputs, full, tail
+    full = _checks.broadcast(**dict(zip(named, inputs, strict=True)))
+    inputs = [x if x.shape == full else _without_leading_ones(x) for x in inputs]
+    tail = _shared_tail(inputs, full)
+    return [_as_shared(x, tail, full) for x in inputs], full, tail
+
+
+def _shared_tail(tensors: Sequence[Tensor], full: Shape) -> Shape:
     """The trailing shape that parameters have and samples repeat: of the shortest input with a
     batch dimension.
     """
@@ -123,7 +147,7 @@ def _without_leading_ones(x: Tensor) -> Tensor:
     return x.reshape(x.shape[ones:]) if ones else x
 
 
-def _as_shared(x: Tensor, tail: tuple[int, ...], full: tuple[int, ...]) -> Tensor:
+def _as_shared(x: Tensor, tail: Shape, full: Shape) -> Tensor:
     """x in one of three shapes: `full`, `tail`, or a single row [D]; expanded where it has none of
     them.
     """

@@ -33,13 +33,15 @@ class FusedNormal(Normal):
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Reparameterized samples of shape [*sample_shape, *batch_shape]."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        samples = math.prod(sample_shape)
-        if samples == 0:
-            return (self.loc + self.scale).expand(shape)  # nothing, with a gradient of zeros
-        batch = self.loc.shape
-        loc, scale = (x if batch else x.reshape(1) for x in (self.loc, self.scale))
-        return rsample_scale(loc, scale, samples if sample_shape else None).reshape(shape)
+        loc, scale, samples = self.loc, self.scale, math.prod(sample_shape)
+        if samples == 0:  # nothing, with a gradient of zeros
+            return (loc + scale).expand(self._extended_shape(torch.Size(sample_shape)))
+        if loc.dim() == 0:
+            loc, scale = loc.reshape(1), scale.reshape(1)
+        z = rsample_scale(loc, scale, samples if sample_shape else None)
+        if len(sample_shape) < 2 and loc is self.loc:
+            return z
+        return z.reshape(self._extended_shape(torch.Size(sample_shape)))
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """As `rsample`, without gradient."""

@@ -15,6 +15,7 @@ import torch
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.description import Dims
+from latent_kernels.kernels.eager import SeedSource, shared
 from latent_kernels.kernels.gaussian.problem import GAUSSIAN, GAUSSIAN_PATH
 
 Tensor = torch.Tensor
@@ -68,9 +69,9 @@ def rsample_kl(
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, logvar, None, prior_mean, prior_logvar)
-    z, kl, _ = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, True, False))
+    z, kl, _ = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, True, False))
     return z, kl
 
 
@@ -103,9 +104,9 @@ def rsample(
 
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, logvar, None, None, None)
-    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
+    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, False))[0]
     return z
 
 
@@ -160,12 +161,14 @@ def rsample_log_prob(
     """
     path_derivative = _checks.flag("path_derivative", path_derivative)
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
+    if path_derivative:
+        source = shared(source, mean.device)  # for both ops
     inputs = (mean, logvar, None, None, None)
-    z, _, log_q = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, True))
+    z, _, log_q = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, True))
     if path_derivative:  # as a function of z alone
         of_z = z, log_q.detach(), logvar.detach()
-        log_q = GAUSSIAN_PATH(dims, of_z, (offset,), seed=seed)
+        log_q = GAUSSIAN_PATH(dims, of_z, (offset,), seed=source)
     return z, log_q
 
 
@@ -182,9 +185,9 @@ def rsample_scale(
     (`FusedNormal`).
     """
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
-    dims, seed, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, None, scale, None, None)
-    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=seed, wanted=(True, False, False))[0]
+    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, False))[0]
     return z
 
 
@@ -232,13 +235,11 @@ def _parameters(
     second: str = "logvar",
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Checked, of one dtype, and all of the shape that mean and deviation broadcast to."""
-    named = {
-        "mean": mean,
-        second: deviation,
-        "prior_mean": prior_mean,
-        "prior_logvar": prior_logvar,
-    }
-    given: Any = _checks.parameters(named)[0]
+    given: Any = mean, deviation, prior_mean, prior_logvar
+    if _checks.alike(*given) is not None:
+        return given  # type: ignore[no-any-return]
+    names = "mean", second, "prior_mean", "prior_logvar"
+    given = _checks.parameters(dict(zip(names, given, strict=True)))[0]
     own, its_deviation, m0, l0 = given
     if own.shape != its_deviation.shape:
         shape = _checks.broadcast(**{"mean": own, second: its_deviation})
@@ -256,12 +257,14 @@ def _drawn(
     seed: Seed,
     offset: int,
     generator: torch.Generator | None,
-) -> tuple[Dims, int | Tensor, int]:
+) -> tuple[Dims, SeedSource, int]:
     """Check how many samples are drawn, and from where in the stream; return the axes, the seed
-    and the offset.
+    or what to draw it from, and the offset.
     """
-    samples = _checks.samples(num_samples)
-    count = mean.numel() if samples is None else samples * mean.numel()
+    samples, count = None, mean.numel()
+    if num_samples is not None:
+        samples = _checks.samples(num_samples)
+        count *= samples  # type: ignore[operator]
     return _dims(mean, samples), *_checks.stream(seed, offset, count, mean.device, generator)
 
 

@@ -9,13 +9,14 @@ be: given the seed that drew it, it is drawn again.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.description import Dims
+from latent_kernels.kernels.eager import SeedSource
 from latent_kernels.kernels.score.problem import ESTIMATE, EXPECTATION
 from latent_kernels.variational.families import Bernoulli, Family
 
@@ -187,24 +188,21 @@ def disarm_gradient(
 # --- the call of the op ---------------------------------------------------------------------------
 
 
-class _Call(NamedTuple):
-    """The arguments of both ops; see kernels/score/problem.py."""
-
-    dims: Dims
-    inputs: tuple[Tensor | None, ...]
-    options: tuple[Any, ...]
-    seed: int | Tensor
+# The arguments of both ops: dimensions, inputs, options, seed; see kernels/score/problem.py.
+_Call = tuple[Dims, tuple[Tensor | None, ...], tuple[Any, ...], SeedSource]
 
 
 def _expectation(call: _Call) -> Tensor:
-    mean: Tensor = EXPECTATION(call.dims, call.inputs, call.options, seed=call.seed)
+    dims, inputs, options, seed = call
+    mean: Tensor = EXPECTATION(dims, inputs, options, seed=seed)
     return mean
 
 
 def _gradient(call: _Call, return_variance: bool) -> tuple[Any, ...]:
-    two = call.inputs[1] is not None
+    dims, inputs, options, seed = call
+    two = inputs[1] is not None
     wanted = (True, two, return_variance, return_variance and two)
-    found = ESTIMATE(call.dims, call.inputs, call.options, seed=call.seed, wanted=wanted)
+    found = ESTIMATE(dims, inputs, options, seed=seed, wanted=wanted)
     count = 1 + two
     return (found[:count], found[2 : 2 + count]) if return_variance else found[:count]
 
@@ -226,7 +224,7 @@ def _checked(
             f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
         )
     samples, per_element = _value_shape(q, values, ("S",))
-    z, seed, offset = _samples(q, z, seed, offset, (samples,))
+    z, source, offset = _samples(q, z, seed, offset, (samples,))
     baseline = None
     if isinstance(control_variate, Tensor):
         baseline, control = _baseline(control_variate, values), "none"
@@ -254,7 +252,7 @@ def _checked(
     of_values = cols if per_element else ()
     dims = ((), (), (samples,), of_baseline, q.batch_shape, of_values, cols, classes)
     options = (offset, q.name, control, folds, per_element)
-    return _Call(dims, (*_parameters(q), z, values, baseline), options, seed)
+    return dims, (*_parameters(q), z, values, baseline), options, source
 
 
 def _checked_pairs(
@@ -265,29 +263,30 @@ def _checked_pairs(
             f"q must be a Bernoulli: DisARM is for binary variables; got {type(q).__name__}"
         )
     samples, per_element = _value_shape(q, values, ("2", "S"))
-    z, seed, offset = _samples(q, z, seed, offset, (2, samples))
+    z, source, offset = _samples(q, z, seed, offset, (2, samples))
     cols = (q.cols,)
     dims = ((), (2,), (samples,), (1,), q.batch_shape, cols if per_element else (), cols, ())
     options = (offset, "antithetic", "none", 1, per_element)
-    return _Call(dims, (*_parameters(q), z, values, None), options, seed)
+    return dims, (*_parameters(q), z, values, None), options, source
 
 
 def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[int, bool]:
     """S, and whether values have a term for each latent dimension."""
     _checks.float_tensor("values", values)
     before, batch = len(leading), q.batch_shape
-    after = tuple(values.shape[before:])
+    shape = values.shape
+    after = shape[before:]
     if (
-        values.dim() < before
-        or after not in (batch, (*batch, q.cols))
-        or (before == 2 and values.size(0) != 2)
+        len(shape) < before
+        or (after != batch and after != (*batch, q.cols))
+        or (before == 2 and shape[0] != 2)
     ):
         names = ", ".join(leading)
         wanted = f"[{names}, *{batch}] or [{names}, *{(*batch, q.cols)}]"
         raise ValueError(f"values must have shape {wanted}, as q has; got {tuple(values.shape)}")
     if values.device != q.device:
         raise ValueError(f"values must be on the device of q, {q.device}; got {values.device}")
-    samples = values.size(before - 1)
+    samples = shape[before - 1]
     if samples < 1:
         raise ValueError(f"values must hold at least one sample; got shape {tuple(values.shape)}")
     return samples, len(after) > len(batch)
@@ -295,7 +294,7 @@ def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[i
 
 def _samples(
     q: Family, z: Tensor | None, seed: Seed, offset: int, leading: tuple[int, ...]
-) -> tuple[Tensor | None, int | Tensor, int]:
+) -> tuple[Tensor | None, SeedSource, int]:
     """Return z in the dtype of the kernels, or the seed and the offset that draw it."""
     shape = (*leading, *q.batch_shape, q.cols)
     if z is None:
@@ -311,7 +310,7 @@ def _samples(
             "z and seed are both given; one of them says which samples values were computed at"
         )
     z = q._samples_of(z)
-    if tuple(z.shape) != shape:
+    if z.shape != shape:
         raise ValueError(
             f"z must have shape {shape}, with as many samples as values; got {tuple(z.shape)}"
         )

@@ -122,11 +122,11 @@ class _Discrete(Family):
     ) -> Tensor:
         batch, cols, classes, device = self.batch_shape, self.cols, self.classes, self.device
         count = math.prod((*samples, *batch, cols))
-        seed, offset = _checks.stream(seed, offset, count, device, generator)
+        source, offset = _checks.stream(seed, offset, count, device, generator)
         pairs = (2,) if antithetic else ()
         dims = (), pairs, samples, batch, (cols,), (classes,) if classes else ()
         op = CATEGORICAL if classes else BERNOULLI
-        z: Tensor = op(dims, (self.logits,), (offset, antithetic), seed=seed)
+        z: Tensor = op(dims, (self.logits,), (offset, antithetic), seed=source)
         return z
 
 

@@ -75,12 +75,13 @@ class Family:
 
     def _hold(self, *parameters: Tensor | float) -> None:
         """Check the parameters and take the shapes from them."""
-        names = self.names
-        given, _ = _checks.parameters(dict(zip(names, parameters, strict=True)))
-        held: tuple[Tensor, ...] = tuple(x for x in given if x is not None)
-        if len(held) > 1 and held[0].shape != held[1].shape:
-            shape = _checks.broadcast(**dict(zip(names, held, strict=True)))
-            held = tuple(x.expand(shape) for x in held)
+        held: Any = parameters
+        if _checks.alike(*held) is None:
+            names = self.names
+            held = tuple(_checks.parameters(dict(zip(names, parameters, strict=True)))[0])
+            if len(held) > 1 and held[0].shape != held[1].shape:
+                shape = _checks.broadcast(**dict(zip(names, held, strict=True)))
+                held = tuple(x.expand(shape) for x in held)
         self.parameters = held
         shape = tuple(held[0].shape[:-1]) if self.classes else tuple(held[0].shape)
         self.batch_shape, self.cols = shape[:-1], shape[-1]
@@ -92,17 +93,18 @@ class Family:
         shape = (*self.batch_shape, self.cols)
         if not isinstance(z, Tensor):
             raise TypeError(f"z must be a torch.Tensor; got {type(z).__name__}")
-        if tuple(z.shape[max(z.dim() - len(shape), 0) :]) != shape:
+        if z.shape[-len(shape) :] != shape:
             raise ValueError(
                 f"z must have shape [S, ..., D] ending in {shape}; got {tuple(z.shape)}"
             )
-        if z.device != self.device:
+        first = self.parameters[0]
+        if z.device != first.device:
             raise ValueError(f"z must be on the device of q, {self.device}; got {z.device}")
         if self.classes:
             if z.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
                 raise TypeError(f"z must hold classes as integers; got {z.dtype}")
             return z.long()
-        return z if z.dtype == self.dtype else z.to(self.dtype)
+        return z if z.dtype is first.dtype else z.to(first.dtype)
 
     def _same_family(self, name: str, other: object) -> None:
         """`other` is of the same kind, with parameters that broadcast with these."""
