@@ -159,5 +159,5 @@ _load_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def forget() -> None:
     """Forget every choice, so that the environment is read again (for tests)."""
-    for cached in (cpp_missing, triton_missing, forced, backend, function, *_choices):
+    for cached in (cpp_missing, triton_missing, forced, backend, function, *_remembered):
         cached.cache_clear()
