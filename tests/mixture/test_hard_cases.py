@@ -119,7 +119,7 @@ def test_components_much_tighter_than_their_previous_sigma(
 
 @pytest.mark.parametrize("start", ["ones", "correlated"])
 def test_correlated_columns_in_float32_keep_the_digits_of_their_difference(start: str) -> None:
-    """A tied covariance of condition 1e6, given or found: float32 sums would be percents off."""
+    """A tied covariance of condition 1e6, given or found: float32 sums would be 0.3% off."""
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(4000, 1)) + 1e-3 * rng.normal(size=(4000, 2))).astype(np.float32)
     expected = np.cov(X.astype(np.float64).T, bias=True)
