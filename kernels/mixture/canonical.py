@@ -8,6 +8,7 @@ missing, these rows are left out and the log-partition functions are part of the
 from __future__ import annotations
 
 import math
+import sys
 
 from numba import njit
 
@@ -18,35 +19,60 @@ from latent_kernels.kernels.mixture.tiles import INVALID, MISSING, STRIDE
 BERNOULLI, POISSON, CATEGORICAL = (
     KINDS.index(kind) for kind in ("bernoulli", "poisson", "categorical")
 )
+LARGEST = sys.float_info.max  # infinity is no count
+INTEGERS = 2.0**52  # from here on every float64 is one
+
+
+@njit(nogil=True, error_model="numpy")
+def _read_categories(X, column, first, rows, size, at, phi):
+    """Set the rows of phi from `at` on to 1 at a row's category; return MISSING | INVALID."""
+    for i in range(at, at + size * STRIDE):
+        phi[i] = 0
+    found = 0
+    for r in range(rows):
+        value = X[first + r, column]
+        if 0 <= value < size and value == int(value):
+            phi[at + int(value) * STRIDE + r] = 1
+        else:
+            found |= MISSING if value != value else INVALID
+    return found
+
+
+@njit(nogil=True, error_model="numpy")
+def _read_counts(X, column, first, rows, most, at, phi):
+    """Set a row of phi to the values, integers from 0 to `most`; return MISSING | INVALID."""
+    for r in range(rows):
+        phi[at + r] = X[first + r, column]
+    missing = invalid = False
+    for r in range(at, at + rows):  # has no branch, so that LLVM takes many rows at a time
+        value = phi[r]
+        here = value == value
+        # Adding 2^52 rounds a lesser number to an integer; greater ones are integers.
+        fraction = ((value + INTEGERS) - INTEGERS != value) & (value < INTEGERS)
+        missing |= not here
+        invalid |= here & ((value < 0) | (value > most) | fraction)
+        phi[r] = value if here else 0.0
+    return (MISSING if missing else 0) | (INVALID if invalid else 0)
 
 
 @njit(nogil=True, error_model="numpy")
 def read_features(X, columns, kinds, starts, first, rows, padded, phi, log_base):
     """Read phi(x), 0 where x is missing, and log h(x) [rows]; return MISSING | INVALID."""
     found = 0
-    for i in range(starts[-1] * STRIDE):
-        phi[i] = 0
     for r in range(rows):
         log_base[r] = 0.0
     for c in range(len(columns)):
-        start, size, kind = starts[c], starts[c + 1] - starts[c], kinds[c]
-        for r in range(rows):
-            value = X[first + r, columns[c]]
-            if value != value:
-                found |= MISSING
-            elif not 0 <= value < math.inf or value != math.floor(value):
-                found |= INVALID
-            elif kind == POISSON:
-                phi[start * STRIDE + r] = value
-                log_base[r] -= math.lgamma(value + 1.0)
-            elif kind == BERNOULLI:
-                if value > 1:
-                    found |= INVALID
-                phi[start * STRIDE + r] = value
-            elif value < size:
-                phi[(start + int(value)) * STRIDE + r] = 1
-            else:
-                found |= INVALID
+        at, size = starts[c] * STRIDE, starts[c + 1] - starts[c]
+        if kinds[c] == CATEGORICAL:
+            found |= _read_categories(X, columns[c], first, rows, size, at, phi)
+            continue
+        most = 1.0 if kinds[c] == BERNOULLI else LARGEST
+        found |= _read_counts(X, columns[c], first, rows, most, at, phi)
+        for r in range(rows, padded):
+            phi[at + r] = 0
+        if kinds[c] == POISSON and not found & INVALID:
+            for r in range(rows):
+                log_base[r] -= math.lgamma(phi[at + r] + 1.0)
     return found
 
 

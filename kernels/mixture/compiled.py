@@ -14,6 +14,7 @@ from types import FunctionType
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core import config, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.registry import cpu_target
@@ -40,13 +41,15 @@ os.register_at_fork(
 )
 
 
-def compiled(function: Callable[..., Any], X: NDArray[Any], *arguments: Any) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], dtype: np.dtype[Any], X: NDArray[Any], *arguments: Any
+) -> Callable[..., Any]:
     """Return `function` compiled for (X, *arguments), for any strides of X, read-only or not.
 
-    For one dtype of X, callers always pass arguments of the same types, except that some may be
-    None.
+    For one dtype of X and one that is computed in, callers always pass arguments of the same types,
+    except that some may be None.
     """
-    key = (function, X.dtype, tuple(argument is None for argument in arguments))
+    key = (function, dtype, X.dtype, tuple(argument is None for argument in arguments))
     found = _functions.get(key)
     if found is None:
         with _lock:

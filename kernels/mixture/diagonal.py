@@ -12,6 +12,7 @@ from __future__ import annotations
 from numba import njit
 
 from latent_kernels.kernels.mixture.simd import (
+    REGISTERS,
     broadcast,
     full_like,
     lanes,
@@ -71,36 +72,66 @@ def densities(x, dims, padded, factors, constants, components, joint):
 
 
 @njit(nogil=True, error_model="numpy")
-def moments(joint, components, x, dims, padded, sums):
-    """Compute sums = r x and r x^2 over the rows, for four components and two columns at a time.
+def _two_moments(joint, k, x, d, padded, sums, at):
+    """Compute sums[at:at + 8] = r x and r x^2 over the rows, for two components and two columns."""
+    step = lanes(x)
+    a0 = a1 = b0 = b1 = e0 = e1 = f0 = f1 = full_like(x, 0.0)
+    o = k * STRIDE
+    for i in range(d * STRIDE, d * STRIDE + padded, step):
+        x0, x1 = load(x, i), load(x, i + STRIDE)
+        s0, s1 = x0 * x0, x1 * x1
+        r = load(joint, o)
+        a0, a1 = multiply_add(r, x0, a0), multiply_add(r, x1, a1)
+        e0, e1 = multiply_add(r, s0, e0), multiply_add(r, s1, e1)
+        r = load(joint, o + STRIDE)
+        b0, b1 = multiply_add(r, x0, b0), multiply_add(r, x1, b1)
+        f0, f1 = multiply_add(r, s0, f0), multiply_add(r, s1, f1)
+        o += step
+    store_sums(sums, at, (a0, e0, a1, e1, b0, f0, b1, f1))
 
-    sums: [components / 4, dims / 2, 4, 2, (x, x^2)].
-    """
+
+@njit(nogil=True, error_model="numpy")
+def _four_moments(joint, k, x, d, padded, sums, at):
+    """Compute sums[at:at + 16] = r x and r x^2 over the rows, four components and two columns."""
     step = lanes(x)
     zero = full_like(x, 0.0)
+    a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = zero
+    e0 = e1 = f0 = f1 = g0 = g1 = h0 = h1 = zero
+    o = k * STRIDE
+    for i in range(d * STRIDE, d * STRIDE + padded, step):
+        x0, x1 = load(x, i), load(x, i + STRIDE)
+        s0, s1 = x0 * x0, x1 * x1
+        r = load(joint, o)
+        a0, a1 = multiply_add(r, x0, a0), multiply_add(r, x1, a1)
+        e0, e1 = multiply_add(r, s0, e0), multiply_add(r, s1, e1)
+        r = load(joint, o + STRIDE)
+        b0, b1 = multiply_add(r, x0, b0), multiply_add(r, x1, b1)
+        f0, f1 = multiply_add(r, s0, f0), multiply_add(r, s1, f1)
+        r = load(joint, o + 2 * STRIDE)
+        c0, c1 = multiply_add(r, x0, c0), multiply_add(r, x1, c1)
+        g0, g1 = multiply_add(r, s0, g0), multiply_add(r, s1, g1)
+        r = load(joint, o + 3 * STRIDE)
+        d0, d1 = multiply_add(r, x0, d0), multiply_add(r, x1, d1)
+        h0, h1 = multiply_add(r, s0, h0), multiply_add(r, s1, h1)
+        o += step
+    store_sums(sums, at, (a0, e0, a1, e1, b0, f0, b1, f1, c0, g0, c1, g1, d0, h0, d1, h1))
+
+
+@njit(nogil=True, error_model="numpy")
+def moments(joint, components, x, dims, padded, sums):
+    """Compute sums = r x and r x^2 over the rows.
+
+    sums: [components / 4, dims / 2, 4, 2, (x, x^2)]. Blocks of four components and two columns have
+    16 accumulators, which fit 32 registers; of 16 they would spill.
+    """
     at = 0
     for k in range(0, components, 4):
         for d in range(0, dims, 2):
-            a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = zero
-            e0 = e1 = f0 = f1 = g0 = g1 = h0 = h1 = zero
-            o = k * STRIDE
-            for i in range(d * STRIDE, d * STRIDE + padded, step):
-                x0, x1 = load(x, i), load(x, i + STRIDE)
-                s0, s1 = x0 * x0, x1 * x1
-                r = load(joint, o)
-                a0, a1 = multiply_add(r, x0, a0), multiply_add(r, x1, a1)
-                e0, e1 = multiply_add(r, s0, e0), multiply_add(r, s1, e1)
-                r = load(joint, o + STRIDE)
-                b0, b1 = multiply_add(r, x0, b0), multiply_add(r, x1, b1)
-                f0, f1 = multiply_add(r, s0, f0), multiply_add(r, s1, f1)
-                r = load(joint, o + 2 * STRIDE)
-                c0, c1 = multiply_add(r, x0, c0), multiply_add(r, x1, c1)
-                g0, g1 = multiply_add(r, s0, g0), multiply_add(r, s1, g1)
-                r = load(joint, o + 3 * STRIDE)
-                d0, d1 = multiply_add(r, x0, d0), multiply_add(r, x1, d1)
-                h0, h1 = multiply_add(r, s0, h0), multiply_add(r, s1, h1)
-                o += step
-            store_sums(sums, at, (a0, e0, a1, e1, b0, f0, b1, f1, c0, g0, c1, g1, d0, h0, d1, h1))
+            if REGISTERS >= 32:
+                _four_moments(joint, k, x, d, padded, sums, at)
+            else:
+                _two_moments(joint, k, x, d, padded, sums, at)
+                _two_moments(joint, k + 2, x, d, padded, sums, at + 8)
             at += 16
 
 

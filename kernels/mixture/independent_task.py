@@ -16,7 +16,14 @@ from latent_kernels.kernels.mixture.model import (
     check_domain,
     roots,
 )
-from latent_kernels.kernels.mixture.task import Data, Outputs, Task, max_distance
+from latent_kernels.kernels.mixture.task import (
+    WORK_OF_EXP,
+    Data,
+    Outputs,
+    Task,
+    aligned_zeros,
+    max_distance,
+)
 from latent_kernels.kernels.mixture.tiles import INVALID, STRIDE, round_up
 
 
@@ -36,7 +43,7 @@ class Independent(Task):
         self.dtype = np.dtype(np.float64) if self.others else X.dtype
         self.layout = independent.layout(self.components, self.dims, self.features, self.others)
         self.size = self.layout.size
-        self.work_per_row = self.components * max(1, 2 * self.dims + self.features)
+        self.work_per_row = self.components * (4 * self.dims + 2 * self.features + WORK_OF_EXP)
         weights = np.exp(parameters.log_weights)
         self.center = ((weights @ gaussian.means) / max(weights.sum(), 1e-300)).astype(self.dtype)
         self.rounded = gaussian.means if means is None else means
@@ -95,12 +102,12 @@ class Independent(Task):
         components, even = round_up(self.components, 4), round_up(self.dims, 2)
         sums = max(2 * components * even, 4 * self.components * self.dims, 16, self.components)
         sizes = (even * STRIDE, components * STRIDE, STRIDE, STRIDE, components, sums)
-        work = tuple(np.zeros(size, self.dtype) for size in sizes)
+        work = tuple(aligned_zeros(size, self.dtype) for size in sizes)
         if self.canonical is None:
             return work, None
         return work, (
             *self.canonical,
-            np.zeros(self.natural_size * STRIDE, self.dtype),
+            aligned_zeros(self.natural_size * STRIDE, self.dtype),
             np.zeros(STRIDE),
         )
 

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from latent_kernels.kernels.mixture import full, tied
 from latent_kernels.kernels.mixture.model import Floats, Parameters, Sums, roots
-from latent_kernels.kernels.mixture.task import Data, Outputs, Task, max_distance
+from latent_kernels.kernels.mixture.task import (
+    WORK_OF_EXP,
+    Data,
+    Outputs,
+    Task,
+    aligned_zeros,
+    max_distance,
+)
 from latent_kernels.kernels.mixture.tiles import STRIDE, round_up
 
 
@@ -85,7 +92,7 @@ class Full(_Matrices):
         self.blocks = round_up(self.dims, 4)
         self.dtype = X.dtype
         self.size = full.size_of_total(self.components, self.dims)
-        self.work_per_row = self.components * self.dims * (self.dims + 1)
+        self.work_per_row = self.components * (self.dims * (self.dims + 1) + WORK_OF_EXP)
         means = gaussian.means if means is None else means
         self.rounded = means.astype(self.dtype).astype(np.float64)
         u = roots(gaussian)
@@ -120,7 +127,7 @@ class Full(_Matrices):
             STRIDE,
             max(16, self.blocks),
         )
-        return tuple(np.zeros(size, self.dtype) for size in sizes)
+        return tuple(aligned_zeros(size, self.dtype) for size in sizes)
 
     def sums(self) -> Sums:
         """Return the sums about the means."""
@@ -141,45 +148,86 @@ class Tied(_Matrices):
     """An E-step with one covariance, all means near enough to one center c to share x - c."""
 
     span = tied.span
-    dtype = np.dtype(np.float64)
     common_center = True
 
-    def __init__(self, X: Data, parameters: Parameters) -> None:
+    def __init__(self, X: Data, parameters: Parameters, dtype: np.dtype[Any] | None = None) -> None:
+        """Lay the parameters out; compute in `dtype`, or in X's where that is accurate enough."""
         self.X, self.parameters = X, parameters
         gaussian = parameters.gaussian
         self.components, self.dims = gaussian.means.shape
         self.blocks, padded = round_up(self.dims, 4), round_up(self.components, 4)
         self.triangle = 2 * self.blocks * (self.blocks // 4 + 1)
         self.size = padded * self.blocks + self.triangle + self.components + 1
-        self.work_per_row = self.dims * (2 * self.components + self.dims)
+        self.work_per_row = self.components * (3 * self.dims + WORK_OF_EXP) + self.dims**2
         weights, u = np.exp(parameters.log_weights), gaussian.precisions_cholesky
-        self.center = (weights @ gaussian.means) / weights.sum()
+        center = (weights @ gaussian.means) / weights.sum()
+        self.center = center.astype(X.dtype).astype(np.float64)
+        if dtype is None:
+            inverse = np.linalg.inv(u)
+            near = self._is_near(gaussian.means, np.square(inverse).sum(axis=0), u, X.dtype)
+            dtype = X.dtype if near else np.dtype(np.float64)
+        self.dtype = dtype
         whitened = (gaussian.means - self.center) @ u
         # If not, the task must be `Full`.
         self.center_is_near = bool((whitened**2).max() <= max_distance(np.dtype(np.float64)))
-        factors = np.zeros((padded, self.dims, 2))
+        factors = np.zeros((padded, self.dims, 2), dtype)
         factors[..., 0] = 1
         factors[: self.components, :, 1] = -whitened
-        self.constants = (
+        self.constants = np.zeros(padded, dtype)
+        self.constants[: self.components] = (
             parameters.log_weights + (np.log(np.diagonal(u)) - 0.5 * np.log(2 * np.pi)).sum()
         )
-        self.constants = np.concatenate([self.constants, np.zeros(padded - self.components)])
         self.gaussian = (
             gaussian.columns.astype(np.int64),
-            self.center,
-            np.zeros(self.dims),
-            _factor_blocks(u, np.dtype(np.float64)),
+            self.center.astype(dtype),
+            np.zeros(self.dims, dtype),
+            _factor_blocks(u, dtype),
             np.ascontiguousarray(
                 factors.reshape(padded // 4, 4, self.dims, 2).transpose(0, 2, 3, 1)
             ).ravel(),
         )
+
+    def _is_near(self, means: Floats, variances: Floats, u: Floats, dtype: np.dtype[Any]) -> bool:
+        """Return whether one center is accurate enough in `dtype`, in every direction.
+
+        x - c is of the size s_d = sqrt(sigma_d^2 + (m_d - c_d)^2) in column d, and its product with
+        itself has an error of u s_d s_e. Whitened, this is at most u q_j^2 beside the variance 1,
+        with q = |U|^T s: the bound of a single column, to which the condition of the covariance is
+        added.
+        """
+        size = np.sqrt(variances + np.square(means - self.center))
+        return bool(np.square(size @ abs(u)).max() <= max_distance(dtype))
+
+    def statistics(self, sample_weight: Floats | None, hard: bool) -> tuple[Sums, bool]:
+        """Return the sums, and whether rows were left out; in float64 if float32 lost digits."""
+        if self.dtype == np.float64:
+            return super().statistics(sample_weight, hard)
+        incomplete = self.run(sample_weight, hard, None) != 0
+        sums = self.sums()
+        if self._has_digits(sums):
+            return sums, incomplete
+        return Tied(self.X, self.parameters, np.dtype(np.float64)).statistics(sample_weight, hard)
+
+    def _has_digits(self, sums: Sums) -> bool:
+        """Return whether the new means and covariance, too, are such as `_is_near` asks for."""
+        if not (np.isfinite(sums.log_likelihood) and np.isfinite(sums.second).all()):
+            return False
+        delta = sums.first / np.maximum(sums.counts, 1e-300)[:, None]
+        covariance = (sums.second - sums.first.T @ delta) / max(sums.counts.sum(), 1e-300)
+        try:
+            inverse = np.linalg.inv(np.linalg.cholesky(covariance))
+        except np.linalg.LinAlgError:
+            return False
+        means = self.parameters.gaussian.means + delta
+        return self._is_near(means, covariance.diagonal(), inverse.T, self.dtype)
 
     def workspace(self) -> Any:
         """Return the workspace of one worker thread."""
         block = self.blocks * STRIDE
         joint = round_up(self.components, 4) * STRIDE
         sums = max(16, self.blocks, self.components)
-        return tuple(np.zeros(size) for size in (block, block, block, joint, STRIDE, STRIDE, sums))
+        sizes = (block, block, block, joint, STRIDE, STRIDE, sums)
+        return tuple(aligned_zeros(size, self.dtype) for size in sizes)
 
     def sums(self) -> Sums:
         """Return the sums about the means."""

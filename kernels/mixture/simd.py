@@ -29,6 +29,8 @@ def _features() -> set[str]:
 
 _wide = _features() if getattr(config, "ENABLE_AVX", True) else set()
 WIDTH = 64 if "avx512f" in _wide else 32 if "avx" in _wide else 16  # bytes
+_arm = llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64"))
+REGISTERS = 32 if _arm or "avx512f" in _wide else 16  # that hold vectors
 LANES = {4: WIDTH // 4, 8: WIDTH // 8}  # by the size of an element
 _IR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 

@@ -16,9 +16,13 @@ from latent_kernels.kernels.mixture.model import Floats, Integers, Parameters, S
 from latent_kernels.kernels.mixture.parts import in_order
 from latent_kernels.kernels.mixture.tiles import INVALID, ROWS
 
-# Rows * components * features in a part: about half a millisecond; a part itself costs 30 us.
-WORK_PER_PART = 2**22
+# Multiply-adds in a part, about half a millisecond; a part costs 30 us. Its sums are cleared, go
+# through the caches and are merged under a lock: for each of them a part does this much.
+WORK_PER_PART = 2**24
+WORK_PER_SUM = 2**10
+WORK_OF_EXP = 32  # multiply-adds that take as long
 MAX_PARTS = 256
+CACHE_LINE = 64  # bytes, and the widest register
 
 # The greatest relative error of a variance by a common center, (m - c)^2 / sigma^2 * epsilon / 2,
 # for each dtype that is computed in.
@@ -34,13 +38,25 @@ def max_distance(dtype: np.dtype[Any]) -> float:
     return 2 * MAX_RELATIVE_ERROR[dtype] / float(np.finfo(dtype).eps)
 
 
-def _split(rows: int, work: int) -> tuple[int, int]:
+def aligned_zeros(size: int, dtype: np.dtype[Any]) -> Data:
+    """Return zeros that begin at a cache line: NumPy's begin anywhere in one.
+
+    Tiles are read a register at a time, and one of 64 bytes would lie in two lines every time.
+    """
+    spare = CACHE_LINE // dtype.itemsize
+    buffer = np.zeros(size + spare, dtype)
+    start = -buffer.ctypes.data % CACHE_LINE // dtype.itemsize
+    return buffer[start : start + size]
+
+
+def _split(rows: int, work: int, size: int) -> tuple[int, int]:
     """Return (number of parts, rows in each).
 
     They depend on the shape alone, so that the sums have the same bits for any number of threads.
     """
     tiles = max(1, -(-rows // ROWS))
-    in_part = max(1, WORK_PER_PART // (ROWS * work), -(-tiles // MAX_PARTS))
+    enough = max(WORK_PER_PART, WORK_PER_SUM * size)
+    in_part = max(1, enough // (ROWS * work), -(-tiles // MAX_PARTS))
     return -(-tiles // in_part), in_part * ROWS
 
 
@@ -61,7 +77,7 @@ class Task:
     parameters: Parameters
     dtype: np.dtype[Any]  # that is computed in
     common_center: bool  # whether one center is subtracted from the rows for all components
-    work_per_row: int
+    work_per_row: int  # multiply-adds
     size: int  # of `total`
     total: Floats
     status: int
@@ -136,7 +152,7 @@ class Task:
         out = outputs or (np.empty(0), np.empty(0, np.int64), np.empty((0, 0), self.X.dtype))
         self.total = np.zeros(self.size if outputs is None else 0)
         self.status = 0
-        parts, step = _split(rows, self.work_per_row)
+        parts, step = _split(rows, self.work_per_row, self.size)
 
         def make() -> _State:
             total = np.zeros_like(self.total)
@@ -144,7 +160,7 @@ class Task:
 
         # The types of the first state choose the compiled function; the first thread uses it.
         spare = [make()]
-        function = compiled(type(self).span, self.X, 0, 0, *spare[0].arguments)
+        function = compiled(type(self).span, self.dtype, self.X, 0, 0, *spare[0].arguments)
 
         def take() -> _State:
             try:

@@ -2,8 +2,8 @@
 
 With Sigma^-1 = U U^T a row is whitened once, y = U^T (x - c), and its distance to a component is
 then |y - U^T (m_k - c)|^2, as for unit variances. The second moments, summed over components, are
-those of the data. Both are differences of larger numbers, and are therefore computed in float64
-whatever the dtype of the data.
+those of the data. Both are differences of larger numbers: float32 serves only where `Tied` finds
+these not much larger.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from latent_kernels.kernels.mixture.simd import (
+    REGISTERS,
     full_like,
     lanes,
     load,
@@ -159,11 +160,27 @@ def sum_responsibilities(joint, components, padded, counts):
 
 
 @njit(nogil=True, error_model="numpy")
-def outer_sums(a, i, b, j, padded, sums, at):
-    """Set sums[at:at + 16] = the sums over the rows of a_p b_q, [4, 4].
+def _two_outer_sums(a, i, b, j, padded, sums, at):
+    """Set sums[at:at + 8] = the sums over the rows of a_p b_q, [2, 4]."""
+    step = lanes(a)
+    s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = full_like(a, 0.0)
+    o = i * STRIDE
+    for n in range(j * STRIDE, j * STRIDE + padded, step):
+        x0, x1 = load(b, n), load(b, n + STRIDE)
+        x2, x3 = load(b, n + 2 * STRIDE), load(b, n + 3 * STRIDE)
+        r = load(a, o)
+        s0, s1 = multiply_add(r, x0, s0), multiply_add(r, x1, s1)
+        s2, s3 = multiply_add(r, x2, s2), multiply_add(r, x3, s3)
+        r = load(a, o + STRIDE)
+        t0, t1 = multiply_add(r, x0, t0), multiply_add(r, x1, t1)
+        t2, t3 = multiply_add(r, x2, t2), multiply_add(r, x3, t3)
+        o += step
+    store_sums(sums, at, (s0, s1, s2, s3, t0, t1, t2, t3))
 
-    The features p begin at i, the features q at j.
-    """
+
+@njit(nogil=True, error_model="numpy")
+def _four_outer_sums(a, i, b, j, padded, sums, at):
+    """Set sums[at:at + 16] = the sums over the rows of a_p b_q, [4, 4]."""
     step = lanes(a)
     zero = full_like(a, 0.0)
     s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero
@@ -186,6 +203,20 @@ def outer_sums(a, i, b, j, padded, sums, at):
         v2, v3 = multiply_add(r, x2, v2), multiply_add(r, x3, v3)
         o += step
     store_sums(sums, at, (s0, s1, s2, s3, t0, t1, t2, t3, u0, u1, u2, u3, v0, v1, v2, v3))
+
+
+@njit(nogil=True, error_model="numpy")
+def outer_sums(a, i, b, j, padded, sums, at):
+    """Set sums[at:at + 16] = the sums over the rows of a_p b_q, [4, 4].
+
+    The features p begin at i, the features q at j. Sixteen accumulators fit 32 registers, of 16
+    they would spill.
+    """
+    if REGISTERS >= 32:
+        _four_outer_sums(a, i, b, j, padded, sums, at)
+    else:
+        _two_outer_sums(a, i, b, j, padded, sums, at)
+        _two_outer_sums(a, i + 2, b, j, padded, sums, at + 8)
 
 
 @njit(nogil=True, error_model="numpy")
