@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 
 # Threads of a launch are numbered from 1.
 NOBODY, SEVERAL = 0, -1
-# Each tensor has addresses of its own, 2^44 apart: no offset leads from one into another.
+# Each tensor has addresses of its own, in the middle of 2^44: no offset leads from one into another.
 APART = 44
 
 
@@ -31,7 +31,7 @@ class GlobalMemory:
     """
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self.regions = [Region(x, (i + 1) << APART) for i, x in enumerate(tensors)]
+        self.regions = [Region(x, ((i + 1) << APART) + (1 << APART - 1)) for i, x in enumerate(tensors)]
 
     def region(self, addresses: Array, size: int) -> Region:
         """Return the region of all these addresses, which must be within it and multiples of
@@ -39,16 +39,15 @@ class GlobalMemory:
         """
         low, high = int(addresses.min()), int(addresses.max())
         number = (low >> APART) - 1
-        # One below a tensor's first byte lies in the range of the tensor before.
-        nearest = self.regions[min(max((high >> APART) - 1, 0), len(self.regions) - 1)]
-        if not (0 <= number < len(self.regions) and nearest is self.regions[number]):
-            raise Fault(f"an address outside every tensor, near {nearest}")
-        if low < nearest.begin or high + size > nearest.end:
-            where = low - nearest.begin if low < nearest.begin else high - nearest.begin
-            raise Fault(f"bytes {where} to {where + size} of {nearest}")
+        if not 0 <= number < len(self.regions) or high >> APART != low >> APART:
+            raise Fault("addresses outside every tensor, or in several")
+        region = self.regions[number]
+        if low < region.begin or high + size > region.end:
+            where = (low if low < region.begin else high) - region.begin
+            raise Fault(f"bytes {where} to {where + size} of {region}")
         if (addresses & np.uint64(size - 1)).any():
-            raise Fault(f"an access of {size} bytes that is not aligned, in {nearest}")
-        return nearest
+            raise Fault(f"an access of {size} bytes that is not aligned, in {region}")
+        return region
 
     def load(self, addresses: Array, size: int, count: int, threads: Array) -> list[Array]:
         """Return `count` values of `size` bytes each that begin at each address."""
