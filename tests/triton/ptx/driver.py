@@ -20,7 +20,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.backends.nvidia.driver import CudaDriver
 from triton.compiler.compiler import CompiledKernel
 
-from tests.triton.ptx.execute import Grid, Program
+from tests.triton.ptx.execute import Program
 from tests.triton.ptx.memory import GlobalMemory
 from tests.triton.ptx.parse import parse
 
@@ -63,7 +63,8 @@ class Launcher:
         }
 
     def __call__(self, *launch: Any) -> None:
-        grid, (program, shared), arguments = launch[:3], launch[4], launch[9:]
+        grid, loaded, arguments = launch[:3], launch[4], launch[9:]
+        program = loaded.program if _edit is None else loaded.edited(_edit)
         tensors: list[torch.Tensor] = []
         values: list[int | torch.Tensor] = []
         for name, value in zip(self.given, arguments, strict=True):
@@ -79,7 +80,22 @@ class Launcher:
         ]
         # Triton's own last parameters: addresses of scratch memory, which these kernels lack.
         bits += [0] * (len(program.kernel.parameters) - len(bits))
-        program.run(grid, bits, memory, shared, _chosen(grid))
+        blocks = None if _choose is None else _choose(grid[0] * grid[1] * grid[2])
+        program.run(grid, bits, memory, loaded.shared, blocks)
+
+
+class Loaded:
+    """A kernel's PTX, the shared memory of its blocks, and what runs it."""
+
+    def __init__(self, ptx: str, shared: int) -> None:
+        self.ptx, self.shared = ptx, shared
+        self.program = self.edited(lambda text: text)
+
+    def edited(self, edit: Callable[[str], str]) -> Program:
+        """Return what runs the kernel with its text changed."""
+        threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", self.ptx)
+        assert threads is not None
+        return Program(parse(edit(self.ptx)), int(threads[1]))
 
 
 def _bits(value: Any, kind: str) -> int:
@@ -91,21 +107,24 @@ def _bits(value: Any, kind: str) -> int:
 
 
 _choose: Callable[[int], Sequence[int]] | None = None
-
-
-def _chosen(grid: Grid) -> Sequence[int] | None:
-    return None if _choose is None else _choose(grid[0] * grid[1] * grid[2])
+_edit: Callable[[str], str] | None = None
 
 
 @contextmanager
-def only(choose: Callable[[int], Sequence[int]]) -> Iterator[None]:
-    """Run of each launch the blocks that `choose` names of their number."""
-    global _choose
-    _choose = choose
+def launches(
+    *,
+    only: Callable[[int], Sequence[int]] | None = None,
+    edited: Callable[[str], str] | None = None,
+) -> Iterator[None]:
+    """Run of each launch the blocks that `only` names of their number, or each kernel's text as
+    `edited` gives it back.
+    """
+    global _choose, _edit
+    _choose, _edit = only, edited
     try:
         yield
     finally:
-        _choose = None
+        _choose, _edit = None, None
 
 
 class Utilities:
@@ -120,9 +139,7 @@ class Utilities:
     def load_binary(_name: str, ptx: bytes, shared: int, _device: int) -> tuple[Any, ...]:
         """Return no module, the function, its registers and spills, and the most threads."""
         text = ptx.decode() if isinstance(ptx, bytes) else ptx
-        threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", text)
-        assert threads is not None
-        loaded = (object(), (Program(parse(text), int(threads[1])), shared), 0, 0, 1024)
+        loaded = (object(), Loaded(text, shared), 0, 0, 1024)
         # Triton before 3.4 does not ask for the last.
         asks = "n_max_threads" in CompiledKernel._init_handles.__code__.co_names
         return loaded if asks else loaded[:4]

@@ -5,6 +5,7 @@ what nothing wrote.
 from __future__ import annotations
 
 import ctypes
+import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,18 @@ NOBODY, SEVERAL = 0, -1
 APART = 44
 
 
+MAP_NORESERVE = 0x4000  # Linux's, which Python's mmap does not name
+
+
 class Fault(Exception):
     """What a kernel may not do."""
+
+
+def sparse(count: int, dtype: npt.DTypeLike) -> Array:
+    """Return zeros, in memory of which the touched pages alone exist, whatever its size."""
+    size = np.dtype(dtype).itemsize * count
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    return np.frombuffer(mmap.mmap(-1, max(size, 1), flags=flags), dtype, count)
 
 
 class GlobalMemory:
@@ -113,7 +124,7 @@ class Region:
         """Refuse two threads' different values for one place."""
         if self.writers is None:
             count = (len(self.memory) + self.unit - 1) // self.unit
-            self.writers = np.zeros(count, np.int64)  # whose pages exist once they are touched
+            self.writers = sparse(count, np.int64)
         words = self.words(size)
         at = self.elements(addresses, size)
         for i, value in enumerate(values):
