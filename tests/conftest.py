@@ -13,8 +13,8 @@ import torch
 from latent_kernels.kernels import _core, backends
 from latent_kernels.variational import variance
 
-# Without a GPU the Triton kernels are compiled for one all the same, and their PTX is interpreted on
-# CPU tensors.
+# Without a GPU the Triton kernels are compiled for one all the same, and their PTX is interpreted,
+# on CPU tensors.
 if (
     importlib.util.find_spec("triton") is not None
     and not torch.cuda.is_available()

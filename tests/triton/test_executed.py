@@ -34,7 +34,7 @@ Edit = Callable[[str], str]
 def sums_kernel(
     x_ptr, row_ptr, col_ptr, N, D, width: tl.constexpr, beyond: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sums of rows and of columns of a tile [BLOCK, BLOCK] of x [N, D]: lanes, then warps add up."""
+    """Sums of the rows and of the columns of tiles [BLOCK, BLOCK] of x [N, D]."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     cols = tl.arange(0, BLOCK)
     mask = (rows < N)[:, None] & (cols < D + beyond)[None, :]
@@ -85,17 +85,11 @@ def test_an_off_by_one_stride_is_caught() -> None:
 
 
 def test_a_missing_barrier_is_caught() -> None:
-    """Each of them but those that another one follows before the memory is used again."""
+    """Each of them, taken away."""
     barrier = r"bar\.sync\s+0;"
-    caught = 0
     for which in range(count(barrier)):
-        with launches(edited=without(barrier, which)):
-            try:
-                assert sums()
-            except Fault as fault:
-                assert "a race" in str(fault)
-                caught += 1
-    assert caught
+        with launches(edited=without(barrier, which)), pytest.raises(Fault, match="a race"):
+            sums()
 
 
 def test_a_swapped_lane_is_caught() -> None:
@@ -108,7 +102,11 @@ def test_a_swapped_lane_is_caught() -> None:
             return text[: found.start()] + f"{found[1]}{lane}" + text[found.end() :]
 
         with launches(edited=swap):
-            assert not sums(), which
+            try:
+                right = sums()
+            except Fault:  # lanes that hold the same sum no longer agree on it
+                right = False
+        assert not right, which
 
 
 def test_a_store_in_the_wrong_place_is_caught() -> None:

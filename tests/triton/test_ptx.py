@@ -1,5 +1,5 @@
-"""The PTX interpreter itself: each instruction against exact arithmetic, threads that part and meet,
-and what it refuses.
+"""The PTX interpreter itself: each instruction against exact arithmetic, threads that part and
+meet, and what it refuses.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def test_integers(name: str, kind: str) -> None:
         b = [3 if signed(y, bits) == -1 and kind[0] == "s" else y for y in b]
     operands = (a, b, a) if name == "mad.lo" else (a, b)
     register = f"b{bits}"
-    found = apply(f"{name}.{kind}", f"{' '.join([register] * len(operands))} -> {register}", *operands)
+    found = apply(
+        f"{name}.{kind}", f"{' '.join([register] * len(operands))} -> {register}", *operands
+    )
     for x, y, z in zip(a, b, found, strict=True):
         given = (signed(x, bits), signed(y, bits)) if kind[0] == "s" else (x, y)
         assert z == INTEGER[name](*given, bits) % 2**bits, (x, y)
@@ -245,7 +247,19 @@ def floats(kind: str, count: int, seed: int) -> list[float]:
     """Edges, and random bits: every exponent, and many near each other."""
     draw = random.Random(seed)
     digits, lowest, _ = FORMATS[kind]
-    edges = [0.0, -0.0, 1.0, -1.0, INF, -INF, NAN, 2.0**lowest, -(2.0**lowest), 1.5, 1 + 2.0 ** (1 - digits)]
+    edges = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        INF,
+        -INF,
+        NAN,
+        2.0**lowest,
+        -(2.0**lowest),
+        1.5,
+        1 + 2.0 ** (1 - digits),
+    ]
     width = {"f16": 16, "f32": 32, "f64": 64}[kind]
     found = [value_of(draw.getrandbits(width), kind) for _ in range(count // 2)]
     found += [rounded(Fraction(draw.uniform(-4, 4)), kind) for _ in range(count // 2)]
@@ -383,7 +397,7 @@ def test_extremes_and_signs() -> None:
     pairs = [(a, b) for a in values for b in values]
     bits = [[bits_of(x, "f32") for x in row] for row in zip(*pairs, strict=True)]
     two = "b32 b32 -> b32"
-    for name, choose, key in (("min", min, 1), ("max", max, -1)):
+    for name, choose in (("min", min), ("max", max)):
         plain, strict = apply(f"{name}.f32", two, *bits), apply(f"{name}.NaN.f32", two, *bits)
         for (a, b), x, y in zip(pairs, plain, strict, strict=True):
             numbers = [v for v in (a, b) if v == v]
@@ -431,7 +445,12 @@ def test_floats_to_integers(to: str, of: str) -> None:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if to[0] == "s" else (0, 2**bits - 1)
     x = [*floats(of, 200, 3), 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 2.0**31, 2.0**32, 2.0**63, 2.0**64,
          -(2.0**31), -(2.0**63), 2.0**31 - 128]  # fmt: skip
-    for mode, work in (("rzi", math.trunc), ("rmi", math.floor), ("rpi", math.ceil), ("rni", round)):
+    for mode, work in (
+        ("rzi", math.trunc),
+        ("rmi", math.floor),
+        ("rpi", math.ceil),
+        ("rni", round),
+    ):
         found = apply(f"cvt.{mode}.{to}.{of}", f"b{of[1:]} -> b{bits}", [bits_of(v, of) for v in x])
         for v, z in zip(x, found, strict=True):
             if math.isnan(v):
@@ -446,7 +465,9 @@ def test_floats_to_floats() -> None:
     wide = [*floats("f64", 400, 4), 65519.9, 65520.0, 2.0**-25, 2.0**-25 * 1.01, 1 + 2.0**-11]
     halves = [bits_of(x, "f64") for x in wide]
     for to, of, given in (("f32", "f64", wide), ("f16", "f32", None), ("f16", "f64", wide)):
-        values = given or [v for x in wide for v in [rounded(Fraction(x), "f32") if math.isfinite(x) else x]]
+        values = given or [
+            v for x in wide for v in [rounded(Fraction(x), "f32") if math.isfinite(x) else x]
+        ]
         bits = halves if of == "f64" else [bits_of(v, of) for v in values]
         found = apply(f"cvt.rn.{to}.{of}", f"b{of[1:]} -> b{to[1:]}", bits)
         for v, z in zip(values, found, strict=True):
@@ -463,11 +484,20 @@ def test_floats_to_floats() -> None:
     for kind in ("f16", "bf16"):
         every = list(range(0, 2**16, 97))
         back = apply(f"cvt.f32.{kind}", "b16 -> b32", every)
-        assert all(same(value_of(z, "f32"), value_of(v, kind)) for v, z in zip(every, back, strict=True))
-    for mode, work in (("rmi", math.floor), ("rpi", math.ceil), ("rzi", math.trunc), ("rni", round)):
+        assert all(
+            same(value_of(z, "f32"), value_of(v, kind)) for v, z in zip(every, back, strict=True)
+        )
+    for mode, work in (
+        ("rmi", math.floor),
+        ("rpi", math.ceil),
+        ("rzi", math.trunc),
+        ("rni", round),
+    ):
         x = [0.5, 1.5, -0.5, -2.5, 1e20, 3.0]
         got = apply(f"cvt.{mode}.f32.f32", "b32 -> b32", [bits_of(v, "f32") for v in x])
-        assert [value_of(z, "f32") for z in got] == [float(work(value_of(bits_of(v, "f32"), "f32"))) for v in x]
+        assert [value_of(z, "f32") for z in got] == [
+            float(work(value_of(bits_of(v, "f32"), "f32"))) for v in x
+        ]
 
 
 def test_approximate_instructions_at_full_precision() -> None:
@@ -486,7 +516,9 @@ def test_approximate_instructions_at_full_precision() -> None:
     assert seed % 2**32 == 0
     assert abs(value_of(seed, "f64") * 3 - 1) < 2.0**-19
     found = apply("div.full.f32", "b32 b32 -> b32", bits, bits[::-1])
-    assert [value_of(z, "f32") for z in found] == pytest.approx([a / b for a, b in zip(x, x[::-1], strict=True)])
+    assert [value_of(z, "f32") for z in found] == pytest.approx(
+        [a / b for a, b in zip(x, x[::-1], strict=True)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -604,7 +636,9 @@ $end:
 # --- what is refused ------------------------------------------------------------------------------
 
 AT = "mad.wide.u32 %rd1, %r30, 4, %rd30;\n"
-SHARED = "mov.b32 %r1, global_smem; shl.b32 %r2, %r30, 2; add.s32 %r2, %r2, %r1; xor.b32 %r3, %r2, 4;\n"
+SHARED = (
+    "mov.b32 %r1, global_smem; shl.b32 %r2, %r30, 2; add.s32 %r2, %r2, %r1; xor.b32 %r3, %r2, 4;\n"
+)
 PUT, GET = "st.shared.b32 [%r2], %r30;\n", "ld.shared.b32 %r4, [%r3];\n"
 FAULTS = {
     "bytes 124 to 128": AT + "ld.global.b32 %r1, [%rd1];",
@@ -649,7 +683,9 @@ def test_barriers_order_shared_memory() -> None:
 def test_blocks_run_apart() -> None:
     """More blocks than run at once, of which each has its own shared memory."""
     out = torch.zeros(100, 64, dtype=torch.int32)
-    body = SHARED + """
+    body = (
+        SHARED
+        + """
     mov.u32 %r5, %ctaid.x;
     mov.u32 %r6, %ntid.x;
     mad.lo.s32 %r7, %r5, %r6, %r30;
@@ -659,5 +695,6 @@ def test_blocks_run_apart() -> None:
     mad.wide.u32 %rd1, %r7, 4, %rd30;
     st.global.b32 [%rd1], %r4;
 """
+    )
     execute(body, out, threads=64, blocks=100, shared=256)
     assert out.flatten().tolist() == [i ^ 1 for i in range(6400)]

@@ -51,10 +51,12 @@ class Launcher:
 
     def __init__(self, src: Any, _metadata: Any) -> None:
         names = src.fn.arg_names
-        constants = {x if isinstance(x, str) else names[x if isinstance(x, int) else x[0]]
-                     for x in src.constants}  # fmt: skip
-        # Triton before 3.3 hands over the arguments that are no constexpr, and leaves out those that
-        # specialization made constants.
+        # By name, number or path, as Triton's version has it.
+        constants = {
+            x if isinstance(x, str) else names[x if isinstance(x, int) else x[0]]
+            for x in src.constants
+        }
+        # Triton before 3.3 hands over only those arguments that are no constexpr.
         self.given = [x for x in names if x in src.signature]
         self.types = {
             name: kind

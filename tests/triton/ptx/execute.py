@@ -410,8 +410,9 @@ def _whole_warps(threads: Threads, mask: Operand) -> Array:
 def _shuffle(instruction: Instruction, _kernel: Kernel) -> Step:
     """`shfl.sync`: a value from another lane, or the lane's own where that is out of range."""
     target, source, b, c, mask = instruction.operands
-    sync, mode, kind = instruction.modifiers
-    if sync != "sync" or mode not in ("up", "down", "bfly", "idx") or isinstance(target, Vector):
+    mode = instruction.modifiers[1]
+    known = [("sync", mode, "b32") for mode in ("up", "down", "bfly", "idx")]
+    if instruction.modifiers not in known or isinstance(target, Vector):
         raise Unsupported("it")
 
     def step(threads: Threads) -> None:

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 # Threads of a launch are numbered from 1.
 NOBODY, SEVERAL = 0, -1
-# Each tensor has addresses of its own, in the middle of 2^44: no offset leads from one into another.
+# Each tensor has 2^44 addresses, and begins in their middle: no offset leads into another.
 APART = 44
 
 
@@ -42,7 +42,9 @@ class GlobalMemory:
     """
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self.regions = [Region(x, ((i + 1) << APART) + (1 << APART - 1)) for i, x in enumerate(tensors)]
+        self.regions = [
+            Region(x, ((i + 1) << APART) + (1 << APART - 1)) for i, x in enumerate(tensors)
+        ]
 
     def region(self, addresses: Array, size: int) -> Region:
         """Return the region of all these addresses, which must be within it and multiples of
@@ -118,9 +120,7 @@ class Region:
             if ((writer != NOBODY) & (writer != threads)).any():
                 raise Fault(f"a race: it reads what another thread writes, in {self}")
 
-    def check_write(
-        self, addresses: Array, size: int, values: list[Array], threads: Array
-    ) -> None:
+    def check_write(self, addresses: Array, size: int, values: list[Array], threads: Array) -> None:
         """Refuse two threads' different values for one place."""
         if self.writers is None:
             count = (len(self.memory) + self.unit - 1) // self.unit

@@ -143,9 +143,7 @@ def _statements(body: str, line: int) -> Iterator[tuple[int, str]]:
             yield start, " ".join(text.split())
 
 
-def _instruction(
-    line: int, text: str, kernel: Kernel, names: list[dict[str, int]]
-) -> Instruction:
+def _instruction(line: int, text: str, kernel: Kernel, names: list[dict[str, int]]) -> Instruction:
     match = re.match(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)\s*(.*)", text)
     if match is None:
         raise ValueError(f"line {line}: not an instruction: {text}")

@@ -21,17 +21,14 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-class Bfloat16:
-    """Stands for bfloat16, which NumPy lacks: registers hold its bits as uint16."""
-
-
 INTEGERS = {f"{kind}{n}": np.dtype(f"{'i' if kind == 's' else 'u'}{n // 8}")
             for kind in "usb" for n in (8, 16, 32, 64)}  # fmt: skip
-FLOATS: dict[str, Any] = {
-    "f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8"), "bf16": Bfloat16,
-}  # fmt: skip
+# NumPy lacks bfloat16, which is computed in float32 and rounded: a sum, a difference or a product
+# has the right bits then.
+FLOATS = {"f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8"),
+          "bf16": np.dtype("f4")}  # fmt: skip
 PAIRS = {"f16x2": "f16", "bf16x2": "bf16"}
-TYPES = {**INTEGERS, **FLOATS, "pred": np.dtype(bool)}
+TYPES: dict[str, np.dtype[Any]] = {**INTEGERS, **FLOATS, "pred": np.dtype(bool)}
 
 
 class Unsupported(Exception):
@@ -102,7 +99,7 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _to_odd(total: Array, lost: Array) -> Array:
-    """The sum rounded to odd: of the two neighbours of an inexact sum, that with an odd last bit."""
+    """Round an inexact sum to that of its two neighbours whose last bit is odd."""
     bits = total.view(np.int64)
     change = np.isfinite(lost) & (lost != 0) & (bits & 1 == 0)
     away = np.where((lost > 0) == (total > 0), 1, -1)
@@ -272,6 +269,8 @@ APPROXIMATE: dict[str, Callable[[Array], Array]] = {
     "sqrt": np.sqrt,
 }
 
+ROUNDED = {"rcp", "sqrt"}  # which NumPy rounds correctly
+
 # Ordered comparisons are false where either is NaN; those with a `u` are true.
 COMPARISONS: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal,
@@ -398,9 +397,7 @@ def float_function(opcode: str, flags: list[str], kind: str) -> Callable[..., Ar
         function = np.divide
     elif opcode == "rcp" and "approx" in flags and kind == "f64":
         return approximate_reciprocal
-    elif opcode in ("sqrt", "rcp") and "rn" in flags:
-        function = APPROXIMATE[opcode]
-    elif opcode in APPROXIMATE and "approx" in flags:
+    elif opcode in APPROXIMATE and ("approx" in flags or ("rn" in flags and opcode in ROUNDED)):
         function = APPROXIMATE[opcode]
     else:
         raise Unsupported("it")
@@ -433,7 +430,7 @@ def conversion(flags: tuple[str, ...], to: str, of: str, count: int) -> Arithmet
     if not set(flags) <= {"rn", "rni", "rzi", "rmi", "rpi", "ftz"}:
         raise Unsupported("its modifiers")
     if to in PAIRS and count == 2:
-        return Arithmetic(lambda a, b: np.stack([b, a], -1).astype(_held(PAIRS[to])), (of, of), to)
+        return Arithmetic(lambda a, b: np.stack([b, a], -1).astype(TYPES[PAIRS[to]]), (of, of), to)
 
     def function(x: Array) -> Array:
         if "ftz" in flags and x.dtype == np.float32:
@@ -442,17 +439,12 @@ def conversion(flags: tuple[str, ...], to: str, of: str, count: int) -> Arithmet
             return _saturated(TO_INTEGRAL[rounding or ""](x), of, to)
         if rounding in TO_INTEGRAL:
             x = TO_INTEGRAL[rounding](x)
-        found = x.astype(_held(to))
+        found = x.astype(TYPES[to])
         return flush(found) if "ftz" in flags and found.dtype == np.float32 else found
 
     if to == "bf16" and of not in ("f32", "bf16"):
         raise Unsupported("its types")  # which would round twice
     return Arithmetic(function, (of,), to)
-
-
-def _held(kind: str) -> Any:
-    """The NumPy type of decoded values."""
-    return np.float32 if kind == "bf16" else TYPES[kind]
 
 
 def _saturated(x: Array, of: str, to: str) -> Array:
