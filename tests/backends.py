@@ -75,23 +75,30 @@ def on_every_backend(
     reference: Sequence[Sizes] | None = None,
     on_gpu: Sequence[Sizes] | None = None,
     interpreted: Sequence[Sizes],
-    also: Sequence[torch.dtype] = (torch.float64, torch.bfloat16, torch.float16),
+    always: int = 2,
+    also: Sequence[torch.dtype] = (torch.bfloat16, torch.float64, torch.float16),
 ) -> pytest.MarkDecorator:
     """Run a test of (backend, sizes, dtype) for every backend.
 
     The reference and Triton on a GPU take all sizes unless they are given their own; the reference,
     whose dtypes are torch's, in the first dtype, and the first three in the others. Without a GPU
     each kind of problem compiles kernels of its own, half a second each: Triton takes the sizes
-    `interpreted` in float32, and the first of them in the dtypes `also`.
+    `interpreted` in float32, and the first of them in the dtypes `also`. Of these the first `always`
+    sizes and the first of `also` run always, the others with --slow.
     """
     cases = [(CPP, size, dtype) for size in sizes for dtype in dtypes]
     usual, *others = dtypes
     cases += [(REFERENCE, size, usual) for size in reference or sizes]
     cases += [(REFERENCE, size, dtype) for size in (reference or sizes)[:3] for dtype in others]
     if TRITON.interprets:
-        few = [(TRITON, size, torch.float32) for size in interpreted]
-        few += [(TRITON, interpreted[0], dtype) for dtype in also]
+        by_size = [(TRITON, size, torch.float32) for size in interpreted]
+        by_dtype = [(TRITON, interpreted[0], dtype) for dtype in also]
+        first = min(always, 1)
+        few = by_size[:always] + by_dtype[:first]
+        rest = by_size[always:] + by_dtype[first:]
     else:
-        few = [(TRITON, size, dtype) for size in on_gpu or sizes for dtype in dtypes]
-    marked = [pytest.param(*case, marks=(pytest.mark.triton, _needs_triton)) for case in few]
+        few, rest = [(TRITON, size, dtype) for size in on_gpu or sizes for dtype in dtypes], []
+    marks = (pytest.mark.triton, _needs_triton)
+    marked = [pytest.param(*case, marks=marks) for case in few]
+    marked += [pytest.param(*case, marks=(*marks, pytest.mark.slow)) for case in rest]
     return pytest.mark.parametrize(("backend", "sizes", "dtype"), [*cases, *marked], ids=str)

@@ -588,6 +588,23 @@ def test_shuffles(mode: str, b: int, c: int, source: Callable[[int], int]) -> No
     assert out.tolist() == [t - t % 32 + source(t % 32) for t in range(96)]
 
 
+def test_reductions_of_warps() -> None:
+    out = torch.zeros(2, 64, dtype=torch.int32)
+    body = """
+    sub.s32 %r1, %r30, 40;
+    redux.sync.min.s32 %r2, %r1, -1;
+    redux.sync.add.s32 %r3, %r1, -1;
+    mad.wide.u32 %rd1, %r30, 4, %rd30;
+    st.global.b32 [%rd1], %r2;
+    st.global.b32 [%rd1 + 256], %r3;
+"""
+    execute(body, out, threads=64)
+    assert out.reshape(2, 2, 32)[:, :, 7].tolist() == [
+        [-40, -8],
+        [sum(range(-40, -8)), sum(range(-8, 24))],
+    ]
+
+
 def test_matrices_in_shared_memory() -> None:
     """What stmatrix lays down by rows of eight 16-bit elements, plain loads find, and ldmatrix."""
     out = torch.zeros(3, 32, dtype=torch.int32)

@@ -16,7 +16,7 @@ from latent_kernels.kernels.families.problem import Problem as FamilyProblem
 from latent_kernels.kernels.families.problem import Samples
 from latent_kernels.kernels.score import reference
 from tests.backends import TRITON, interpreted
-from tests.checks import bits_equal
+from tests.checks import DTYPES, bits_equal
 from tests.score.checks import (
     FAMILIES,
     ScoreProblem,
@@ -26,15 +26,14 @@ from tests.score.checks import (
 
 ODD: Sizes = (2, 5, 5, 7, 4)
 MANY: Sizes = (1, 77, 1, 5, 3)  # enough samples for several chunks
-# One element, rows longer than a tile, many classes, nothing at all: as SCORE_SIZES, but small.
-SIZES: list[Sizes] = [
+slow = pytest.mark.slow
+# Rows longer than a tile, nothing at all, one element, many classes: as SCORE_SIZES, but small.
+SIZES: list[Any] = [
     (1, 16, 24, 20, 3),
-    (1, 2, 3, 1, 2),
     (1, 3, 2, 1100, 2),
-    MANY,
-    (1, 4, 2, 3, 70),
     (1, 4, 0, 4, 3),
     (1, 4, 3, 0, 3),
+    *(pytest.param(sizes, marks=slow) for sizes in ((1, 2, 3, 1, 2), MANY, (1, 4, 2, 3, 70))),
 ]
 
 
@@ -92,7 +91,7 @@ def samples_agree(
 
 @interpreted
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+    "dtype", [torch.float32, *(pytest.param(t, marks=slow) for t in DTYPES[1:])], ids=str
 )
 @pytest.mark.parametrize(
     "sizes", [(1, 3, 5, 7, 0), (2, 2, 1, 1030, 0), (1, 1200, 1, 1, 0), (1, 0, 3, 4, 0)], ids=str

@@ -28,5 +28,5 @@ What it shows:
 What it does not show: what the assembler (ptxas) makes of the PTX, for which tests/triton/compiled
 looks into the machine code; the memory system beyond barriers (fences, atomics and asynchronous
 copies are not known, and refused like every unknown instruction); the last bits of approximate
-instructions, which it computes at full precision; the payload of a NaN; and speed.
+instructions, which it computes at full precision; the payload of a float64 NaN; and speed.
 """

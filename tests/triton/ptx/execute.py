@@ -36,6 +36,8 @@ Grid = tuple[int, int, int]
 WARP = 32
 BATCH = 32  # blocks that run at once
 LONGEST = 1_000_000  # basic blocks, before a kernel counts as endless
+REDUCTIONS = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and,
+              "or": np.bitwise_or, "xor": np.bitwise_xor}  # fmt: skip
 DONE = 1 << 40  # a place after the kernel
 WAITING = 1 << 20  # added to the place of a thread that waits at a barrier
 
@@ -299,7 +301,7 @@ def _step(instruction: Instruction, kernel: Kernel) -> Step:
     try:
         special = {
             "bra": _branch, "ret": _return, "exit": _return, "bar": _barrier, "barrier": _barrier,
-            "mov": _move, "ld": _load, "st": _store, "shfl": _shuffle, "ldmatrix": _load_matrix,
+            "mov": _move, "ld": _load, "st": _store, "shfl": _shuffle, "redux": _reduce, "ldmatrix": _load_matrix,
             "stmatrix": _store_matrix,
         }.get(instruction.opcode)  # fmt: skip
         return special(instruction, kernel) if special else _arithmetic(instruction)
@@ -434,6 +436,23 @@ def _shuffle(instruction: Instruction, _kernel: Kernel) -> Step:
         # Whole warps are active, in their order, so that a lane's neighbours lie beside it.
         at = np.arange(len(lane)) - lane + np.where(inside, other, lane)
         threads.write(target, values[at].astype(np.uint32), "u32")
+
+    return step
+
+
+def _reduce(instruction: Instruction, _kernel: Kernel) -> Step:
+    """`redux.sync`: a warp's values, added up or the like."""
+    target, source, mask = instruction.operands
+    sync, name, kind = instruction.modifiers
+    if sync != "sync" or name not in REDUCTIONS or kind not in semantics.INTEGERS:
+        raise Unsupported("it")
+    reduce = REDUCTIONS[name].reduce
+
+    def step(threads: Threads) -> None:
+        _whole_warps(threads, mask)
+        values = threads.spread(threads.read(source, kind))
+        found = reduce(values.reshape(-1, WARP), axis=1, dtype=values.dtype)
+        threads.write(target, np.repeat(found, WARP), kind)
 
     return step
 

@@ -174,7 +174,8 @@ def _instruction(line: int, text: str, kernel: Kernel, names: list[dict[str, int
             return Literal(int(written.rstrip("U"), 0))
         return Symbol(written)
 
-    name, *modifiers = opcode.split(".")
+    # A block's own shared memory, where blocks may share theirs.
+    name, *modifiers = opcode.replace("shared::cta", "shared").split(".")
     operands = tuple(operand(part) for part in _OPERAND.findall(rest))
     of_guard = register(guard, negated == "!") if guard else None
     return Instruction(line, text, of_guard, name, tuple(modifiers), operands)

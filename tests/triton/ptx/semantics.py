@@ -77,6 +77,14 @@ def flush(x: Array) -> Array:
     return np.where(tiny, np.copysign(x.dtype.type(0), x), x) if tiny.any() else x
 
 
+def canonical(x: Array) -> Array:
+    """Every NaN as the one that arithmetic gives."""
+    if not np.isnan(x.min()):
+        return x
+    bits = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FF8000000000000}[x.dtype.itemsize]
+    return np.where(np.isnan(x), np.array(bits, f"u{x.dtype.itemsize}").view(x.dtype), x)
+
+
 # --- fused multiply-add ---------------------------------------------------------------------------
 
 
@@ -385,7 +393,10 @@ def float_function(opcode: str, flags: list[str], kind: str) -> Callable[..., Ar
     if not set(flags) <= FLOAT_MODIFIERS:
         raise Unsupported("its modifiers")
     function: Callable[..., Array]
-    if opcode in ("add", "sub", "abs", "neg", "copysign"):
+    if opcode in ("abs", "neg", "copysign"):  # which change a sign alone
+        function = SIMPLE[opcode]
+        return (lambda *operands: flush(function(*operands))) if "ftz" in flags else function
+    if opcode in ("add", "sub"):
         function = SIMPLE[opcode]
     elif opcode in ("min", "max"):
         function = _extreme(np.minimum if opcode == "min" else np.maximum, "NaN" in flags)
@@ -402,8 +413,8 @@ def float_function(opcode: str, flags: list[str], kind: str) -> Callable[..., Ar
     else:
         raise Unsupported("it")
     if "ftz" not in flags:
-        return function
-    return lambda *operands: flush(function(*(flush(x) for x in operands)))
+        return lambda *operands: canonical(function(*operands))
+    return lambda *operands: canonical(flush(function(*(flush(x) for x in operands))))
 
 
 def comparison(flags: list[str], kind: str, count: int) -> Arithmetic:
