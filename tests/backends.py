@@ -83,8 +83,8 @@ def on_every_backend(
     The reference and Triton on a GPU take all sizes unless they are given their own; the reference,
     whose dtypes are torch's, in the first dtype, and the first three in the others. Without a GPU
     each kind of problem compiles kernels of its own, half a second each: Triton takes the sizes
-    `interpreted` in float32, and the first of them in the dtypes `also`. Of these the first `always`
-    sizes and the first of `also` run always, the others with --slow.
+    `interpreted` in float32, and the first of them in the dtypes `also`. The first `always` of the
+    sizes, and if there are any the first of `also`, are in every run; the others are slow.
     """
     cases = [(CPP, size, dtype) for size in sizes for dtype in dtypes]
     usual, *others = dtypes

@@ -15,11 +15,7 @@ from latent_kernels.variational import variance
 
 # Without a GPU the Triton kernels are compiled for one all the same, and their PTX is interpreted,
 # on CPU tensors.
-if (
-    importlib.util.find_spec("triton") is not None
-    and not torch.cuda.is_available()
-    and not backends.interpreting()
-):
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     from tests.triton.ptx import driver
 
     driver.install()

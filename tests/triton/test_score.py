@@ -27,6 +27,11 @@ from tests.score.checks import (
 ODD: Sizes = (2, 5, 5, 7, 4)
 MANY: Sizes = (1, 77, 1, 5, 3)  # enough samples for several chunks
 slow = pytest.mark.slow
+# Each family and control compiles kernels of its own.
+EACH_CONTROL = [
+    "optimal",
+    *(pytest.param(control, marks=slow) for control in ("none", "leave_one_out")),
+]
 # Rows longer than a tile, nothing at all, one element, many classes: as SCORE_SIZES, but small.
 SIZES: list[Any] = [
     (1, 16, 24, 20, 3),
@@ -154,18 +159,18 @@ def test_samples_dealt_to_several_programs(kernels: ModuleType, family: str) -> 
 
 
 @interpreted
+@pytest.mark.parametrize("control", EACH_CONTROL)
 @pytest.mark.parametrize("family", ["bernoulli", "categorical", "gaussian"])
 def test_many_chunks_of_few_samples(
-    kernels: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch
+    kernels: ModuleType, family: str, control: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "LEAST_CHUNK", 1)
-    for control in ("leave_one_out", "optimal"):
-        check_score(TRITON, ScoreProblem(family, ODD, torch.float64, control, per_element=True))
-        check_score(TRITON, ScoreProblem(family, (1, 17, 1, 3, 40), torch.float32, control))
+    check_score(TRITON, ScoreProblem(family, ODD, torch.float64, control, per_element=True))
+    check_score(TRITON, ScoreProblem(family, (1, 17, 1, 3, 40), torch.float32, control))
 
 
 @interpreted
-@pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
+@pytest.mark.parametrize("control", EACH_CONTROL)
 @pytest.mark.parametrize("family", ["bernoulli", "antithetic", "categorical"])
 def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> None:
     """NaN in that element's gradient and in no other's."""
@@ -189,14 +194,14 @@ def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> 
 
 
 @interpreted
+@pytest.mark.parametrize("control", EACH_CONTROL)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nan_stays_in_its_row(kernels: ModuleType, family: str) -> None:
-    for control in ("none", "leave_one_out", "optimal"):
-        problem = ScoreProblem(family, ODD, torch.float32, control)
-        problem.problem.values[(1, *([0] if family == "antithetic" else []), 3, 2)] = torch.nan
-        for found in problem.run(kernels).values():
-            assert found[1, 2].isnan().all()
-            assert found.isnan().sum() == found[1, 2].numel()
+def test_nan_stays_in_its_row(kernels: ModuleType, family: str, control: str) -> None:
+    problem = ScoreProblem(family, ODD, torch.float32, control)
+    problem.problem.values[(1, *([0] if family == "antithetic" else []), 3, 2)] = torch.nan
+    for found in problem.run(kernels).values():
+        assert found[1, 2].isnan().all()
+        assert found.isnan().sum() == found[1, 2].numel()
 
 
 @interpreted
@@ -213,22 +218,24 @@ def test_a_single_sample_has_no_variance(kernels: ModuleType, family: str) -> No
 
 
 @interpreted
-def test_extreme_logits(kernels: ModuleType) -> None:
+@pytest.mark.parametrize("control", EACH_CONTROL)
+@pytest.mark.parametrize(
+    ("family", "cols"), [("bernoulli", 7), ("antithetic", 7), ("categorical", 2)]
+)
+def test_extreme_logits(kernels: ModuleType, family: str, cols: int, control: str) -> None:
     """Where sigmoid and softmax round to 0 or 1, the score keeps its digits."""
     values = [-120.0, -80.0, -30.0, 0.0, 30.0, 80.0, 120.0]
-    for family, cols in (("bernoulli", 7), ("antithetic", 7), ("categorical", 2)):
-        for control in ("none", "leave_one_out", "optimal"):
-            problem = ScoreProblem(family, (1, 6, 1, cols, 7), torch.float32, control)
-            shape = problem.problem.first.shape
-            logits = torch.tensor(values).expand(shape).contiguous()
-            problem.problem = problem.problem._replace(first=logits)
-            truth, _ = problem.formula(torch.float64)
-            for name, x in problem.run(kernels).items():
-                want = truth[name]
-                small = 2.0**-126 if name.startswith("gradient") else 2.0**-60  # squares underflow
-                assert (
-                    (x.double() - want).abs() <= 1e-4 * want.abs() + small + 1e-6 * want.abs().max()
-                ).all(), name
+    problem = ScoreProblem(family, (1, 6, 1, cols, 7), torch.float32, control)
+    shape = problem.problem.first.shape
+    logits = torch.tensor(values).expand(shape).contiguous()
+    problem.problem = problem.problem._replace(first=logits)
+    truth, _ = problem.formula(torch.float64)
+    for name, x in problem.run(kernels).items():
+        want = truth[name]
+        small = 2.0**-126 if name.startswith("gradient") else 2.0**-60  # squares underflow
+        assert (
+            (x.double() - want).abs() <= 1e-4 * want.abs() + small + 1e-6 * want.abs().max()
+        ).all(), name
 
 
 @interpreted

@@ -301,8 +301,8 @@ def _step(instruction: Instruction, kernel: Kernel) -> Step:
     try:
         special = {
             "bra": _branch, "ret": _return, "exit": _return, "bar": _barrier, "barrier": _barrier,
-            "mov": _move, "ld": _load, "st": _store, "shfl": _shuffle, "redux": _reduce, "ldmatrix": _load_matrix,
-            "stmatrix": _store_matrix,
+            "mov": _move, "ld": _load, "st": _store, "shfl": _shuffle, "redux": _reduce,
+            "ldmatrix": _load_matrix, "stmatrix": _store_matrix,
         }.get(instruction.opcode)  # fmt: skip
         return special(instruction, kernel) if special else _arithmetic(instruction)
     except Unsupported as error:
