@@ -65,7 +65,9 @@ class Threads:
         self.thread = np.repeat(blocks, per_block) * per_block + self.tid + 1
         self.warp = (self.thread - 1) // WARP
         of_block = np.repeat(blocks, per_block)
-        values = {"tid": (self.tid, 0, 0), "ntid": (per_block, 1, 1), "nctaid": grid}
+        values: dict[str, tuple[Any, Any, Any]] = {
+            "tid": (self.tid, 0, 0), "ntid": (per_block, 1, 1), "nctaid": grid
+        }  # fmt: skip
         values["ctaid"] = (of_block % grid[0], of_block // grid[0] % grid[1],
                            of_block // grid[0] // grid[1])  # fmt: skip
         self.specials = {"%laneid": self.tid % WARP}
@@ -82,17 +84,19 @@ class Threads:
 
     def read(self, operand: Operand, kind: str) -> Array:
         """Return an operand's value for each active thread, as values of a type."""
+        bits = bits_of(kind)
         if isinstance(operand, Literal):
-            bits = bits_of(kind)
-            value = operand.bits if bits != np.bool_ else operand.bits != 0
+            constant = operand.bits != 0 if kind == "pred" else operand.bits
             mask = (1 << 8 * bits.itemsize) - 1
-            return decode(np.array([value & mask], bits), kind)
+            return decode(np.array([constant & mask], bits), kind)
         if isinstance(operand, Special):
             if operand.name not in self.specials:
                 raise Unsupported(operand.name)
-            return decode(self.select(self.specials[operand.name]).astype(bits_of(kind)), kind)
-        if isinstance(operand, Symbol):  # the only variable: the shared memory
-            return decode(np.zeros(1, bits_of(kind)), kind)
+            return decode(self.select(self.specials[operand.name]).astype(bits), kind)
+        if isinstance(operand, Symbol):
+            if operand.name != self.kernel.shared:
+                raise Unsupported(operand.name)
+            return decode(np.zeros(1, bits), kind)
         assert isinstance(operand, Register)
         number = operand.number
         held = self.registers[number]
@@ -100,7 +104,6 @@ class Threads:
             raise Fault(f"{operand.name} is read before it is written")
         if number in self.written and not self.select(self.written[number]).all():
             raise Fault(f"{operand.name} is read by threads that did not write it")
-        bits = bits_of(kind)
         value = self.select(held)
         if operand.negated:
             value = ~value
@@ -151,8 +154,9 @@ class Threads:
 
     def who(self) -> Who:
         """The active threads, for the shared memory."""
-        given = (self.thread, self.warp, self.block_time, self.warp_time)
-        return Who(*(self.select(x) for x in given), self.time)
+        block_time, warp_time = self.select(self.block_time), self.select(self.warp_time)
+        threads, warps = self.select(self.thread), self.select(self.warp)
+        return Who(threads, warps, block_time, warp_time, self.time)
 
     # --- order ---
 

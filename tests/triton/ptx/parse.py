@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 WIDTHS = {"pred": 1, "b8": 8, "b16": 16, "b32": 32, "b64": 64, "f32": 32, "f64": 64}
 WIDTHS |= {f"{kind}{bits}": bits for kind in "us" for bits in (8, 16, 32, 64)}
@@ -71,13 +71,15 @@ class Instruction:
 
 @dataclass
 class Kernel:
-    """A kernel's parameters [(name, bits)], its registers' widths, and its basic blocks.
+    """A kernel's parameters [(name, bits)], the name of its shared memory, its registers' widths,
+    and its basic blocks.
 
     Control enters a block at its first instruction only; `labels` says which block a label begins.
     """
 
     name: str
     parameters: list[tuple[str, int]]
+    shared: str | None
     widths: list[int] = field(default_factory=list)
     blocks: list[list[Instruction]] = field(default_factory=lambda: [[]])
     labels: dict[str, int] = field(default_factory=dict)
@@ -96,7 +98,9 @@ def parse(text: str) -> Kernel:
     if head is None:
         raise ValueError("the PTX has no kernel")
     declared = re.findall(r"\.param\s+\.(\w+)[^,]*?(\w+)\s*(?:,|$)", head[2].strip())
-    kernel = Kernel(head[1], [(name, WIDTHS[kind]) for kind, name in declared])
+    shared = re.search(r"\.extern\s+\.shared\s[^;]*?(\w+)\[\]\s*;", text)
+    parameters = [(name, WIDTHS[kind]) for kind, name in declared]
+    kernel = Kernel(head[1], parameters, shared[1] if shared else None)
     begin = text.index("{", head.end())
     first_line = text.count("\n", 0, begin) + 1
     targets = set(re.findall(r"\bbra(?:\.uni)?\s+([$\w]+)", text))
@@ -155,17 +159,17 @@ def _instruction(line: int, text: str, kernel: Kernel, names: list[dict[str, int
                 return Register(name, scope[name], kernel.widths[scope[name]], negated)
         return None
 
-    def operand(written: str) -> Operand:
+    def operand(written: str) -> Any:
         written = written.strip()
         if found := register(written.lstrip("!"), written.startswith("!")):
             return found
         if written[0] == "{":
-            return Vector(tuple(operand(part) for part in written[1:-1].split(",")))  # type: ignore[arg-type]
+            return Vector(tuple(operand(part) for part in written[1:-1].split(",")))
         if "|" in written:
-            return Vector(tuple(operand(part) for part in written.split("|")))  # type: ignore[arg-type]
+            return Vector(tuple(operand(part) for part in written.split("|")))
         if written[0] == "[":
             base, _, offset = written[1:-1].replace(" ", "").partition("+")
-            return Address(operand(base), int(offset or "0", 0))  # type: ignore[arg-type]
+            return Address(operand(base), int(offset or "0", 0))
         if written[0] == "%":
             return Special(written)
         if re.fullmatch(r"0[fFdD][0-9a-fA-F]+", written):
