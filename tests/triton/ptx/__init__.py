@@ -1,15 +1,17 @@
 """The Triton kernels, executed and checked without a GPU.
 
 Triton compiles for a GPU that is not there; what it would hand to the assembler, PTX, is a language
-of some eighty instructions with a manual that says what each does. So a few hundred lines of NumPy
-run the kernels as they are compiled, on CPU tensors, and see every access that they make.
+of some eighty instructions with a manual that says what each does. So a small interpreter in NumPy
+runs the kernels as they are compiled, on CPU tensors, and sees every access that they make.
 
-    driver.py     A backend of Triton whose binary is the PTX, and a driver whose device is this
-                  interpreter. Binding, specialization and compilation are Triton's own.
-    parse.py      PTX text -> basic blocks of instructions.
-    semantics.py  What each arithmetic instruction computes, on arrays with a value for each thread.
-    execute.py    Threads in lockstep: branches, barriers, shuffles, loads and stores.
-    memory.py     Global and shared memory, and the checks of each access.
+    driver.py        A backend of Triton whose binary is the PTX, and a driver whose device is this
+                     interpreter. Binding, specialization and compilation are Triton's own.
+    parse.py         PTX text -> basic blocks of instructions.
+    semantics.py     What each arithmetic instruction computes, on arrays of one value a thread.
+    threads.py       The threads of several blocks: registers, places, barriers.
+    instructions.py  What an instruction does to them: branches, shuffles, loads and stores.
+    execute.py       All threads in lockstep, in an order in which those that part meet again.
+    memory.py        Global and shared memory, and the checks of each access.
 
 A launch is many times slower than on a GPU, and quicker than it takes to compile: thousands of
 threads share each NumPy call.
