@@ -21,7 +21,7 @@ from latent_kernels.kernels.gaussian.problem import Outputs, Problem  # noqa: E4
 from latent_kernels.kernels.launch import OPTIONS  # noqa: E402
 from tests.backends import interpreted  # noqa: E402
 from tests.checks import bits_equal  # noqa: E402
-from tests.triton.ptx.driver import launches  # noqa: E402
+from tests.triton.ptx.driver import TARGET, launches  # noqa: E402
 from tests.triton.ptx.memory import Fault, sparse  # noqa: E402
 
 pytestmark = interpreted
@@ -72,6 +72,13 @@ def count(pattern: str) -> int:
 
 def test_the_kernel_without_a_fault() -> None:
     assert sums()
+
+
+def test_the_ptx_is_what_a_device_gets() -> None:
+    from tests.triton.compiled.launches import H100
+    from tests.triton.compiled.test_gaussian import noise
+
+    assert noise("normal", TARGET).asm["ptx"].decode() == noise("normal", H100).asm["ptx"]
 
 
 def test_a_wrong_mask_is_caught() -> None:
