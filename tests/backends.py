@@ -1,5 +1,5 @@
-"""The backends of an op, dealt to tests: the C++ builds, the reference, Triton on a GPU or in its
-interpreter.
+"""The backends of an op, dealt to tests: the C++ builds, the reference, Triton on a GPU or, where
+there is none, with its PTX in the interpreter of tests/triton/ptx.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,9 +19,9 @@ Tensor = torch.Tensor
 Results = dict[str, Tensor]
 Sizes = tuple[int, ...]
 
-# For what only Triton's interpreter shows; on a GPU the same kernels run for real.
+# For what runs in the interpreter alone; on a GPU the same kernels run for real.
 interpreted = pytest.mark.skipif(
-    not backends.interpreting(), reason="Triton does not run in its interpreter here"
+    not backends.interpreting(), reason="Triton's PTX is not interpreted here"
 )
 
 
@@ -48,9 +47,8 @@ class Backend:
         """
         kernels = self.kernels(op)
         if self.name != "cpp":
-            # The reference is plain torch, which would record itself; the interpreter computes with
-            # NumPy, which warns of what a GPU does silently.
-            with torch.no_grad(), np.errstate(all="ignore"):
+            # The reference is plain torch, which would record itself.
+            with torch.no_grad():
                 return work(kernels, self.device)
         first: Results = {}
         for build, threads in itertools.product(_core.simd_builds(), (1, 3)):
@@ -77,24 +75,30 @@ def on_every_backend(
     reference: Sequence[Sizes] | None = None,
     on_gpu: Sequence[Sizes] | None = None,
     interpreted: Sequence[Sizes],
-    also: Sequence[torch.dtype] = (torch.float64, torch.float16),
+    always: int = 2,
+    also: Sequence[torch.dtype] = (torch.bfloat16, torch.float64, torch.float16),
 ) -> pytest.MarkDecorator:
     """Run a test of (backend, sizes, dtype) for every backend.
 
     The reference and Triton on a GPU take all sizes unless they are given their own; the reference,
-    whose dtypes are torch's, in the first dtype, and the first three in the others. Triton's
-    interpreter takes a second for what a GPU does in a microsecond: it takes the sizes
-    `interpreted` in float32, and the first of them in the dtypes `also`. It truncates to bfloat16
-    where a GPU rounds, which has tests of its own.
+    whose dtypes are torch's, in the first dtype, and the first three in the others. Without a GPU
+    each kind of problem compiles kernels of its own, half a second each: Triton takes the sizes
+    `interpreted` in float32, and the first of them in the dtypes `also`. The first `always` of the
+    sizes, and if there are any the first of `also`, are in every run; the others are slow.
     """
     cases = [(CPP, size, dtype) for size in sizes for dtype in dtypes]
     usual, *others = dtypes
     cases += [(REFERENCE, size, usual) for size in reference or sizes]
     cases += [(REFERENCE, size, dtype) for size in (reference or sizes)[:3] for dtype in others]
     if TRITON.interprets:
-        few = [(TRITON, size, torch.float32) for size in interpreted]
-        few += [(TRITON, interpreted[0], dtype) for dtype in also]
+        by_size = [(TRITON, size, torch.float32) for size in interpreted]
+        by_dtype = [(TRITON, interpreted[0], dtype) for dtype in also]
+        first = min(always, 1)
+        few = by_size[:always] + by_dtype[:first]
+        rest = by_size[always:] + by_dtype[first:]
     else:
-        few = [(TRITON, size, dtype) for size in on_gpu or sizes for dtype in dtypes]
-    marked = [pytest.param(*case, marks=(pytest.mark.triton, _needs_triton)) for case in few]
+        few, rest = [(TRITON, size, dtype) for size in on_gpu or sizes for dtype in dtypes], []
+    marks = (pytest.mark.triton, _needs_triton)
+    marked = [pytest.param(*case, marks=marks) for case in few]
+    marked += [pytest.param(*case, marks=(*marks, pytest.mark.slow)) for case in rest]
     return pytest.mark.parametrize(("backend", "sizes", "dtype"), [*cases, *marked], ids=str)

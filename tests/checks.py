@@ -27,13 +27,13 @@ SIZES: list[Sizes] = [
     (1, 2, 0, 4),
     (1, 2, 3, 0),
 ]
-# Of these for Triton's interpreter: of each kind one, of several groups first.
+# Of these for the PTX interpreter: of each kind one, first of several groups, and of long rows.
 INTERPRETED: list[Sizes] = [
     (2, 3, 5, 7),
+    (1, 2, 2, 1500),
     (1, 1, 64, 20),
     (1, 1, 3, 1),
     (1, 2, 3, 4),
-    (1, 2, 2, 1500),
     (3, 2, 2, 8),
     (1, 9, 2, 100),
     (1, 0, 3, 4),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -13,10 +13,13 @@ import torch
 from latent_kernels.kernels import _core, backends
 from latent_kernels.variational import variance
 
-# Triton reads this as it is imported. Its kernels run on CPU tensors then, and cannot be compiled:
-# tests/triton/compiled has a process of its own.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Without a GPU the Triton kernels are compiled for one all the same, and their PTX is interpreted,
+# on CPU tensors.
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    from tests.triton.ptx import driver
+
+    driver.install()
+    backends.interpreting = lambda: True
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile(

@@ -53,10 +53,8 @@ assert draw() == expected
 
 
 def _environment(**variables: str) -> dict[str, str]:
-    """The environment, with the tests' modules and without the interpreter that conftest.py asks
-    Triton for.
-    """
-    return os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"} | variables
+    """The environment, with the tests' modules."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | variables
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

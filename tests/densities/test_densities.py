@@ -44,7 +44,7 @@ MANY_ROWS: list[Sizes] = [(1, 3, 1500, 33), (2, 70, 17, 64), (1, 2, 90, 1100)]
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-@on_every_backend(SIZES + MANY_ROWS, interpreted=INTERPRETED)
+@on_every_backend(SIZES + MANY_ROWS, interpreted=INTERPRETED, always=1)
 def test_results(backend: Backend, sizes: Sizes, dtype: torch.dtype, density: str) -> None:
     for sharing in USUAL[density]:
         check_density(backend, DensityProblem(density, sizes, dtype, sharing))
@@ -61,7 +61,7 @@ SOME_SIZES: list[Sizes] = [
 
 
 @on_every_backend(
-    SOME_SIZES, [torch.float32, torch.bfloat16], interpreted=[(2, 2, 33, 17)], also=[]
+    SOME_SIZES, [torch.float32, torch.bfloat16], interpreted=[(2, 2, 33, 17)], always=0, also=[]
 )
 @pytest.mark.parametrize(
     ("density", "sharing"), [(d, s) for d in DENSITIES for s in every_sharing(d)], ids=str
@@ -69,7 +69,7 @@ SOME_SIZES: list[Sizes] = [
 def test_every_sharing(
     backend: Backend, sizes: Sizes, dtype: torch.dtype, density: str, sharing: Sharing
 ) -> None:
-    """All gradients, and each of them alone; in Triton's interpreter the last of them."""
+    """All gradients, and each of them alone; in the PTX interpreter the last of them."""
     problem = DensityProblem(density, sizes, dtype, sharing)
     check_density(backend, problem)
     for j in range(len(sharing))[-1 if backend.interprets else 0 :]:

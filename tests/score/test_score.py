@@ -26,6 +26,7 @@ CHUNKED: Sizes = (1, 9000, 3, 6, 2)
     reference=[ODD, (3, 64, 2, 8, 17), (1, 4, 2, 3, 300), (1, 4, 0, 4, 3), (1, 4, 3, 0, 3)],
     on_gpu=[ODD],
     interpreted=[ODD],
+    always=0,
     also=[],
 )
 def test_results(
@@ -39,7 +40,7 @@ def test_results(
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("family", FAMILIES)
-@on_every_backend([ODD, (1, 4, 2, 1030, 3)], on_gpu=[ODD], interpreted=[(1, 3, 2, 20, 3)])
+@on_every_backend([ODD, (1, 4, 2, 1030, 3)], on_gpu=[ODD], interpreted=[(1, 3, 2, 20, 3)], always=0)
 def test_dtypes(
     backend: Backend, sizes: Sizes, dtype: torch.dtype, family: str, control: str
 ) -> None:

@@ -1,12 +1,10 @@
-"""The Triton kernels of the bounds, in Triton's interpreter."""
+"""The Triton kernels of the bounds, their PTX interpreted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,24 +18,10 @@ INF, NAN = math.inf, math.nan
 
 
 @pytest.fixture
-def kernels() -> Iterator[ModuleType]:
-    """The interpreter computes with NumPy, which warns of what a GPU does silently: ln 0, inf -
-    inf.
-    """
+def kernels() -> ModuleType:
     from latent_kernels.kernels.bounds import triton_gpu
 
-    with np.errstate(all="ignore"):
-        yield triton_gpu
-
-
-@interpreted
-def test_bfloat16(kernels: ModuleType) -> None:
-    """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
-    given = problem((2, 7, 3), torch.bfloat16)
-    ours, theirs = run(kernels, *given), run(cpp_cpu, *given)
-    for name, x in ours.items():
-        unit = 2.0**-7 * theirs[name].abs().double()
-        assert ((x.double() - theirs[name].double()).abs() <= unit + 1e-5).all(), name
+    return triton_gpu
 
 
 @interpreted

@@ -1,10 +1,9 @@
-"""The Triton log-densities, in Triton's interpreter."""
+"""The Triton log-densities, their PTX interpreted."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,19 +23,6 @@ def kernels() -> ModuleType:
     from latent_kernels.kernels.densities import triton_gpu
 
     return triton_gpu
-
-
-@interpreted
-@pytest.mark.parametrize("density", DENSITIES)
-def test_bfloat16(kernels: ModuleType, density: str) -> None:
-    """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
-    problem = DensityProblem(
-        density, (2, 3, 5, 7), torch.bfloat16, ("full",) * (3 if density == "gaussian" else 2)
-    )
-    ours, theirs = problem.run(kernels), problem.run(cpp_cpu)
-    for name, x in ours.items():
-        unit = 2.0**-7 * theirs[name].abs().double()
-        assert ((x.double() - theirs[name].double()).abs() <= unit + 1e-6).all(), name
 
 
 @interpreted
@@ -79,10 +65,9 @@ def test_extreme_logits(kernels: ModuleType) -> None:
                 torch.empty_like(logits),
                 torch.empty_like(logits),
             )
-            with np.errstate(over="ignore", invalid="ignore"):
-                backend.forward(problem, Outputs(out))
-                upstream = Outputs(torch.ones_like(out))
-                backend.backward(problem, upstream, BernoulliGradients(d_x, d_logits))
+            backend.forward(problem, Outputs(out))
+            upstream = Outputs(torch.ones_like(out))
+            backend.backward(problem, upstream, BernoulliGradients(d_x, d_logits))
             found.append((out + 0.0, d_x, d_logits + 0.0))
         for a, b in zip(*found, strict=True):
             assert bits_equal(a, b)

@@ -1,10 +1,9 @@
-"""The Triton kernels of noise and of Gaussian samples, in Triton's interpreter."""
+"""The Triton kernels of noise and of Gaussian samples, their PTX interpreted."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,10 +11,12 @@ import latent_kernels as lk
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.gaussian import cpp_cpu
 from latent_kernels.kernels.gaussian.problem import Outputs
-from latent_kernels.kernels.noise import reference
+from latent_kernels.kernels.noise import cpp_cpu as noise
 from tests.backends import interpreted
 from tests.checks import INTERPRETED, Sizes, bits_equal
 from tests.gaussian.checks import Problem, check_near_overflow, gaussian_problem
+
+slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -27,16 +28,20 @@ def kernels() -> ModuleType:
 
 @interpreted
 @pytest.mark.parametrize("kind", ["normal", "uniform"])
-@pytest.mark.parametrize("offset", [0, 1, 2, 3, 4 * 2**32 - 9, 12345678901, 2**63 - 4096])
-def test_noise_equals_reference(kind: str, offset: int) -> None:
+@pytest.mark.parametrize(
+    "offset",
+    [0, 3, 4 * 2**32 - 9, 2**63 - 4096]
+    + [pytest.param(offset, marks=slow) for offset in (1, 2, 12345678901)],
+)
+def test_noise_has_the_cpus_bits(kind: str, offset: int) -> None:
     from latent_kernels.kernels.noise import triton_gpu
 
-    for n, seed in ((1, 0), (1023, 1), (3001, 987654321987), (1024, 2**63 - 1)):
-        for key in (seed, torch.tensor(seed)):
-            out = torch.empty(n)
-            triton_gpu.fill(kind, out, key, offset)
-            expected = getattr(reference, kind)(n, seed, offset)
-            assert np.array_equal(out.numpy().view(np.int32), expected.view(np.int32))
+    of_one = [(1, 0), (1023, 1)] if offset % 4 == 0 else []
+    for n, seed in (*of_one, (3001, 987654321987), (1024, torch.tensor(2**63 - 1))):
+        ours, theirs = torch.empty(n), torch.empty(n)
+        triton_gpu.fill(kind, ours, seed, offset)
+        noise.fill(kind, theirs, int(seed), offset)
+        assert bits_equal(ours, theirs)
 
 
 @interpreted
@@ -53,19 +58,11 @@ def test_elementary_edges_through_the_stream() -> None:
 
 
 @interpreted
-def test_gaussian_bfloat16(kernels: ModuleType) -> None:
-    """The interpreter's conversion to bfloat16 truncates: one unit in the last place at most."""
-    for sizes in ((1, 1, 64, 20), (2, 3, 5, 7)):
-        problem = Problem(sizes, torch.bfloat16)
-        ours, theirs = problem.run(kernels), problem.run(cpp_cpu)
-        for name, x in ours.items():
-            unit = 2.0**-7 * theirs[name].abs().double()
-            assert ((x.double() - theirs[name].double()).abs() <= unit + 1e-6).all(), name
-
-
-@interpreted
 @pytest.mark.parametrize(
-    ("sizes", "offset"), [((1, 1, 64, 20), 0), *((sizes, 3) for sizes in INTERPRETED)], ids=str
+    ("sizes", "offset"),
+    [((1, 1, 64, 20), 0), *((sizes, 3) for sizes in INTERPRETED[:2])]
+    + [pytest.param(sizes, 3, marks=slow) for sizes in INTERPRETED[2:]],
+    ids=str,
 )
 def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: int) -> None:
     """Not only eps: exp is the same sequence of operations too, so z agrees bit for bit."""
@@ -74,7 +71,7 @@ def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: i
 
 
 @interpreted
-@pytest.mark.parametrize("rows", [64, 1])
+@pytest.mark.parametrize("rows", [64, pytest.param(1, marks=slow)])
 def test_dealing_samples_to_programs_changes_no_bit_of_z(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
@@ -112,9 +109,8 @@ def test_extreme_values(kernels: ModuleType) -> None:
     outputs = []
     for backend in (kernels, cpp_cpu):
         z = torch.empty(1, 1, 1, len(values))
-        with np.errstate(over="ignore", invalid="ignore"):
-            asked = gaussian_problem(sizes, mean, logvar, None, None, False, 5, 0)
-            backend.forward(asked, Outputs(z, None, None))
+        asked = gaussian_problem(sizes, mean, logvar, None, None, False, 5, 0)
+        backend.forward(asked, Outputs(z, None, None))
         outputs.append(z)
     assert bits_equal(*outputs)
 
@@ -122,8 +118,7 @@ def test_extreme_values(kernels: ModuleType) -> None:
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_kl_near_overflow(kernels: ModuleType, dtype: torch.dtype) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        check_near_overflow(kernels, dtype)
+    check_near_overflow(kernels, dtype)
 
 
 @interpreted

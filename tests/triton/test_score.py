@@ -1,22 +1,22 @@
-"""The Triton kernels of the score function and of discrete samples, in Triton's interpreter."""
+"""The Triton kernels of the score function and of discrete samples, their PTX interpreted."""
 
 from __future__ import annotations
 
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import latent_kernels as lk
 from latent_kernels.kernels import backends
+from latent_kernels.kernels.families import cpp_cpu
 from latent_kernels.kernels.families import reference as families
 from latent_kernels.kernels.families.problem import Problem as FamilyProblem
 from latent_kernels.kernels.families.problem import Samples
 from latent_kernels.kernels.score import reference
 from tests.backends import TRITON, interpreted
-from tests.checks import bits_equal
+from tests.checks import DTYPES, bits_equal
 from tests.score.checks import (
     FAMILIES,
     ScoreProblem,
@@ -26,15 +26,24 @@ from tests.score.checks import (
 
 ODD: Sizes = (2, 5, 5, 7, 4)
 MANY: Sizes = (1, 77, 1, 5, 3)  # enough samples for several chunks
-# One element, rows longer than a tile, many classes, nothing at all: as SCORE_SIZES, but small.
-SIZES: list[Sizes] = [
+slow = pytest.mark.slow
+# Each family and control compiles kernels of its own.
+EACH_CONTROL = [
+    "optimal",
+    *(pytest.param(control, marks=slow) for control in ("none", "leave_one_out")),
+]
+# Rows longer than a tile, nothing at all, one element, many classes: as SCORE_SIZES, but small.
+SIZES: list[Any] = [
     (1, 16, 24, 20, 3),
-    (1, 2, 3, 1, 2),
     (1, 3, 2, 1100, 2),
-    MANY,
-    (1, 4, 2, 3, 70),
     (1, 4, 0, 4, 3),
     (1, 4, 3, 0, 3),
+    *(pytest.param(sizes, marks=slow) for sizes in ((1, 2, 3, 1, 2), MANY, (1, 4, 2, 3, 70))),
+]
+SOME_FAMILIES = [
+    "gaussian",
+    "categorical",
+    *(pytest.param(family, marks=slow) for family in ("bernoulli", "antithetic")),
 ]
 
 
@@ -81,17 +90,18 @@ def samples_agree(
     )
     shape = (groups, *((2,) if antithetic else ()), samples, rows, cols)
     found = []
-    for backend in (triton_gpu, families):
+    for backend in (triton_gpu, cpp_cpu, families):
         z = torch.full(shape, 77, dtype=torch.int64 if classes else dtype)
-        with np.errstate(invalid="ignore"):
-            backend.sample(problem, Samples(z))
+        backend.sample(problem, Samples(z))
         found.append(z.double())
-    assert bits_equal(*found)
+    ours, compiled, plain = found
+    assert bits_equal(ours, compiled)
+    assert bits_equal(ours, plain)
 
 
 @interpreted
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+    "dtype", [torch.float32, *(pytest.param(t, marks=slow) for t in DTYPES[1:])], ids=str
 )
 @pytest.mark.parametrize(
     "sizes", [(1, 3, 5, 7, 0), (2, 2, 1, 1030, 0), (1, 1200, 1, 1, 0), (1, 0, 3, 4, 0)], ids=str
@@ -130,7 +140,7 @@ def test_every_size(family: str, sizes: Sizes) -> None:
 @pytest.mark.parametrize(
     ("sizes", "offset"), [((1, 6, 2, 10, 3), 0), ((1, 6, 2, 10, 3), 3), (ODD, 0)], ids=str
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_samples_drawn_again(family: str, sizes: Sizes, offset: int) -> None:
     """Every layout of the stream: aligned, shifted, scattered."""
     options = {"from_seed": True, "offset": offset}
@@ -138,7 +148,7 @@ def test_samples_drawn_again(family: str, sizes: Sizes, offset: int) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_samples_dealt_to_several_programs(kernels: ModuleType, family: str) -> None:
     for control, per_element, folds in (
         ("none", True, 2),
@@ -154,23 +164,18 @@ def test_samples_dealt_to_several_programs(kernels: ModuleType, family: str) -> 
 
 
 @interpreted
+@pytest.mark.parametrize("control", EACH_CONTROL)
 @pytest.mark.parametrize("family", ["bernoulli", "categorical", "gaussian"])
 def test_many_chunks_of_few_samples(
-    kernels: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch
+    kernels: ModuleType, family: str, control: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "LEAST_CHUNK", 1)
-    for control in ("leave_one_out", "optimal"):
-        check_score(TRITON, ScoreProblem(family, ODD, torch.float64, control, per_element=True))
-        check_score(TRITON, ScoreProblem(family, (1, 17, 1, 3, 40), torch.float32, control))
-
-
-def run(kernels: ModuleType, problem: ScoreProblem) -> dict[str, torch.Tensor]:
-    with np.errstate(invalid="ignore", over="ignore"):
-        return problem.run(kernels)
+    check_score(TRITON, ScoreProblem(family, ODD, torch.float64, control, per_element=True))
+    check_score(TRITON, ScoreProblem(family, (1, 17, 1, 3, 40), torch.float32, control))
 
 
 @interpreted
-@pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
+@pytest.mark.parametrize("control", EACH_CONTROL)
 @pytest.mark.parametrize("family", ["bernoulli", "antithetic", "categorical"])
 def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> None:
     """NaN in that element's gradient and in no other's."""
@@ -186,7 +191,7 @@ def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> 
     expected = torch.zeros(2, 5, 7, dtype=torch.bool)
     for group, _, row, col in where:
         expected[group, row, col] = True
-    for name, found in run(kernels, problem).items():
+    for name, found in problem.run(kernels).items():
         nan = found.isnan()
         assert torch.equal(
             nan, expected.unsqueeze(-1).expand(nan.shape) if family == "categorical" else expected
@@ -194,21 +199,21 @@ def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> 
 
 
 @interpreted
+@pytest.mark.parametrize("control", EACH_CONTROL)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nan_stays_in_its_row(kernels: ModuleType, family: str) -> None:
-    for control in ("none", "leave_one_out", "optimal"):
-        problem = ScoreProblem(family, ODD, torch.float32, control)
-        problem.problem.values[(1, *([0] if family == "antithetic" else []), 3, 2)] = torch.nan
-        for found in run(kernels, problem).values():
-            assert found[1, 2].isnan().all()
-            assert found.isnan().sum() == found[1, 2].numel()
+def test_nan_stays_in_its_row(kernels: ModuleType, family: str, control: str) -> None:
+    problem = ScoreProblem(family, ODD, torch.float32, control)
+    problem.problem.values[(1, *([0] if family == "antithetic" else []), 3, 2)] = torch.nan
+    for found in problem.run(kernels).values():
+        assert found[1, 2].isnan().all()
+        assert found.isnan().sum() == found[1, 2].numel()
 
 
 @interpreted
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_single_sample_has_no_variance(kernels: ModuleType, family: str) -> None:
     problem = ScoreProblem(family, (1, 1, 3, 5, 3), torch.float32, "none")
-    found, expected = run(kernels, problem), problem.run(reference)
+    found, expected = problem.run(kernels), problem.run(reference)
     for name, x in found.items():
         assert (
             x.isnan().all()
@@ -218,22 +223,24 @@ def test_a_single_sample_has_no_variance(kernels: ModuleType, family: str) -> No
 
 
 @interpreted
-def test_extreme_logits(kernels: ModuleType) -> None:
+@pytest.mark.parametrize("control", EACH_CONTROL)
+@pytest.mark.parametrize(
+    ("family", "cols"), [("bernoulli", 7), ("antithetic", 7), ("categorical", 2)]
+)
+def test_extreme_logits(kernels: ModuleType, family: str, cols: int, control: str) -> None:
     """Where sigmoid and softmax round to 0 or 1, the score keeps its digits."""
     values = [-120.0, -80.0, -30.0, 0.0, 30.0, 80.0, 120.0]
-    for family, cols in (("bernoulli", 7), ("antithetic", 7), ("categorical", 2)):
-        for control in ("none", "leave_one_out", "optimal"):
-            problem = ScoreProblem(family, (1, 6, 1, cols, 7), torch.float32, control)
-            shape = problem.problem.first.shape
-            logits = torch.tensor(values).expand(shape).contiguous()
-            problem.problem = problem.problem._replace(first=logits)
-            truth, _ = problem.formula(torch.float64)
-            for name, x in run(kernels, problem).items():
-                want = truth[name]
-                small = 2.0**-126 if name.startswith("gradient") else 2.0**-60  # squares underflow
-                assert (
-                    (x.double() - want).abs() <= 1e-4 * want.abs() + small + 1e-6 * want.abs().max()
-                ).all(), name
+    problem = ScoreProblem(family, (1, 6, 1, cols, 7), torch.float32, control)
+    shape = problem.problem.first.shape
+    logits = torch.tensor(values).expand(shape).contiguous()
+    problem.problem = problem.problem._replace(first=logits)
+    truth, _ = problem.formula(torch.float64)
+    for name, x in problem.run(kernels).items():
+        want = truth[name]
+        small = 2.0**-126 if name.startswith("gradient") else 2.0**-60  # squares underflow
+        assert (
+            (x.double() - want).abs() <= 1e-4 * want.abs() + small + 1e-6 * want.abs().max()
+        ).all(), name
 
 
 @interpreted
