@@ -70,6 +70,32 @@ def gaussian_path_backward(
     problem: GaussianProblem, /, *, threads: int, log_q_gradient: Address, z_gradient: Address
 ) -> None: ...
 
+class ScaleKlProblem:
+    """Pairs of Gaussians by their scales, in flat arrays of n; float32 or float64."""
+
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        n: int,
+        loc: Address,
+        scale: Address,
+        q_loc: Address,
+        q_scale: Address,
+    ) -> None: ...
+
+def gaussian_scale_kl(problem: ScaleKlProblem, *, threads: int, kl: Address) -> None: ...
+def gaussian_scale_kl_backward(
+    problem: ScaleKlProblem,
+    *,
+    threads: int,
+    kl_gradient: Address,
+    loc_gradient: Address,
+    scale_gradient: Address,
+    q_loc_gradient: Address,
+    q_scale_gradient: Address,
+) -> None: ...
+
 # --- densities
 
 class Density(enum.Enum):

@@ -14,6 +14,14 @@ struct FieldsOf<GaussianProblem> {
                       Field{"prior_logvar", &P::prior_logvar}, Field{"seed", &P::seed}, Field{"offset", &P::offset});
 };
 
+template <>
+struct FieldsOf<ScaleKlProblem> {
+  using P = ScaleKlProblem;
+  static constexpr auto list =
+      std::make_tuple(Field{"dtype", &P::dtype}, Field{"n", &P::n}, Field{"loc", &P::loc}, Field{"scale", &P::scale},
+                      Field{"q_loc", &P::q_loc}, Field{"q_scale", &P::q_scale});
+};
+
 namespace {
 
 void forward(const GaussianProblem& p, int threads, void* z, void* kl, void* log_q) {
@@ -55,6 +63,20 @@ void path_backward(const GaussianProblem& p, int threads, const void* log_q_grad
   without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, log_q_gradient, z_gradient, part); }); });
 }
 
+void scale_kl(const ScaleKlProblem& p, int threads, void* kl) {
+  const Cut cut(1, 1, 1, p.n, false, kTaskElements);
+  const auto kernel = active<GaussianKernels>().scale_kl[p.dtype];
+  without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, kl, part); }); });
+}
+
+void scale_kl_backward(const ScaleKlProblem& p, int threads, const void* kl_gradient, void* loc_gradient,
+                       void* scale_gradient, void* q_loc_gradient, void* q_scale_gradient) {
+  void* const gradients[] = {loc_gradient, scale_gradient, q_loc_gradient, q_scale_gradient};
+  const Cut cut(1, 1, 1, p.n, false, kTaskElements);
+  const auto kernel = active<GaussianKernels>().scale_kl_backward[p.dtype];
+  without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, kl_gradient, gradients, part); }); });
+}
+
 }  // namespace
 
 void bind_gaussian(pybind11::module_& m) {
@@ -64,6 +86,11 @@ void bind_gaussian(pybind11::module_& m) {
                     {"threads", "z_gradient", "kl_gradient", "log_q_gradient", "mean_gradient", "logvar_gradient",
                      "scale_gradient", "prior_mean_gradient", "prior_logvar_gradient"});
   define<&path_backward>(m, "gaussian_path_backward", {"threads", "log_q_gradient", "z_gradient"});
+  define_struct<ScaleKlProblem>(m, "ScaleKlProblem");
+  define<&scale_kl>(m, "gaussian_scale_kl", {"threads", "kl"});
+  define<&scale_kl_backward>(
+      m, "gaussian_scale_kl_backward",
+      {"threads", "kl_gradient", "loc_gradient", "scale_gradient", "q_loc_gradient", "q_scale_gradient"});
 }
 
 }  // namespace lk

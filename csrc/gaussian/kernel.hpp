@@ -269,5 +269,53 @@ void gaussian_path_backward(const GaussianProblem& p, const void* log_q_gradient
     }
   });
 }
+
+// --- the KL by scales, element by element ---------------------------------------------------------------------
+
+template <class T, class Body>
+inline void each_pair(const ScaleKlProblem& p, const Part& part, Body f) {
+  const auto at = [&](const void* x) { return static_cast<const T*>(x) + part.col0; };
+  const T *loc = at(p.loc), *scale = at(p.scale), *q_loc = at(p.q_loc), *q_scale = at(p.q_scale);
+  each<T>(part.col1 - part.col0, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
+    const auto divide = [](auto x, auto y) { return x / y; };
+    const auto s0 = load(q_scale + i, k);
+    f(i, k, map(divide, load(loc + i, k) - load(q_loc + i, k), s0), load(scale + i, k), s0);
+  });
+}
+
+// 1/2 [t^2 + psi(d)], t = (m - m0) / s0, d = 2 ln(s / s0).
+template <class T>
+void scale_kl(const ScaleKlProblem& p, void* kl, const Part& part) {
+  T* const to = static_cast<T*>(kl) + part.col0;
+  each_pair<T>(p, part, [=](int64_t i, auto k, auto t, auto s, auto s0) LK_INLINE_LAMBDA {
+    const auto r = map([](auto x, auto y) { return x / y; }, s, s0), ln = ln_ratio(r, s, s0), d = ln * T(2);
+    // psi by its series where it is small; elsewhere e^d is r^2, whose error does not grow with d.
+    const auto half_psi = [](auto d, auto small, auto r, auto ln) {
+      const auto large = fma(r * T(0.5), r, splat<T>(T(-0.5))) - ln;
+      return (d < T(2)) & (d > T(-2)) ? small : r < LnConstants<T>::infinity ? large : r;
+    };
+    const auto small = (ln * d) * horner(ExpConstants<T>::P, d);
+    store(to + i, fma(t, t * T(0.5), map(half_psi, d, small, r, ln)), k);
+  });
+}
+
+// g t / s0 and g (r^2 - 1) / s for p; -g t / s0 and -g (t^2 + r^2 - 1) / s0 for q; r^2 - 1 = e (2 + e), e = (s - s0) /
+// s0.
+template <class T>
+void scale_kl_backward(const ScaleKlProblem& p, const void* kl_gradient, void* const* gradients, const Part& part) {
+  T* to[4];
+  for (int j = 0; j < 4; ++j) to[j] = gradients[j] != nullptr ? static_cast<T*>(gradients[j]) + part.col0 : nullptr;
+  T *const d_loc = to[0], *const d_scale = to[1], *const d_q_loc = to[2], *const d_q_scale = to[3];
+  const T* const upstream = static_cast<const T*>(kl_gradient) + part.col0;
+  each_pair<T>(p, part, [=](int64_t i, auto k, auto t, auto s, auto s0) LK_INLINE_LAMBDA {
+    const auto divide = [](auto x, auto y) { return x / y; };
+    const auto g = load(upstream + i, k), toward = map(divide, t * g, s0);
+    const auto e = map(divide, s - s0, s0), excess = (e + T(2)) * e;
+    if (d_loc != nullptr) store(d_loc + i, toward, k);
+    if (d_scale != nullptr) store(d_scale + i, map(divide, excess * g, s), k);
+    if (d_q_loc != nullptr) store(d_q_loc + i, -toward, k);
+    if (d_q_scale != nullptr) store(d_q_scale + i, -map(divide, fma(t, t, excess) * g, s0), k);
+  });
+}
 }  // namespace LK_ISA
 }  // namespace lk

@@ -33,11 +33,21 @@ struct GaussianGradients {
   void* prior_logvar;
 };
 
+// Pairs of Gaussians by their scales: the KL of each, or its gradients. Flat arrays of n.
+struct ScaleKlProblem {
+  Dtype dtype;
+  int64_t n;
+  const void *loc, *scale, *q_loc, *q_scale;
+};
+
 struct GaussianKernels {
   static const GaussianKernels generic, avx2, avx512;
   void (*forward[kDtypes])(const GaussianProblem&, const GaussianOutputs&, const Part&);
   void (*backward[kDtypes])(const GaussianProblem&, const GaussianGradients&, const Part&);
   void (*path_backward[kDtypes])(const GaussianProblem&, const void* log_q_gradient, void* z_gradient, const Part&);
+  // For float and double; gradients [4] as the inputs, each may be null.
+  void (*scale_kl[2])(const ScaleKlProblem&, void* kl, const Part&);
+  void (*scale_kl_backward[2])(const ScaleKlProblem&, const void* kl_gradient, void* const* gradients, const Part&);
 };
 
 }  // namespace lk

@@ -223,5 +223,50 @@ LK_INLINE V log1p(V e) {
   return fma(-s, fma(-y, horner(Log1pConstants<Scalar<V>>::Q, y), e), e);
 }
 
+// --- ln(a / b) for positive a and b ------------------------------------------------------------------------------
+
+template <class T>
+struct LnConstants;
+template <>
+struct LnConstants<float> {
+  static constexpr int32_t sqrt_half = 0x3F3504F3, mantissa = 0x7FFFFF;
+  static constexpr float least = 0x1p-126f, up = 0x1p64f, up_exponent = 64, infinity = __builtin_inff();
+};
+template <>
+struct LnConstants<double> {
+  static constexpr int64_t sqrt_half = 0x3FE6A09E667F3BCD, mantissa = 0xFFFFFFFFFFFFF;
+  static constexpr double least = 0x1p-1022, up = 0x1p64, up_exponent = 64, infinity = __builtin_inf();
+};
+LK_INLINE D to_float(L small) {  // |small| < 2^51
+  const double to_integer = ExpConstants<double>::to_integer;
+  return bit_cast<D>(small + bit_cast<L>(splat<double>(to_integer))) - to_integer;
+}
+
+// k ln 2 + ln(1 + f). Where a and b are within a factor of two k = 0 and f = (a - b) / b, whose difference is exact, so
+// that every digit is there; elsewhere 2^k (1 + f) is the quotient r, its 1 + f from sqrt(1/2) to sqrt(2).
+template <class V>
+LK_INLINE V ln_ratio(V r, V a, V b) {
+  using T = Scalar<V>;
+  using K = ExpConstants<T>;
+  using C = LnConstants<T>;
+  const auto is_near = [](auto r) { return (r >= T(0.5)) & (r <= T(2)); };
+  const auto bits_of = [](auto r) { return bit_cast<Bits<T>>(r < C::least ? r * C::up : r) - C::sqrt_half; };
+  const auto exponent = [&](auto r) {
+    const auto k = to_float(bits_of(r) >> K::mantissa_bits) - (r < C::least ? splat<T>(C::up_exponent) : Vec<T>{});
+    return is_near(r) ? Vec<T>{} : k;
+  };
+  const auto fraction = [&](auto r, auto x, auto y) {
+    const auto f = bit_cast<Vec<T>>((bits_of(r) & C::mantissa) + C::sqrt_half) - T(1);
+    return is_near(r) ? (x - y) / y : f;
+  };
+  const V k = map(exponent, r);
+  const V ln = fma(k, K::ln2_high, fma(k, K::ln2_low, log1p(map(fraction, r, a, b))));
+  const auto at_ends = [](auto r, auto ln) {
+    const auto end = r == T(0) ? splat<T>(-C::infinity) : r > T(0) ? r : splat<T>(__builtin_nan(""));
+    return (r > T(0)) & (r < C::infinity) ? ln : end;
+  };
+  return map(at_ends, r, ln);
+}
+
 }  // namespace LK_ISA
 }  // namespace lk

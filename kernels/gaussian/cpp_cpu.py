@@ -6,6 +6,7 @@ import torch
 
 from latent_kernels.kernels import _core
 from latent_kernels.kernels.extension import DTYPES, seeds
+from latent_kernels.kernels.gaussian import scale_kl
 from latent_kernels.kernels.gaussian.problem import (
     Gradients,
     Outputs,
@@ -97,4 +98,38 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
         threads=torch.get_num_threads(),
         log_q_gradient=log_q.data_ptr(),
         z_gradient=None if z is None else z.data_ptr(),
+    )
+
+
+def _pairs(problem: scale_kl.Problem) -> _core.ScaleKlProblem:
+    _, loc, scale, q_loc, q_scale = problem
+    return _core.ScaleKlProblem(
+        dtype=DTYPES[loc.dtype],
+        n=loc.numel(),
+        loc=loc.data_ptr(),
+        scale=scale.data_ptr(),
+        q_loc=q_loc.data_ptr(),
+        q_scale=q_scale.data_ptr(),
+    )
+
+
+def scale_kl_forward(problem: scale_kl.Problem, outputs: scale_kl.Outputs) -> None:
+    """Write the KL of each pair of Gaussians given by their scales."""
+    threads, kl = torch.get_num_threads(), outputs.kl.data_ptr()
+    _core.gaussian_scale_kl(_pairs(problem), threads=threads, kl=kl)
+
+
+def scale_kl_backward(
+    problem: scale_kl.Problem, upstream: scale_kl.Outputs, gradients: scale_kl.Gradients
+) -> None:
+    """Write the gradients of its inputs."""
+    loc, scale, q_loc, q_scale = gradients
+    _core.gaussian_scale_kl_backward(
+        _pairs(problem),
+        threads=torch.get_num_threads(),
+        kl_gradient=upstream.kl.data_ptr(),
+        loc_gradient=None if loc is None else loc.data_ptr(),
+        scale_gradient=None if scale is None else scale.data_ptr(),
+        q_loc_gradient=None if q_loc is None else q_loc.data_ptr(),
+        q_scale_gradient=None if q_scale is None else q_scale.data_ptr(),
     )

@@ -28,6 +28,8 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
 )
+from latent_kernels.kernels.gaussian.scale_kl import scale_kl_backward as scale_kl_backward
+from latent_kernels.kernels.gaussian.scale_kl import scale_kl_forward as scale_kl_forward
 from latent_kernels.kernels.noise import ops
 from latent_kernels.kernels.noise import reference as noise
 

@@ -21,6 +21,8 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
 )
+from latent_kernels.kernels.gaussian.scale_kl import scale_kl_backward as scale_kl_backward
+from latent_kernels.kernels.gaussian.scale_kl import scale_kl_forward as scale_kl_forward
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
 from latent_kernels.kernels.triton_math import (

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import pickle
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -21,6 +24,7 @@ from torch.distributions.categorical import Categorical
 from torch.distributions.transforms import ExpTransform
 
 import latent_kernels as lk
+from latent_kernels.kernels import _core, backends
 
 Tensor = torch.Tensor
 SHAPES = [(), (1,), (5,), (3, 4), (2, 1, 3)]
@@ -174,6 +178,80 @@ def test_kl_of_scales_far_from_one(q_scale: float, ratio: float) -> None:
     assert torch.allclose(
         gradient.double(), expected, rtol=1e-4 if abs(ratio - 1) < 0.1 else 1e-5, atol=0
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_kl_by_scales_in_ulp(simd_build: str, dtype: torch.dtype) -> None:
+    """Right to 4 units in the last place for scales far apart, close, and powers of two apart."""
+    rng = np.random.default_rng(0)
+    far = 10 ** rng.uniform(-15, 15, 1500)
+    close = 1 + rng.uniform(-1, 1, 1500) * 10 ** rng.uniform(-7, 0, 1500)
+    ratio = np.concatenate([far, np.abs(close), [0.5, 2, 0.25, 4, 1e-18, 1e18]])
+    q_scale = torch.tensor(10 ** rng.uniform(-3, 3, ratio.size), dtype=dtype)
+    scale = torch.tensor(ratio, dtype=dtype) * q_scale
+    zero = torch.zeros_like(scale)
+    kl = kl_divergence(lk.FusedNormal(zero, scale), lk.FusedNormal(zero, q_scale))
+    unit = np.float32 if dtype == torch.float32 else np.float64
+    with mpmath.workdps(60):
+        for p, q, found in zip(scale.tolist(), q_scale.tolist(), kl.tolist(), strict=True):
+            d = 2 * mpmath.log(mpmath.mpf(p) / mpmath.mpf(q))
+            exact = (mpmath.exp(d) - 1 - d) / 2
+            allowed = 4 * float(np.spacing(unit(float(exact))))
+            assert abs(mpmath.mpf(found) - exact) <= allowed, (p, q)
+
+
+def test_kl_at_the_ends() -> None:
+    """Of scales that are 0, infinite or subnormal, of NaN, and of none at all."""
+
+    def kl(loc: float, scale: float, q_scale: float) -> float:
+        given = [torch.tensor([x]) for x in (loc, scale, 0.0, q_scale)]
+        p = lk.FusedNormal(given[0], given[1], validate_args=False)
+        return float(kl_divergence(p, lk.FusedNormal(given[2], given[3], validate_args=False)))
+
+    assert kl(0, 0, 1) == kl(0, math.inf, 1) == kl(0, 1, 1e-38) == kl(math.inf, 1, 1) == math.inf
+    assert math.isnan(kl(math.nan, 1, 1))
+    assert math.isnan(kl(0, math.nan, 1))
+    assert math.isnan(kl(0, -1, 1))
+    assert kl(0, 1e-40, 1e-40) == 0
+    assert kl(0, 1, 1e38) == pytest.approx(38 * math.log(10) - 0.5, rel=1e-6)
+    assert kl(0, 1e-40, 1) == pytest.approx(40 * math.log(10) - 0.5, rel=1e-5)  # few digits
+    empty = lk.FusedNormal(torch.zeros(0, 3), torch.ones(0, 3))
+    assert kl_divergence(empty, empty).shape == (0, 3)
+
+
+def test_bits_of_the_kl_do_not_depend_on_threads_or_builds() -> None:
+    torch.manual_seed(0)
+    leaves = [(torch.rand(3, 70001) + 0.1).requires_grad_() for _ in range(4)]
+
+    def both() -> list[Tensor]:
+        kl = kl_divergence(lk.FusedNormal(*leaves[:2]), lk.FusedNormal(*leaves[2:]))
+        return [kl.detach(), *torch.autograd.grad(kl, leaves, leaves[0].detach())]
+
+    first = None
+    for build, threads in itertools.product(_core.simd_builds(), (1, 3)):
+        _core.select_simd_build(build)
+        torch.set_num_threads(threads)
+        found = both()
+        first = first or found
+        assert all(map(torch.equal, found, first)), (build, threads)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
+def test_kl_on_other_backends(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Where C++ does not run, operations of torch prepare what the KL kernel takes."""
+    if backend == "triton" and not backends.interpreting():
+        pytest.skip("forces Triton on CPU tensors")
+    leaves = [torch.randn(5, 7).exp().requires_grad_() for _ in range(4)]
+
+    def both() -> list[Tensor]:
+        kl = kl_divergence(lk.FusedNormal(*leaves[:2]), lk.FusedNormal(*leaves[2:]))
+        return [kl.detach(), *torch.autograd.grad(kl, leaves, leaves[0].detach())]
+
+    compiled = both()
+    monkeypatch.setenv(backends.VARIABLE, f"gaussian={backend}")
+    backends.forget()
+    for ours, theirs in zip(both(), compiled, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_kl_of_tiny_scales() -> None:
