@@ -78,7 +78,12 @@ def test_the_ptx_is_what_a_device_gets() -> None:
     from tests.triton.compiled.launches import H100
     from tests.triton.compiled.test_gaussian import noise
 
-    assert noise("normal", TARGET).asm["ptx"].decode() == noise("normal", H100).asm["ptx"]
+    def code(ptx: str) -> str:
+        """Return the instructions: what follows them, too, holds names of files."""
+        return re.sub(r"\t\.file\t.*", "", ptx[: ptx.index(".section")])
+
+    ours, theirs = (noise("normal", target).asm["ptx"] for target in (TARGET, H100))
+    assert code(ours.decode()) == code(theirs)
 
 
 def test_a_wrong_mask_is_caught() -> None:
