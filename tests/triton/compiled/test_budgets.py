@@ -13,9 +13,9 @@ from tests.triton.compiled.sass import Code  # noqa: E402
 
 VERSION, BUDGETS = budgets()
 COMMAND = "`python -m tests.triton.compiled.budgets` writes the new counts"
-# The same compiler gives the same code. 1% lets an address or a copy of a register go that another
-# order of statements costs, and is less than one operation more for each element of most kernels.
-SLACK = 0.01
+# The same compiler gives the same code. Half an instruction for each element is more than another
+# order of statements costs a thread in addresses and copies, and less than one operation more.
+SLACK = 0.5
 # Registers are dealt to the threads of a warp by eights.
 REGISTERS = 8
 
@@ -31,7 +31,7 @@ def test_kernel_keeps_to_its_budget(name: str) -> None:
     rest = found._replace(instructions=budget.instructions, registers=budget.registers)
     assert rest == budget, f"other barriers, accesses or spills; if meant so, {COMMAND}"
     for kind, is_, was, slack in (
-        ("instructions", found.instructions, budget.instructions, SLACK * budget.instructions),
+        ("instructions", found.instructions, budget.instructions, SLACK),
         ("registers", found.registers, budget.registers, REGISTERS),
     ):
         assert is_ <= was + slack, f"{is_} {kind} where the budget is {was}"
