@@ -32,7 +32,6 @@ from tests.triton.compiled.sass import disassembled
 from tests.triton.ptx.driver import install, launches
 
 TABLE, PAGE = Path(__file__).with_suffix(".csv"), ROOT / "docs" / "gpu.md"
-THREADS = 32 * OPTIONS["num_warps"]
 
 # An H100: 132 multiprocessors of 4 schedulers, each of which issues an instruction for the 32
 # threads of a warp in a cycle at 1.755 GHz; and what a copy moves.
@@ -141,7 +140,7 @@ ROWS = {
 
 @functools.cache
 def launched(call: Callable[[], object]) -> dict[str, tuple[str, int]]:
-    """Return the PTX of the kernels that a call launches, and the programs of each."""
+    """Return the PTX of the kernels that a call launches, and the threads of each."""
     texts: list[str] = []
     programs: list[int] = []
 
@@ -153,26 +152,28 @@ def launched(call: Callable[[], object]) -> dict[str, tuple[str, int]]:
         programs.append(count)
         return []
 
-    forced = ",".join(
-        f"{op}=triton" for op, found in backends.BACKENDS.items() if "triton" in found
-    )
+    ops = [op for op, names in backends.BACKENDS.items() if "triton" in names]
+    forced = ",".join(f"{op}=triton" for op in ops)
     with patch.dict(os.environ, {backends.VARIABLE: forced}), launches(only=nothing, edited=keep):
         backends.forget()
         call()
     backends.forget()
-    names = [re.findall(r"\.entry (\w+)", text)[0] for text in texts]
-    return dict(zip(names, zip(texts, programs, strict=True), strict=True))
+    found = {}
+    for text, count in zip(texts, programs, strict=True):
+        name, threads = re.findall(r"\.entry (\w+)|\.(?:req|max)ntid\s+(\d+)", text)
+        found[name[0]] = text, count * int(threads[1])
+    return found
 
 
 def count(row: Row) -> Count:
     """Compile a row's kernel and count."""
-    ptx, programs = launched(row.call)[row.kernel]
+    ptx, threads = launched(row.call)[row.kernel]
     backend: Any = CUDABackend(H100)
     cubin = backend.make_cubin(ptx, {}, backend.parse_options(dict(OPTIONS)), H100.arch)
     with tempfile.TemporaryDirectory() as folder:
         code, registers, spills = disassembled(cubin, Path(folder))
     counted = code.loop() if row.turns else code.hot
-    executed = len(counted) * (row.turns or 1) * programs * THREADS
+    executed = len(counted) * (row.turns or 1) * threads
     return Count(
         round(executed / row.elements, 1),
         registers,
