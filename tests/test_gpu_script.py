@@ -33,7 +33,10 @@ esac
 """
 CMAKE = """#!/usr/bin/env bash
 [[ ${BROKEN:-} ]] && { echo "no compiler"; exit 1; }
-while (($#)); do [[ $1 == -B || $1 == --build ]] && mkdir -p "$2" && touch "$2/_core.so"; shift; done
+while (($#)); do
+  [[ $1 == -B || $1 == --build ]] && mkdir -p "$2" && touch "$2/_core.so"
+  shift
+done
 true
 """
 # Cuts short what hangs, and says how long it would have been given.
@@ -112,7 +115,7 @@ def test_after_a_step_that_fails_or_hangs_the_others_run(
     assert done.returncode == 1
     summary = done.stdout[done.stdout.index("== summary") :].splitlines()[1:]
     assert summary == (out / "summary.txt").read_text().splitlines()
-    found = {name: status for name, status in re.findall(r"(\w+): exit status (\d+)", str(summary))}
+    found = dict(re.findall(r"(\w+): exit status (\d+)", str(summary)))
     steps = ["install", "bits", "timings", "tests", "memcheck", "racecheck"]
     assert found == dict.fromkeys(steps, "0") | {"tests": str(code)}
     assert sum(map(int, (tmp_path / "limits").read_text().split())) < 600

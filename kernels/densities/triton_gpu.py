@@ -21,7 +21,14 @@ from latent_kernels.kernels.densities.problem import (
     inputs_of,
 )
 from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
-from latent_kernels.kernels.triton_math import LOG_TWO_PI, compute_type, divide, exp, log1p
+from latent_kernels.kernels.triton_math import (
+    LOG_TWO_PI,
+    compute_type,
+    divide,
+    exp,
+    in_fours,
+    log1p,
+)
 
 Tensor = torch.Tensor
 
@@ -44,9 +51,11 @@ def load(
     cols,
     mask,
     compute: tl.constexpr,
+    even: tl.constexpr,
 ):
-    """A tile of an input, in the type it is computed in."""
-    at = ptr + group * group_stride + sample * sample_stride + rows * row_stride + cols
+    """A tile of an input, in the type it is computed in; `even`: its strides are multiples of 4."""
+    at = ptr + group * in_fours(group_stride, even) + sample * in_fours(sample_stride, even)
+    at += rows * in_fours(row_stride, even) + cols
     return tl.load(at, mask=mask, other=0.0).to(compute)
 
 
@@ -74,16 +83,18 @@ def store(ptr, at, value, mask):
 def forward_kernel(
     out_ptr, a_ptr, b_ptr, c_ptr, S, N, D, tiles, col_blocks,
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
-    is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    is_gaussian: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Out [G, S, N, col_blocks], the sums over the tile's columns, of inputs a, b, c: z, mean,
     logvar; or x, logits.
     """
+    D = in_fours(D, even)
     group, s, _, rows, cols, mask = place(tiles, S, col_blocks, N, D, BLOCK_N, BLOCK_D)
-    a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute)
-    b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute)
+    a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute, even)
+    b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute, even)
     if is_gaussian:
-        logvar = load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute)
+        logvar = load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute, even)
         t = (a - b) * exp(logvar * -0.5)
         terms = tl.fma(t, t, logvar + LOG_TWO_PI)
         factor = -0.5
@@ -108,11 +119,13 @@ def backward_kernel(
     S, N, D, tiles, chunks, samples_per_program, blocks, col_blocks, groups,
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
     fate_a: tl.constexpr, fate_b: tl.constexpr, fate_c: tl.constexpr,
-    is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    is_gaussian: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients [G, S, N, D]; of what samples share [chunks, G, N, D]; of a single row [chunks,
     blocks, G, D].
     """
+    D = in_fours(D, even)
     group, chunk, block, rows, cols, mask = place(tiles, chunks, col_blocks, N, D, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
     sum_a = tl.zeros((BLOCK_N, BLOCK_D), compute)
@@ -121,12 +134,13 @@ def backward_kernel(
     first = chunk * samples_per_program
     for s in range(first, tl.minimum(first + samples_per_program, S)):
         g = tl.load(g_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
-        a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute)
-        b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute)
+        a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute, even)
+        b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute, even)
         at = (group * S + s) * plane + rows * D + cols
         if is_gaussian:
             inverse = exp(
-                load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute) * -0.5
+                load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute, even)
+                * -0.5
             )
             t = (a - b) * inverse
             slope = t * inverse
@@ -181,6 +195,11 @@ def _places(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor | None], list[int]]
     return [*inputs, *([None] * missing)], strides + [0, 0, 0] * missing
 
 
+def _even(cols: int, strides: list[int]) -> bool:
+    """Return whether all rows begin at multiples of four elements."""
+    return cols % 4 == 0 and all(stride % 4 == 0 for stride in strides)
+
+
 def _fate(x: Tensor, out: Tensor | None, sizes: Sizes) -> int:
     fate = WRITTEN if x.size(1) == sizes[1] else OVER_SAMPLES
     if out is None:
@@ -206,7 +225,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
         forward_kernel[(tiles * samples * groups,)](
             partial, *places, samples, rows, cols, tiles, col_blocks, *strides,
             is_gaussian=isinstance(problem, GaussianProblem), compute=compute_type(dtype),
-            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            even=_even(cols, strides), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     if partial is not out:
         out.copy_(partial.sum(-1).reshape(out.shape))
@@ -246,7 +265,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             fate_a=fates[0], fate_b=fates[1],
             fate_c=fates[2] if len(fates) == 3 else UNWANTED.value,
             is_gaussian=isinstance(problem, GaussianProblem), compute=compute_type(dtype),
-            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            even=_even(cols, strides), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     for out, target in zip(gradients, targets, strict=True):
         if out is not None and target is not None and target is not out:

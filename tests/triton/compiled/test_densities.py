@@ -36,8 +36,9 @@ def density(
     *,
     fates: Any = None,
     ones: bool = False,
+    cols: int = 64,
 ) -> Any:
-    """A kernel of kernels/densities; `fates` of the three gradients."""
+    """A kernel of kernels/densities for a number of columns; `fates` of the three gradients."""
     import triton.language as tl
 
     from latent_kernels.kernels.densities import triton_gpu
@@ -66,12 +67,14 @@ def density(
     if density == "bernoulli":
         constants |= dict.fromkeys(("c_ptr", "d_c_ptr"), None)
         types = {arg: t for arg, t in types.items() if arg not in ("c_ptr", "d_c_ptr")}
-    constants |= dict(zip(("BLOCK_N", "BLOCK_D"), tile_shape(4096, 64, dtype), strict=True))
+    constants |= dict(zip(("BLOCK_N", "BLOCK_D"), tile_shape(4096, cols, dtype), strict=True))
     constants |= {
         "is_gaussian": density == "gaussian",
+        "even": not ones,
         "compute": tl.float64 if double else tl.float32,
     }
-    return ready(kernel, types, constants, target, ones=ones)
+    even = ("D",) if cols % 16 == 0 else ()
+    return ready(kernel, types, constants, target, ones=ones, even=even)
 
 
 @each_target
@@ -127,3 +130,15 @@ def test_density_arithmetic_is_not_contracted(name: str, of: str, target: GPUTar
     assert contracted(kernel) == 0
     assert not re.search(r"\.approx|\.ftz|div\.full", ptx)
     assert ("div.rn.f32" in ptx) == (of == "bernoulli")
+
+
+@each_target
+@pytest.mark.parametrize("cols", [64, 20])
+@pytest.mark.parametrize(("name", "of"), DENSITY_KERNELS)
+def test_rows_move_16_bytes_at_once(name: str, of: str, cols: int, target: GPUTarget) -> None:
+    """Where the rows' length and the strides are multiples of 4."""
+    ptx = instructions(density(name, of, torch.float32, target, cols=cols))
+    inputs = 3 if of == "gaussian" else 2
+    assert len(re.findall(r"ld\.global\.v4", ptx)) >= inputs
+    if name == "backward_kernel":
+        assert re.search(r"st\.global\.v4", ptx)
