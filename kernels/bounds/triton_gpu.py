@@ -17,6 +17,7 @@ from latent_kernels.kernels.launch import (
     OPTIONS,
     TILE,
     WANTED_PROGRAMS,
+    cdiv,
     next_power_of_two,
     on_device_of,
 )
@@ -197,15 +198,15 @@ def _blocks(sizes: Sizes, dtype: torch.dtype) -> tuple[int, int, int]:
     _, samples, rows = sizes
     tile = TILE // 2 if dtype == torch.float64 else TILE
     block_n = min(128, next_power_of_two(rows))
-    return triton.cdiv(rows, block_n), min(tile // block_n, next_power_of_two(samples)), block_n
+    return cdiv(rows, block_n), min(tile // block_n, next_power_of_two(samples)), block_n
 
 
 def _chunks(sizes: Sizes, tiles: int, block_s: int) -> tuple[int, int]:
     """Chunks of samples and the samples of each, by shape alone."""
     groups, samples, _ = sizes
-    wanted = max(1, min(triton.cdiv(samples, block_s), WANTED_PROGRAMS // max(tiles * groups, 1)))
-    per_chunk = triton.cdiv(triton.cdiv(samples, wanted), block_s) * block_s
-    return triton.cdiv(samples, per_chunk), per_chunk
+    wanted = max(1, min(cdiv(samples, block_s), WANTED_PROGRAMS // max(tiles * groups, 1)))
+    per_chunk = cdiv(cdiv(samples, wanted), block_s) * block_s
+    return cdiv(samples, per_chunk), per_chunk
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:

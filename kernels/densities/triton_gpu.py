@@ -20,7 +20,7 @@ from latent_kernels.kernels.densities.problem import (
     Sizes,
     inputs_of,
 )
-from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
+from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, cdiv, on_device_of, tile_shape
 from latent_kernels.kernels.triton_math import (
     LOG_TWO_PI,
     compute_type,
@@ -217,8 +217,8 @@ def forward(problem: Problem, outputs: Outputs) -> None:
         return
     dtype = inputs[0].dtype
     block_n, block_d = tile_shape(rows, cols, dtype)
-    col_blocks = max(triton.cdiv(cols, block_d), 1)
-    tiles = triton.cdiv(rows, block_n) * col_blocks
+    col_blocks = max(cdiv(cols, block_d), 1)
+    tiles = cdiv(rows, block_n) * col_blocks
     partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
     places, strides = _places(inputs)
     with on_device_of(out):
@@ -242,13 +242,13 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
         return
     dtype = inputs[0].dtype
     block_n, block_d = tile_shape(rows, cols, dtype)
-    col_blocks, blocks = triton.cdiv(cols, block_d), triton.cdiv(rows, block_n)
+    col_blocks, blocks = cdiv(cols, block_d), cdiv(rows, block_n)
     tiles = blocks * col_blocks
     # A quarter of the programs wanted where partial sums cost memory.
     fates = [_fate(x, out, sizes) for x, out in zip(inputs, gradients, strict=True)]
     wanted = max(WANTED_PROGRAMS // (4 if max(fates) > WRITTEN.value else 1), 1)
-    per_program = triton.cdiv(samples, min(samples, triton.cdiv(wanted, tiles * groups)))
-    chunks = triton.cdiv(samples, per_program)
+    per_program = cdiv(samples, min(samples, cdiv(wanted, tiles * groups)))
+    chunks = cdiv(samples, per_program)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     targets = list(gradients)
     for j, fate in enumerate(fates):

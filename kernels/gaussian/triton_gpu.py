@@ -23,7 +23,7 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
 )
-from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
+from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, cdiv, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
 from latent_kernels.kernels.triton_math import (
     LOG_TWO_PI,
@@ -408,11 +408,11 @@ def _grid(
     groups, samples, rows, cols = sizes
     early = 3 if layout == int(SHIFTED) else 0
     block_n, block_d = tile_shape(rows, cols + early, dtype, small=layout == int(SCATTERED))
-    col_blocks = max(triton.cdiv(cols + early, block_d), 1)
-    tiles = triton.cdiv(rows, block_n) * col_blocks
+    col_blocks = max(cdiv(cols + early, block_d), 1)
+    tiles = cdiv(rows, block_n) * col_blocks
     chunks = max(1, min(samples, programs // max(tiles * groups, 1)))
-    per_chunk = triton.cdiv(max(samples, 1), chunks)
-    return tiles, triton.cdiv(max(samples, 1), per_chunk), per_chunk, col_blocks, block_n, block_d
+    per_chunk = cdiv(max(samples, 1), chunks)
+    return tiles, cdiv(max(samples, 1), per_chunk), per_chunk, col_blocks, block_n, block_d
 
 
 def _seed(seed: int | Tensor) -> tuple[int | Tensor, int]:

@@ -31,6 +31,7 @@ from latent_kernels.kernels.launch import (
     OPTIONS,
     TILE,
     WANTED_PROGRAMS,
+    cdiv,
     next_power_of_two,
     on_device_of,
     tile_shape,
@@ -457,12 +458,12 @@ def plan(problem: Problem, many_sums: bool, dtype: torch.dtype) -> Plan:
         block_k = min(MOST_CLASSES, next_power_of_two(classes))
         tile = TILE // 4 if dtype == torch.float64 else TILE // 2  # many registers an element
         block = block_k, min(tile // block_k, max(4, next_power_of_two(reach)))
-        blocks = triton.cdiv(classes, block_k)
-        tiles = blocks * triton.cdiv(reach, block[1])
+        blocks = cdiv(classes, block_k)
+        tiles = blocks * cdiv(reach, block[1])
     else:
         block = tile_shape(rows, reach, dtype, small=many_sums or layout == int(SCATTERED))
-        blocks = triton.cdiv(reach, block[1])
-        tiles = triton.cdiv(rows, block[0]) * blocks
+        blocks = cdiv(reach, block[1])
+        tiles = cdiv(rows, block[0]) * blocks
     wanted = WANTED_PROGRAMS // 2 // (tiles * groups * problem.folds)
     chunks = max(1, min(MOST_CHUNKS, wanted, samples // problem.folds // LEAST_CHUNK))
     return Plan(layout, tiles, blocks, chunks, block)
@@ -575,7 +576,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
                 samples, rows, cols, *place, *steps, **centred, **options, **shape,
             )  # fmt: skip
         if not finish:
-            finish_kernel[(triton.cdiv(size, FINISH_TILE),)](
+            finish_kernel[(cdiv(size, FINISH_TILE),)](
                 *results, partial, first, second, upstream, samples, problem.folds, cut.chunks,
                 size,
                 max(classes, 1) * (1 if problem.per_element else cols),
