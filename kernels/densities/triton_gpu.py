@@ -1,9 +1,10 @@
 """The log-densities in Triton: forward, backward, then their launchers.
 
-A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, of one sample forward, of a chunk
-of them backward. A row longer than a tile leaves partial sums; so do the gradients of what samples
-or rows share, one for each chunk of samples and each block of rows. torch adds them up in a fixed
-order. There are no atomics: two runs give the same bits.
+A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, of a chunk of the samples; forward,
+of one sample where nothing is computed for several at once. A row longer than a tile leaves partial
+sums; so do the gradients of what samples or rows share, one for each chunk of samples and each
+block of rows. torch adds them up in a fixed order. There are no atomics: two runs give the same
+bits.
 """
 
 from __future__ import annotations
@@ -79,36 +80,48 @@ def store(ptr, at, value, mask):
 
 
 # Sizes that may be 1 are not specialized: Triton would make constants of them, without a `.to`.
-@triton.jit(do_not_specialize=["S", "N", "tiles"])
+@triton.jit(do_not_specialize=["S", "N", "tiles", "chunks", "samples_per_program"])
 def forward_kernel(
-    out_ptr, a_ptr, b_ptr, c_ptr, S, N, D, tiles, col_blocks,
+    out_ptr, a_ptr, b_ptr, c_ptr, S, N, D, tiles, chunks, samples_per_program, col_blocks,
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
-    is_gaussian: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
+    is_gaussian: tl.constexpr, shares_logvar: tl.constexpr,
+    compute: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Out [G, S, N, col_blocks], the sums over the tile's columns, of inputs a, b, c: z, mean,
     logvar; or x, logits.
     """
     D = in_fours(D, even)
-    group, s, _, rows, cols, mask = place(tiles, S, col_blocks, N, D, BLOCK_N, BLOCK_D)
-    a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute, even)
-    b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute, even)
-    if is_gaussian:
-        logvar = load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute, even)
-        t = (a - b) * exp(logvar * -0.5)
-        terms = tl.fma(t, t, logvar + LOG_TWO_PI)
-        factor = -0.5
-    else:
-        size = tl.abs(b)
-        weight = tl.where(b > 0, 1.0 - a, a)
-        rest = log1p(exp(0.0 - size))
-        terms = tl.where(weight == 0, rest, tl.fma(weight, size, rest))
-        factor = -1.0
-    total = tl.sum(tl.where(mask, terms, 0.0), axis=1) * factor
-    first = (tl.program_id(0).to(tl.int64) % tiles) % col_blocks
-    tl.store(
-        out_ptr + ((group * S + s) * N + rows) * col_blocks + first, total[:, None], mask=rows < N
-    )
+    group, chunk, _, rows, cols, mask = place(tiles, chunks, col_blocks, N, D, BLOCK_N, BLOCK_D)
+    block = (tl.program_id(0).to(tl.int64) % tiles) % col_blocks
+    first = chunk * samples_per_program
+    count = 1  # known, so that no loop is left
+    if shares_logvar:
+        count = tl.minimum(samples_per_program, S - first)
+        logvar = load(c_ptr, group, 0, c_group, 0, c_row, rows, cols, mask, compute, even)
+        inverse = exp(logvar * -0.5)
+    for i in range(count):
+        s = first + i
+        a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute, even)
+        b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute, even)
+        if is_gaussian:
+            if not shares_logvar:
+                logvar = load(
+                    c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute, even
+                )
+                inverse = exp(logvar * -0.5)
+            t = (a - b) * inverse
+            terms = tl.fma(t, t, logvar + LOG_TWO_PI)
+            factor = -0.5
+        else:
+            size = tl.abs(b)
+            weight = tl.where(b > 0, 1.0 - a, a)
+            rest = log1p(exp(0.0 - size))
+            terms = tl.where(weight == 0, rest, tl.fma(weight, size, rest))
+            factor = -1.0
+        total = tl.sum(tl.where(mask, terms, 0.0), axis=1) * factor
+        at = out_ptr + ((group * S + s) * N + rows) * col_blocks + block
+        tl.store(at, total[:, None], mask=rows < N)
 
 
 @triton.jit(
@@ -221,10 +234,16 @@ def forward(problem: Problem, outputs: Outputs) -> None:
     tiles = cdiv(rows, block_n) * col_blocks
     partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
     places, strides = _places(inputs)
+    is_gaussian = isinstance(problem, GaussianProblem)
+    shares_logvar = is_gaussian and samples > 1 and strides[-2] == 0
+    wanted = min(samples, cdiv(WANTED_PROGRAMS, tiles * groups)) if shares_logvar else samples
+    per_program = cdiv(samples, wanted)
+    chunks = cdiv(samples, per_program)
     with on_device_of(out):
-        forward_kernel[(tiles * samples * groups,)](
-            partial, *places, samples, rows, cols, tiles, col_blocks, *strides,
-            is_gaussian=isinstance(problem, GaussianProblem), compute=compute_type(dtype),
+        forward_kernel[(tiles * chunks * groups,)](
+            partial, *places,
+            samples, rows, cols, tiles, chunks, per_program, col_blocks, *strides,
+            is_gaussian=is_gaussian, shares_logvar=shares_logvar, compute=compute_type(dtype),
             even=_even(cols, strides), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     if partial is not out:

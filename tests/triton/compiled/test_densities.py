@@ -37,6 +37,7 @@ def density(
     fates: Any = None,
     ones: bool = False,
     cols: int = 64,
+    shares_logvar: bool = True,
 ) -> Any:
     """A kernel of kernels/densities for a number of columns; `fates` of the three gradients."""
     import triton.language as tl
@@ -71,6 +72,7 @@ def density(
     constants |= {
         "is_gaussian": density == "gaussian",
         "even": not ones,
+        "shares_logvar": density == "gaussian" and shares_logvar,
         "compute": tl.float64 if double else tl.float32,
     }
     even = ("D",) if cols % 16 == 0 else ()
@@ -142,3 +144,15 @@ def test_rows_move_16_bytes_at_once(name: str, of: str, cols: int, target: GPUTa
     assert len(re.findall(r"ld\.global\.v4", ptx)) >= inputs
     if name == "backward_kernel":
         assert re.search(r"st\.global\.v4", ptx)
+
+
+@each_target
+def test_what_samples_share_is_computed_once(target: GPUTarget) -> None:
+    """The exponential of a log-variance that all samples have, before the loop over them."""
+    log2_e = "0f3FB8AA3B"
+    for shares in (True, False):
+        kernel = density("forward_kernel", "gaussian", torch.float32, target, shares_logvar=shares)
+        before, loop, after = instructions(kernel).partition("Loop Header")
+        assert bool(loop) == shares, "one sample has no loop"
+        assert log2_e in before
+        assert log2_e not in after
