@@ -66,7 +66,7 @@ from latent_kernels.kernels.score.triton_sums import (
     put_sums,
     samples_of_part,
 )
-from latent_kernels.kernels.triton_math import compute_type, exp
+from latent_kernels.kernels.triton_math import compute_type, exp, in_fours
 
 Tensor = torch.Tensor
 
@@ -116,11 +116,13 @@ def gaussian_kernel(
     has_upstream: tl.constexpr,
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
     seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over t = (z - mean) / sigma, the score of the mean times sigma, and u = t^2 - 1, twice
     that of logvar.
     """
+    D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
@@ -231,9 +233,11 @@ def bernoulli_kernel(
     has_upstream: tl.constexpr,
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
     seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over the samples where z is 1, and over those where it is 0."""
+    D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
@@ -298,9 +302,11 @@ def antithetic_kernel(
     per_element: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr,
     finish: tl.constexpr,
     from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums of (f - f') (z - z') / 2 over pairs, and of its square."""
+    D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
@@ -551,7 +557,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
         "layout": cut.layout,
         **OPTIONS,
     }
-    shape = {"BLOCK_N": cut.block[0], "BLOCK_D": cut.block[1]}
+    shape = {"even": cols % 4 == 0, "BLOCK_N": cut.block[0], "BLOCK_D": cut.block[1]}
     grid = (cut.tiles * problem.folds * cut.chunks * groups,)
     one = (results[0], results[2], partial, z)
     with on_device_of(first):
