@@ -24,7 +24,7 @@ _AS_IT_IS = nullcontext()
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up: Triton's own serves kernels too, and takes longer than a launch has."""
+    """a / b, rounded up. triton.cdiv, which serves kernels too, takes microseconds."""
     return -(-a // b)
 
 
@@ -48,5 +48,5 @@ def _several_devices() -> bool:
 
 
 def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which must be the tensor's; a lone one always is."""
+    """Make current the tensor's device, on which Triton launches; a lone one always is."""
     return torch.cuda.device(x.device) if x.is_cuda and _several_devices() else _AS_IT_IS
