@@ -151,16 +151,20 @@ def as_seeds(seed: SeedSource, device: torch.device) -> Tensor:
     """Return a seed, drawn where need be, as the opaque ops take it: int64 [1].
 
     On a GPU for ops there, so that what torch.compile captures as a CUDA graph holds no value read
-    at capture.
+    at capture. What brings them there does not wait for the GPU; only compiled code copies them in
+    step, since a graph that captured the copy would read the CPU's memory again at every replay.
     """
+    compiling, on_gpu = _is_compiling(), device.type == "cuda"
     if seed is None or isinstance(seed, torch.Generator):
         seed = draw_seed(device, seed)
-    seeds = (
-        seed.reshape(1)
-        if isinstance(seed, Tensor)
-        else torch.full((1,), seed, dtype=torch.int64, device="cpu")
-    )
-    return seeds.to(device) if device.type == "cuda" else seeds
+    if isinstance(seed, Tensor):
+        seeds = seed.reshape(1)
+    else:
+        filled = device if on_gpu and not compiling else _CPU
+        seeds = torch.full((1,), seed, dtype=torch.int64, device=filled)
+    if on_gpu and seeds.is_cpu:
+        _refuse_capture(device, "a tensor on the CPU")
+    return seeds.to(device, non_blocking=not compiling) if on_gpu else seeds
 
 
 def unbatched(x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ yet tuned on a device. There is no autotuning: a first call compiles one kernel 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,12 @@ TILE = 1024  # elements of one program; half as many in float64, which needs twi
 WANTED_PROGRAMS = (
     2048  # below this, samples are dealt to several programs; by shape alone, so bits do not change
 )
+_AS_IT_IS = nullcontext()
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. triton.cdiv, which serves kernels too, takes microseconds."""
+    return -(-a // b)
 
 
 def next_power_of_two(n: int) -> int:
@@ -36,11 +42,11 @@ def tile_shape(rows: int, cols: int, dtype: torch.dtype, *, small: bool = False)
     return max(1, min(tile // block_cols, next_power_of_two(max(rows, 1)))), block_cols
 
 
-@contextmanager
-def on_device_of(x: torch.Tensor) -> Iterator[None]:
-    """Triton launches on the current device, which must be the tensor's."""
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            yield
-    else:
-        yield
+@functools.cache
+def _several_devices() -> bool:
+    return torch.cuda.device_count() > 1
+
+
+def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Make current the tensor's device, on which Triton launches; a lone one always is."""
+    return torch.cuda.device(x.device) if x.is_cuda and _several_devices() else _AS_IT_IS

@@ -15,6 +15,16 @@ def compute_type(dtype: torch.dtype) -> tl.constexpr:
 
 
 @triton.jit
+def in_fours(x, even: tl.constexpr):
+    """x >= 0, which is a multiple of 4 where `even`. Triton needs to know for accesses of four
+    elements at once, and finds by itself only multiples of 16.
+    """
+    if even:
+        x = (x >> 2) << 2
+    return x
+
+
+@triton.jit
 def divide(x, y):
     """x / y, correctly rounded: Triton's own / is not in float32."""
     return tl.div_rn(x, y) if y.dtype == tl.float32 else x / y

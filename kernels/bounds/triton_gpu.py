@@ -17,10 +17,11 @@ from latent_kernels.kernels.launch import (
     OPTIONS,
     TILE,
     WANTED_PROGRAMS,
+    cdiv,
     next_power_of_two,
     on_device_of,
 )
-from latent_kernels.kernels.triton_math import compute_type, divide, exp, expm1, log1p
+from latent_kernels.kernels.triton_math import compute_type, divide, exp, expm1, in_fours, log1p
 
 Sizes = tuple[int, int, int]  # groups, samples, rows
 
@@ -112,9 +113,15 @@ def merge_kernel(
 @triton.jit(do_not_specialize=["S", "N", "per_chunk", "tiles", "chunks"])
 def weights_kernel(
     log_w_ptr, sums_ptr, gradient_ptr, out_ptr, S, N, per_chunk, tiles, chunks,
-    has_gradient: tl.constexpr, compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    has_gradient: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The normalised weights [G, S, N], times the gradient."""
+    """The normalised weights [G, S, N], times the gradient; `even`: N is a multiple of 4.
+
+    The other kernels read an element at once, so that one thread has all samples of a row's tile:
+    of four rows, it would share them with other warps, and every tile would take barriers.
+    """
+    N = in_fours(N, even)
     tile, chunk, group = block_of(tiles, chunks)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     sums = sums_ptr + 2 * group * N + rows
@@ -197,15 +204,15 @@ def _blocks(sizes: Sizes, dtype: torch.dtype) -> tuple[int, int, int]:
     _, samples, rows = sizes
     tile = TILE // 2 if dtype == torch.float64 else TILE
     block_n = min(128, next_power_of_two(rows))
-    return triton.cdiv(rows, block_n), min(tile // block_n, next_power_of_two(samples)), block_n
+    return cdiv(rows, block_n), min(tile // block_n, next_power_of_two(samples)), block_n
 
 
 def _chunks(sizes: Sizes, tiles: int, block_s: int) -> tuple[int, int]:
     """Chunks of samples and the samples of each, by shape alone."""
     groups, samples, _ = sizes
-    wanted = max(1, min(triton.cdiv(samples, block_s), WANTED_PROGRAMS // max(tiles * groups, 1)))
-    per_chunk = triton.cdiv(triton.cdiv(samples, wanted), block_s) * block_s
-    return triton.cdiv(samples, per_chunk), per_chunk
+    wanted = max(1, min(cdiv(samples, block_s), WANTED_PROGRAMS // max(tiles * groups, 1)))
+    per_chunk = cdiv(cdiv(samples, wanted), block_s) * block_s
+    return cdiv(samples, per_chunk), per_chunk
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:
@@ -245,7 +252,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             weights_kernel[(tiles * chunks * groups,)](
                 log_w, upstream.sums, upstream.bound, gradients.log_w,
                 samples, rows, per_chunk, tiles, chunks,
-                has_gradient=upstream.bound is not None, **options,
+                has_gradient=upstream.bound is not None, even=rows % 4 == 0, **options,
             )  # fmt: skip
         if gradients.log_q is not None:
             signal_kernel[(tiles * groups,)](

@@ -1,9 +1,10 @@
 """The log-densities in Triton: forward, backward, then their launchers.
 
-A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, of one sample forward, of a chunk
-of them backward. A row longer than a tile leaves partial sums; so do the gradients of what samples
-or rows share, one for each chunk of samples and each block of rows. torch adds them up in a fixed
-order. There are no atomics: two runs give the same bits.
+A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, of a chunk of the samples; forward,
+of one sample where nothing is computed for several at once. A row longer than a tile leaves partial
+sums; so do the gradients of what samples or rows share, one for each chunk of samples and each
+block of rows. torch adds them up in a fixed order. There are no atomics: two runs give the same
+bits.
 """
 
 from __future__ import annotations
@@ -20,8 +21,15 @@ from latent_kernels.kernels.densities.problem import (
     Sizes,
     inputs_of,
 )
-from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
-from latent_kernels.kernels.triton_math import LOG_TWO_PI, compute_type, divide, exp, log1p
+from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, cdiv, on_device_of, tile_shape
+from latent_kernels.kernels.triton_math import (
+    LOG_TWO_PI,
+    compute_type,
+    divide,
+    exp,
+    in_fours,
+    log1p,
+)
 
 Tensor = torch.Tensor
 
@@ -44,9 +52,11 @@ def load(
     cols,
     mask,
     compute: tl.constexpr,
+    even: tl.constexpr,
 ):
-    """A tile of an input, in the type it is computed in."""
-    at = ptr + group * group_stride + sample * sample_stride + rows * row_stride + cols
+    """A tile of an input, in the type it is computed in; `even`: its strides are multiples of 4."""
+    at = ptr + group * in_fours(group_stride, even) + sample * in_fours(sample_stride, even)
+    at += rows * in_fours(row_stride, even) + cols
     return tl.load(at, mask=mask, other=0.0).to(compute)
 
 
@@ -70,34 +80,48 @@ def store(ptr, at, value, mask):
 
 
 # Sizes that may be 1 are not specialized: Triton would make constants of them, without a `.to`.
-@triton.jit(do_not_specialize=["S", "N", "tiles"])
+@triton.jit(do_not_specialize=["S", "N", "tiles", "chunks", "samples_per_program"])
 def forward_kernel(
-    out_ptr, a_ptr, b_ptr, c_ptr, S, N, D, tiles, col_blocks,
+    out_ptr, a_ptr, b_ptr, c_ptr, S, N, D, tiles, chunks, samples_per_program, col_blocks,
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
-    is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    is_gaussian: tl.constexpr, shares_logvar: tl.constexpr,
+    compute: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Out [G, S, N, col_blocks], the sums over the tile's columns, of inputs a, b, c: z, mean,
     logvar; or x, logits.
     """
-    group, s, _, rows, cols, mask = place(tiles, S, col_blocks, N, D, BLOCK_N, BLOCK_D)
-    a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute)
-    b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute)
-    if is_gaussian:
-        logvar = load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute)
-        t = (a - b) * exp(logvar * -0.5)
-        terms = tl.fma(t, t, logvar + LOG_TWO_PI)
-        factor = -0.5
-    else:
-        size = tl.abs(b)
-        weight = tl.where(b > 0, 1.0 - a, a)
-        rest = log1p(exp(0.0 - size))
-        terms = tl.where(weight == 0, rest, tl.fma(weight, size, rest))
-        factor = -1.0
-    total = tl.sum(tl.where(mask, terms, 0.0), axis=1) * factor
-    first = (tl.program_id(0).to(tl.int64) % tiles) % col_blocks
-    tl.store(
-        out_ptr + ((group * S + s) * N + rows) * col_blocks + first, total[:, None], mask=rows < N
-    )
+    D = in_fours(D, even)
+    group, chunk, _, rows, cols, mask = place(tiles, chunks, col_blocks, N, D, BLOCK_N, BLOCK_D)
+    block = (tl.program_id(0).to(tl.int64) % tiles) % col_blocks
+    first = chunk * samples_per_program
+    count = 1  # known, so that no loop is left
+    if shares_logvar:
+        count = tl.minimum(samples_per_program, S - first)
+        logvar = load(c_ptr, group, 0, c_group, 0, c_row, rows, cols, mask, compute, even)
+        inverse = exp(logvar * -0.5)
+    for i in range(count):
+        s = first + i
+        a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute, even)
+        b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute, even)
+        if is_gaussian:
+            if not shares_logvar:
+                logvar = load(
+                    c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute, even
+                )
+                inverse = exp(logvar * -0.5)
+            t = (a - b) * inverse
+            terms = tl.fma(t, t, logvar + LOG_TWO_PI)
+            factor = -0.5
+        else:
+            size = tl.abs(b)
+            weight = tl.where(b > 0, 1.0 - a, a)
+            rest = log1p(exp(0.0 - size))
+            terms = tl.where(weight == 0, rest, tl.fma(weight, size, rest))
+            factor = -1.0
+        total = tl.sum(tl.where(mask, terms, 0.0), axis=1) * factor
+        at = out_ptr + ((group * S + s) * N + rows) * col_blocks + block
+        tl.store(at, total[:, None], mask=rows < N)
 
 
 @triton.jit(
@@ -108,11 +132,13 @@ def backward_kernel(
     S, N, D, tiles, chunks, samples_per_program, blocks, col_blocks, groups,
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
     fate_a: tl.constexpr, fate_b: tl.constexpr, fate_c: tl.constexpr,
-    is_gaussian: tl.constexpr, compute: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    is_gaussian: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients [G, S, N, D]; of what samples share [chunks, G, N, D]; of a single row [chunks,
     blocks, G, D].
     """
+    D = in_fours(D, even)
     group, chunk, block, rows, cols, mask = place(tiles, chunks, col_blocks, N, D, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
     sum_a = tl.zeros((BLOCK_N, BLOCK_D), compute)
@@ -121,12 +147,13 @@ def backward_kernel(
     first = chunk * samples_per_program
     for s in range(first, tl.minimum(first + samples_per_program, S)):
         g = tl.load(g_ptr + (group * S + s) * N + rows, mask=rows < N, other=0.0).to(compute)
-        a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute)
-        b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute)
+        a = load(a_ptr, group, s, a_group, a_sample, a_row, rows, cols, mask, compute, even)
+        b = load(b_ptr, group, s, b_group, b_sample, b_row, rows, cols, mask, compute, even)
         at = (group * S + s) * plane + rows * D + cols
         if is_gaussian:
             inverse = exp(
-                load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute) * -0.5
+                load(c_ptr, group, s, c_group, c_sample, c_row, rows, cols, mask, compute, even)
+                * -0.5
             )
             t = (a - b) * inverse
             slope = t * inverse
@@ -181,6 +208,11 @@ def _places(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor | None], list[int]]
     return [*inputs, *([None] * missing)], strides + [0, 0, 0] * missing
 
 
+def _even(cols: int, strides: list[int]) -> bool:
+    """Return whether all rows begin at multiples of four elements."""
+    return cols % 4 == 0 and all(stride % 4 == 0 for stride in strides)
+
+
 def _fate(x: Tensor, out: Tensor | None, sizes: Sizes) -> int:
     fate = WRITTEN if x.size(1) == sizes[1] else OVER_SAMPLES
     if out is None:
@@ -198,15 +230,21 @@ def forward(problem: Problem, outputs: Outputs) -> None:
         return
     dtype = inputs[0].dtype
     block_n, block_d = tile_shape(rows, cols, dtype)
-    col_blocks = max(triton.cdiv(cols, block_d), 1)
-    tiles = triton.cdiv(rows, block_n) * col_blocks
+    col_blocks = max(cdiv(cols, block_d), 1)
+    tiles = cdiv(rows, block_n) * col_blocks
     partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
     places, strides = _places(inputs)
+    is_gaussian = isinstance(problem, GaussianProblem)
+    shares_logvar = is_gaussian and samples > 1 and strides[-2] == 0
+    wanted = min(samples, cdiv(WANTED_PROGRAMS, tiles * groups)) if shares_logvar else samples
+    per_program = cdiv(samples, wanted)
+    chunks = cdiv(samples, per_program)
     with on_device_of(out):
-        forward_kernel[(tiles * samples * groups,)](
-            partial, *places, samples, rows, cols, tiles, col_blocks, *strides,
-            is_gaussian=isinstance(problem, GaussianProblem), compute=compute_type(dtype),
-            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+        forward_kernel[(tiles * chunks * groups,)](
+            partial, *places,
+            samples, rows, cols, tiles, chunks, per_program, col_blocks, *strides,
+            is_gaussian=is_gaussian, shares_logvar=shares_logvar, compute=compute_type(dtype),
+            even=_even(cols, strides), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     if partial is not out:
         out.copy_(partial.sum(-1).reshape(out.shape))
@@ -223,13 +261,13 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
         return
     dtype = inputs[0].dtype
     block_n, block_d = tile_shape(rows, cols, dtype)
-    col_blocks, blocks = triton.cdiv(cols, block_d), triton.cdiv(rows, block_n)
+    col_blocks, blocks = cdiv(cols, block_d), cdiv(rows, block_n)
     tiles = blocks * col_blocks
     # A quarter of the programs wanted where partial sums cost memory.
     fates = [_fate(x, out, sizes) for x, out in zip(inputs, gradients, strict=True)]
     wanted = max(WANTED_PROGRAMS // (4 if max(fates) > WRITTEN.value else 1), 1)
-    per_program = triton.cdiv(samples, min(samples, triton.cdiv(wanted, tiles * groups)))
-    chunks = triton.cdiv(samples, per_program)
+    per_program = cdiv(samples, min(samples, cdiv(wanted, tiles * groups)))
+    chunks = cdiv(samples, per_program)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     targets = list(gradients)
     for j, fate in enumerate(fates):
@@ -246,7 +284,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             fate_a=fates[0], fate_b=fates[1],
             fate_c=fates[2] if len(fates) == 3 else UNWANTED.value,
             is_gaussian=isinstance(problem, GaussianProblem), compute=compute_type(dtype),
-            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            even=_even(cols, strides), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     for out, target in zip(gradients, targets, strict=True):
         if out is not None and target is not None and target is not out:

@@ -18,7 +18,7 @@ from latent_kernels.kernels.families.problem import (
     classes_of,
     unit_weight,
 )
-from latent_kernels.kernels.launch import OPTIONS, TILE, next_power_of_two, on_device_of
+from latent_kernels.kernels.launch import OPTIONS, TILE, cdiv, next_power_of_two, on_device_of
 from latent_kernels.kernels.noise.triton_gpu import ln, to_uniform, words_of_groups
 from latent_kernels.kernels.triton_math import exp
 
@@ -181,7 +181,7 @@ def cumulative(logits: Tensor) -> Tensor:
     block_k = min(TILE, next_power_of_two(classes))
     block = TILE // block_k
     with on_device_of(logits):
-        cumulative_kernel[(triton.cdiv(count, block),)](
+        cumulative_kernel[(cdiv(count, block),)](
             c, logits, count, classes, unit_weight(classes),
             BLOCK=block, BLOCK_K=block_k, **OPTIONS,
         )  # fmt: skip
@@ -198,7 +198,7 @@ def sample(problem: Problem, outputs: Samples | Classes) -> None:
         return
     seed_stride = 1 if isinstance(seed, Tensor) and seed.numel() > 1 else 0
     shift = offset % 4
-    blocks = triton.cdiv(count + shift, TILE)
+    blocks = cdiv(count + shift, TILE)
     where = (seed, seed_stride, offset, blocks)
     options = {
         "seed_is_pointer": isinstance(seed, Tensor),

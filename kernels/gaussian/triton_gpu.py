@@ -8,6 +8,8 @@ atomics, so two runs give the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import triton
 import triton.language as tl
@@ -23,7 +25,7 @@ from latent_kernels.kernels.gaussian.problem import (
 )
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_backward as scale_kl_backward
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_forward as scale_kl_forward
-from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, on_device_of, tile_shape
+from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, cdiv, on_device_of, tile_shape
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
 from latent_kernels.kernels.triton_math import (
     LOG_TWO_PI,
@@ -31,6 +33,7 @@ from latent_kernels.kernels.triton_math import (
     exp,
     half_exp,
     half_psi_expm1,
+    in_fours,
 )
 
 Tensor = torch.Tensor
@@ -74,9 +77,12 @@ def over_prior(delta, prior):
 
 
 @triton.jit
-def load(ptr, group, group_stride, row_stride, rows, cols, mask, compute: tl.constexpr):
-    """A tile of an input, in the type it is computed in."""
-    at = ptr + group * group_stride + rows * row_stride + cols
+def load(
+    ptr, group, group_stride, row_stride, rows, cols, mask,
+    compute: tl.constexpr, even: tl.constexpr,
+):  # fmt: skip
+    """A tile of an input, in the type it is computed in; `even`: its strides are multiples of 4."""
+    at = ptr + group * in_fours(group_stride, even) + rows * in_fours(row_stride, even) + cols
     return tl.load(at, mask=mask, other=0.0).to(compute)
 
 
@@ -146,17 +152,18 @@ def forward_kernel(
     with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
     has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
     is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr,
-    layout: tl.constexpr,
+    layout: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Samples z [G, S, N, D]; kl [G, N, col_blocks] and log q [G, S, N, col_blocks], sums over this
     tile's columns.
     """
     tile, chunk, group = program(tiles, chunks)
+    D = in_fours(D, layout == ALIGNED)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
-    mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
+    mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute, even)
     deviation = load(
-        deviation_ptr, group, deviation_group, deviation_row, rows, cols, mask, compute
+        deviation_ptr, group, deviation_group, deviation_row, rows, cols, mask, compute, even
     )
 
     if with_z:
@@ -188,6 +195,7 @@ def forward_kernel(
                     cols,
                     mask,
                     compute,
+                    even,
                 )
             if has_prior_logvar:
                 prior = load(
@@ -199,6 +207,7 @@ def forward_kernel(
                     cols,
                     mask,
                     compute,
+                    even,
                 )
                 _, half_quadratic = over_prior(delta, prior)
                 half_psi, _ = half_psi_expm1_of_difference(d, prior)
@@ -225,16 +234,17 @@ def backward_kernel(
     need_mean: tl.constexpr, need_deviation: tl.constexpr,
     need_prior_mean: tl.constexpr, need_prior_logvar: tl.constexpr,
     is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr,
-    layout: tl.constexpr,
+    layout: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's
     part.
     """
     tile, chunk, group = program(tiles, chunks)
+    D = in_fours(D, layout == ALIGNED)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
-    at = chunk * chunk_stride + group * plane + rows * D + cols
+    at = chunk * in_fours(chunk_stride, layout == ALIGNED) + group * plane + rows * D + cols
     d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
     d_deviation = tl.zeros((BLOCK_N, BLOCK_D), compute)
 
@@ -252,7 +262,15 @@ def backward_kernel(
         if need_deviation:
             if not is_scale:
                 deviation = load(
-                    deviation_ptr, group, deviation_group, deviation_row, rows, cols, mask, compute
+                    deviation_ptr,
+                    group,
+                    deviation_group,
+                    deviation_row,
+                    rows,
+                    cols,
+                    mask,
+                    compute,
+                    even,
                 )
                 d_deviation *= exp(deviation * 0.5) * 0.5
 
@@ -269,9 +287,17 @@ def backward_kernel(
     if with_kl:
         if chunk == 0:
             gkl = tl.load(gkl_ptr + group * N + rows, mask=rows < N, other=0.0).to(compute)
-            delta = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute)
+            delta = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute, even)
             d = load(
-                deviation_ptr, group, deviation_group, deviation_row, rows, cols, mask, compute
+                deviation_ptr,
+                group,
+                deviation_group,
+                deviation_row,
+                rows,
+                cols,
+                mask,
+                compute,
+                even,
             )
             if has_prior_mean:
                 delta -= load(
@@ -283,6 +309,7 @@ def backward_kernel(
                     cols,
                     mask,
                     compute,
+                    even,
                 )
             if has_prior_logvar:
                 prior = load(
@@ -294,6 +321,7 @@ def backward_kernel(
                     cols,
                     mask,
                     compute,
+                    even,
                 )
                 scaled, half_quadratic = over_prior(delta, prior)
                 _, half_expm1 = half_psi_expm1_of_difference(d, prior)
@@ -330,13 +358,14 @@ def path_backward_kernel(
     S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks,
     logvar_group, logvar_row,
     seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    even: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient of z [G, S, N, D] where log q depends on z alone: -g eps / sigma."""
     tile, chunk, group = program(tiles, chunks)
+    D = in_fours(D, layout == ALIGNED)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     inverse = exp(
-        load(logvar_ptr, group, logvar_group, logvar_row, rows, cols, mask, compute) * -0.5
+        load(logvar_ptr, group, logvar_group, logvar_row, rows, cols, mask, compute, even) * -0.5
     )
     key = load_seed(seed, seed_stride, group, seed_is_pointer)
     plane = N.to(tl.int64) * D
@@ -367,6 +396,11 @@ def _layout(sizes: Sizes, offset: int) -> int:
     return int(SHIFTED) if samples <= 1 or rows * cols % 4 == 0 else int(SCATTERED)
 
 
+def _even(layout: int, strides: Iterable[int]) -> bool:
+    """Return whether rows begin at multiples of four elements, in the inputs too."""
+    return layout == int(ALIGNED) and all(stride % 4 == 0 for stride in strides)
+
+
 def _grid(
     sizes: Sizes, layout: int, dtype: torch.dtype, programs: int
 ) -> tuple[int, int, int, int, int, int]:
@@ -376,11 +410,11 @@ def _grid(
     groups, samples, rows, cols = sizes
     early = 3 if layout == int(SHIFTED) else 0
     block_n, block_d = tile_shape(rows, cols + early, dtype, small=layout == int(SCATTERED))
-    col_blocks = max(triton.cdiv(cols + early, block_d), 1)
-    tiles = triton.cdiv(rows, block_n) * col_blocks
+    col_blocks = max(cdiv(cols + early, block_d), 1)
+    tiles = cdiv(rows, block_n) * col_blocks
     chunks = max(1, min(samples, programs // max(tiles * groups, 1)))
-    per_chunk = triton.cdiv(max(samples, 1), chunks)
-    return tiles, triton.cdiv(max(samples, 1), per_chunk), per_chunk, col_blocks, block_n, block_d
+    per_chunk = cdiv(max(samples, 1), chunks)
+    return tiles, cdiv(max(samples, 1), per_chunk), per_chunk, col_blocks, block_n, block_d
 
 
 def _seed(seed: int | Tensor) -> tuple[int | Tensor, int]:
@@ -409,17 +443,18 @@ def forward(problem: Problem, outputs: Outputs) -> None:
         x if x is None or col_blocks == 1 else x.new_empty((*x.shape, col_blocks)) for x in sums
     ]
     parameters = _parameters(problem)
+    strides = [stride for x in parameters for stride in _strides(x, sizes)]
     with on_device_of(mean):
         forward_kernel[(tiles * chunks * groups,)](
             z, *partial, *parameters,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
-            *[stride for x in parameters for stride in _strides(x, sizes)],
+            *strides,
             with_z=z is not None, with_kl=sums[0] is not None, with_log_q=sums[1] is not None,
             has_prior_mean=problem.prior_mean is not None,
             has_prior_logvar=problem.prior_logvar is not None,
             is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
-            compute=compute_type(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
-            **OPTIONS,
+            compute=compute_type(mean.dtype), layout=layout, even=_even(layout, strides),
+            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     for out, of_blocks in zip(sums, partial, strict=True):
         if out is not None and of_blocks is not None and of_blocks is not out:
@@ -451,12 +486,13 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             if outputs[j] is not None:
                 targets[j] = mean.new_empty((chunks, groups, rows, cols), dtype=compute)
     parameters = _parameters(problem)
+    strides = [stride for x in parameters for stride in _strides(x, sizes)]
     with on_device_of(mean):
         backward_kernel[(tiles * chunks * groups,)](
             *targets, *upstream, *parameters,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
             groups * rows * cols,
-            *[stride for x in parameters for stride in _strides(x, sizes)],
+            *strides,
             with_z=upstream.z is not None and samples > 0, with_kl=upstream.kl is not None,
             with_log_q=upstream.log_q is not None,
             has_prior_mean=problem.prior_mean is not None,
@@ -464,8 +500,8 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             need_mean=outputs[0] is not None, need_deviation=outputs[1] is not None,
             need_prior_mean=outputs[2] is not None, need_prior_logvar=outputs[3] is not None,
             is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
-            compute=compute_type(mean.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
-            **OPTIONS,
+            compute=compute_type(mean.dtype), layout=layout, even=_even(layout, strides),
+            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
     for out, target in zip(outputs, targets, strict=True):
         if out is not None and target is not None and target is not out:
@@ -486,11 +522,12 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
     tiles, chunks, per_chunk, col_blocks, block_n, block_d = _grid(
         sizes, layout, logvar.dtype, WANTED_PROGRAMS
     )
+    strides = _strides(logvar, sizes)
     with on_device_of(logvar):
         path_backward_kernel[(tiles * chunks * groups,)](
             gradients.z, upstream.log_q, logvar,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
-            *_strides(logvar, sizes), seed_is_pointer=isinstance(seed, Tensor),
-            compute=compute_type(logvar.dtype), layout=layout, BLOCK_N=block_n, BLOCK_D=block_d,
-            **OPTIONS,
+            *strides, seed_is_pointer=isinstance(seed, Tensor),
+            compute=compute_type(logvar.dtype), layout=layout, even=_even(layout, strides),
+            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from latent_kernels.kernels.launch import OPTIONS, TILE, on_device_of
+from latent_kernels.kernels.launch import OPTIONS, TILE, cdiv, on_device_of
 
 
 @triton.jit
@@ -165,7 +165,7 @@ def fill(kind: str, out: torch.Tensor, seed: int | torch.Tensor, offset: int) ->
     if n == 0:
         return
     with on_device_of(out):
-        fill_kernel[(triton.cdiv(n + shift, TILE),)](
+        fill_kernel[(cdiv(n + shift, TILE),)](
             out,
             n,
             seed,

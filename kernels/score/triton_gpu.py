@@ -31,6 +31,7 @@ from latent_kernels.kernels.launch import (
     OPTIONS,
     TILE,
     WANTED_PROGRAMS,
+    cdiv,
     next_power_of_two,
     on_device_of,
     tile_shape,
@@ -65,7 +66,7 @@ from latent_kernels.kernels.score.triton_sums import (
     put_sums,
     samples_of_part,
 )
-from latent_kernels.kernels.triton_math import compute_type, exp
+from latent_kernels.kernels.triton_math import compute_type, exp, in_fours
 
 Tensor = torch.Tensor
 
@@ -115,11 +116,13 @@ def gaussian_kernel(
     has_upstream: tl.constexpr,
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
     seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over t = (z - mean) / sigma, the score of the mean times sigma, and u = t^2 - 1, twice
     that of logvar.
     """
+    D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
@@ -230,9 +233,11 @@ def bernoulli_kernel(
     has_upstream: tl.constexpr,
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
     seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over the samples where z is 1, and over those where it is 0."""
+    D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
@@ -297,9 +302,11 @@ def antithetic_kernel(
     per_element: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr,
     finish: tl.constexpr,
     from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums of (f - f') (z - z') / 2 over pairs, and of its square."""
+    D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
@@ -457,12 +464,12 @@ def plan(problem: Problem, many_sums: bool, dtype: torch.dtype) -> Plan:
         block_k = min(MOST_CLASSES, next_power_of_two(classes))
         tile = TILE // 4 if dtype == torch.float64 else TILE // 2  # many registers an element
         block = block_k, min(tile // block_k, max(4, next_power_of_two(reach)))
-        blocks = triton.cdiv(classes, block_k)
-        tiles = blocks * triton.cdiv(reach, block[1])
+        blocks = cdiv(classes, block_k)
+        tiles = blocks * cdiv(reach, block[1])
     else:
         block = tile_shape(rows, reach, dtype, small=many_sums or layout == int(SCATTERED))
-        blocks = triton.cdiv(reach, block[1])
-        tiles = triton.cdiv(rows, block[0]) * blocks
+        blocks = cdiv(reach, block[1])
+        tiles = cdiv(rows, block[0]) * blocks
     wanted = WANTED_PROGRAMS // 2 // (tiles * groups * problem.folds)
     chunks = max(1, min(MOST_CHUNKS, wanted, samples // problem.folds // LEAST_CHUNK))
     return Plan(layout, tiles, blocks, chunks, block)
@@ -550,7 +557,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
         "layout": cut.layout,
         **OPTIONS,
     }
-    shape = {"BLOCK_N": cut.block[0], "BLOCK_D": cut.block[1]}
+    shape = {"even": cols % 4 == 0, "BLOCK_N": cut.block[0], "BLOCK_D": cut.block[1]}
     grid = (cut.tiles * problem.folds * cut.chunks * groups,)
     one = (results[0], results[2], partial, z)
     with on_device_of(first):
@@ -575,7 +582,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
                 samples, rows, cols, *place, *steps, **centred, **options, **shape,
             )  # fmt: skip
         if not finish:
-            finish_kernel[(triton.cdiv(size, FINISH_TILE),)](
+            finish_kernel[(cdiv(size, FINISH_TILE),)](
                 *results, partial, first, second, upstream, samples, problem.folds, cut.chunks,
                 size,
                 max(classes, 1) * (1 if problem.per_element else cols),

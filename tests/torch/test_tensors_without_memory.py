@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import latent_kernels as lk
 
@@ -102,3 +105,49 @@ def test_nested_tensors_are_refused() -> None:
         ):
             with pytest.raises(TypeError, match=rf"{argument} must be a dense \(strided\) tensor"):
                 CALLS[name](nested)
+
+
+class Copies(TorchDispatchMode):
+    """Notes the copies to a GPU, each by whether it is one that the GPU is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocking: list[bool] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        options = kwargs or {}
+        if "_to_copy" in str(function) and torch.device(options["device"]).type == "cuda":
+            self.blocking.append(not options.get("non_blocking", False))
+        return function(*args, **options)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"seed": 3}, {"seed": None}, {"generator": torch.Generator()}, {"seed": torch.tensor(3)}],
+    ids=["number", "drawn", "generator", "tensor"],
+)
+def test_seeds_reach_a_gpu_without_waiting_for_it(
+    monkeypatch: pytest.MonkeyPatch, source: dict[str, Any]
+) -> None:
+    """On tensors of a GPU that is not there."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(3, 4, device="cuda")
+        with Copies() as copies:
+            assert lk.rsample(x, x, **source).is_cuda
+            assert lk.normal(5, **source, device="cuda:0").is_cuda
+    assert not any(copies.blocking)
+
+
+def test_a_seed_on_the_cpu_is_refused_under_capture_by_every_door(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A captured copy would read the CPU's memory again at every replay."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(3, 4, device="cuda")
+        assert lk.rsample(x, x, seed=3).is_cuda
+        with pytest.raises(RuntimeError, match="0-d int64 CUDA tensor"):
+            lk.rsample(x, x, seed=torch.tensor(3))

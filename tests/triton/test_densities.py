@@ -82,6 +82,7 @@ def test_dealing_samples_to_programs_changes_no_bit_of_an_element(
     for programs in (1, 2048):
         monkeypatch.setattr(kernels, "WANTED_PROGRAMS", programs)
         found.append(problem.run(kernels))
+    assert bits_equal(found[0]["log_prob"], found[1]["log_prob"])
     assert bits_equal(found[0]["mean"], found[1]["mean"])
     for name in ("z", "logvar"):
         assert torch.allclose(found[0][name], found[1][name], rtol=1e-4, atol=1e-4)

@@ -71,6 +71,22 @@ def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: i
 
 
 @interpreted
+@pytest.mark.parametrize("row", [23, 24])
+def test_rows_of_a_wider_tensor_have_the_cpus_bits(kernels: ModuleType, row: int) -> None:
+    """The stream's groups are aligned with the rows, and the inputs' rows begin anywhere, or at
+    multiples of four elements.
+    """
+    mean, logvar = (x.unsqueeze(0) for x in torch.randn(2, 9, row)[..., :20])
+    found = []
+    for backend in (kernels, cpp_cpu):
+        z = torch.empty(1, 2, 9, 20)
+        problem = gaussian_problem((1, 2, 9, 20), mean, logvar, None, None, False, 5, 0)
+        backend.forward(problem, Outputs(z, None, None))
+        found.append(z)
+    assert bits_equal(*found)
+
+
+@interpreted
 @pytest.mark.parametrize("rows", [64, pytest.param(1, marks=slow)])
 def test_dealing_samples_to_programs_changes_no_bit_of_z(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, rows: int

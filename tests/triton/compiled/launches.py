@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,15 @@ LAYOUTS = {"aligned": 0, "shifted": 1, "scattered": 2}
 
 
 def compiled(
-    kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    target: GPUTarget,
+    *,
+    sixteens: bool = True,
 ) -> Any:
-    """The kernel compiled as a launch would: addresses and sizes that are multiples of 16 are known
-    as such.
+    """The kernel compiled as a launch would: addresses are known as multiples of 16, and sizes
+    where `sixteens` are.
     """
     from latent_kernels.kernels.launch import OPTIONS
 
@@ -46,7 +52,8 @@ def compiled(
     divisible = [
         i
         for i, name in enumerate(kernel.arg_names)
-        if name.endswith(("_ptr", "_row", "_group", "D", "_sample", "_stride")) or name == "n"
+        if name.endswith("_ptr")
+        or (sixteens and (name.endswith(("_row", "_group", "_sample", "_stride")) or name in "Dn"))
     ]
     attributes = {
         (i,): [["tt.divisibility", 16]]
@@ -58,10 +65,16 @@ def compiled(
 
 
 def ready(
-    kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, *, ones: bool
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    target: GPUTarget,
+    *,
+    ones: bool,
+    even: Collection[str] = ("D", "seed_stride", "size", "count", "plane"),
 ) -> Any:
     """The kernel compiled as a launch would: only specialized arguments are known as multiples of
-    16, or as 1.
+    16, of the sizes those of `even`, or as 1.
     """
     from latent_kernels.kernels.launch import OPTIONS
 
@@ -73,7 +86,6 @@ def ready(
         types = {name: t for name, t in types.items() if name not in single}
     constants = {name: v for name, v in constants.items() if name in kernel.arg_names}
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    even = {"D", "seed_stride", "size", "count", "plane"}
     divisible = [
         i
         for i, name in enumerate(kernel.arg_names)

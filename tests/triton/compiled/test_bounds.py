@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.triton.compiled.launches import (
     TARGETS,
     contracted,
     each_target,
+    instructions,
     ready,
     spills,
 )
@@ -37,7 +39,11 @@ def bounds(name: str, dtype: torch.dtype, target: Any, *, ones: bool = False) ->
         types["out_ptr"] = POINTERS[dtype]
     types |= dict.fromkeys(("S", "N", "per_chunk", "tiles", "chunks"), "i32")
     _, block_s, block_n = triton_gpu._blocks((1, 5000, 256), dtype)
-    constants = {"has_gradient": True, "compute": tl.float64 if double else tl.float32}
+    constants = {
+        "has_gradient": True,
+        "even": not ones,
+        "compute": tl.float64 if double else tl.float32,
+    }
     return ready(
         kernel, types, constants | {"BLOCK_S": block_s, "BLOCK_N": block_n}, target, ones=ones
     )
@@ -60,3 +66,18 @@ def test_compiles_without_spills(
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_ones(name: str, target: Any) -> None:
     bounds(name, torch.float32, target, ones=True)
+
+
+@each_target
+def test_weights_move_16_bytes_at_once(target: Any) -> None:
+    ptx = instructions(bounds("weights_kernel", torch.float32, target))
+    assert "ld.global.v4" in ptx
+    stores = re.findall(r"st\.global\S*", ptx)
+    assert stores
+    assert all("v4" in store for store in stores), stores
+
+
+@each_target
+@pytest.mark.parametrize("name", ["sums_kernel", "signal_kernel"])
+def test_sums_over_samples_stay_in_a_thread(name: str, target: Any) -> None:
+    assert "bar.sync" not in instructions(bounds(name, torch.float32, target))

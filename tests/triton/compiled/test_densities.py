@@ -36,8 +36,10 @@ def density(
     *,
     fates: Any = None,
     ones: bool = False,
+    cols: int = 64,
+    shares_logvar: bool = True,
 ) -> Any:
-    """A kernel of kernels/densities; `fates` of the three gradients."""
+    """A kernel of kernels/densities for a number of columns; `fates` of the three gradients."""
     import triton.language as tl
 
     from latent_kernels.kernels.densities import triton_gpu
@@ -66,12 +68,15 @@ def density(
     if density == "bernoulli":
         constants |= dict.fromkeys(("c_ptr", "d_c_ptr"), None)
         types = {arg: t for arg, t in types.items() if arg not in ("c_ptr", "d_c_ptr")}
-    constants |= dict(zip(("BLOCK_N", "BLOCK_D"), tile_shape(4096, 64, dtype), strict=True))
+    constants |= dict(zip(("BLOCK_N", "BLOCK_D"), tile_shape(4096, cols, dtype), strict=True))
     constants |= {
         "is_gaussian": density == "gaussian",
+        "even": not ones,
+        "shares_logvar": density == "gaussian" and shares_logvar,
         "compute": tl.float64 if double else tl.float32,
     }
-    return ready(kernel, types, constants, target, ones=ones)
+    even = ("D",) if cols % 16 == 0 else ()
+    return ready(kernel, types, constants, target, ones=ones, even=even)
 
 
 @each_target
@@ -127,3 +132,27 @@ def test_density_arithmetic_is_not_contracted(name: str, of: str, target: GPUTar
     assert contracted(kernel) == 0
     assert not re.search(r"\.approx|\.ftz|div\.full", ptx)
     assert ("div.rn.f32" in ptx) == (of == "bernoulli")
+
+
+@each_target
+@pytest.mark.parametrize("cols", [64, 20])
+@pytest.mark.parametrize(("name", "of"), DENSITY_KERNELS)
+def test_rows_move_16_bytes_at_once(name: str, of: str, cols: int, target: GPUTarget) -> None:
+    """Where the rows' length and the strides are multiples of 4."""
+    ptx = instructions(density(name, of, torch.float32, target, cols=cols))
+    inputs = 3 if of == "gaussian" else 2
+    assert len(re.findall(r"ld\.global\.v4", ptx)) >= inputs
+    if name == "backward_kernel":
+        assert re.search(r"st\.global\.v4", ptx)
+
+
+@each_target
+def test_what_samples_share_is_computed_once(target: GPUTarget) -> None:
+    """The exponential of a log-variance that all samples have, before the loop over them."""
+    log2_e = "0f3FB8AA3B"
+    for shares in (True, False):
+        kernel = density("forward_kernel", "gaussian", torch.float32, target, shares_logvar=shares)
+        before, loop, after = instructions(kernel).partition("Loop Header")
+        assert bool(loop) == shares, "one sample has no loop"
+        assert log2_e in before
+        assert log2_e not in after

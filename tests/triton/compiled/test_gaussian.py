@@ -29,10 +29,16 @@ from tests.triton.compiled.launches import (
 
 
 def gaussian(
-    name: str, dtype: torch.dtype, layout: str, target: GPUTarget, *, ones: bool = False
+    name: str,
+    dtype: torch.dtype,
+    layout: str,
+    target: GPUTarget,
+    *,
+    ones: bool = False,
+    cols: int = 64,
 ) -> Any:
-    """A Gaussian kernel; with `ones`, as a launch on a problem of one row and column specializes
-    it.
+    """A Gaussian kernel for a number of columns; with `ones`, as a launch on a problem of one row
+    and column specializes it.
     """
     import triton.language as tl
 
@@ -47,9 +53,10 @@ def gaussian(
     types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("seed", "offset", "chunk_stride"), "i64")
     types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
     compute = tl.float64 if dtype == torch.float64 else tl.float32
-    block_n, block_d = tile_shape(4096, 64, dtype, small=layout == "scattered")
+    block_n, block_d = tile_shape(4096, cols, dtype, small=layout == "scattered")
     constants: dict[str, Any] = {"compute": compute, "BLOCK_N": block_n, "BLOCK_D": block_d}
     constants |= {"layout": LAYOUTS[layout], "seed_is_pointer": False, "is_scale": False}
+    constants["even"] = layout == "aligned" and not ones
     constants |= {arg: True for arg in kernel.arg_names if re.match(r"(with|has|need)_", arg)}
     if ones:
         free = {p.name for p in kernel.params if not p.do_not_specialize}
@@ -58,7 +65,7 @@ def gaussian(
         types = {arg: t for arg, t in types.items() if arg not in single}
     types = {arg: t for arg, t in types.items() if arg in kernel.arg_names}
     constants = {arg: v for arg, v in constants.items() if arg in kernel.arg_names}
-    return compiled(kernel, types, constants, target)
+    return compiled(kernel, types, constants, target, sixteens=cols % 16 == 0)
 
 
 def noise(kind: str, target: GPUTarget) -> Any:
@@ -158,11 +165,13 @@ def test_float32_arithmetic_is_not_contracted(target: GPUTarget) -> None:
 @pytest.mark.parametrize(
     ("dtype", "width"), [(torch.float32, "v4"), (torch.bfloat16, "v4|v2")], ids=str
 )
-@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
-def test_aligned_rows_move_16_bytes_at_once(
-    name: str, dtype: torch.dtype, width: str, target: GPUTarget
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("cols", [64, 20])
+def test_aligned_rows_move_four_elements_at_once(
+    cols: int, name: str, dtype: torch.dtype, width: str, target: GPUTarget
 ) -> None:
-    ptx = instructions(gaussian(name, dtype, "aligned", target))
+    """Where the rows' length is a multiple of 4, not only of 16, which Triton finds by itself."""
+    ptx = instructions(gaussian(name, dtype, "aligned", target, cols=cols))
     assert re.search(rf"ld\.global\.({width})", ptx)
     assert re.search(rf"st\.global\.({width})", ptx)
     wide = len(re.findall(rf"(?:ld|st)\.global\.({width})", ptx))
