@@ -331,6 +331,24 @@ print(lk.rsample_kl(torch.zeros(3, 4), torch.zeros(3, 4), seed=1)[0].shape)
     run(code)
 
 
+def test_in_tritons_own_interpreter() -> None:
+    """TRITON_INTERPRET=1 runs the Triton kernels on CPU tensors, as `latent-kernels info` says."""
+    pytest.importorskip("triton")
+    code = """
+import torch, latent_kernels as lk
+from latent_kernels.kernels import backends
+x = torch.linspace(-2, 2, 60).reshape(3, 20)
+found = []
+for forced in ("gaussian=triton,noise=triton", ""):
+    backends.os.environ[backends.VARIABLE] = forced
+    backends.forget()
+    found.append([lk.normal(99, seed=5, offset=3), *lk.rsample_kl(x, 0.1 * x, 2, seed=2)])
+for ours, theirs in zip(*found):
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+"""
+    run(code, TRITON_INTERPRET="1")
+
+
 def test_simd_builds() -> None:
     builds = _core.simd_builds()
     for build in builds:
