@@ -87,6 +87,40 @@ def load(
 
 
 @triton.jit
+def kl_terms(
+    mean, logvar, prior_mean_ptr, prior_mean_group, prior_mean_row,
+    prior_logvar_ptr, prior_logvar_group, prior_logvar_row, group, rows, cols, mask,
+    has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr, compute: tl.constexpr,
+    even: tl.constexpr,
+):  # fmt: skip
+    """(mean - m0) / sigma0^2, and halves of the quadratic, of psi and expm1 of logvar - l0."""
+    delta = mean
+    if has_prior_mean:
+        delta -= load(
+            prior_mean_ptr, group, prior_mean_group, prior_mean_row, rows, cols, mask, compute, even
+        )
+    if has_prior_logvar:
+        prior = load(
+            prior_logvar_ptr,
+            group,
+            prior_logvar_group,
+            prior_logvar_row,
+            rows,
+            cols,
+            mask,
+            compute,
+            even,
+        )
+        scaled, half_quadratic = over_prior(delta, prior)
+        half_psi, half_expm1 = half_psi_expm1_of_difference(logvar, prior)
+    else:
+        scaled = delta
+        half_quadratic = delta * (delta * 0.5)
+        half_psi, half_expm1 = half_psi_expm1(logvar)
+    return scaled, half_quadratic, half_psi, half_expm1
+
+
+@triton.jit
 def load_seed(seed, seed_stride, group, seed_is_pointer: tl.constexpr):
     """The seed of the program's group."""
     key = tl.load(seed + group * seed_stride) if seed_is_pointer else seed
@@ -183,37 +217,11 @@ def forward_kernel(
 
     if with_kl:
         if chunk == 0:
-            delta = mean
-            d = deviation
-            if has_prior_mean:
-                delta -= load(
-                    prior_mean_ptr,
-                    group,
-                    prior_mean_group,
-                    prior_mean_row,
-                    rows,
-                    cols,
-                    mask,
-                    compute,
-                    even,
-                )
-            if has_prior_logvar:
-                prior = load(
-                    prior_logvar_ptr,
-                    group,
-                    prior_logvar_group,
-                    prior_logvar_row,
-                    rows,
-                    cols,
-                    mask,
-                    compute,
-                    even,
-                )
-                _, half_quadratic = over_prior(delta, prior)
-                half_psi, _ = half_psi_expm1_of_difference(d, prior)
-            else:
-                half_quadratic = delta * (delta * 0.5)
-                half_psi, _ = half_psi_expm1(d)
+            _, half_quadratic, half_psi, _ = kl_terms(
+                mean, deviation, prior_mean_ptr, prior_mean_group, prior_mean_row,
+                prior_logvar_ptr, prior_logvar_group, prior_logvar_row, group, rows, cols, mask,
+                has_prior_mean, has_prior_logvar, compute, even,
+            )  # fmt: skip
             terms = tl.where(mask, half_quadratic + half_psi, 0.0)
             at = kl_ptr + (group * N + rows) * col_blocks + tile % col_blocks
             tl.store(at, tl.sum(terms, axis=1)[:, None], mask=rows < N)
@@ -287,8 +295,8 @@ def backward_kernel(
     if with_kl:
         if chunk == 0:
             gkl = tl.load(gkl_ptr + group * N + rows, mask=rows < N, other=0.0).to(compute)
-            delta = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute, even)
-            d = load(
+            mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute, even)
+            logvar = load(
                 deviation_ptr,
                 group,
                 deviation_group,
@@ -299,36 +307,11 @@ def backward_kernel(
                 compute,
                 even,
             )
-            if has_prior_mean:
-                delta -= load(
-                    prior_mean_ptr,
-                    group,
-                    prior_mean_group,
-                    prior_mean_row,
-                    rows,
-                    cols,
-                    mask,
-                    compute,
-                    even,
-                )
-            if has_prior_logvar:
-                prior = load(
-                    prior_logvar_ptr,
-                    group,
-                    prior_logvar_group,
-                    prior_logvar_row,
-                    rows,
-                    cols,
-                    mask,
-                    compute,
-                    even,
-                )
-                scaled, half_quadratic = over_prior(delta, prior)
-                _, half_expm1 = half_psi_expm1_of_difference(d, prior)
-            else:
-                scaled = delta
-                half_quadratic = delta * (delta * 0.5)
-                _, half_expm1 = half_psi_expm1(d)
+            scaled, half_quadratic, _, half_expm1 = kl_terms(
+                mean, logvar, prior_mean_ptr, prior_mean_group, prior_mean_row,
+                prior_logvar_ptr, prior_logvar_group, prior_logvar_row, group, rows, cols, mask,
+                has_prior_mean, has_prior_logvar, compute, even,
+            )  # fmt: skip
             d_mean = tl.fma(gkl, scaled, d_mean)
             d_deviation = tl.fma(gkl, half_expm1, d_deviation)
             if need_prior_mean:

@@ -17,8 +17,10 @@ def _least(x: Tensor) -> float:
     """Return the least value, infinity of none, NaN where one is infinite or NaN."""
     if backend_name("lista", x.device) == "cpp":
         return float(_core.least_value(dtype=DTYPES[x.dtype], n=x.numel(), x=x.data_ptr()))
-    ends = [float(end) for end in torch.aminmax(x)] if x.numel() else [math.inf]
-    return ends[0] if all(map(math.isfinite, ends)) or not x.numel() else math.nan
+    if not x.numel():
+        return math.inf
+    low, high = map(float, torch.aminmax(x))
+    return low if math.isfinite(low) and math.isfinite(high) else math.nan
 
 
 def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
