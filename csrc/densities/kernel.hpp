@@ -92,7 +92,8 @@ struct BernoulliFormula {
     const auto small = [](auto l) LK_INLINE_LAMBDA { return exp(map([](auto x) { return -absolute(x); }, l)); };
     if (backward) {
       each<C, kAtOnce>(n, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
-        store(tail + i, map([](auto x) { return x / (x + C(1)); }, small(load(logits + i, k))), k);
+        const auto e = small(load(logits + i, k));
+        store(tail + i, e / (e + C(1)), k);
       });
       return;
     }

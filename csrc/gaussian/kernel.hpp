@@ -277,9 +277,8 @@ inline void each_pair(const ScaleKlProblem& p, const Part& part, Body f) {
   const auto at = [&](const void* x) { return static_cast<const T*>(x) + part.col0; };
   const T *loc = at(p.loc), *scale = at(p.scale), *q_loc = at(p.q_loc), *q_scale = at(p.q_scale);
   each<T>(part.col1 - part.col0, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
-    const auto divide = [](auto x, auto y) { return x / y; };
     const auto s0 = load(q_scale + i, k);
-    f(i, k, map(divide, load(loc + i, k) - load(q_loc + i, k), s0), load(scale + i, k), s0);
+    f(i, k, (load(loc + i, k) - load(q_loc + i, k)) / s0, load(scale + i, k), s0);
   });
 }
 
@@ -288,7 +287,7 @@ template <class T>
 void scale_kl(const ScaleKlProblem& p, void* kl, const Part& part) {
   T* const to = static_cast<T*>(kl) + part.col0;
   each_pair<T>(p, part, [=](int64_t i, auto k, auto t, auto s, auto s0) LK_INLINE_LAMBDA {
-    const auto r = map([](auto x, auto y) { return x / y; }, s, s0), ln = ln_ratio(r, s, s0), d = ln * T(2);
+    const auto r = s / s0, ln = ln_ratio(r, s, s0), d = ln * T(2);
     // psi by its series where it is small; elsewhere e^d is r^2, whose error does not grow with d.
     const auto half_psi = [](auto d, auto small, auto r, auto ln) {
       const auto large = fma(r * T(0.5), r, splat<T>(T(-0.5))) - ln;
@@ -308,13 +307,12 @@ void scale_kl_backward(const ScaleKlProblem& p, const void* kl_gradient, void* c
   T *const d_loc = to[0], *const d_scale = to[1], *const d_q_loc = to[2], *const d_q_scale = to[3];
   const T* const upstream = static_cast<const T*>(kl_gradient) + part.col0;
   each_pair<T>(p, part, [=](int64_t i, auto k, auto t, auto s, auto s0) LK_INLINE_LAMBDA {
-    const auto divide = [](auto x, auto y) { return x / y; };
-    const auto g = load(upstream + i, k), toward = map(divide, t * g, s0);
-    const auto e = map(divide, s - s0, s0), excess = (e + T(2)) * e;
+    const auto g = load(upstream + i, k), toward = (t * g) / s0;
+    const auto e = (s - s0) / s0, excess = (e + T(2)) * e;
     if (d_loc != nullptr) store(d_loc + i, toward, k);
-    if (d_scale != nullptr) store(d_scale + i, map(divide, excess * g, s), k);
+    if (d_scale != nullptr) store(d_scale + i, (excess * g) / s, k);
     if (d_q_loc != nullptr) store(d_q_loc + i, -toward, k);
-    if (d_q_scale != nullptr) store(d_q_scale + i, -map(divide, fma(t, t, excess) * g, s0), k);
+    if (d_q_scale != nullptr) store(d_q_scale + i, -((fma(t, t, excess) * g) / s0), k);
   });
 }
 }  // namespace LK_ISA

@@ -219,7 +219,7 @@ struct Log1pConstants<double> {
 // ln(1 + x) = 2 artanh(s), s = x / (2 + x), is x - s (x - R), R = s^2 Q(s^2): the larger part of it is x itself, exact.
 template <class V>
 LK_INLINE V log1p(V e) {
-  const V s = map([](auto x) { return x / (x + Scalar<decltype(x)>(2)); }, e), y = s * s;
+  const V s = e / (e + Scalar<V>(2)), y = s * s;
   return fma(-s, fma(-y, horner(Log1pConstants<Scalar<V>>::Q, y), e), e);
 }
 

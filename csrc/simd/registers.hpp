@@ -88,6 +88,7 @@ struct Pack {
 LK_PACK_OPERATOR(+)
 LK_PACK_OPERATOR(-)
 LK_PACK_OPERATOR(*)
+LK_PACK_OPERATOR(/)
 #undef LK_PACK_OPERATOR
 template <class V, int N>
 LK_INLINE Pack<V, N> operator-(Pack<V, N> x) {
