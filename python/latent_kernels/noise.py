@@ -36,12 +36,17 @@ def normal(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Standard normals from noise stream v2.
+    r"""Return standard normals from noise stream v2.
 
-    Element i (row-major) is element ``offset + i`` of the seed's stream: the same bits on every
-    device, for every SIMD width, number of threads and way of splitting the call. ``normal(n,
-    ...)`` equals the concatenation of ``normal(k, ...)`` and ``normal(n - k, ..., offset=offset +
-    k)``. Box-Muller over Philox4x32-10, in float32; ``|value| <= 6.76``.
+    .. math::
+        \epsilon = \sqrt{-2 \ln u_1}\, \cos(2 \pi u_2) \quad \text{or} \quad
+        \sqrt{-2 \ln u_1}\, \sin(2 \pi u_2)
+
+    where u_1 and u_2 are uniforms of Philox4x32-10. Values are computed in float32, and at most
+    6.76 from 0. Element i (row-major) is element ``offset + i`` of the seed's stream: the same bits
+    on every device, for every SIMD width, number of threads and way of splitting the call.
+    ``normal(n)`` equals the concatenation of ``normal(k)`` and ``normal(n - k, offset=k)`` with the
+    same seed.
 
     Args:
         shape: the shape of the result, an int or a sequence of ints.
@@ -57,10 +62,17 @@ def normal(
         A tensor of that shape, without gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11; Box and Muller
-        (1958).
+    Source:
+        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11; Box and Muller (1958).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> whole = lk.normal(6, seed=7)
+        >>> tail = lk.normal(2, seed=7, offset=4)
+        >>> torch.equal(whole[4:], tail)
+        True
 
     """
     return _noise("normal", shape, seed, offset, dtype, device, generator)
@@ -75,10 +87,10 @@ def uniform(
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Uniforms on the open interval (0, 1) from noise stream v2, substream 1.
+    """Return uniforms on the open interval (0, 1) from noise stream v2, substream 1.
 
-    As `normal`; the float32 values lie in [2^-33, 1 - 2^-24]. Conversion to half precision can
-    round up to 1.
+    They depend on the seed and the position alone, as those of `normal` do. The float32 values lie
+    in [2^-33, 1 - 2^-24]; conversion to half precision can round them up to 1.
 
     Args:
         shape: the shape of the result, an int or a sequence of ints.
@@ -94,9 +106,18 @@ def uniform(
         A tensor of that shape, without gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
+    Source:
+        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> u = lk.uniform((2, 3), seed=7)
+        >>> u.shape
+        torch.Size([2, 3])
+        >>> bool(((0 < u) & (u < 1)).all())
+        True
 
     """
     return _noise("uniform", shape, seed, offset, dtype, device, generator)

@@ -143,6 +143,14 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Return log p(x_i), [N] float64; where values are missing, that of the others.
 
         It is -inf for rows so far from every component that their squares overflow float64.
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> model = lk.GaussianMixture(2, random_state=0).fit(X)
+            >>> model.score_samples(X).shape
+            (4,)
+
         """
         density, _, _ = posterior(*self._fitted_data(X), log_density=True)
         assert density is not None
@@ -165,24 +173,62 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return total, float(weight.sum()), unit
 
     def score(self, X: Any, y: Any = None, *, sample_weight: ArrayLike | None = None) -> float:
-        """Return the mean of log p(x_i) over the rows of X, with their weights."""
+        """Return the mean of log p(x_i) over the rows of X, with their weights.
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> model = lk.GaussianMixture(2, random_state=0).fit(X)
+            >>> bool(np.isclose(model.score(X), model.score_samples(X).mean()))
+            True
+
+        """
         log_likelihood, weight, _ = self._total(X, sample_weight)
         return log_likelihood / weight
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """Return the component of greatest responsibility for each row, [N]."""
+        """Return the component of greatest responsibility for each row, [N].
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> model = lk.GaussianMixture(2, random_state=0).fit(X)
+            >>> labels = model.predict(X)
+            >>> bool(labels[0] == labels[1] != labels[2] == labels[3])
+            True
+
+        """
         _, labels, _ = posterior(*self._fitted_data(X), labels=True)
         assert labels is not None
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
-        """Return the responsibilities p(k | x_i), [N, n_components] in X's dtype."""
+        """Return the responsibilities p(k | x_i), [N, n_components] in X's dtype.
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> model = lk.GaussianMixture(2, random_state=0).fit(X)
+            >>> model.predict_proba(X).sum(1)
+            array([1., 1., 1., 1.])
+
+        """
         _, _, responsibilities = posterior(*self._fitted_data(X), responsibilities=True)
         assert responsibilities is not None
         return responsibilities
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
-        """Draw rows [n_samples, D], ordered by component, and return them and their components."""
+        """Draw rows [n_samples, D], ordered by component, and return them and their components.
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> model = lk.GaussianMixture(2, random_state=0).fit(X)
+            >>> rows, components = model.sample(5)
+            >>> rows.shape, components.shape
+            ((5, 1), (5,))
+
+        """
         self._check_fitted()
         if n_samples < 1:
             raise ValueError(f"n_samples must be >= 1; got {n_samples}")
@@ -195,6 +241,15 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Return Akaike's information criterion on X; lower is better.
 
         It is -2 log-likelihood + 2 (number of free parameters).
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> model = lk.GaussianMixture(2, random_state=0).fit(X)
+            >>> parameters = 5  # two means, two variances and one free weight
+            >>> bool(np.isclose(model.aic(X), -2 * len(X) * model.score(X) + 2 * parameters))
+            True
+
         """
         log_likelihood, _, unit = self._total(X, sample_weight)
         return -2 * log_likelihood * unit + 2 * self._n_parameters()
@@ -204,6 +259,14 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         It is -2 log-likelihood + log(N) (number of free parameters). With sample_weight, N is the
         sum of the weights.
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> model = lk.GaussianMixture(2, random_state=0).fit(X)
+            >>> bool(np.isclose(model.bic(X), -8 * model.score(X) + 5 * np.log(4)))  # N = 4
+            True
+
         """
         log_likelihood, weight, unit = self._total(X, sample_weight)
         size = math.log(weight) + math.log(unit)

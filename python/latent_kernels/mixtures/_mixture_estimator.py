@@ -69,6 +69,13 @@ class MixtureEstimator(FittedMixture):
                 wrong, there are fewer rows than components, or a covariance becomes singular (which
                 a greater reg_covar prevents).
 
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> model = lk.GaussianMixture(2, random_state=0).fit(X, sample_weight=[1, 1, 2, 2])
+            >>> model.weights_.round(3)[model.means_[:, 0].argsort()]
+            array([0.333, 0.667])
+
         """
 
         def whole() -> list[Batch]:
@@ -94,6 +101,13 @@ class MixtureEstimator(FittedMixture):
             TypeError: make_batches can be iterated only once, or is an array.
             ValueError: as in `fit`; a pass gives another number of rows than the first; a batch is
                 none of these.
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> batches = [np.array([[0.0], [9.0]]), np.array([[1.0], [10.0]])]
+            >>> model = lk.GaussianMixture(2, random_state=0).fit_batches(batches)
+            >>> sorted(model.means_[:, 0].round(3).tolist())
+            [0.5, 9.5]
 
         """
         return self._fit(
@@ -279,25 +293,36 @@ class MixtureEstimator(FittedMixture):
     def fit_predict(
         self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None
     ) -> NDArray[np.int64]:
-        """Fit, then return the labels [N] of the same rows."""
+        """Fit, then return the labels [N] of the same rows.
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+            >>> labels = lk.GaussianMixture(2, random_state=0).fit_predict(X)
+            >>> bool(labels[0] == labels[1] != labels[2] == labels[3])
+            True
+
+        """
         return self.fit(X, y, sample_weight).predict(X)
 
     def partial_fit(
         self: Self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None
     ) -> Self:
-        r"""Do one step of online EM on a batch: stochastic, not exact; `fit_batches` is exact.
+        r"""Take one step of online EM on a batch: stochastic, not exact (`fit_batches` is exact).
 
         .. math::
             s \leftarrow (1 - \gamma_t) s + \gamma_t \bar s(X), \qquad \gamma_t = (t + 2)^{-0.6}
 
-        with the mean statistics over the batch's rows under the present parameters, t batches seen
-        before, and an M-step from s. The first batch initializes as `fit` does (it should be large
-        enough for that) and gives s alone. Batches count equally, whatever their rows and weights:
-        weights only matter within a batch. After `fit`, the fit counts as so many batches of the
-        weight of the first one that follows, rounded up: a batch like all of its data takes part
-        with a weight of 3^-0.6 = 0.52, one of a hundredth of them with 0.06. Parameters approach a
-        maximum of the likelihood on a stationary stream, and never rest. `lower_bounds_` gains the
-        batch's mean log-likelihood before the step. An error leaves the model as it was.
+        Here s is the running mean of the sufficient statistics, the second term is their mean over
+        the batch's rows under the present parameters, and t is the number of batches seen before.
+        An M-step from s follows. The first batch initializes the model as `fit` does (it should be
+        large enough for that) and is the first value of s. All batches count equally, however many
+        rows they have: sample weights matter only within a batch. After `fit`, t starts at the
+        weight of the fitted data over that of the first batch that follows, rounded up: a batch as
+        large as the fitted data enters with a weight of 3^-0.6 = 0.52, one of a hundredth of their
+        size with 0.06. On a stationary stream the parameters approach a maximum of the likelihood,
+        but keep fluctuating. The batch's mean log-likelihood before the step is appended to
+        ``lower_bounds_``. An error leaves the model as it was.
 
         Args:
             X: [N, D], as in `fit`.
@@ -307,8 +332,20 @@ class MixtureEstimator(FittedMixture):
         Raises:
             ValueError: as in `fit`; the batch has no weight.
 
-        Source: Cappe and Moulines, "On-line expectation-maximization algorithm for latent data
-        models" (2009).
+        Source:
+            Cappe and Moulines, "On-line expectation-maximization algorithm for latent data models"
+            (2009).
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> generator = np.random.default_rng(0)
+            >>> model = lk.GaussianMixture(2, random_state=0)
+            >>> for _ in range(10):
+            ...     batch = np.concatenate([generator.normal(m, 1, size=(50, 2)) for m in (-5, 5)])
+            ...     model = model.partial_fit(batch)
+            ...
+            >>> sorted(model.means_.round().tolist()), len(model.lower_bounds_)
+            ([[-5.0, -5.0], [5.0, 5.0]], 10)
 
         """
         self._check_settings()

@@ -36,21 +36,29 @@ def gaussian_e_step(
     sample_weight: ArrayLike | None = None,
     hard: bool = False,
 ) -> SufficientStatistics:
-    """Return the expected sufficient statistics of a Gaussian mixture about the given means.
+    r"""Return the expected sufficient statistics of a Gaussian mixture about the given means.
 
-    With r_ik = pi_k N(x_i; m_k, S_k) / sum_j pi_j N(x_i; m_j, S_j):
+    With the responsibilities r they are
 
-        N_k = sum_i w_i r_ik,  sum_i w_i r_ik (x_i - m_k),  sum_i w_i r_ik (x_i - m_k)(x_i - m_k)^T,
-        log-likelihood = sum_i w_i log sum_k pi_k N(x_i; m_k, S_k)
+    .. math::
+        r_{ik} = \frac{\pi_k \mathcal N(x_i; m_k, \Sigma_k)}
+            {\sum_j \pi_j \mathcal N(x_i; m_j, \Sigma_j)}, \qquad
+        N_k = \sum_i w_i r_{ik}, \quad \sum_i w_i r_{ik} (x_i - m_k), \quad
+        \sum_i w_i r_{ik} (x_i - m_k)(x_i - m_k)^T
 
-    (Dempster, Laird & Rubin 1977). NaN means missing at random, and is treated exactly: diagonal
-    and spherical densities are those of the columns that are present; full and tied ones are
-    marginal, and the sums are completed by their conditional expectations (Ghahramani & Jordan
-    1994), which takes a Cholesky factor for each component and pattern of missing columns.
+    and the log-likelihood is
+
+    .. math::
+        \sum_i w_i \log \sum_k \pi_k \mathcal N(x_i; m_k, \Sigma_k)
+
+    NaN means missing at random, and is treated exactly: "diag" and "spherical" densities are those
+    of the columns that are present; "full" and "tied" ones are marginal densities, and the sums are
+    completed by their conditional expectations, which takes a Cholesky factor for each component
+    and pattern of missing columns.
 
     Args:
         X: [N, D] float32 or float64, of any strides, a NumPy array (memory-mapped or read-only too)
-            or a tensor on the CPU; it is not copied. Its tiles are computed with in its dtype, and
+            or a tensor on the CPU; it is not copied. Blocks of rows are computed in X's dtype and
             summed in float64.
         weights: [K], pi_k >= 0, of sum 1.
         means: [K, D].
@@ -58,10 +66,9 @@ def gaussian_e_step(
             variances.
         covariance_type: "full", "tied", "diag" or "spherical".
         sample_weight: [N], w_i >= 0; None for 1.
-        hard: each row belongs wholly to its most probable component (the first of several): the
-            limit of zero temperature, with which EM is the classification EM of Celeux & Govaert
-            (1992), and Lloyd's algorithm for equal weights and one spherical variance. The
-            log-likelihood is then sum_i w_i max_k log pi_k N(...).
+        hard: assign each row wholly to its most probable component (the first of several). EM is
+            then classification EM, and Lloyd's algorithm for equal weights and one spherical
+            variance. The log-likelihood is then sum_i w_i max_k log pi_k N(...).
 
     Returns:
         `SufficientStatistics` about `means`; `.m_step()` gives the new parameters. Threads follow
@@ -71,6 +78,21 @@ def gaussian_e_step(
         TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
         ValueError: a shape or value is wrong; a covariance is not positive definite; X holds
             infinite values.
+
+    Source:
+        Dempster, Laird and Rubin, "Maximum likelihood from incomplete data via the EM algorithm"
+        (1977); Ghahramani and Jordan, "Supervised learning from incomplete data via an EM approach"
+        (1994), for missing values; Celeux and Govaert, "A classification EM algorithm for
+        clustering and two stochastic versions" (1992), for hard.
+
+    Example:
+        >>> import numpy as np, latent_kernels as lk
+        >>> X = np.array([[0.0], [1.0], [9.0], [np.nan]])
+        >>> statistics = lk.gaussian_e_step(X, [0.5, 0.5], [[0.0], [10.0]], [[1.0], [1.0]], "diag")
+        >>> statistics.counts.round(3)  # the missing value counts half in each
+        array([2.5, 1.5])
+        >>> statistics.m_step().means.round(3).tolist()
+        [[0.5], [9.0]]
 
     """
     data = checked_data(X)
@@ -87,18 +109,25 @@ def exponential_family_e_step(
     sample_weight: ArrayLike | None = None,
     hard: bool = False,
 ) -> SufficientStatistics:
-    """Return the expected sufficient statistics of a mixture with columns of several families.
+    r"""Return the expected sufficient statistics of a mixture with columns of several families.
 
-    Columns are independent within a component. For canonical families log p(x | k) = <eta_k,
-    phi(x)> - A(eta_k) + log h(x), the sums are those of phi(x); diagonal Gaussian columns are as in
-    `gaussian_e_step`. A value that is NaN is missing at random and contributes nothing.
+    Columns are independent within a component. The sums of a column of a canonical family,
 
-    | family | values | parameters of a column |
-    | --- | --- | --- |
-    | "gaussian" | any | (means [K], variances [K]) |
-    | "bernoulli" | 0, 1 | p [K] |
-    | "poisson" | 0, 1, 2, ... | rates [K] |
-    | "categorical" | 0, ..., C - 1 | p [K, C] |
+    .. math::
+        \log p(x \mid k) = \langle \eta_k, \phi(x) \rangle - A(\eta_k) + \log h(x), \qquad
+        \sum_i w_i r_{ik}\, \phi(x_i),
+
+    are those of its sufficient statistic phi(x); Gaussian columns are as in `gaussian_e_step`. A
+    value that is NaN is missing at random and contributes nothing.
+
+    ============= ============= ===========================
+    family        values        parameters of a column
+    ============= ============= ===========================
+    "gaussian"    any           (means [K], variances [K])
+    "bernoulli"   0, 1          p [K]
+    "poisson"     0, 1, 2, ...  rates [K]
+    "categorical" 0, ..., C - 1 p [K, C]
+    ============= ============= ===========================
 
     Args:
         X: [N, D] float32 or float64, as in `gaussian_e_step`.
@@ -119,6 +148,15 @@ def exponential_family_e_step(
         TypeError: X is neither an array nor a tensor on the CPU, or not float32 or float64.
         ValueError: a shape or value is wrong, an unknown family, or a value of X outside its
             column's family.
+
+    Example:
+        >>> import numpy as np, latent_kernels as lk
+        >>> X = np.array([[0.0, 2.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> statistics = lk.exponential_family_e_step(
+        ...     X, [1.0], ["bernoulli", "categorical"], [[0.5], [[0.2, 0.3, 0.5]]]
+        ... )
+        >>> statistics.mean_parameters().round(3)  # one component: frequencies of the data
+        array([[0.667, 0.333, 0.333, 0.333]])
 
     """
     data = checked_data(X)

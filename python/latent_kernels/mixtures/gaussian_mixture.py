@@ -64,24 +64,24 @@ class GaussianMixture(MixtureEstimator):
     An iteration is one pass over the data (`gaussian_e_step`) that stores no [N, K] array.
     Arguments, attributes and the stream of random numbers are scikit-learn's: with the same
     random_state both start alike (as long as the data have no more rows than the initialization
-    uses) and end alike. Beyond it there are sample_weight, missing values (NaN, at random),
-    `partial_fit`, `fit_batches`, and `group=` for torch.distributed.
+    uses) and end alike. scikit-learn has no equivalent of sample_weight, missing values (NaN, at
+    random), `partial_fit`, `fit_batches` and ``group=`` for torch.distributed.
 
     Args:
         n_components: K >= 1.
         covariance_type: "full", "tied" (one for all components), "diag" or "spherical".
         tol: EM stops where the mean log-likelihood changes by less than this.
         reg_covar: added to every variance; >= 0. With 0 the likelihood never falls; with more it
-            may, slightly. What "full" and "tied" covariances complete missing values with holds it
-            already: they gain it times the share of rows (of all components together) that have the
-            column, so that it does not compound.
+            may, slightly. With missing values, "full" and "tied" covariances gain reg_covar times
+            the share of rows (of all components together) that have the column, since the
+            conditional expectations that complete the sums contain it already.
         max_iter: the maximum number of iterations of one run.
         n_init: number of runs; the one of greatest likelihood is kept.
         init_params: "kmeans", "k-means++" (rows far apart as means), "random_from_data" (any rows
             as means) or "random" (responsibilities).
         weights_init: [K], in place of those of init_params.
         means_init: [K, D], likewise.
-        precisions_init: inverse covariances, in the shape of `precisions_`, likewise. With all
+        precisions_init: inverse covariances, in the shape of ``precisions_``, likewise. With all
             three nothing is drawn.
         random_state: int, RandomState or None.
         warm_start: fit continues from the result of the last one, with one run.
@@ -92,26 +92,39 @@ class GaussianMixture(MixtureEstimator):
             column without any value has mean 0 and variance 1.
 
     Attributes:
-        weights_: [K], float64 as everything here.
-        means_: [K, D].
+        weights_: the mixture weights [K], float64 like all attributes.
+        means_: the means [K, D].
         covariances_: "full" [K, D, D], "tied" [D, D], "diag" [K, D], "spherical" [K].
         precisions_: their inverses, of the same shapes.
         precisions_cholesky_: U, upper triangular, with precision U U^T; 1/sigma for "diag" and
             "spherical".
         converged_: whether the best run stopped by tol.
-        n_iter_: its number of iterations.
+        n_iter_: the number of its iterations.
         lower_bound_: mean log-likelihood in its last E-step.
-        lower_bounds_: list of those of all its iterations.
-        n_features_in_: D.
+        lower_bounds_: the list of these values for all its iterations.
+        n_features_in_: the number of columns, D.
         feature_names_in_: column names, where X has them.
 
     A component that loses all its weight keeps its mean and covariance with weight 0, and a
     ConvergenceWarning names it; a singular covariance raises a ValueError.
 
-    Without `fit`, weights_, means_ and either covariances_ or precisions_cholesky_ may be assigned:
-    the other forms follow, for any number of components. precisions_cholesky_ may be any triangular
-    U, lower ones too. (It is computed at each call from covariances_ alone: assign both to save
-    that.) Assigned after a fit, either of them replaces the fitted ones.
+    Without `fit`, ``weights_``, ``means_`` and either ``covariances_`` or ``precisions_cholesky_``
+    may be assigned, for any number of components: the other forms are derived from them.
+    ``precisions_cholesky_`` may be any triangular U, lower ones too. (Where only ``covariances_``
+    is assigned, it is computed at each call: assign both to save that.) Assigned after a fit,
+    either of them replaces the fitted ones.
+
+    Example:
+        >>> import numpy as np, latent_kernels as lk
+        >>> generator = np.random.default_rng(0)
+        >>> X = np.concatenate([generator.normal(m, 1, size=(500, 2)) for m in (-5, 5)])
+        >>> X[::10, 0] = np.nan  # missing values
+        >>> model = lk.GaussianMixture(2, covariance_type="diag", random_state=0).fit(X)
+        >>> model.converged_, sorted(model.means_.round().tolist())
+        (True, [[-5.0, -5.0], [5.0, 5.0]])
+        >>> labels = model.predict(X)
+        >>> bool((labels[:500] == labels[0]).all()), model.predict_proba(X).shape
+        (True, (1000, 2))
 
     """
 

@@ -41,12 +41,14 @@ class MixtureModel(MixtureEstimator):
     (`exponential_family_e_step`) that stores no [N, K] array; the M-step is the mean of each
     column's sufficient statistic. Missing values (NaN) are at random and contribute nothing.
 
-    | family | values | entry of `parameters_` |
-    | --- | --- | --- |
-    | "gaussian" | any | (means [K], variances [K]) |
-    | "bernoulli" | 0, 1 | p [K] |
-    | "poisson" | 0, 1, 2, ... | rates [K] |
-    | "categorical" | 0, ..., C - 1 | p [K, C] |
+    ============= ============= ===========================
+    family        values        entry of ``parameters_``
+    ============= ============= ===========================
+    "gaussian"    any           (means [K], variances [K])
+    "bernoulli"   0, 1          p [K]
+    "poisson"     0, 1, 2, ...  rates [K]
+    "categorical" 0, ..., C - 1 p [K, C]
+    ============= ============= ===========================
 
     Args:
         n_components: K >= 1.
@@ -62,7 +64,7 @@ class MixtureModel(MixtureEstimator):
             Distances are those of columns made comparable: Gaussian ones and square roots of
             Poisson ones standardized, categories one-hot.
         weights_init: [K], in place of those of init_params.
-        parameters_init: in the form of `parameters_`, likewise. With both nothing is drawn.
+        parameters_init: in the form of ``parameters_``, likewise. With both nothing is drawn.
         random_state: int, RandomState or None.
         warm_start: fit continues from the result of the last one, with one run.
         verbose: 1 shows progress on stderr, 2 a line for each iteration.
@@ -70,24 +72,37 @@ class MixtureModel(MixtureEstimator):
             max(10_000, 100 n_components).
 
     Attributes:
-        weights_: [K], float64 as everything here.
+        weights_: the mixture weights [K], float64 like all attributes.
         parameters_: list with an entry for each column, as in the table; what
             `exponential_family_e_step` takes. Probabilities and rates on the boundary are kept
             1e-12 inside of it.
         families_: tuple with the name of each column's family.
         n_categories_: [D], C of categorical columns and 0 of others.
         converged_: whether the best run stopped by tol.
-        n_iter_: its number of iterations.
+        n_iter_: the number of its iterations.
         lower_bound_: mean log-likelihood in its last E-step.
-        lower_bounds_: list of those of all its iterations.
-        n_features_in_: D.
+        lower_bounds_: the list of these values for all its iterations.
+        n_features_in_: the number of columns, D.
         feature_names_in_: column names, where X has them.
 
     A component that loses all its weight keeps its parameters with weight 0, and a
     ConvergenceWarning names it. A value outside its column's family raises a ValueError.
 
-    Without `fit`, or after it, weights_ and parameters_ may be assigned, for any number of
+    Without `fit`, or after it, ``weights_`` and ``parameters_`` may be assigned, for any number of
     components and categories; the families are those of the constructor.
+
+    Example:
+        >>> import numpy as np, latent_kernels as lk
+        >>> generator = np.random.default_rng(0)
+        >>> classes = generator.integers(2, size=1000)
+        >>> counts = generator.poisson(np.where(classes == 0, 2, 20))
+        >>> X = np.stack([counts, classes], axis=1).astype(float)
+        >>> model = lk.MixtureModel(2, families=["poisson", "bernoulli"], random_state=0).fit(X)
+        >>> np.sort(model.parameters_[0]).round()  # the rates
+        array([ 2., 20.])
+        >>> labels = model.predict(X)
+        >>> np.array_equal(labels == labels[0], classes == classes[0])
+        True
 
     """
 

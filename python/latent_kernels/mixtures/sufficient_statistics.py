@@ -29,37 +29,55 @@ class GaussianParameters(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SufficientStatistics:
-    """The expected sufficient statistics of a mixture, from one of the E-steps.
+    r"""The expected sufficient statistics of a mixture, as the E-steps return them.
 
-    With responsibilities r_ik (times the sample weights) and one anchor a_k for each component, the
-    previous mean:
+    With responsibilities r (times the sample weights) and an anchor a_k for each component, which
+    is its previous mean:
 
-        counts N_k = sum_i r_ik,   first = sum_i r_ik (x_i - a_k),
-        second = sum_i r_ik (x_i - a_k)(x_i - a_k)^T
+    .. math::
+        \text{counts}_k = \sum_i r_{ik}, \qquad \text{first}_k = \sum_i r_{ik} (x_i - a_k), \qquad
+        \text{second}_k = \sum_i r_{ik} (x_i - a_k)(x_i - a_k)^T
 
-    Sums about an anchor near the data keep their digits where E[x^2] - E[x]^2 has none left. They
+    Sums about an anchor near the data keep their precision where E[x^2] - E[x]^2 would cancel. They
     are float64.
 
     Args:
         covariance_type: "full", "tied", "diag" or "spherical".
         log_likelihood: sum_i w_i log p(x_i), in nats, of the parameters that the E-step was given.
         total_weight: sum of the sample weights.
-        counts: [K].
+        counts: the weight of each component, [K].
         observed: [K, D], the weight of the rows in which a column is present; the counts where
             nothing is missing, and for "full" and "tied", whose sums are completed by their
             expectations.
-        anchor: [K, D].
-        first: [K, D].
+        anchor: the anchors, [K, D].
+        first: the first sums, [K, D].
         second: [K, D, D] full, [D, D] tied (summed over components), [K, D] diag and spherical (the
             squares alone).
         features: [K, F], sum_i r_ik phi(x_i) over the columns of other families; F = 0 if there are
             none.
         features_observed: [K, C], the weight of the rows in which such a column is present.
-        feature_starts: [C + 1], the features of column c are feature_starts[c]:feature_starts[c +
-            1].
+        feature_starts: [C + 1]; column c has the features
+            ``feature_starts[c]:feature_starts[c + 1]``.
 
-    `a + b` is the statistics of both sets of rows and needs the same anchors; `a.about(b.anchor) +
-    b` always works. `a * c` weights every row by c. All are exact up to float64 rounding.
+    ``a + b`` is the statistics of both sets of rows and needs the same anchors; ``a.about(b.anchor)
+    + b`` always works. ``a * c`` weights every row by c. All are exact up to float64 rounding.
+
+    Example:
+        >>> import numpy as np, latent_kernels as lk
+        >>> X = np.arange(8.0).reshape(4, 2)
+        >>> parameters = [1.0], [[3.0, 4.0]], [[5.0, 5.0]]
+        >>> a, b = lk.gaussian_e_step(X[:2], *parameters), lk.gaussian_e_step(X[2:], *parameters)
+        >>> weights, means, variances = (a + b).m_step()
+        >>> means.tolist(), variances.tolist()
+        ([[3.0, 4.0]], [[5.0, 5.0]])
+        >>> moved = a.about(np.zeros((1, 2)))  # sums of x and x^2 themselves
+        >>> moved.first.tolist(), a.has_shapes_of(moved)
+        ([[2.0, 4.0]], True)
+        >>> total = a.from_vector(a.to_vector() + b.to_vector())  # as an all-reduce does it
+        >>> np.array_equal(total.first, (a + b).first)
+        True
+        >>> a.mean_parameters().shape  # no columns of other families
+        (1, 0)
 
     """
 

@@ -48,15 +48,16 @@ class DictionaryLearning(SparseTransformer):
         \min_{D, Z} \sum_i \tfrac12 \lVert x_i - z_i D \rVert^2 + \alpha \lVert z_i \rVert_1,
         \qquad \lVert d_k \rVert = 1
 
-    A batch is coded by `latent_kernels.sparse_encode`, its codes go into A = sum z^T z and B = sum
-    z^T x (float64), and one pass of block coordinate descent over the atoms follows. Batches count
-    less the longer ago they came, by the factors of Mairal et al.; from its second pass on, `fit`
-    puts a batch's new codes in the place of its old ones instead (it keeps them, sparse): the
-    objective of all rows as they were last coded then falls with every step. Norms are 1, not at
-    most 1 as there: a shorter atom made longer only lowers the objective. An atom that no code has
-    used in 10 n_components rows is replaced by the row of the batch that is coded worst.
+    A batch is coded by `latent_kernels.sparse_encode`, its codes are added to A = sum z^T z and
+    B = sum z^T x (float64), and one pass of block coordinate descent over the atoms follows. In the
+    first pass older batches count less, by the factors of Mairal et al. From its second pass on,
+    `fit` replaces a batch's old codes (which it keeps, sparse) by its new ones in A and B: the
+    objective of all rows as they were last coded then falls with every step. Atoms have norm 1,
+    whereas Mairal et al. allow at most 1: scaling a shorter atom up only lowers the objective. An
+    atom that no code has used in 10 n_components rows is replaced by the worst coded row of the
+    batch.
 
-    Arguments are those of sklearn.decomposition.DictionaryLearning and have its meaning; max_iter,
+    The arguments have the names and meanings of sklearn.decomposition.DictionaryLearning; max_iter,
     tol and fit_algorithm have other defaults. `MiniBatchDictionaryLearning` keeps no codes.
 
     With an encoder F the objective is that of predictive sparse decomposition,
@@ -66,26 +67,27 @@ class DictionaryLearning(SparseTransformer):
         + \tfrac\kappa2 \lVert z_i - F(x_i) \rVert^2,
 
     whose codes are those of a Lasso too; a step of Adam on F follows each batch.
-    transform_algorithm="encoder" is then the fast path; `SparseCoder(model.components_,
-    encoder=model.encoder_)` starts solvers from it.
+    ``transform_algorithm="encoder"`` is then the fast path, and
+    ``SparseCoder(model.components_, encoder=model.encoder_)`` starts solvers from its codes.
 
     Args:
         n_components: the number of atoms; None for the number of columns.
         alpha: >= 0.
         max_iter: the maximum number of passes over X, >= 1.
-        fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`. "lars" too, scikit-learn's name
-            for another way to the same codes, is "cd"; positive codes are no exception.
-        batch_size: rows of a batch.
-        shuffle: whether batches are of rows in random order, drawn once; else of X's.
+        fit_algorithm: "cd", "fista" or "ista", of `sparse_encode`. "lars", scikit-learn's name for
+            another way to the same codes, is "cd" here, for positive codes too.
+        batch_size: the number of rows in a batch.
+        shuffle: whether the rows are put into a random order, once, before they are cut into
+            batches.
         dict_init: [n_components, n_features] to start from, made to have norm 1; None for random
             rows of X.
         code_init: [N, n_components], the codes from which the first pass starts; only used beside
             dict_init.
         callback: a function that is called after every fifth pass, the first one too, with a dict:
-            "ii", the pass from 0; "dictionary", "errors" (see error_) and "current_cost", the last
-            of them.
+            "ii", the pass from 0; "dictionary"; "errors", as ``error_``; and "current_cost", the
+            last of these.
         transform_algorithm: "omp", "cd" (or "lasso_cd"), "fista", "ista", "lasso_lars", "lars",
-            "threshold", as in `SparseCoder`; "encoder" for the codes of encoder_.
+            "threshold", as in `SparseCoder`; "encoder" for the codes of ``encoder_``.
         transform_n_nonzero_coefs: atoms of a row for "omp" and "lars"; None for n_features / 10 but
             at least 1.
         transform_alpha: of the Lasso or the threshold; None for alpha.
@@ -117,14 +119,28 @@ class DictionaryLearning(SparseTransformer):
         n_steps_: batches seen.
         n_features_in_, feature_names_in_: columns of X, and their names where it has them.
 
-    float32 stays float32 all the way, except for A, B and the update of the atoms. The same
+    float32 data are computed in float32, except for A, B and the update of the atoms. The same
     random_state gives the same result, for a given number of threads. A ConvergenceWarning is
     raised if max_iter passes were not enough.
 
-    Source: Mairal, Bach, Ponce, Sapiro, "Online dictionary learning for sparse coding" (2009),
-    algorithms 1 and 2, section 3.4; Mairal, "Incremental majorization-minimization optimization"
-    (2015) for what later passes do; Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding
-    algorithms with applications to object recognition" (2008).
+    Source:
+        Mairal, Bach, Ponce, Sapiro, "Online dictionary learning for sparse coding" (2009),
+        algorithms 1 and 2, section 3.4; Mairal, "Incremental majorization-minimization
+        optimization" (2015) for what later passes do; Kavukcuoglu, Ranzato, LeCun, "Fast inference
+        in sparse coding algorithms with applications to object recognition" (2008).
+
+    Example:
+        >>> import numpy as np, latent_kernels as lk
+        >>> generator = np.random.default_rng(0)
+        >>> X = generator.normal(size=(200, 8))
+        >>> model = lk.DictionaryLearning(
+        ...     12, alpha=0.5, tol=0.01, transform_algorithm="cd", random_state=0
+        ... ).fit(X)
+        >>> codes = model.transform(X)
+        >>> model.components_.shape, codes.shape, model.inverse_transform(codes).shape
+        ((12, 8), (200, 12), (200, 8))
+        >>> model.objectives_[-1] < model.objectives_[0]
+        True
 
     """
 
@@ -272,10 +288,10 @@ class DictionaryLearning(SparseTransformer):
         return codes.astype(data.dtype, copy=False)
 
     def partial_fit(self: Self, X: Any, y: Any = None) -> Self:
-        """Do one step on one batch, of any number of rows.
+        """Take one step on one batch, of any number of rows.
 
-        The first one begins a dictionary, unless `fit` has. Over the batches of `fit`, from the
-        same dictionary, this is its first pass.
+        The first call starts a dictionary, unless `fit` has done so. Called with the batches of
+        `fit` one after the other, from the same dictionary, it is the first pass of `fit`.
 
         Args:
             X: [N, n_features], as in `fit`; converted to the dtype of the present dictionary.
@@ -283,6 +299,16 @@ class DictionaryLearning(SparseTransformer):
 
         Raises:
             ValueError: as in `fit`.
+
+        Example:
+            >>> import numpy as np, latent_kernels as lk
+            >>> generator = np.random.default_rng(0)
+            >>> model = lk.DictionaryLearning(12, alpha=0.5, random_state=0)
+            >>> for _ in range(3):
+            ...     model = model.partial_fit(generator.normal(size=(50, 8)))
+            ...
+            >>> model.components_.shape, model.n_steps_
+            ((12, 8), 3)
 
         """
         self._check_settings()
@@ -381,7 +407,7 @@ class DictionaryLearning(SparseTransformer):
         return self._split(codes.numpy())
 
     def inverse_transform(self, X: Any) -> Array:
-        """Return the rows Z D [N, n_features] of codes Z, as transform has them, in their dtype."""
+        """Return the rows Z D [N, n_features] of codes Z from `transform`, in the dtype of Z."""
         check_is_fitted(self, "components_")
         return self._restored(X, self.components_)
 

@@ -138,14 +138,24 @@ def sparse_encode(
         rounding and rounded up. Rows of x that hold NaN or infinity give NaN in both.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong. Values of tensors are checked on
-            the CPU only.
+        TypeError, ValueError: an argument is wrong; the message names it. Values of tensors are
+            checked on the CPU only.
 
-    Source: Tibshirani, "Regression shrinkage and selection via the Lasso" (1996); Beck and
-    Teboulle, "A fast iterative shrinkage-thresholding algorithm" (2009); O'Donoghue and Candes,
-    "Adaptive restart for accelerated gradient schemes" (2015), gradient scheme; Friedman, Hastie
-    and Tibshirani, "Regularization paths for generalized linear models via coordinate descent"
-    (2010); Massias, Gramfort and Salmon, "Celer" (2018), working sets.
+    Source:
+        Tibshirani, "Regression shrinkage and selection via the Lasso" (1996); Beck and Teboulle, "A
+        fast iterative shrinkage-thresholding algorithm" (2009); O'Donoghue and Candes, "Adaptive
+        restart for accelerated gradient schemes" (2015), gradient scheme; Friedman, Hastie and
+        Tibshirani, "Regularization paths for generalized linear models via coordinate descent"
+        (2010); Massias, Gramfort and Salmon, "Celer" (2018), working sets.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> D = torch.eye(3)
+        >>> lk.sparse_encode(torch.tensor([[3.0, -0.5, 0.0]]), D, algorithm="cd", alpha=1.0)
+        tensor([[2., 0., 0.]])
+        >>> codes, gap = lk.sparse_encode(lk.normal((5, 3), seed=0), D, alpha=1.0, return_gap=True)
+        >>> codes.shape, gap.shape
+        (torch.Size([5, 3]), torch.Size([5]))
 
     """
     if isinstance(x, np.ndarray):

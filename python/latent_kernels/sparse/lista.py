@@ -72,11 +72,19 @@ def lista_encode(
         z_T [..., n] in the dtype that the tensors promote to.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong; also for weights that are not
-            finite (on the CPU).
+        TypeError, ValueError: an argument is wrong, or weights are not finite (on the CPU); the
+            message names it.
 
-    Source: Gregor and LeCun, "Learning fast approximations of sparse coding" (2010); Ablin et al.,
-    "Learning step sizes for unfolded sparse coding" (2019).
+    Source:
+        Gregor and LeCun, "Learning fast approximations of sparse coding" (2010); Ablin et al.,
+        "Learning step sizes for unfolded sparse coding" (2019).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> D, alpha = torch.eye(3), 1.0  # L = 1: one step of ISTA reaches the optimum
+        >>> W, S = D.T, torch.eye(3) - D @ D.T
+        >>> lk.lista_encode(torch.tensor([[3.0, -0.5, 0.0]]), W, S, alpha, n_layers=2)
+        tensor([[2., 0., 0.]])
 
     """
     named = {"x": x, "weight": weight, "recurrent": recurrent, "bias": bias, "initial": initial}
@@ -128,12 +136,19 @@ def coupled_lista_encode(
         z_T [..., n] in the dtype that the tensors promote to.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong; also for weights that are not
-            finite (on the CPU).
+        TypeError, ValueError: an argument is wrong, or weights are not finite (on the CPU); the
+            message names it.
 
-    Source: Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical
-    weights and thresholds" (2018); Liu et al., "ALISTA: analytic weights are as good as learned
-    weights in LISTA" (2019).
+    Source:
+        Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical
+        weights and thresholds" (2018); Liu et al., "ALISTA: analytic weights are as good as learned
+        weights in LISTA" (2019).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> D = torch.eye(3)
+        >>> lk.coupled_lista_encode(torch.tensor([[3.0, -0.5, 0.0]]), D, D.T, 1.0, n_layers=2)
+        tensor([[2., 0., 0.]])
 
     """
     named = {"x": x, "weight": weight, "dictionary": dictionary, "initial": initial}

@@ -63,12 +63,21 @@ def orthogonal_matching_pursuit(
         NaN or infinity give NaN.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong. Values of tensors are checked on
-            the CPU only.
+        TypeError, ValueError: an argument is wrong; the message names it. Values of tensors are
+            checked on the CPU only.
 
-    Source: Pati, Rezaiifar and Krishnaprasad, "Orthogonal matching pursuit" (1993); Rubinstein,
-    Zibulevsky and Elad, "Efficient implementation of the K-SVD algorithm using batch orthogonal
-    matching pursuit" (2008).
+    Source:
+        Pati, Rezaiifar and Krishnaprasad, "Orthogonal matching pursuit" (1993); Rubinstein,
+        Zibulevsky and Elad, "Efficient implementation of the K-SVD algorithm using batch orthogonal
+        matching pursuit" (2008).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> x = torch.tensor([[3.0, -0.5, 2.0]])
+        >>> lk.orthogonal_matching_pursuit(x, torch.eye(3), n_nonzero_coefs=2)
+        tensor([[3., 0., 2.]])
+        >>> lk.orthogonal_matching_pursuit(x, torch.eye(3), tol=5.0)  # ||x - z D||^2 <= 5
+        tensor([[3., 0., 0.]])
 
     """
     if isinstance(x, np.ndarray):

@@ -25,12 +25,11 @@ class SparseCoder(SparseTransformer):
 
     They are computed by `latent_kernels.sparse_encode`, or predicted by an encoder that was trained
     for it: the fast path. Arguments are those of sklearn.decomposition.SparseCoder, with the same
-    defaults. Atoms need not have norm 1, though "omp" and "threshold" compare them as they are. The
-    codes are the work of transform: fit only checks X.
+    defaults. Atoms need not have norm 1, though "omp" and "threshold" compare them as they are.
+    `transform` computes the codes; `fit` only checks X.
 
     Args:
-        dictionary: D [n_components, n_features], finite; an array, or a
-            tensor on the CPU.
+        dictionary: D [n_components, n_features], finite; an array, or a tensor on the CPU.
         transform_algorithm: "omp", orthogonal matching pursuit; "cd" (or "lasso_cd", scikit-learn's
             name for it), "fista" or "ista", solvers of the Lasso; "lasso_lars", the Lasso without a
             tolerance; "lars"; "threshold"; "encoder" for the encoder's codes as they are. See
@@ -44,8 +43,8 @@ class SparseCoder(SparseTransformer):
         transform_max_iter: the maximum number of iterations of the Lasso's solvers; 0 leaves the
             start as it is.
         transform_tol: a row is done when its duality gap is at most transform_tol * 0.5 ||x||^2.
-        positive_code: codes >= 0 only, not for "omp" and "lars"; negative ones of an encoder become
-            0.
+        positive_code: whether codes must be >= 0, not for "omp" and "lars"; negative codes of an
+            encoder become 0.
         encoder: a trained `LISTA`, `LCoD` or `PSDEncoder`, or any module or function that maps a
             tensor [N, n_features] to codes [N, n_components]. The solvers "cd", "fista" and "ista"
             then start from its codes instead of 0: with transform_max_iter=5 they refine them a
@@ -58,11 +57,22 @@ class SparseCoder(SparseTransformer):
         n_features_in_: columns of X. Both exist after `fit`.
         feature_names_in_: column names, where X has them.
 
-    float32 rows are coded in float32 and give float32 codes, whatever the dictionary's dtype; all
-    else is float64.
+    float32 rows are coded in float32 and give float32 codes, whatever the dictionary's dtype; other
+    dtypes are converted to float64.
 
-    Source: as `sparse_encode`; Gregor and LeCun, "Learning fast approximations of sparse coding"
-    (2010).
+    Source:
+        The sources of `sparse_encode`; Gregor and LeCun, "Learning fast approximations of sparse
+        coding" (2010), for encoders.
+
+    Example:
+        >>> import numpy as np, latent_kernels as lk
+        >>> coder = lk.SparseCoder(np.eye(3), transform_algorithm="cd", transform_alpha=1.0)
+        >>> X = np.array([[3.0, -0.5, 0.0]])
+        >>> codes = coder.fit(X).transform(X)
+        >>> codes.round(6) + 0.0
+        array([[2., 0., 0.]])
+        >>> coder.inverse_transform(codes).shape
+        (1, 3)
 
     """
 
@@ -136,7 +146,7 @@ class SparseCoder(SparseTransformer):
         return self._split(codes)
 
     def inverse_transform(self, X: Any) -> Array:
-        """Return the rows Z D [N, n_features] of codes Z, as transform has them, in their dtype."""
+        """Return the rows Z D [N, n_features] of codes Z from `transform`, in the dtype of Z."""
         return self._restored(X, self._checked_dictionary())
 
     def _checked_dictionary(self) -> Array:

@@ -24,14 +24,14 @@ BOUND_ESTIMATORS = ("iwae", "vimco", "stl", "dreg")
 def importance_bound(
     log_w: Tensor, *, estimator: str = "iwae", z: Tensor | None = None, log_q: Tensor | None = None
 ) -> Tensor:
-    r"""The importance-weighted bound of log p(x), with the gradient of one of four estimators.
+    r"""Return the importance-weighted bound of log p(x), with one of four gradient estimators.
 
     .. math::
         L_S = \log \frac1S \sum_s w_s \le \log p(x), \qquad \tilde w_s = w_s / \sum_r w_r
 
-    The value is the same for all; S = 1 gives log w itself. Backward puts the normalised weights w~
-    into log_w, so that a model's parameters theta in log p(x, z) always get sum_s w~_s d log p(x,
-    z_s) / d theta, and beyond that:
+    The value is the same for all four; S = 1 gives log w itself. The gradient of log_w is the
+    normalised weights w~, so that a model's parameters theta in log p(x, z) always get sum_s w~_s d
+    log p(x, z_s) / d theta. The estimators differ in the gradient of q's parameters:
 
     ========= ============================= ====================================================
     estimator what log_w must be made of    the gradient of q's parameters phi
@@ -39,7 +39,7 @@ def importance_bound(
     "iwae"    z reparameterized, log q(z)   sum_s w~_s d log w_s / d phi, the total derivative;
               with its gradients            unbiased, but for many samples its signal-to-noise
                                             ratio falls like 1 / sqrt(S)
-    "stl"     z, log_q =                    the same along z alone: zero where q is the
+    "stl"     z, log_q =                    the same, along z alone: zero where q is the
               q.rsample_log_prob(S,         posterior. Biased for S > 1, as "sticking the
               path_derivative=True)         landing" leaves out a term that has mean zero only
                                             for S = 1
@@ -62,26 +62,39 @@ def importance_bound(
     Args:
         log_w: [S, ...], float32, float64, bfloat16 or float16; -inf for a weight of zero.
         estimator: "iwae", "vimco", "stl" or "dreg".
-        z: for "dreg" the samples [S, ..., D] that log_w was computed from, as `rsample_log_prob`
-            returned them. Backward scales the whole gradient that reaches z by w~ (by a hook on
-            this very tensor, not a view of it), and with it that of any other term of a loss that
-            is computed from z: give such a term a z.clone() made before. One bound for each z;
-            another one to look at goes under no_grad.
-        log_q: for "vimco" log q(z_s) [S, ...], the very tensor that log_w was computed with. It
-            gets a gradient and is not read.
+        z: for "dreg", the samples [S, ..., D] that log_w was computed from, as `rsample_log_prob`
+            returned them (not a view of them). A hook scales the whole gradient that reaches z by
+            w~, also that of other terms of a loss that are computed from z: compute such terms from
+            a z.clone() made before this call. Each z serves one bound; compute others, which are
+            only looked at, under torch.no_grad().
+        log_q: for "vimco", log q(z_s) [S, ...], the same tensor object that log_w was computed
+            with. It gets a gradient; its values are not used.
 
     Returns:
         The bound [...] in nats, float32 for half-precision inputs. NaN where a log-weight is NaN;
         -inf where all weights are zero, with a gradient of NaN.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016); Mnih and
-    Rezende, "Variational inference for Monte Carlo objectives" (2016); Roeder, Wu and Duvenaud,
-    "Sticking the landing" (2017); Rainforth et al., "Tighter variational bounds are not necessarily
-    better" (2018); Tucker, Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators for
-    Monte Carlo objectives" (2019).
+    Source:
+        Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016); Mnih and
+        Rezende, "Variational inference for Monte Carlo objectives" (2016); Roeder, Wu and Duvenaud,
+        "Sticking the landing" (2017); Rainforth et al., "Tighter variational bounds are not
+        necessarily better" (2018); Tucker, Lawson, Gu and Maddison, "Doubly reparameterized
+        gradient estimators for Monte Carlo objectives" (2019).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> q = lk.DiagonalGaussian(torch.zeros(3, 2, requires_grad=True), torch.zeros(3, 2))
+        >>> z, log_q = q.rsample_log_prob(50, seed=0, path_derivative=True)
+        >>> log_w = lk.gaussian_log_prob(z, 1.0, 0.0) - log_q
+        >>> bound = lk.importance_bound(log_w, estimator="dreg", z=z)
+        >>> bound.shape
+        torch.Size([3])
+        >>> bound.sum().backward()
+        >>> q.mean.grad.shape
+        torch.Size([3, 2])
 
     """
     _checks.log_weights(log_w)
@@ -118,16 +131,17 @@ def elbo(
     entropy: Tensor | None = None,
     log_q: Tensor | None = None,
 ) -> Tensor:
-    r"""The evidence lower bound, averaged over S samples, from one of three forms of its second
-    term.
+    r"""Return the evidence lower bound, averaged over S samples, in one of three forms.
+
+    The argument that is given besides log_p selects the form:
 
     ========= ===================================== ============================================
-    `kl`      mean_s log p(x\|z_s) - KL(q || p(z))  log_p is the likelihood; the prior's part is
-                                                    exact
-    `entropy` mean_s log p(x, z_s) + H(q)           log_p is the joint; q's part is exact
-    `log_q`   mean_s [log p(x, z_s) - log q(z_s)]   log_p is the joint; nothing is exact, but
-                                                    where q is the posterior every sample gives
-                                                    log p(x) itself
+    `kl`      mean_s log p(x\|z_s) - KL(q || p(z))  log_p is the likelihood; the KL to the prior
+                                                    is exact
+    `entropy` mean_s log p(x, z_s) + H(q)           log_p is the joint; q's entropy is exact
+    `log_q`   mean_s [log p(x, z_s) - log q(z_s)]   log_p is the joint; every term is estimated,
+                                                    but where q is the posterior each sample
+                                                    gives log p(x) itself
     ========= ===================================== ============================================
 
     Args:
@@ -140,9 +154,17 @@ def elbo(
         The bound [...] in nats, float32 for half-precision inputs.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 6 and 7.
+    Source:
+        Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 6 and 7.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> z, kl = lk.rsample_kl(torch.zeros(3, 2), 0.0, num_samples=4, seed=0)
+        >>> log_likelihood = lk.bernoulli_log_prob(torch.ones(3, 2), z)
+        >>> lk.elbo(log_likelihood, kl=kl).shape
+        torch.Size([3])
 
     """
     given = {
@@ -169,7 +191,7 @@ def elbo(
 
 
 def _wanted(name: str, x: Tensor | None, estimator: str, user: str) -> None:
-    """The argument that one estimator needs, and the others have no use for."""
+    """Check an argument that one estimator needs and the others do not take."""
     if (x is not None) == (estimator == user):
         return
     if x is None:
@@ -178,10 +200,10 @@ def _wanted(name: str, x: Tensor | None, estimator: str, user: str) -> None:
 
 
 class _ScaleByWeights:
-    """A hook of z, and those by which it knows what a backward pass differentiates.
+    """A hook of z that scales its gradient by the weights.
 
-    What reaches z is scaled, but for the derivatives of what was scaled before: the weights are
-    constants in them.
+    Derivatives of a gradient that was scaled before are not scaled again: the weights are constants
+    in them. Further hooks, on the bound, tell which of the two a backward pass differentiates.
     """
 
     def __init__(self, weights: Tensor):

@@ -2,8 +2,8 @@
 their logits.
 
 Leading dimensions broadcast. Each is one pass over memory forward and one backward. Parameters that
-lack dimensions of the values, [..., D] under [S, ..., D] or a single row [D], are read where they
-lie, and their gradients are summed in the kernel.
+lack dimensions of the values, [..., D] with [S, ..., D] or a single row [D], are not expanded in
+memory, and their gradients are summed in the kernel.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor | float, logvar: Tensor | float) -> Tensor:
-    """log N(z; mean, e^logvar), summed over the last dimension.
+    r"""Return log N(z; mean, e^logvar), summed over the last dimension.
 
-    -1/2 sum_d [ln 2 pi + logvar + (z - mean)^2 e^-logvar]. The three inputs broadcast; where one
-    lacks the leading dimensions of the others (parameters [..., D] under samples [S, ..., D], or
-    one row [D] for all, such as a learned variance of each pixel) it is read where it lies and its
-    gradient is summed in the kernel. Second derivatives and forward mode differentiate the formula
-    in plain torch.
+    .. math::
+        -\tfrac12 \sum_d \ln 2\pi + l + (z - \mu)^2 e^{-l}
+
+    The three inputs broadcast. An input that lacks the leading dimensions of the others (parameters
+    [..., D] with samples [S, ..., D], or one row [D] for all, such as a learned variance of each
+    pixel) is not expanded in memory, and its gradient is summed in the kernel. Second derivatives
+    and forward mode differentiate the formula in plain torch.
 
     Args:
         z: [S, ..., D] or [..., D], float32, float64, bfloat16 or float16.
@@ -42,40 +44,63 @@ def gaussian_log_prob(z: Tensor, mean: Tensor | float, logvar: Tensor | float) -
         inputs.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix C.2.
+    Source:
+        Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix C.2.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> z = torch.zeros(5, 3, 2)
+        >>> log_p = lk.gaussian_log_prob(z, torch.zeros(2), 0.0)
+        >>> log_p.shape
+        torch.Size([5, 3])
+        >>> round(log_p[0, 0].item(), 4)  # -ln(2 pi), for D = 2
+        -1.8379
 
     """
     return _log_density(GAUSSIAN, {"z": z, "mean": mean, "logvar": logvar})
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor | float) -> Tensor:
-    """Log-probability of x under Bernoulli variables with P(1) = sigmoid(logits), summed over the
-    last dimension.
+    r"""Return the log-probability of x under Bernoulli variables, summed over the last dimension.
 
-    sum_d [x l - ln(1 + e^l)], computed as -sum_d [w |l| + ln(1 + e^-|l|)] with w = 1 - x where l >
-    0, else x: right to a few ulp for every logit, infinite ones too. x may be grey values in [0,
-    1], as is usual for images: the sum is then the negative cross-entropy and no normalized density
-    of x. Values outside [0, 1] are not refused; the formula is evaluated as it stands. The gradient
-    of logits is x - sigmoid(l), that of x is l. Second derivatives and forward mode differentiate
-    the formula in plain torch.
+    .. math::
+        \sum_d x l - \ln(1 + e^l) = -\sum_d w |l| + \ln(1 + e^{-|l|}), \qquad
+        w = 1 - x \text{ where } l > 0, \text{ else } x
+
+    with P(x = 1) = sigmoid(l), l = logits. It is computed in the second form, accurate to a few
+    units in the last place for every logit, infinite ones too. x may hold grey values in [0, 1], as
+    is usual for images: the sum is then the negative cross-entropy, not a normalized density of x.
+    Values outside [0, 1] are not refused; the formula is evaluated as it stands. The gradient of
+    logits is x - sigmoid(l), that of x is l. Second derivatives and forward mode differentiate the
+    formula in plain torch.
 
     Args:
         x: [..., D], float32, float64, bfloat16 or float16; or bool or integers, which are converted
             to logits' dtype.
-        logits: broadcast with x; one that lacks leading dimensions of the other (images [B, D]
-            under decoded samples [S, B, D], or one row [D] for all) is read where it lies and its
-            gradient is summed in the kernel. Also a number or a 0-d tensor.
+        logits: broadcast with x; also a number or a 0-d tensor. An input that lacks leading
+            dimensions of the other (images [B, D] with decoded samples [S, B, D], or one row [D]
+            for all) is not expanded in memory, and its gradient is summed in the kernel.
 
     Returns:
         The log-probability in nats, of the broadcast shape without D; float32 for half-precision
         inputs.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix C.1.
+    Source:
+        Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix C.1.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> x = torch.tensor([[0.0, 1.0, 1.0]])
+        >>> log_p = lk.bernoulli_log_prob(x, torch.zeros(4, 1, 3))
+        >>> log_p.shape
+        torch.Size([4, 1])
+        >>> round(log_p[0, 0].item(), 4)  # -3 ln 2
+        -2.0794
 
     """
     if isinstance(x, Tensor) and x.dtype in _WHOLE:
@@ -107,7 +132,7 @@ def _log_density(op: Op, named: dict[str, Tensor | float]) -> Tensor:
 
 
 def _arranged(named: dict[str, Tensor | float]) -> tuple[list[Tensor], Shape, Shape]:
-    """Return the inputs in one of three shapes, `full`, its `tail` or [D]; and the two."""
+    """Return the inputs, each of shape `full`, its `tail` or [D], and those two shapes."""
     given, _ = _checks.parameters(named)
     inputs: list[Tensor] = given  # type: ignore[assignment]
     shapes = [tuple(x.shape) for x in inputs]
@@ -128,8 +153,9 @@ def _arranged(named: dict[str, Tensor | float]) -> tuple[list[Tensor], Shape, Sh
 
 
 def _shared_tail(tensors: Sequence[Tensor], full: Shape) -> Shape:
-    """The trailing shape that parameters have and samples repeat: of the shortest input with a
-    batch dimension.
+    """Return the trailing shape that the samples repeat, that of the parameters.
+
+    It is the shape of the shortest input with a batch dimension.
     """
     tail = full
     for x in tensors:
@@ -140,7 +166,7 @@ def _shared_tail(tensors: Sequence[Tensor], full: Shape) -> Shape:
 
 
 def _without_leading_ones(x: Tensor) -> Tensor:
-    """[1, B, D] is [B, D] for every sample."""
+    """Drop leading dimensions of size 1: [1, B, D] is [B, D] for every sample."""
     ones = 0
     while ones < x.dim() - 2 and x.size(ones) == 1:
         ones += 1
@@ -148,9 +174,7 @@ def _without_leading_ones(x: Tensor) -> Tensor:
 
 
 def _as_shared(x: Tensor, tail: Shape, full: Shape) -> Tensor:
-    """x in one of three shapes: `full`, `tail`, or a single row [D]; expanded where it has none of
-    them.
-    """
+    """Return x in one of three shapes, `full`, `tail` or a single row [D], expanded if needed."""
     shape = tuple(x.shape)
     if shape in (tail, full):
         return x

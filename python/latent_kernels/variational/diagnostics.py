@@ -18,16 +18,26 @@ _FEWEST_IN_TAIL = 5
 
 
 def normalized_weights(log_w: Tensor) -> Tensor:
-    """The normalised importance weights w_s / sum_r w_r, without gradient.
+    r"""Return the normalised importance weights, without gradient.
+
+    .. math::
+        \tilde w_s = w_s / \sum_r w_r
 
     Args:
         log_w: log-weights [S, ...], float32, float64, bfloat16 or float16.
 
     Returns:
-        [S, ...], which adds up to 1 over S; NaN where a log-weight is NaN or inf, or all are -inf.
+        The weights [S, ...], which add up to 1 over S; NaN where a log-weight is NaN or inf, or all
+        are -inf.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> log_w = torch.tensor([0.25, 0.75]).log()
+        >>> lk.normalized_weights(log_w + 1000)
+        tensor([0.2500, 0.7500])
 
     """
     _checks.log_weights(log_w)
@@ -35,11 +45,13 @@ def normalized_weights(log_w: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
-    """1 / sum_s w~_s^2 of the normalised weights, between 1 and S: how many samples of the
-    posterior S are worth.
+    r"""Return how many samples of the posterior the S weighted samples are worth, from 1 to S.
 
-    It sees only what was sampled: it may be large where q misses a mode, and `pareto_k` may warn
-        where it does not.
+    .. math::
+        1 / \sum_s \tilde w_s^2
+
+    with the normalised weights. It sees only what was sampled, so that it may be large where q
+    misses a mode; `pareto_k` may be large where the effective sample size raises no doubt.
 
     Args:
         log_w: log-weights [S, ...], float32, float64, bfloat16 or float16.
@@ -48,9 +60,17 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
         [...], float32 for half-precision inputs, without gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Kong, "A note on importance sampling using standardized weights" (1992).
+    Source:
+        Kong, "A note on importance sampling using standardized weights" (1992).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> lk.effective_sample_size(torch.zeros(4, 2))  # four equal weights
+        tensor([4., 4.])
+        >>> lk.effective_sample_size(torch.tensor([0.0, -1000.0, -1000.0]))  # one large weight
+        tensor(1.)
 
     """
     _checks.log_weights(log_w)
@@ -59,33 +79,40 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
-    r"""The shape k of a generalized Pareto distribution fitted to the largest weights: how heavy
-    their tail is.
+    r"""Return the shape k of a generalized Pareto distribution fitted to the largest weights.
 
-    Moments of the weights of order 1/k and above do not exist. Below 0.5 their variance is finite;
-    up to min(1 - 1 / \log_{10} S, 0.7) estimates with these weights are still dependable in
-    practice; above it they are not, and q is too narrow or in the wrong place. The tail is what the
-    M = min(S / 5, 3 \sqrt S) largest weights (rounded up) have beyond the next one; k comes from
-    Zhang and Stephens' estimator, drawn towards 0.5 with the weight of ten observations, in
-    float64.
+    It says how heavy their tail is: moments of the weights of order 1/k and above do not exist.
+    Below 0.5 their variance is finite. Up to :math:`\min(1 - 1 / \log_{10} S, 0.7)` estimates with
+    these weights are still dependable in practice; above it they are not, and q is too narrow or in
+    the wrong place. The distribution is fitted to the excesses of the
+    :math:`M = \lceil \min(S / 5, 3 \sqrt S) \rceil` largest weights over the next one, by Zhang
+    and Stephens' estimator in float64, and k is then shrunk towards 0.5 with the weight of ten
+    observations.
 
     Args:
         log_w: log-weights [S, ...], S >= 21, float32, float64, bfloat16 or float16.
 
     Returns:
-        k of shape [...], float32 for half-precision inputs, without gradient; NaN where a
-        log-weight is NaN or inf; inf where a quarter of the tail is no more than where it begins
-        but the rest is, as with a few weights that are not zero. -inf where the M + 1 largest
-        weights are equal, as all are where q is the posterior: there is nothing to fit, and weights
-        that reach their largest value so often have all moments. (R's loo gives inf there and warns
-        that it could not fit; arviz raises.)
+        k of shape [...], float32 for half-precision inputs, without gradient. NaN where a
+        log-weight is NaN or inf; inf where a quarter of the excesses are zero but not all, as when
+        only a few weights are not zero; -inf where the M + 1 largest weights are equal, as all are
+        where q is the posterior: there is nothing to fit, and such weights have all moments. (R's
+        loo gives inf there and warns that it could not fit; arviz raises.)
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024);
-    Zhang and Stephens, "A new and efficient estimation method for the generalized Pareto
-    distribution" (2009).
+    Source:
+        Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (2024); Zhang
+        and Stephens, "A new and efficient estimation method for the generalized Pareto
+        distribution" (2009).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> light = torch.linspace(0, 1, 100)
+        >>> heavy = -2 * torch.linspace(0.01, 1, 100).log()  # w = u^-2 has k = 2
+        >>> bool(lk.pareto_k(light) < 0.5), bool(lk.pareto_k(heavy) > 0.7)
+        (True, True)
 
     """
     _checks.log_weights(log_w)
@@ -104,8 +131,9 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
 
 def _fit_generalized_pareto(x: Tensor) -> Tensor:
-    """The shape k for each row of x [rows, n], float64, ascending, >= 0: a mean over a grid of b =
-    -k / sigma.
+    """Return the shape k for each row of x [rows, n], float64, ascending and >= 0.
+
+    It is a mean over a grid of b = -k / sigma.
 
     The grid's weights are the profile likelihood n (ln(-b / k(b)) - k(b) - 1), k(b) = mean ln(1 - b
     x).

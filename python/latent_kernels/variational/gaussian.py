@@ -1,9 +1,9 @@
 """Diagonal Gaussians: reparameterized samples and their KL divergence to a prior.
 
 Every function works on the last dimension D; leading dimensions are a batch. Each is one pass over
-memory forward and one backward; the noise is made from the seed in both and never stored. A
-parameter may be a number or a 0-d tensor, one for all elements, as long as mean or the deviation
-has dimensions; gradients are summed.
+memory forward and one backward; the noise is computed from the seed in both and never stored. A
+parameter may be a number or a 0-d tensor, one for all elements, as long as the mean or the
+log-variance has dimensions; its gradient is summed.
 """
 
 from __future__ import annotations
@@ -32,29 +32,31 @@ def rsample_kl(
     offset: int = 0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Samples of q = N(mean, e^logvar) by reparameterization, and KL(q || prior), in one pass.
+    r"""Return reparameterized samples of q = N(mean, e^logvar), and KL(q || prior), in one pass.
 
     .. math::
         z_s = \mu + e^{l/2} \epsilon_s, \qquad \mathrm{KL} = \tfrac12 \sum_d (\mu - \mu_0)^2
         e^{-l_0} + \psi(l - l_0), \quad \psi(d) = e^d - 1 - d
 
-    The backward pass makes the same noise again from the seed: autograd keeps the inputs and the
-    seed, nothing else. psi has its own series near 0, so that the KL is right to a few ulp and
-    never negative. Second derivatives and forward mode (torch.func.hessian, jvp) differentiate the
-    formula in plain torch, with the same noise: in plain torch's time and memory.
+    with epsilon standard normal, l = logvar, and mu_0, l_0 the prior's. The backward pass draws the
+    same noise again from the seed: autograd keeps the inputs and the seed, nothing else. A series
+    evaluates psi near 0, so that the KL is accurate to a few units in the last place and never
+    negative. Second derivatives and forward mode (torch.func.hessian, jvp) differentiate the
+    formula in plain torch, with the same noise, and take plain torch's time and memory.
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
         logvar: log sigma^2, broadcast with mean.
         num_samples: S >= 1, or None for one sample without a sample dimension.
         prior_mean: the prior's mean, broadcast to mean's shape; None for 0.
-        prior_logvar: the prior's log-variance, broadcast likewise; None for 0. Numbers and 0-d
-            tensors will do for each parameter, but not for mean and logvar both.
+        prior_logvar: the prior's log-variance, broadcast likewise; None for 0. Each parameter may
+            be a number or a 0-d tensor, except mean and logvar both.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean (for CUDA graphs:
-            advance it between replays), or None to draw one from torch's default CPU generator. One
-            seed at two calls gives one noise. `latent_kernels.noise` says what `torch.manual_seed`
-            means under torch.compile.
-        offset: the first element's place in the noise stream, to tell calls with one seed apart.
+            advance it between replays), or None to draw one from torch's default CPU generator. Two
+            calls with the same seed have the same noise. `latent_kernels.noise` says what
+            `torch.manual_seed` means under torch.compile.
+        offset: the first element's place in the noise stream, so that calls with one seed can have
+            different noise.
         generator: a torch.Generator on the CPU, or on mean's GPU, to draw the seed from in place of
             `seed`.
 
@@ -63,9 +65,22 @@ def rsample_kl(
         shape [...] in nats, float32 for half-precision inputs.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 4 and 10.
+    Source:
+        Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 4 and 10.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> mean = torch.ones(3, 2, requires_grad=True)
+        >>> z, kl = lk.rsample_kl(mean, 0.0, num_samples=5, seed=0)
+        >>> z.shape
+        torch.Size([5, 3, 2])
+        >>> kl.tolist()  # nats for each row, against N(0, 1)
+        [1.0, 1.0, 1.0]
+        >>> kl.sum().backward()
+        >>> mean.grad[0]
+        tensor([1., 1.])
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
@@ -84,7 +99,12 @@ def rsample(
     offset: int = 0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Samples z = mean + e^(logvar/2) eps of N(mean, e^logvar); see `rsample_kl`.
+    r"""Return reparameterized samples of N(mean, e^logvar).
+
+    .. math::
+        z_s = \mu + e^{l/2} \epsilon_s, \qquad \epsilon_s \sim \mathcal N(0, 1)
+
+    `rsample_kl` says more about the noise and the derivatives.
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
@@ -98,9 +118,18 @@ def rsample(
         z of shape [S, ..., D], or [..., D] where num_samples is None.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), equation 4.
+    Source:
+        Kingma and Welling, "Auto-encoding variational Bayes" (2014), equation 4.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> z = lk.rsample(torch.zeros(3, 2), torch.zeros(3, 2), num_samples=5, seed=0)
+        >>> z.shape
+        torch.Size([5, 3, 2])
+        >>> torch.equal(z, lk.normal((5, 3, 2), seed=0))  # the noise itself for mean 0, variance 1
+        True
 
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
@@ -120,16 +149,15 @@ def rsample_log_prob(
     path_derivative: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Samples of q = N(mean, e^logvar) by reparameterization, and their log-densities log q(z), in
-    one pass.
+    r"""Return reparameterized samples of q = N(mean, e^logvar), and log q(z), in one pass.
 
     .. math::
         z_s = \mu + e^{l/2} \epsilon_s, \qquad
         \log q(z_s) = -\tfrac12 \sum_d \ln 2\pi + l + \epsilon_s^2
 
-    log q comes from eps, not from z: nothing is divided by sigma, and half precision of z costs it
-    no digit. It is the first step of an importance-weighted bound, whose weights are p(x, z) /
-    q(z).
+    log q is computed from epsilon, not from z: nothing is divided by sigma, and z in half precision
+    costs no accuracy. It is the first step of an importance-weighted bound, whose weights are
+    p(x, z) / q(z).
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
@@ -137,26 +165,36 @@ def rsample_log_prob(
         num_samples: S >= 1, or None for one sample without a sample dimension.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean, or None to draw one.
         offset: the first element's place in the noise stream.
-        path_derivative: which gradient log q has. False: the total derivative by the parameters, of
-            log q(z_s) as the function -1/2 sum_d logvar + constant that it is once z_s moves with
-            them; differentiating it by z gives nothing, for which there is `gaussian_log_prob`.
-            True: the derivative by z alone, the parameters of the density held fixed: -eps / sigma
-            reaches z, beside whatever else does, and through z the parameters. A hook on z sees the
-            sum. The gradient of log p(z) - log q(z) then has no variance where q = p. Second
-            derivatives hold those parameters fixed, too.
+        path_derivative: which gradient log q has. False: the total derivative by the parameters.
+            Since z_s moves with them, log q(z_s) is -1/2 sum_d logvar plus a constant, and its
+            gradient by z is zero (`gaussian_log_prob` has one). True: the derivative along z alone,
+            with the parameters of the density held fixed: -epsilon / sigma is added to the gradient
+            of z, and reaches the parameters through z. A hook on z sees the sum. The gradient of
+            log p(z) - log q(z) then has no variance where q = p. Second derivatives hold those
+            parameters fixed, too.
         generator: a torch.Generator to draw the seed from, in place of `seed`.
 
     Returns:
         z of shape [S, ..., D], or [..., D] where num_samples is None, in the inputs' dtype; log_q
-        of shape [S, ...] or [...] in nats, float32 for half-precision inputs. Both have the same
-        bits with either derivative.
+        of shape [S, ...] or [...] in nats, float32 for half-precision inputs. Neither depends on
+        path_derivative.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Roeder, Wu and Duvenaud, "Sticking the landing" (2017), for the path derivative; Tucker,
-    Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators" (2019), for what else is
-    built on it.
+    Source:
+        Roeder, Wu and Duvenaud, "Sticking the landing" (2017), for the path derivative; Tucker,
+        Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators" (2019), for what else
+        is built on it.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> mean, logvar = torch.ones(3, 2), torch.zeros(3, 2)
+        >>> z, log_q = lk.rsample_log_prob(mean, logvar, num_samples=5, seed=0)
+        >>> z.shape, log_q.shape
+        (torch.Size([5, 3, 2]), torch.Size([5, 3]))
+        >>> torch.allclose(log_q, lk.gaussian_log_prob(z, mean, logvar))
+        True
 
     """
     path_derivative = _checks.flag("path_derivative", path_derivative)
@@ -181,9 +219,7 @@ def rsample_scale(
     offset: int = 0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Samples z = mean + scale eps: `rsample` for those who hold sigma and not its logarithm
-    (`FusedNormal`).
-    """
+    """Return samples z = mean + scale epsilon: `rsample` with sigma in place of its logarithm."""
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
     dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, None, scale, None, None)
@@ -198,26 +234,37 @@ def gaussian_kl(
     prior_mean: Tensor | float | None = None,
     prior_logvar: Tensor | float | None = None,
 ) -> Tensor:
-    """KL(N(mean, e^logvar) || N(prior_mean, e^prior_logvar)), summed over the last dimension.
+    r"""Return KL(N(mean, e^logvar) || prior), summed over the last dimension.
 
-    1/2 sum_d (mean - prior_mean)^2 e^-prior_logvar + psi(logvar - prior_logvar), psi(d) = e^d - 1 -
-    d; right to a few ulp for every logvar, and never negative. Second derivatives (a Fisher-vector
-    product, for one) differentiate the formula in plain torch.
+    .. math::
+        \tfrac12 \sum_d (\mu - \mu_0)^2 e^{-l_0} + \psi(l - l_0), \quad \psi(d) = e^d - 1 - d
+
+    with the prior N(mu_0, e^l_0). It is accurate to a few units in the last place for every logvar,
+    and never negative. Second
+    derivatives (as in a Fisher-vector product) differentiate the formula in plain torch.
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
         logvar: log sigma^2, broadcast with mean.
         prior_mean: the prior's mean, broadcast to mean's shape; None for 0.
-        prior_logvar: the prior's log-variance, broadcast likewise; None for 0. Numbers and 0-d
-            tensors will do for each parameter, but not for mean and logvar both.
+        prior_logvar: the prior's log-variance, broadcast likewise; None for 0. Each parameter may
+            be a number or a 0-d tensor, except mean and logvar both.
 
     Returns:
         kl of shape [...] in nats, float32 for half-precision inputs.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix B.
+    Source:
+        Kingma and Welling, "Auto-encoding variational Bayes" (2014), appendix B.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> lk.gaussian_kl(torch.ones(2, 3), 0.0)
+        tensor([1.5000, 1.5000])
+        >>> lk.gaussian_kl(torch.ones(2, 3), 0.0, prior_mean=1.0)
+        tensor([0., 0.])
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
@@ -234,7 +281,7 @@ def _parameters(
     prior_logvar: Tensor | float | None,
     second: str = "logvar",
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Checked, of one dtype, and all of the shape that mean and deviation broadcast to."""
+    """Return the parameters checked, in one dtype and in the shape that they broadcast to."""
     given: Any = mean, deviation, prior_mean, prior_logvar
     if _checks.alike(*given) is not None:
         return given  # type: ignore[no-any-return]

@@ -34,49 +34,63 @@ def score_function_expectation(
     control_variate: str | Tensor = "leave_one_out",
     folds: int = 2,
 ) -> Tensor:
-    r"""The mean of `values` over samples of q, whose gradient is the score-function estimator.
+    r"""Return the mean of f(z) over samples of q; its gradient is the score-function estimator.
 
     .. math::
         \hat f = \frac1S \sum_s f(z_s), \qquad
         \nabla \approx \frac1S \sum_s (f(z_s) - b_s)\, \nabla \log q(z_s)
 
-    Backward puts the second into q's parameters, with values detached in it, and the ordinary mean
-    gradient into `values`, for parameters of a model that they depend on. In an ELBO, values = log
-    p(x, z) - log q(z): detach log q there. Its own gradient has mean zero, so that leaving it in
-    stays unbiased, but noisier.
+    In backward q's parameters get the second expression, in which values are constants, and
+    ``values`` get the ordinary gradient of a mean, for the parameters of a model that they depend
+    on. In an ELBO, values = log p(x, z) - log q(z): detach log q there. Its own gradient has mean
+    zero, so that the estimator stays unbiased with it, but becomes noisier.
 
-    Control variates, b_s:
+    The control variate b_s is one of these:
 
     - "none": 0.
     - "leave_one_out": the mean of the other values (the default; needs S >= 2).
-    - "optimal": for each parameter the coefficient of least variance, a = sum f s^2 / sum s^2 over
-      the samples outside the fold of s, so that the estimator stays unbiased. Better than
-      leave-one-out for many samples, not always for few. Needs S >= folds.
+    - "optimal": for each parameter the coefficient of least variance, the sum of f times the
+      squared score over that of the squared score, from the samples outside the fold of s, so that
+      the estimator stays unbiased. Better than leave-one-out for many samples, not always for few.
+      Needs S >= folds.
     - a tensor: a baseline of your own, broadcast to the shape of values; detached. It must not
       depend on z_s.
 
     Args:
         q: the family that z was drawn from.
-        values: f(z), [S, ...] with q's batch shape, or [S, ..., D]: a term for each latent
-            dimension, which then alone weighs the scores of that dimension (Rao-Blackwellised: f_d
-            need only hold what depends on z_d).
-        z: samples [S, ..., D] without gradient, or None: then `seed` and `offset` say which
-            q.sample drew.
+        values: f(z), [S, ...] with q's batch shape; or [S, ..., D], a term f_d for each latent
+            dimension, which alone multiplies the scores of that dimension (Rao-Blackwellised: f_d
+            needs only the terms of f that depend on z_d).
+        z: samples [S, ..., D] without gradient; or None, and the samples that q.sample drew with
+            `seed` and `offset` are drawn again.
         seed: the int or 0-d int64 tensor that z was drawn with, where z is not given.
         offset: the first element's place in the noise stream, where z is not given.
         control_variate: see above.
-        folds: of "optimal".
+        folds: the number of folds of "optimal".
 
     Returns:
         The mean of values over S, [...] or [..., D]; float32 for half-precision values.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong. Samples outside q's support are
-            found where z is read: in backward. On a GPU such rows give NaN instead.
+        TypeError, ValueError: an argument is wrong; the message names it. Samples outside q's
+            support are found where z is read: in backward. On a GPU such rows give NaN instead.
 
-    Source: Paisley, Blei and Jordan, "Variational Bayesian inference with stochastic search"
-    (2012); Ranganath, Gerrish and Blei, "Black box variational inference" (2014); Kool, van Hoof
-    and Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019).
+    Source:
+        Paisley, Blei and Jordan, "Variational Bayesian inference with stochastic search" (2012);
+        Ranganath, Gerrish and Blei, "Black box variational inference" (2014); Kool, van Hoof and
+        Welling, "Buy 4 REINFORCE samples, get a baseline for free!" (2019).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> logits = torch.zeros(3, 2, requires_grad=True)
+        >>> q = lk.Bernoulli(logits)
+        >>> z = q.sample(100, seed=0)
+        >>> mean = lk.score_function_expectation(q, z.sum(-1), z)
+        >>> mean.shape
+        torch.Size([3])
+        >>> mean.sum().backward()
+        >>> bool((logits.grad > 0).all())  # a larger logit raises E[z]
+        True
 
     """
     return _expectation(_checked(q, values, z, seed, offset, control_variate, folds))
@@ -93,17 +107,21 @@ def score_function_gradient(
     folds: int = 2,
     return_variance: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The gradient of E_q f(z) itself, without autograd; see `score_function_expectation` for the
-    arguments.
+    r"""Return the score-function gradient of E_q f(z) itself, without autograd.
+
+    .. math::
+        \frac1S \sum_s (f(z_s) - b_s)\, \nabla \log q(z_s)
+
+    `score_function_expectation` explains the estimator and its control variates b_s.
 
     Args:
         q: the family that z was drawn from.
         values: f(z), [S, ...] or [S, ..., D].
-        z: samples [S, ..., D], or None where `seed` says which q.sample drew.
+        z: samples [S, ..., D]; or None, and they are drawn again from `seed`.
         seed: the int or 0-d int64 tensor that z was drawn with, where z is not given.
         offset: the first element's place in the noise stream, where z is not given.
         control_variate: "none", "leave_one_out", "optimal" or a baseline.
-        folds: of "optimal".
+        folds: the number of folds of "optimal".
         return_variance: also return the variance of each gradient, estimated from the samples: the
             sample variance of the S terms, over S. Unbiased for "none" and a baseline, consistent
             for the others; NaN where S is 1.
@@ -114,7 +132,21 @@ def score_function_gradient(
         parameters.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> q = lk.Bernoulli(torch.zeros(3, 2))
+        >>> z = q.sample(100, seed=0)
+        >>> values = z.sum(-1)
+        >>> (gradient,), (variance,) = lk.score_function_gradient(
+        ...     q, values, z, return_variance=True
+        ... )
+        >>> gradient.shape, variance.shape
+        (torch.Size([3, 2]), torch.Size([3, 2]))
+        >>> (again,) = lk.score_function_gradient(q, values, seed=0)  # draws z again from its seed
+        >>> torch.equal(gradient, again)
+        True
 
     """
     call = _checked(q, values, z, seed, offset, control_variate, folds)
@@ -124,20 +156,19 @@ def score_function_gradient(
 def disarm(
     q: Bernoulli, values: Tensor, z: Tensor | None = None, *, seed: Seed = None, offset: int = 0
 ) -> Tensor:
-    r"""The mean of `values` over antithetic pairs of a Bernoulli, whose gradient is the DisARM
-    estimator.
+    r"""Return the mean of f(z) over antithetic pairs; its gradient is the DisARM estimator.
 
     .. math::
         \nabla_l \approx \frac1S \sum_s \tfrac12 (f(z_s) - f(z'_s)) (z_s - z'_s)\, \sigma(|l|)
 
-    Unbiased; each pair costs two evaluations of f, and its samples come from one uniform. Where z =
-    z' in a dimension, that dimension's gradient is 0.
+    for a Bernoulli with logits l. It is unbiased; each pair costs two evaluations of f, and its
+    samples come from one uniform. Where z = z' in a dimension, its term of the gradient is 0.
 
     Args:
         q: the Bernoulli that the pairs were drawn from.
         values: f of both samples, [2, S, ...] with q's batch shape, or [2, S, ..., D].
-        z: pairs [2, S, ..., D] of `q.sample_antithetic`, or None: then `seed` and `offset` say
-            which it drew.
+        z: pairs [2, S, ..., D] of `q.sample_antithetic`; or None, and they are drawn again from
+            `seed` and `offset`.
         seed: the int or 0-d int64 tensor that the pairs were drawn with, where z is not given.
         offset: the first element's place in the noise stream, where z is not given.
 
@@ -146,10 +177,23 @@ def disarm(
         half-precision values.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong; see `score_function_expectation`.
+        TypeError, ValueError: an argument is wrong; the message names it; see
+            `score_function_expectation`.
 
-    Source: Dong, Mnih and Tucker, "DisARM: an antithetic gradient estimator for binary latent
-    variables" (2020), equation 6; the same estimator as U2G of Yin, Ho, Yan, Qian and Zhou (2020).
+    Source:
+        Dong, Mnih and Tucker, "DisARM: an antithetic gradient estimator for binary latent
+        variables" (2020), equation 6; the same estimator as U2G of Yin, Ho, Yan, Qian and Zhou
+        (2020).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> logits = torch.zeros(3, 2, requires_grad=True)
+        >>> q = lk.Bernoulli(logits)
+        >>> pairs = q.sample_antithetic(100, seed=0)
+        >>> mean = lk.disarm(q, pairs.sum(-1), pairs)
+        >>> mean.sum().backward()
+        >>> mean.shape, logits.grad.shape
+        (torch.Size([3]), torch.Size([3, 2]))
 
     """
     return _expectation(_checked_pairs(q, values, z, seed, offset))
@@ -164,22 +208,35 @@ def disarm_gradient(
     offset: int = 0,
     return_variance: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The DisARM gradient itself, without autograd; see `disarm` for the arguments.
+    r"""Return the DisARM gradient of E_q f(z) itself, without autograd.
+
+    .. math::
+        \frac1S \sum_s \tfrac12 (f(z_s) - f(z'_s)) (z_s - z'_s)\, \sigma(|l|)
+
+    `disarm` explains the estimator.
 
     Args:
         q: the Bernoulli that the pairs were drawn from.
         values: f of both samples, [2, S, ...] or [2, S, ..., D].
-        z: pairs [2, S, ..., D], or None where `seed` says which.
+        z: pairs [2, S, ..., D]; or None, and they are drawn again from `seed`.
         seed: the int or 0-d int64 tensor that the pairs were drawn with, where z is not given.
         offset: the first element's place in the noise stream, where z is not given.
-        return_variance: also return the gradient's variance: that of the S pairs' terms, over S;
-            NaN where S is 1.
+        return_variance: also return the gradient's variance: the sample variance of the S pairs'
+            terms, over S; NaN where S is 1.
 
     Returns:
         (gradient,) in the logits' shape; with `return_variance`, ((gradient,), (variance,)).
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> q = lk.Bernoulli(torch.zeros(3, 2))
+        >>> pairs = q.sample_antithetic(100, seed=0)
+        >>> (gradient,) = lk.disarm_gradient(q, pairs, seed=0)  # f_d(z) = z_d
+        >>> torch.allclose(gradient, torch.full((3, 2), 0.25))  # p (1 - p), without noise
+        True
 
     """
     return _gradient(_checked_pairs(q, values, z, seed, offset), return_variance)
@@ -188,7 +245,7 @@ def disarm_gradient(
 # --- the call of the op ---------------------------------------------------------------------------
 
 
-# The arguments of both ops: dimensions, inputs, options, seed; see kernels/score/problem.py.
+# Arguments of both ops: dimensions, inputs, options, seed; see kernels/score/problem.py.
 _Call = tuple[Dims, tuple[Tensor | None, ...], tuple[Any, ...], SeedSource]
 
 
@@ -271,7 +328,7 @@ def _checked_pairs(
 
 
 def _value_shape(q: Family, values: Tensor, leading: tuple[str, ...]) -> tuple[int, bool]:
-    """S, and whether values have a term for each latent dimension."""
+    """Return S, and whether values have a term for each latent dimension."""
     _checks.float_tensor("values", values)
     before, batch = len(leading), q.batch_shape
     shape = values.shape
@@ -323,7 +380,7 @@ def _samples(
 
 
 def _baseline(baseline: Tensor, values: Tensor) -> Tensor:
-    """A baseline of the shape of values, or of theirs without samples."""
+    """Return the baseline in the shape of values, or in that without the sample dimension."""
     _checks.device_of("control_variate", baseline, "values", values)
     shape = tuple(values.shape)
     if not baseline.is_floating_point():

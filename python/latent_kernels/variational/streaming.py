@@ -1,5 +1,4 @@
-"""The importance-weighted bound of any number of samples in the memory of a few: evaluated chunk by
-chunk, twice.
+"""The importance-weighted bound of any number of samples in the memory of one chunk of them.
 
 Forward keeps each row's largest log-weight and one sum, and forgets the chunk. Backward draws each
 chunk again from the seed, evaluates it again, and adds its gradients to those of the chunks before.
@@ -37,7 +36,7 @@ def streamed_bound(
     seed: Seed = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""`importance_bound` over S samples of q, in memory that depends on the chunk and not on S.
+    r"""Return `importance_bound` of S samples of q, in the memory of one chunk of them.
 
     .. math::
         L_S = \log \frac1S \sum_s w_s, \qquad w_s = p(x, z_s) / q(z_s), \qquad
@@ -52,26 +51,26 @@ def streamed_bound(
         importance_bound(log_joint(z) - log_q, estimator=estimator, z=z if estimator == "dreg" else
         None)
 
-    to rounding, with the very same noise for every chunk size. Forward keeps [...] values, not even
-    log w; backward replays: it draws and evaluates each chunk again, and sums the gradients. So
-    log_joint runs twice over S samples, forward and backward (three units of work become four), and
-    once with its graph, a chunk at a time. Small chunks take less memory and stay in cache, large
-    ones spread the cost of a call: the default suits a decoder on a CPU, and GPUs take more.
+    up to rounding, with the same noise for every chunk size. Forward keeps [...] values, not even
+    log w. Backward draws and evaluates each chunk again (it replays it), and sums the gradients.
+    log_joint is thus evaluated twice over S samples, in forward and in backward, and has a graph of
+    one chunk at a time. Small chunks take less memory and stay in cache, large ones share the cost
+    of a call between more samples: the default suits a decoder on a CPU; choose more on a GPU.
 
-    What a replay asks of log_joint:
+    log_joint must be replayable:
 
-    - It gives the same for the same z. Autocast is as in forward, and so are torch's default random
-      generators (dropout) of the CPU and of the GPUs that q and params are on; nothing else is put
-      back. What log_joint changes, it changes twice: running statistics of BatchNorm in train mode,
-      for one, move in forward and in backward.
-    - Every tensor that requires grad and that it reads is in `params`: the very tensor that it
+    - It returns the same values for the same z. Autocast is as in forward, and so are torch's
+      default random generators (dropout) of the CPU and of the GPUs that q and params are on;
+      nothing else is restored. What log_joint changes, it changes twice: running statistics of
+      BatchNorm in training mode are updated in forward and in backward.
+    - Every tensor that it reads and that requires grad is in `params`: the tensor object that it
       reads, so that one computed outside is listed itself, not what it was computed from. Forward
-      evaluates its first chunk with a graph to see that none is missing. q's mean and logvar need
+      evaluates its first chunk with a graph to check that none is missing. q's mean and logvar need
       not be listed.
-    - None of `params` is changed between forward and backward; torch's version counters tell.
+    - None of `params` is changed between forward and backward; torch's version counters show it.
 
     Second derivatives are not implemented and raise; so do torch.func's transformations.
-    torch.compile leaves its graph for the call (log_joint may call compiled functions itself), so
+    torch.compile breaks its graph at the call (log_joint may call compiled functions itself), so
     that fullgraph=True raises.
 
     Args:
@@ -91,15 +90,30 @@ def streamed_bound(
         with a gradient of NaN.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong, or what log_joint returned.
+        TypeError, ValueError: an argument, or what log_joint returned, is wrong; the message names
+            it.
         RuntimeError: log_joint reads a tensor that params lack, or one of params that has hooks or
             was computed from another that it reads; at the call or, where chunks differ, in
             backward. One of params was changed in place before backward.
 
-    Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8;
-    Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the sums; Chen,
-    Xu, Zhang and Guestrin, "Training deep nets with sublinear memory cost" (2016), for evaluating
-    again in place of keeping.
+    Source:
+        Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), equation 8;
+        Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018), for the sums;
+        Chen, Xu, Zhang and Guestrin, "Training deep nets with sublinear memory cost" (2016), for
+        evaluating again in place of keeping.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> q = lk.DiagonalGaussian(torch.zeros(3, 2, requires_grad=True), torch.zeros(3, 2))
+        >>> offset = torch.ones(2, requires_grad=True)
+        >>> bound = lk.streamed_bound(
+        ...     q, lambda z: lk.gaussian_log_prob(z, offset, 0.0), 1000, params=[offset], seed=0
+        ... )
+        >>> bound.shape
+        torch.Size([3])
+        >>> bound.sum().backward()
+        >>> offset.grad.shape
+        torch.Size([2])
 
     """
     if (
@@ -157,7 +171,7 @@ def _listed(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class _Stream:
-    """The samples and what is computed from them; every chunk of it can be had at any time."""
+    """The samples, and their log-weights, of which any chunk can be computed at any time."""
 
     log_joint: Callable[[Tensor], Tensor]
     samples: int
@@ -167,11 +181,11 @@ class _Stream:
     sources: Sources | None  # None: without gradients
 
     def starts(self) -> range:
-        """The first samples of the chunks."""
+        """Return the indices of the chunks' first samples."""
         return range(0, self.samples, self.chunk)
 
     def log_weights(self, q: DiagonalGaussian, start: int) -> tuple[Tensor, Tensor]:
-        """z [c, ..., D] and log w [c, ...] of the chunk from `start`."""
+        """Return z [c, ..., D] and log w [c, ...] of the chunk that begins at `start`."""
         count, path = min(self.chunk, self.samples - start), self.estimator != "iwae"
         offset = start * q.mean.numel()
         z, log_q = q.rsample_log_prob(count, seed=self.seed, offset=offset, path_derivative=path)

@@ -1,9 +1,8 @@
-"""How noisy gradient estimators are: variance, bias and signal against the number of samples, and
-against time.
+"""Variance, bias and signal of gradient estimators, against the number of samples and against time.
 
 The objective is the ELBO, E_q[log_joint(z)] + H(q), or the importance-weighted bound E[L_S]. Each
 estimator gives its gradient by q's parameters from S samples; `profile_variance` runs each many
-times at each S, from seeds of its own, and tabulates what came out.
+times at each S, from seeds of its own, and tabulates the results.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Exact = dict[int, tuple[Floats, ...] | None]  # by the number of samples
 
 ESTIMATORS = tuple(name for names in OBJECTIVES.values() for name in names)
 POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-# Fewer say next to nothing about a variance.
+# Fewer repeats say next to nothing about a variance.
 _FEWEST_REPEATS = 8
 _FEWEST_VISITS = 20
 _DTYPE = np.dtype(
@@ -49,8 +48,9 @@ _DTYPE = np.dtype(
 
 
 class ProfileInterrupted(KeyboardInterrupt):
-    """Ctrl-C while profiling; `profile` holds the numbers of samples that were complete, or is
-    None.
+    """A KeyboardInterrupt while profiling.
+
+    Its attribute `profile` is the profile of the numbers of samples that were complete, or None.
     """
 
     def __init__(self, profile: VarianceProfile | None):
@@ -60,7 +60,7 @@ class ProfileInterrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class VarianceProfile:
-    """What `profile_variance` found; its docstring says what the columns mean.
+    """The result of `profile_variance`, whose docstring says what the columns mean.
 
     Args:
         table: a structured array, a row for each estimator and number of samples; NaN, and 0
@@ -71,7 +71,7 @@ class VarianceProfile:
         exact_gradient: the exact gradient, an array for each of q's parameters, or None where it is
             not known. That of "importance_bound" depends on S: arrays [rows, ...], NaN for an S at
             which it is not known.
-        seed: what the profile was made from.
+        seed: the seed of the profile.
         objective: "elbo" or "importance_bound".
 
     """
@@ -89,7 +89,7 @@ class VarianceProfile:
         return tuple(dict.fromkeys(self.table["estimator"].tolist()))
 
     def rows(self, estimator: str) -> npt.NDArray[np.void]:
-        """The table's rows of one estimator, by rising number of samples."""
+        """Return the table's rows of one estimator, by increasing number of samples."""
         if estimator not in self.estimators:
             raise ValueError(
                 f"estimator must be one of {', '.join(self.estimators)}; got {estimator!r}"
@@ -98,16 +98,14 @@ class VarianceProfile:
         return chosen
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the table, every digit of it, undefined rows as nan."""
+        """Write the table at full precision; undefined rows hold nan."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(self.table.dtype.names or ())
             writer.writerows(self.table.tolist())
 
     def to_json(self, path: str | Path) -> None:
-        """Write the table and the arrays of the single parameters; what is not finite becomes
-        null.
-        """
+        """Write the table and the arrays of the single parameters; NaN and infinity become null."""
         exact = self.exact_gradient
         content = {
             "seed": int(self.seed),
@@ -138,8 +136,7 @@ def profile_variance(
     exact_gradient: Sequence[Tensor] | Callable[[int], Sequence[Tensor] | None] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> VarianceProfile:
-    r"""The variance of gradient estimators of an objective by q's parameters, for each number of
-    samples.
+    r"""Return how noisy gradient estimators are, and how fast, for each number of samples.
 
     Objective "elbo", E_q[log_joint(z)] + H(q):
 
@@ -157,9 +154,12 @@ def profile_variance(
                                                                             differentiable
     ================== ==================================================== ======================
 
-    Objective "importance_bound", E[L_S] with L_S = \log \frac1S \sum_s e^{log_joint(z_s) - \log
-    q(z_s)}: another one for each S, and for S = 1 the ELBO. `importance_bound` says more about its
-    estimators:
+    Objective "importance_bound", which differs for each S and is the ELBO for S = 1:
+
+    .. math::
+        E[L_S], \qquad L_S = \log \frac1S \sum_s e^{\text{log\_joint}(z_s) - \log q(z_s)}
+
+    `importance_bound` says more about its estimators:
 
     ================== ==================================================== ======================
     "iwae"             the total derivative, along z(noise) and in log q    as "reparameterized"
@@ -168,39 +168,42 @@ def profile_variance(
     "vimco"            score function, each sample beside the others        S >= 2
     ================== ==================================================== ======================
 
-    Columns of the table, over the R repeats g_1 ... g_R of a gradient with P parameters, all those
-    of a batch counted:
+    Columns of the table, computed from R repeats g_r of a gradient with P parameters (those of the
+    whole batch), their mean :math:`\bar g` and standard deviation sd:
 
-    - variance: the trace, \sum_r |g_r - \bar g|^2 / (R - 1), with its 95% interval variance_low,
-      variance_high: a studentized bootstrap of the mean squared deviation on the log scale, widened
-      at either end to the delta method's \exp(\log V \pm 1.96\, se / V) where that is wider. It
-      covers 92% to 97% of the time, except where rare draws make much of the variance (few Gaussian
-      parameters and one or two samples): there 87% to 90% with R = 256.
-    - bias_z: the largest |mean - exact| / (sd / \sqrt R) among the parameters, as a normal
-      variable, and bias_p, its p-value \min(1, P\, P(|N(0, 1)| > bias_z)): for an unbiased
-      estimator P(bias_p < p) <= p once R is large enough for the mean to be normal, however the
-      parameters correlate. The exact gradient is `exact_gradient`, or found by enumeration for
-      Bernoulli and Categorical up to 2^14 states ("importance_bound": S-tuples of states); NaN
-      where there is none. Rounding of q's dtype counts as noise; parameters whose rare value is
-      expected fewer than 20 times in all are left out.
-    - signal_to_noise: |E g| / \sqrt{variance}, |\bar g|^2 less its own variance for |E g|^2; 0
-      where nothing is left. signal_to_noise_low, signal_to_noise_high: its 95% interval, by the
-      jackknife of its square. It covers 91% to 99% of the time, nearly always where there is no
-      signal; about 80% for a weak signal of a single parameter.
-    - seconds: the median time of one gradient on this machine, with sampling and log_joint,
-      estimators in random turns.
-    - variance_time: variance x seconds, what counts where a budget of time is spent on averaging;
-      its interval combines those of the variance and of the median.
+    - variance: the trace of the covariance matrix, :math:`\sum_r |g_r - \bar g|^2 / (R - 1)`.
+      variance_low, variance_high: its 95% interval, a studentized bootstrap of the mean squared
+      deviation on the log scale, widened at either end to the delta method's
+      :math:`\exp(\log V \pm 1.96\, se / V)` where that is wider. It covers 92% to 97% of the time,
+      except where rare draws make much of the variance (few Gaussian parameters and one or two
+      samples): there 87% to 90% with R = 256.
+    - bias_z: the largest :math:`|\bar g - g| / (sd / \sqrt R)` among the parameters, with g the
+      exact gradient, as the quantile of a normal variable. bias_p: its p-value
+      :math:`\min(1, P \cdot \Pr(|N(0, 1)| > \text{bias\_z}))`. For an unbiased estimator the
+      probability of bias_p < p is at most p once R is large enough for the mean to be normal,
+      however the parameters correlate. The exact gradient is `exact_gradient`, or found by
+      enumeration for Bernoulli and Categorical up to 2^14 states ("importance_bound": S-tuples of
+      states); NaN where there is none. Rounding of q's dtype counts as noise; parameters whose rare
+      value is expected fewer than 20 times in all are left out.
+    - signal_to_noise: :math:`|E g| / \sqrt V`, where V is the variance and the square of E g is
+      estimated by :math:`|\bar g|^2` less its own variance, or 0 where that is negative.
+      signal_to_noise_low, signal_to_noise_high: its 95% interval, by the jackknife of its square.
+      It covers 91% to 99% of the time, nearly always where there is no signal; about 80% for a weak
+      signal of a single parameter.
+    - seconds: the median time of one gradient on this machine, with sampling and log_joint; the
+      estimators take turns in random order.
+    - variance_time: variance times seconds, the measure where a budget of time is spent on
+      averaging; its interval combines those of the variance and of the median.
 
     Everything but the times follows from `seed`: each estimator, S and repeat has a noise seed of
     its own, which does not depend on what else is profiled. torch's own generators are not used.
-    Holds R x P float64 numbers at a time.
+    R x P float64 numbers are held at a time.
 
     Args:
         q: the family at whose parameters the gradient is taken.
-        log_joint: z [S, ..., D] -> [S, ...], S first and then q's batch shape; deterministic, each
-            sample by itself. Called without autograd except by "reparameterized", "iwae", "stl" and
-            "dreg".
+        log_joint: a function of z [S, ..., D] that returns [S, ...], S first and then q's batch
+            shape; deterministic, and of each sample by itself. It is called without autograd except
+            by "reparameterized", "iwae", "stl" and "dreg".
         objective: "elbo" or "importance_bound".
         estimators: names from the table above, of that objective; None for all that apply.
         num_samples: the S to profile.
@@ -215,13 +218,26 @@ def profile_variance(
         A `VarianceProfile`. Values of log_joint that are not finite make the row's numbers NaN.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
-        ProfileInterrupted: a KeyboardInterrupt that holds what was complete.
+        TypeError, ValueError: an argument is wrong; the message names it.
+        ProfileInterrupted: a KeyboardInterrupt that holds the part of the profile that is complete.
 
-    Source: Mohamed, Rosca, Figurnov and Mnih, "Monte Carlo gradient estimation in machine learning"
-    (2020), section 3; for the signal Rainforth et al., "Tighter variational bounds are not
-    necessarily better" (2018), section 3; for the intervals Efron and Tibshirani, "An introduction
-    to the bootstrap" (1993), sections 11 and 12.5.
+    Source:
+        Mohamed, Rosca, Figurnov and Mnih, "Monte Carlo gradient estimation in machine learning"
+        (2020), section 3; for the signal Rainforth et al., "Tighter variational bounds are not
+        necessarily better" (2018), section 3; for the intervals Efron and Tibshirani, "An
+        introduction to the bootstrap" (1993), sections 11 and 12.5.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> q = lk.Bernoulli(torch.zeros(3))
+        >>> profile = lk.profile_variance(
+        ...     q, lambda z: -(z - 0.3).square().sum(-1), num_samples=[4, 16], repeats=32
+        ... )
+        >>> profile.estimators
+        ('none', 'leave_one_out', 'optimal', 'disarm')
+        >>> few, many = profile.rows("leave_one_out")["variance"]
+        >>> bool(many < few)
+        True
 
     """
     sizes, repeats, seed = _checked(q, num_samples, repeats, seed)
@@ -251,7 +267,7 @@ def profile_variance(
             }
             seconds = {name: np.empty(repeats) for name in names}
             seeds = {name: _seeds(seed, name, s, repeats) for name in names}
-            for name in names:  # the first call is slow, and not what a gradient takes
+            for name in names:  # the first call is slower than those that follow
                 estimate(name, q, log_joint, s, seeds[name][0])
             for r in range(repeats):
                 for name in order.permutation(

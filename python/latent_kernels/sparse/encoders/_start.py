@@ -186,6 +186,16 @@ class Thresholding(nn.Module):
 
         The codes do not change. A module that is trained in evaluation mode needs it after each
         step of the optimizer.
+
+        Example:
+            >>> import torch, latent_kernels as lk
+            >>> encoder = lk.LISTA(3, 4, n_layers=2)
+            >>> with torch.no_grad():
+            ...     _ = encoder.threshold.sub_(1)  # as a large step of an optimizer
+            ...
+            >>> bool((encoder.project_().threshold >= 0).all())
+            True
+
         """
         for name in self._non_negative:
             parameter = getattr(self, name)

@@ -30,7 +30,8 @@ def analytic_weight(dictionary: Array) -> Tensor:
         TypeError, ValueError: dictionary has a wrong shape or dtype, is all zeros, or is not
             finite.
 
-    Source: Liu, Chen, Wang, Yin, "ALISTA: analytic weights are as good as learned weights in LISTA"
+    Source:
+        Liu, Chen, Wang, Yin, "ALISTA: analytic weights are as good as learned weights in LISTA"
         (2019).
 
     """
@@ -72,7 +73,8 @@ def generalized_coherence(dictionary: Tensor, weight: Tensor) -> float:
     Raises:
         ValueError: weight is not [m, n].
 
-    Source: Liu et al. (2019).
+    Source:
+        Liu et al. (2019).
 
     """
     if tuple(weight.shape) != tuple(dictionary.shape)[::-1]:

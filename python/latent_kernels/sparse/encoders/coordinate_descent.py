@@ -38,8 +38,8 @@ class LCoD(Thresholding):
     iteration.
 
     Args:
-        n_features: m.
-        n_components: n.
+        n_features: the number of features, m.
+        n_components: the number of codes, n.
         n_iterations: T >= 1 updates, before the last line of the formula.
         dictionary: D [n, m] to start from; None for random rows of unit length, drawn by torch's
             default generator.
@@ -54,11 +54,18 @@ class LCoD(Thresholding):
     error (on the CPU, in plain calls). See `project_`.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Gregor and LeCun, "Learning fast approximations of sparse coding" (2010), algorithms 2
-    and 3; the greedy choice is that of Li and Osher, "Coordinate descent optimization for l1
-    minimization" (2009).
+    Source:
+        Gregor and LeCun, "Learning fast approximations of sparse coding" (2010), algorithms 2 and
+        3; the greedy choice is that of Li and Osher, "Coordinate descent optimization for l1
+        minimization" (2009).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> encoder = lk.LCoD.from_dictionary(torch.eye(3), alpha=1.0, n_iterations=2)
+        >>> encoder(torch.tensor([[3.0, -0.5, 0.0]])).detach()
+        tensor([[2., 0., 0.]])
 
     """
 
@@ -126,8 +133,8 @@ class LCoD(Thresholding):
             z [..., n_components] of the dtype that x and the parameters promote to.
 
         Raises:
-            TypeError, ValueError: naming the argument that is wrong; in evaluation mode also for a
-                negative threshold (see the class).
+            TypeError, ValueError: an argument is wrong (the message names it); in evaluation mode
+                also for a negative threshold (see the class).
 
         """
         _checks.float_tensor("x", x)

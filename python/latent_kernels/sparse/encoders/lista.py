@@ -46,12 +46,14 @@ class LISTA(Thresholding):
     With soft(u, theta) = sign(u) max(abs(u) - theta, 0), z_0 = 0 unless `initial` is given, and t =
     1..T:
 
-    | variant | layer | learned |
-    | --- | --- | --- |
-    | "lista" | z_t = soft(x W + b + z_{t-1} S_t, theta_t) | W, S_t, theta_t, b |
-    | "cp" | z_t = soft(z_{t-1} + (x - z_{t-1} D) W_t, theta_t) | W_t, theta_t |
-    | "alista" | z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) W, theta_t) | gamma_t, theta_t |
-    | "step" | z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) D^T, alpha gamma_t) | gamma_t |
+    ======== ================================================================ ==================
+    variant  layer                                                            learned
+    ======== ================================================================ ==================
+    "lista"  z_t = soft(x W + b + z_{t-1} S_t, theta_t)                       W, S_t, theta_t, b
+    "cp"     z_t = soft(z_{t-1} + (x - z_{t-1} D) W_t, theta_t)               W_t, theta_t
+    "alista" z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) W, theta_t)         gamma_t, theta_t
+    "step"   z_t = soft(z_{t-1} + gamma_t (x - z_{t-1} D) D^T, alpha gamma_t) gamma_t
+    ======== ================================================================ ==================
 
     The fixed W of "alista" is `analytic_weight(D)`.
 
@@ -63,17 +65,17 @@ class LISTA(Thresholding):
 
     Thresholds (gamma, for "step") must not be negative, but any optimizer may train them. In
     training mode `forward` uses their absolute values. `eval()` and `load_state_dict` replace them
-    by these (`project_()`), so that evaluation mode uses them as they are, and raises an error
+    by these (``project_()``), so that evaluation mode uses them as they are, and raises an error
     where they are negative (on the CPU, in plain calls of compiled kernels). A module that is
-    trained in evaluation mode needs `project_()` after each step.
+    trained in evaluation mode needs ``project_()`` after each step.
 
     In calls without gradients on the CPU, the module keeps a plan of the kernel's call: the next
     one is faster, since parameter values are checked again only after torch has recorded a change
     (writes through `.data` are not recorded). Copies and pickles of the module do not contain it.
 
     Args:
-        n_features: m.
-        n_components: n.
+        n_features: the number of features, m.
+        n_components: the number of codes, n.
         n_layers: T >= 1, the number of soft-thresholdings.
         dictionary: D [n, m] to start from, a tensor or an array; None for random rows of unit
             length, drawn by torch's default generator.
@@ -99,13 +101,22 @@ class LISTA(Thresholding):
     first layer does not use S. `state_dict` holds alpha, too.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Gregor and LeCun, "Learning fast approximations of sparse coding" (2010); Chen, Liu,
-    Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical weights and
-    thresholds" (2018); Liu, Chen, Wang, Yin, "ALISTA: analytic weights are as good as learned
-    weights in LISTA" (2019); Ablin, Moreau, Massias, Gramfort, "Learning step sizes for unfolded
-    sparse coding" (2019).
+    Source:
+        Gregor and LeCun, "Learning fast approximations of sparse coding" (2010); Chen, Liu, Wang,
+        Yin, "Theoretical linear convergence of unfolded ISTA and its practical weights and
+        thresholds" (2018); Liu, Chen, Wang, Yin, "ALISTA: analytic weights are as good as learned
+        weights in LISTA" (2019); Ablin, Moreau, Massias, Gramfort, "Learning step sizes for
+        unfolded sparse coding" (2019).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> encoder = lk.LISTA.from_dictionary(torch.eye(3), alpha=1.0, n_layers=3)
+        >>> encoder(torch.tensor([[3.0, -0.5, 0.0]])).detach()
+        tensor([[2., 0., 0.]])
+        >>> encoder.layered  # the parameters with a value for each layer
+        ('threshold',)
 
     """
 
@@ -207,8 +218,8 @@ class LISTA(Thresholding):
             z [..., n_components] of the dtype that x and the parameters promote to.
 
         Raises:
-            TypeError, ValueError: naming the argument that is wrong; in evaluation mode also for
-                negative thresholds (gamma, for "step"; see the class).
+            TypeError, ValueError: an argument is wrong (the message names it); in evaluation mode
+                also for negative thresholds (gamma, for "step"; see the class).
 
         """
         layers = self.n_layers

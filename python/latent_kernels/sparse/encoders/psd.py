@@ -24,8 +24,8 @@ class PSDEncoder(nn.Module):
     `codes` minimizes the term that depends on the encoder.
 
     Args:
-        n_features: m.
-        n_components: n.
+        n_features: the number of features, m.
+        n_components: the number of codes, n.
         dictionary: D [n, m] to start from; None for random rows of unit length, drawn by torch's
             default generator. W = D^T / L with L >= ||D||^2, b = 0 and beta = 1, so that for small
             x the codes are the first gradient step of ISTA.
@@ -36,10 +36,17 @@ class PSDEncoder(nn.Module):
     Parameters are weight W [m, n], bias b [n] and gain beta [n].
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
-    Source: Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding algorithms with
-    applications to object recognition" (2008).
+    Source:
+        Kavukcuoglu, Ranzato, LeCun, "Fast inference in sparse coding algorithms with applications
+        to object recognition" (2008).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> encoder = lk.PSDEncoder.from_dictionary(torch.eye(3))
+        >>> encoder(torch.zeros(5, 3)).shape
+        torch.Size([5, 3])
 
     """
 

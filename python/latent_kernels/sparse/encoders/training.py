@@ -152,12 +152,27 @@ def train_encoder(
         `Training`, with the validation losses of each stage.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
         TrainingDiverged: see above. The encoder has the best weights found until then.
 
-    Source: Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical
-    weights and thresholds" (2018); the loss "lasso" is that of Ablin, Moreau, Massias, Gramfort,
-    "Learning step sizes for unfolded sparse coding" (2019).
+    Source:
+        Chen, Liu, Wang, Yin, "Theoretical linear convergence of unfolded ISTA and its practical
+        weights and thresholds" (2018); the loss "lasso" is that of Ablin, Moreau, Massias,
+        Gramfort, "Learning step sizes for unfolded sparse coding" (2019).
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> D = torch.nn.functional.normalize(lk.normal((8, 4), seed=0), dim=1)
+        >>> encoder = lk.LISTA.from_dictionary(D, alpha=0.1, n_layers=2)
+        >>> x = lk.normal((500, 4), seed=1)
+        >>> training = lk.train_encoder(
+        ...     encoder, x, dictionary=D, alpha=0.1, max_steps=50, seed=0, progress=False
+        ... )
+        >>> [stage.n_layers for stage in training.stages]
+        [1, 2]
+        >>> last = training.stages[-1]
+        >>> last.loss <= last.losses[0]
+        True
 
     """
     options = _Options(

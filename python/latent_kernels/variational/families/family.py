@@ -1,4 +1,4 @@
-"""What the families share."""
+"""The base class of the families."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ Self = TypeVar("Self", bound="Family")
 
 
 def wide(x: Tensor) -> Tensor:
-    """Half precision is computed and summed in float32."""
+    """Return x in the dtype of computations and sums: float32 for half precision."""
     return x.to(row_dtype(x.dtype))
 
 
 class Family:
-    """What the families share: a batch shape, a number of latent dimensions, parameters in their
-    order.
-    """
+    """The base of the families: a batch shape, a number of latent dimensions and parameters."""
 
     name: str
-    names: tuple[str, ...]  # of the parameters
+    names: tuple[str, ...]  # names of the parameters
     classes = 0
 
     parameters: tuple[Tensor, ...]
@@ -35,7 +33,7 @@ class Family:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The parameters' device."""
         return self.parameters[0].device
 
     @property
@@ -54,10 +52,16 @@ class Family:
         """Return the family with its parameters broadcast to another batch shape, as views.
 
         Args:
-            batch_shape: what the leading dimensions become; D (and K) stay.
+            batch_shape: the new leading dimensions; D (and K) stay.
 
         Raises:
-            ValueError: where the batch shape does not broadcast to it.
+            ValueError: the present batch shape does not broadcast to this one.
+
+        Example:
+            >>> import torch, latent_kernels as lk
+            >>> q = lk.Bernoulli(torch.zeros(2))
+            >>> q.expand((5, 3)).logits.shape
+            torch.Size([5, 3, 2])
 
         """
         shape, own = tuple(batch_shape), len(self.batch_shape)
@@ -68,13 +72,20 @@ class Family:
         return type(self)(*(x.expand(*batch_shape, *x.shape[own:]) for x in self.parameters))
 
     def to(self: Self, *args: Any, **kwargs: Any) -> Self:
-        """Return the family with parameters of another dtype or on another device: what
-        `torch.Tensor.to` takes.
+        """Return the family with parameters of another dtype or on another device.
+
+        The arguments are those of `torch.Tensor.to`.
+
+        Example:
+            >>> import torch, latent_kernels as lk
+            >>> lk.Bernoulli(torch.zeros(2)).to(torch.float64).dtype
+            torch.float64
+
         """
         return type(self)(*(x.to(*args, **kwargs) for x in self.parameters))
 
     def _hold(self, *parameters: Tensor | float) -> None:
-        """Check the parameters and take the shapes from them."""
+        """Check and store the parameters, and set batch_shape and cols from their shapes."""
         held: Any = parameters
         if _checks.alike(*held) is None:
             names = self.names
@@ -87,9 +98,7 @@ class Family:
         self.batch_shape, self.cols = shape[:-1], shape[-1]
 
     def _samples_of(self, z: Tensor) -> Tensor:
-        """Samples whose trailing shape is that of q's elements, in the dtype they are computed
-        with.
-        """
+        """Return checked samples, which end in q's shape, in the dtype of the computation."""
         shape = (*self.batch_shape, self.cols)
         if not isinstance(z, Tensor):
             raise TypeError(f"z must be a torch.Tensor; got {type(z).__name__}")
@@ -107,7 +116,7 @@ class Family:
         return z if z.dtype is first.dtype else z.to(first.dtype)
 
     def _same_family(self, name: str, other: object) -> None:
-        """`other` is of the same kind, with parameters that broadcast with these."""
+        """Check that `other` is of the same kind, with parameters that broadcast with these."""
         if not isinstance(other, type(self)):
             raise TypeError(f"{name} must be a {type(self).__name__}; got {type(other).__name__}")
         if other.classes != self.classes:
@@ -122,7 +131,7 @@ class Family:
             )
 
     def _refuse_outside(self, z: Tensor, inside: Tensor, support: str) -> None:
-        """Raises for samples outside the support where looking costs no synchronization."""
+        """Raise for samples outside the support, where the check needs no synchronization."""
         if z.device.type == "cpu" and plain(z) and not bool(inside.all()):
             low, high = z[~inside].min().item(), z[~inside].max().item()
             raise ValueError(
@@ -130,11 +139,20 @@ class Family:
             )
 
     def score(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of log q(z) by each parameter, [S, ..., D] ([S, ..., D, K]), in the order of
-        `parameters`.
+        """Return the score: the gradient of log q(z) by each parameter.
 
         Args:
             z: samples [S, ..., D]; elements outside the support give NaN.
+
+        Returns:
+            A tensor [S, ..., D] for each parameter, in their order; [S, ..., D, K] for the logits
+            of a Categorical.
+
+        Example:
+            >>> import torch, latent_kernels as lk
+            >>> q = lk.Bernoulli(torch.zeros(2))
+            >>> q.score(torch.tensor([[0.0, 1.0]]))  # z - sigmoid(logits)
+            (tensor([[-0.5000,  0.5000]]),)
 
         """
         return reference.scores(self.name, self.parameters, self._samples_of(z))

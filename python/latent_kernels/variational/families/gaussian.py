@@ -15,16 +15,38 @@ Tensor = torch.Tensor
 
 
 class DiagonalGaussian(Family):
-    """Independent Gaussians N(mean, e^logvar) over the last dimension.
+    r"""Independent Gaussians N(mean, e^logvar) over the last dimension.
 
-    Natural parameters (mean e^-logvar, -e^-logvar / 2), sufficient statistics (z, z^2).
+    .. math::
+        \log q(z) = -\tfrac12 \sum_d \ln 2\pi + l_d + (z_d - \mu_d)^2 e^{-l_d}
+
+    with mean mu and log-variance l. The natural parameters are (mean e^-logvar, -e^-logvar / 2),
+    the sufficient statistics (z, z^2).
 
     Args:
         mean: [..., D], float32, float64, bfloat16 or float16.
         logvar: log sigma^2, broadcast with mean. One of the two may be a number or a 0-d tensor.
 
     Raises:
-        TypeError, ValueError: naming the argument that is wrong.
+        TypeError, ValueError: an argument is wrong; the message names it.
+
+    Example:
+        >>> import torch, latent_kernels as lk
+        >>> q = lk.DiagonalGaussian(torch.ones(3, 2), torch.zeros(3, 2))
+        >>> z = q.rsample(5, seed=0)  # q.sample(5, seed=0) is the same without gradient
+        >>> torch.equal(z, q.sample(5, seed=0)), q.log_prob(z).shape
+        (True, torch.Size([5, 3]))
+        >>> z, log_q = q.rsample_log_prob(5, seed=0)  # the same samples, and log q(z)
+        >>> z, kl = q.rsample_kl(5, seed=0)  # the same samples, and KL(q || N(0, 1))
+        >>> p = lk.DiagonalGaussian(torch.zeros(2), 0.0)
+        >>> q.kl(p), q.entropy().shape
+        (tensor([1., 1., 1.]), torch.Size([3]))
+        >>> same = lk.DiagonalGaussian.from_natural_parameters(*q.natural_parameters())
+        >>> also = lk.DiagonalGaussian.from_mean_parameters(*q.mean_parameters())
+        >>> torch.equal(same.mean, q.mean), torch.equal(also.logvar, q.logvar)
+        (True, True)
+        >>> [x.shape for x in q.sufficient_statistics(z)], q.log_partition().shape
+        ([torch.Size([5, 3, 2]), torch.Size([5, 3, 2])], torch.Size([3]))
 
     """
 
@@ -35,38 +57,38 @@ class DiagonalGaussian(Family):
 
     @property
     def mean(self) -> Tensor:
-        """[..., D]."""
+        """The mean, [..., D]."""
         return self.parameters[0]
 
     @property
     def logvar(self) -> Tensor:
-        """[..., D]."""
+        """The log-variance, [..., D]."""
         return self.parameters[1]
 
     @property
     def mode(self) -> Tensor:
-        """The mean, [..., D]."""
+        """The mode, which is the mean, [..., D]."""
         return self.mean
 
     @property
     def variance(self) -> Tensor:
-        """e^logvar, [..., D]."""
+        """The variance e^logvar, [..., D]."""
         return torch.exp(self.logvar)
 
     @property
     def stddev(self) -> Tensor:
-        """sigma = e^(logvar/2), [..., D]."""
+        """The standard deviation e^(logvar/2), [..., D]."""
         return torch.exp(0.5 * self.logvar)
 
     @classmethod
     def from_natural_parameters(cls, linear: Tensor, quadratic: Tensor) -> DiagonalGaussian:
-        """The Gaussian with natural parameters (mean / sigma^2, -1 / (2 sigma^2))."""
+        """Return the Gaussian with natural parameters (mean / sigma^2, -1 / (2 sigma^2))."""
         logvar = -torch.log(-2 * quadratic)
         return cls(linear * torch.exp(logvar), logvar)
 
     @classmethod
     def from_mean_parameters(cls, first: Tensor, second: Tensor) -> DiagonalGaussian:
-        """The Gaussian with moments E z, E z^2."""
+        """Return the Gaussian with the moments E z and E z^2."""
         return cls(first, torch.log(second - first * first))
 
     def rsample(
@@ -77,7 +99,10 @@ class DiagonalGaussian(Family):
         offset: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return reparameterized samples [S, ..., D], or [..., D] for None; see `rsample`."""
+        """Return reparameterized samples [S, ..., D], or [..., D] where num_samples is None.
+
+        `latent_kernels.rsample` explains the arguments.
+        """
         return rsample(
             self.mean, self.logvar, num_samples, seed=seed, offset=offset, generator=generator
         )
@@ -91,8 +116,9 @@ class DiagonalGaussian(Family):
         offset: int = 0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples, and KL(q || prior), in one pass; None stands for N(0, 1). See
-        `latent_kernels.rsample_kl`.
+        """Return reparameterized samples, and KL(q || prior), in one pass.
+
+        The prior None stands for N(0, 1). `latent_kernels.rsample_kl` explains the rest.
         """
         given = (None, None)
         if prior is not None:
@@ -118,8 +144,10 @@ class DiagonalGaussian(Family):
         path_derivative: bool = False,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Samples, and log q of them, in one pass; see `latent_kernels.rsample_log_prob`. For log q
-        as a function of any z there is `log_prob`.
+        """Return reparameterized samples, and log q(z), in one pass.
+
+        `latent_kernels.rsample_log_prob` explains the arguments; `log_prob` is log q as a function
+        of any z.
         """
         return rsample_log_prob(
             self.mean,
@@ -139,38 +167,38 @@ class DiagonalGaussian(Family):
         offset: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """As `rsample`, without gradient."""
+        """Return samples as `rsample` does, without gradient."""
         with torch.no_grad():
             return self.rsample(num_samples, seed=seed, offset=offset, generator=generator)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z) in nats, summed over D: [S, ...]."""
+        """Return log q(z) in nats, summed over D, [S, ...]."""
         return gaussian_log_prob(self._samples_of(z), self.mean, self.logvar)
 
     def entropy(self) -> Tensor:
-        """The differential entropy 1/2 sum_d [1 + ln 2 pi + logvar] in nats: [...]."""
+        """Return the differential entropy 1/2 sum_d (1 + ln 2 pi + logvar) in nats, [...]."""
         return 0.5 * (1 + math.log(2 * math.pi) + wide(self.logvar)).sum(-1)
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
-        """KL(self || other) in nats: [...]. Never negative; see `gaussian_kl`."""
+        """Return KL(self || other) in nats, [...]; never negative. See `gaussian_kl`."""
         self._same_family("other", other)
         return gaussian_kl(self.mean, self.logvar, prior_mean=other.mean, prior_logvar=other.logvar)
 
     def natural_parameters(self) -> tuple[Tensor, Tensor]:
-        """(mean e^-logvar, -e^-logvar / 2), [..., D] each."""
+        """Return (mean e^-logvar, -e^-logvar / 2), [..., D] each."""
         precision = torch.exp(-self.logvar)
         return self.mean * precision, -0.5 * precision
 
     def sufficient_statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(z, z^2), [S, ..., D] each."""
+        """Return (z, z^2), [S, ..., D] each."""
         z = self._samples_of(z)
         return z, z * z
 
     def log_partition(self) -> Tensor:
-        """A = 1/2 sum_d [mean^2 e^-logvar + logvar + ln 2 pi]: [...]."""
+        """Return A = 1/2 sum_d (mean^2 e^-logvar + logvar + ln 2 pi), [...]."""
         mean, logvar = wide(self.mean), wide(self.logvar)
         return 0.5 * (mean**2 * torch.exp(-logvar) + logvar + math.log(2 * math.pi)).sum(-1)
 
     def mean_parameters(self) -> tuple[Tensor, Tensor]:
-        """(E z, E z^2), [..., D] each."""
+        """Return (E z, E z^2), [..., D] each."""
         return self.mean, self.mean**2 + torch.exp(self.logvar)
