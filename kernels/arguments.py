@@ -1,4 +1,4 @@
-"""The arguments of an op's opaque forms: what they are, and how long its axes are in them."""
+"""The arguments of an op's opaque forms, and the sizes of its axes in them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Arguments(NamedTuple):
     """The arguments that an op's forward and backward passes both take."""
 
     tensors: tuple[Any, ...]
-    seeds: tuple[Tensor, ...]  # one where the op is seeded, else none
+    seeds: tuple[Tensor, ...]  # one seed where the op has noise, else none
     free: tuple[int, ...]  # sizes of axes that no tensor has
     options: tuple[Any, ...]
 
     @property
     def first(self) -> Tensor:
-        """The tensor that the outputs' device follows."""
+        """Return the tensor whose device the outputs have."""
         first: Tensor = self.tensors[0]
         return first
 
@@ -34,7 +34,7 @@ def arguments_of(op: Description, args: Any) -> Arguments:
 
 
 def dims_of(op: Description, given: Arguments) -> Dims:
-    """Return the size of each axis; where some tensors have 1 for it, that of the others.
+    """Return the size of each axis: 1 only where no tensor has another size for it.
 
     An axis of tensors that are not given has size 1.
     """

@@ -1,5 +1,4 @@
-"""Which compiled form of an op runs: by the tensors' device, unless LATENT_KERNELS_BACKEND forces
-one.
+"""The choice of an op's backend: by the tensors' device, unless LATENT_KERNELS_BACKEND forces one.
 
 The variable is `reference`, for every op, or `op=backend,...` with the ops and backends of
 `BACKENDS`. A forced backend that cannot run raises; the automatic choice falls back to the
@@ -41,11 +40,11 @@ _MODULES = {
 }
 
 
-_remembered: list[Any] = []  # functions that know the choice of backends until `forget`
+_remembered: list[Any] = []  # functions whose results depend on the choice, until `forget`
 
 
 def remember(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function that depends on the choice of backends: keep its last results."""
+    """Cache the results of a function that depends on the choice of backends; a decorator."""
     cached = functools.lru_cache(maxsize=1024)(function)
     _remembered.append(cached)
     return cached
@@ -81,7 +80,7 @@ def triton_missing() -> str | None:
 
 @functools.cache
 def forced() -> dict[str, str]:
-    """What LATENT_KERNELS_BACKEND asks for, read once."""
+    """Return the backends that LATENT_KERNELS_BACKEND asks for, which is read once."""
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return {}
@@ -112,7 +111,7 @@ def _check_forced(op: str, backend: str, device: torch.device) -> None:
 
 
 def backend_name(op: str, device: torch.device) -> str:
-    """The backend that `op` uses on `device`."""
+    """Return the name of the backend that `op` uses on `device`."""
     choice = forced()
     if op in choice:
         _check_forced(op, choice[op], device)
@@ -135,7 +134,7 @@ def backend(op: str, device: torch.device) -> ModuleType:
 def function(op: str, name: str, device: torch.device) -> Callable[..., None]:
     """Return a function of the module of kernels that `op` uses on `device`.
 
-    What it computes is no part of a graph: the reference is plain torch, which would record itself.
+    Nothing is recorded in a graph: autograd would record the reference, which is plain torch.
     """
     found: Callable[..., None] = getattr(backend(op, device), name)
     return torch.no_grad()(found) if backend_name(op, device) == "reference" else found

@@ -1,4 +1,4 @@
-"""What an op is, said once: named tuples, from which `op.py` makes every way to the kernels.
+"""The description of an op: named tuples, from which `op.py` makes every way to its kernels.
 
 Three named tuples in kernels/<op>/problem.py describe an op:
 
@@ -37,8 +37,8 @@ from latent_kernels.kernels.backends import function
 from latent_kernels.kernels.eager import contiguous
 
 Tensor = torch.Tensor
-Dims = Sequence[tuple[int, ...]]  # what stands for each of an op's axes in somebody's shapes
-Inputs = Sequence[Any]  # tensors of a problem, None for one that is not given
+Dims = Sequence[tuple[int, ...]]  # the dimensions that a caller's shapes have for each axis
+Inputs = Sequence[Any]  # tensors of a problem, None for those not given
 Flags = Sequence[bool]
 
 KEPT = "kept"
@@ -47,7 +47,7 @@ OPTIONAL = "PEK"
 
 
 class Field(NamedTuple):
-    """A tensor of an op."""
+    """The description of one tensor of an op."""
 
     name: str
     axes: str
@@ -55,17 +55,17 @@ class Field(NamedTuple):
     kept: bool  # an output that backward reads
     forward_only: bool  # an input that backward does not read, and that is not saved for it
     dtype: Callable[[torch.dtype], torch.dtype] | None  # from that of the input it is like
-    shape: Callable[[Dims], Any]  # from somebody's dimensions; None for axes with "*"
+    shape: Callable[[Dims], Any]  # from a caller's dimensions; None for axes with "*"
 
 
 Fields = tuple[Field, ...]
 
 
 class Tape:
-    """What a plain forward pass holds for its backward pass beside tensors."""
+    """What a plain forward pass keeps for its backward pass besides tensors."""
 
     def __init__(self, needs: Flags):
-        self.needs = needs  # which inputs' gradients will be wanted
+        self.needs = needs  # which inputs need gradients
         self.held: Any = None
 
 
@@ -106,7 +106,7 @@ def _tensors(cls: Any, order: str) -> Fields:
 
 
 class Description:
-    """An op's named tuples, and what both ways to its kernels do with them.
+    """The named tuples of an op, and what both ways to its kernels do with them.
 
     Args:
         name: the opaque op's name.
@@ -166,7 +166,7 @@ class Description:
         self.detached, self.directly, self.formula = detached, directly, formula
 
     def _check(self, names: list[str], learned: Sequence[str]) -> None:
-        """Refuse what would give wrong results without a word."""
+        """Raise for descriptions that would silently give wrong results."""
         for field in (*self.inputs, *self.results):
             if strange := set(field.axes) - set(self.axes) - set("*0123456789"):
                 raise ValueError(f"{self.name}: {field.name} has axes {strange} not in {self.axes}")
@@ -174,13 +174,13 @@ class Description:
             raise ValueError(f"{self.name}: gradients of {strange}, which are no inputs")
 
     def runner(self, which: str | Callable[..., None]) -> Callable[[torch.device], Any]:
-        """Return what gives the `forward` or `backward` of a device."""
+        """Return a function that returns the `forward` or `backward` of a device."""
         if isinstance(which, str):
             return functools.partial(function, self.kernels, which)
         return lambda device: which
 
     def saved(self, inputs: Inputs) -> Inputs:
-        """Return the inputs that backward is handed, None for one that it does not read."""
+        """Return the inputs that backward gets, None for those that it does not read."""
         if not self._forward_only:
             return inputs
         return [None if i in self._forward_only else x for i, x in enumerate(inputs)]

@@ -1,4 +1,4 @@
-"""How torch is calling: plainly, or through one of its transformations.
+"""How torch calls an op: plainly, or through one of its transformations.
 
 A plain eager call goes straight to an autograd.Function over raw pointers. Under torch.compile,
 torch.func, fake tensors or any dispatch mode it must go through torch's dispatcher, as an opaque op
@@ -18,14 +18,14 @@ Tensor = torch.Tensor
 # A seed, or what to draw one from: a generator, or None for torch's default CPU generator.
 SeedSource = int | Tensor | torch.Generator | None
 _CPU = torch.device("cpu")
-_SEED_END = 2**63 - 1  # of torch.randint, which cannot be given 2^63
+_SEED_END = 2**63 - 1  # seeds are below this: torch.randint does not take 2^63
 _CAPTURING = (
     "seed must be a 0-d int64 CUDA tensor while a CUDA graph is captured; got {}, whose value "
     "would be read now and give the same noise at every replay. Advance the tensor (seed += 1) "
     "between replays."
 )
 _PLAIN = (Tensor, torch.nn.Parameter)
-# Bound here, since small calls spend their time in looking them up.
+# Bound to names here, since looking them up takes much of the time of small calls.
 _is_compiling = torch.compiler.is_compiling
 _is_transforming = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -33,19 +33,19 @@ _tracing_state = torch._C._get_tracing_state  # of torch.jit.trace
 
 
 def row_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums: half inputs are computed in float32, and sums stay there."""
+    """Return the dtype of computations and sums: float32 for half-precision inputs."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def contiguous(x: Tensor, shape: object = None) -> Tensor:
-    """Return contiguous memory that a kernel reads by its address: no lazy negation either."""
+    """Return x as contiguous memory that a kernel can read, with any lazy negation resolved."""
     if x.is_neg():
         x = x.resolve_neg()
-    return x.contiguous()  # itself where it is
+    return x.contiguous()  # x itself where it is contiguous
 
 
 def in_memory(x: Tensor) -> Tensor:
-    """Return the same without gradient, for those who do more than read an address."""
+    """Return `contiguous` memory without gradient, for callers that compute with x."""
     return contiguous(x.detach())
 
 
@@ -53,7 +53,7 @@ def plain(*tensors: Tensor | None) -> bool:
     """Return whether these tensors hold memory of their own and nothing watches the dispatcher."""
     if _is_compiling() or _dispatch_modes() or _tracing_state() is not None:
         return False
-    if _is_transforming() or forward_ad._current_level >= 0:  # `transformed`, without its call
+    if _is_transforming() or forward_ad._current_level >= 0:  # `transformed`, inlined
         return False
     return not tensors or hold_memory(tensors)
 
@@ -70,21 +70,22 @@ def hold_memory(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def transformed() -> bool:
-    """Return whether torch.func or forward mode is at work."""
+    """Return whether torch.func or forward mode is active."""
     return _is_transforming() or forward_ad._current_level >= 0
 
 
 def _is_empty(x: Tensor) -> bool:
-    """Return whether x has no memory for want of elements: fake, zero and functional tensors have
-    none either.
+    """Return whether x has no memory because it has no elements.
+
+    Fake, zero and functional tensors have no memory for other reasons.
     """
     return not x.is_meta and x.numel() == 0
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a seed for an op on the device: from torch's default CPU generator, so that
-    torch.manual_seed governs it, or from another generator.
+    """Draw a seed for an op on the device, from torch's default CPU generator or another one.
 
+    torch.manual_seed thus governs the default.
     A tensor, since vmap's `randomness` and torch.compile know how to treat one; plain calls draw
     the same number by `as_int`. One from a GPU's generator stays there, and nothing waits for it.
     """
@@ -97,11 +98,11 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
 
 
 class _Drawn(threading.local):
-    """Memory of each thread for a seed: a tensor that torch draws into, and an array to read."""
+    """Memory for a seed in each thread: a tensor that torch draws into, read as an array."""
 
     def __init__(self) -> None:
         self.array = np.zeros((), np.int64)
-        with torch.inference_mode(False):  # a tensor of inference mode could not be drawn into
+        with torch.inference_mode(False):  # one made in inference mode could not be drawn into
             self.tensor = torch.from_numpy(self.array)
 
 
@@ -117,7 +118,7 @@ def as_int(seed: SeedSource, device: torch.device) -> int | Tensor:
             return draw_seed(device, seed)
         if device != _CPU:
             _refuse_capture(device, "None" if seed is None else "from the CPU")
-        # the numbers of torch.randint, in half of its time
+        # the numbers of torch.randint, twice as fast
         if seed is None:
             _drawn.tensor.random_(_SEED_END)
         else:
@@ -142,7 +143,7 @@ def shared(seed: SeedSource, device: torch.device) -> int | Tensor:
 
 
 def _refuse_capture(device: torch.device, seed: str) -> None:
-    """Refuse to read a value that a CUDA graph would repeat."""
+    """Raise before a value is read that a CUDA graph would then repeat."""
     if device.type == "cuda" and not _is_compiling() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(_CAPTURING.format(seed))
 
@@ -168,10 +169,9 @@ def as_seeds(seed: SeedSource, device: torch.device) -> Tensor:
 
 
 def unbatched(x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """x under all levels of vmap, and `other` with the batches of x where x has them: [B, *x] and
-    [B or 1, *other].
+    """Return x without vmap's wrappers, [B, *x], and `other` likewise, [B or 1, *other].
 
-    A tensor that is batched does not say whether what it wraps requires grad.
+    A batched tensor does not tell whether the tensor that it wraps requires grad.
     """
     if _is_compiling():
         return x, other

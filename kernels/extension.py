@@ -1,4 +1,4 @@
-"""What every `cpp_cpu.py` hands to the C++ extension in the same form: dtypes and seeds."""
+"""Dtypes and seeds in the form in which every `cpp_cpu.py` passes them to the C++ extension."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = {
 
 
 def seeds(seed: int | torch.Tensor) -> _core.Seeds:
-    """Return the seed, or address and stride of one for each group."""
+    """Return the seed, or the address and stride of a tensor with one for each group."""
     if isinstance(seed, int):
         return seed
     return seed.data_ptr(), 1 if seed.numel() > 1 else 0

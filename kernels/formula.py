@@ -1,4 +1,4 @@
-"""The derivatives that an op's kernels do not compute, by its formula.
+"""Derivatives that an op's kernels do not compute, from its formula.
 
 These are second derivatives, forward mode, and those of torch.func within torch.compile. The
 formula is a function of the op's reference in plain torch, from the problem to the outputs, with
@@ -49,15 +49,15 @@ class Pass:
         self.op, self.run, self.places, self.is_there = op, run, places, is_there
 
     def results(self, *args: Any) -> list[Tensor | None]:
-        """Return the results, None for one that is not there."""
+        """Return the results, None for one that is not computed."""
         return self._spread(self.run(self.op, args), args)
 
     def tangents(self, args: Args, tangents: Args) -> Any:
         """Return the tangents of the results, None for one that is not there.
 
-        By two reverse passes: the gradient is linear in the upstream gradient, and its own gradient
-        by that is the tangent. So no level of forward mode is opened within another, which torch
-        allows in torch.func alone.
+        Two reverse passes compute them: the gradient is linear in the upstream gradient, and its
+        own gradient by that is the tangent. So no level of forward mode is opened within another,
+        which torch allows in torch.func alone.
         """
         places = [i for i in self.places if tangents[i] is not None]
         found, pull = self._vjp(args, places)
@@ -142,9 +142,7 @@ def _gradients(op: Description, args: Args) -> Tensors:
 def _pullback(
     function: Callable[..., Tensors], args: Args, places: Sequence[int]
 ) -> tuple[Tensors, Callable[..., Tensors]]:
-    """Return a function's results, and what takes upstream gradients to those of the arguments at
-    some places.
-    """
+    """Return a function's results, and its pullback to the arguments at some places."""
 
     def of_places(*given: Tensor) -> Tensors:
         own = list(args)

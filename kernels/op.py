@@ -1,4 +1,4 @@
-"""The two doors to an op's kernels, made from its description (`description.py`).
+"""The two ways to call an op's kernels, made from its description (`description.py`).
 
 A plain eager call goes straight to an autograd.Function over raw pointers, in the caller's shapes.
 Under torch.compile, torch.func, fake tensors or any dispatch mode the call goes through an opaque
@@ -27,20 +27,20 @@ Shapes = tuple[tuple[int, ...], ...] | None
 
 
 class Call(NamedTuple):
-    """What is asked of an op, but for tensors, options and seed."""
+    """What a call asks of an op, apart from tensors, options and seed."""
 
     dims: Dims
-    wanted: Flags  # which outputs
-    shapes: Shapes  # the canonical ones of the inputs, where they do not follow from the axes
+    wanted: Flags  # which outputs are wanted
+    shapes: Shapes  # canonical shapes of the inputs, where they do not follow from the axes
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The size of each axis."""
+        """Return the size of each axis."""
         return tuple(map(prod, self.dims))
 
 
 class Plan(NamedTuple):
-    """What all plain calls with one `Call`, dtype and device do alike."""
+    """What all plain calls with the same `Call`, dtype and device share."""
 
     call: Call
     sizes: tuple[int, ...]
@@ -72,7 +72,7 @@ class Op(Description):
         wanted: Flags | None = None,
         shapes: Shapes = None,
     ) -> Any:
-        """Return the outputs that are not kept, differentiable; a single one by itself.
+        """Return the outputs that are not kept, differentiable; a single one without a tuple.
 
         Args:
             dims: the caller's dimensions for each axis, () for the groups.
@@ -133,7 +133,7 @@ class Op(Description):
         first = inputs[self.like]
         return self._plan(dims, self._all, None, first.dtype, first.device)
 
-    # --- the dispatcher's door: canonical shapes there, the caller's shapes back ------------------
+    # --- through the dispatcher: canonical shapes there, the caller's shapes back -----------------
 
     def _canonical(self, call: Call) -> Dims:
         axes = zip(self.axes, call.dims, call.sizes, strict=True)
@@ -202,12 +202,12 @@ def _is_empty(tensors: Inputs) -> bool:
 def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the forward and the backward pass of plain calls.
 
-    Small calls spend their time here: what does not change from call to call is looked up before,
-    and loops stand where a comprehension would be a call.
+    Small calls spend their time here. So everything that does not change from call to call is
+    looked up before, and loops are used where a comprehension would cost a function call.
     """
     place, seeded, taped, learned_at = op.place, op.seeded, op.taped, op.learned_at
     like, directly, detached = op.like, op.directly, op.detached
-    new = tuple.__new__  # makes a named tuple of a list, in half of the class's own time
+    new = tuple.__new__  # makes a named tuple from a list, twice as fast as its class
     problem, outputs, gradients = op.problem, op.outputs, op.gradients
     empty_like, layout = torch.empty_like, torch.contiguous_format
 
@@ -239,14 +239,14 @@ def _passes(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
             if size is None:
                 memory.append(None)
             elif dtype is None:
-                memory.append(new_empty(size=size))  # quicker than with a dtype
+                memory.append(new_empty(size=size))  # faster than with a dtype
             else:
                 memory.append(new_empty(size=size, dtype=dtype))
         if taped:
             memory.append(tape)
         found = new(outputs, memory)
         if plan.is_empty and not inputs[like].numel():
-            return found  # sizes beside a 0 may be huge: no kernel counts in them
+            return found  # other sizes may be huge beside a 0: no kernel must compute with them
         plan.forward(problem_of(plan, inputs, options, seed), found)
         return found
 

@@ -21,7 +21,7 @@ def _problem(problem: Problem) -> _core.BoundProblem:
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:
-    """Write the bound of each row and the sums behind it; reference.py has the formulas."""
+    """Write the bound of each row, and the sums; reference.py has the formulas."""
     bound, sums = outputs
     _core.bound_forward(
         _problem(problem),

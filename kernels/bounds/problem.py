@@ -1,4 +1,4 @@
-"""What the bounds op computes: its problem, outputs and gradients, as every backend has them."""
+"""The interface of the bounds op: problem, outputs and gradients, the same for all backends."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Problem(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Or, for a backward pass, the gradient of `bound` (None for ones) beside `sums`."""
+    """The bound and the sums; in a backward pass, `bound` is its gradient (None for ones)."""
 
     bound: Annotated[Tensor | None, "GN", row_dtype]
     sums: Annotated[Tensor, "G2N", row_dtype, KEPT]  # the largest log-weight, and a sum
 
 
 class Gradients(NamedTuple):
-    """The normalised weights times the bound's gradient; VIMCO's signal times it."""
+    """The normalised weights and VIMCO's signal, both times the bound's gradient."""
 
     log_w: Tensor | None
     log_q: Tensor | None

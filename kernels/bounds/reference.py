@@ -1,4 +1,4 @@
-"""Importance-weighted bounds in plain torch, as the formulas stand in the papers.
+"""Importance-weighted bounds in plain torch, with the formulas of the papers.
 
 For log-weights log w_s = log p(x, z_s) - log q(z_s), s = 1 ... S:
 
@@ -69,7 +69,7 @@ def formula(problem: Problem, wanted: Outputs) -> Sequence[Tensor | None]:
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:
-    """Write the bound of each row and the sums behind it."""
+    """Write the bound of each row, and the sums."""
     found = bound(_log_weights(problem))
     for out, value in zip(outputs, found, strict=True):
         if out is not None:

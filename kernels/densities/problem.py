@@ -1,4 +1,4 @@
-"""What the log-density ops compute: their problems, outputs and gradients, as backends have them.
+"""The interface of the log-density ops: problems, outputs and gradients, the same for all backends.
 
 An input may have 1 in place of S, where samples share it, or of S and N, where it is a single row
 for all of them; its columns are contiguous. One that is contiguous may come in the caller's shape:
@@ -39,13 +39,13 @@ Problem = GaussianProblem | BernoulliProblem
 
 
 class Outputs(NamedTuple):
-    """The sums over columns."""
+    """The log-densities: sums over columns."""
 
     log_prob: Annotated[Tensor, "GSN", row_dtype]
 
 
 class GaussianGradients(NamedTuple):
-    """Gradients in the inputs' shapes: summed over what is shared."""
+    """Gradients in the inputs' shapes, summed over the dimensions that samples share."""
 
     z: Tensor | None
     mean: Tensor | None
@@ -53,7 +53,7 @@ class GaussianGradients(NamedTuple):
 
 
 class BernoulliGradients(NamedTuple):
-    """Gradients in the inputs' shapes: summed over what is shared."""
+    """Gradients in the inputs' shapes, summed over the dimensions that samples share."""
 
     x: Tensor | None
     logits: Tensor | None

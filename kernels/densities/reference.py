@@ -1,5 +1,4 @@
-"""The log-densities in plain torch, as the formulas stand in the paper, and their derivatives by
-hand.
+"""The log-densities in plain torch, with the formulas of the paper and their derivatives.
 
     log N(z; mean, sigma^2)  = -1/2 sum_d [ ln 2 pi + logvar + (z - mean)^2 e^-logvar ]
     log Bernoulli(x; logits) = sum_d [ x l - ln(1 + e^l) ]
@@ -29,14 +28,14 @@ Tensor = torch.Tensor
 
 
 def gaussian_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mean, e^logvar), summed over the last dimension."""
+    """Return log N(z; mean, e^logvar), summed over the last dimension."""
     return -0.5 * (
         math.log(2 * math.pi) + logvar + ((z - mean) * torch.exp(-0.5 * logvar)) ** 2
     ).sum(-1)
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
-    """log Bernoulli(x; logits), summed over the last dimension."""
+    """Return log Bernoulli(x; logits), summed over the last dimension."""
     weight, size = _weight(x, logits), logits.abs()
     product = torch.where(
         weight == 0, torch.zeros_like(weight), weight * size
@@ -84,7 +83,7 @@ def bernoulli_formula(problem: BernoulliProblem, wanted: Outputs) -> Outputs:
 
 
 def _compute(x: Tensor) -> Tensor:
-    """Half precision is computed in float32."""
+    """Return x in the dtype of the computation: float32 for half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -96,7 +95,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
 
 
 def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
-    """Write the gradient of each input, summed over what is shared."""
+    """Write the gradient of each input, summed over the dimensions that samples share."""
     given = inputs_of(problem)
     inputs, gradient = [_compute(x) for x in given], upstream.log_prob
     slopes = _gaussian_slopes if isinstance(problem, GaussianProblem) else _bernoulli_slopes

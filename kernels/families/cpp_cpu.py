@@ -10,7 +10,7 @@ from latent_kernels.kernels.families.problem import Classes, Problem, Samples, c
 
 
 def sample(problem: Problem, outputs: Samples | Classes) -> bool:
-    """Write samples into `z`; README.md has the rules. Return whether all have probabilities."""
+    """Write samples into `z` by the rules of README.md; return whether all have probabilities."""
     (groups, _, samples, rows, cols, _), logits, seed, offset, antithetic = problem
     asked = _core.FamilyProblem(
         dtype=DTYPES[logits.dtype],

@@ -1,4 +1,4 @@
-"""What sampling the discrete families computes: its problem and outputs, as backends have them."""
+"""The interface of sampling discrete families: problem and outputs, the same for all backends."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Problem(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """0 and 1 of a Bernoulli, NaN under NaN."""
+    """Samples of a Bernoulli: 0 and 1, and NaN where the logit is NaN."""
 
     z: Annotated[Tensor, "GPSND"]
 
 
 class Classes(NamedTuple):
-    """Classes of a Categorical."""
+    """Samples of a Categorical: classes."""
 
     z: Annotated[Tensor, "GPSND", _int64]
 
 
 def _sample(problem: Problem, outputs: Samples | Classes) -> None:
-    """Draw by the device's backend; GPUs do not say whether every element has probabilities."""
+    """Draw by the device's backend; GPUs do not check that every variable has probabilities."""
     if function("families", "sample", problem.logits.device)(problem, outputs) is False:
         raise ValueError(
             "logits must leave each variable of a Categorical some class; those of at least one "

@@ -33,7 +33,7 @@ EXP_P = [
 
 
 def exp(x: Floats) -> Floats:
-    """e^x = 2^n P(r), n = round(x / ln 2); the sequence of csrc/simd/math.hpp."""
+    """Return e^x = 2^n P(r), n = round(x / ln 2), by the operations of csrc/simd/math.hpp."""
     x = np.where(x < f32(-104), f32(-104), x)
     x = np.where(x > f32(89), f32(89), x)
     n = noise.fma(x, f32(1.4426950216293335), f32(12582912)) - f32(12582912)
@@ -45,7 +45,7 @@ def exp(x: Floats) -> Floats:
 
 
 def logistic(u: Floats) -> Floats:
-    """ln u - ln(1 - u): u uniform on (0, 1) gives a standard logistic variable."""
+    """Return ln u - ln(1 - u), a standard logistic variable for u uniform on (0, 1)."""
     x: Floats = noise.ln(u) - noise.ln(f32(1) - u)
     return x
 

@@ -1,4 +1,4 @@
-"""What the Gaussian ops compute: their problems, outputs and gradients, as backends have them."""
+"""The interface of the Gaussian ops: problems, outputs and gradients, the same for all backends."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Problem(NamedTuple):
 
     @property
     def deviation(self) -> Tensor:
-        """The log-variance or the scale, whichever is given."""
+        """Return the log-variance or the scale, whichever is given."""
         x = self.logvar if self.scale is None else self.scale
         assert x is not None
         return x
 
 
 class Outputs(NamedTuple):
-    """Samples, KL to the prior, log q of the samples; or, for a backward pass, their gradients."""
+    """Samples, KL to the prior and log q of the samples; in a backward pass, their gradients."""
 
     z: Annotated[Tensor | None, "GSND"]
     kl: Annotated[Tensor | None, "GN", row_dtype]
@@ -56,7 +56,7 @@ class Gradients(NamedTuple):
 
     @property
     def deviation(self) -> Tensor | None:
-        """The gradient of the log-variance or of the scale, whichever is wanted."""
+        """Return the gradient of the log-variance or of the scale, whichever is wanted."""
         return self.logvar if self.scale is None else self.scale
 
 
@@ -82,7 +82,7 @@ GAUSSIAN = Op(
 
 
 class PathProblem(NamedTuple):
-    """The log q of samples z that `GAUSSIAN` gave, now as a function of z alone."""
+    """The log q of samples z that `GAUSSIAN` returned, as a function of z alone."""
 
     sizes: Sizes
     z: Annotated[Tensor, "GSND"]  # only for the graph: eps is made anew from the seed
@@ -93,13 +93,13 @@ class PathProblem(NamedTuple):
 
 
 class PathOutputs(NamedTuple):
-    """log_q itself; or, for the backward pass, its gradient."""
+    """log_q; in the backward pass, its gradient."""
 
     log_q: Annotated[Tensor, "GSN", row_dtype]
 
 
 class PathGradients(NamedTuple):
-    """-eps / sigma times log_q's gradient."""
+    """The gradient of z: -eps / sigma times log_q's gradient."""
 
     z: Tensor | None
 

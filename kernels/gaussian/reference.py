@@ -1,4 +1,4 @@
-"""The Gaussian op in plain torch, as the formulas stand in the paper; autograd gives its gradients.
+"""The Gaussian op in plain torch, with the formulas of the paper; autograd gives its gradients.
 
 q = N(mean, sigma^2), sigma^2 = e^logvar, prior N(m0, e^l0), all diagonal:
 
@@ -37,7 +37,7 @@ Tensor = torch.Tensor
 
 
 def psi_near(d: Tensor) -> Tensor:
-    """e^d - 1 - d = d^2 (1/2! + d/3! + d^2/4! + ...), the series for |d| < 1."""
+    """Return e^d - 1 - d = d^2 (1/2! + d/3! + d^2/4! + ...), the series for |d| < 1."""
     series = torch.full_like(d, 1 / math.factorial(19))
     for k in range(18, 1, -1):
         series = series * d + 1 / math.factorial(k)
@@ -45,7 +45,7 @@ def psi_near(d: Tensor) -> Tensor:
 
 
 def half_psi(d: Tensor) -> Tensor:
-    """(e^d - 1 - d) / 2, by the series where |d| < 1; e^d alone would overflow before it."""
+    """Return (e^d - 1 - d) / 2, by the series where |d| < 1; e^d alone would overflow before it."""
     near, large = d.abs() < 1, d > 80
     near_d, large_d = (torch.where(here, d, 0) for here in (near, large))
     half_expm1 = torch.where(
@@ -69,7 +69,7 @@ def log1p_less_x(x: Tensor) -> Tensor:
 def gaussian_kl(
     mean: Tensor, logvar: Tensor, prior_mean: Tensor | None, prior_logvar: Tensor | None
 ) -> Tensor:
-    """KL(N(mean, e^logvar) || prior), summed over the last dimension; None stands for 0."""
+    """Return KL(N(mean, e^logvar) || prior), summed over the last dimension; None stands for 0."""
     delta = mean if prior_mean is None else mean - prior_mean
     if prior_logvar is None:
         return (delta * (0.5 * delta) + half_psi(logvar)).sum(-1)
@@ -86,7 +86,7 @@ def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> T
 
 
 def _compute(x: Tensor) -> Tensor:
-    """Half precision is computed in float32."""
+    """Return x in the dtype of the computation: float32 for half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

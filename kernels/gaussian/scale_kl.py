@@ -31,7 +31,7 @@ class Problem(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """KL(p || q) of each pair; or, for a backward pass, its gradient."""
+    """KL(p || q) of each pair; in a backward pass, its gradient."""
 
     kl: Annotated[Tensor, "GN"]
 

@@ -29,12 +29,12 @@ class Dictionary(NamedTuple):
 
     @property
     def norms(self) -> Tensor:
-        """||d_k||^2, [K]."""
+        """Return ||d_k||^2, [K]."""
         return self.gram.diagonal()
 
 
 def prepare(dictionary: Tensor) -> Dictionary:
-    """Packs contiguous `dictionary` and forms its Gram matrix, each entry summed in float64."""
+    """Pack contiguous `dictionary` and form its Gram matrix, each entry summed in float64."""
     components, features = dictionary.shape
     rows, cols = (-(-size // 16) * 16 for size in dictionary.shape)
     atoms, panels = (
@@ -56,7 +56,7 @@ def prepare(dictionary: Tensor) -> Dictionary:
 
 
 def curvature(dictionary: Dictionary, scaled: bool) -> float:
-    """As the reference's, by NumPy: torch's own threads do not survive a fork."""
+    """Return what the reference's does, by NumPy: torch's own threads do not survive a fork."""
     d = dictionary.plain.numpy()
     if scaled:
         d = d / np.linalg.norm(d.astype(np.float64), axis=1, keepdims=True)
@@ -66,7 +66,7 @@ def curvature(dictionary: Dictionary, scaled: bool) -> float:
 
 
 def forward(problem: Problem, dictionary: Dictionary, outputs: Outputs) -> None:
-    """As the reference's; every tensor contiguous, of one dtype but for the float64 `alpha`."""
+    """Write the codes and gaps; tensors are contiguous, of one dtype except the float64 `alpha`."""
     (rows, features, components), x, _, alpha, init, algorithm, max_iter, tol, positive = problem
     largest, scaled = float(dictionary.norms.max()), False
     if algorithm != "cd":

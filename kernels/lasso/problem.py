@@ -1,4 +1,4 @@
-"""What Lasso codes are: the problem and its outputs, as every backend has them."""
+"""The interface of the Lasso codes: problem and outputs, the same for all backends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Problem(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Codes, and an upper bound on their objective above its minimum."""
+    """Codes, and an upper bound on how far their objective is above its minimum."""
 
     codes: Annotated[Tensor, "NC"]
     gap: Annotated[Tensor, "N", row_dtype]

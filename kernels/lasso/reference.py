@@ -22,22 +22,22 @@ class Dictionary(NamedTuple):
 
 
 def prepare(dictionary: Tensor) -> Dictionary:
-    """What does not depend on x."""
+    """Return what depends on the dictionary alone."""
     return Dictionary(dictionary, dictionary.square().sum(-1))
 
 
 def wide(x: Tensor) -> Tensor:
-    """X in float64, where the device has it."""
+    """Return x in float64, where the device has it."""
     return x if x.device.type == "mps" else x.double()
 
 
 def differ(least: float, largest: float) -> bool:
-    """Whether atoms of these squared norms are so unlike that steps are scaled to each."""
+    """Return whether these squared norms differ so much that steps are scaled to each atom."""
     return largest > 16 * least
 
 
 def curvature(dictionary: Tensor, scaled: bool) -> float:
-    """An upper bound on the largest eigenvalue of D D^T, with all atoms at norm 1 if `scaled`.
+    """Return an upper bound on the largest eigenvalue of D D^T, of unit atoms if `scaled`.
 
     That is the Lipschitz constant of the smooth part's gradient in the codes, times ||d_k|| if
     `scaled`. Rounded up to 12 bits, so that what LAPACK does with the last digits on other threads
@@ -51,19 +51,19 @@ def curvature(dictionary: Tensor, scaled: bool) -> float:
 
 
 def rounded_up(eigenvalue: float) -> float:
-    """`eigenvalue` with an allowance for rounding, to 12 bits."""
+    """Return `eigenvalue` with an allowance for rounding, rounded up to 12 bits."""
     fraction, exponent = math.frexp(eigenvalue * (1 + 1e-6))
     return math.ldexp(math.ceil(fraction * 4096) / 4096, exponent)
 
 
 def soft(u: Tensor, threshold: Tensor, positive: bool) -> Tensor:
-    """The proximal map of threshold * ||.||_1, over the non-negative numbers where `positive`."""
+    """Return the proximal map of threshold * ||.||_1; over non-negative numbers if `positive`."""
     cut = torch.minimum(u, threshold) if positive else torch.clamp(u, -threshold, threshold)
     return u - cut
 
 
 def duality_gap(x: Tensor, dictionary: Tensor, alpha: Tensor, z: Tensor, positive: bool) -> Tensor:
-    """An upper bound [B] on the objective of codes z [B, K] above its minimum, in float64.
+    """Return an upper bound [B] on the objective of codes z [B, K] above its minimum, in float64.
 
     At the dual point s r, r = x - z D, with s max |c| <= alpha for c = r D^T: 1/2 (1 - s)^2 ||r||^2
     + sum_k alpha |z_k| - s z_k c_k, and an allowance for rounding: see README.md.

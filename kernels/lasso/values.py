@@ -1,4 +1,4 @@
-"""A look at the gaps in one serial pass: a forked process has none of torch's threads."""
+"""Count gaps in one serial pass: a forked process has none of torch's threads."""
 
 from __future__ import annotations
 

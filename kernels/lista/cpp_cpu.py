@@ -48,9 +48,9 @@ def _address(x: Tensor | None) -> int:
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:
-    """Write the codes; hold on the tape, where there is one, what the backward pass needs of them.
+    """Write the codes; keep on the tape, if there is one, what the backward pass needs.
 
-    With the gradient of the steps that is more.
+    It keeps more where the steps need a gradient.
     """
     tape = outputs.tape
     found = _core.lista_forward(

@@ -75,7 +75,7 @@ def readable(parameters: Iterable[Tensor], dtype: torch.dtype) -> bool:
 
 
 class Plan:
-    """A call of the compiled kernel for parameters that were checked, and that it reads in place.
+    """A call of the compiled kernel with parameters that were checked, and that it reads in place.
 
     The plan holds strong references to the parameters. New values that torch is not told of
     (written through `.data`, by NumPy or by another process) are used, but not checked.
@@ -91,7 +91,7 @@ class Plan:
         """Plan the repetition of a call that has just run without an error.
 
         Args:
-            asked: what else the call depended on; the caller compares it.
+            asked: the other things that the call depended on; the caller compares them.
             watched: the registry and name of each parameter that must not change.
             problem: the call, of x, for which `takes` is true, and of parameters, for which
                 `readable` is: the watched ones, slices of them, or tensors derived from them.

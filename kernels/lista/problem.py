@@ -1,4 +1,4 @@
-"""What a sparse encoder computes: its problem, outputs and gradients, as every backend has them."""
+"""The interface of sparse encoders: problem, outputs and gradients, the same for all backends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The codes; or, for a backward pass, their gradient."""
+    """The codes; in a backward pass, their gradient."""
 
     z: Annotated[Tensor, "NC"]
     tape: Tape | None = None  # for the non-zero codes of all layers

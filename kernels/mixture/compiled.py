@@ -95,7 +95,7 @@ _Files: Any = FunctionCache
 
 
 class _CheckedCode(_Code):  # type: ignore[misc]
-    """Code with a checksum: LLVM ends the process where bytes in the midst of a file are wrong."""
+    """Compiled code with a checksum, since LLVM ends the process where a byte is wrong."""
 
     def reduce(self, result: Any) -> tuple[bytes, bytes]:
         """Return (checksum, code) of a compiled function."""
@@ -111,10 +111,10 @@ class _CheckedCode(_Code):  # type: ignore[misc]
 
 
 class _Cache(_Files):  # type: ignore[misc]
-    """numba's cache, where a damaged file is as good as none and is replaced.
+    """numba's cache, in which a damaged file counts as missing and is replaced.
 
     Files are replaced whole, under one name for one content, so that any number of processes may
-    find the damage and mend it at once.
+    find the damage and repair it at the same time.
     """
 
     _impl_class = _CheckedCode

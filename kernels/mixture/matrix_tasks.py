@@ -145,7 +145,7 @@ class Full(_Matrices):
 
 
 class Tied(_Matrices):
-    """An E-step with one covariance, all means near enough to one center c to share x - c."""
+    """An E-step with one covariance, for means so near to a center c that they can share x - c."""
 
     span = tied.span
     common_center = True

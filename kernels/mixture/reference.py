@@ -1,4 +1,4 @@
-"""The E-step as its formulas, in NumPy and float64, with [N, K] arrays. Missing values are NaN.
+"""The formulas of the E-step, in NumPy and float64, with [N, K] arrays. Missing values are NaN.
 
 r_ik = softmax_k(log pi_k + log p(x_i | k)) (Dempster, Laird, Rubin 1977; Bishop, PRML, section
 9.2), and sums of r_ik and of r_ik times the sufficient statistics of x_i. For full and tied

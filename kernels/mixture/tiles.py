@@ -86,7 +86,7 @@ def read_weights(sample_weight, first, rows, weight):
 
 @njit(nogil=True, error_model="numpy")
 def clear_rows_without_weight(x, dims, rows, values, weight):
-    """Give rows of weight 0 these values: 0 times theirs might be NaN."""
+    """Set rows of weight 0 to these values, since 0 times their own might be NaN."""
     for r in range(rows):
         if weight[r] == 0:
             for d in range(dims):
@@ -95,7 +95,7 @@ def clear_rows_without_weight(x, dims, rows, values, weight):
 
 @njit(nogil=True, error_model="numpy")
 def clear_incomplete_rows(x, dims, rows, values, weight):
-    """Give rows with a NaN these values and no weight: the tile's sums leave them out."""
+    """Set rows with a NaN to these values and weight 0, so that the tile's sums omit them."""
     for d in range(dims):
         for r in range(rows):
             if x[d * STRIDE + r] != x[d * STRIDE + r]:

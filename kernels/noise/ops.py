@@ -50,7 +50,7 @@ def _noise(
     dtype: torch.dtype,
     device: str,
 ) -> Tensor:
-    """Seeds [G] -> [G, *shape]."""
+    """Return the noise [G, *shape] of seeds [G]."""
     out = _noise_fake(kind, shape, seeds, offset, dtype, device)
     if out.is_meta:
         return out

@@ -37,8 +37,8 @@ COS_C = [1.0, -4.93479061126709, 4.057638168334961, -1.3065298795700073]
 
 
 def philox(seed: int, counters: npt.NDArray[np.uint64], substream: int) -> Words:
-    """Philox4x32-10 of counters (low, high, substream, 0) under key (low, high) of the seed: words
-    [n, 4].
+    """Return Philox4x32-10 of counters (low, high, substream, 0) under key (low, high) of the seed:
+    words [n, 4].
 
     Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11.
     """
@@ -53,7 +53,7 @@ def philox(seed: int, counters: npt.NDArray[np.uint64], substream: int) -> Words
 
 
 def philox_words(c: list[npt.NDArray[np.uint64]], k0: int, k1: int) -> Words:
-    """Ten rounds over four counter words, each held in a uint64 below 2^32."""
+    """Return the result of ten rounds over four counter words, each held in a uint64 below 2^32."""
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     for _ in range(10):
         p0, p2 = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
@@ -88,7 +88,7 @@ def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> Floats:
 
 
 def horner(coefficients: list[float], x: Floats) -> Floats:
-    """c[0] + x (c[1] + x (c[2] + ...)), by fma."""
+    """Return c[0] + x (c[1] + x (c[2] + ...)), by fma."""
     p = np.full_like(x, coefficients[-1])
     for c in coefficients[-2::-1]:
         p = fma(p, x, f32(c))
@@ -96,7 +96,7 @@ def horner(coefficients: list[float], x: Floats) -> Floats:
 
 
 def ln(u: Floats) -> Floats:
-    """Natural logarithm of normal u > 0, |error| < 0.9 ulp, 0 at 1.
+    """Return the natural logarithm of normal u > 0, |error| < 0.9 ulp, 0 at 1.
 
     u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f + f^2 P(f).
     """
@@ -121,13 +121,13 @@ def sin_cos_pi(t: Floats) -> tuple[Floats, Floats]:
 
 
 def to_unit(words: Words) -> Floats:
-    """A word as a float in (0, 1]: float32(w) 2^-32 + 2^-33."""
+    """Return a word as a float in (0, 1]: float32(w) 2^-32 + 2^-33."""
     return fma(words.astype(f32), f32(2.0**-32), f32(2.0**-33))
 
 
 def box_muller(radius_words: Words, angle_words: Words) -> tuple[Floats, Floats]:
-    """Two normals: radius sqrt(-2 ln u) from the first word, angle pi t from the second as a signed
-    number.
+    """Return two normals: radius sqrt(-2 ln u) from the first word, angle pi t from the second as a
+    signed number.
     """
     radius = np.sqrt(ln(to_unit(radius_words)) * f32(-2))
     sine, cosine = sin_cos_pi(angle_words.view(np.int32).astype(f32) * f32(2.0**-31))
@@ -140,7 +140,7 @@ def _words(count: int, seed: int, offset: int, substream: int) -> Words:
 
 
 def normal(count: int, seed: int, offset: int = 0) -> Floats:
-    """Elements offset, ..., offset + count - 1 of the seed's standard normals."""
+    """Return elements offset, ..., offset + count - 1 of the seed's standard normals."""
     w = _words(count, seed, offset, NORMALS)
     x = np.empty(w.shape, f32)
     for lane in (0, 2):
@@ -162,8 +162,8 @@ def uniform(count: int, seed: int, offset: int = 0) -> Floats:
 def of_groups(
     kind: str, sizes: tuple[int, int, int, int], seed: int | torch.Tensor, offset: int
 ) -> npt.NDArray[Any]:
-    """Noise of a problem [groups, samples, rows, cols]: "normal", "uniform", or the "word" of a
-    uniform. `seed` is one, or one a group.
+    """Return the noise of a problem [groups, samples, rows, cols]: "normal", "uniform", or the
+    "word" of a uniform. `seed` is one, or one a group.
     """
     groups, count = sizes[0], sizes[1] * sizes[2] * sizes[3]
     seeds = [seed] * groups if isinstance(seed, int) else seed.reshape(-1).expand(groups).tolist()

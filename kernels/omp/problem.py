@@ -1,4 +1,4 @@
-"""What orthogonal matching pursuit is: the problem and its outputs, as every backend has them."""
+"""The interface of orthogonal matching pursuit: problem and outputs, the same for all backends."""
 
 from __future__ import annotations
 

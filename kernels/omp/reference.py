@@ -14,7 +14,7 @@ Tensor = torch.Tensor
 
 
 def forward(problem: Problem, dictionary: Dictionary, outputs: Outputs) -> None:
-    """Write the codes: all rows choose an atom, and least squares over the chosen ones follows."""
+    """Write the codes: each row chooses an atom and solves least squares over its chosen ones."""
     _, given, _, most, tol = problem
     unit = torch.finfo(given.dtype).eps
     x, atoms = wide(given.reshape(problem.sizes[:2])), wide(dictionary.atoms)

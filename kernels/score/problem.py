@@ -1,4 +1,4 @@
-"""What score-function estimators compute: their problem, outputs and gradients.
+"""The interface of score-function estimators: problem, outputs and gradients for all backends.
 
 A backend has one function, gradient(problem, upstream, estimate): it writes the gradient of each
 parameter, times `upstream` [G, N] or [G, N, D] where that is given, and its estimated variance
@@ -48,13 +48,13 @@ class Problem(NamedTuple):
 
     @property
     def counts(self) -> tuple[int, int, int, int, int]:
-        """Groups, samples, rows, cols, and classes: 0 but for a Categorical."""
+        """Return groups, samples, rows, cols and classes, 0 except for a Categorical."""
         groups, _, samples, _, rows, _, cols, classes = self.sizes
         return groups, samples, rows, cols, classes if self.family == "categorical" else 0
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
-        """The parameters of q."""
+        """Return the parameters of q."""
         return (self.first,) if self.second is None else (self.first, self.second)
 
 
@@ -68,13 +68,13 @@ class Estimate(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """The mean of the values over samples, and over both of a pair."""
+    """The mean of the values over samples, and over both samples of a pair."""
 
     mean: Annotated[Tensor, "GNE", row_dtype]
 
 
 class Gradients(NamedTuple):
-    """The estimator's gradient for q, the ordinary one for values."""
+    """The estimator's gradient for q, and the ordinary gradient for the values."""
 
     first: Tensor | None
     second: Tensor | None

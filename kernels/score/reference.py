@@ -1,4 +1,4 @@
-"""Score-function gradients in plain torch, as the formulas stand: every score is made, weighted and
+"""Score-function gradients in plain torch, by the formulas: every score is computed, weighted and
 averaged.
 
     G = 1/S sum_s (f_s - b_s) s(z_s),   s(z) = grad log q(z)          (Paisley, Blei, Jordan 2012)
@@ -34,8 +34,8 @@ Tensor = torch.Tensor
 
 
 def scores(family: str, parameters: tuple[Tensor, ...], z: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of log q(z) by each of q's parameters; z has leading sample dimensions, parameters
-    [..., D(, K)].
+    """Return gradients of log q(z) by each of q's parameters; z has leading sample dimensions,
+    parameters [..., D(, K)].
 
     NaN where z lies outside the family's support.
     """
@@ -117,7 +117,7 @@ def _centred(f: Tensor) -> Tensor:
 
 
 def _folds(problem: Problem, f: Tensor, s: Tensor) -> Iterator[Tensor]:
-    """The terms of each fold under the coefficient of the samples outside it."""
+    """Return the terms of each fold, with the coefficient of the samples outside it."""
     f = f.expand(torch.broadcast_shapes(f.shape, s.shape))
     samples, folds = f.size(1), problem.folds
     edges = [k * samples // folds for k in range(folds + 1)]

@@ -1,4 +1,4 @@
-"""Checks at the public door. Every error names the argument, what it was and what it may be."""
+"""Checks of public arguments. Every error names the argument, what it was and what it may be."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEED_END = 2**63
 
 
 def float_dtype(name: str, dtype: object) -> torch.dtype:
-    """A dtype that the kernels compute with."""
+    """Return the dtype if the kernels compute with it, else raise."""
     if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
         raise TypeError(f"{name} must be torch.float32, float64, bfloat16 or float16; got {dtype}")
     return dtype
@@ -51,7 +51,7 @@ def float_tensor(name: str, x: object) -> None:
 
 
 def log_weights(x: object, name: str = "log_w") -> None:
-    """Values of at least one sample, [S, ...]."""
+    """Check that x is a floating tensor [S, ...] of at least one sample."""
     given = floating(name, x)
     if given.dim() == 0 or given.size(0) < 1:
         raise ValueError(
@@ -60,7 +60,7 @@ def log_weights(x: object, name: str = "log_w") -> None:
 
 
 def device(device: torch.device | str) -> torch.device:
-    """A device that torch knows."""
+    """Return the device, which must be one that torch knows."""
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -70,7 +70,7 @@ def device(device: torch.device | str) -> torch.device:
 
 
 def device_of(name: str, x: Tensor, like: str, other: Tensor) -> None:
-    """One device for both."""
+    """Check that both are on one device."""
     if x.device != other.device:
         raise ValueError(f"{name} must be on the device of {like}, {other.device}; got {x.device}")
 
@@ -78,8 +78,8 @@ def device_of(name: str, x: Tensor, like: str, other: Tensor) -> None:
 def alike(first: Any, *others: Any) -> torch.Size | None:
     """Return the shape of dense floating tensors with dimensions, of one shape, dtype and device.
 
-    That is how arguments usually are. None for any others, which the checks below look at one by
-    one; an argument that is None is none of them.
+    Arguments usually are like that. Return None for all others, which the checks below look at one
+    by one, and where an argument is None.
     """
     if (
         not isinstance(first, Tensor)
@@ -104,7 +104,7 @@ def alike(first: Any, *others: Any) -> torch.Size | None:
 
 
 def together(**tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype]:
-    """Floating tensors on one device, converted to the dtype that torch promotes them to."""
+    """Return floating tensors on one device, converted to the dtype that they promote to."""
     return _together(tensors)
 
 
@@ -126,10 +126,12 @@ def _together(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dt
 
 
 def parameters(tensors: Mapping[str, Any]) -> tuple[list[Tensor | None], torch.dtype]:
-    """As `together`, but numbers and 0-d tensors are taken too, beside tensors with dimensions:
-    they hold for every element, come back as [1], and do not weigh in the dtype.
+    """Return the tensors as `together` does, with numbers and 0-d tensors as tensors [1].
+
+    One of the arguments must have dimensions. Numbers and 0-d tensors hold for every element, and
+    do not affect the dtype.
     """
-    try:  # costs nothing where there are none
+    try:  # which costs nothing where all arguments are tensors with dimensions
         return _together(tensors)
     except (TypeError, ValueError):
         given = [x for x in tensors.values() if isinstance(x, Tensor)]
@@ -152,7 +154,7 @@ def _one(name: str, x: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the shape that these broadcast to, or None; in a tenth of torch's own time."""
+    """Return the shape that these broadcast to, or None; ten times as fast as torch's own."""
     result = [1] * max(len(shape) for shape in shapes)
     for shape in shapes:
         for i in range(1, len(shape) + 1):
@@ -165,7 +167,7 @@ def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def broadcast(**tensors: Tensor) -> tuple[int, ...]:
-    """The shape that the tensors broadcast to."""
+    """Return the shape that the tensors broadcast to."""
     shape = broadcast_shape(*(tuple(x.shape) for x in tensors.values()))
     if shape is None:
         shapes = " and ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
@@ -174,7 +176,7 @@ def broadcast(**tensors: Tensor) -> tuple[int, ...]:
 
 
 def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
-    """x broadcast to `shape`, the shape of `like`, which must not grow for it."""
+    """Return x broadcast to `shape`, that of `like`, which must not become larger."""
     if x.shape == shape:
         return x
     if broadcast_shape(tuple(x.shape), tuple(shape)) != tuple(shape):
@@ -185,8 +187,9 @@ def expand(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> Tensor:
 
 
 def as_int(value: object) -> int | None:
-    """Return an integer of any type (NumPy's, a 0-d tensor) as an int, or None for what is none,
-    such as a bool.
+    """Return an integer of any type (NumPy's, a 0-d tensor) as an int, and None for anything else.
+
+    A bool is not an integer here.
     """
     if type(value) is int or isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
@@ -209,7 +212,7 @@ def integer(name: str, value: object, least: int = 1, also: str = "") -> int:
 
 
 def as_float(value: object) -> float | None:
-    """Return a number of any type (NumPy's, a 0-d tensor) as a float, or None for what is none."""
+    """Return a number of any type (NumPy's, a 0-d tensor) as a float, else None."""
     if type(value) is float:
         return value
     if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) > 0:  # type: ignore[arg-type]

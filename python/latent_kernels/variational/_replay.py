@@ -1,5 +1,6 @@
-"""Evaluating a user's function in forward, and again in backward: in like surroundings, over a
-graph that ends well.
+"""Evaluate a user's function in forward, and again in backward, under the same conditions.
+
+The function's graph must end at tensors whose gradients come out right.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ Edge = tuple[Node, int]  # an output of a node: where a tensor's gradient arrive
 
 
 class Surroundings:
-    """Autocast and torch's default random generators as they are now: the CPU's, and those of the
-    tensors' devices.
+    """The present state of autocast and of torch's default random generators.
 
-    Of devices whose modules say that they are in use, as CUDA's does and MPS's does not.
+    The generators are those of the CPU and of the tensors' devices, where the device's module tells
+    that it is in use (CUDA's does, MPS's does not).
     """
 
     def __init__(self, tensors: Sequence[Tensor]):
@@ -41,8 +42,9 @@ class Surroundings:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Autocast as it was, less its cache, in which older torch finds casts made without
-        gradients again.
+        """Restore autocast for the body, without its cache.
+
+        Older torch would find casts in it that were made without gradients.
         """
         with ExitStack() as stack:
             for kind, dtype, enabled in self._autocast:
@@ -50,20 +52,17 @@ class Surroundings:
             yield
 
     def end(self) -> None:
-        """Says that the function has run; if it drew nothing, `restored` leaves the generators
-        alone.
+        """Note that the function has run; if it drew nothing, `restored` keeps the generators.
 
-        They belong to every thread: putting one back after a replay takes back what others drew
-            meanwhile.
+        The generators are shared by all threads: resetting one after a replay would undo what other
+        threads have drawn in the meantime.
         """
         states = (torch.get_rng_state(), *get_device_states(*self._examples)[1])
         self._drawn = not all(map(torch.equal, states, (self._cpu, *self._states)))
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Autocast and the generators as they were; after it, the generators are where they had
-        been before it.
-        """
+        """Restore autocast and the generators for the body; then put the generators back."""
         with ExitStack() as stack:
             stack.enter_context(self.autocast())
             if self._drawn:
@@ -79,7 +78,7 @@ class Sources:
     Args:
         function: its name, for errors.
         tensors: the tensors; those that do not require grad, and repetitions, are left out.
-        argument: what the function's caller lists tensors in, for errors.
+        argument: the name of the argument that lists the tensors, for errors.
 
     """
 
@@ -122,9 +121,7 @@ class Sources:
         return sorted(found)
 
     def _allow(self, found: Sequence[int]) -> None:
-        """Raises where autograd would count something twice for each of `found`, taken to be
-        inputs.
-        """
+        """Raise where autograd would count something twice if the tensors `found` were inputs."""
         edges = {edge for edge, place in self._places.items() if place in found}
         for place in found:
             x = self.tensors[place]
@@ -163,7 +160,7 @@ def _shape(edge: Edge) -> tuple[int, ...]:
 
 
 def _upstream(edges: Sequence[Edge], ends: Collection[Edge] = ()) -> Iterator[Edge]:
-    """The edges, and all that gradients pass on the way on from them; nothing beyond `ends`."""
+    """Yield the edges and all edges that gradients go on to from them, up to `ends`."""
     pending, seen, passed = list(edges), set(), set()
     while pending:
         edge = pending.pop()

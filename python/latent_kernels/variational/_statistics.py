@@ -1,6 +1,4 @@
-"""What a sample of gradients says about their distribution: variance, bias, signal, cost, and how
-sure that is.
-"""
+"""Estimates of variance, bias, signal and cost from a sample of gradients, with their intervals."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ COLUMNS = (
     "variance_time_high",
 )
 _RESAMPLES = 1000
-_CRITICAL = 1.959964  # of the normal distribution, 97.5%
+_CRITICAL = 1.959964  # the 97.5% quantile of the normal distribution
 
 
 @dataclass
@@ -42,8 +40,9 @@ class Summary:
 
     @classmethod
     def of(cls, gradients: Floats, seconds: Floats, truth: Floats | None, eps: float) -> Summary:
-        """From gradients [R, P], their times [R], and the exact gradient [P], NaN where it is not
-        to be compared.
+        """Return the summary of gradients [R, P] that took `seconds` [R].
+
+        The exact gradient `truth` [P] is NaN for parameters that are not to be compared.
         """
         repeats = len(gradients)
         with np.errstate(invalid="ignore", over="ignore"):  # where gradients are not finite
@@ -65,9 +64,7 @@ class Summary:
 
 
 def interval(deviations: Floats) -> tuple[float, float]:
-    """A 95% interval of the mean of squared deviations [R], on the log scale; see
-    `profile_variance`.
-    """
+    """Return a 95% interval of the mean of squared deviations [R]; see `profile_variance`."""
     mean, count = float(deviations.mean()), len(deviations)
     if not math.isfinite(mean):
         return math.nan, math.nan
@@ -90,11 +87,11 @@ def interval(deviations: Floats) -> tuple[float, float]:
 def signal_to_noise(
     gradients: Floats, mean: Floats, deviations: Floats
 ) -> tuple[float, float, float]:
-    """|E g| / sqrt(variance) with its 95% interval, from gradients [R, P], their mean and squared
-    deviations.
+    """Return |E g| / sqrt(variance) with its 95% interval, from gradients [R, P].
 
-    The square of it, without the part of |mean|^2 that is noise, has the jackknife's standard
-    error: all those of R - 1 gradients follow from `deviations` and from products with the mean.
+    The noise part of |mean|^2 is subtracted. The standard error of the ratio's square is the
+    jackknife's: its values for R - 1 gradients follow from `deviations` and from products with the
+    mean.
     """
     repeats, trace, square = len(gradients), float(deviations.mean()), float(mean @ mean)
     if not math.isfinite(trace):
@@ -118,11 +115,11 @@ def signal_to_noise(
 
 
 def bias(gradients: Floats, truth: Floats | None, eps: float) -> tuple[float, float]:
-    """The largest |z| over the parameters whose `truth` is not NaN, and its p-value by Bonferroni's
-    bound.
+    """Return the largest |z| over the parameters whose `truth` is not NaN, and its p-value.
 
-    Student's t statistics, turned into normal ones: Wallace, "Bounds on normal approximations to
-    Student's and the chi-square distributions" (1959).
+    The p-value is Bonferroni's bound. Student's t statistics are turned into normal ones by the
+    approximation of Wallace, "Bounds on normal approximations to Student's and the chi-square
+    distributions" (1959).
     """
     if truth is None or not np.isfinite(gradients).all() or np.isnan(truth).all():
         return math.nan, math.nan
@@ -138,7 +135,7 @@ def bias(gradients: Floats, truth: Floats | None, eps: float) -> tuple[float, fl
 
 
 def median_interval(seconds: Floats) -> tuple[float, float, float]:
-    """The median between its 95% interval, by order statistics."""
+    """Return the median between the ends of its 95% interval, by order statistics."""
     ordered, reach = np.sort(seconds), 0.5 * _CRITICAL * math.sqrt(len(seconds))
     low = max(math.floor(len(seconds) / 2 - reach), 0)
     high = min(math.ceil(len(seconds) / 2 + reach), len(seconds) - 1)
@@ -146,8 +143,9 @@ def median_interval(seconds: Floats) -> tuple[float, float, float]:
 
 
 def _joined(variance: float, limit: float, median: float, median_limit: float) -> float:
-    """The factor from a product to its limit: both factors' distances on the log scale, in
-    quadrature.
+    """Return the factor from variance times median to its limit.
+
+    The distances of both factors from their limits are added in quadrature on the log scale.
     """
     if not variance or not math.isfinite(variance):
         return 1.0
@@ -155,14 +153,14 @@ def _joined(variance: float, limit: float, median: float, median_limit: float) -
 
 
 def unflatten(flat: Sequence[Floats], shapes: Sequence[tuple[int, ...]]) -> tuple[Floats, ...]:
-    """Rows [P] as an array [rows, ...] for each parameter."""
+    """Return rows [P] as an array [rows, ...] for each parameter."""
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
     parts = np.split(np.stack(flat), ends, axis=1)
     return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True))
 
 
 def nulls(x: Any) -> Any:
-    """What JSON can hold: numbers that are not finite become None."""
+    """Return x with None in place of numbers that are not finite, which JSON cannot hold."""
     if isinstance(x, dict):
         return {key: nulls(value) for key, value in x.items()}
     if isinstance(x, list):

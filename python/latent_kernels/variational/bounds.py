@@ -1,5 +1,4 @@
-"""Lower bounds of log p(x) from samples of q: the ELBO, and importance-weighted bounds with every
-gradient estimator.
+"""Lower bounds of log p(x) from samples of q: the ELBO and importance-weighted bounds.
 
 All of them start from log-weights log w_s = log p(x, z_s) - log q(z_s), a tensor [S, ...] with
 samples first.
@@ -208,7 +207,7 @@ class _ScaleByWeights:
 
     def __init__(self, weights: Tensor):
         self.weights = weights
-        # the last backward passes that differentiate the bound, and gradients of it
+        # Ids of the last backward passes that differentiated the bound, and a gradient of it.
         self.first = self.second = -1
 
     def __call__(self, gradient: Tensor) -> Tensor:
@@ -226,16 +225,16 @@ class _ScaleByWeights:
         return scaled
 
     def of_bound(self, gradient: Tensor) -> None:
-        """Be a hook of the bound."""
+        """Note which backward pass differentiates the bound; a hook of the bound."""
         self.first = torch._C._current_graph_task_id()
 
     def of_gradient(self, gradient: Tensor) -> None:
-        """Be a hook of a scaled gradient."""
+        """Note which backward pass differentiates a scaled gradient; a hook of that."""
         self.second = torch._C._current_graph_task_id()
 
 
 def _scale_by_weights(z: Tensor, log_w: Tensor) -> _ScaleByWeights | None:
-    """Has backward multiply what reaches z by the normalised weights; return what does so."""
+    """Have backward multiply z's gradient by the normalised weights; return the hook that does."""
     _checks.float_tensor("z", z)
     _checks.device_of("z", z, "log_w", log_w)
     if z.shape[: log_w.dim()] != log_w.shape or z.dim() != log_w.dim() + 1:

@@ -1,5 +1,4 @@
-"""One gradient of an objective by q's parameters: by each estimator from S samples, and exactly by
-enumeration.
+"""One gradient of an objective by q's parameters, by each estimator or exactly by enumeration.
 
 Objectives, summed over q's batch, of values log w = log_joint(z) - log q(z):
 
@@ -27,7 +26,7 @@ Family = DiagonalGaussian | Bernoulli | Categorical
 LogJoint = Callable[[Tensor], Tensor]
 Gradient = tuple[Tensor, ...]
 
-# Noise seeds follow from a name's place among all of them: new ones belong at the end.
+# Noise seeds follow from a name's place in this list: add new names at the end.
 OBJECTIVES = {
     "elbo": (*CONTROL_VARIATES, "disarm", "reparameterized"),
     "importance_bound": ("iwae", "stl", "dreg", "vimco"),
@@ -60,7 +59,7 @@ def obstacle(name: str, objective: str, q: Family, log_joint: LogJoint) -> str |
             values = log_joint(z)
         except (
             Exception
-        ) as error:  # whatever log_joint is made of: without autograd it has just worked
+        ) as error:  # of any kind that log_joint raises: without autograd it has just worked
             return f"log_joint cannot be differentiated ({type(error).__name__}: {error})"
         if (
             not values.requires_grad
@@ -74,7 +73,7 @@ def obstacle(name: str, objective: str, q: Family, log_joint: LogJoint) -> str |
 
 
 def estimate(name: str, q: Family, log_joint: LogJoint, samples: int, seed: int) -> Gradient:
-    """One gradient by q's parameters, from `samples` evaluations of log_joint."""
+    """Return one gradient by q's parameters, from `samples` evaluations of log_joint."""
     if name in OBJECTIVES["importance_bound"]:
         return _of_bound(name, q, log_joint, samples, seed)
     if name == "reparameterized":
@@ -125,7 +124,7 @@ def _log_weights(q: Family, log_joint: LogJoint, z: Tensor, samples: int) -> Ten
 
 
 def evaluate(q: Family, log_joint: LogJoint, z: Tensor, samples: int) -> Tensor:
-    """log_joint(z), checked."""
+    """Return log_joint(z), checked."""
     values = log_joint(z)
     shape = (samples, *q.batch_shape)
     if not isinstance(values, Tensor):
@@ -142,8 +141,9 @@ def evaluate(q: Family, log_joint: LogJoint, z: Tensor, samples: int) -> Tensor:
 
 
 def enumerated_elbo(q: Family, log_joint: LogJoint) -> Gradient | None:
-    """The gradient of sum_z q(z) log_joint(z) + H(q) in float64 over all z; None where they are too
-    many.
+    """Return the gradient of sum_z q(z) log_joint(z) + H(q) over all z, in float64.
+
+    It is None where there are too many z.
     """
     z = _states(q, 1)
     if z is None:
@@ -175,7 +175,7 @@ def enumerated_bound(q: Family, log_joint: LogJoint, samples: int) -> Gradient |
 
 
 def _states(q: Family, samples: int) -> Tensor | None:
-    """All z of a discrete q, [states, ..., D]; None where their S-tuples are too many."""
+    """Return all z of a discrete q, [states, ..., D]; None where their S-tuples are too many."""
     classes = q.classes or 2
     if isinstance(q, DiagonalGaussian) or samples * q.cols * math.log2(classes) > math.log2(
         _MOST_STATES

@@ -206,11 +206,11 @@ class _Stream:
 
 
 class _StreamedBound(torch.autograd.Function):
-    """(stream, mean, logvar, *params) -> the bound."""
+    """The bound as a function of (stream, mean, logvar, *params)."""
 
     @staticmethod
     def forward(ctx: Any, stream: _Stream, mean: Tensor, logvar: Tensor, *params: Tensor) -> Tensor:
-        """The bound, over sums that are brought to the largest log-weight so far."""
+        """Return the bound, from sums that are relative to the largest log-weight so far."""
         surroundings = Surroundings((mean, logvar, *params))
         found: tuple[Tensor, Tensor] | None = None
         with surroundings.autocast():
@@ -229,7 +229,7 @@ class _StreamedBound(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """The sums of the chunks' gradients."""
+        """Return the sums of the chunks' gradients."""
         *tensors, sums = ctx.saved_tensors  # raises where one of params was changed since
         held: list[Tensor | None] = [None] * len(tensors)
         with torch.no_grad(), ctx.surroundings.restored():
@@ -251,25 +251,26 @@ class _StreamedBound(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        """Raise: log_joint would have to run with tangents."""
+        """Raise, since log_joint would have to run with tangents."""
         raise NotImplementedError(
             "latent_kernels: streamed_bound has no forward-mode derivatives: use importance_bound"
         )
 
 
 class _Once(torch.autograd.Function):
-    """(count, `count` gradients, all that they depend on) -> the gradients, which have none
-    themselves.
+    """The gradients as a function of (count, `count` gradients, all that they depend on).
+
+    They have no gradients themselves.
     """
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The gradients."""
+        """Return the gradients."""
         return tuple(x.view_as(x) for x in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """Raise: the graphs of the chunks are gone."""
+        """Raise, since the graphs of the chunks are gone."""
         raise RuntimeError(
             "latent_kernels: second derivatives of streamed_bound are not implemented: use "
             "importance_bound"
@@ -277,7 +278,7 @@ class _Once(torch.autograd.Function):
 
 
 def _chunk_sums(stream: _Stream, mean: Tensor, logvar: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """One chunk's bound and the sums behind it; the first with a graph, to see where that ends."""
+    """Return a chunk's bound and its sums; the first chunk has a graph, to check where it ends."""
     if start or stream.sources is None:
         _, log_w = stream.log_weights(DiagonalGaussian(mean, logvar), start)
         return bound_and_sums(log_w)
@@ -289,7 +290,7 @@ def _chunk_sums(stream: _Stream, mean: Tensor, logvar: Tensor, start: int) -> tu
 
 
 def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The larger bound of two chunks, and the sums of both: relative to the larger log-weight."""
+    """Return the larger bound of two chunks, and their sums relative to the larger log-weight."""
     (first, first_total), (second, second_total) = a[1], b[1]
     top = torch.maximum(first, second)
     total = first_total * torch.exp(first - top) + second_total * torch.exp(second - top)
@@ -299,8 +300,9 @@ def _merged(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor,
 def _chunk_gradients(
     ctx: Any, tensors: Sequence[Tensor], start: int, sums: Tensor, gradient: Tensor
 ) -> list[tuple[int, Tensor]]:
-    """One chunk's gradients, each with the place of its input; a function of its own, so that its
-    graph ends here.
+    """Return one chunk's gradients, each with the index of its input.
+
+    It is a function of its own, so that the chunk's graph is freed when it returns.
     """
     stream, needs = ctx.stream, ctx.needs_input_grad[1:]
     with torch.enable_grad():

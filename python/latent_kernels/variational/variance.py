@@ -300,7 +300,7 @@ def profile_variance(
 def _checked(
     q: Family, num_samples: Sequence[int], repeats: int, seed: int
 ) -> tuple[list[int], int, int]:
-    """Return the numbers of samples, each once, rising; the repeats; and the seed."""
+    """Return the numbers of samples, each once and in rising order, the repeats and the seed."""
     if not isinstance(q, Family):
         raise TypeError(
             f"q must be a DiagonalGaussian, Bernoulli or Categorical; got {type(q).__name__}"
@@ -320,7 +320,7 @@ def _checked(
 def _applicable(
     q: Family, log_joint: LogJoint, objective: str, estimators: Sequence[str] | None
 ) -> list[str]:
-    """The estimators asked for, or all that apply; refuses those that do not."""
+    """Return the estimators asked for, or all that apply; raise for those that do not."""
     if objective not in OBJECTIVES:
         raise ValueError(
             f"objective must be one of {', '.join(map(repr, OBJECTIVES))}; got {objective!r}"
@@ -345,7 +345,7 @@ def _applicable(
 def _exact(
     q: Family, log_joint: LogJoint, objective: str, given: object, sizes: list[int]
 ) -> Exact:
-    """The exact gradient for each number of samples: the one given, or by enumeration, or None."""
+    """Return the exact gradient for each number of samples: given, enumerated, or None."""
     if objective == "elbo":
         found = enumerated_elbo(q, log_joint) if given is None else _given(q, given)
         gradient = None if found is None else tuple(_numpy(x) for x in found)
@@ -364,7 +364,7 @@ def _exact(
 
 
 def _given(q: Family, given: object) -> Sequence[Tensor]:
-    """An exact gradient from outside, checked."""
+    """Return the exact gradient that the caller gave, checked."""
     if not isinstance(given, Sequence) or len(given) != len(q.parameters):
         raise ValueError(
             f"exact_gradient must hold {len(q.parameters)} tensors, as q has parameters; got "
@@ -385,7 +385,7 @@ def _given(q: Family, given: object) -> Sequence[Tensor]:
 
 
 def _seeds(seed: int, name: str, samples: int, repeats: int) -> list[int]:
-    """Noise seeds of the repeats; the first ones are the same however many there are."""
+    """Return noise seeds of the repeats; the first ones are the same however many there are."""
     sequence = np.random.SeedSequence(seed, spawn_key=(ESTIMATORS.index(name), samples))
     words: list[int] = sequence.generate_state(repeats, np.uint64).tolist()
     return [word >> 1 for word in words]
@@ -404,8 +404,9 @@ def _timed(
 
 
 def _compared(q: Family, exact: tuple[Floats, ...] | None, draws: int) -> Floats | None:
-    """The exact gradient [P], NaN for parameters whose rare value is expected too seldom for the
-    mean to be normal.
+    """Return the exact gradient [P], NaN for parameters that cannot be compared.
+
+    Those are the ones whose rare value is expected too seldom for the mean to be normal.
     """
     if exact is None:
         return None
