@@ -1,6 +1,6 @@
-// What the problems of several ops are made of. This header and <op>/problem.hpp are read by the host and by the
-// kernels of every instruction set, so what they define is static: the linker keeps one copy of an inline function, and
-// it may be one with AVX-512 in it.
+// Types that the problems of several ops share. The host and the kernels of every instruction set include this header
+// and <op>/problem.hpp, so their functions are static: of an inline function the linker would keep one copy, perhaps
+// one with AVX-512 instructions.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Input {
   int64_t group, sample, row;
 };
 
-// The seed of every group, or where that of each group stands.
+// One seed for all groups, or the address of a seed for each group.
 struct Seeds {
   int64_t value;
   const int64_t* of_groups;  // or null
@@ -28,8 +28,8 @@ static inline uint64_t seed_of(const Seeds& seeds, int64_t group) {
   return static_cast<uint64_t>(seeds.of_groups != nullptr ? seeds.of_groups[group * seeds.stride] : seeds.value);
 }
 
-// Elements of a tile, the piece of the problem that stays in the first-level cache; and how many whole rows of
-// `cols` columns make one. Rows come in numbers that fill registers, where that leaves a tile at all.
+// The number of elements of a tile, the piece of the problem that stays in the first-level cache, and of its whole rows
+// of `cols` columns. The number of rows fills whole registers, unless that would exceed a tile.
 constexpr int64_t kTile = 1024;
 static inline int64_t rows_of_tile(int64_t cols) {
   if (cols >= kTile) return 1;
@@ -39,7 +39,7 @@ static inline int64_t rows_of_tile(int64_t cols) {
   return rows >= even ? rows / even * even : rows;
 }
 
-// Which part of the problem one call works on: rows [row0, row1), columns [col0, col1) and samples
+// The part of the problem that one call works on: rows [row0, row1), columns [col0, col1) and samples
 // [sample0, sample1) of one group. Where a part has several rows it has all columns.
 struct Part {
   int64_t group, sample0, sample1, row0, row1, col0, col1;
@@ -53,10 +53,10 @@ struct RowSums {
   int64_t partial_stride;  // partial[row * partial_stride]
 };
 
-// Rows longer than a tile come in parts of at most as many samples, whose sums are in progress together.
+// A part of rows longer than a tile has at most this many samples, whose sums are accumulated together.
 constexpr int kLongRowSamples = 16;
 
-// Rows of scratch are longer than those of the problem, so that they end with a register.
+// Rows of workspace are padded to whole registers.
 static inline int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
 
 }  // namespace lk

@@ -24,7 +24,7 @@ BoundProblem wrapped(BoundProblem p) {
   return p;
 }
 
-// Cuts lines into chunks and columns, by shape alone.
+// Cuts lines into chunks and columns; the cut depends on the shape alone.
 struct LineCut {
   int64_t groups, lines, width, elements, line_step, col_step, chunks, col_parts;
 
@@ -32,7 +32,7 @@ struct LineCut {
       : groups(p.groups), lines(lines_of(p)), width(width_of(p)), elements(p.groups * p.samples * p.rows) {
     col_step = std::min(width, kBoundColumns);
     line_step = std::max(kTaskElements / col_step, (lines + kMostChunks - 1) / kMostChunks);
-    line_step = (line_step + 7) / 8 * 8;  // as many as the kernel takes at once
+    line_step = (line_step + 7) / 8 * 8;  // a multiple of what the kernel works on at once
     chunks = (lines + line_step - 1) / line_step;
     col_parts = (width + col_step - 1) / col_step;
   }
@@ -49,7 +49,7 @@ struct LineCut {
 
   int64_t chunk(const Part& p) const { return p.sample0 / line_step; }
 
-  // Calls f(part) for each part, on as many threads as pay.
+  // Calls f(part) for each part, on as many threads as are worth waking.
   template <class F>
   void each_part(int threads, F&& f) const {
     const int64_t parts = groups * chunks * col_parts;
@@ -57,7 +57,7 @@ struct LineCut {
   }
 };
 
-// Whether a row holds NaN, which no longer shows beside an infinite largest value.
+// Returns whether a row holds NaN, which the sums no longer show where the largest value is infinite.
 template <class T>
 bool has_nan(const BoundProblem& p, int64_t group, int64_t row, bool (*is_nan)(T)) {
   const T* x = static_cast<const T*>(p.log_w) + group * p.samples * p.rows + row;
@@ -72,7 +72,7 @@ bool has_nan(const BoundProblem& p, int64_t group, int64_t row) {
   return has_nan<uint16_t>(p, group, row, [](uint16_t x) { return (x & 0x7FFF) > 0x7C00; });
 }
 
-// Sums of every chunk, then of all, then of what was wrapped; and the bound.
+// The sums of every chunk, then of all chunks, then over wrapped samples; and the bound.
 template <class C>
 void sum(const BoundProblem& p, int threads, C* bound, C* sums) {
   const LineCut cut(p);
@@ -123,7 +123,7 @@ void weights(const BoundProblem& given, int threads, const void* sums, const voi
   without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, weights, part); }); });
 }
 
-// Columns of one part for VIMCO: each needs all of its samples.
+// Columns of one part for VIMCO; every part has all samples of its columns.
 constexpr int64_t kSignalColumns = 64;
 
 void signal(const BoundProblem& given, int threads, const void* gradient, void* out) {

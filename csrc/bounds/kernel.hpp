@@ -16,16 +16,16 @@ constexpr float kLargest<float> = 3.4028234663852886e38f;
 
 constexpr int kLinesAtOnce = 8;
 
-// Columns of some lines, and a register beyond them.
+// Values for the columns of a part, padded by one register.
 template <class C>
 struct alignas(64) Columns {
   C at[kBoundColumns + kReduceLanes];
 };
 
-// a where it is larger; never NaN where b is not.
+// The larger of a and b; not NaN unless b is.
 constexpr auto larger_lane = [](auto a, auto b) LK_INLINE_LAMBDA { return a > b ? a : b; };
 
-// Line `line` of the part's columns, and how many of them it has.
+// Line `line` of the part's columns, and the number of columns that it has.
 template <class T>
 inline const Compute<T>* load_line(const BoundProblem& p, const Part& part, int64_t line, Compute<T>* buffer,
                                    int64_t& count) {
@@ -40,7 +40,7 @@ inline const Compute<T>* load_line(const BoundProblem& p, const Part& part, int6
   }
 }
 
-// Adds N lines of n values to the sums: relative to the largest so far, which may be among them.
+// Adds N lines of n values to the sums, relative to the largest value so far, which may be one of them.
 template <int N, class C>
 inline void absorb(const C* const (&lines)[kLinesAtOnce], int64_t n, C* top, C* total) {
   each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
@@ -80,7 +80,7 @@ void bound_sums(const BoundProblem& p, const BoundSums& out, const Part& part) {
   }
 }
 
-// Sums of chunks of lines, `stride` apart, into those of the first.
+// Adds the sums of chunks of lines, `stride` apart, to those of the first chunk.
 template <class C>
 void bound_merge(int64_t chunks, int64_t stride, int64_t n, void* tops, void* totals) {
   C *top = static_cast<C*>(tops), *total = static_cast<C*>(totals);
@@ -122,27 +122,27 @@ void bound_weights(const BoundProblem& p, const BoundWeights& w, const Part& par
 
 // --- VIMCO ----------------------------------------------------------------------------------------------------
 
-// What the signals of a row are made of. The largest weight may be all there is, so that what is left without it has a
-// scale of its own: the second largest.
+// The quantities that a row's signals are computed from. The largest weight may dominate the sum, so the sum without it
+// has a scale of its own: the second largest weight.
 template <class C>
 struct SignalSums {
   Columns<C> top, second;
   Columns<C> rest;      // sum of e^(x - second) without those that equal top
-  Columns<C> ties;      // how many equal top
+  Columns<C> ties;      // the number of weights that equal top
   Columns<C> distance;  // sum of x - top over finite x
-  Columns<C> zeros;     // how many weights are 0
+  Columns<C> zeros;     // the number of weights that are 0
   Columns<C> inverse;   // 1 / sum of e^(x - top)
-  Columns<C> of_top;    // the signal of those that equal top
+  Columns<C> of_top;    // the signal of the weights that equal top
 };
 
-// In double and by the C library: a few operations for each row.
+// Computed in double by the C library: these are a few operations for each row.
 template <class C>
 inline void finish_signal_sums(int64_t samples, int64_t i, SignalSums<C>& s) {
   const double top = s.top.at[i], second = s.second.at[i], gap = top - second;
   const double rest = s.rest.at[i] + (static_cast<double>(s.ties.at[i]) - 1), left = rest * __builtin_exp(-gap);
   const double mean = s.zeros.at[i] > 0 ? -__builtin_inf() : s.distance.at[i] / static_cast<double>(samples - 1);
   const bool none = static_cast<int64_t>(s.zeros.at[i]) == samples;
-  // -ln(1 + change) keeps the digits of a small change; the difference those of what little may be left without top.
+  // -ln(1 + change) is accurate for a small change; the difference is accurate where little is left without top.
   const double change = __builtin_expm1(mean) / (1 + left);
   const double signal = change > -0.5 ? -__builtin_log1p(change)
                                       : gap + __builtin_log1p(left) - __builtin_log(rest + __builtin_exp(mean + gap));
@@ -169,7 +169,7 @@ inline void find_largest(const BoundProblem& p, const Part& part, Columns<Comput
 
 constexpr auto nothing = [](auto v) LK_INLINE_LAMBDA { return decltype(v){}; };
 
-// What is summed relative to them.
+// The sums relative to these two.
 template <class T>
 inline void add_relative(const BoundProblem& p, const Part& part, Columns<Compute<T>>& buffer,
                          SignalSums<Compute<T>>& s) {
@@ -190,7 +190,7 @@ inline void add_relative(const BoundProblem& p, const Part& part, Columns<Comput
   }
 }
 
-// L - L_{-s} = -ln(1 + (e^m_s - w_s) / sum w), whose argument is between 1/2 and 2 but for the largest weight.
+// L - L_{-s} = -ln(1 + (e^m_s - w_s) / sum w), whose argument is between 1/2 and 2 except for the largest weight.
 template <class C, class V>
 LK_INLINE V signal_of(V v, V top, V distance, V zeros, V inverse, V of_top, V others) {
   const auto d = v - top;
@@ -201,7 +201,7 @@ LK_INLINE V signal_of(V v, V top, V distance, V zeros, V inverse, V of_top, V ot
         return zeros - own > C(0) ? decltype(v){} - kLargest<C> : left * scale;
       },
       v, d, distance, zeros, others);
-  // e^mean - e^d by the larger one and their ratio, which keeps its digits where they are close.
+  // e^mean - e^d from the larger one and their ratio, which is accurate where the two are close.
   const auto apart = mean - d, most = map(larger_lane, mean, d);
   const auto turn = [](auto apart, auto x) { return apart > C(0) ? -x : x; };
   const auto change = (exp(most) * map(turn, apart, expm1(map(turn, apart, apart)))) * inverse;

@@ -1,4 +1,4 @@
-// Importance-weighted bounds: what the host hands to the kernels.
+// Importance-weighted bounds: the arguments that the host passes to the kernels.
 #pragma once
 
 #include "common.hpp"
@@ -16,7 +16,7 @@ struct BoundProblem {
 };
 static inline int64_t width_of(const BoundProblem& p) { return p.wrap * p.rows; }
 static inline int64_t lines_of(const BoundProblem& p) { return (p.samples + p.wrap - 1) / p.wrap; }
-constexpr int64_t kBoundColumns = 512;  // of a line, that one call works on at most
+constexpr int64_t kBoundColumns = 512;  // the most columns of a line that one call works on
 
 // For each place of a line the largest log-weight and the sum of e^(log_w - largest), [groups, width] in the compute
 // type; -kLargest and 0 where there is none above.
@@ -29,7 +29,7 @@ struct BoundSums {
 struct BoundWeights {
   const void* sums;      // top and total, [groups, 2, rows] in the compute type
   const void* gradient;  // [groups, rows] in the compute type, or null for 1
-  void* out;             // of log_w's type and shape
+  void* out;             // has log_w's type and shape
 };
 
 struct BoundKernels {

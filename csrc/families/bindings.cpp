@@ -17,9 +17,9 @@ struct FieldsOf<FamilyProblem> {
 
 namespace {
 
-// False where elements of a Categorical have no probabilities; class 0 is drawn for them.
+// Returns false where elements of a Categorical have no probabilities; class 0 is drawn for them.
 bool sample(const FamilyProblem& p, int threads, void* z) {
-  // Of the categorical family few columns and many samples: the tables serve every sample of a part.
+  // Parts of the categorical family have few columns and many samples, since all samples of a part share its tables.
   const int64_t columns = p.classes == 0 ? kTaskColumns : elements_of_block(p.classes);
   const Cut cut(p.groups, p.samples, 1, p.cols, true, columns);
   const FamilyKernels& kernels = active<FamilyKernels>();

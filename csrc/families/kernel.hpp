@@ -1,5 +1,5 @@
 // Samples of discrete families from the stream's uniforms. The rules are part of noise stream v2 and frozen:
-// kernels/families/README.md states them, kernels/families/reference.py is their readable form.
+// kernels/families/README.md states them, kernels/families/reference.py implements them readably.
 #pragma once
 
 #include "families/problem.hpp"
@@ -18,7 +18,7 @@ inline void logistic_tile(uint64_t seed, uint64_t e, int n, float* buffer, float
   });
 }
 
-// z = [x < logit], or [-x < logit] mirrored; NaN under NaN.
+// z = [x < logit], or [-x < logit] mirrored; NaN where the logit is NaN.
 template <class C>
 inline void bernoulli_tile(const float* x, bool mirrored, const C* logits, int n, C* z) {
   const C sign = mirrored ? C(-1) : C(1);
@@ -47,7 +47,7 @@ inline float unit_weight(int64_t classes) {
 
 // Cumulative weights of n elements in fixed point, [n, classes]; kernels/families/README.md has the rule. Returns false
 // where an element has none: it has a NaN or infinite logit, or no class that is not ruled out. The table holds
-// table_words(n * classes) words: behind the cumulative weights lie those of single classes.
+// table_words(n * classes) words: the weights of the single classes follow the cumulative ones.
 template <class T>
 inline bool cumulative_table(const T* logits, int n, int64_t classes, uint64_t* table) {
   const int64_t cells = n * classes;
@@ -100,7 +100,7 @@ inline int64_t categorical_draw(const uint64_t* c, int64_t classes, uint32_t wor
   return below;
 }
 
-// Works on the plane [rows, cols] as one row: part.col0 and col1 are places in it.
+// Works on the plane [rows, cols] as one row: part.col0 and col1 are positions in it.
 template <class T>
 void bernoulli_sample(const FamilyProblem& p, void* out, const Part& part) {
   using C = Compute<T>;

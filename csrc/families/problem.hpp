@@ -1,4 +1,4 @@
-// Samples of discrete families: what the host hands to the kernels.
+// Samples of discrete families: the arguments that the host passes to the kernels.
 #pragma once
 
 #include "common.hpp"
@@ -15,14 +15,14 @@ struct FamilyProblem {
   uint64_t offset;
 };
 
-// Elements of the categorical family whose classes fill a block of tables: as many as one tile has.
+// The number of elements of the categorical family whose classes fill a block of tables, which has the size of a tile.
 constexpr int64_t kClassBlock = 4096;
 static inline int64_t elements_of_block(int64_t classes) {
   const int64_t elements = kClassBlock / classes;
   return elements < 1 ? 1 : elements < kTile ? elements : kTile;
 }
 
-// Words of the table of `cells` classes: a cumulative weight each, and a float of work.
+// Words of the table of `cells` classes: for each a cumulative weight, and a float of workspace.
 static inline int64_t table_words(int64_t cells) { return cells + (cells + 1) / 2; }
 
 struct FamilyKernels {

@@ -25,7 +25,7 @@ struct FieldsOf<ScaleKlProblem> {
 namespace {
 
 void forward(const GaussianProblem& p, int threads, void* z, void* kl, void* log_q) {
-  // Without columns only the sums remain, and the KL does not depend on the samples, however many they are.
+  // Without columns only the sums are left to write, and the KL does not depend on the number of samples.
   const int64_t samples = p.cols == 0 && log_q == nullptr ? 1 : p.samples;
   const Cut cut(p.groups, samples, p.rows, p.cols, true, kTaskColumns);
   const auto kernel = active<GaussianKernels>().forward[p.dtype];
@@ -34,7 +34,7 @@ void forward(const GaussianProblem& p, int threads, void* z, void* kl, void* log
   without_gil([&] {
     cut.each_part(threads, [&](const Part& part) {
       const int64_t col_part = cut.col_part(part);
-      const bool with_kl = kl != nullptr && part.sample0 == 0;  // the part with the first samples brings the KL
+      const bool with_kl = kl != nullptr && part.sample0 == 0;  // the part with the first samples computes the KL
       const RowSums none{nullptr, nullptr, 0};
       kernel(p,
              {z, with_kl ? kl_sums.target(kl, col_part) : none,

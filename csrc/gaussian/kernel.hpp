@@ -1,5 +1,5 @@
 // The Gaussian kernels: z = mean + sigma eps with KL to the prior and log q(z), forward and backward.
-// eps is made anew from the seed in both directions, a tile at a time, and never reaches memory.
+// eps is computed from the seed in both directions, a tile at a time, and never written to memory.
 #pragma once
 
 #include "gaussian/problem.hpp"
@@ -9,7 +9,7 @@
 namespace lk {
 namespace LK_ISA {
 
-// sigma of a tile, as given or from log sigma^2.
+// The sigma of a tile, as given or from log sigma^2.
 template <class T>
 inline const Compute<T>* sigma_tile(const GaussianProblem& p, int64_t group, const Tile& tile, const Compute<T>* logvar,
                                     Compute<T>* buffer) {
@@ -19,9 +19,10 @@ inline const Compute<T>* sigma_tile(const GaussianProblem& p, int64_t group, con
   return buffer;
 }
 
-// What the KL and its gradients are made of, at one place: halves of quadratic = ((mean - m0) / sigma0)^2 and of psi
-// and expm1 of logvar - l0, which overflow where the KL does; and scaled = (mean - m0) / sigma0^2. That difference is
-// d + lost, d rounded: what was lost is exact (Knuth's TwoDiff), and psi' = expm1, expm1' = e^d bring it back.
+// The quantities that the KL and its gradients are computed from, for one element: halves of quadratic = ((mean - m0) /
+// sigma0)^2 and of psi and expm1 of logvar - l0, which overflow where the KL does; and scaled = (mean - m0) / sigma0^2.
+// logvar - l0 is d + lost, with d rounded and lost exact (Knuth's TwoDiff); psi' = expm1 and expm1' = e^d correct for
+// lost to first order.
 template <class V>
 struct KlTerms {
   V half_quadratic, scaled, half_psi, half_expm1;
@@ -37,7 +38,7 @@ LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0
     return t;
   }
   const auto prior = load(l0 + i, k), d = l - prior, back = d - l, lost = (l - (d - back)) - (prior + back);
-  // By one exp, and only where that would overflow or lose digits by its root twice.
+  // exp(-l0) in one step; where that would overflow or lose precision, exp(-l0 / 2) twice.
   const auto choose = [](auto at, auto once, auto twice) { return ((at > C(-80)) & (at < C(80))) ? once : twice; };
   const auto half = delta * exp<true>(-prior), root = exp(prior * C(-0.5)), ratio = delta * root;
   t.half_quadratic = map(choose, prior, delta * half, ratio * (ratio * C(0.5)));
@@ -50,15 +51,15 @@ LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0
   return t;
 }
 
-// What a part's samples are made in.
+// The workspace for a part's samples.
 template <class C>
 struct SampleScratch {
   Scratch<C> mean, logvar, sigma, work, terms;
   alignas(64) float noise[noise_length(kTile)];
-  double log_q[kLongRowSamples];  // of each sample's row in progress, where a row is longer than a tile
+  double log_q[kLongRowSamples];  // sums so far of each sample's row, where a row is longer than a tile
 };
 
-// z and log q of a tile, all samples of the part.
+// Writes z and log q of a tile, for all samples of the part.
 template <class T>
 inline void draw_tile(const GaussianProblem& p, const GaussianOutputs& out, const Part& part, const Tile& tile,
                       bool with_log_q, const Compute<T>* mean, const Compute<T>* logvar,
@@ -107,7 +108,7 @@ void gaussian_forward(const GaussianProblem& p, const GaussianOutputs& out, cons
   each_tile(part, [&](const Tile& tile) {
     const C* mean = load_tile<T>(p.mean, part.group, 0, tile, scratch.mean);
     const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, scratch.logvar);
-    if ((out.z != nullptr || with_log_q) && part.sample0 < part.sample1)  // z of no columns has no address
+    if ((out.z != nullptr || with_log_q) && part.sample0 < part.sample1)  // z without columns has no address
       draw_tile<T>(p, out, part, tile, with_log_q, mean, logvar, scratch);
     if (with_kl) {
       const C* m0 = load_tile<T>(p.prior_mean, part.group, 0, tile, prior_mean);
@@ -121,8 +122,8 @@ void gaussian_forward(const GaussianProblem& p, const GaussianOutputs& out, cons
   });
 }
 
-// Of a tile, sum_s g_s and, where `noise` is given to work in, sum_s g_s eps_s, g the gradient of z: over every
-// copies-th sample side by side, then over those sums.
+// Computes sum_s g_s of a tile and, where `noise` is given as workspace, sum_s g_s eps_s, with g the gradient of z.
+// `copies` samples lie side by side; the sums run over every copies-th sample, then over those sums.
 template <class T>
 inline void sum_samples(const GaussianProblem& p, const void* z_gradient, int64_t group, const Tile& tile, float* noise,
                         Compute<T>* sum_g, Compute<T>* sum_g_eps) {
@@ -162,7 +163,8 @@ inline void sum_samples(const GaussianProblem& p, const void* z_gradient, int64_
   }
 }
 
-// log q has logvar in -1/2 sum_d logvar alone: takes 1/2 sum_s g_s from logvar's gradient `to`, g that of log q.
+// log q depends on logvar through -1/2 sum_d logvar alone: subtracts 1/2 sum_s g_s, with g the gradient of log q, from
+// logvar's gradient `to`.
 template <class C>
 inline void subtract_log_q(const GaussianProblem& p, const void* log_q_gradient, int64_t group, const Tile& tile,
                            C* to) {
@@ -214,7 +216,7 @@ void gaussian_backward(const GaussianProblem& p, const GaussianGradients& g, con
       at[j] = targets[j] ? output_tile(to[j], outputs[j].at) : nullptr;
     }
     each<C>(n, [&](int64_t i, auto k) {
-      auto d_mean = load(sum_g + i, k), d_sigma = load(sum_g_eps + i, k);  // d_sigma: of logvar where that is given
+      auto d_mean = load(sum_g + i, k), d_sigma = load(sum_g_eps + i, k);  // d_sigma is d_logvar where that is given
       if (sigma != nullptr) d_sigma = d_sigma * (load(sigma + i, k) * C(0.5));
       auto toward_prior = d_mean, d_prior_logvar = d_mean;
       if (with_kl) {
@@ -288,7 +290,7 @@ void scale_kl(const ScaleKlProblem& p, void* kl, const Part& part) {
   T* const to = static_cast<T*>(kl) + part.col0;
   each_pair<T>(p, part, [=](int64_t i, auto k, auto t, auto s, auto s0) LK_INLINE_LAMBDA {
     const auto r = s / s0, ln = ln_ratio(r, s, s0), d = ln * T(2);
-    // psi by its series where it is small; elsewhere e^d is r^2, whose error does not grow with d.
+    // psi comes from its series where it is small; elsewhere e^d is r^2, whose error does not grow with d.
     const auto half_psi = [](auto d, auto small, auto r, auto ln) {
       const auto large = fma(r * T(0.5), r, splat<T>(T(-0.5))) - ln;
       return (d < T(2)) & (d > T(-2)) ? small : r < LnConstants<T>::infinity ? large : r;

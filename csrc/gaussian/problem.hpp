@@ -1,4 +1,4 @@
-// Gaussian samples, KL and log q: what the host hands to the kernels.
+// Gaussian samples, KL and log q: the arguments that the host passes to the kernels.
 #pragma once
 
 #include "common.hpp"

@@ -1,4 +1,4 @@
-// What bindings share. Tensors arrive as addresses and strides, checked in Python; nothing here links torch.
+// Helpers of all bindings. Tensors arrive as addresses and strides, checked in Python; nothing here links torch.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,7 +13,7 @@
 
 namespace lk {
 
-// Runs f without the GIL. Not by pybind11's guard: where a daemon thread comes back to an interpreter that is
+// Runs f without the GIL. pybind11's guard is not used: where a daemon thread comes back to an interpreter that is
 // shutting down, Python ends the thread by unwinding, which must not pass through a destructor.
 template <class F>
 inline void without_gil(F f) {

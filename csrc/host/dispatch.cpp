@@ -11,7 +11,7 @@ int find_builds() {
   constexpr int all = sizeof(kBuilds) / sizeof(kBuilds[0]);
 #ifdef LK_X86
   __builtin_cpu_init();
-  // F16C is older than AVX2, and GCC 10 does not know its name.
+  // F16C is older than AVX2, and GCC 10 has no name for it.
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return all - 2;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");

@@ -1,5 +1,6 @@
-// Which build of the kernels is in use: there is one for each instruction set, and the processor says which of them
-// run. On x86 these are AVX2 with FMA and AVX-512; the generic build is for other processors, and on x86 for tests.
+// The build of the kernels that is in use. There is one for each instruction set, and the processor decides which of
+// them can run. On x86 these are AVX2 with FMA and AVX-512; the generic build is for other processors, and on x86 for
+// tests.
 #pragma once
 
 namespace lk {
@@ -21,7 +22,7 @@ constexpr Build kBuilds[] = {
 };
 int runnable_builds();
 
-// The place of the one in use: the widest, until select_build names another. Throws where there is none.
+// The index of the build in use: the widest, until select_build names another. Throws where there is none.
 int active_build();
 bool select_build(const char* name);
 

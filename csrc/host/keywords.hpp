@@ -20,7 +20,7 @@ namespace lk {
 
 // --- from Python objects ----------------------------------------------------------------------------------------
 
-// How an argument of type T is read: `from` says whether it could be, `type` what it should have been.
+// Reads an argument of type T: `from` returns whether it could, `type` names what was expected.
 template <class T, class = void>
 struct Cast;
 
@@ -60,7 +60,7 @@ struct Cast<double> {
   }
 };
 
-// An address; None or 0 where there is nothing.
+// An address; None or 0 stands for a null pointer.
 template <class T>
 struct Cast<T*, std::enable_if_t<std::is_void_v<T> || std::is_arithmetic_v<T>>> {
   static constexpr const char* type = "an address (int) or None";
@@ -110,7 +110,7 @@ struct Cast<Seeds> {
   }
 };
 
-// At most N of them; what is not given is zero.
+// At most N values; those not given are zero.
 template <class T, size_t N>
 struct Cast<T[N]> {
   static inline const std::string text = "tuple of at most " + std::to_string(N) + ", each " + Cast<T>::type;
@@ -140,7 +140,7 @@ struct Cast<std::vector<T>> {
 
 constexpr int kMostArguments = 32;
 
-// What a function or struct is called with: `positional` arguments, then `keywords`, every one of them.
+// The signature of a function or struct: `positional` arguments, then `keywords`, all of which are required.
 struct Signature {
   std::string function;
   Py_ssize_t positional = 0, keywords = 0;
@@ -148,12 +148,12 @@ struct Signature {
 
   void set(std::string name, Py_ssize_t count, const std::vector<const char*>& keyword_names);
 
-  // Puts the values in the order of the signature. False, and TypeError set, where they do not fit it.
+  // Puts the values in the order of the signature. Returns false and sets TypeError where they do not fit it.
   bool arrange(PyObject* const* given, Py_ssize_t count, PyObject* given_names, PyObject** values) const;
   void refuse(Py_ssize_t argument, const char* type, PyObject* given) const;
 };
 
-// Runs f, exceptions of C++ becoming Python's.
+// Runs f, and turns C++ exceptions into Python exceptions.
 template <class F>
 inline PyObject* guarded(F f) {
   try {
@@ -182,7 +182,7 @@ Field(const char*, T C::*) -> Field<C, T>;
 template <class P>
 struct FieldsOf;
 
-// A Python class whose instances are made of keywords and hold a P, which Python does not look into.
+// A Python class whose instances are made from keywords and hold a P that is opaque to Python.
 template <class P>
 struct Struct {
   struct Object {
@@ -248,7 +248,7 @@ inline void define_enum(pybind11::module_& m, const char* name, std::initializer
 
 // --- functions --------------------------------------------------------------------------------------------------
 
-// An argument on its way to a function of C++: by value, or what a Python object holds.
+// An argument of a C++ function: a value, or the object that a Python object holds.
 template <class T, class = void>
 struct Argument {
   T value{};
@@ -274,7 +274,7 @@ struct Argument<const P&, std::enable_if_t<std::is_class_v<P>>> {
   }
   const P& get() { return *value; }
 };
-// What pybind11 holds; None is null.
+// The object that a pybind11 object holds; None is null.
 template <class T>
 struct Argument<T*, std::enable_if_t<std::is_class_v<T>>> {
   pybind11::detail::make_caster<T> value;
@@ -283,7 +283,7 @@ struct Argument<T*, std::enable_if_t<std::is_class_v<T>>> {
   T* get() { return pybind11::detail::cast_op<T*>(value); }
 };
 
-// Whether an argument is an object of the extension.
+// True for an argument that is an object of the extension.
 template <class T>
 constexpr bool is_object = std::is_class_v<std::remove_pointer_t<std::remove_reference_t<T>>>;
 

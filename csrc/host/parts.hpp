@@ -1,4 +1,4 @@
-// How the host cuts a problem into tasks, and adds up what they give.
+// Cutting a problem into tasks on the host, and adding up their results.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,10 @@
 
 namespace lk {
 
-// Elements that one task should at least handle: some ten microseconds, well above the cost of handing it out.
+// The least number of elements for one task: some ten microseconds of work, well above the cost of dispatching it.
 constexpr int64_t kTaskElements = 1 << 14;
 static_assert(kTaskElements / kTile <= kLongRowSamples, "the sums of long rows have their places");
-// Elements for which another thread is worth waking, which takes some 25 to 50 microseconds.
+// The number of elements that make it worth waking another thread, which takes some 25 to 50 microseconds.
 constexpr int64_t kThreadElements = 1 << 16;
 inline int worthwhile_threads(int threads, int64_t elements) {
   return static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(elements / kThreadElements, 1)));
@@ -22,8 +22,8 @@ inline int worthwhile_threads(int threads, int64_t elements) {
 // Columns of one task. A fixed number: the sums of a longer row are added up over these blocks.
 constexpr int64_t kTaskColumns = 1 << 15;
 
-// Cuts [groups, samples, rows, cols] into parts, by shape alone. Rows come in whole tiles, so that no part ends
-// in a small one; samples are cut only where a single tile of rows is too much work.
+// Cuts [groups, samples, rows, cols] into parts; the cut depends on the shape alone. Parts have whole tiles of rows, so
+// that none ends in a small tile; samples are cut only where a single tile of rows is too much work.
 struct Cut {
   int64_t groups, samples, rows, cols;
   int64_t sample_step, row_step, col_step;
@@ -63,7 +63,7 @@ struct Cut {
 
   int64_t col_part(const Part& p) const { return p.col0 / col_step; }
 
-  // Calls f(part) for each part, on as many threads as pay.
+  // Calls f(part) for each part, on as many threads as are worth waking.
   template <class F>
   void each_part(int threads, F&& f) const {
     parallel_for(parts(), worthwhile_threads(threads, elements()), [&](int64_t i) { f(part(i)); });

@@ -18,9 +18,9 @@ struct Job {
   int64_t tasks;
   std::atomic<int64_t> next{0};
   std::atomic_flag failed = ATOMIC_FLAG_INIT;
-  std::exception_ptr failure{};  // to be read when all workers are done
+  std::exception_ptr failure{};  // read when all workers are done
 
-  // A task that throws (it found no memory) ends the job; the first exception is kept for the caller.
+  // A task that throws (for want of memory) ends the job; the first exception is kept for the caller.
   void work() {
     try {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*f)(i);
@@ -54,7 +54,7 @@ class Pool {
     for (int i = 0; i < helpers; ++i) wake_.notify_one();
     job.work();
     std::unique_lock<std::mutex> lock(mutex_);
-    wanted_ = 0;  // whoever has not begun by now finds nothing left to do
+    wanted_ = 0;  // workers that have not begun by now find nothing left to do
     idle_.wait(lock, [this] { return running_ == 0; });
     job_ = nullptr;
     lock.unlock();
@@ -62,14 +62,14 @@ class Pool {
   }
 
  private:
-  // Makes sure that `count` workers exist, as far as the system allows; says how many there are to use.
+  // Makes sure that `count` workers exist, as far as the system allows, and returns how many can be used.
   int start_workers(int count) {
     try {
       while (workers_ < count) {
         std::thread([this] { serve(); }).detach();
         ++workers_;
       }
-    } catch (const std::system_error&) {  // no more threads to be had: go on with fewer
+    } catch (const std::system_error&) {  // the system has no more threads: go on with fewer
     }
     return std::min(workers_, count);
   }

@@ -2,7 +2,7 @@
 // threads, the caller among them.
 //
 // Which thread runs which task is not fixed, so a task's result must depend on its index alone. The pool survives
-// fork (a child starts its own), and a second caller at the same time runs its tasks itself rather than wait.
+// fork (a child starts its own), and a second caller at the same time runs its tasks itself instead of waiting.
 #pragma once
 
 #include <cstdint>

@@ -38,7 +38,7 @@ void pack(const LassoProblem& p, const T* dictionary, T* atoms, T* panels) {
   }
 }
 
-// Not by torch, whose own threads do not survive fork, and whose sums may depend on their number.
+// torch is not used: its threads do not survive fork, and its sums may depend on their number.
 void prepare(Dtype dtype, int threads, int64_t features, int64_t components, const void* dictionary, void* atoms,
              void* panels, void* gram) {
   LassoProblem p{};
@@ -68,7 +68,7 @@ void encode(const LassoProblem& given, int threads, void* codes, void* gap) {
   });
 }
 
-// How many rows have a gap above the share `tolerance` of 1/2 ||x||^2.
+// Returns how many rows have a gap above the share `tolerance` of 1/2 ||x||^2.
 template <class T>
 int64_t count_far(const T* x, const T* gap, int64_t rows, int64_t features, double tolerance) {
   int64_t count = 0;

@@ -1,9 +1,9 @@
 // Lasso codes: for each row x, the z that minimizes 1/2 ||x - z D||^2 + alpha ||z||_1. See kernels/lasso/README.md.
 //
-// An algorithm works in T on z and the correlations q = (x - z D) D^T, which it keeps up by rows of the Gram matrix,
+// An algorithm works in T on z and the correlations q = (x - z D) D^T, which it updates by rows of the Gram matrix,
 // until its estimate of the duality gap is small enough. Then the residual and the correlations are computed anew in
 // double. They give the true gap; where it is still too large the algorithm goes on from these correlations, so that
-// what rounding did to q does not stay.
+// rounding errors of q do not accumulate.
 #pragma once
 
 #include "lasso/kernel_descent.hpp"
@@ -13,8 +13,8 @@ namespace LK_ISA {
 
 // --- ISTA and FISTA -------------------------------------------------------------------------------------------
 
-// Steps as if all atoms had norm 1, said of the codes as they are: 1 / (L G_kk), with L the largest eigenvalue of that
-// G. What stands behind the last atom stays 0.
+// Steps as if all atoms had norm 1, expressed for the given codes: 1 / (L G_kk), with L the largest eigenvalue of the G
+// of unit atoms. Values after the last atom stay 0.
 template <class T>
 inline void scale(const LassoProblem& p, LassoWorkspace<T>& workspace) {
   const int64_t columns = padded(p.components);
@@ -26,8 +26,8 @@ inline void scale(const LassoProblem& p, LassoWorkspace<T>& workspace) {
 }
 
 // z_(t+1) = soft(y - (y G - b) step, alpha step), y = z_t + beta (z_t - z_(t-1)); beta = 0 is ISTA. FISTA's momentum
-// starts again where the step points against it. y G comes from z_t G and z_(t-1) G, each made once from the rows of
-// G where z_t is not zero.
+// restarts where the step points against it. y G comes from z_t G and z_(t-1) G, each computed once from the rows of G
+// where z_t is not zero.
 template <bool scaled, class T>
 inline void iterate(const LassoProblem& p, LassoWorkspace<T>& workspace, LassoRow<T>& row) {
   const int64_t columns = padded(p.components);
@@ -121,14 +121,14 @@ inline void start_row(const LassoProblem& p, LassoRow<T>& row, int64_t index) {
   row.target = p.tolerance * 0.5 * row.x_norm2;
 }
 
-// The gap as T, not below the double.
+// The gap rounded up to T.
 inline double round_up(double gap, double) { return gap; }
 inline float round_up(double gap, float) {
   const float near = static_cast<float>(gap);
   return static_cast<double>(near) < gap ? bit_cast<float>(bit_cast<uint32_t>(near) + 1) : near;
 }
 
-// Codes and gap go out; NaN where x is not finite, or products with it are not, or the gap is beyond T.
+// Writes the codes and the gap; NaN where x is not finite, or products with it are not, or the gap is beyond T.
 template <class T>
 inline void finish_row(const LassoProblem& p, LassoRow<T>& row) {
   T* codes = static_cast<T*>(p.codes) + row.index * p.components;
@@ -139,13 +139,14 @@ inline void finish_row(const LassoProblem& p, LassoRow<T>& row) {
   row.open = false;
 }
 
-// Looks at the true gap of a row whose correlations are fresh, and ends the row or works on it.
+// Checks the true gap of a row whose correlations were just recomputed, and ends the row or continues it.
 template <class T>
 inline void advance_row(const LassoProblem& p, LassoWorkspace<T>& workspace, LassoRow<T>& row) {
   const int64_t columns = padded(p.components), count = nonzeros(row.z, p.components, workspace.index);
   const double gap = duality_gap(row.z, workspace.index, count, row.r, row.c, p.features, columns, row.x_norm2,
                                  p.alpha[row.index * p.alpha_stride], p.positive, p.largest);
-  // The estimate said enough, the gap says no. Going on from fresh correlations helps until T has no more digits.
+  // The estimate was small enough, the true gap is not. Continuing from recomputed correlations helps until the
+  // precision of T is exhausted.
   if (!(gap < 0.5 * row.gap)) ++row.stalls;
   row.gap = gap;
   if (!(gap > row.target) || !(gap < __builtin_inf()) || row.left == 0 || row.stalls == kMaxStalls)

@@ -1,4 +1,4 @@
-// Coordinate descent for Lasso codes, and what the coders share: a row while it is worked on, the workspace of a task.
+// Coordinate descent for Lasso codes, and the types that all coders share: a row in progress, a task's workspace.
 #pragma once
 
 #include "lasso/kernel_rows.hpp"
@@ -7,24 +7,24 @@ namespace lk {
 namespace LK_ISA {
 
 constexpr int kSetLimit = 256;              // coordinates of the largest working set with a Gram matrix of its own
-constexpr int kSetStride = kSetLimit + 16;  // not a power of two: its rows lie in different sets of the cache
-constexpr int64_t kFirstSet = 16;           // coordinates that the working set begins with
+constexpr int kSetStride = kSetLimit + 16;  // not a power of two, so that rows lie in different cache sets
+constexpr int64_t kFirstSet = 16;           // coordinates of the first working set
 constexpr double kSetAccuracy = 0.1;        // a working set is solved to this share of the whole row's gap
 constexpr int64_t kStableSweeps = 3;        // sweeps without a new sign before equations are worth solving
-constexpr int64_t kPatience = 12;           // sweeps until they are, whatever the signs
-constexpr int64_t kGapEvery = 10;           // iterations of ISTA and FISTA between looks at the gap
+constexpr int64_t kPatience = 12;           // sweeps after which they are solved in any case
+constexpr int64_t kGapEvery = 10;           // iterations of ISTA and FISTA between checks of the gap
 constexpr int kMaxStalls = 4;               // attempts that may fail to halve the true gap
-constexpr double kHeadroom = 0.5;           // the estimate must fall below this share of what the true gap must
+constexpr double kHeadroom = 0.5;           // the estimated gap must fall below this share of the target
 
-// One row while it is worked on.
+// A row in progress.
 template <class T>
 struct LassoRow {
   int64_t index;
   double *x, *r, *c;                             // [padded(features)], the same, [padded(components)]
   T* z;                                          // [padded(components)]
-  double x_norm2, residual2, target, goal, gap;  // goal: of the estimated gap
-  int64_t left;                                  // iterations
-  int stalls;                                    // how often going on has not halved the true gap
+  double x_norm2, residual2, target, goal, gap;  // goal: the target of the estimated gap
+  int64_t left;                                  // iterations left
+  int stalls;                                    // how often continuing has not halved the true gap
   bool open;
 };
 
@@ -35,7 +35,7 @@ struct LassoWorkspace {
   int32_t *index, *set;
   T *q, *z0, *q0, *weight, *outside, *inverse;
   T *b, *before, *next, *product, *product_before, *step, *norm2;  // ISTA and FISTA; the last two see `scale`
-  // Of the working set: [kSetLimit, kSetStride] the first two, [kSetStride] the others.
+  // Arrays of the working set: [kSetLimit, kSetStride] the first two, [kSetStride] the others.
   T *set_gram, *system, *set_z, *set_q, *set_z0, *set_q0, *set_inverse, *direction, *bend, *pivot;
   int64_t bytes;
 
@@ -89,7 +89,7 @@ struct Threshold {
 template <class T>
 struct Sweep {
   T change = 0;       // the largest change of a code, as a share of the largest code
-  int64_t flips = 0;  // codes that became zero, or no longer are, or changed their signs
+  int64_t flips = 0;  // codes that became zero or non-zero, or changed their signs
 };
 
 // One pass over coordinates at[0..count) (null: 0, 1, ...): each to its minimum with the others fixed,
@@ -123,7 +123,7 @@ struct Descent {
   LassoWorkspace<T>& workspace;
   LassoRow<T>& row;
   const T* gram;
-  int64_t columns, size = 0;  // of the working set
+  int64_t columns, size = 0;  // columns and size of the working set
   double alpha, goal;
   Threshold<T> threshold;
 
@@ -152,7 +152,7 @@ struct Descent {
   }
 
  private:
-  static constexpr T tiny = sizeof(T) == 4 ? T(0x1p-22) : T(0x1p-51);  // a change that only rounds
+  static constexpr T tiny = sizeof(T) == 4 ? T(0x1p-22) : T(0x1p-51);  // a change of the size of rounding errors
 
   static double larger_of(double a, double b) { return a > b ? a : b; }
 
@@ -214,7 +214,7 @@ struct Descent {
   }
 
   // Sweeps over the set until its own gap is below `accuracy`, then brings all correlations up to date.
-  // False where nothing moved any more.
+  // Returns false where no coordinate changed any more.
   bool solve_set(double accuracy) {
     const int64_t width = padded(size);
     for (int64_t i = 0; i < width; ++i) {
@@ -252,8 +252,8 @@ struct Descent {
 
   // A step towards the exact minimum for the present signs, where sweeps would take long: Newton's,
   //   G_SS direction = q_S - alpha sign(z_S), S the codes that are not zero,
-  // by elimination, as far as the objective falls and no sign changes. True where that was because of a code that got
-  // to zero.
+  // by elimination, as far as the objective falls and no sign changes. Returns true where the step ended at a code that
+  // became zero.
   bool solve_signs(int64_t width) {
     T *const z = workspace.set_z, *const q = workspace.set_q, *const direction = workspace.direction;
     const int64_t n = nonzeros(z, size, workspace.index), across = padded(n + 1);
@@ -274,7 +274,7 @@ struct Descent {
     }
     if (!(down > 0 && bend > 0)) return false;
     T step = down / bend;
-    int64_t first = -1;  // whose code gets to zero first
+    int64_t first = -1;  // the coordinate whose code becomes zero first
     for (int64_t i = 0; i < n; ++i) {
       const T old = z[workspace.index[i]], v = old + step * direction[i];
       if (old > 0 ? v > 0 : v < 0) continue;
@@ -294,7 +294,8 @@ struct Descent {
   }
 
   // Solves the n equations in workspace.system, [n, n + 1] with the right-hand sides last and only the upper triangle
-  // of the symmetric matrix, into workspace.direction. An atom that others make up, to T's digits, stays as it is.
+  // of the symmetric matrix, into workspace.direction. A coordinate whose atom is a combination of others, to
+  // the precision of T, does not move.
   void eliminate(int64_t n, int64_t across) {
     T *const direction = workspace.direction, *const pivot = workspace.pivot;
     for (int64_t j = 0; j < n; ++j) {

@@ -1,5 +1,5 @@
-// What every Lasso coder does to a row: residual, correlations, products with the Gram matrix, duality gaps.
-// Columns are padded to whole registers with zeros, so that no loop has a rest. Sums of one row are never split by
+// Operations on rows that all Lasso coders share: residual, correlations, products with the Gram matrix, duality gaps.
+// Columns are padded to whole registers with zeros, so that no loop has a remainder. Sums of one row are never split by
 // the number of rows, threads or lanes: its bits depend on it alone.
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace lk {
 namespace LK_ISA {
 
-// Hands out pieces of a task's workspace, each beginning on a cache line; a null one only counts.
+// Allocates pieces of a task's workspace, each aligned to a cache line; with a null workspace it only counts bytes.
 struct Pieces {
   uintptr_t next;
   explicit Pieces(void* memory) : next((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64) {}
@@ -35,7 +35,7 @@ LK_INLINE D load_wide(const float* p) {
 }
 LK_INLINE D load_wide(const double* p) { return load(p); }
 
-// What soft thresholding cuts off lies in [low, alpha]: soft(u) = u - clip(u), low = -infinity for codes >= 0.
+// The part that soft thresholding removes lies in [low, alpha]: soft(u) = u - clip(u), low = -infinity for codes >= 0.
 // Written so that each line is one instruction.
 template <class V>
 LK_INLINE V soft(V u, V low, V alpha) {
@@ -193,8 +193,9 @@ struct Progress {
     return r > 0 ? r : 0;
   }
 
-  // The duality gap at the dual point s r, s = min(1, alpha / max |q|), as T sees it: not a bound, but a good
-  // sign of when to look for one. Its terms have one sign, so that nothing cancels beyond the terms' own rounding.
+  // The duality gap at the dual point s r, s = min(1, alpha / max |q|), computed in T: not a bound, but a
+  // good indication of when to compute one. Its terms have one sign, so that nothing cancels beyond the terms' own
+  // rounding.
   double gap(int64_t n, double alpha, bool positive) const {
     const double most = static_cast<double>(largest(q, n, positive));
     const double s = most > alpha ? alpha / most : 1, t = 1 - s;
@@ -211,7 +212,7 @@ struct Progress {
 //
 // With the dual point s r, feasible where s max |c| <= alpha:
 //   gap = 1/2 (1 - s)^2 ||r||^2 + sum_k alpha |z_k| - s z_k c_k,
-// no term of which is negative. What rounding may have taken from it is added. With `unit` the relative error of a
+// no term of which is negative. An allowance for rounding is added. With `unit` the relative error of a
 // sum, |e| <= unit (||x|| + ||z||_1 max ||d||) that of r, |e_c| <= unit ||r|| max ||d|| that of a correlation:
 //   the computed r, whatever its error, spans dual points: the gap misses (s - 1) e . r + 1/2 |e|^2, and s z . e_c;
 //   max |c| is taken larger by |e_c|, so that s r is feasible; the two sums are off by `unit` of their terms' sizes.
@@ -232,7 +233,7 @@ inline double duality_gap(const T* z, const int32_t* index, int64_t count, const
     length += magnitude(v);
     product += v * c[index[i]];
   }
-  double s = r2 > 0 ? 1 + product / r2 : 1;  // the best along r: x . r / ||r||^2
+  double s = r2 > 0 ? 1 + product / r2 : 1;  // the best scale along r: x . r / ||r||^2
   if (s * most > alpha) s = alpha / most;
   if (s < 0) s = 0;
   double sum = 0, terms = 0;

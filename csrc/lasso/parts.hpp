@@ -1,4 +1,4 @@
-// How the host deals rows of a sparse coder to threads.
+// Distribution of the rows of a sparse coder to threads.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace lk {
 
 // Runs f(row0, row1, workspace) for parts of the rows, which do not depend on one another. Rows take unequal time, so a
-// thread gets several parts; a part has enough rows to be worth its workspace of `bytes`. `work`: elements of a row.
+// thread gets several parts; a part has enough rows to justify its workspace of `bytes`. `work`: elements of a row.
 template <class F>
 void each_part_of_rows(int64_t rows, int64_t work, int threads, int64_t bytes, F f) {
   const int64_t most = 8 * kLassoRows, share = rows / (4 * std::max(threads, 1)) / kLassoRows * kLassoRows;

@@ -1,4 +1,4 @@
-// Lasso codes: what the host hands to the kernels.
+// Lasso codes: the arguments that the host passes to the kernels.
 #pragma once
 
 #include "common.hpp"
@@ -7,7 +7,8 @@ namespace lk {
 
 enum LassoAlgorithm : int { kIsta, kFista, kDescent };
 
-// Lasso codes of rows of x. Columns of what the kernel runs over come in whole registers, `padded`, the rest zeros.
+// Lasso codes of rows of x. Arrays that the kernel runs over have their columns `padded` with zeros to whole
+// registers.
 struct LassoProblem {
   Dtype dtype;
   LassoAlgorithm algorithm;
@@ -23,7 +24,7 @@ struct LassoProblem {
   const void* gram;        // [components, padded(components)]
   const double* alpha;     // [rows], or one with alpha_stride 0
   int64_t alpha_stride;
-  const void* init;  // [rows, components], where to start; or null for zeros
+  const void* init;  // [rows, components], the codes to start from; null for zeros
   void* codes;       // [rows, components]
   void* gap;         // [rows]
 };

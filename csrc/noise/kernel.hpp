@@ -1,5 +1,5 @@
 // Noise stream v2: Philox4x32-10 (Salmon et al., SC'11) and Box-Muller, in float32.
-// The contract is in kernels/noise/README.md; kernels/noise/reference.py is the readable form of it.
+// The contract is in kernels/noise/README.md; kernels/noise/reference.py implements it readably.
 #pragma once
 
 #include "simd/math.hpp"
@@ -7,7 +7,8 @@
 namespace lk {
 namespace LK_ISA {
 
-// What is made of the stream's words. kWords are those of the uniforms, stored as the bits of floats.
+// The kind of values that the stream's words are turned into. kWords are the words of the uniforms, stored as the bits
+// of floats.
 enum Noise { kNormals, kUniforms, kWords };
 constexpr uint32_t substream_of(Noise kind) { return kind == kNormals ? 0 : 1; }
 
@@ -16,7 +17,7 @@ struct Words {
   U w[kChains][4];
 };
 
-// The keys of the ten rounds, made once a tile.
+// The keys of the ten rounds, computed once per tile.
 struct RoundKeys {
   uint32_t k[20];
 };
@@ -100,13 +101,13 @@ LK_INLINE void noise_steps(const RoundKeys& keys, uint64_t& counter, int& i, int
   }
 }
 
-constexpr int kStep = 4 * W;  // the least number of elements that are made at once
+constexpr int kStep = 4 * W;  // the least number of elements that are computed at once
 constexpr int kChains = 3;    // Philox states advanced side by side: 3 was the fastest of 1, 2, 3, 4
 
-// Floats of whole steps that hold n elements, which begin anywhere in one.
+// The number of floats in whole steps that hold n elements, beginning anywhere in a step.
 constexpr int noise_length(int n) { return n + 3 + kStep; }
 
-// Writes elements e, ..., e + n - 1 of the stream into `buffer` (noise_length(n) floats) and returns where e stands.
+// Writes elements e, ..., e + n - 1 of the stream into `buffer` (noise_length(n) floats); returns the address of e.
 // Where e % 4 == 0 and n % kStep == 0 it writes exactly buffer[0..n).
 template <Noise kind>
 inline const float* noise_tile(uint64_t seed, uint64_t e, int n, float* buffer) {

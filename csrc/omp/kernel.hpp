@@ -44,7 +44,7 @@ inline int64_t omp_workspace(int64_t features, int64_t components, int64_t most)
   return OmpWorkspace<double>(features, components, most, nullptr).bytes;
 }
 
-// The first of the entries that are largest in size.
+// Returns the index of the first entry of the largest absolute value.
 template <class T>
 inline int64_t strongest(const T* q, int64_t columns) {
   using Integer = decltype(Bits<T>{}[0] + 0);
@@ -93,11 +93,11 @@ inline void extend(const T* gram, T* factor, int64_t columns, const T* along, in
     extend_chunk<1>(gram + k, factor + k, columns, along, count, inverse, coefficient, out + k, q + k);
 }
 
-// Chooses atoms for one row, whose correlations are in workspace.q. Returns how many.
+// Chooses atoms for one row, whose correlations are in workspace.q. Returns their number.
 template <class T>
 inline int64_t choose(const OmpProblem& p, OmpWorkspace<T>& workspace, double norm2) {
-  // Shares of what they stand beside: a correlation that rounding explains, and the squared distance of an atom from
-  // those that are chosen where they make it up.
+  // Relative thresholds: of a correlation that rounding explains, and of the squared distance between an atom and the
+  // span of the chosen atoms below which it counts as a combination of them.
   constexpr double unit = sizeof(T) == 4 ? 0x1p-23 : 0x1p-52, noise = 32 * unit * (32 * unit), dependent = 16 * unit;
   const int64_t columns = padded(p.components);
   const T* gram = static_cast<const T*>(p.gram);
@@ -122,7 +122,7 @@ inline int64_t choose(const OmpProblem& p, OmpWorkspace<T>& workspace, double no
     workspace.root[count] = root;
     workspace.coefficient[count] = coefficient;
     workspace.index[count++] = static_cast<int32_t>(k);
-    for (int64_t i = 0; i < count; ++i) workspace.q[workspace.index[i]] = 0;  // where rounding has left something
+    for (int64_t i = 0; i < count; ++i) workspace.q[workspace.index[i]] = 0;  // which rounding may have left non-zero
   }
   return count;
 }

@@ -36,7 +36,7 @@ typedef int32_t I __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));
 typedef double D __attribute__((vector_size(4 * W)));  // W / 2 lanes
 typedef int64_t L __attribute__((vector_size(4 * W)));
-typedef float F_half __attribute__((vector_size(2 * W)));  // W / 2 floats: what converts to one D
+typedef float F_half __attribute__((vector_size(2 * W)));  // W / 2 floats, which convert to one D
 
 #define LK_INLINE inline __attribute__((always_inline))
 #define LK_INLINE_LAMBDA __attribute__((always_inline))  // after the parameters of a long one
@@ -96,7 +96,7 @@ LK_INLINE Pack<V, N> operator-(Pack<V, N> x) {
   return x;
 }
 
-// f of every register.
+// Applies f to every register.
 template <class V, int N, class Function, class... Packs>
 LK_INLINE Pack<V, N> map(Function f, const Pack<V, N>& first, const Packs&... others) {
   Pack<V, N> y;
@@ -144,7 +144,7 @@ LK_INLINE D fma(D a, D b, D c) {
 }
 #endif
 
-// What stands at place j of a Pack, and what a register or a number is at any place.
+// Element j of a Pack; of a register or a number, the value itself for every j.
 template <class V, class X>
 LK_INLINE V at_place(const X& x, int) {
   if constexpr (std::is_arithmetic<X>::value)
@@ -156,7 +156,7 @@ template <class V, int N>
 LK_INLINE V at_place(const Pack<V, N>& x, int j) {
   return x.at[j];
 }
-// Two are alike, or one of them is a number.
+// True where the two have the same type, or one of them is a number.
 template <class A, class B, class C>
 LK_INLINE auto fma(const A& a, const B& b, const C& c) {
   using AB = std::conditional_t<std::is_arithmetic<A>::value, B, A>;
@@ -226,7 +226,7 @@ LK_INLINE void store(T* p, const Pack<Vec<T>, N>& v, Registers<N>) {
   for (int j = 0; j < N; ++j) store(p + j * lanes<T>, v.at[j]);
 }
 
-// Asks for the memory that a later load will read. Any address may be asked for.
+// Prefetches the memory that a later load will read. Any address is allowed.
 template <class T>
 LK_INLINE void prefetch(const T* p, Whole) {
   __builtin_prefetch(p);
@@ -264,8 +264,8 @@ LK_INLINE Pack<Vec<T>, N> load_noise(const float* p, Registers<N>) {
   return v;
 }
 
-// Calls f(i, part) for i = 0, ... so that the parts cover [0, n): several registers at a time, then one, then the
-// rest of one. Written once, f works on whichever `load(p + i, part)` returns.
+// Calls f(i, part) for i = 0, ... so that the parts cover [0, n): several registers at a time, then one, then a
+// partial one. f is written once, for any type that `load(p + i, part)` returns.
 template <class T, int N = 2, class Body>
 LK_INLINE void each(int64_t n, Body f) {
   int64_t i = 0;
@@ -274,7 +274,7 @@ LK_INLINE void each(int64_t n, Body f) {
   if (i < n) f(i, First{static_cast<int>(n - i)});
 }
 
-// --- what the extensions lack ---------------------------------------------------------------------------------
+// --- operations that the extensions lack ----------------------------------------------------------------------
 
 // 32 x 32 -> 64 bit products of every lane with one constant, as high and low words.
 LK_INLINE void multiply(U a, uint32_t m, U& high, U& low) {

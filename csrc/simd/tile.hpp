@@ -26,12 +26,12 @@ using Compute = std::conditional_t<std::is_same<T, double>::value, double, float
 
 constexpr int kReduceLanes = 16;  // row sums run over this many lanes in every build, so that bits agree
 
-// Not std::min and std::max: functions of the standard library must not be made in a build for one instruction set,
-// from which the linker might take them for all.
+// std::min and std::max are not used: functions of the standard library must not be instantiated in a build for one
+// instruction set, from which the linker might take them for all builds.
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Scratch of one tile. One register more than kTile: repeat_rows and lane_sum run over the end.
+// The workspace of one tile. It has one register more than kTile, since repeat_rows and lane_sum run past the end.
 template <class C>
 struct alignas(64) Scratch {
   C at[kTile + kReduceLanes];
@@ -41,7 +41,7 @@ struct alignas(64) Scratch {
 struct Tile {
   int64_t row0, col0;
   int rows, cols;
-  bool first, last;  // does it begin, end its rows' columns?
+  bool first, last;  // whether it begins, ends its rows' columns
   int size() const { return rows * cols; }
 };
 
@@ -65,7 +65,7 @@ inline void each_tile(const Part& part, Body f, int64_t limit = kTile) {
   }
 }
 
-// How many samples make one tile, where all rows and columns together are much smaller than one: consecutive
+// The number of samples in one tile, where all rows and columns together are much smaller than a tile: consecutive
 // samples lie one after another in z and in the stream.
 inline int samples_at_once(int64_t rows, int64_t cols, const Tile& tile, int64_t samples) {
   if (tile.rows != rows || tile.cols != cols || tile.size() == 0) return 1;
@@ -148,7 +148,7 @@ inline void narrow_all(const Compute<T>* from, int64_t n, T* to) {
 
 // --- tiles in and out -----------------------------------------------------------------------------------------
 
-// The tile of an input as a flat [rows * cols] array: in place where it lies so in memory, else through `buffer`.
+// The tile of an input as a flat [rows * cols] array: in place where it is flat in memory, else copied to `buffer`.
 template <class T>
 inline const Compute<T>* load_tile(const Input& in, int64_t group, int64_t sample, const Tile& tile,
                                    Compute<T>* buffer) {
@@ -167,7 +167,7 @@ inline const Compute<T>* load_tile(const Input& in, int64_t group, int64_t sampl
   return buffer;
 }
 
-// Where a kernel writes a tile that lies flat at `to`: the place itself, or `buffer` until finish_tile converts it.
+// The memory to which a kernel writes a tile: `to` itself in the compute type, else `buffer`, which finish_tile converts.
 template <class T>
 inline Compute<T>* output_tile(T* to, Compute<T>* buffer) {
   if constexpr (std::is_same<T, Compute<T>>::value) return to;
@@ -204,7 +204,7 @@ inline C lane_sum(const C* x, int n) {
 template <class C>
 struct RowSumWriter {
   const RowSums& sums;
-  double row = 0;  // of the row in progress, where a row is longer than a tile
+  double row = 0;  // the sum so far of the row in progress, where a row is longer than a tile
 
   // terms: [rows, cols], which may be read up to the next multiple of kReduceLanes
   void add(const C* terms, const Tile& tile, int64_t first_row, C factor) {
