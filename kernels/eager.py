@@ -46,7 +46,7 @@ def contiguous(x: Tensor, shape: object = None) -> Tensor:
 
 def in_memory(x: Tensor) -> Tensor:
     """Return the same without gradient, for those who do more than read an address."""
-    return contiguous(x.detach())
+    return contiguous(x.detach() if x.requires_grad else x)
 
 
 def plain(*tensors: Tensor | None) -> bool:
