@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import stand_in
+
 BENCH = Path(__file__).parent / "bench"
+
+if stand_in.wanted():
+    stand_in.limit()
 
 # The workers of pytest-xdist share the cores. Read as torch and NumPy are imported, later.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -12,10 +12,13 @@ import harness
 import machine
 import records
 import report
+import stand_in
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin the file of timings, so that a folder that cannot be written is known at once."""
+    if stand_in.wanted():
+        stand_in.select()
     path = config.getoption("--save-rows")
     if path is not None:
         environment = machine.environment()  # its date is that of the beginning

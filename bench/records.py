@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+import stand_in
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -22,7 +24,7 @@ class Environment(NamedTuple):
 
     processor: str
     model: str  # family-model-stepping: processors' names say little on rented machines
-    simd: str  # the SIMD build of ours in use
+    simd: str  # the SIMD build of ours in use; "avx2 stand-in" where the processor has a wider one
     torch_simd: str  # the instruction set that torch uses
     cores: int
     gpu: str
@@ -35,12 +37,17 @@ class Environment(NamedTuple):
     numpy: str
     scikit_learn: str
 
+    @property
+    def stands_in(self) -> bool:
+        """Return whether the machine stands in for one with narrower registers."""
+        return self.simd.endswith(stand_in.SUFFIX)
+
     def machine(self, device: str) -> str:
         """Return the name of what ran the rows of a device: the same text is the same machine."""
         if device == "cuda":
             return self.gpu
         model = f" ({self.model})" if self.model else ""
-        same = self.torch_simd.lower() == self.simd
+        same = self.torch_simd.lower() == self.simd.removesuffix(stand_in.SUFFIX)
         simd = self.simd if same else f"{self.simd} and torch's {self.torch_simd.lower()}"
         return f"{self.processor}{model}, {simd}, {self.cores} cores"
 
@@ -215,8 +222,12 @@ def saved() -> list[Path]:
 
 
 def newest(rows: Iterable[Row], device: str) -> list[Row]:
-    """Return, of the machine with the newest row, each group as its newest run has it."""
+    """Return, of the machine with the newest row, each group as its newest run has it.
+
+    A stand-in is shown where there is no other machine.
+    """
     rows = [row for row in rows if row.device == device]
+    rows = [row for row in rows if not row.environment.stands_in] or rows
     if not rows:
         return []
     machine = max(rows, key=lambda row: row.environment.date).machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,19 +34,29 @@ def arguments_of(op: Description, args: Any) -> Arguments:
     return Arguments(args[:seeds], args[seeds:free], args[free:options], args[options:])
 
 
+def shapes_of(op: Description, given: Arguments) -> tuple[Any, ...]:
+    """Return all that the sizes of axes depend on: the arguments of `dims_from` after the op."""
+    shapes = tuple([None if x is None else x.shape for x in given.tensors])
+    return shapes, given.free, op.absent(*given.options)
+
+
 def dims_of(op: Description, given: Arguments) -> Dims:
-    """Return the size of each axis: 1 only where no tensor has another size for it.
+    """Return the size of each axis: 1 only where no tensor has another size for it."""
+    return dims_from(op, *shapes_of(op, given))
+
+
+def dims_from(op: Description, shapes: Sequence[Any], free: Sequence[int], absent: str) -> Dims:
+    """Return the size of each axis from the shapes of the tensors, None for one not given.
 
     An axis of tensors that are not given has size 1.
     """
-    absent = op.absent(*given.options)
     sizes: dict[str, int] = {"P": 2}
-    for field, x in zip(op.inputs, given.tensors, strict=True):
-        if x is None:
+    for field, shape in zip(op.inputs, shapes, strict=True):
+        if shape is None:
             continue
         axes = [axis for axis in field.axes if axis not in absent]
-        for axis, size in zip(reversed(axes), reversed(x.shape), strict="*" not in axes):
+        for axis, size in zip(reversed(axes), reversed(shape), strict="*" not in axes):
             if axis not in sizes or size != 1:
                 sizes[axis] = size
-    sizes |= dict(zip(op.free, given.free, strict=True))
+    sizes |= dict(zip(op.free, free, strict=True))
     return [() if axis in absent else (sizes.get(axis, 1),) for axis in op.axes]

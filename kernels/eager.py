@@ -46,7 +46,7 @@ def contiguous(x: Tensor, shape: object = None) -> Tensor:
 
 def in_memory(x: Tensor) -> Tensor:
     """Return `contiguous` memory without gradient, for callers that compute with x."""
-    return contiguous(x.detach())
+    return contiguous(x.detach() if x.requires_grad else x)
 
 
 def plain(*tensors: Tensor | None) -> bool:

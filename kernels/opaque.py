@@ -16,8 +16,14 @@ from typing import Any
 import torch
 
 from latent_kernels.kernels import formula
-from latent_kernels.kernels.arguments import Arguments, arguments_of, dims_of
-from latent_kernels.kernels.description import Description, Fields, Flags
+from latent_kernels.kernels.arguments import (
+    Arguments,
+    arguments_of,
+    dims_from,
+    dims_of,
+    shapes_of,
+)
+from latent_kernels.kernels.description import Description, Dims, Fields, Flags
 from latent_kernels.kernels.eager import as_int, in_memory
 from latent_kernels.kernels.library import call, define, listed
 
@@ -39,27 +45,28 @@ def _packed(values: Iterable[Any]) -> Any:
 
 def _checked_seeds(seeds: Tensor, device: torch.device) -> int | Tensor:
     """Return seeds as the kernels take them: one int, or int64 [1] or [groups] on the device."""
-    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
-        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
     if seeds.numel() == 1:
         seed = as_int(seeds, device)
         return seed if isinstance(seed, int) else seed.reshape(1)
+    if seeds.device.type == "cpu" and bool((seeds < 0).any()):
+        raise ValueError(f"seed must lie in [0, 2^63); got {int(seeds.min())}")
     return seeds.to(device).contiguous()
 
 
-def _problem(op: Description, given: Arguments) -> Any:
+def _problem(op: Description, given: Arguments, sizes: tuple[int, ...]) -> Any:
     memory = [None if x is None else in_memory(x) for x in given.tensors]
-    seed = _checked_seeds(given.seeds[0], given.first.device) if op.seeded else None
-    sizes = tuple(math.prod(own) for own in dims_of(op, given))
-    return op.problem(sizes, *memory, *([seed] if op.seeded else []), *given.options)
+    seed = [_checked_seeds(given.seeds[0], given.first.device)] if op.seeded else []
+    return op.problem(sizes, *memory, *seed, *given.options)
 
 
-def _empty(op: Description, given: Arguments, wanted: Flags) -> list[Tensor]:
-    """Return outputs to be written; empty ones where they are not wanted."""
-    dims, first, found = dims_of(op, given), given.tensors[op.like], []
+def _layout(
+    op: Description, dims: Dims, dtype: torch.dtype, wanted: Flags
+) -> list[tuple[Any, torch.dtype]]:
+    """Return shape and dtype of the outputs; of an empty one where it is not wanted."""
+    found = []
     for field, want in zip(op.results, wanted, strict=True):
-        dtype = first.dtype if field.dtype is None else field.dtype(first.dtype)
-        found.append(first.new_empty(field.shape(dims) if want else 0, dtype=dtype))
+        own = dtype if field.dtype is None else field.dtype(dtype)
+        found.append((field.shape(dims) if want else (0,), own))
     return found
 
 
@@ -81,16 +88,38 @@ def register(op: Description) -> None:
     a list of ints, since torch.jit.trace takes none of bools.
     """
     run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
+    none_wanted = (False,) * len(op.results)
+
+    plans: dict[Any, Any] = {}  # not an lru_cache, of which torch.compile warns where it traces it
+
+    def plan(given: Arguments, wanted: Flags) -> Any:
+        """Return the sizes of axes and the layout of the outputs, in which a small compiled step
+        would spend a tenth of its time.
+        """
+        key = given.tensors[op.like].dtype, tuple(wanted), shapes_of(op, given)
+        found = plans.get(key)
+        if found is None:
+            dtype, _, shapes = key
+            dims = dims_from(op, *shapes)
+            found = tuple(map(math.prod, dims)), _layout(op, dims, dtype, wanted)
+            if len(plans) > 1000:
+                plans.clear()
+            plans[key] = found
+        return found
 
     def fake(*args: Any) -> Any:
         given, wanted = arguments_of(op, args[:-1]), args[-1]
-        return _packed(_empty(op, given, wanted))
+        like = given.tensors[op.like]
+        layout = _layout(op, dims_of(op, given), like.dtype, wanted)
+        return _packed([like.new_empty(shape, dtype=dtype) for shape, dtype in layout])
 
     def forward(*args: Any) -> Any:
         given, wanted = arguments_of(op, args[:-1]), args[-1]
-        found = _empty(op, given, wanted)
+        like = given.tensors[op.like]
+        sizes, layout = plan(given, wanted)
+        found = [like.new_empty(shape, dtype=dtype) for shape, dtype in layout]
         outputs = op.outputs(*[x if want else None for x, want in zip(found, wanted, strict=True)])
-        run_forward(given.first.device)(_problem(op, given), outputs)
+        run_forward(given.first.device)(_problem(op, given, sizes), outputs)
         return _packed(found)
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -115,19 +144,23 @@ def register(op: Description) -> None:
         wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
         return *op.for_inputs(wanted), *none[count:]
 
-    def backward_fake(*args: Any) -> Any:
-        given, needs = arguments_of(op, args[len(op.results) : -1]), args[-1]
+    def memory(given: Arguments, needs: Flags) -> list[Tensor]:
         inputs = [given.tensors[i] for i in op.learned_at]
-        return _packed(
+        return [
             given.first.new_empty(0) if x is None or not need else x.new_empty(x.shape)
             for x, need in zip(inputs, needs, strict=True)
-        )
+        ]
+
+    def backward_fake(*args: Any) -> Any:
+        return _packed(memory(arguments_of(op, args[len(op.results) : -1]), args[-1]))
 
     def backward(*args: Any) -> Any:
-        above, given, needs = args[: len(op.results)], args[len(op.results) : -1], args[-1]
-        found = listed(backward_fake(*args))
+        above, needs = args[: len(op.results)], args[-1]
+        given = arguments_of(op, args[len(op.results) : -1])
+        found = memory(given, needs)
         wanted = [g if need else None for g, need in zip(found, needs, strict=True)]
-        problem = _problem(op, arguments_of(op, given))
+        sizes, _ = plan(given, none_wanted)
+        problem = _problem(op, given, sizes)
         upstream = [None if g is None else in_memory(g) for g in above]
         run_backward(problem[1].device)(problem, op.outputs(*upstream), op.gradients(*wanted))
         return _packed(found)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ import machine
 import plots
 import records
 import report
+import stand_in
 from latent_kernels.cli.timing import Times
+from latent_kernels.kernels import _core
 from records import Environment, Row
 
 HERE = Environment(
@@ -255,6 +260,47 @@ def test_pictures_show_the_newest_runs_of_one_machine() -> None:
         with pytest.raises(ValueError, match="one machine, not 2"):
             draw(chosen + other)
         plots.plt.close("all")
+
+
+def test_a_stand_in_is_never_shown_in_the_place_of_a_real_machine() -> None:
+    limited = LATER._replace(simd=f"avx2{stand_in.SUFFIX}", torch_simd="AVX2")
+    assert limited.machine("cpu") == "AMD EPYC (26-2-1), avx2 stand-in, 2 cores"
+    assert machine.file_name(limited).startswith("amd-epyc-26-2-1-avx2-stand-in-2-cores/")
+    real, other = (group(where, "noise", {"ours": 1, "eager": 2}) for where in (HERE, limited))
+    assert records.newest(real + other, "cpu") == real
+    assert records.newest(other, "cpu") == other
+
+
+@pytest.mark.skipif("avx512" not in _core.simd_builds(), reason="the processor has no AVX-512")
+def test_avx2_stands_in_for_ours_and_for_the_rivals() -> None:
+    code = """
+import stand_in
+stand_in.limit()
+import machine
+from latent_kernels.kernels.mixture import simd
+from torch._inductor.cpu_vec_isa import pick_vec_isa
+stand_in.select()
+here = machine.environment()
+print(here.simd, here.torch_simd, pick_vec_isa(), simd.WIDTH, sep=", ")
+try:
+    stand_in.limit()
+except RuntimeError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(stand_in.__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    limits, late = done.stdout.splitlines()
+    assert limits == "avx2 stand-in, AVX2, avx2, 32"
+    assert late == "BENCH_SIMD comes too late for numba, numpy, torch"
+
+
+def test_a_stand_in_for_what_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(stand_in.VARIABLE, "sse2")
+    with pytest.raises(ValueError, match="BENCH_SIMD must be avx2; got 'sse2'"):
+        stand_in.wanted()
 
 
 @pytest.mark.parametrize(
