@@ -72,9 +72,7 @@ def triton_missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if not interpreting() and not torch.cuda.is_available():
-        return (
-            "torch finds no GPU (TRITON_INTERPRET=1 would run the kernels in Triton's interpreter)"
-        )
+        return "torch finds no GPU (TRITON_INTERPRET=1 runs Triton's interpreter)"
     return None
 
 

@@ -137,6 +137,9 @@ def test_the_demo_trains_draws_and_compares(tmp_path, monkeypatch, equal_times, 
         assert cost["what"] == "step" or cost["ours"]["saved_bytes"] == 0, (
             "the ops keep their inputs and nothing else"
         )
+    first, second, *_ = result.output.splitlines()
+    assert first == results.about(found[0])  # at once; then the result of most interest
+    assert second == results.headline(found[0])
     page = (tmp_path / "first" / "comparison.md").read_text(encoding="utf-8")
     assert results.verdict(*found[0].bounds().values()) in page
     assert f"{results.summary(found[0])}\n" in result.output
@@ -180,8 +183,8 @@ def test_the_demo_trains_on_the_bound_that_is_asked_for(bound, name, tmp_path, m
 @pytest.mark.parametrize(
     ("epochs", "files"),
     [
-        (0, []),
-        (1, MODELS),  # half of the first model
+        (0, TABLES),
+        (1, [*TABLES, *MODELS]),  # half of the first model
         (12, [*TABLES, *MODELS]),  # six models: one seed of ours and of plain torch
     ],
 )
@@ -205,8 +208,16 @@ def test_ctrl_c_leaves_what_there_is(tmp_path, monkeypatch, epochs, files):
     last = result.output.strip().splitlines()[-1]
     assert last.startswith("latent-kernels: stopped")
     assert all(name in last for name in files)
-    assert files or last.endswith("before there was anything to draw")
     assert "Traceback" not in result.output
+
+
+def test_ctrl_c_before_there_is_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "compare", interrupt)
+    result = demo(tmp_path)
+    assert result.exit_code == 130
+    assert names(tmp_path) == []
+    last = result.output.strip().splitlines()[-1]
+    assert last == "latent-kernels: stopped before there was anything to draw"
 
 
 @pytest.mark.parametrize(("complete", "drawn"), [(0, False), (2, True)])
@@ -309,6 +320,10 @@ def test_weighted_ops_are_measured_on_their_own():
     demo_size = results.Size("demo", 32, 1, 3, 16)
     assert demo_size.with_samples(objective)[:4] == ("demo", 32, 4, 3)
     assert size.with_samples(ELBO) == size
+    own = results.Size("IWAE", 4, 5, 3, 16, "iwae")
+    assert own.with_samples(objective) == own
+    own_step, _ = costs.compare(own, load().train, ELBO, seed=0)
+    assert own_step.size == own
     step, alone = costs.compare(size, load().train, objective, seed=0)
     assert (step.what, alone.what) == ("step", "ops")
     assert alone.ours.saved_bytes < alone.plain.saved_bytes

@@ -207,7 +207,8 @@ def test_info_names_what_is_active():
     ):
         assert expected in result.output
     reason = backends.triton_missing()
-    assert reason is None or result.output.count(f"Triton kernels are off: {reason}") == 1
+    assert reason is None or result.output.count(f"Triton is off: {reason}") == 1
+    assert max(map(len, result.output.splitlines())) <= 80
 
 
 def test_info_says_that_a_processor_is_too_old(monkeypatch):
@@ -216,7 +217,7 @@ def test_info_says_that_a_processor_is_too_old(monkeypatch):
     result = call("info")
     assert result.exit_code == 0
     assert "SIMD build in use: none" in result.output
-    assert result.output.count("C++ kernels are off: this processor lacks") == 1
+    assert result.output.count("C++ is off: this processor lacks") == 1
     assert "op noise: CPU reference" in result.output
 
 
@@ -224,16 +225,28 @@ def test_info_shows_a_forced_backend(monkeypatch):
     monkeypatch.setenv(backends.VARIABLE, "gaussian=reference")
     result = call("info")
     assert "op gaussian: CPU reference (forced)" in result.output
-    assert "op noise: CPU cpp;" in result.output
+    assert "op noise: CPU cpp\n" in result.output or "op noise: CPU cpp;" in result.output
     assert f"{backends.VARIABLE}: gaussian=reference" in result.output
 
 
 def test_info_shows_a_forced_backend_that_cannot_run(monkeypatch):
     monkeypatch.setattr(backends, "triton_missing", lambda: "a test has hidden it")
-    monkeypatch.setenv(backends.VARIABLE, "gaussian=triton")
+    monkeypatch.setenv(backends.VARIABLE, "gaussian=triton,noise=triton")
     result = call("info")
     assert result.exit_code == 0
-    assert "gaussian=triton, which cannot run: a test has hidden it" in result.output
+    for op in ("gaussian", "noise"):
+        assert f"op {op}: CPU triton (forced, cannot run)" in result.output
+    assert result.output.count("Triton is off: a test has hidden it") == 1
+    assert result.output.count("a test has hidden it") == 1
+
+
+def test_info_shows_a_backend_that_is_forced_on_the_wrong_device(monkeypatch):
+    monkeypatch.setattr(backends, "triton_missing", lambda: None)
+    monkeypatch.setattr(backends, "interpreting", lambda: False)
+    monkeypatch.setenv(backends.VARIABLE, "gaussian=triton")
+    result = call("info")
+    assert "op gaussian: CPU triton (forced, cannot run)" in result.output
+    assert result.output.count("gaussian=triton, which runs on CUDA tensors; got") == 1
 
 
 def test_info_draws_tables_on_a_terminal(monkeypatch):

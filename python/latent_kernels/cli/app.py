@@ -18,7 +18,6 @@ def application() -> typer.Typer:
     app = typer.Typer(
         help="Compiled kernels for latent-variable models.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
     for function in (info, demo, variance, mixture, sparse, bounds):

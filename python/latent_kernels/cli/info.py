@@ -18,38 +18,39 @@ _PACKAGES = ("torch", "numpy", "numba", "triton", "scikit-learn")
 
 
 def info() -> None:
-    """Show what is active: backends, SIMD width, threads, versions, GPU, and why a backend is
-    off.
-    """
+    """Show what is active: backends, SIMD width, threads, versions, GPU; why a backend is off."""
     screen = Screen()
-    facts, rows = _facts(), _backend_rows()
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    rows = [(op, *(_used(op, device) for device in devices)) for op in backends.BACKENDS]
     if not screen.console.is_terminal:
-        for name, value in facts:
+        for name, value in _facts():
             print(f"{name}: {value}")
-        for op, cpu, cuda in rows:
-            print(f"op {op}: CPU {cpu}; CUDA {cuda}")
-        return
-    table = Table(show_header=False, title="latent-kernels")
-    for fact in facts:
-        table.add_row(*fact)
-    backends_table = Table("op", "on CPU", "on CUDA", title="Backends")
-    for row in rows:
-        backends_table.add_row(*row)
-    screen.say(table, backends_table)
+        for op, *used in rows:
+            named = zip(devices, used, strict=True)
+            print(f"op {op}: {'; '.join(f'{device.upper()} {name}' for device, name in named)}")
+    else:
+        table = Table(show_header=False, title="latent-kernels")
+        for fact in _facts():
+            table.add_row(*fact)
+        backends_table = Table("op", *(f"on {d.upper()}" for d in devices), title="Backends")
+        for row in rows:
+            backends_table.add_row(*row)
+        screen.say(table, backends_table)
+    for problem in _problems(devices):
+        screen.say(problem)
 
 
 def _facts() -> list[tuple[str, str]]:
     facts = [("latent-kernels", version("latent-kernels")), ("Python", sys.version.split()[0])]
     facts += [(package, _version(package)) for package in _PACKAGES]
-    facts += [
+    return [
+        *facts,
         ("SIMD builds this CPU runs", ", ".join(_core.simd_builds()) or "none"),
         ("SIMD build in use", _simd_build()),
         ("threads", str(torch.get_num_threads())),
         ("GPU", _gpu()),
         (backends.VARIABLE, os.environ.get(backends.VARIABLE) or "not set"),
     ]
-    off = {"C++": backends.cpp_missing(), "Triton": backends.triton_missing()}
-    return facts + [(f"{name} kernels are off", why) for name, why in off.items() if why]
 
 
 def _simd_build() -> str:
@@ -89,17 +90,27 @@ def _driver() -> str:
     return found[0] if found else "of unknown version"
 
 
-def _backend_rows() -> list[tuple[str, str, str]]:
-    """Return the name of each op and of its backends on CPU and CUDA."""
-    gpu = torch.cuda.is_available()
-    return [
-        (op, _used(op, "cpu"), _used(op, "cuda") if gpu else "no GPU") for op in backends.BACKENDS
-    ]
-
-
 def _used(op: str, device: str) -> str:
+    """Return the name of the backend that `op` uses on a device."""
+    forced = backends.forced().get(op)
+    if _refused(op, device):
+        return f"{forced} (forced, cannot run)"
+    return f"{backends.backend_name(op, torch.device(device))}{' (forced)' if forced else ''}"
+
+
+def _refused(op: str, device: str) -> str | None:
+    """Return why the backend that is forced for `op` cannot run on a device, or None."""
     try:
-        name = backends.backend_name(op, torch.device(device))
+        backends.backend_name(op, torch.device(device))
     except RuntimeError as error:
         return str(error)
-    return f"{name} (forced)" if op in backends.forced() else name
+    return None
+
+
+def _problems(devices: list[str]) -> list[str]:
+    """Return a line for each cause, however many ops it concerns."""
+    off = {"C++": backends.cpp_missing(), "Triton": backends.triton_missing()}
+    lines = [f"{name} is off: {why}" for name, why in off.items() if why]
+    refused = [_refused(op, device) for op in backends.BACKENDS for device in devices]
+    known = tuple(why for why in off.values() if why)
+    return lines + [why for why in refused if why and not why.endswith(known)]

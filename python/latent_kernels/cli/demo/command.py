@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from latent_kernels.cli.demo import figures, study
-from latent_kernels.cli.demo.results import Results, Settings, cost_table, summary
+from latent_kernels.cli.demo.results import Results, Settings, about, summary
 from latent_kernels.cli.frame import Screen, Seed, Stopped, one_of, output_folder
 from latent_kernels.cli.vae import BOUNDS, Objective
 from latent_kernels.cli.variance.results import verdict
@@ -28,15 +28,13 @@ def demo(
         str, typer.Option(help="What training maximizes: elbo, iwae, stl or dreg.")
     ] = "elbo",
     samples: Annotated[
-        int, typer.Option(min=1, max=1000, help="Samples for each image; 50 take nine minutes.")
+        int, typer.Option(min=1, max=1000, help="Samples for each image; 50 take five minutes.")
     ] = 1,
     threads: Annotated[
         int, typer.Option(min=1, help="Threads; models this small gain nothing from more.")
     ] = 1,
 ) -> None:
-    """Train VAEs on handwritten digits, draw them, and compare with plain torch (one to two
-    minutes).
-    """
+    """Train VAEs on handwritten digits, draw them, and compare with plain torch (a minute)."""
     one_of("--bound", bound, BOUNDS)
     output_folder(out, figures.FILES)
 
@@ -44,6 +42,7 @@ def demo(
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
     found, written, stopped = Results(settings, seed, Objective(bound, samples)), [], False
+    screen.say(about(found))
     try:
         with screen.progress() as report:
             study.run(found, report, screen.say)
@@ -56,8 +55,6 @@ def demo(
     except KeyboardInterrupt:
         stopped = True
 
-    if found.costs:
-        screen.say(cost_table(found))
     if found.seeds():
         screen.say(summary(found))
     if found.profile is not None:

@@ -36,7 +36,7 @@ Step = Callable[[], object]
 def compare(size: Size, images: Tensor, objective: Objective, seed: int) -> list[Row]:
     """Return the costs of the whole step and of the ops alone, at one size."""
     x = images[torch.arange(size.batch) % len(images)]
-    objective = objective._replace(samples=size.num_samples)
+    objective = Objective(size.bound or objective.bound, size.num_samples)
     rows = []
     for what, make in (("step", _step), ("ops", _ops_alone)):
         both = {ops.name: make(size, x, objective, ops, seed) for ops in (FUSED, PLAIN)}

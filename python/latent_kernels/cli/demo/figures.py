@@ -35,7 +35,8 @@ FILES = (
     "mixture.png",
     "sparse_patches.png",
 )
-_GRID = 18
+_GRID = 12
+_DRAWS = 6  # rows and columns of draws of the prior
 _GAP = 1
 _PITCH = SIDE + 2 * _GAP
 _PLAIN_LINE: dict[str, Any] = {"color": "black", "linewidth": 0.8}
@@ -72,7 +73,7 @@ def manifold(models: Sequence[VAE], path: Path) -> None:
     prior. Source: Kingma and Welling (2014), figure 4.
     """
     title = "The 2-D latent space of handwritten digits"
-    figure, images = new_figure(11, 5.4 * len(models) + 0.5, title), digits.load()
+    figure, images = new_figure(14, 6.7 * len(models) + 0.5, title), digits.load()
     axes = figure.subplots(len(models), 2, squeeze=False)
     for (left, right), model in zip(axes, models, strict=True):
         _draw_grid(left, model)
@@ -84,7 +85,7 @@ def _draw_grid(ax: Axes, model: VAE) -> None:
     quantiles = torch.special.ndtri((torch.arange(_GRID) + 0.5) / _GRID)
     z2, z1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     _show_images(ax, model.decode(torch.stack((z1, z2), dim=-1).reshape(-1, 2)), _GRID)
-    cells = range(1, _GRID, 3)
+    cells = range(0, _GRID, 2)
     middles = [_PITCH * (cell + 0.5) - 0.5 for cell in cells]
     labels = [minus(f"{quantiles[cell]:.1f}") for cell in cells]
     ax.set_xticks(middles, labels)
@@ -98,7 +99,7 @@ def _draw_posterior_means(ax: Axes, model: VAE, images: digits.Digits) -> None:
         mean, _ = model.encode(images.held_out)
     for digit in range(10):
         x, y = mean[images.held_out_classes == digit].T.tolist()
-        ax.scatter(x, y, s=14, color=f"C{digit}", label=str(digit), alpha=0.8)
+        ax.scatter(x, y, s=22, color=f"C{digit}", label=str(digit), alpha=0.8)
     reach = 1.1 * float(mean.abs().max())
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.set(title="posterior means of the held-out digits", xlabel="$z_1$", ylabel="$z_2$")
@@ -120,11 +121,11 @@ def prior_samples(models: Sequence[VAE], seed: int, path: Path) -> None:
     rows = [row for row in rows if row]
     columns = max(map(len, rows))
     title = "Images decoded from draws of the prior, z ~ N(0, I)"
-    figure = new_figure(3 * columns + 0.4, 3.3 * len(rows) + 0.6, title)
+    figure = new_figure(4 * columns + 0.4, 4.3 * len(rows) + 0.6, title)
     for i, row in enumerate(rows):
         for j, model in enumerate(row):
             ax = figure.add_subplot(len(rows), columns, i * columns + j + 1, xticks=[], yticks=[])
-            _show_images(ax, model.decode(lk.normal((100, model.latent), seed=seed)), 10)
+            _show_images(ax, model.decode(lk.normal((_DRAWS**2, model.latent), seed=seed)), _DRAWS)
             ax.set_title(f"{model.likelihood.capitalize()}, D = {model.latent}", fontsize=11)
     save_figure(figure, path)
 

@@ -9,7 +9,15 @@ import torch
 import latent_kernels as lk
 from latent_kernels.cli import digits
 from latent_kernels.cli.demo import costs
-from latent_kernels.cli.demo.results import Results, Run, Settings, describe
+from latent_kernels.cli.demo.results import (
+    Results,
+    Run,
+    Settings,
+    cost_table,
+    describe,
+    gains,
+    headline,
+)
 from latent_kernels.cli.frame import Report, named
 from latent_kernels.cli.mixture import study as mixture
 from latent_kernels.cli.mixture.data import iris
@@ -18,14 +26,16 @@ from latent_kernels.cli.vae import FUSED, LIKELIHOODS, PLAIN, VAE, Ops, evaluate
 from latent_kernels.variational.variance import ProfileInterrupted
 
 
-def run(found: Results, report: Report, say: Callable[[str], object]) -> None:
-    """Train, compare, profile and fit; an interruption leaves in `found` what was complete."""
+def run(found: Results, report: Report, say: Callable[..., object]) -> None:
+    """Compare, train, profile and fit; an interruption leaves in `found` what was complete."""
     images, settings = digits.load(), found.settings
-    _train_all(found, images, report, say)
     for done, size in enumerate(settings.sizes):
         report("steps beside plain torch", done, len(settings.sizes))
         fitted = size.with_samples(found.objective)
         found.costs += costs.compare(fitted, images.train, found.objective, found.seed)
+    if found.costs:
+        say(headline(found), cost_table(found), *gains(found), "")
+    _train_all(found, images, report, say)
     problem = found.problem
     try:
         found.profile = lk.profile_variance(
@@ -62,7 +72,7 @@ def _plan(settings: Settings, seed: int) -> list[tuple[str, int, int, Ops]]:
 
 
 def _train_all(
-    found: Results, images: digits.Digits, report: Report, say: Callable[[str], object]
+    found: Results, images: digits.Digits, report: Report, say: Callable[..., object]
 ) -> None:
     settings, objective = found.settings, found.objective
     plan = _plan(settings, found.seed)

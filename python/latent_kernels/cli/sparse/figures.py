@@ -122,6 +122,7 @@ def _draw_worth(
     ax.annotate("", (crossing(fista, iterations, loss), loss), (layers, loss), arrowprops=arrow)
     text = f"{plural(layers, 'layer')} = {iterations} iterations of FISTA"
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 10, "color": colour}
+    style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # a curve may pass behind
     if layers == 1:  # above the arrow, else below, where no curve is
         ax.annotate(text, (layers, loss), (8, 6), ha="left", va="bottom", **style)
     else:

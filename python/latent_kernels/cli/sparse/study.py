@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 
 PHOTOGRAPHS = Photographs()
 QUICK = Photographs(patches=40_000, components=144, steps=100)
-DEMO, DEMO_LAYERS = Photographs(patches=40_000, held_out=500, components=144, steps=200), 8
+DEMO, DEMO_LAYERS = Photographs(patches=40_000, held_out=500, components=144, steps=200), 6
 
 
 class Learned(NamedTuple):
