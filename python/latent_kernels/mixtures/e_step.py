@@ -429,7 +429,7 @@ def mixed_parameters(
     for i, (family, parameter) in enumerate(zip(families, parameters, strict=True)):
         if family not in _families.FAMILIES:
             known = ", ".join(map(repr, _families.FAMILIES))
-            raise ValueError(f"families must be of {known}; got {family!r} for column {i}")
+            raise ValueError(f"families must be among {known}; got {family!r} for column {i}")
         if family == "gaussian":
             mean, variance = _gaussian_column(i, parameter, components)
             gaussians.append((i, mean, variance))

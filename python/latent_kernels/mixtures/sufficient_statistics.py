@@ -235,7 +235,7 @@ class SufficientStatistics:
             raise ValueError(f"reg_covar must be >= 0; got {reg_covar}")
         if not np.isfinite(self.to_vector()).all():
             raise ValueError(
-                "the statistics are not finite: the E-step met an infinite value or an overflow"
+                "the statistics must be finite; the E-step met an infinite value or an overflow"
             )
         if not self.counts.max(initial=0.0) >= _LOST:
             raise ValueError("there is nothing to estimate from: the statistics have no weight")
