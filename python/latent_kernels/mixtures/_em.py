@@ -22,7 +22,7 @@ Batch = tuple[NDArray[Any], Floats | None]
 
 
 class Stream:
-    """Batches that a caller makes anew for each pass, checked as they come.
+    """Batches that the caller creates again for each pass, checked as they arrive.
 
     Args:
         source: an iterable that can be iterated again, or a callable without arguments that returns
@@ -99,7 +99,7 @@ _BLOCK = 1 << 16
 class Census(NamedTuple):
     """The facts about the data of a process that one pass collects."""
 
-    rows: int  # of positive weight: the others do not count anywhere
+    rows: int  # rows of positive weight; the others do not count anywhere
     features: int  # 0 if there are no batches
     heaviest: float  # the greatest weight; the next fields are in its `weight_unit`
     weight: float  # their total

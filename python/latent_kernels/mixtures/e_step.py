@@ -215,7 +215,7 @@ def weight_unit(most: float) -> float:
 
 
 def _check_finite(parameters: model.Parameters) -> None:
-    """Raise if it is not the data that give something else than a number."""
+    """Raise if the parameters, and not the data, are the reason for results that are not finite."""
     gaussian = parameters.gaussian
     finite = np.isfinite(gaussian.means).all() and np.isfinite(gaussian.precisions_cholesky).all()
     if not finite or not (parameters.log_weights < np.inf).all():

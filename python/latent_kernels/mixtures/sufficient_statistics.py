@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Below this weight a component's sums are too near the smallest float64 to have digits.
+# Below this weight a component's sums are too near the smallest float64 to be precise.
 _LOST = 1e-290
 # Rounding errors of a variance, relative to the square of the distance of the mean from the anchor.
 _ROUNDING = 1e-12
-# A mean has moved far where the square of its way is so many previous variances.
+# A mean has moved far where its squared change is this many times the previous variance.
 _FAR = 1e6
 
 
@@ -260,7 +260,7 @@ class SufficientStatistics:
         return GaussianParameters(counts / counts.sum(), self.anchor + delta, new)
 
     def _covariances(self, counts: Floats, observed: Floats, delta: Floats, empty: Mask) -> Floats:
-        """Return the estimates, of any value where there is nothing to estimate from."""
+        """Return the estimates, which are arbitrary where there is nothing to estimate from."""
         if self.covariance_type == "full":
             return self.second / observed[:, :, None] - delta[:, :, None] * delta[:, None, :]
         if self.covariance_type == "tied":

@@ -243,7 +243,7 @@ class DictionaryLearning(SparseTransformer):
     ) -> tuple[Learner, list[float], bool]:
         """Learn from the batches pass by pass.
 
-        Returns (learner, mean objectives of the passes, whether they have converged).
+        Return (learner, mean objectives of the passes, whether they have converged).
         """
         options, start = self._options(), self._start(data, len(learner.dictionary))
         weights = _weights([len(rows) for rows in batches])
