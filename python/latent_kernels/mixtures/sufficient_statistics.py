@@ -50,7 +50,7 @@ class SufficientStatistics:
             nothing is missing, and for "full" and "tied", whose sums are completed by their
             expectations.
         anchor: the anchors, [K, D].
-        first: the first sums, [K, D].
+        first: the sums of x - a, [K, D].
         second: [K, D, D] full, [D, D] tied (summed over components), [K, D] diag and spherical (the
             squares alone).
         features: [K, F], sum_i r_ik phi(x_i) over the columns of other families; F = 0 if there are
