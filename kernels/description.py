@@ -171,7 +171,7 @@ class Description:
             if strange := set(field.axes) - set(self.axes) - set("*0123456789"):
                 raise ValueError(f"{self.name}: {field.name} has axes {strange} not in {self.axes}")
         if strange := set(learned) - set(names):
-            raise ValueError(f"{self.name}: gradients of {strange}, which are no inputs")
+            raise ValueError(f"{self.name}: gradients of {strange}, which are not inputs")
 
     def runner(self, which: str | Callable[..., None]) -> Callable[[torch.device], Any]:
         """Return a function that returns the `forward` or `backward` of a device."""

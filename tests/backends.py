@@ -1,5 +1,5 @@
-"""The backends of an op, dealt to tests: the C++ builds, the reference, Triton on a GPU or, where
-there is none, with its PTX in the interpreter of tests/triton/ptx.
+"""The backends of an op, as parameters of tests: the C++ builds, the reference, Triton on a GPU or,
+where there is none, with its PTX in the interpreter of tests/triton/ptx.
 """
 
 from __future__ import annotations

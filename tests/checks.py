@@ -1,4 +1,4 @@
-"""What checks of several ops share: sizes, dtypes, and how results are compared."""
+"""Helpers that the checks of several ops share: sizes, dtypes, and how results are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of their own for tests: of Python code, forked from one that has imported torch, and of
+"""Separate processes for tests: of Python code, forked from one that has imported torch, and of
 Python itself.
 """
 

@@ -1,4 +1,4 @@
-"""What a description refuses: mistakes that would give wrong results without a word."""
+"""Descriptions that raise: mistakes that would silently give wrong results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_shapes_and_gradients() -> None:
 
 
 def test_a_gradient_of_no_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"op: gradients of {'dx'}, which are no inputs"):
+    with pytest.raises(ValueError, match=r"op: gradients of {'dx'}, which are not inputs"):
         describe(gradients=Misnamed)
 
 

@@ -1,4 +1,4 @@
-"""The files of examples/: each runs, and learns what it is there to learn.
+"""The files of examples/: each runs, and reaches the result that it is meant to show.
 
 Black-box variational inference has to find the mean-field posterior of a logistic regression from
 values of the log joint alone; quadrature knows that posterior.

@@ -1,4 +1,4 @@
-"""Numbers of every type that people have: NumPy's scalars, 0-d tensors, and sizes beyond reason."""
+"""Numbers of every type that users pass: NumPy's scalars, 0-d tensors, and absurd sizes."""
 
 from __future__ import annotations
 

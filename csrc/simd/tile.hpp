@@ -167,7 +167,7 @@ inline const Compute<T>* load_tile(const Input& in, int64_t group, int64_t sampl
   return buffer;
 }
 
-// The memory to which a kernel writes a tile: `to` itself in the compute type, else `buffer`, which finish_tile converts.
+// The memory to which a kernel writes a tile: `to` in the compute type, else `buffer`, which finish_tile converts.
 template <class T>
 inline Compute<T>* output_tile(T* to, Compute<T>* buffer) {
   if constexpr (std::is_same<T, Compute<T>>::value) return to;

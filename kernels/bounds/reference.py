@@ -63,7 +63,7 @@ def formula(problem: Problem, wanted: Outputs) -> Sequence[Tensor | None]:
     if problem.log_q is not None:
         raise NotImplementedError(
             "latent_kernels: the bound with estimator 'vimco' has no second derivatives and no "
-            "forward-mode derivatives: its gradient of log_q is an estimate, and no derivative"
+            "forward-mode derivatives: its gradient of log_q is an estimate, not a derivative"
         )
     return torch.logsumexp(problem.log_w, 1) - math.log(problem.log_w.size(1)), None
 

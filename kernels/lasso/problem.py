@@ -37,7 +37,8 @@ class Outputs(NamedTuple):
 def _encode(problem: Problem, outputs: Outputs) -> None:
     """Check the values and write the codes and their gap; half inputs are computed in float32.
 
-    The values are only now there to be looked at, and only on the CPU that waits for nothing.
+    The values are checked here, since torch.compile knows them only at run time, and only on the
+    CPU, where reading them needs no synchronization.
     """
     kernels = backend("lasso", problem.x.device)
     codes, gap = outputs

@@ -127,8 +127,8 @@ def _descent(
     positive: bool,
     state: dict[str, object],
 ) -> Tensor:
-    """One pass of coordinate descent: z_k <- soft(r . d_k + ||d_k||^2 z_k, alpha) / ||d_k||^2, r
-    kept up.
+    """One pass of coordinate descent: z_k <- soft(r . d_k + ||d_k||^2 z_k, alpha) / ||d_k||^2,
+    with r updated.
     """
     z, threshold = z.clone(), alpha.to(x.dtype)
     r = x - z @ dictionary

@@ -56,7 +56,7 @@ class Gradients(NamedTuple):
 
 
 def _forward(problem: Problem, outputs: Outputs) -> None:
-    """Check the values of the parameters, which only now are there to be looked at; encode."""
+    """Check the values of the parameters, which torch.compile knows only at run time; encode."""
     _, x, weight, threshold, bias, recurrent, dictionary, step, initial = problem[:9]
     finite("weight", weight)
     finite("bias", bias)

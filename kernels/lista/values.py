@@ -14,7 +14,7 @@ Tensor = torch.Tensor
 
 
 def _least(x: Tensor) -> float:
-    """Return the least value, infinity of none, NaN where one is infinite or NaN."""
+    """Return the least value, infinity if there is none, NaN if a value is infinite or NaN."""
     if backend_name("lista", x.device) == "cpp":
         return float(_core.least_value(dtype=DTYPES[x.dtype], n=x.numel(), x=x.data_ptr()))
     if not x.numel():
@@ -28,7 +28,8 @@ def finite(name: str, x: Tensor | None, least: float | None = None) -> None:
 
     Args:
         name: the name of x in the error message.
-        x: contiguous float32 or float64. On a GPU nothing is checked, since reading would wait.
+        x: contiguous float32 or float64. On a GPU nothing is checked, since reading values would
+        synchronize.
         least: the least value that is allowed.
 
     """

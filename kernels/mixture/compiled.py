@@ -62,8 +62,8 @@ def compiled(
 def _compile(function: FunctionType, signature: tuple[Any, ...]) -> Callable[..., Any]:
     if getattr(config, "DISABLE_JIT", False):
         raise RuntimeError(
-            "NUMBA_DISABLE_JIT is set, and these kernels are no Python; "
-            "LATENT_KERNELS_BACKEND=mixture=reference is"
+            "NUMBA_DISABLE_JIT is set, but these kernels run only compiled: unset it, or set "
+            "LATENT_KERNELS_BACKEND=mixture=reference"
         )
     named = FunctionType(function.__code__, function.__globals__, function.__name__)
     named.__qualname__ = (

@@ -141,7 +141,7 @@ class Independent(Task):
         return Independent(self.X, self.parameters, means)
 
     def distance(self, means: Floats) -> Floats:
-        """Return how far means [K, G] are from what the kernel subtracts from the rows."""
+        """Return the distances of means [K, G] from the values that the kernel subtracts from X."""
         if self.direct:
             return means - self.rounded
         gaussian = self.parameters.gaussian

@@ -43,12 +43,12 @@ def _block_indices(size: int) -> NDArray[np.int64]:
 
 
 def _symmetric(blocks: Floats, size: int) -> Floats:
-    """Return the symmetric matrices [..., D, D] whose lower [4, 4] blocks are given."""
+    """Return symmetric matrices [..., D, D] from their lower triangle, stored as [4, 4] blocks."""
     return blocks[..., _block_indices(size)]
 
 
 def _mean_with_transpose(x: Floats) -> Floats:
-    """Return x [..., D, D] made symmetric where rounding has left it not quite so."""
+    """Return x [..., D, D] without the asymmetry that rounding has left."""
     result: Floats = 0.5 * (x + x.swapaxes(-1, -2))
     return result
 
@@ -112,7 +112,7 @@ class Full(_Matrices):
         )
 
     def distance(self, means: Floats) -> Floats:
-        """Return how far means [K, G] are from what the kernel subtracts from the rows."""
+        """Return the distances of means [K, G] from the values that the kernel subtracts from X."""
         return means - self.rounded
 
     def workspace(self) -> Any:
@@ -209,7 +209,7 @@ class Tied(_Matrices):
         return Tied(self.X, self.parameters, np.dtype(np.float64)).statistics(sample_weight, hard)
 
     def _has_digits(self, sums: Sums) -> bool:
-        """Return whether the new means and covariance, too, are such as `_is_near` asks for."""
+        """Return whether the new means and covariance satisfy `_is_near`, too."""
         if not (np.isfinite(sums.log_likelihood) and np.isfinite(sums.second).all()):
             return False
         delta = sums.first / np.maximum(sums.counts, 1e-300)[:, None]
@@ -242,6 +242,6 @@ class Tied(_Matrices):
         return self._sums(counts, moved, _mean_with_transpose(second - b.T @ first - moved.T @ b))
 
     def distance(self, means: Floats) -> Floats:
-        """Return how far means [K, G] are from what the kernel subtracts from the rows."""
+        """Return the distances of means [K, G] from the values that the kernel subtracts from X."""
         distance: Floats = means - self.center
         return distance

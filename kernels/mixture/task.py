@@ -97,15 +97,15 @@ class Task:
         raise NotImplementedError
 
     def distance(self, means: Floats) -> Floats:
-        """Return how far means [K, G] are from what the kernel subtracts from the rows."""
+        """Return the distances of means [K, G] from the values that the kernel subtracts from X."""
         raise NotImplementedError
 
     def about(self, means: Floats) -> Task:
-        """Return the same E-step with each component's rows less its own one of these means."""
+        """Return the same E-step, in which each component subtracts its own one of these means."""
         raise NotImplementedError
 
     def statistics(self, sample_weight: Floats | None, hard: bool) -> tuple[Sums, bool]:
-        """Return the sums, and whether rows were left out; repeat them if they have lost digits."""
+        """Return the sums, and whether rows were left out; repeat sums that have lost precision."""
         incomplete = self.run(sample_weight, hard, None) != 0
         sums = self.sums()
         means = self._means_with_lost_digits(sums)
@@ -116,11 +116,11 @@ class Task:
         return sums, incomplete
 
     def _means_with_lost_digits(self, sums: Sums) -> Floats | None:
-        """Return the new means if a variance has lost more digits than it may, else None.
+        """Return the new means if a variance has lost too much precision, else None.
 
-        That is so where what was subtracted from the rows is far from their new mean, relative to
-        their new standard deviation. Variances below the resolution of the data are rounding errors
-        and do not count. In float64 the sums are moved to the old means without a gain.
+        That happens where the value subtracted from the rows is far from their new mean, relative
+        to their new standard deviation. Variances below the resolution of the data are rounding
+        errors and do not count. In float64 the sums are moved to the old means without a gain.
         """
         gaussian = self.parameters.gaussian
         if gaussian.means.size == 0 or not (self.common_center or self.dtype == np.float32):

@@ -242,7 +242,7 @@ def add(total, at, values, size):
 
 @njit(nogil=True, error_model="numpy")
 def write_labels(joint, components, first, rows, labels):
-    """Write the component of the greatest log joint density, unless `labels` is empty."""
+    """Write each row's component of greatest log joint density, unless `labels` is empty."""
     if len(labels) > 0:
         for r in range(rows):
             best = 0

@@ -87,12 +87,12 @@ def gradients_of(estimate: Estimate) -> tuple[Tensor, ...]:
 
 
 def variances_of(estimate: Estimate) -> tuple[Tensor, ...] | None:
-    """Return a variance for each parameter, or None."""
+    """Return the variance of each parameter's gradient, None where variances are not wanted."""
     return tuple([x for x in estimate[2:] if x is not None]) or None
 
 
 def _for_kernels(x: Tensor, compute: torch.dtype, per_element: bool) -> Tensor:
-    """Return values or a baseline in the type computed in; float64 stays so where it is few."""
+    """Return values or a baseline in the compute type; float64 stays where rows have one value."""
     if x.dtype == compute or (x.dtype == torch.float64 and not per_element):
         return x
     return x.to(compute)

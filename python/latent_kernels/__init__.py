@@ -61,8 +61,8 @@ if _TYPE_CHECKING:
 
 __version__ = _version("latent-kernels")
 
-# The estimators import scikit-learn, which takes longer than all of the rest: only when they are
-# asked for.
+# The estimators import scikit-learn, which takes longer than everything else, so they are imported
+# only when they are used.
 _LATER = {
     "DictionaryLearning": "sparse.dictionary_learning",
     "GaussianMixture": "mixtures.gaussian_mixture",

@@ -39,14 +39,14 @@ def normal(
     r"""Return standard normals from noise stream v2.
 
     .. math::
-        \epsilon = \sqrt{-2 \ln u_1}\, \cos(2 \pi u_2) \quad \text{or} \quad
-        \sqrt{-2 \ln u_1}\, \sin(2 \pi u_2)
+        \epsilon = \sqrt{-2 \ln u}\, \cos(\pi t) \quad \text{or} \quad
+        \sqrt{-2 \ln u}\, \sin(\pi t)
 
-    where u_1 and u_2 are uniforms of Philox4x32-10. Values are computed in float32, and at most
-    6.76 from 0. Element i (row-major) is element ``offset + i`` of the seed's stream: the same bits
-    on every device, for every SIMD width, number of threads and way of splitting the call.
-    ``normal(n)`` equals the concatenation of ``normal(k)`` and ``normal(n - k, offset=k)`` with the
-    same seed.
+    where u is uniform on (0, 1] and t on [-1, 1), from words of Philox4x32-10. Values are computed
+    in float32 and are at most 6.76 in size. Element i (row-major) is element ``offset + i`` of the
+    seed's stream: the same bits on every device, for every SIMD width, number of threads and way of
+    splitting the call. ``normal(n)`` equals the concatenation of ``normal(k)`` and ``normal(n - k,
+    offset=k)`` with the same seed.
 
     Args:
         shape: the shape of the result, an int or a sequence of ints.

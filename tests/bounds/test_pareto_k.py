@@ -1,4 +1,4 @@
-"""What weights say about q: the Pareto shape against known tails and a plain implementation, and
+"""Diagnostics of weights: the Pareto shape against known tails and a plain implementation, and
 the sample size.
 """
 

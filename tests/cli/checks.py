@@ -1,4 +1,4 @@
-"""What the tests of several commands look at or provoke."""
+"""Helpers that the tests of several commands share."""
 
 from __future__ import annotations
 

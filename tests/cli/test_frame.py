@@ -1,4 +1,4 @@
-"""What all commands have in common, and `latent-kernels info`."""
+"""The behaviour that all commands share, and `latent-kernels info`."""
 
 from __future__ import annotations
 

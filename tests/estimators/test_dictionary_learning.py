@@ -1,4 +1,4 @@
-"""DictionaryLearning: what it reaches beside scikit-learn, the laws of its steps, PSD, and
+"""DictionaryLearning: its objective beside scikit-learn's, the laws of its steps, PSD, and
 scikit-learn's checks.
 """
 

@@ -1,4 +1,4 @@
-"""train_encoder: what it reaches, what it does with what goes wrong, and what it is given."""
+"""train_encoder: the losses that it reaches, its recovery from failures, and its arguments."""
 
 from __future__ import annotations
 
@@ -536,7 +536,7 @@ def test_batches_that_are_not_finite_do_no_harm() -> None:
         ({"x": torch.zeros(0, M)}, ValueError, "x must have rows"),
         ({"x": torch.full((50, M), math.inf)}, ValueError, "x must be finite"),
         ({"x": 3.0}, TypeError, "x must be a torch.Tensor, or a callable or iterable"),
-        ({"x": [(1, 2, 3)]}, ValueError, r"x must give x or \(x, codes\); got 3 things"),
+        ({"x": [(1, 2, 3)]}, ValueError, r"x must give x or \(x, codes\); got 3 values"),
         (
             {"validation": 5.0, "x": [torch.ones(9, M)] * 9},
             ValueError,

@@ -1,6 +1,4 @@
-"""The encoders as modules: what they start from, what they compute, how they behave as torch
-modules.
-"""
+"""The encoders as torch modules: initial parameters, codes, and the methods of torch modules."""
 
 from __future__ import annotations
 
@@ -712,7 +710,7 @@ def test_the_code_of_an_atom_of_zeros_is_zero(make: Any, dtype: torch.dtype) -> 
         (
             torch.zeros_like(dictionary()),
             ValueError,
-            "dictionary must have a row that is not of zeros",
+            "dictionary must have a row that is not all zeros",
         ),
         (not_finite(torch.nan), ValueError, "dictionary must be finite"),
         (not_finite(torch.inf), ValueError, "dictionary must be finite"),
@@ -739,17 +737,21 @@ def test_bad_dictionaries(bad: Any, error: type[Exception], message: str) -> Non
         (
             1e-8,
             torch.float16,
-            r"dictionary must not have rows of zeros in torch.float16 alone; row 0 .*3 in all",
+            r"dictionary must not have rows that become all zeros in torch.float16; got 3 .*row 0",
         ),
         (1e8, torch.float16, "dictionary must be finite in torch.float16"),
-        (1e-50, torch.float32, "dictionary must not have rows of zeros in torch.float32"),
+        (
+            1e-50,
+            torch.float32,
+            "dictionary must not have rows that become all zeros in torch.float32",
+        ),
         (1e300, torch.float32, "dictionary must be finite in torch.float32"),
-        (1e-200, torch.float64, "dictionary must have rows whose squared lengths float64 holds"),
-        (1e200, torch.float64, "dictionary must have rows whose squared lengths float64 holds"),
+        (1e-200, torch.float64, "dictionary must have rows whose squared lengths fit float64"),
+        (1e200, torch.float64, "dictionary must have rows whose squared lengths fit float64"),
         (
             2e-7,
             torch.float16,
-            "dictionary must be of a scale at which torch.float16 holds the weights",
+            "dictionary must be scaled so that torch.float16 can hold the weights",
         ),
     ],
 )

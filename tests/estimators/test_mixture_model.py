@@ -393,7 +393,7 @@ def test_the_start_is_of_weighted_rows_with_means_for_missing_values() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"families": "normal"}, "families must be of .*'normal' for column 0"),
+        ({"families": "normal"}, "families must be among .*'normal' for column 0"),
         ({"families": ["gaussian"]}, "families must name one for each of the 2 columns"),
         ({"families": "bernoulli"}, "column 1 of X is 'bernoulli', with values 0 and 1; got 2.0"),
         ({"families": ["poisson", "gaussian"]}, r"column 0 of X is 'poisson', .*; got 0.5"),

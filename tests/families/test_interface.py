@@ -1,4 +1,4 @@
-"""The families as torch.distributions has them: probabilities, moments, expand, to, repr, KL."""
+"""The interface shared with torch.distributions: probabilities, moments, expand, to, repr, KL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FusedNormal: what torch's own suite asks of Normal, and that its numbers come from the stream."""
+"""FusedNormal: the checks of torch's own suite for Normal, and samples from the noise stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan that a `LISTA` holds: when it serves, and all that makes it give way."""
+"""The plan that a `LISTA` keeps: when it is used, and everything that invalidates it."""
 
 from __future__ import annotations
 

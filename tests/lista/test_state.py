@@ -1,4 +1,4 @@
-"""What unrolled layers keep between calls, and what torch's modes do to them."""
+"""The state that unrolled layers keep between calls, and the effect of torch's modes on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""numba's cache of compiled kernels on disk: damaged files, several processes, no place for it."""
+"""numba's cache of compiled kernels on disk: damaged files, several processes, no folder for it."""
 
 from __future__ import annotations
 

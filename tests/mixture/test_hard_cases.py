@@ -1,4 +1,4 @@
-"""E-steps that once went wrong, or could: one bad value among many parts, tight components, far
+"""E-steps that once failed, or could fail: one bad value among many parts, tight components, far
 means, forks.
 """
 

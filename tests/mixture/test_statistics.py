@@ -1,4 +1,4 @@
-"""Sufficient statistics: sums that add and move, M-steps; and what an E-step says to bad input."""
+"""Sufficient statistics: sums that add and move, M-steps; and an E-step's errors for bad input."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_errors_of_m_step() -> None:
             statistics.m_step(reg_covar=reg_covar)
     with pytest.raises(ValueError, match="nothing to estimate from"):
         (0 * statistics).m_step()
-    with pytest.raises(ValueError, match="the statistics are not finite"):
+    with pytest.raises(ValueError, match="the statistics must be finite"):
         (math.inf * (statistics + 0 * statistics)).m_step()
 
 
@@ -443,7 +443,7 @@ BAD = [
      r"one entry for each of the 3 columns of X; got 2 and 3"),
     (family(p=[P, RATES]), ValueError, r"one entry for each of the 3 columns of X; got 3 and 2"),
     (family(f=["bernoulli", "gamma", "categorical"]), ValueError,
-     r"families must be of .*got 'gamma' for column 1"),
+     r"families must be among .*got 'gamma' for column 1"),
     (family(p=[P[:1], RATES, CLASSES]), ValueError,
      r"parameters\[0\] must have shape \(2,\) .*got \(1,\)"),
     (family(p=[P, CLASSES, CLASSES]), ValueError,

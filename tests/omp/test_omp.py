@@ -1,4 +1,4 @@
-"""Orthogonal matching pursuit: scikit-learn's codes, by every backend, and what ends a row."""
+"""Orthogonal matching pursuit: scikit-learn's codes, by every backend, and when a row ends."""
 
 from __future__ import annotations
 

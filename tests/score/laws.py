@@ -1,4 +1,4 @@
-"""What the tests of the score function share: families whose expectations are finite sums.
+"""Helpers of the score-function tests: families whose expectations are finite sums.
 
 A law is a finite one, states and their probabilities: all 2^D or K^D values of a discrete family,
 or the nodes of a Gauss-Hermite rule that integrates every polynomial here exactly. Expectations

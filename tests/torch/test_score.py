@@ -1,5 +1,5 @@
-"""The families' and the score function's ops under torch's own machinery, as test_torch.py has it
-for the others.
+"""The families' and the score function's ops under torch's own machinery, as test_gaussian.py has
+it for the others.
 """
 
 from __future__ import annotations

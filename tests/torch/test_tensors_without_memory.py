@@ -1,4 +1,4 @@
-"""Tensors that have no memory of their own, or not the strided kind."""
+"""Tensors that have no memory of their own, or that are not strided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launch does beside launching."""
+"""The work of a launch besides the launch itself."""
 
 from __future__ import annotations
 

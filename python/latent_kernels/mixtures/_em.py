@@ -22,7 +22,7 @@ Batch = tuple[NDArray[Any], Floats | None]
 
 
 class Stream:
-    """Batches that a caller makes anew for each pass, checked as they come.
+    """Batches that the caller creates again for each pass, checked as they arrive.
 
     Args:
         source: an iterable that can be iterated again, or a callable without arguments that returns
@@ -38,7 +38,7 @@ class Stream:
     def __init__(self, source: Any, check: Callable[[Any, Any, bool, bool], Batch]) -> None:
         if hasattr(source, "ndim"):
             raise TypeError(
-                f"make_batches is itself an array ({type(source).__name__}), whose rows are no "
+                f"make_batches is itself an array ({type(source).__name__}), whose rows are not "
                 "batches: wrap it in a list, [X]"
             )
         if not callable(source):
@@ -49,9 +49,9 @@ class Stream:
                 )
             if isinstance(source, Iterator):
                 raise TypeError(
-                    "make_batches is an iterator, which can be gone through only once, and EM goes "
-                    "through the data many times: give a list, an object whose __iter__ starts "
-                    "anew, or a function that returns an iterator"
+                    "make_batches is an iterator, which can be iterated only once, but EM reads "
+                    "the data many times: pass a list, an object whose __iter__ starts anew, or a "
+                    "function that returns an iterator"
                 )
         self._source, self._check = source, check
         self._rows: int | None = None
@@ -99,7 +99,7 @@ _BLOCK = 1 << 16
 class Census(NamedTuple):
     """The facts about the data of a process that one pass collects."""
 
-    rows: int  # of positive weight: the others do not count anywhere
+    rows: int  # rows of positive weight; the others do not count anywhere
     features: int  # 0 if there are no batches
     heaviest: float  # the greatest weight; the next fields are in its `weight_unit`
     weight: float  # their total

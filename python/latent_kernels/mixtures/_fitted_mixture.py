@@ -54,7 +54,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"init_size must be None or an integer >= n_components; got {size!r}")
 
     def _check_values(self, X: NDArray[Any], fitted: bool) -> None:
-        """Raise if X holds values that the model cannot.
+        """Raise if X holds values that the model does not allow.
 
         fitted: whether to check against what the census has found.
         """
@@ -79,7 +79,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return batch
 
     def _prepare(self, census: Census, warm: bool) -> None:
-        """Take note of the census before EM begins.
+        """Use the census before EM begins.
 
         warm: raise if the fitted parameters do not agree with it.
         """
@@ -117,7 +117,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
-        """Return a random row [D] for each of these components, which ascend."""
+        """Return a random row [D] for each of these components, which are in ascending order."""
         raise NotImplementedError
 
     # --- with a fitted model ----------------------------------------------------------------------
@@ -218,7 +218,7 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return responsibilities
 
     def sample(self, n_samples: int = 1) -> tuple[Floats, NDArray[np.int64]]:
-        """Draw rows [n_samples, D], ordered by component, and return them and their components.
+        """Return random rows [n_samples, D], ordered by component, and their components.
 
         Example:
             >>> import numpy as np, latent_kernels as lk

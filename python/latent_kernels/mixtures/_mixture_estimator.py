@@ -116,7 +116,7 @@ class MixtureEstimator(FittedMixture):
 
     @contextmanager
     def _kept_on_error(self) -> Iterator[None]:
-        """Restore the attributes if the body fails: a fitted model stays one."""
+        """Restore the attributes if the body fails, so that a fitted model stays fitted."""
         before = dict(self.__dict__)
         try:
             yield

@@ -34,7 +34,7 @@ class Processes:
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         if self.rank < 0:
-            raise ValueError("group must hold this process")
+            raise ValueError("group must include this process; got one without it")
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, in rank order."""

@@ -215,7 +215,7 @@ def weight_unit(most: float) -> float:
 
 
 def _check_finite(parameters: model.Parameters) -> None:
-    """Raise if it is not the data that give something else than a number."""
+    """Raise if the parameters, and not the data, are the reason for results that are not finite."""
     gaussian = parameters.gaussian
     finite = np.isfinite(gaussian.means).all() and np.isfinite(gaussian.precisions_cholesky).all()
     if not finite or not (parameters.log_weights < np.inf).all():
@@ -429,7 +429,7 @@ def mixed_parameters(
     for i, (family, parameter) in enumerate(zip(families, parameters, strict=True)):
         if family not in _families.FAMILIES:
             known = ", ".join(map(repr, _families.FAMILIES))
-            raise ValueError(f"families must be of {known}; got {family!r} for column {i}")
+            raise ValueError(f"families must be among {known}; got {family!r} for column {i}")
         if family == "gaussian":
             mean, variance = _gaussian_column(i, parameter, components)
             gaussians.append((i, mean, variance))

@@ -163,7 +163,7 @@ class MixtureModel(MixtureEstimator):
         for i, family in enumerate(families):
             if family not in _families.FAMILIES:
                 known = ", ".join(map(repr, _families.FAMILIES))
-                raise ValueError(f"families must be of {known}; got {family!r} for column {i}")
+                raise ValueError(f"families must be among {known}; got {family!r} for column {i}")
         return families
 
     def _least_categories(self, features: int) -> NDArray[np.int64]:

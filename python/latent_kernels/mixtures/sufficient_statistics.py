@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Below this weight a component's sums are too near the smallest float64 to have digits.
+# Below this weight a component's sums are too near the smallest float64 to be precise.
 _LOST = 1e-290
 # Rounding errors of a variance, relative to the square of the distance of the mean from the anchor.
 _ROUNDING = 1e-12
-# A mean has moved far where the square of its way is so many previous variances.
+# A mean has moved far where its squared change is this many times the previous variance.
 _FAR = 1e6
 
 
@@ -50,7 +50,7 @@ class SufficientStatistics:
             nothing is missing, and for "full" and "tied", whose sums are completed by their
             expectations.
         anchor: the anchors, [K, D].
-        first: the first sums, [K, D].
+        first: the sums of x - a, [K, D].
         second: [K, D, D] full, [D, D] tied (summed over components), [K, D] diag and spherical (the
             squares alone).
         features: [K, F], sum_i r_ik phi(x_i) over the columns of other families; F = 0 if there are
@@ -235,7 +235,7 @@ class SufficientStatistics:
             raise ValueError(f"reg_covar must be >= 0; got {reg_covar}")
         if not np.isfinite(self.to_vector()).all():
             raise ValueError(
-                "the statistics are not finite: the E-step met an infinite value or an overflow"
+                "the statistics must be finite; the E-step met an infinite value or an overflow"
             )
         if not self.counts.max(initial=0.0) >= _LOST:
             raise ValueError("there is nothing to estimate from: the statistics have no weight")
@@ -260,7 +260,7 @@ class SufficientStatistics:
         return GaussianParameters(counts / counts.sum(), self.anchor + delta, new)
 
     def _covariances(self, counts: Floats, observed: Floats, delta: Floats, empty: Mask) -> Floats:
-        """Return the estimates, of any value where there is nothing to estimate from."""
+        """Return the estimates, which are arbitrary where there is nothing to estimate from."""
         if self.covariance_type == "full":
             return self.second / observed[:, :, None] - delta[:, :, None] * delta[:, None, :]
         if self.covariance_type == "tied":

@@ -81,7 +81,7 @@ def _objectives(rows: Array, atoms: Array, weights: Array, codes: Array) -> Arra
 
 
 def _by_lars(rows: Array, atoms: Array, **options: Any) -> Array:
-    """Return the codes of scikit-learn, whose warnings are of degenerate steps on the way."""
+    """Return scikit-learn's codes, without its warnings about degenerate intermediate steps."""
     from sklearn.decomposition import sparse_encode
     from sklearn.exceptions import ConvergenceWarning
 

@@ -142,14 +142,13 @@ def _like_parameters(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
 
 
 class SparseTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Maps rows to sparse codes, in float32 or in float64.
+    """The base of estimators that map rows to sparse codes, in float32 or float64.
 
-    What both estimators have: the arguments whose names begin with transform_, positive_code,
-    split_sign, n_jobs.
+    It has the arguments that they share: transform_*, positive_code, split_sign and n_jobs.
     """
 
     def _how(self, alpha: float) -> Lasso:
-        """Return how transform computes codes; transform_alpha comes before alpha."""
+        """Return how transform computes codes; transform_alpha takes precedence over alpha."""
         given, count = self.transform_alpha, self.transform_n_nonzero_coefs
         return Lasso(
             self.transform_algorithm,

@@ -110,14 +110,15 @@ class DictionaryLearning(SparseTransformer):
 
     Attributes:
         components_: D [n_components, n_features] in X's dtype.
-        encoder_: the trained module, in evaluation mode; None without.
+        encoder_: the trained module, in evaluation mode; None without an encoder.
         error_: the objectives of the passes of `fit`, sums over all rows when they were coded.
         objectives_: mean objectives of a row, when it was coded: one for each pass of `fit`, then
             one for each batch of `partial_fit`. With an encoder they include its term.
         converged_: whether `fit` stopped by tol.
-        n_iter_: the passes of `fit`; 1 after `partial_fit` alone.
-        n_steps_: batches seen.
-        n_features_in_, feature_names_in_: columns of X, and their names where it has them.
+        n_iter_: the number of passes of `fit`; 1 after `partial_fit` alone.
+        n_steps_: the number of batches seen.
+        n_features_in_: the number of columns of X.
+        feature_names_in_: column names, where X has them.
 
     float32 data are computed in float32, except for A, B and the update of the atoms. The same
     random_state gives the same result, for a given number of threads. A ConvergenceWarning is
@@ -243,7 +244,7 @@ class DictionaryLearning(SparseTransformer):
     ) -> tuple[Learner, list[float], bool]:
         """Learn from the batches pass by pass.
 
-        Returns (learner, mean objectives of the passes, whether they have converged).
+        Return (learner, mean objectives of the passes, whether they have converged).
         """
         options, start = self._options(), self._start(data, len(learner.dictionary))
         weights = _weights([len(rows) for rows in batches])

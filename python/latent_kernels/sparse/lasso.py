@@ -86,22 +86,22 @@ def sparse_encode(
 
     Each row is solved by itself, until its duality gap is at most ``tol * 0.5 * ||x||^2`` (0.5
     ||x||^2 is the objective of z = 0), or for max_iter iterations; ``return_gap`` returns the gaps.
-    ``"cd"`` also ends where rounding lets it come no closer; the others may then take all of
-    max_iter. ``"cd"`` is the fastest by far. It sweeps over working sets of coordinates; an
-    iteration is a sweep. ``"ista"`` and ``"fista"`` are proximal gradient steps of 1 / L, L the
-    largest eigenvalue of D D^T; where norms of atoms differ by more than 4 times, of 1 / (L
-    ||d_k||^2), L that of the atoms at norm 1. FISTA's momentum has an adaptive restart. Rows that
-    are not done raise a ConvergenceWarning, on the CPU and unless the gaps are returned. Half
-    inputs are computed in float32; float16 codes beyond 65504 are 65504, with the gap that this
-    has. On the CPU a row's bits depend on that row, the dictionary and the options: not on the
-    batch around it, threads or SIMD width.
+    ``"cd"`` is the fastest by far. It sweeps over working sets of coordinates, and an iteration is
+    a sweep. It also stops where rounding prevents further progress; the others may then take all of
+    max_iter. ``"ista"`` and ``"fista"`` are proximal gradient steps of length 1 / L, with L the
+    largest eigenvalue of D D^T; where norms of atoms differ by a factor of more than 4, of length
+    1 / (L ||d_k||^2), with the L of the atoms scaled to norm 1. FISTA's momentum has an adaptive
+    restart. Rows that have not converged raise a ConvergenceWarning, on the CPU and unless the gaps
+    are returned. Half inputs are computed in float32; float16 codes are clipped at 65504, and the
+    gap is that of the clipped codes. On the CPU a row's bits depend on that row, the dictionary and
+    the options: not on the batch around it, threads or SIMD width.
 
     The other names are scikit-learn's. ``"lasso_cd"`` is "cd". ``"lasso_lars"`` is "cd" without a
-    tolerance, as far as rounding lets it; rows that it does not bring to the optimum, as with a
-    tiny alpha, are given to scikit-learn's LARS, and the better codes returned. ``"lars"``, least
-    angle regression with n_nonzero_coefs atoms, is scikit-learn's altogether; both are for the CPU.
-    ``"omp"`` is `orthogonal_matching_pursuit`, by n_nonzero_coefs. ``"threshold"`` is soft(x D^T,
-    alpha), max(x D^T - alpha, 0) if positive.
+    tolerance, until rounding stops it; rows that it does not bring to the optimum, as with a tiny
+    alpha, are also solved by scikit-learn's LARS, and the better codes are returned. ``"lars"``,
+    least angle regression with n_nonzero_coefs atoms, is entirely scikit-learn's; both need the
+    CPU. ``"omp"`` is `orthogonal_matching_pursuit` with n_nonzero_coefs. ``"threshold"`` is
+    soft(x D^T, alpha), or max(x D^T - alpha, 0) if positive.
 
     0.5 ||x||^2, tol times it, alpha ||z||_1 and the atoms' squared norms must lie within the range
     of the dtype that is computed in: 1e-38 to 3e38 for float32. Beyond it a row may end early, with

@@ -114,7 +114,7 @@ class Sources:
                 raise RuntimeError(
                     f"{self._function} reads a tensor of shape {_shape(edge)} that requires grad "
                     f"and is not in {self._argument}, so that its gradient would be missing: list "
-                    f"it there, the very tensor that {self._function} reads, or detach it"
+                    f"there the tensor object that {self._function} reads, or detach it"
                 )
         if not self._allowed.issuperset(found):
             self._allow(found)

@@ -179,7 +179,7 @@ def elbo(
     _checks.floating(name, term)
     if term.shape != wanted:
         raise ValueError(
-            f"{name} must have shape {tuple(wanted)}, as log_p says; got {tuple(term.shape)}"
+            f"{name} must have shape {tuple(wanted)}, to go with log_p; got {tuple(term.shape)}"
         )
     _checks.device_of(name, term, "log_p", log_p)
     dtype = row_dtype(torch.promote_types(log_p.dtype, term.dtype))
@@ -239,7 +239,7 @@ def _scale_by_weights(z: Tensor, log_w: Tensor) -> _ScaleByWeights | None:
     _checks.device_of("z", z, "log_w", log_w)
     if z.shape[: log_w.dim()] != log_w.shape or z.dim() != log_w.dim() + 1:
         raise ValueError(
-            f"z must have shape [*{tuple(log_w.shape)}, D], as log_w says; got {tuple(z.shape)}"
+            f"z must have shape [*{tuple(log_w.shape)}, D], to go with log_w; got {tuple(z.shape)}"
         )
     if not torch.is_grad_enabled():
         return None
@@ -251,7 +251,8 @@ def _scale_by_weights(z: Tensor, log_w: Tensor) -> _ScaleByWeights | None:
             )
         if getattr(z, _WEIGHTED, False):
             raise ValueError(
-                "z already carries the weights of another bound with estimator 'dreg': sample anew"
+                "z already carries the weights of another bound with estimator 'dreg': draw new "
+                "samples"
             )
         setattr(z, _WEIGHTED, True)
     z, weights = unbatched(z, normalized_weights(log_w).unsqueeze(-1))

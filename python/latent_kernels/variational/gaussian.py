@@ -184,8 +184,8 @@ def rsample_log_prob(
 
     Source:
         Roeder, Wu and Duvenaud, "Sticking the landing" (2017), for the path derivative; Tucker,
-        Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators" (2019), for what else
-        is built on it.
+        Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators for Monte Carlo
+        objectives" (2019), which builds on it.
 
     Example:
         >>> import torch, latent_kernels as lk

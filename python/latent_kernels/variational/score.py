@@ -358,7 +358,7 @@ def _samples(
         if seed is None:
             raise ValueError(
                 "z or seed must be given: the samples that values were computed at, or the seed "
-                "they had"
+                "that they were drawn with"
             )
         count = math.prod(shape[-len(shape) + len(leading) - 1 :])
         return None, *_checks.stream(seed, offset, count, q.device)

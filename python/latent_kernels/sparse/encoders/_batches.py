@@ -53,7 +53,8 @@ def prepare(
     if isinstance(validation, (int, float)):
         if not 0 < validation < 1:
             raise ValueError(
-                f"validation must be a share in (0, 1), or what to validate with; got {validation}"
+                "validation must be a share in (0, 1), or the rows to validate with; "
+                f"got {validation}"
             )
         share, held_out = float(validation), None
     else:
@@ -85,7 +86,7 @@ def _item(name: str, item: object) -> Batch:
     """Check a tensor, (x,) or (x, codes), and return it as a batch."""
     parts = tuple(item) if isinstance(item, (tuple, list)) else (item,)
     if len(parts) not in (1, 2):
-        raise ValueError(f"{name} must give x or (x, codes); got {len(parts)} things")
+        raise ValueError(f"{name} must give x or (x, codes); got {len(parts)} values")
     batch = Batch(*parts)
     for part, tensor in zip(("x", "codes"), parts, strict=False):
         what = part if name in ("x", "codes") else f"{part} of {name}"
@@ -152,6 +153,6 @@ def _stream(x: Stream, kept: int = 0) -> Iterator[Batch]:
         if given <= kept:
             raise ValueError(
                 f"x must give more than {kept} batches where validation is a share, which keeps"
-                f" the first {kept}; got {given}. Give validation what to validate with"
+                f" the first {kept}; got {given}. Pass the rows to validate with as validation"
             )
         skipped = kept

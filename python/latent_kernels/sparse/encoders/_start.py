@@ -32,8 +32,8 @@ class Placement(NamedTuple):
         rounded = value.detach().to(dtype=self.dtype)
         if not bool(torch.isfinite(rounded).all()):
             raise ValueError(
-                f"dictionary must be of a scale at which {self.dtype} holds the weights"
-                " made from it"
+                f"dictionary must be scaled so that {self.dtype} can hold the weights computed"
+                " from it; got infinite weights"
             )
         moved = rounded.to(self.device)
         return (moved.expand(shape) if shape else moved).clone(
@@ -71,7 +71,7 @@ def checked_dictionary(dictionary: Array, shape: tuple[int, int] | None = None) 
     dictionary = dictionary.detach()
     _check_finite(dictionary)
     if not bool(dictionary.any()):
-        raise ValueError("dictionary must have a row that is not of zeros; got none")
+        raise ValueError("dictionary must have a row that is not all zeros; got none")
     return dictionary
 
 
@@ -121,12 +121,12 @@ def prepared(
     lost = (given.to(_CPU).any(-1) & ~rounded.any(-1)).nonzero().flatten().tolist()
     if lost:
         raise ValueError(
-            f"dictionary must not have rows of zeros in {placement.dtype} alone;"
-            f" row {lost[0]} is one ({len(lost)} in all)"
+            f"dictionary must not have rows that become all zeros in {placement.dtype};"
+            f" got {len(lost)} of them, the first is row {lost[0]}: rescale it"
         )
     rounded = rounded.double()
     if not math.isfinite(float(squared_lengths(rounded).sum())):
-        raise ValueError("dictionary must have rows whose squared lengths float64 holds")
+        raise ValueError("dictionary must have rows whose squared lengths fit float64: rescale it")
     return rounded, placement
 
 
@@ -134,7 +134,7 @@ def squared_lengths(dictionary: Tensor) -> Tensor:
     """Return ||d_j||^2 to divide by: 1 for rows of zeros, whose codes are 0."""
     lengths = dictionary.square().sum(-1)
     if bool((dictionary.any(-1) & (lengths == 0)).any()):
-        raise ValueError("dictionary must have rows whose squared lengths float64 holds")
+        raise ValueError("dictionary must have rows whose squared lengths fit float64: rescale it")
     return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
 
 

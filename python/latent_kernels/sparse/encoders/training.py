@@ -307,7 +307,7 @@ class _Trainer:
         self.unit = 1.0  # the loss of codes of zeros
 
     def stage(self, depth: int | None, *, alone: bool) -> Stage:
-        """Run all phases for the first `depth` layers; `alone`: there was no stage before."""
+        """Run all phases for the first `depth` layers; `alone` says that no stage came before."""
         self.depth, self.losses, self.exploded, steps = depth, [], None, 0
         self.best, self.best_loss = self._weights(), self._validate()
         if not math.isfinite(self.best_loss):

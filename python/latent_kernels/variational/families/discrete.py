@@ -99,8 +99,8 @@ class _Discrete(Family):
             generator: a torch.Generator to draw the seed from, in place of `seed`.
 
         Returns:
-            Samples [S, ..., D], or [..., D] where num_samples is None: 0 and 1 in the logits' dtype
-            (Bernoulli), int64 classes (Categorical).
+            Samples [S, ..., D], or [..., D] where num_samples is None; 0 and 1 in the logits' dtype
+            for a Bernoulli, int64 classes for a Categorical.
 
         Raises:
             ValueError: a variable of a Categorical has no probabilities, since its logits are NaN,
