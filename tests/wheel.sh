@@ -14,7 +14,7 @@ with tarfile.open(sys.argv[1]) as archive:
 refused = ("bench/results/", "python/latent_kernels/kernels", ".ci/", "build/", "dist/")
 assert not [n for n in names if n.startswith(refused) or n.endswith((".so", ".pyc"))], names
 needed = {"CMakeLists.txt", "LICENSE", "README.md", "csrc/module.cpp", "kernels/_core.pyi",
-          "python/latent_kernels/__init__.py", "tests/smoke.py"}
+          "python/latent_kernels/__init__.py", "bench/smoke.py"}
 assert needed <= set(names), needed - set(names)
 print(len(names), "files")
 PYTHON
@@ -31,6 +31,6 @@ trap 'rm -rf "$fresh"' EXIT
 python -m venv "$fresh/env"
 "$fresh/env/bin/python" -m pip install --quiet --constraint constraints.txt torch
 "$fresh/env/bin/python" -m pip install --quiet --constraint constraints.txt dist/*.whl
-cp tests/smoke.py "$fresh"
+cp bench/smoke.py "$fresh"
 (cd "$fresh" && env -i PATH="$fresh/env/bin" HOME="$fresh" python smoke.py)
 ls -l dist
