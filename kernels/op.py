@@ -33,11 +33,6 @@ class Call(NamedTuple):
     wanted: Flags  # which outputs are wanted
     shapes: Shapes  # canonical shapes of the inputs, where they do not follow from the axes
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Return the size of each axis."""
-        return tuple(map(prod, self.dims))
-
 
 class Plan(NamedTuple):
     """What all plain calls with the same `Call`, dtype and device share."""
@@ -124,7 +119,7 @@ class Op(Description):
         forward = self.runner(self.forward)(device)
         backward = self.runner(self.backward)(device) if self.learned_at else None
         call = Call(dims, wanted, shapes)
-        return Plan(call, call.sizes, memory, is_empty, forward, backward)
+        return Plan(call, _sizes(dims), memory, is_empty, forward, backward)
 
     def _public(self, outputs: Any) -> Any:
         return outputs[0] if self._public_count == 1 else outputs[: self._public_count]
@@ -136,7 +131,7 @@ class Op(Description):
     # --- through the dispatcher: canonical shapes there, the caller's shapes back -----------------
 
     def _canonical(self, call: Call) -> Dims:
-        axes = zip(self.axes, call.dims, call.sizes, strict=True)
+        axes = zip(self.axes, call.dims, _sizes(call.dims), strict=True)
         return [(size,) if own or axis not in OPTIONAL else () for axis, own, size in axes]
 
     def _opaque_arguments(
@@ -188,6 +183,11 @@ class Op(Description):
             return [g.reshape(inputs[i].shape) if want else None for i, want, g in needed]
 
         return over_batch(gradients, upstream)
+
+
+def _sizes(dims: Dims) -> tuple[int, ...]:
+    """Return the size of each axis."""
+    return tuple(map(prod, dims))
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import itertools
+import re
 from collections.abc import Collection
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -239,6 +240,33 @@ def test_packaging_takes_the_kernels_once() -> None:
     if (ROOT / ".git").exists():  # an sdist has no link
         assert (ROOT / link).is_symlink()
         assert (ROOT / link).resolve() == (ROOT / "kernels").resolve()
+
+
+def test_the_changelog_is_of_this_version() -> None:
+    """The version stands in pyproject.toml; the changelog's newest release is the only other."""
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library since Python 3.11")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    released = re.findall(
+        r"^## \[(\d.*?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert released[0] == version
+    assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.M)
+
+
+def test_the_lowest_versions_are_those_declared() -> None:
+    """Every bound of pyproject.toml that `make test-lowest` installs is the one it declares."""
+    tomllib = pytest.importorskip("tomllib", reason="in the standard library since Python 3.11")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = settings["project"]
+    declared = project["dependencies"] + settings["build-system"]["requires"]
+    for extra in project["optional-dependencies"].values():
+        declared += extra
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(declared), re.M))
+    pins = re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints-lowest.txt").read_text(), re.M)
+    assert [
+        f"{name} {pin}" for name, pin in pins if not f"{pin}.".startswith(f"{bounds[name]}.")
+    ] == []
+    assert {"torch", "numpy", "numba", "scikit-learn", "triton"} <= {name for name, _ in pins}
 
 
 def test_every_op_has_its_backends() -> None:
