@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.?pp csrc/*/*.?pp)
 OUT ?= build/gpu
 
-.PHONY: install lint format test test-all sanitize bench demo gpu clean
+.PHONY: install lint format test test-all docs sanitize bench demo gpu clean
 
 install: $(READY)
 
@@ -38,6 +38,11 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST) --slow
 
+# The site, into build/docs/index.html. A warning fails it: a broken link, a fault in a docstring, a program that raises.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'latent-kernels[docs]'
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
+
 # The C++ kernels under the address and undefined-behaviour sanitizers.
 sanitize: $(READY)
 	$(BIN)/python -m pip install --quiet cmake pybind11
@@ -56,5 +61,5 @@ gpu:
 	bash bench/gpu.sh '$(OUT)'
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist docs/gallery docs/api/generated demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
