@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SOURCES := $(wildcard csrc/*.?pp csrc/*/*.?pp)
 OUT ?= build/gpu
 
-.PHONY: install lint format test test-all test-lowest test-newest sanitize wheel bench demo gpu clean
+.PHONY: install lint format test test-all test-lowest test-newest docs sanitize wheel bench demo gpu clean
 
 install: $(READY)
 
@@ -47,6 +47,11 @@ test-lowest test-newest:
 	build/$@/bin/python -m pip install --quiet $(OPTIONS) --no-build-isolation '.[dev]'
 	build/$@/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
+# The site, into build/docs/index.html. A warning fails it: a broken link, a fault in a docstring, a program that raises.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'latent-kernels[docs]'
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
+
 # The C++ kernels under the address and undefined-behaviour sanitizers.
 sanitize: $(READY)
 	$(BIN)/python -m pip install --quiet cmake pybind11
@@ -70,5 +75,5 @@ gpu:
 	bash bench/gpu.sh '$(OUT)'
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist docs/gallery docs/api/generated demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

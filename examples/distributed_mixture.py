@@ -1,6 +1,8 @@
-"""A Gaussian mixture fitted by several processes, each of which sees only its own rows:
+"""
+A mixture fitted by several processes
+=====================================
 
-torchrun --nproc-per-node=2 examples/distributed_mixture.py
+Each process sees only its own rows: ``torchrun --nproc-per-node=2 distributed_mixture.py``.
 
 An iteration costs each process one pass over its shard and one all-reduce of the statistics, about
 K D^2 numbers whatever the number of rows. The first process then fits all rows alone and prints how

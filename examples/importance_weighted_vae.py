@@ -1,11 +1,11 @@
-"""A VAE on the importance-weighted bound, judged by 5000 samples: half a minute.
+"""
+An importance-weighted VAE
+==========================
 
-Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders" (2016), with the doubly
-reparameterized gradient of Tucker et al. (2019).
+Burda, Grosse and Salakhutdinov (2016), with the gradient of Tucker et al. (2019): ten seconds.
 """
 
-from __future__ import annotations
-
+import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -25,21 +25,19 @@ def log_joint(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 def train(images: torch.Tensor, num_samples: int, epochs: int) -> None:
     """Maximize the bound of `num_samples` samples."""
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-3)
     for _ in range(epochs):
         for rows in torch.randperm(len(images)).split(64):
             x = torch.bernoulli(images[rows])
             q = lk.DiagonalGaussian(*encoder(x).chunk(2, dim=-1))
             z, log_q = q.rsample_log_prob(num_samples, path_derivative=True)
-            log_w = log_joint(x, z) - log_q
-            loss = -lk.importance_bound(log_w, estimator="dreg", z=z).mean()
+            bound = lk.importance_bound(log_joint(x, z) - log_q, estimator="dreg", z=z)
             optimizer.zero_grad()
-            loss.backward()
+            (-bound.mean()).backward()
             optimizer.step()
 
 
-def main(num_samples: int = 16, epochs: int = 60) -> float:
+def main(num_samples: int = 8, epochs: int = 30) -> float:
     """Train, and return the mean bound of 5000 samples of held-out images."""
     torch.manual_seed(0)
     images = torch.as_tensor(load_digits().data, dtype=torch.float32) / 16
@@ -49,9 +47,13 @@ def main(num_samples: int = 16, epochs: int = 60) -> float:
     with torch.no_grad():  # in chunks: 5000 samples of 360 images never stand in memory at once
         q = lk.DiagonalGaussian(*encoder(x).chunk(2, dim=-1))
         bound = lk.streamed_bound(q, lambda z: log_joint(x, z), 5000, chunk=50).mean().item()
+        pictures = torch.stack([x[:10], torch.sigmoid(decoder(q.mean[:10]))]).view(2, 10, 8, 8)
+    plt.matshow(pictures.transpose(1, 2).reshape(16, 80), cmap="gray_r")
+    plt.title("held-out images, and what the decoder makes of their codes")
     print(f"trained with {num_samples} samples: log p(x) of held-out images >= {bound:.2f} nats")
     return bound
 
 
 if __name__ == "__main__":
     main()
+    plt.show()

@@ -1,7 +1,11 @@
-"""A variational autoencoder on handwritten digits: python examples/vae.py (some ten seconds)."""
+"""
+A variational autoencoder
+=========================
 
-from __future__ import annotations
+One call draws z and computes the KL divergence. Trained on 8 x 8 digits in some ten seconds.
+"""
 
+import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -14,20 +18,17 @@ class VAE(nn.Module):
 
     def __init__(self, pixels: int = 64, hidden: int = 256, latent: int = 10) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Linear(pixels, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent)
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, pixels)
-        )
+
+        def mlp(rows: int, columns: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(rows, hidden), nn.SiLU(), nn.Linear(hidden, columns))
+
+        self.encoder, self.decoder = mlp(pixels, 2 * latent), mlp(latent, pixels)
 
     def elbo(self, x: torch.Tensor, seed: int | None = None) -> torch.Tensor:
-        """Return the evidence lower bound of each image, in nats.
-
-        torch.manual_seed governs the noise; a seed fixes it, under torch.compile too.
-        """
-        mean, logvar = self.encoder(x).chunk(2, dim=-1)
-        z, kl = lk.rsample_kl(mean, logvar, seed=seed)  # one pass; backward draws the noise again
+        """Return the evidence lower bound of each image, in nats."""
+        z, kl = lk.rsample_kl(
+            *self.encoder(x).chunk(2, dim=-1), seed=seed
+        )  # one pass; backward draws the noise again
         return lk.bernoulli_log_prob(x, self.decoder(z)) - kl
 
 
@@ -44,12 +45,15 @@ def main(epochs: int = 50) -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        with torch.no_grad():
-            bound = model.elbo(held_out, seed=0).mean().item()
+        bound = model.elbo(held_out, seed=0).mean().item()
         if epoch % 10 == 0 or epoch == epochs:
             print(f"epoch {epoch:3d}: ELBO of held-out images {bound:.2f} nats")
+    drawn = torch.sigmoid(model.decoder(lk.normal((8, 10), seed=0))).detach().view(8, 8, 8)
+    plt.matshow(torch.cat(list(drawn), 1), cmap="gray_r")
+    plt.title("drawn from the prior")
     return bound
 
 
 if __name__ == "__main__":
     main()
+    plt.show()

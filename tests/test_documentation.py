@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import latent_kernels as lk
 import pages
 from tests.processes import ROOT
 
-README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+README, DOCS = ROOT / "README.md", ROOT / "docs"
 
 
 def code_of(page: Path) -> list[str]:
@@ -20,6 +21,7 @@ def code_of(page: Path) -> list[str]:
 
 
 SNIPPETS = code_of(README)
+WITH_CODE = [page for page in sorted(DOCS.glob("**/*.md")) if code_of(page)]
 # The pages of this repository, not what a demo, a build or pytest has written beside them: workers
 # of pytest-xdist would not agree on these.
 PAGES = sorted(
@@ -38,13 +40,22 @@ def test_what_the_readme_shows_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_what_the_guide_shows_runs() -> None:
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(DOCS)))
+def test_what_a_page_shows_runs(page: Path) -> None:
     """One piece after the other: names go on from piece to piece."""
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    for code in code_of(GUIDE):
-        exec(compile(code, "guide.md", "exec"), names)
-    assert names["codes"].shape == (500, 32)
+    for code in code_of(page):
+        exec(compile(code, page.name, "exec"), names)
+
+
+def test_every_public_name_stands_in_the_api_pages() -> None:
+    listed = [
+        name
+        for page in (DOCS / "api").glob("*.md")
+        for name in re.findall(r"^   (\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert sorted(listed) == sorted(lk.__all__)
 
 
 def test_the_readme_is_one_screen() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import runpy
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -22,6 +23,8 @@ EXAMPLES = processes.ROOT / "examples"
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+    yield
+    plt.close("all")
 
 
 def run(name, function="main"):
@@ -56,6 +59,32 @@ def test_sparse_coding(capsys):
     """Two layers before training, which are two iterations of ISTA, come within 26%."""
     assert 0 < run("sparse_coding")(count=1500, atoms=64, layers=2, steps=60) < 0.15
     assert "duality gap" in capsys.readouterr().out
+
+
+def test_linear_vae(capsys):
+    """After 600 steps the bound is within some nats of the evidence, and not above it."""
+    bounds = run("linear_vae")(steps=600)
+    evidence = run("linear_vae", "exact_evidence")()
+    assert evidence - 3 < sum(bounds[-50:]) / 50 < evidence + 0.1
+    assert "exact evidence" in capsys.readouterr().out
+
+
+def test_kmeans():
+    ours, theirs = run("kmeans")()
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_iwae_bounds():
+    """They rise with k and stay below the evidence; the gallery goes on to 512."""
+    bounds = list(run("iwae_bounds")(ks=(1, 2, 4, 8)).values())
+    assert bounds == sorted(bounds)
+    assert bounds[-1] < run("iwae_bounds", "evidence")
+
+
+def test_estimator_variance():
+    found = run("estimator_variance")(repeats=64)
+    assert all(variances[-1] < variances[0] / 16 for variances in found.values())
+    assert found["leave_one_out"][-1] < found["none"][-1] / 2
 
 
 def test_distributed_mixture():
