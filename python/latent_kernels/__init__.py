@@ -8,14 +8,14 @@ Score function    `score_function_expectation`, `score_function_gradient`, `disa
                   `disarm_gradient`
 Bounds            `importance_bound`, `streamed_bound`, `elbo`
 Weights           `normalized_weights`, `effective_sample_size`, `pareto_k`
-Variance          `profile_variance`
+Variance          `profile_variance`, `GradientVarianceMonitor`
 Sparse codes      `sparse_encode`, `orthogonal_matching_pursuit`, `SparseCoder`,
                   `DictionaryLearning`, `MiniBatchDictionaryLearning`
 Sparse encoders   `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`,
                   `coupled_lista_encode`
 Mixtures          `GaussianMixture`, `MixtureModel`
 E-steps           `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
-torch.distributions   `FusedNormal`
+torch.distributions   `FusedNormal`, `FamilyDistribution`
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from latent_kernels.variational.diagnostics import (
     normalized_weights,
     pareto_k,
 )
-from latent_kernels.variational.distributions import FusedNormal
+from latent_kernels.variational.distributions import FamilyDistribution, FusedNormal
 from latent_kernels.variational.families import Bernoulli, Categorical, DiagonalGaussian
 from latent_kernels.variational.gaussian import gaussian_kl, rsample, rsample_kl, rsample_log_prob
+from latent_kernels.variational.monitor import GradientVarianceMonitor
 from latent_kernels.variational.score import (
     disarm,
     disarm_gradient,
@@ -87,8 +88,10 @@ __all__ = [
     "Categorical",
     "DiagonalGaussian",
     "DictionaryLearning",
+    "FamilyDistribution",
     "FusedNormal",
     "GaussianMixture",
+    "GradientVarianceMonitor",
     "LCoD",
     "LISTA",
     "MiniBatchDictionaryLearning",
