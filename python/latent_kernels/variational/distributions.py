@@ -155,7 +155,7 @@ class FamilyDistribution(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(value) in nats, [*sample_shape, *batch_shape]; value may broadcast."""
-        if self._validate_args:
+        if self._validate_args and value.numel():  # torch's constraints take nothing empty
             self._validate_sample(value)
         family, own = self.family, (*self.batch_shape, *self.event_shape)
         if value.shape[-len(own) :] != own:
