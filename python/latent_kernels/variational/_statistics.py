@@ -107,7 +107,31 @@ def signal_to_noise(
     )
     with np.errstate(divide="ignore", invalid="ignore"):  # where all but one gradient are the same
         ratios = squares / traces - 1 / (repeats - 1)
-        error = math.sqrt((repeats - 1) / repeats * float(((ratios - ratios.mean()) ** 2).sum()))
+    return _roots(ratio, ratios)
+
+
+def ratio_of_means(squares: Floats, variances: Floats) -> tuple[float, float, float]:
+    """sqrt(mean of squares / mean of variances) with its 95% interval, from pairs [R] of them: by
+    the jackknife of its square, as `signal_to_noise`.
+    """
+    square, variance, count = float(squares.mean()), float(variances.mean()), len(squares)
+    if not variance:
+        found = math.inf if square > 0 else 0.0
+        return found, found, found
+    if count < 2:
+        return math.sqrt(max(square / variance, 0.0)), 0.0, math.inf
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (squares.sum() - squares) / (variances.sum() - variances)
+    return _roots(square / variance, ratios)
+
+
+def _roots(ratio: float, ratios: Floats) -> tuple[float, float, float]:
+    """The root of a squared ratio, and of its interval by the jackknife: from the values [R] of the
+    ratio without each of the R observations.
+    """
+    count = len(ratios)
+    with np.errstate(invalid="ignore"):
+        error = math.sqrt((count - 1) / count * float(((ratios - ratios.mean()) ** 2).sum()))
     if not math.isfinite(error):
         return math.sqrt(max(ratio, 0.0)), 0.0, math.inf
     low, high = ratio - _CRITICAL * error, ratio + _CRITICAL * error
