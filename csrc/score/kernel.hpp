@@ -30,12 +30,20 @@ struct GaussianMoments {
   }
 };
 
-// Scores are q in the class and -p outside it; of pairs the sums are their moments.
+// The sum in a class where weights_cancel(). Where all samples are in it the gradient is 0 whatever the probabilities:
+// `in`, then the same sum as `all`, is what rounding left. NaN where `all` is not finite.
+template <class V>
+LK_INLINE V centred_sum(V in, V all) {
+  return map([](auto in, auto all) { return in == all ? all - all : in + (all - all); }, in, all);
+}
+
+// Scores are q in the class and -p outside it; of pairs the sums are their moments. Where weights `cancel`, p may be
+// anything that is NaN where there are no probabilities.
 template <class C>
 struct DiscreteMoments {
   const C* sums;
   int64_t stride;
-  bool coefficients, squares, pairs;
+  bool coefficients, squares, pairs, cancel;
   const C *p, *q;
 
   template <class Place>
@@ -47,8 +55,11 @@ struct DiscreteMoments {
       if (squares) m.e = row(kSquareIn);
       return m;
     }
-    const auto pp = load(p + i, k), qq = load(q + i, k), out = row(kOut);
-    m.a = fma(qq, in, -(pp * out));
+    const auto pp = load(p + i, k), out = row(kOut);
+    if (cancel) m.a = map([](auto a, auto p) { return p == p ? a : p; }, centred_sum(in, out), pp);
+    if (cancel && !squares) return m;
+    const auto qq = load(q + i, k);
+    if (!cancel) m.a = fma(qq, in, -(pp * out));
     if (squares) m.e = fma(qq * qq, row(kSquareIn), (pp * pp) * row(kSquareOut));
     if (coefficients) {
       const auto count_in = row(kCountIn), count_out = row(kCountOut);
@@ -190,6 +201,11 @@ inline void finish_gradients(const ScoreProblem& p, int64_t group, const Tile& t
     return;
   }
   const C* logits = load_tile<T>({p.parameters[0], plane, 0, p.cols}, group, 0, tile, buffer);
+  const bool cancel = weights_cancel(p);
+  if (cancel && !squares) {
+    const DiscreteMoments<C> moments{sums, stride, false, false, false, true, logits, nullptr};
+    return write_gradient<T>(p, 0, place, n, C(1), nullptr, weight, moments, result.at);
+  }
   each<C>(n, [&](int64_t i, auto k) {
     const auto l = load(logits + i, k);
     auto larger = l, smaller = l;
@@ -199,15 +215,59 @@ inline void finish_gradients(const ScoreProblem& p, int64_t group, const Tile& t
     store(in + i, map(pick, l, larger, smaller), k);
     store(out + i, map(pick, l, smaller, larger), k);
   });
-  const DiscreteMoments<C> moments{sums, stride, coefficients, squares, pairs, in.at, out.at};
+  const DiscreteMoments<C> moments{sums, stride, coefficients, squares, pairs, cancel, in.at, out.at};
   write_gradient<T>(p, 0, place, n, C(1), pairs ? scale.at : nullptr, weight, moments, result.at);
 }
 
+// Whether an element has no softmax: a NaN among its logits, or no finite greatest one.
+template <class C>
+inline bool no_softmax(const C* logits, int64_t classes) {
+  C most = logits[0];
+  for (int64_t k = 1; k < classes; ++k) most = logits[k] > most || logits[k] != logits[k] ? logits[k] : most;
+  return most - most != 0;
+}
+
+template <class C>
+inline bool all_finite(const C* x, int64_t n) {
+  Vec<C> found = {};
+  each<C>(n, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
+    map([&](Vec<C> v) { return found = v - v == C(0) ? found : splat<C>(C(1)); }, load(x + i, k));
+  });
+  return sum_by_halves(found) == C(0);
+}
+
+// Where sums_by_element(). Elements without probabilities have NaN.
 template <class T>
-inline void finish_classes(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* sums,
-                           int64_t stride, Compute<T>* beside) {
+inline void finish_in_class(const ScoreProblem& p, int64_t group, const Tile& tile, const Compute<T>* sums,
+                            int64_t stride, Compute<T>* beside) {
   using C = Compute<T>;
-  Scratch<C> weight_buffer;
+  const int K = static_cast<int>(p.classes), n = tile.size();
+  const int64_t place = ((group * p.rows + tile.row0) * p.cols + tile.col0) * K, cells = cells_of_tile(p);
+  C *const weight_buffer = beside, *const all = beside + cells, *const buffer = all + cells, *const wide = buffer + cells;
+  const Tile tile_of_cells{tile.row0, tile.col0, tile.rows, tile.cols * K, true, true};
+  const C* weight = upstream_tile(p, group, tile_of_cells, weight_buffer);
+  repeat_rows(sums + kOut * stride, tile_of_cells, all);
+  T* const to = static_cast<T*>(p.gradients[0]) + place;
+  C* const out = output_tile(to, buffer);
+  const C per_other = C(1) / (static_cast<C>(p.samples) - C(1));
+  each<C>(n * K, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
+    auto gradient = centred_sum(load(sums + i, k), load(all + i, k)) * per_other;
+    if (weight != nullptr) gradient = gradient * load(weight + i, k);
+    store(out + i, gradient, k);
+  });
+  const C* logits = load_tile<T>({p.parameters[0], 0, 0, 0}, 0, 0, Tile{0, place, 1, n * K, true, true}, wide);
+  for (int i = all_finite(logits, n * K) ? n : 0; i < n; ++i)
+    if (no_softmax(logits + i * K, K))
+      for (int k = 0; k < K; ++k) out[i * K + k] = C(__builtin_nan(""));
+  finish_tile(out, n * K, to);
+}
+
+template <class T>
+inline void finish_classes(const ScoreProblem& p, int64_t group, const Tile& tile, Compute<T>* sums, int64_t stride,
+                           Compute<T>* beside) {
+  if (sums_by_element(p)) return finish_in_class<T>(p, group, tile, sums, stride, beside);
+  using C = Compute<T>;
+  Scratch<C> weight_buffer, all;
   const int n = tile.size();
   const int64_t K = p.classes, cells = cells_of_tile(p),
                 place = (group * p.rows * p.cols + tile.row0 * p.cols + tile.col0) * K;
@@ -217,7 +277,13 @@ inline void finish_classes(const ScoreProblem& p, int64_t group, const Tile& til
   const C* weight = upstream_tile(p, group, tile, weight_buffer.at);
   for (int64_t k = 0; weight != nullptr && k < K; ++k)
     std::memcpy(of_classes + k * n, weight, sizeof(C) * static_cast<size_t>(n));
-  const DiscreteMoments<C> moments{sums, stride, keeps_coefficients(p), keeps_squares(p), false, in, out};
+  if (weights_cancel(p)) {  // for each row, to be read for each cell
+    repeat_rows(sums + kOut * stride, tile, all.at);
+    for (int64_t k = 0; k < K; ++k)
+      std::memcpy(sums + kOut * stride + k * n, all.at, sizeof(C) * static_cast<size_t>(n));
+  }
+  const DiscreteMoments<C> moments{sums, stride, keeps_coefficients(p), keeps_squares(p), false, weights_cancel(p),
+                                   in,   out};
   write_cells(p, static_cast<int>(n * K), C(1), static_cast<const C*>(nullptr),
               weight != nullptr ? of_classes : nullptr, moments, gradient, keeps_squares(p) ? variance : nullptr);
   T* const to = static_cast<T*>(p.gradients[0]) + place;
@@ -254,7 +320,8 @@ bool score_gradient(const ScoreProblem& p, const Part& part, void* workspace, vo
           C* to = static_cast<C*>(partial) + (part.group * plane + tile.row0 * p.cols + tile.col0) * K;
           for (int64_t j = 0; j < p.folds * kMostSums; ++j)
             if (keeps(p, static_cast<int>(j % kMostSums)))
-              std::memcpy(to + j * stride, sums + j * cells, sizeof(C) * static_cast<size_t>(tile.size() * K));
+              std::memcpy(to + j * stride, sums + j * cells,
+                          sizeof(C) * static_cast<size_t>(sums_in_tile(p, tile, static_cast<int>(j % kMostSums))));
         } else if (p.family == kCategorical) {
           finish_classes<T>(p, part.group, tile, sums, cells, beside);
         } else {
@@ -282,7 +349,7 @@ void score_merge(const ScoreProblem& p, const Part& part, void* workspace, const
           C* const to = sums + j * cells;
           for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const C* part_sums = from + chunk * p.folds * kMostSums * stride;
-            each<C>(tile.size() * K, [&](int64_t i, auto k) {
+            each<C>(sums_in_tile(p, tile, static_cast<int>(j % kMostSums)), [&](int64_t i, auto k) {
               store(to + i, chunk == 0 ? load(part_sums + i, k) : load(to + i, k) + load(part_sums + i, k), k);
             });
           }

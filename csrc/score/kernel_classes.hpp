@@ -1,7 +1,7 @@
 // The categorical family's score-function gradients: sums over the samples of each class, and what follows from them.
 //
-// Inside a tile, arrays lie class by class, [K, n]: a register holds one class of several elements, so that sums,
-// maxima and softmax run over registers in order of k, with no sum across lanes.
+// Where probabilities are needed, a tile's arrays lie class by class, [K, n]: a register holds one class of several
+// elements, so that sums, maxima and softmax run over registers in order of k, with no sum across lanes.
 #pragma once
 
 #include <algorithm>
@@ -20,59 +20,31 @@ LK_INLINE void each_cell(int n, int64_t classes, Body f) {
 
 // --- sums over samples ----------------------------------------------------------------------------------------
 
-// Samples of a tile side by side: their weights, and their classes as the bits of integers as wide, -1 for none.
-template <class C>
-struct ClassSamples {
-  using Class = typename std::conditional<sizeof(C) == 4, int32_t, int64_t>::type;
-  int count;
-  Scratch<C> classes, weights;
+// The sums of element i in class k lie at i * element + k * of_class.
+struct CellStrides {
+  int64_t element, of_class;
 };
 
-// Adds f, f^2 or 1 of samples in `groups` classes from k on to their sums: each class in a register, chosen by a mask.
-template <int groups, int sum, class C, class Place>
-LK_INLINE void add_to_classes(const ClassSamples<C>& samples, int n, int64_t i, int64_t k, C* cells, Place part) {
-  using V = Vec<C>;
-  V total[groups];
-  for (int j = 0; j < groups; ++j) total[j] = load(cells + (k + j) * n + i, part);
-  for (int s = 0; s < samples.count; ++s) {
-    const auto z = bit_cast<Bits<C>>(load(samples.classes.at + s * n + i, part));
-    V f = splat<C>(C(1));
-    if constexpr (sum != kCountIn) f = load(samples.weights.at + s * n + i, part);
-    if constexpr (sum == kSquareIn) f = f * f;
-    for (int j = 0; j < groups; ++j) {
-      const auto k_bits = Bits<C>{} + static_cast<typename ClassSamples<C>::Class>(k + j);
-      total[j] = total[j] + (z == k_bits ? f : V{});
-    }
-  }
-  for (int j = 0; j < groups; ++j) store(cells + (k + j) * n + i, total[j], part);
+// How many sums `sum` has in a tile.
+inline int64_t sums_in_tile(const ScoreProblem& p, const Tile& tile, int sum) {
+  if (p.family == kCategorical && weights_cancel(p) && sum == kOut) return tile.rows;
+  return tile.size() * larger(p.classes, 1);
 }
 
-// The same of all classes; of many, cell by cell.
+// Adds f, f^2 or 1 to the sum of each element's class.
 template <int sum, class C>
-inline void add_samples_of_classes(const ClassSamples<C>& samples, int n, int64_t classes, C* cells) {
-  if (classes > 4 * lanes<C>) {
-    for (int s = 0; s < samples.count; ++s) {
-      for (int i = 0; i < n; ++i) {
-        const auto z = bit_cast<typename ClassSamples<C>::Class>(samples.classes.at[s * n + i]);
-        const C f = samples.weights.at[s * n + i];
-        if (z >= 0) cells[z * n + i] += sum == kCountIn ? C(1) : sum == kSquareIn ? f * f : f;
-      }
-    }
-    return;
-  }
-  const auto block = [&](int64_t i, auto part) LK_INLINE_LAMBDA {
-    int64_t k = 0;
-    const auto step = [&](auto groups) LK_INLINE_LAMBDA {
-      constexpr int count = decltype(groups)::value;
-      for (; k + count <= classes; k += count) add_to_classes<count, sum>(samples, n, i, k, cells, part);
-    };
-    step(std::integral_constant<int, 8>{});
-    step(std::integral_constant<int, 4>{});
-    step(std::integral_constant<int, 1>{});
+inline void add_to_classes(const int64_t* z, const Tile& tile, const C* weights, bool by_row, CellStrides strides,
+                           C* cells) {
+  const auto add = [=](int64_t i, C f) LK_INLINE_LAMBDA {
+    cells[i * strides.element + z[i] * strides.of_class] += sum == kCountIn ? C(1) : sum == kSquareIn ? f * f : f;
   };
-  int i = 0;
-  for (; i + lanes<C> <= n; i += lanes<C>) block(i, Whole{});
-  if (i < n) block(i, First{n - i});
+  for (int begin = 0, r = 0; begin < tile.size(); begin += tile.cols, ++r) {
+    const C of_row = weights[r];
+    if (by_row)
+      for (int i = begin; i < begin + tile.cols; ++i) add(i, of_row);
+    else
+      for (int i = begin; i < begin + tile.cols; ++i) add(i, weights[i]);
+  }
 }
 
 // What is outside a class is the total less the class.
@@ -85,71 +57,59 @@ inline void fill_outside(int n, int64_t classes, const C* in, C* out) {
   });
 }
 
-// Draws or reads `count` samples of a tile from sample s on. Returns whether all lie in the support.
+// The classes of sample s at a tile, where they lie or in `buffer`; nullptr where some are outside the support.
+// `ahead`: the distance in z to what is read next.
 template <class T>
-inline bool take_samples(const ScoreProblem& p, const Part& part, const Tile& tile, int64_t s, int count,
-                         const uint64_t* table, Weights<Compute<T>>& weights, ClassSamples<Compute<T>>& samples) {
-  using C = Compute<T>;
-  using Class = typename ClassSamples<C>::Class;
+inline const int64_t* classes_of_sample(const ScoreProblem& p, const Part& part, const Tile& tile, int64_t s,
+                                        int64_t ahead, const uint64_t* table, int64_t* buffer) {
   const int n = tile.size();
-  const int64_t plane = p.rows * p.cols, place = tile.row0 * p.cols + tile.col0, K = p.classes;
-  alignas(64) float noise[noise_length(kClassTile)];
-  Scratch<C> buffer;
-  bool inside = true;
-  samples.count = count;
-  for (int j = 0; j < count; ++j, ++s) {
-    const int64_t e = s * plane + place;
-    C* const classes = samples.classes.at + j * n;
-    if (p.z == nullptr) {
-      const float* words =
-          noise_tile<kWords>(seed_of(p.seed, part.group), p.offset + static_cast<uint64_t>(e), n, noise);
-      for (int i = 0; i < n; ++i)
-        classes[i] = bit_cast<C>(static_cast<Class>(categorical_draw(table + i * K, K, bit_cast<uint32_t>(words[i]))));
-    } else {
-      const int64_t* z = static_cast<const int64_t*>(p.z) + part.group * p.samples * plane + e;
-      int64_t outside = 0;
-      for (int i = 0; i < n; ++i) {
-        const bool in = static_cast<uint64_t>(z[i]) < static_cast<uint64_t>(K);
-        outside |= !in;
-        classes[i] = bit_cast<C>(in ? static_cast<Class>(z[i]) : Class(-1));
-      }
-      inside &= outside == 0;
-    }
-    C* const to = samples.weights.at + j * n;
-    const C* w = weights.at(s, n, buffer);
-    if (weights.by_row())
-      for (int r = 0; r < tile.rows; ++r) std::fill_n(to + r * tile.cols, tile.cols, w[r]);
-    else
-      std::memcpy(to, w, sizeof(C) * static_cast<size_t>(n));
+  const int64_t plane = p.rows * p.cols, e = s * plane + tile.row0 * p.cols + tile.col0, K = p.classes;
+  if (p.z == nullptr) {
+    alignas(64) float noise[noise_length(kTile)];
+    const float* words = noise_tile<kWords>(seed_of(p.seed, part.group), p.offset + static_cast<uint64_t>(e), n, noise);
+    for (int i = 0; i < n; ++i) buffer[i] = categorical_draw(table + i * K, K, bit_cast<uint32_t>(words[i]));
+    return buffer;
   }
-  return inside;
+  const int64_t* z = static_cast<const int64_t*>(p.z) + part.group * p.samples * plane + e;
+  for (int i = 0; i < n; i += 8) __builtin_prefetch(z + ahead + i);
+  int64_t outside = 0;
+  for (int i = 0; i < n; ++i) outside |= static_cast<uint64_t>(z[i]) >= static_cast<uint64_t>(K) ? 1 : 0;
+  return outside != 0 ? nullptr : z;
 }
 
-// The sums of a tile over the part's samples, [K, n] each: sum j of fold f at sums[(f * kMostSums + j) * stride].
+// The sums of a tile over the part's samples: sum j of fold f at sums[(f * kMostSums + j) * stride].
 template <class T>
 inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile, Compute<T>* sums, int64_t stride,
                        uint64_t* table, bool& outside) {
   using C = Compute<T>;
   const int n = tile.size();
-  const int64_t K = p.classes, place = part.group * p.rows * p.cols + tile.row0 * p.cols + tile.col0;
+  const int64_t K = p.classes, plane = p.rows * p.cols, place = tile.row0 * p.cols + tile.col0;
+  const CellStrides strides = sums_by_element(p) ? CellStrides{K, 1} : CellStrides{1, n};
   Weights<C> weights(p, part.group, tile, 1);
-  ClassSamples<C> samples;
-  if (p.z == nullptr) cumulative_table(static_cast<const T*>(p.parameters[0]) + place * K, n, K, table);
+  Scratch<C> buffer;
+  int64_t drawn[kTile];
+  if (p.z == nullptr)
+    cumulative_table(static_cast<const T*>(p.parameters[0]) + (part.group * plane + place) * K, n, K, table);
   for (int64_t fold = 0; fold < p.folds; ++fold) {
     C* const to = sums + fold * kMostSums * stride;
-    for (int j = 0; j < kDiscreteSums; j += 2)
-      if (keeps(p, j)) std::memset(to + j * stride, 0, sizeof(C) * static_cast<size_t>(n * K));
-    const int64_t first = larger(part.sample0, fold * p.samples / p.folds);
+    for (int j = 0; j < kDiscreteSums; ++j)
+      if (keeps(p, j)) std::memset(to + j * stride, 0, sizeof(C) * static_cast<size_t>(sums_in_tile(p, tile, j)));
     const int64_t end = smaller(part.sample1, (fold + 1) * p.samples / p.folds);
-    const int64_t at_once = larger(kTile / n, 1);
-    for (int64_t s = first; s < end; s += at_once) {
-      const int count = static_cast<int>(smaller(at_once, end - s));
-      outside |= !take_samples<T>(p, part, tile, s, count, table, weights, samples);
-      add_samples_of_classes<kIn>(samples, n, K, to + kIn * stride);
-      if (keeps(p, kSquareIn)) add_samples_of_classes<kSquareIn>(samples, n, K, to + kSquareIn * stride);
-      if (keeps(p, kCountIn)) add_samples_of_classes<kCountIn>(samples, n, K, to + kCountIn * stride);
+    for (int64_t s = larger(part.sample0, fold * p.samples / p.folds); s < end; ++s) {
+      // The same place of the next sample, or the next tile of the first.
+      const int64_t ahead = s + 1 < part.sample1 ? plane : (part.sample0 - s) * plane + n;
+      const int64_t* z = classes_of_sample<T>(p, part, tile, s, ahead, table, drawn);
+      outside |= z == nullptr;
+      if (z == nullptr) continue;
+      const C* w = weights.at(s, n, buffer);
+      const bool by_row = weights.by_row();
+      add_to_classes<kIn>(z, tile, w, by_row, strides, to + kIn * stride);
+      if (weights_cancel(p))
+        for (int r = 0; r < tile.rows; ++r) to[kOut * stride + r] += w[by_row ? r : r * tile.cols];
+      if (keeps(p, kSquareIn)) add_to_classes<kSquareIn>(z, tile, w, by_row, strides, to + kSquareIn * stride);
+      if (keeps(p, kCountIn)) add_to_classes<kCountIn>(z, tile, w, by_row, strides, to + kCountIn * stride);
     }
-    for (int j = 0; j < kDiscreteSums; j += 2)
+    for (int j = weights_cancel(p) ? kSquareIn : kIn; j < kDiscreteSums; j += 2)
       if (keeps(p, j)) fill_outside(n, K, to + j * stride, to + (j + 1) * stride);
   }
 }

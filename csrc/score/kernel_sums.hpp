@@ -13,7 +13,8 @@
 namespace lk {
 namespace LK_ISA {
 
-// Which sums a family keeps. Names of rows in the arrays of sums.
+// Which sums a family keeps. Names of rows in the arrays of sums. Where weights_cancel(), kOut is the sum over
+// all samples: of a Categorical one for each row.
 enum GaussianSum { kAt, kAu, kEt, kEu, kBt, kBu, kCt, kCu, kDt, kDu, kF, kGaussianSums };
 enum DiscreteSum { kIn, kOut, kSquareIn, kSquareOut, kCountIn, kCountOut, kDiscreteSums };
 static_assert(kGaussianSums == kMostSums && kDiscreteSums <= kMostSums, "score_workspace counts them");
@@ -213,8 +214,8 @@ LK_NOINLINE void gaussian_sums(Run run, int64_t ahead, const C* mean, const C* i
   });
 }
 
-// Bernoulli: sums over samples with z = 1 and over the others.
-template <bool coefficients, bool squares, int K, class C>
+// Bernoulli: sums over samples with z = 1, and over the others; kOut is the sum over all where those `cancel`.
+template <bool cancel, bool coefficients, bool squares, int K, class C>
 LK_NOINLINE void bernoulli_sums(Run run, int64_t ahead, const C* const* zs, const C* const* ws, C* const* to) {
   const Addresses<const C*, K> z(zs);
   const Addresses<C*, kDiscreteSums> sums(to);
@@ -226,9 +227,12 @@ LK_NOINLINE void bernoulli_sums(Run run, int64_t ahead, const C* const* zs, cons
     for (int j = 0; j < K; ++j) {
       prefetch(z[j] + i + ahead, k);
       const auto f = weight(j);
-      const auto one = load(z[j] + i, k), f_in = one * f, f_out = -(f_in - f);
-      in = in + f_in;
-      out = out + f_out;
+      const auto one = load(z[j] + i, k);
+      in = fma(one, f, in);
+      if (cancel) out = out + f;
+      if (cancel && !squares) continue;
+      const auto f_in = one * f, f_out = -(f_in - f);
+      if (!cancel) out = out + f_out;
       if (squares) square_in = fma(f_in, f_in, square_in), square_out = fma(f_out, f_out, square_out);
       if (coefficients) count_in = count_in + one, count_out = count_out - (one - C(1));
     }
@@ -325,8 +329,10 @@ inline void add_samples(const ScoreProblem& p, int64_t group, const Tile& tile, 
   const Run run{m, tile.cols, weights.by_row()};
   const auto choose = [&](auto with_coefficients, auto with_squares) {
     constexpr bool c = decltype(with_coefficients)::value, q = decltype(with_squares)::value;
-    if (p.family == kBernoulli)
-      bernoulli_sums<c, q, K>(run, ahead, z, w, sums);
+    if (weights_cancel(p))
+      bernoulli_sums<true, false, q, K>(run, ahead, z, w, sums);
+    else if (p.family == kBernoulli)
+      bernoulli_sums<false, c, q, K>(run, ahead, z, w, sums);
     else if (p.family == kAntithetic)
       antithetic_sums<q, K>(run, ahead, z, twin, w, sums);
     else if (drawn)

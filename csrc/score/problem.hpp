@@ -29,11 +29,22 @@ struct ScoreProblem {
   void* variances[2];     // each may be null
 };
 
+// Whether a discrete family's gradient is the sum over samples in each class alone. The weights of a row, f - mean f,
+// sum to 0, and so does what is subtracted in every class, p times their sum.
+static inline bool weights_cancel(const ScoreProblem& p) {
+  return (p.family == kBernoulli || p.family == kCategorical) && p.control == kLeaveOneOut && !p.per_element;
+}
+// Whether a Categorical's sums lie element by element, as the gradient does; else class by class, as probabilities do.
+static inline bool sums_by_element(const ScoreProblem& p) { return weights_cancel(p) && p.variances[0] == nullptr; }
+
 // Room that one call of score_gradient or score_merge works in, in elements of the compute type: for each fold the sums
 // of a tile, and some arrays of that size beside them. One register more each, as arithmetic runs over the end; a
 // multiple of 16, so that each array begins where a word of 64 bits may.
-constexpr int64_t kClassTile = 128;  // elements of a categorical tile: several samples of them fit a buffer of kTile
-static inline int64_t class_tile(const ScoreProblem& p) { return std::min(elements_of_block(p.classes), kClassTile); }
+constexpr int64_t kClassTile = 128;  // elements of a categorical tile with many arrays of [classes, elements]
+static inline int64_t class_tile(const ScoreProblem& p) {
+  const int64_t most = elements_of_block(p.classes);
+  return sums_by_element(p) ? most : std::min(most, kClassTile);
+}
 constexpr int kMostSums = 11, kBesideSums = 5;
 static inline int64_t cells_of_tile(const ScoreProblem& p) {
   const int64_t cells = p.family == kCategorical ? class_tile(p) * p.classes : kTile;
