@@ -24,15 +24,10 @@ Tensor = torch.Tensor
 F64 = torch.float64
 
 
-def averages(monitor: lk.GradientVarianceMonitor) -> list[tuple[Tensor, Tensor]]:
+def averages(monitor: lk.GradientVarianceMonitor) -> list[tuple[Tensor, ...]]:
     """For each group the estimates of V and of |E g|^2, one a measurement."""
-    return [
-        (
-            torch.stack([x.traces[i] for x in monitor._kept]),
-            torch.stack([x.squares[i] for x in monitor._kept]),
-        )
-        for i in range(len(monitor.names))
-    ]
+    groups = range(len(monitor.names))
+    return [tuple(torch.from_numpy(x) for x in monitor._estimates(i)) for i in groups]
 
 
 def check_mean(found: Tensor, expected: float) -> None:

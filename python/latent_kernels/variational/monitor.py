@@ -8,7 +8,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,7 @@ import numpy.typing as npt
 import torch
 
 from latent_kernels import _checks
-from latent_kernels.kernels.eager import row_dtype
-from latent_kernels.variational._statistics import interval, ratio_of_means
+from latent_kernels.variational._statistics import Floats, interval, ratio_of_means
 
 Tensor = torch.Tensor
 
@@ -208,6 +206,8 @@ class GradientVarianceMonitor:
                 by pairs of steps, or for a second measurement in one step.
 
         """
+        if not self._begins("record"):
+            return
         for name, given in (("gradients", gradients), ("variances", variances)):
             if not isinstance(given, (tuple, list)) or len(given) != len(self.names):
                 got = f"{len(given)} of them" if isinstance(given, (tuple, list)) else repr(given)
@@ -223,9 +223,9 @@ class GradientVarianceMonitor:
                     f"variances must have the shapes of gradients, {tuple(gradient.shape)}; got "
                     f"{tuple(variance.shape)}"
                 )
-        if self._begins("record"):
-            traces = [x.detach().sum(dtype=torch.float64) for x in variances]
-            self._found = _measurement(traces, [_square(x.detach()) for x in gradients])
+        with torch.no_grad():
+            traces = [_wide(x).sum() for x in variances]
+            self._found = _Measurement(traces, [_square(x) for x in gradients])
 
     def watch(self, z: Tensor, mean: Tensor, logvar: Tensor) -> None:
         r"""Take the measurement of this step in backward, from the gradient that reaches each
@@ -249,6 +249,8 @@ class GradientVarianceMonitor:
                 by pairs of steps, or for a second measurement in one step.
 
         """
+        if not self._begins("watch"):
+            return
         for name, x in (("z", z), ("mean", mean), ("logvar", logvar)):
             _checks.floating(name, x)
         shape = _checks.broadcast(mean=mean, logvar=logvar)
@@ -264,8 +266,7 @@ class GradientVarianceMonitor:
                 f"mean and logvar must require grad for the groups {', '.join(self.names)}; "
                 f"{len(parameters)} of the two do"
             )
-        if self._begins("watch"):
-            self._watch = _Watch(z, mean, logvar)
+        self._watch = _Watch(z, mean, logvar)
 
     def step(self) -> None:
         """End a step of the training: after backward, before the gradients are changed or cleared.
@@ -281,7 +282,8 @@ class GradientVarianceMonitor:
             watch, self._watch = self._watch, None
             self._found = watch.measurement()
         elif self._found is None and not self._by_record and self._tensors_known():
-            self._pair()
+            with torch.no_grad():
+                self._pair()
         found, self._found = self._found, None
         self._steps += 1
         if found is not None:
@@ -292,11 +294,22 @@ class GradientVarianceMonitor:
 
     def summary(self) -> dict[str, GradientNoise]:
         """Return what the last `window` measurements say, by the group's name."""
-        kept = list(self._kept)
-        return {
-            name: _noise([x.traces[i] for x in kept], [x.squares[i] for x in kept])
-            for i, name in enumerate(self.names)
-        }
+        return {name: _noise(*self._estimates(i)) for i, name in enumerate(self.names)}
+
+    def _estimates(self, group: int) -> tuple[Floats, Floats]:
+        """Return V and |E g|^2 by each of the last measurements of a group, those that are not
+        finite left out.
+        """
+        first, second = (
+            torch.stack([x[part][group] for x in self._kept]).double().cpu().numpy()
+            if self._kept
+            else np.empty(0)
+            for part in (0, 1)
+        )
+        finite = np.isfinite(first) & np.isfinite(second)
+        first, second = first[finite], second[finite]
+        # V and |g|^2, whose mean is |E g|^2 + V; or |g' - g|^2 and <g, g'> of a pair
+        return (first, second - first) if self._by_record else (0.5 * first, second)
 
     def report(self) -> dict[str, GradientNoise]:
         """Make a report of the last `window` measurements now: at the end of a training, say.
@@ -356,7 +369,7 @@ class GradientVarianceMonitor:
         traces, squares = [], []
         for first, group in zip(self._first, self._groups.items(), strict=True):
             pairs = list(zip(first, _gradients(*group), strict=True))
-            traces.append(0.5 * _total(_square(_wide(b) - _wide(a)) for a, b in pairs))
+            traces.append(_total(_square(_wide(b) - _wide(a)) for a, b in pairs))
             squares.append(_total(_product(a, b) for a, b in pairs))
         self._first = None
         self._found = _Measurement(traces, squares)
@@ -365,17 +378,11 @@ class GradientVarianceMonitor:
 # --- measurements ---------------------------------------------------------------------------------
 
 
-@dataclass
-class _Measurement:
-    """Of each group: estimates of the variance V and of |E g|^2."""
+class _Measurement(NamedTuple):
+    """Two scalars for each group: V and |g|^2, or |g' - g|^2 and <g, g'> of a pair."""
 
-    traces: list[Tensor]
-    squares: list[Tensor]
-
-
-def _measurement(traces: list[Tensor], squares: list[Tensor]) -> _Measurement:
-    """Return the measurement from V and |g|^2, whose mean is |E g|^2 + V."""
-    return _Measurement(traces, [a - b for a, b in zip(squares, traces, strict=True)])
+    first: list[Tensor]
+    second: list[Tensor]
 
 
 class _Watch:
@@ -412,22 +419,22 @@ class _Watch:
             x = terms if of_mean else 0.5 * terms * (self._z - self._mean)
             padded = (1,) * (x.dim() - 1 - len(shape)) + tuple(shape)
             x = x.sum_to_size(samples, *padded)  # for a parameter that rows share
-            traces.append(samples * x.var(0).sum(dtype=torch.float64))
-        return _measurement(traces, [_square(self._sums[i]) for i in range(1, len(self._hooks))])
+            traces.append(samples * x.var(0).sum())
+        return _Measurement(traces, [_square(self._sums[i]) for i in range(1, len(self._hooks))])
 
 
 def _square(x: Tensor) -> Tensor:
-    """|x|^2 in float64."""
     return _product(x, x)
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y>, summed in float64."""
-    return (_wide(x) * _wide(y)).sum(dtype=torch.float64)
+    """<x, y>, of all elements."""
+    return torch.dot(_wide(x).reshape(-1), _wide(y).reshape(-1))
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(row_dtype(x.dtype))
+    """Half precision is subtracted, multiplied and summed in float32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:
@@ -445,22 +452,23 @@ def _gradients(name: str, group: list[Tensor]) -> list[Tensor]:
             f"q_parameters {name!r} must have a gradient: call step() after backward() and before "
             "zero_grad()"
         )
-    return [torch.zeros_like(x) if x.grad is None else x.grad.detach().to_dense() for x in group]
+    return [torch.zeros_like(x) if x.grad is None else x.grad.to_dense() for x in group]
 
 
-def _noise(traces: list[Tensor], squares: list[Tensor]) -> GradientNoise:
-    """Return what the measurements of one group say."""
-    pairs = np.array([[float(x) for x in both] for both in zip(traces, squares, strict=True)])
-    pairs = pairs.reshape(-1, 2)
-    pairs = pairs[np.isfinite(pairs).all(1)]
-    count, unknown = len(pairs), (math.nan, math.nan)
+def _noise(variances: Floats, squares: Floats) -> GradientNoise:
+    """Return what the estimates of V and of |E g|^2 of one group say."""
+    count, unknown = len(variances), (math.nan, math.nan)
     if not count:
         return GradientNoise(0, math.nan, *unknown, math.nan, *unknown)
-    v, square = pairs.T
+    ratio, *limits = ratio_of_means(squares, variances)
     few = count < _FEWEST
-    ratio, low, high = ratio_of_means(square, v)
-    limits = unknown if few else interval(v)
-    return GradientNoise(count, float(v.mean()), *limits, ratio, *(unknown if few else (low, high)))
+    return GradientNoise(
+        count,
+        float(variances.mean()),
+        *(unknown if few else interval(variances)),
+        ratio,
+        *(unknown if few else limits),
+    )
 
 
 # --- checks ---------------------------------------------------------------------------------------
