@@ -19,19 +19,20 @@ from latent_kernels.sparse.dictionary_learning import DictionaryLearning
 class MiniBatchDictionaryLearning(DictionaryLearning):
     """A dictionary learned online by mini-batches, of which no codes are kept.
 
-    It differs from `DictionaryLearning` in two ways. First, `fit` calls `partial_fit` batch by
-    batch: in later passes a batch counts as new data, and older batches count less and less.
-    Second, it stops by the rules of sklearn.decomposition.MiniBatchDictionaryLearning, whose
-    arguments and defaults it has; there is no warning where max_iter passes end it.
-
-    The arguments that are not listed here are those of `DictionaryLearning`, as are the attributes;
-    ``converged_`` says whether tol or max_no_improvement ended `fit`.
+    It is `DictionaryLearning` but for two things. Batches of later passes are as new as those of
+    the first: older ones count less and less, and `fit` is `partial_fit` batch by batch. And it
+    ends as sklearn.decomposition.MiniBatchDictionaryLearning does, whose arguments and defaults it
+    has; there is no warning where max_iter passes end it.
 
     Args:
+        n_components, alpha, batch_size, shuffle, dict_init, transform_algorithm,
+            transform_n_nonzero_coefs, transform_alpha, split_sign, n_jobs, transform_max_iter,
+            transform_tol, positive_code, positive_dict, encoder, encoder_weight,
+            encoder_learning_rate, random_state, verbose: as in `DictionaryLearning`.
         max_iter: the maximum number of passes over X, >= 1.
-        fit_algorithm: as in `DictionaryLearning`; "lars" is "cd".
-        callback: a function that is called after every batch but the last, with a dict: "i", the
-            batch from 0; "dictionary"; "batch_cost", the mean objective of its rows.
+        fit_algorithm: as there; "lars" is "cd".
+        callback: a function that is called after every batch but the one that ends it, with a dict:
+            "i", the batch from 0; "dictionary"; "batch_cost", the mean objective of its rows.
         tol: `fit` ends where a batch changes the dictionary by at most this,
             ||D_new - D_old||_F / n_components; 0 for never.
         max_no_improvement: `fit` ends after so many batches in a row that do not lower a smoothed
@@ -39,17 +40,11 @@ class MiniBatchDictionaryLearning(DictionaryLearning):
             by the rest; None for never. Both look at batches after the first min(100, N /
             batch_size).
 
-    Source:
-        Mairal, Bach, Ponce, Sapiro, "Online dictionary learning for sparse coding" (2009).
+    Attributes:
+        as those of `DictionaryLearning`; converged_ is whether tol or max_no_improvement ended
+        `fit`.
 
-    Example:
-        >>> import numpy as np, latent_kernels as lk
-        >>> X = np.random.default_rng(0).normal(size=(500, 8))
-        >>> model = lk.MiniBatchDictionaryLearning(12, alpha=0.5, batch_size=50, random_state=0)
-        >>> model = model.fit(X)
-        >>> codes = model.transform(X)
-        >>> model.components_.shape, codes.shape, model.inverse_transform(codes).shape
-        ((12, 8), (500, 12), (500, 8))
+    Source: Mairal, Bach, Ponce, Sapiro, "Online dictionary learning for sparse coding" (2009).
 
     """
 

@@ -21,30 +21,20 @@ _KERNEL_DTYPES = (torch.float32, torch.float64)
 class FusedNormal(Normal):
     """`torch.distributions.Normal` whose samples and KL divergence come from the fused kernels.
 
-    ``FusedNormal(loc, scale)`` has Normal's arguments and behaviour: existing code changes one
-    import. `rsample` and `sample` compute the noise from a seed drawn from torch's default CPU
-    generator (so that ``torch.manual_seed`` governs them) and store none of it for backward.
-    ``kl_divergence`` with another FusedNormal or Normal keeps its precision where the two are
-    close, and is never negative. Second derivatives and forward mode of both differentiate the
-    formula in plain torch, with the same noise.
+    ``FusedNormal(loc, scale)`` takes what Normal takes and does what it does: existing code changes
+    one import. `rsample` and `sample` make noise from a seed drawn from torch's default CPU
+    generator (so that ``torch.manual_seed`` governs them) and keep none of it for backward.
+    ``kl_divergence`` with another FusedNormal or Normal keeps its digits where the two are close,
+    and is never negative. Second derivatives and forward mode of both differentiate the formula in
+    plain torch, with the same noise.
 
     Other names (`log_prob`, `entropy`, `cdf`, `icdf`, `expand`, ...) are inherited.
-
-    Example:
-        >>> import torch, latent_kernels as lk
-        >>> q = lk.FusedNormal(torch.ones(3, requires_grad=True), torch.ones(3))
-        >>> q.rsample((5,)).shape, q.sample().requires_grad
-        (torch.Size([5, 3]), False)
-        >>> p = torch.distributions.Normal(0.0, 1.0)
-        >>> torch.distributions.kl_divergence(q, p).tolist()
-        [0.5, 0.5, 0.5]
-
     """
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Return reparameterized samples of shape ``[*sample_shape, *batch_shape]``."""
+        """Reparameterized samples of shape [*sample_shape, *batch_shape]."""
         loc, scale, samples = self.loc, self.scale, math.prod(sample_shape)
-        if samples == 0:  # an empty result, with a gradient of zeros
+        if samples == 0:  # nothing, with a gradient of zeros
             return (loc + scale).expand(self._extended_shape(torch.Size(sample_shape)))
         if loc.dim() == 0:
             loc, scale = loc.reshape(1), scale.reshape(1)
@@ -54,13 +44,13 @@ class FusedNormal(Normal):
         return z.reshape(self._extended_shape(torch.Size(sample_shape)))
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Return samples as `rsample` does, without gradient."""
+        """As `rsample`, without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
 
 def _kl_normal_normal(p: Normal, q: Normal) -> Tensor:
-    """Return KL(p || q), element by element; `Independent` sums it."""
+    """KL(p || q), element by element; `Independent` sums it."""
     given: tuple[Tensor, ...] = p.loc, p.scale, q.loc, q.scale
     shape, dtype = p.loc.shape, p.loc.dtype
     wide = dtype

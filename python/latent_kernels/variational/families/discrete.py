@@ -16,18 +16,17 @@ from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi_near
 from latent_kernels.variational.families.family import Family, wide
 
 Tensor = torch.Tensor
-_CERTAIN = 1000.0  # e^-|l| is 0 in every dtype for a logit beyond this
+_CERTAIN = 1000.0  # of a logit beyond this, e^-|l| is 0 in every dtype
 
 
 def _softplus(x: Tensor) -> Tensor:
-    """Return ln(1 + e^x); torch's threshold of 20 would lose e^-x, which float64 can hold."""
+    """ln(1 + e^x); by torch's threshold of 20 it would lack e^-x, which are digits of float64."""
     return F.softplus(x, threshold=40)
 
 
 def _probabilities(name: str, p: Tensor, most: float = math.inf) -> Tensor:
-    """Return probabilities in a floating dtype; they may be given as one-hot vectors of integers.
-
-    Values outside [0, most] raise where the check needs no synchronization.
+    """Return probabilities in a floating dtype, one-hot vectors of integers too, refusing values
+    outside [0, most] where looking costs no synchronization.
     """
     if isinstance(p, Tensor) and not p.is_floating_point() and not p.is_complex():
         p = p.to(torch.get_default_dtype())
@@ -40,10 +39,10 @@ def _probabilities(name: str, p: Tensor, most: float = math.inf) -> Tensor:
 
 
 def _link(function: Callable[[Tensor], Tensor], p: Tensor, largest: float | None = None) -> Tensor:
-    """Return ln p or logit p, with gradient 0 at p = 0 and above `largest`.
+    """Return ln p or logit p, with gradient 0 at the ends, p = 0 and above `largest`.
 
-    Saturated sigmoids and masked classes lie there: the gradient that reaches them is 0, which
-    times the infinite slope would be NaN.
+    Saturated sigmoids and masked classes lie there; the infinite slope would make NaN of the 0 that
+    comes back to them.
     """
     limits = torch.finfo(p.dtype)
     inside = function(p.clamp(limits.tiny * limits.eps, largest))  # from the least number above 0
@@ -62,7 +61,7 @@ def _categorical_logits(name: str, p: Tensor) -> Tensor:
 def _one_of(
     logits: Tensor | None, probs: Tensor | None, of_probs: Callable[[str, Tensor], Tensor]
 ) -> Tensor:
-    """Return the logits, from the one of the two arguments that is given."""
+    """Return logits, given as such or as probabilities."""
     if probs is None and logits is not None:
         return logits
     if probs is None or logits is not None:
@@ -78,7 +77,7 @@ class _Discrete(Family):
 
     @property
     def logits(self) -> Tensor:
-        """The logits, [..., D], or [..., D, K] of a Categorical."""
+        """[..., D], or [..., D, K] of a Categorical."""
         return self.parameters[0]
 
     def sample(
@@ -89,7 +88,8 @@ class _Discrete(Family):
         offset: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return samples without gradient; a seed gives the same ones on every device.
+        """Samples without gradient; the same from one seed on every device
+        (kernels/families/README.md has the rule).
 
         Args:
             num_samples: S >= 1, or None for one sample without a sample dimension.
@@ -99,12 +99,12 @@ class _Discrete(Family):
             generator: a torch.Generator to draw the seed from, in place of `seed`.
 
         Returns:
-            Samples [S, ..., D], or [..., D] where num_samples is None: 0 and 1 in the logits' dtype
-            (Bernoulli), int64 classes (Categorical).
+            [S, ..., D], or [..., D] for None: 0 and 1 in the logits' dtype (Bernoulli), int64
+            classes (Categorical).
 
         Raises:
-            ValueError: a variable of a Categorical has no probabilities, since its logits are NaN,
-                inf, or -inf for every class. On a GPU class 0 is drawn for it instead.
+            ValueError: for a Categorical with a variable that has no probabilities, its logits NaN,
+                inf or -inf for every class. On a GPU class 0 is drawn for it.
 
         """
         given = _checks.samples(num_samples)
@@ -131,42 +131,18 @@ class _Discrete(Family):
 
 
 class Bernoulli(_Discrete):
-    r"""Independent Bernoulli variables over the last dimension, P(z = 1) = sigmoid(logits).
+    """Independent Bernoulli variables over the last dimension, P(z = 1) = sigmoid(logits).
 
-    .. math::
-        \log q(z) = \sum_d z_d l_d - \ln(1 + e^{l_d})
-
-    The natural parameter is the logit l, the sufficient statistic z. All methods keep their
-    precision for large logits.
+    Natural parameter the logit, sufficient statistic z. Everything keeps its digits for large
+    logits.
 
     Args:
         logits: [..., D], float32, float64, bfloat16 or float16.
-        probs: P(z = 1) in place of the logits, [..., D]; values of 0 and 1 have gradient 0.
+        probs: P(z = 1) in their place, [..., D]; 0 and 1 are certain, and have gradient 0.
 
     Raises:
-        TypeError, ValueError: an argument is wrong (the message names it); also for probabilities
-            outside [0, 1] on the CPU (elsewhere they give NaN).
-
-    Example:
-        >>> import torch, latent_kernels as lk
-        >>> q = lk.Bernoulli(torch.zeros(3, 2))
-        >>> z = q.sample(5, seed=0)
-        >>> z.shape, q.log_prob(z).shape
-        (torch.Size([5, 3, 2]), torch.Size([5, 3]))
-        >>> q.sample_antithetic(5, seed=0).shape
-        torch.Size([2, 5, 3, 2])
-        >>> certain = lk.Bernoulli(probs=torch.tensor([0.0, 1.0]))
-        >>> certain.sample(seed=0), certain.entropy()
-        (tensor([0., 1.]), tensor(0.))
-        >>> q.kl(q)
-        tensor([0., 0., 0.])
-        >>> (logits,), (p,) = q.natural_parameters(), q.mean_parameters()
-        >>> same = lk.Bernoulli.from_natural_parameters(logits)
-        >>> also = lk.Bernoulli.from_mean_parameters(p)
-        >>> torch.equal(same.probs, p), torch.equal(also.logits, logits)
-        (True, True)
-        >>> q.sufficient_statistics(z)[0].shape, q.log_partition().shape
-        (torch.Size([5, 3, 2]), torch.Size([3]))
+        TypeError, ValueError: naming the argument that is wrong; also for probabilities outside
+            [0, 1] on the CPU (elsewhere they give NaN).
 
     """
 
@@ -177,38 +153,38 @@ class Bernoulli(_Discrete):
 
     @property
     def probs(self) -> Tensor:
-        """The probabilities P(z = 1), [..., D]."""
+        """P(z = 1), [..., D]."""
         return torch.sigmoid(self.logits)
 
     @property
     def mean(self) -> Tensor:
-        """The mean P(z = 1), [..., D]."""
+        """P(z = 1), [..., D]."""
         return self.probs
 
     @property
     def mode(self) -> Tensor:
-        """The more probable value, [..., D]; NaN where both are equally probable, as in torch."""
+        """The likelier value, [..., D]; NaN where both are, as torch's is."""
         tied = (self.logits == 0) | self.logits.isnan()
         return (self.logits > 0).to(self.dtype).masked_fill(tied, torch.nan)
 
     @property
     def variance(self) -> Tensor:
-        """The variance p (1 - p), [..., D]."""
+        """p (1 - p), [..., D]."""
         return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
 
     @property
     def stddev(self) -> Tensor:
-        """The standard deviation, [..., D]; its gradient is 0 where it is 0."""
+        """The root of p (1 - p), [..., D]; its gradient is 0 where that is 0."""
         return torch.exp(0.5 * (F.logsigmoid(self.logits) + F.logsigmoid(-self.logits)))
 
     @classmethod
     def from_natural_parameters(cls, logits: Tensor) -> Bernoulli:
-        """Return the Bernoulli with these logits."""
+        """The Bernoulli with these logits."""
         return cls(logits)
 
     @classmethod
     def from_mean_parameters(cls, probabilities: Tensor) -> Bernoulli:
-        """Return the Bernoulli with E z = probabilities, which is ``Bernoulli(probs=...)``."""
+        """The Bernoulli with E z = probabilities: `probs` by its name here."""
         return cls(_bernoulli_logits("probabilities", probabilities))
 
     def sample_antithetic(
@@ -219,11 +195,12 @@ class Bernoulli(_Discrete):
         offset: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return antithetic pairs of samples for `disarm`, without gradient.
+        """Antithetic pairs for `disarm`, without gradient.
 
-        Both samples of a pair come from one uniform u: the first is what `sample` draws from u, the
-        second what it would draw from 1 - u. Each is a sample of q, and the correlation within a
-        pair is as negative as possible.
+        Both samples of a pair come from one uniform: the first is what `sample` draws from u, the
+            second what it
+        would draw from 1 - u. Each is a sample of q; the two of a pair are as negatively correlated
+        as can be.
 
         Args:
             num_pairs: S >= 1.
@@ -233,16 +210,16 @@ class Bernoulli(_Discrete):
             generator: a torch.Generator to draw the seed from, in place of `seed`.
 
         Returns:
-            Pairs [2, S, ..., D], 0 and 1 in the logits' dtype.
+            [2, S, ..., D], 0 and 1 in the logits' dtype.
 
         """
         pairs = _checks.integer("num_pairs", num_pairs)
         return self._draw((pairs,), seed, offset, generator, antithetic=True)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z) in nats, summed over D, [S, ...].
+        """log q(z) = sum_d log sigmoid(+-l_d) in nats: [S, ...].
 
-        Values other than 0 and 1 raise a ValueError; on a GPU they give NaN.
+        Other values than 0 and 1 raise; on a GPU they give NaN.
         """
         z = wide(self._samples_of(z))
         inside = (z == 0) | (z == 1) | z.isnan()
@@ -251,22 +228,19 @@ class Bernoulli(_Discrete):
         return torch.where(inside, terms, torch.nan).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Return sum_d softplus(-a) + a sigmoid(-a), a = abs(logits), in nats, [...]."""
+        """sum_d softplus(-a) + a sigmoid(-a), a = |l|, in nats: [...]. Certain variables add 0."""
         a = wide(self.logits).abs().clamp(max=_CERTAIN)
         return (F.softplus(-a) + a * torch.sigmoid(-a)).sum(-1)
 
     def kl(self, other: Bernoulli) -> Tensor:
-        r"""Return KL(self || other) in nats, [...]; never negative.
+        """KL(self || other) in nats, [...]: the Bregman divergence A(l') - A(l) - (l' - l)
+        sigmoid(l), summed over D.
 
-        .. math::
-            \sum_d A(l'_d) - A(l_d) - (l'_d - l_d)\, \sigma(l_d), \qquad A(l) = \ln(1 + e^l)
-
-        It is infinite where `other` rules out a value to which `self` gives a probability above 0
-        (in floating point: one that does not round to 0).
+        Signs are turned so that p = sigmoid(l) <= 1/2. Where d = l' - l is below 1 it is p psi(d) +
+        [ln(1 + x) - x], x = p (e^d - 1), both by series, so that close pairs keep their digits; it
+        is never negative. It is infinite where `other` rules out a value to which `self` gives a
+        probability above 0 (in floating point: one that does not round to 0).
         """
-        # Signs are flipped so that p = sigmoid(l) <= 1/2. For |d| < 1, d = l' - l, the divergence
-        # is p psi(d) + [ln(1 + x) - x], x = p (e^d - 1), both by series, which are accurate for
-        # close pairs.
         self._same_family("other", other)
         here, there = torch.broadcast_tensors(wide(self.logits), wide(other.logits))
         sign = torch.where(here > 0, -1.0, 1.0).to(here.dtype)
@@ -282,58 +256,36 @@ class Bernoulli(_Discrete):
         return kl.masked_fill(ruled_out, math.inf).sum(-1)
 
     def natural_parameters(self) -> tuple[Tensor]:
-        """Return (logits,)."""
+        """(logits,)."""
         return (self.logits,)
 
     def sufficient_statistics(self, z: Tensor) -> tuple[Tensor]:
-        """Return (z,), [S, ..., D]."""
+        """(z,), [S, ..., D]."""
         return (self._samples_of(z),)
 
     def log_partition(self) -> Tensor:
-        """Return A = sum_d ln(1 + e^l), [...]."""
+        """A = sum_d ln(1 + e^l): [...]."""
         return _softplus(wide(self.logits)).sum(-1)
 
     def mean_parameters(self) -> tuple[Tensor]:
-        """Return (P(z = 1),), [..., D]."""
+        """(P(z = 1),), [..., D]."""
         return (self.probs,)
 
 
 class Categorical(_Discrete):
-    r"""Independent variables over D with K classes each, P(z = k) = softmax(logits) at k.
+    """Independent variables over D with K classes each, P(z = k) = softmax(logits)_k.
 
-    .. math::
-        \log q(z) = \sum_d l_{d z_d} - \ln \sum_k e^{l_{dk}}
-
-    The natural parameters are the logits l (up to a constant in each softmax), the sufficient
-    statistic is the one-hot vector. A logit of -inf rules a class out.
+    Natural parameters the logits (up to a constant of each softmax), sufficient statistic the
+    one-hot vector. Logits of -inf rule a class out.
 
     Args:
         logits: [..., D, K], K >= 1, float32, float64, bfloat16 or float16.
-        probs: probabilities in place of the logits, [..., D, K], which need not be normalised; a
-            class of probability 0 is ruled out, and has gradient 0.
+        probs: probabilities in their place, [..., D, K], up to a factor of each row; a class of
+            probability 0 is ruled out, and has gradient 0.
 
     Raises:
-        TypeError, ValueError: an argument is wrong (the message names it); also for negative
-            probabilities on the CPU (elsewhere they give NaN).
-
-    Example:
-        >>> import torch, latent_kernels as lk
-        >>> q = lk.Categorical(torch.zeros(3, 2, 4))  # a batch of 3; two variables, four classes
-        >>> z = q.sample(5, seed=0)
-        >>> z.shape, z.dtype
-        (torch.Size([5, 3, 2]), torch.int64)
-        >>> q.log_prob(z).shape
-        torch.Size([5, 3])
-        >>> (one_hot,) = q.sufficient_statistics(z)
-        >>> one_hot.shape
-        torch.Size([5, 3, 2, 4])
-        >>> round(q.entropy()[0].item(), 4), round(q.log_partition()[0].item(), 4)  # 2 ln 4
-        (2.7726, 2.7726)
-        >>> (logits,), (p,) = q.natural_parameters(), q.mean_parameters()
-        >>> same = lk.Categorical.from_natural_parameters(logits)
-        >>> also = lk.Categorical.from_mean_parameters(p)
-        >>> q.kl(same), torch.allclose(also.probs, p)
-        (tensor([0., 0., 0.]), True)
+        TypeError, ValueError: naming the argument that is wrong; also for negative probabilities on
+            the CPU (elsewhere they give NaN).
 
     """
 
@@ -351,43 +303,42 @@ class Categorical(_Discrete):
 
     @property
     def probs(self) -> Tensor:
-        """The probabilities P(z = k), [..., D, K], which add up to 1 over K."""
+        """P(z = k), [..., D, K]; they add up to 1 over K."""
         return torch.softmax(self.logits, -1)
 
     @property
     def mean(self) -> Tensor:
-        """NaN, [..., D], as in torch: classes have no order. (`probs` is the mean of one-hot z.)"""
+        """NaN, [..., D], as torch's is: classes have no order. (`probs` is E of the one-hot z.)"""
         return self.logits.new_full((*self.batch_shape, self.cols), torch.nan)
 
     @property
     def mode(self) -> Tensor:
-        """The most probable class, the first of several, [..., D] int64."""
+        """The likeliest class, [..., D], the first of several: int64."""
         return self.logits.argmax(-1)
 
     @property
     def variance(self) -> Tensor:
-        """NaN, [..., D], like the mean."""
+        """NaN, [..., D], as the mean is."""
         return self.mean
 
     @property
     def stddev(self) -> Tensor:
-        """NaN, [..., D], like the mean."""
+        """NaN, [..., D], as the mean is."""
         return self.mean
 
     @classmethod
     def from_natural_parameters(cls, logits: Tensor) -> Categorical:
-        """Return the Categorical with these logits."""
+        """The Categorical with these logits."""
         return cls(logits)
 
     @classmethod
     def from_mean_parameters(cls, probabilities: Tensor) -> Categorical:
-        """Return the Categorical with these probabilities, which is ``Categorical(probs=...)``."""
+        """The Categorical with these probabilities [..., D, K]: `probs` by its name here."""
         return cls(_categorical_logits("probabilities", probabilities))
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z) in nats, summed over D, [S, ...].
-
-        Classes out of range raise a ValueError; on a GPU they give NaN.
+        """log q(z) in nats, summed over D: [S, ...]. Classes out of range raise; on a GPU they give
+        NaN.
         """
         z = self._samples_of(z)
         inside = (z >= 0) & (z < self.classes)
@@ -397,22 +348,19 @@ class Categorical(_Discrete):
         return torch.where(inside, picked, torch.nan).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Return the entropy -sum_d sum_k p_k ln p_k in nats, [...]."""
+        """-sum_d sum_k p_k ln p_k in nats: [...]."""
         log_p = torch.log_softmax(wide(self.logits), -1)
         return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum((-2, -1))
 
     def kl(self, other: Categorical) -> Tensor:
-        r"""Return KL(self || other) in nats, [...].
+        """KL(self || other) = sum_d sum_k p_k (ln p_k - ln p'_k) in nats: [...].
 
-        .. math::
-            \sum_d \sum_k p_{dk} (\ln p_{dk} - \ln p'_{dk})
-
-        It is infinite where `other` rules out a class to which `self` gives a probability above 0
-        (in floating point: one that does not round to 0).
+        As sum_k p_k psi(d_k), d_k = ln p'_k - ln p_k, psi(d) = e^d - 1 - d, whose terms are all
+        positive; beyond |d| = 1 as p'_k - p_k - p_k d_k, where e^d may overflow. A class that q
+        rules out adds p'_k, and nothing where both do. It is infinite where `other` rules out a
+        class to which `self` gives a probability above 0 (in floating point: one that does not
+        round to 0).
         """
-        # It is computed as sum_k p_k psi(d_k), d_k = ln p'_k - ln p_k, psi(d) = e^d - 1 - d, whose
-        # terms are all positive; for |d| >= 1 as p'_k - p_k - p_k d_k, since e^d may overflow. A
-        # class that self rules out adds p'_k, or nothing where both rule it out.
         self._same_family("other", other)
         log_p, log_q = (
             torch.log_softmax(wide(self.logits), -1),
@@ -427,18 +375,18 @@ class Categorical(_Discrete):
         return terms.masked_fill(infinite & (p > 0), math.inf).sum((-2, -1))
 
     def natural_parameters(self) -> tuple[Tensor]:
-        """Return (logits,)."""
+        """(logits,)."""
         return (self.logits,)
 
     def sufficient_statistics(self, z: Tensor) -> tuple[Tensor]:
-        """Return (one-hot z,), [S, ..., D, K]."""
+        """(one-hot z,), [S, ..., D, K]."""
         classes = torch.arange(self.classes, device=self.device)
         return ((self._samples_of(z).unsqueeze(-1) == classes).to(self.dtype),)
 
     def log_partition(self) -> Tensor:
-        """Return A = sum_d logsumexp_k l_k, [...]."""
+        """A = sum_d logsumexp_k l_k: [...]."""
         return torch.logsumexp(wide(self.logits), -1).sum(-1)
 
     def mean_parameters(self) -> tuple[Tensor]:
-        """Return (softmax(logits),), [..., D, K]."""
+        """(softmax(logits),), [..., D, K]."""
         return (self.probs,)
