@@ -37,6 +37,7 @@ def to_mathml(latex: str, display: str) -> str:
         latex = latex.replace(name, known)
     latex = re.sub(r"(?<!\\)\\\s", r"\\;", latex)  # a space, and not the break of a line before one
     mathml = _STYLED.sub(_letter, convert(latex, display=display))
+    mathml = mathml.replace(r"\_", "_")  # in \text
     mathml = _FUNCTION.sub(r'\1<mspace width="0.17em" />', mathml)
     if "\\" in re.sub(r"<[^>]*>", "", mathml):
         logging.getLogger(__name__).warning("latex2mathml does not know a command of %r", latex)
