@@ -17,7 +17,7 @@ import latent_kernels as lk
 
 LATENT = 16
 digits = load_digits().data / 16
-model = NMF(LATENT, init="nndsvda", max_iter=300, tol=1e-3, random_state=0).fit(digits)
+model = NMF(LATENT, init="nndsvda", max_iter=1000, tol=1e-3, random_state=0).fit(digits)
 codes = model.transform(digits)
 patterns = torch.as_tensor(model.components_ * codes.max(0)[:, None] / 2, dtype=torch.float32)
 x = torch.as_tensor(digits[0], dtype=torch.float32)

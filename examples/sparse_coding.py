@@ -47,9 +47,9 @@ def main(count: int = 4000, atoms: int = 128, layers: int = 4, steps: int = 60) 
         least, ours = loss(codes), loss(encoder.eval()(x))
     share = (ours - least) / (loss(torch.zeros_like(codes)) - least)
     print(f"{layers} layers come within {share:.2%} of the least loss")
-    mosaic = model.components_[:96].reshape(8, 12, 8, 8).transpose(0, 2, 1, 3)
-    plt.matshow(mosaic.reshape(64, 96), cmap="gray")
-    plt.title("the first 96 atoms")
+    mosaic = model.components_[:64].reshape(8, 8, 8, 8).transpose(0, 2, 1, 3)
+    plt.matshow(mosaic.reshape(64, 64), cmap="gray")
+    plt.title("64 of the atoms")
     return share
 
 

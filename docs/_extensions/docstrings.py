@@ -14,19 +14,29 @@ from sphinx.application import Sphinx
 
 _ROW = re.compile(r"\s*\|.*\|\s*$")
 _RULE = re.compile(r"[\s|:-]+$")
-_CODE = re.compile(r"(``.*?``|`[^`]*`)")
 
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _escape(line: str) -> str:
-    pieces = _CODE.split(line)
-    for i in range(0, len(pieces), 2):
-        piece = re.sub(r"(?<=\w)_(?=[\s,.;:)\]=]|$)", r"\\_", pieces[i])
-        pieces[i] = re.sub(r"(?<!\\)\|", r"\\|", piece)
-    return "".join(pieces)
+class _Prose:
+    """Escapes lines of prose one after the other; code and roles may go on in the next line."""
+
+    def __init__(self) -> None:
+        self.in_code = False
+
+    def escape(self, line: str) -> str:
+        if not line.strip():
+            self.in_code = False  # no code goes beyond a paragraph
+        pieces = re.split("(`+)", line)
+        for i, piece in enumerate(pieces):
+            if i % 2:
+                self.in_code = not self.in_code
+            elif not self.in_code:
+                piece = re.sub(r"(?<=\w)_(?=[\s,.;:)\]=]|$)", r"\\_", piece)
+                pieces[i] = re.sub(r"(?<!\\)\|", r"\\|", piece)
+        return "".join(pieces)
 
 
 def _table(rows: list[str], indent: str) -> Iterator[str]:
@@ -37,7 +47,7 @@ def _table(rows: list[str], indent: str) -> Iterator[str]:
             continue
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip()[1:-1])]
         for i, cell in enumerate(cells):
-            text = _escape(cell.replace(r"\|", "|"))
+            text = _Prose().escape(cell.replace(r"\|", "|"))
             yield f"{indent}   {'*' if i == 0 else ' '} - {text}".rstrip()
     yield ""
 
@@ -52,6 +62,7 @@ def _is_literal(line: str) -> bool:
 
 def rest(lines: list[str]) -> Iterator[str]:
     """Yield the lines of a docstring with what is no reST escaped or replaced."""
+    prose = _Prose()
     i, kept = 0, -1  # kept: the indentation of the line whose block stays as it is
     while i < len(lines):
         line = lines[i]
@@ -77,7 +88,7 @@ def rest(lines: list[str]) -> Iterator[str]:
         else:
             if _is_literal(line):
                 kept = _indent(line)
-            yield _escape(line)
+            yield prose.escape(line)
         i += 1
 
 

@@ -18,8 +18,11 @@ from sphinx.writers.html5 import HTML5Translator
 _BLACKBOARD = dict(zip("CHNPQRZ", "ℂℍℕℙℚℝℤ", strict=True))
 _SCRIPT = dict(zip("BEFHILMR", "ℬℰℱℋℐℒℳℛ", strict=True))
 # What latex2mathml does not know, by what it knows.
-_OTHER_NAMES = {"{aligned}": "{align*}", r"\notin": "∉", r"\ ": r"\;"}
+_OTHER_NAMES = {"{aligned}": "{align*}", r"\arg": r"\operatorname{arg}", r"\notin": "∉"}
 _STYLED = re.compile(r'<(m[in]) mathvariant="(script|double-struck)">(\w)</\1>')
+
+# The name of a function before its argument without parentheses, as in log p.
+_FUNCTION = re.compile(r"(<m[io]>(?:log|exp|ln|arg)</m[io]>)(?!<mo[^>]*>&#x00028;)")
 
 
 def _letter(match: re.Match[str]) -> str:
@@ -32,7 +35,10 @@ def to_mathml(latex: str, display: str) -> str:
     """Return the MathML element of a formula."""
     for name, known in _OTHER_NAMES.items():
         latex = latex.replace(name, known)
+    latex = re.sub(r"(?<!\\)\\\s", r"\\;", latex)  # a space, and not the break of a line before one
     mathml = _STYLED.sub(_letter, convert(latex, display=display))
+    mathml = mathml.replace(r"\_", "_")  # in \text
+    mathml = _FUNCTION.sub(r'\1<mspace width="0.17em" />', mathml)
     if "\\" in re.sub(r"<[^>]*>", "", mathml):
         logging.getLogger(__name__).warning("latex2mathml does not know a command of %r", latex)
     return mathml
