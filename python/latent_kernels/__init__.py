@@ -1,6 +1,24 @@
 """Compiled kernels for latent-variable models, under a thin API: ``import latent_kernels as lk``.
 
-=================== ======================================================================="""
+=================== ==============================================================================
+Noise               `normal`, `uniform`
+Gaussian            `rsample_kl`, `rsample_log_prob`, `rsample`, `gaussian_kl`
+Log-densities       `gaussian_log_prob`, `bernoulli_log_prob`
+Families            `DiagonalGaussian`, `Bernoulli`, `Categorical`
+Score function      `score_function_expectation`, `score_function_gradient`, `disarm`,
+                    `disarm_gradient`
+Bounds              `importance_bound`, `streamed_bound`, `elbo`
+Weights             `normalized_weights`, `effective_sample_size`, `pareto_k`
+Variance            `profile_variance`, `GradientVarianceMonitor`
+Sparse codes        `sparse_encode`, `orthogonal_matching_pursuit`, `SparseCoder`,
+                    `DictionaryLearning`, `MiniBatchDictionaryLearning`
+Sparse encoders     `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`,
+                    `coupled_lista_encode`
+Mixtures            `GaussianMixture`, `MixtureModel`
+E-steps             `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
+torch.distributions `FusedNormal`, `FamilyDistribution`
+=================== ==============================================================================
+"""
 
 from __future__ import annotations
 
