@@ -83,7 +83,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "parallel": 2,
     "image_scrapers": ("matplotlib",),
-    "min_reported_time": 1,
+    "write_computation_times": False,
 }
 
 html_theme = "pydata_sphinx_theme"
