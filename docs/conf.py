@@ -46,6 +46,7 @@ autodoc_member_order = "groupwise"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
 # What stands in an annotation by its short name is shown by it, and not as the union that it is.
 _ALIASES = [
     "Algorithm",
@@ -82,7 +83,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "parallel": 2,
     "image_scrapers": ("matplotlib",),
-    "min_reported_time": 1,
+    "write_computation_times": False,
 }
 
 html_theme = "pydata_sphinx_theme"

@@ -2,7 +2,7 @@
 Black-box variational inference
 ===============================
 
-The log joint is only evaluated, never differentiated: some five seconds.
+The log joint is only evaluated, never differentiated: some ten seconds.
 Bayesian logistic regression, p(y = 1 | w) = sigmoid(<x, w>), w ~ N(0, I), q(w) = N(mean, e^logvar).
 Ranganath, Gerrish and Blei, "Black box variational inference" (2014).
 """

@@ -30,7 +30,7 @@ def patches(count: int, side: int = 8) -> np.ndarray:
 def main(count: int = 4000, atoms: int = 128, layers: int = 4, steps: int = 60) -> float:
     """Train, and return how far the encoder's loss is from the least one, relative to zeros'."""
     held_out, training = np.split(patches(count), [500])
-    model = lk.DictionaryLearning(atoms, alpha=ALPHA, max_iter=4, batch_size=512, random_state=0)
+    model = lk.MiniBatchDictionaryLearning(atoms, alpha=ALPHA, max_iter=4, random_state=0)
     D = torch.from_numpy(model.fit(training).components_)
     x = torch.from_numpy(held_out)
     codes, gap = lk.sparse_encode(x, D, alpha=ALPHA, algorithm="cd", tol=1e-6, return_gap=True)

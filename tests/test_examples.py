@@ -54,7 +54,6 @@ def test_mixture(capsys):
     assert "the least BIC has 4 components" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_sparse_coding(capsys):
     """Two layers before training, which are two iterations of ISTA, come within 26%."""
     assert 0 < run("sparse_coding")(count=1500, atoms=64, layers=2, steps=60) < 0.15

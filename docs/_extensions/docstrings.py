@@ -68,8 +68,10 @@ def rest(lines: list[str]) -> Iterator[str]:
         line = lines[i]
         if kept >= 0 and line.strip() and _indent(line) <= kept:
             kept = -1
-        if kept >= 0 or line.lstrip().startswith((">>>", "...", ":")):
+        if kept >= 0 or line.lstrip().startswith((">>>", "...")):
             yield line
+        elif line.lstrip().startswith(":"):  # a field, whose name may end in an underscore
+            yield re.sub(r"^(\s*:\w+ \w+)_:", r"\1\\_:", line)
         elif re.match(r"\s*=+( +=+)+\s*$", line):  # a simple table, up to its third rule
             end, rules = i + 1, 1
             while end < len(lines) and rules < 3:
@@ -96,6 +98,24 @@ def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
     lines[:] = rest(lines)
 
 
+def _name_aliases(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    signature: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None]:
+    """Write the aliases of conf.py's `autodoc_type_aliases` by their names."""
+
+    def named(text: str | None) -> str | None:
+        return text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text)
+
+    return named(signature), named(returned)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("autodoc-process-signature", _name_aliases)
     app.connect("autodoc-process-docstring", _process, priority=900)  # after napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}
