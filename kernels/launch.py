@@ -1,5 +1,7 @@
 """How Triton kernels are launched: options and tile sizes, in one place.
 
+A compiled kernel is kept under a key of our own: Triton takes longer to find it than to launch it.
+
 The sizes are a safe default chosen by counting (8 to 16 elements a thread, 16-byte accesses), not
 yet tuned on a device. There is no autotuning: a first call compiles one kernel and nothing else.
 """
@@ -22,6 +24,19 @@ WANTED_PROGRAMS = (
 )
 _AS_IT_IS = nullcontext()
 
+# Of each kernel: which integers Triton compiles for by their width alone, not for their value.
+_widths: dict[Any, tuple[bool, ...]] = {}
+# Compiled kernels, with the constants that they take as arguments.
+_kept: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+_MOST_KEPT = 4096  # of shapes that differ without end
+
+
+def block_of(count: int) -> int:
+    """The elements of a program that handles each by itself: twice a tile, with less work for each
+    of them, where that leaves programs enough.
+    """
+    return 2 * TILE if count >= TILE * WANTED_PROGRAMS else TILE
+
 
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up. triton.cdiv, which serves kernels too, takes microseconds."""
@@ -31,6 +46,11 @@ def cdiv(a: int, b: int) -> int:
 def next_power_of_two(n: int) -> int:
     """The least power of two that is not below n >= 1."""
     return 1 << (n - 1).bit_length()
+
+
+def nest(chunks: int, groups: int) -> int:
+    """What triton_math.program is told of a grid."""
+    return 2 if groups > 1 else int(chunks > 1)
 
 
 def tile_shape(rows: int, cols: int, dtype: torch.dtype, *, small: bool = False) -> tuple[int, int]:
@@ -50,3 +70,42 @@ def _several_devices() -> bool:
 def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:
     """Make current the tensor's device, on which Triton launches; a lone one always is."""
     return torch.cuda.device(x.device) if x.is_cuda and _several_devices() else _AS_IT_IS
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Launch kernel[(programs,)](*arguments, **constants, **OPTIONS) on the current stream.
+
+    The key of what is compiled tells apart more than Triton's own in each of its versions: integers
+    count by value, those not specialized by their width, tensors by type and alignment, and the
+    device. On AMD's GPUs Triton looks at more, and must find its kernels itself. A kernel's
+    constants have one order, that of its only call.
+    """
+    function = kernel.fn
+    if (widths := _widths.get(function)) is None:
+        parameters = getattr(kernel, "params", ())  # none in Triton's interpreter
+        widths = _widths[function] = tuple(x.do_not_specialize for x in parameters)
+    key: list[Any] = [function, *constants.values()]
+    device = -1
+    for x, by_width in zip(arguments, widths, strict=False):
+        if type(x) is int:
+            key.append(-0x80000000 <= x < 0x80000000 if by_width else x)
+        elif x is not None and isinstance(x, torch.Tensor):  # of None, isinstance takes long
+            device = x.get_device()
+            key += (x.dtype, x.data_ptr() & 15)
+        else:
+            key.append(x)
+    key.append(device)
+    found = _kept.get(place := tuple(key))
+    if found is not None:
+        compiled, more = found
+        compiled[programs, 1, 1](*arguments, *more)
+        return
+    compiled = kernel[(programs,)](*arguments, **constants, **OPTIONS)
+    if compiled is None or torch.version.hip is not None:  # Triton's interpreter compiles nothing
+        return
+    if len(_kept) >= _MOST_KEPT:
+        _kept.clear()
+    names = kernel.arg_names[len(arguments) :]
+    # Triton before 3.3 takes no constants here.
+    takes = names[-1] in compiled.src.signature
+    _kept[place] = compiled, tuple(constants[x] for x in names) if takes else ()

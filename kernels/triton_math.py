@@ -25,6 +25,24 @@ def in_fours(x, even: tl.constexpr):
 
 
 @triton.jit
+def program(tiles, chunks, nest: tl.constexpr):
+    """Tile, chunk of samples and group of this program. One axis for all: the others of a grid end
+    at 65,535. `nest`: 0 where there is one chunk and one group, 1 where there is one group, so that
+    most launches neither divide nor multiply by their numbers.
+    """
+    tile = tl.program_id(0)
+    chunk = tile * 0
+    group = tile * 0
+    if nest > 0:
+        chunk = tile // tiles
+        tile = tile % tiles
+    if nest > 1:
+        group = chunk // chunks
+        chunk = chunk % chunks
+    return tile.to(tl.int64), chunk.to(tl.int64), group.to(tl.int64)
+
+
+@triton.jit
 def divide(x, y):
     """x / y, correctly rounded: Triton's own / is not in float32."""
     return tl.div_rn(x, y) if y.dtype == tl.float32 else x / y
@@ -76,8 +94,10 @@ def power(x, highest, halvings: tl.constexpr):
 
 
 @triton.jit
-def half_psi_expm1(d):
-    """Half of psi(d) = e^d - 1 - d and of expm1(d), by psi's series where |d| < 2."""
+def half_psi_expm1(d, half_of_exp):
+    """Half of psi(d) = e^d - 1 - d and of expm1(d), given half of e^d: by psi's series where
+    |d| < 2.
+    """
     if d.dtype == tl.float64:
         p = tl.full(d.shape, 6.446950284384474e-26, tl.float64)  # 1 / 25!, 1 / 24!, ...
         p = step(p, d, 1.6117375710961184e-24)
@@ -115,7 +135,7 @@ def half_psi_expm1(d):
         p = step(p, d, 0.5)
     half = d * 0.5
     small = (half * d) * p
-    large = half_exp(d) - 0.5
+    large = half_of_exp - 0.5
     near = (d < 2.0) & (d > -2.0)
     return tl.where(near, small, large - half), tl.where(near, small + half, large)
 
@@ -123,7 +143,7 @@ def half_psi_expm1(d):
 @triton.jit
 def expm1(x):
     """e^x - 1."""
-    _, half = half_psi_expm1(x)
+    _, half = half_psi_expm1(x, half_exp(x))
     return half * 2.0
 
 

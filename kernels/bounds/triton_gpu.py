@@ -14,14 +14,23 @@ import triton.language as tl
 
 from latent_kernels.kernels.bounds.problem import Gradients, Outputs, Problem
 from latent_kernels.kernels.launch import (
-    OPTIONS,
     TILE,
     WANTED_PROGRAMS,
     cdiv,
+    launch,
+    nest,
     next_power_of_two,
     on_device_of,
 )
-from latent_kernels.kernels.triton_math import compute_type, divide, exp, expm1, in_fours, log1p
+from latent_kernels.kernels.triton_math import (
+    compute_type,
+    divide,
+    exp,
+    expm1,
+    in_fours,
+    log1p,
+    program,
+)
 
 Sizes = tuple[int, int, int]  # groups, samples, rows
 
@@ -42,15 +51,6 @@ def relative(x, top):
 
 
 @triton.jit
-def block_of(tiles, chunks):
-    """Block of rows, chunk of samples and group of this program. One axis for all: other axes end
-    at 65,535.
-    """
-    pid = tl.program_id(0).to(tl.int64)
-    return pid % tiles, pid // tiles % chunks, pid // tiles // chunks
-
-
-@triton.jit
 def load_samples(ptr, group, first, last, rows, S, N, compute: tl.constexpr, BLOCK_S: tl.constexpr):
     """Log-weights [BLOCK_S, BLOCK_N] from sample `first` on, -inf beyond `last` and N; their
     places, mask.
@@ -64,10 +64,10 @@ def load_samples(ptr, group, first, last, rows, S, N, compute: tl.constexpr, BLO
 @triton.jit(do_not_specialize=["S", "N", "per_chunk", "tiles", "chunks"])
 def sums_kernel(
     log_w_ptr, top_ptr, total_ptr, S, N, per_chunk, tiles, chunks,
-    compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Largest log-weight and sum of e^(log_w - largest) of each chunk: [G, chunks, N]."""
-    tile, chunk, group = block_of(tiles, chunks)
+    tile, chunk, group = program(tiles, chunks, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     top = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
     total = tl.zeros([BLOCK_N], compute)
@@ -86,22 +86,25 @@ def sums_kernel(
 @triton.jit(do_not_specialize=["S", "N", "tiles", "chunks"])
 def merge_kernel(
     tops_ptr, totals_ptr, out_ptr, sums_ptr, S, N, tiles, chunks,
-    compute: tl.constexpr, BLOCK_N: tl.constexpr,
+    compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The bound [G, N], and the sums of all chunks [G, 2, N]."""
-    tile, _only, group = block_of(tiles, 1)
+    tile, group, _only = program(tiles, 1, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = rows < N
-    at = group * chunks * N + rows
     top = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
-    for chunk in range(chunks):
-        top = tl.maximum(top, tl.load(tops_ptr + at + chunk * N.to(tl.int64), mask=mask, other=0.0))
+    for begin in range(0, chunks, BLOCK_S):
+        part, _at, _mask = load_samples(
+            tops_ptr, group, begin, chunks, rows, chunks, N, compute, BLOCK_S
+        )
+        top = tl.maximum(top, tl.max(part, 0))
     total = tl.zeros([BLOCK_N], compute)
-    for chunk in range(chunks):
-        place = at + chunk * N.to(tl.int64)
-        part = tl.load(tops_ptr + place, mask=mask, other=0.0)
-        more = tl.load(totals_ptr + place, mask=mask, other=0.0)
-        total = tl.fma(more, relative(part, top), total)
+    for begin in range(0, chunks, BLOCK_S):
+        part, at, inside = load_samples(
+            tops_ptr, group, begin, chunks, rows, chunks, N, compute, BLOCK_S
+        )
+        more = tl.load(totals_ptr + at, mask=inside, other=0.0)
+        total += tl.sum(more * relative(part, top[None, :]), 0)
     mean = tl.log(total.to(tl.float64)) - tl.log(S.to(tl.float64))
     tl.store(out_ptr + group * N + rows, (top.to(tl.float64) + mean).to(compute), mask=mask)
     to = sums_ptr + 2 * group * N + rows
@@ -114,7 +117,7 @@ def merge_kernel(
 def weights_kernel(
     log_w_ptr, sums_ptr, gradient_ptr, out_ptr, S, N, per_chunk, tiles, chunks,
     has_gradient: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The normalised weights [G, S, N], times the gradient; `even`: N is a multiple of 4.
 
@@ -122,7 +125,7 @@ def weights_kernel(
     of four rows, it would share them with other warps, and every tile would take barriers.
     """
     N = in_fours(N, even)
-    tile, chunk, group = block_of(tiles, chunks)
+    tile, chunk, group = program(tiles, chunks, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     sums = sums_ptr + 2 * group * N + rows
     top = tl.load(sums, mask=rows < N, other=0.0)
@@ -142,10 +145,10 @@ def weights_kernel(
 @triton.jit(do_not_specialize=["S", "N", "tiles"])
 def signal_kernel(
     log_w_ptr, gradient_ptr, out_ptr, S, N, tiles,
-    compute: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """VIMCO's signal [G, S, N], times the gradient; csrc/bounds/kernel.hpp explains the sums."""
-    tile, _only, group = block_of(tiles, 1)
+    tile, group, _only = program(tiles, 1, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     lowest = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
     top, second = lowest, lowest
@@ -225,13 +228,19 @@ def forward(problem: Problem, outputs: Outputs) -> None:
     tops, totals = outputs.sums.new_empty((2, groups, chunks, rows))
     compute = compute_type(log_w.dtype)
     with on_device_of(log_w):
-        sums_kernel[(tiles * chunks * groups,)](
+        launch(
+            sums_kernel, tiles * chunks * groups,
             log_w, tops, totals, samples, rows, per_chunk, tiles, chunks,
-            compute=compute, BLOCK_S=block_s, BLOCK_N=block_n, **OPTIONS,
+            compute=compute, nest=nest(chunks, groups), BLOCK_S=block_s, BLOCK_N=block_n,
         )  # fmt: skip
-        merge_kernel[(tiles * groups,)](
+        # Many chunks at once: a program that takes one after the other waits for memory each time.
+        block_s = min(64, next_power_of_two(chunks))
+        block_n = min(TILE // block_s, next_power_of_two(rows))
+        tiles = cdiv(rows, block_n)
+        launch(
+            merge_kernel, tiles * groups,
             tops, totals, *outputs, samples, rows, tiles, chunks,
-            compute=compute, BLOCK_N=block_n, **OPTIONS,
+            compute=compute, nest=nest(groups, 1), BLOCK_S=block_s, BLOCK_N=block_n,
         )  # fmt: skip
 
 
@@ -245,16 +254,20 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
         "compute": compute_type(log_w.dtype),
         "BLOCK_S": block_s,
         "BLOCK_N": block_n,
-    } | OPTIONS
+    }
     with on_device_of(log_w):
         if gradients.log_w is not None:
             chunks, per_chunk = _chunks(problem.sizes, tiles, block_s)
-            weights_kernel[(tiles * chunks * groups,)](
+            launch(
+                weights_kernel, tiles * chunks * groups,
                 log_w, upstream.sums, upstream.bound, gradients.log_w,
                 samples, rows, per_chunk, tiles, chunks,
-                has_gradient=upstream.bound is not None, even=rows % 4 == 0, **options,
+                has_gradient=upstream.bound is not None, even=rows % 4 == 0,
+                nest=nest(chunks, groups), **options,
             )  # fmt: skip
         if gradients.log_q is not None:
-            signal_kernel[(tiles * groups,)](
-                log_w, upstream.bound, gradients.log_q, samples, rows, tiles, **options
-            )
+            launch(
+                signal_kernel, tiles * groups,
+                log_w, upstream.bound, gradients.log_q, samples, rows, tiles, nest=nest(groups, 1),
+                **options,
+            )  # fmt: skip

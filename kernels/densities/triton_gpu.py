@@ -21,7 +21,14 @@ from latent_kernels.kernels.densities.problem import (
     Sizes,
     inputs_of,
 )
-from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, cdiv, on_device_of, tile_shape
+from latent_kernels.kernels.launch import (
+    WANTED_PROGRAMS,
+    cdiv,
+    launch,
+    nest,
+    on_device_of,
+    tile_shape,
+)
 from latent_kernels.kernels.triton_math import (
     LOG_TWO_PI,
     compute_type,
@@ -29,6 +36,7 @@ from latent_kernels.kernels.triton_math import (
     exp,
     in_fours,
     log1p,
+    program,
 )
 
 Tensor = torch.Tensor
@@ -61,16 +69,19 @@ def load(
 
 
 @triton.jit
-def place(tiles, chunks, col_blocks, N, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Group, chunk, block of rows, rows [BLOCK_N, 1], columns [1, BLOCK_D] and mask of this
-    program. One axis for all: the others of a grid end at 65,535.
+def place(
+    tiles, chunks, col_blocks, N, D,
+    nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Group, chunk, blocks of rows and columns, rows [BLOCK_N, 1], columns [1, BLOCK_D] and mask of
+    this program.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    tile = pid % tiles
+    tile, chunk, group = program(tiles, chunks, nest)
+    col_block = tile % col_blocks
     block = tile // col_blocks
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-    cols = (tile % col_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    return pid // tiles // chunks, pid // tiles % chunks, block, rows, cols, (rows < N) & (cols < D)
+    cols = col_block * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    return group, chunk, block, col_block, rows, cols, (rows < N) & (cols < D)
 
 
 @triton.jit
@@ -86,14 +97,15 @@ def forward_kernel(
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
     is_gaussian: tl.constexpr, shares_logvar: tl.constexpr,
     compute: tl.constexpr, even: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Out [G, S, N, col_blocks], the sums over the tile's columns, of inputs a, b, c: z, mean,
     logvar; or x, logits.
     """
     D = in_fours(D, even)
-    group, chunk, _, rows, cols, mask = place(tiles, chunks, col_blocks, N, D, BLOCK_N, BLOCK_D)
-    block = (tl.program_id(0).to(tl.int64) % tiles) % col_blocks
+    group, chunk, _, col_block, rows, cols, mask = place(
+        tiles, chunks, col_blocks, N, D, nest, BLOCK_N, BLOCK_D
+    )
     first = chunk * samples_per_program
     count = 1  # known, so that no loop is left
     if shares_logvar:
@@ -120,7 +132,7 @@ def forward_kernel(
             terms = tl.where(weight == 0, rest, tl.fma(weight, size, rest))
             factor = -1.0
         total = tl.sum(tl.where(mask, terms, 0.0), axis=1) * factor
-        at = out_ptr + ((group * S + s) * N + rows) * col_blocks + block
+        at = out_ptr + ((group * S + s) * N + rows) * col_blocks + col_block
         tl.store(at, total[:, None], mask=rows < N)
 
 
@@ -133,13 +145,15 @@ def backward_kernel(
     a_group, a_sample, a_row, b_group, b_sample, b_row, c_group, c_sample, c_row,
     fate_a: tl.constexpr, fate_b: tl.constexpr, fate_c: tl.constexpr,
     is_gaussian: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients [G, S, N, D]; of what samples share [chunks, G, N, D]; of a single row [chunks,
     blocks, G, D].
     """
     D = in_fours(D, even)
-    group, chunk, block, rows, cols, mask = place(tiles, chunks, col_blocks, N, D, BLOCK_N, BLOCK_D)
+    group, chunk, block, _, rows, cols, mask = place(
+        tiles, chunks, col_blocks, N, D, nest, BLOCK_N, BLOCK_D
+    )
     plane = N.to(tl.int64) * D
     sum_a = tl.zeros((BLOCK_N, BLOCK_D), compute)
     sum_b = tl.zeros((BLOCK_N, BLOCK_D), compute)
@@ -235,16 +249,18 @@ def forward(problem: Problem, outputs: Outputs) -> None:
     partial = out if col_blocks == 1 else out.new_empty((groups, samples, rows, col_blocks))
     places, strides = _places(inputs)
     is_gaussian = isinstance(problem, GaussianProblem)
-    shares_logvar = is_gaussian and samples > 1 and strides[-2] == 0
-    wanted = min(samples, cdiv(WANTED_PROGRAMS, tiles * groups)) if shares_logvar else samples
-    per_program = cdiv(samples, wanted)
+    per_program = 1
+    if is_gaussian and samples > 1 and strides[-2] == 0:  # logvar is shared
+        per_program = cdiv(samples, min(samples, cdiv(WANTED_PROGRAMS, tiles * groups)))
     chunks = cdiv(samples, per_program)
     with on_device_of(out):
-        forward_kernel[(tiles * chunks * groups,)](
+        launch(
+            forward_kernel, tiles * chunks * groups,
             partial, *places,
             samples, rows, cols, tiles, chunks, per_program, col_blocks, *strides,
-            is_gaussian=is_gaussian, shares_logvar=shares_logvar, compute=compute_type(dtype),
-            even=_even(cols, strides), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            is_gaussian=is_gaussian, shares_logvar=per_program > 1, compute=compute_type(dtype),
+            even=_even(cols, strides), nest=nest(chunks, groups),
+            BLOCK_N=block_n, BLOCK_D=block_d,
         )  # fmt: skip
     if partial is not out:
         out.copy_(partial.sum(-1).reshape(out.shape))
@@ -278,13 +294,15 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     missing = [None] * (3 - len(inputs))
     places, strides = _places(inputs)
     with on_device_of(gradient):
-        backward_kernel[(tiles * chunks * groups,)](
+        launch(
+            backward_kernel, tiles * chunks * groups,
             *targets, *missing, gradient, *places,
             samples, rows, cols, tiles, chunks, per_program, blocks, col_blocks, groups, *strides,
             fate_a=fates[0], fate_b=fates[1],
             fate_c=fates[2] if len(fates) == 3 else UNWANTED.value,
             is_gaussian=isinstance(problem, GaussianProblem), compute=compute_type(dtype),
-            even=_even(cols, strides), BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            even=_even(cols, strides), nest=nest(chunks, groups),
+            BLOCK_N=block_n, BLOCK_D=block_d,
         )  # fmt: skip
     for out, target in zip(gradients, targets, strict=True):
         if out is not None and target is not None and target is not out:

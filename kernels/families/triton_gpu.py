@@ -18,7 +18,14 @@ from latent_kernels.kernels.families.problem import (
     classes_of,
     unit_weight,
 )
-from latent_kernels.kernels.launch import OPTIONS, TILE, cdiv, next_power_of_two, on_device_of
+from latent_kernels.kernels.launch import (
+    TILE,
+    block_of,
+    cdiv,
+    launch,
+    next_power_of_two,
+    on_device_of,
+)
 from latent_kernels.kernels.noise.triton_gpu import ln, to_uniform, words_of_groups
 from latent_kernels.kernels.triton_math import exp
 
@@ -181,9 +188,10 @@ def cumulative(logits: Tensor) -> Tensor:
     block_k = min(TILE, next_power_of_two(classes))
     block = TILE // block_k
     with on_device_of(logits):
-        cumulative_kernel[(cdiv(count, block),)](
+        launch(
+            cumulative_kernel, cdiv(count, block),
             c, logits, count, classes, unit_weight(classes),
-            BLOCK=block, BLOCK_K=block_k, **OPTIONS,
+            BLOCK=block, BLOCK_K=block_k,
         )  # fmt: skip
     return c
 
@@ -198,24 +206,26 @@ def sample(problem: Problem, outputs: Samples | Classes) -> None:
         return
     seed_stride = 1 if isinstance(seed, Tensor) and seed.numel() > 1 else 0
     shift = offset % 4
-    blocks = cdiv(count + shift, TILE)
+    block = block_of(groups * count)
+    blocks = cdiv(count + shift, block)
     where = (seed, seed_stride, offset, blocks)
     options = {
         "seed_is_pointer": isinstance(seed, Tensor),
         "shift": shift,
-        "wraps_once": plane >= TILE,
+        "wraps_once": plane >= block,
         "aligned": shift == 0 and plane % 4 == 0,
-        "BLOCK": TILE,
-        **OPTIONS,
+        "BLOCK": block,
     }
     with on_device_of(logits):
         if classes:
             c = cumulative(logits)
             steps = (classes - 1).bit_length()
-            categorical_kernel[(blocks * groups,)](
-                z, c, count, plane, classes, *where, steps=steps, **options
-            )
+            launch(
+                categorical_kernel, blocks * groups,
+                z, c, count, plane, classes, *where, steps=steps, **options,
+            )  # fmt: skip
         else:
-            bernoulli_kernel[(blocks * groups,)](
-                z, logits, count, plane, *where, antithetic=antithetic, **options
-            )
+            launch(
+                bernoulli_kernel, blocks * groups,
+                z, logits, count, plane, *where, antithetic=antithetic, **options,
+            )  # fmt: skip

@@ -8,6 +8,7 @@ atomics, so two runs give the same bits.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -25,7 +26,14 @@ from latent_kernels.kernels.gaussian.problem import (
 )
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_backward as scale_kl_backward
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_forward as scale_kl_forward
-from latent_kernels.kernels.launch import OPTIONS, WANTED_PROGRAMS, cdiv, on_device_of, tile_shape
+from latent_kernels.kernels.launch import (
+    WANTED_PROGRAMS,
+    cdiv,
+    launch,
+    nest,
+    on_device_of,
+    tile_shape,
+)
 from latent_kernels.kernels.noise.triton_gpu import noise_of_groups, normal_of_elements
 from latent_kernels.kernels.triton_math import (
     LOG_TWO_PI,
@@ -34,6 +42,7 @@ from latent_kernels.kernels.triton_math import (
     half_exp,
     half_psi_expm1,
     in_fours,
+    program,
 )
 
 Tensor = torch.Tensor
@@ -56,7 +65,7 @@ def half_psi_expm1_of_difference(logvar, prior):
     d = logvar - prior
     back = d - logvar
     lost = (logvar - (d - back)) - (prior + back)
-    psi, expm1 = half_psi_expm1(d)
+    psi, expm1 = half_psi_expm1(d, half_exp(d))
     finite = expm1 < 5e37
     return tl.where(finite, tl.fma(lost, expm1, psi), psi), tl.where(
         finite, tl.fma(lost, expm1 + 0.5, expm1), expm1
@@ -88,12 +97,14 @@ def load(
 
 @triton.jit
 def kl_terms(
-    mean, logvar, prior_mean_ptr, prior_mean_group, prior_mean_row,
+    mean, logvar, sigma, prior_mean_ptr, prior_mean_group, prior_mean_row,
     prior_logvar_ptr, prior_logvar_group, prior_logvar_row, group, rows, cols, mask,
-    has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr, compute: tl.constexpr,
-    even: tl.constexpr,
+    has_sigma: tl.constexpr, has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
+    compute: tl.constexpr, even: tl.constexpr,
 ):  # fmt: skip
-    """(mean - m0) / sigma0^2, and halves of the quadratic, of psi and expm1 of logvar - l0."""
+    """(mean - m0) / sigma0^2, and halves of the quadratic, of psi and expm1 of logvar - l0; an exp
+    less where sigma is known.
+    """
     delta = mean
     if has_prior_mean:
         delta -= load(
@@ -116,7 +127,8 @@ def kl_terms(
     else:
         scaled = delta
         half_quadratic = delta * (delta * 0.5)
-        half_psi, half_expm1 = half_psi_expm1(logvar)
+        half_of_exp = sigma * (sigma * 0.5) if has_sigma else half_exp(logvar)
+        half_psi, half_expm1 = half_psi_expm1(logvar, half_of_exp)
     return scaled, half_quadratic, half_psi, half_expm1
 
 
@@ -125,15 +137,6 @@ def load_seed(seed, seed_stride, group, seed_is_pointer: tl.constexpr):
     """The seed of the program's group."""
     key = tl.load(seed + group * seed_stride) if seed_is_pointer else seed
     return key.to(tl.int64)
-
-
-@triton.jit
-def program(tiles, chunks):
-    """Tile, chunk of samples and group of this program. One axis for all: the others of a grid end
-    at 65,535.
-    """
-    pid = tl.program_id(0).to(tl.int64)
-    return pid % tiles, pid // tiles % chunks, pid // tiles // chunks
 
 
 @triton.jit
@@ -186,19 +189,20 @@ def forward_kernel(
     with_z: tl.constexpr, with_kl: tl.constexpr, with_log_q: tl.constexpr,
     has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
     is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr,
-    layout: tl.constexpr, even: tl.constexpr,
+    layout: tl.constexpr, even: tl.constexpr, nest: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Samples z [G, S, N, D]; kl [G, N, col_blocks] and log q [G, S, N, col_blocks], sums over this
     tile's columns.
     """
-    tile, chunk, group = program(tiles, chunks)
+    tile, chunk, group = program(tiles, chunks, nest)
     D = in_fours(D, layout == ALIGNED)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     mean = load(mean_ptr, group, mean_group, mean_row, rows, cols, mask, compute, even)
     deviation = load(
         deviation_ptr, group, deviation_group, deviation_row, rows, cols, mask, compute, even
     )
+    sigma = deviation
 
     if with_z:
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
@@ -218,9 +222,9 @@ def forward_kernel(
     if with_kl:
         if chunk == 0:
             _, half_quadratic, half_psi, _ = kl_terms(
-                mean, deviation, prior_mean_ptr, prior_mean_group, prior_mean_row,
+                mean, deviation, sigma, prior_mean_ptr, prior_mean_group, prior_mean_row,
                 prior_logvar_ptr, prior_logvar_group, prior_logvar_row, group, rows, cols, mask,
-                has_prior_mean, has_prior_logvar, compute, even,
+                with_z, has_prior_mean, has_prior_logvar, compute, even,
             )  # fmt: skip
             terms = tl.where(mask, half_quadratic + half_psi, 0.0)
             at = kl_ptr + (group * N + rows) * col_blocks + tile % col_blocks
@@ -242,19 +246,20 @@ def backward_kernel(
     need_mean: tl.constexpr, need_deviation: tl.constexpr,
     need_prior_mean: tl.constexpr, need_prior_logvar: tl.constexpr,
     is_scale: tl.constexpr, seed_is_pointer: tl.constexpr, compute: tl.constexpr,
-    layout: tl.constexpr, even: tl.constexpr,
+    layout: tl.constexpr, even: tl.constexpr, nest: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's
     part.
     """
-    tile, chunk, group = program(tiles, chunks)
+    tile, chunk, group = program(tiles, chunks, nest)
     D = in_fours(D, layout == ALIGNED)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
     at = chunk * in_fours(chunk_stride, layout == ALIGNED) + group * plane + rows * D + cols
     d_mean = tl.zeros((BLOCK_N, BLOCK_D), compute)
     d_deviation = tl.zeros((BLOCK_N, BLOCK_D), compute)
+    sigma = d_deviation
 
     if with_z:
         key = load_seed(seed, seed_stride, group, seed_is_pointer)
@@ -280,7 +285,8 @@ def backward_kernel(
                     compute,
                     even,
                 )
-                d_deviation *= exp(deviation * 0.5) * 0.5
+                sigma = exp(deviation * 0.5)
+                d_deviation *= sigma * 0.5
 
     if with_log_q:  # which has the deviation through -1/2 sum_d logvar alone
         if need_deviation:
@@ -308,9 +314,9 @@ def backward_kernel(
                 even,
             )
             scaled, half_quadratic, _, half_expm1 = kl_terms(
-                mean, logvar, prior_mean_ptr, prior_mean_group, prior_mean_row,
+                mean, logvar, sigma, prior_mean_ptr, prior_mean_group, prior_mean_row,
                 prior_logvar_ptr, prior_logvar_group, prior_logvar_row, group, rows, cols, mask,
-                has_prior_mean, has_prior_logvar, compute, even,
+                with_z and need_deviation, has_prior_mean, has_prior_logvar, compute, even,
             )  # fmt: skip
             d_mean = tl.fma(gkl, scaled, d_mean)
             d_deviation = tl.fma(gkl, half_expm1, d_deviation)
@@ -341,10 +347,10 @@ def path_backward_kernel(
     S, N, D, seed, seed_stride, offset, samples_per_program, tiles, chunks, col_blocks,
     logvar_group, logvar_row,
     seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
-    even: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    even: tl.constexpr, nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The gradient of z [G, S, N, D] where log q depends on z alone: -g eps / sigma."""
-    tile, chunk, group = program(tiles, chunks)
+    tile, chunk, group = program(tiles, chunks, nest)
     D = in_fours(D, layout == ALIGNED)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     inverse = exp(
@@ -384,6 +390,7 @@ def _even(layout: int, strides: Iterable[int]) -> bool:
     return layout == int(ALIGNED) and all(stride % 4 == 0 for stride in strides)
 
 
+@functools.lru_cache(1024)
 def _grid(
     sizes: Sizes, layout: int, dtype: torch.dtype, programs: int
 ) -> tuple[int, int, int, int, int, int]:
@@ -428,7 +435,8 @@ def forward(problem: Problem, outputs: Outputs) -> None:
     parameters = _parameters(problem)
     strides = [stride for x in parameters for stride in _strides(x, sizes)]
     with on_device_of(mean):
-        forward_kernel[(tiles * chunks * groups,)](
+        launch(
+            forward_kernel, tiles * chunks * groups,
             z, *partial, *parameters,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
             *strides,
@@ -437,7 +445,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
             has_prior_logvar=problem.prior_logvar is not None,
             is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
             compute=compute_type(mean.dtype), layout=layout, even=_even(layout, strides),
-            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            nest=nest(chunks, groups), BLOCK_N=block_n, BLOCK_D=block_d,
         )  # fmt: skip
     for out, of_blocks in zip(sums, partial, strict=True):
         if out is not None and of_blocks is not None and of_blocks is not out:
@@ -471,7 +479,8 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     parameters = _parameters(problem)
     strides = [stride for x in parameters for stride in _strides(x, sizes)]
     with on_device_of(mean):
-        backward_kernel[(tiles * chunks * groups,)](
+        launch(
+            backward_kernel, tiles * chunks * groups,
             *targets, *upstream, *parameters,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
             groups * rows * cols,
@@ -484,7 +493,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
             need_prior_mean=outputs[2] is not None, need_prior_logvar=outputs[3] is not None,
             is_scale=problem.scale is not None, seed_is_pointer=isinstance(seed, Tensor),
             compute=compute_type(mean.dtype), layout=layout, even=_even(layout, strides),
-            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            nest=nest(chunks, groups), BLOCK_N=block_n, BLOCK_D=block_d,
         )  # fmt: skip
     for out, target in zip(outputs, targets, strict=True):
         if out is not None and target is not None and target is not out:
@@ -507,10 +516,11 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
     )
     strides = _strides(logvar, sizes)
     with on_device_of(logvar):
-        path_backward_kernel[(tiles * chunks * groups,)](
+        launch(
+            path_backward_kernel, tiles * chunks * groups,
             gradients.z, upstream.log_q, logvar,
             samples, rows, cols, *_seed(seed), offset, per_chunk, tiles, chunks, col_blocks,
             *strides, seed_is_pointer=isinstance(seed, Tensor),
             compute=compute_type(logvar.dtype), layout=layout, even=_even(layout, strides),
-            BLOCK_N=block_n, BLOCK_D=block_d, **OPTIONS,
+            nest=nest(chunks, groups), BLOCK_N=block_n, BLOCK_D=block_d,
         )  # fmt: skip

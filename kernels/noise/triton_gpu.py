@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from latent_kernels.kernels.launch import OPTIONS, TILE, cdiv, on_device_of
+from latent_kernels.kernels.launch import block_of, cdiv, launch, on_device_of
 
 
 @triton.jit
@@ -164,15 +164,10 @@ def fill(kind: str, out: torch.Tensor, seed: int | torch.Tensor, offset: int) ->
     n, shift = out.numel(), offset % 4
     if n == 0:
         return
+    block = block_of(n)
     with on_device_of(out):
-        fill_kernel[(cdiv(n + shift, TILE),)](
-            out,
-            n,
-            seed,
-            offset,
-            substream=0 if kind == "normal" else 1,
-            seed_is_pointer=isinstance(seed, torch.Tensor),
-            shift=shift,
-            BLOCK=TILE,
-            **OPTIONS,
-        )
+        launch(
+            fill_kernel, cdiv(n + shift, block),
+            out, n, seed, offset, substream=0 if kind == "normal" else 1,
+            seed_is_pointer=isinstance(seed, torch.Tensor), shift=shift, BLOCK=block,
+        )  # fmt: skip

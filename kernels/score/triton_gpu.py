@@ -25,13 +25,13 @@ from latent_kernels.kernels.gaussian.triton_gpu import (
     eps_tile,
     load_seed,
     locate,
-    program,
 )
 from latent_kernels.kernels.launch import (
-    OPTIONS,
     TILE,
     WANTED_PROGRAMS,
     cdiv,
+    launch,
+    nest,
     next_power_of_two,
     on_device_of,
     tile_shape,
@@ -66,7 +66,7 @@ from latent_kernels.kernels.score.triton_sums import (
     put_sums,
     samples_of_part,
 )
-from latent_kernels.kernels.triton_math import compute_type, exp, in_fours
+from latent_kernels.kernels.triton_math import compute_type, exp, in_fours, program
 
 Tensor = torch.Tensor
 
@@ -116,14 +116,14 @@ def gaussian_kernel(
     has_upstream: tl.constexpr,
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
     seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, nest: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over t = (z - mean) / sigma, the score of the mean times sigma, and u = t^2 - 1, twice
     that of logvar.
     """
     D = in_fours(D, even)
-    tile, part, group = program(tiles, folds * chunks)
+    tile, part, group = program(tiles, folds * chunks, nest)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
     in_plane = rows * D + cols
@@ -233,12 +233,12 @@ def bernoulli_kernel(
     has_upstream: tl.constexpr,
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
     seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, nest: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over the samples where z is 1, and over those where it is 0."""
     D = in_fours(D, even)
-    tile, part, group = program(tiles, folds * chunks)
+    tile, part, group = program(tiles, folds * chunks, nest)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
     in_plane = rows * D + cols
@@ -302,12 +302,12 @@ def antithetic_kernel(
     per_element: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr,
     finish: tl.constexpr,
     from_seed: tl.constexpr, seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, even: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, nest: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums of (f - f') (z - z') / 2 over pairs, and of its square."""
     D = in_fours(D, even)
-    tile, part, group = program(tiles, folds * chunks)
+    tile, part, group = program(tiles, folds * chunks, nest)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
     plane = N.to(tl.int64) * D
     in_plane = rows * D + cols
@@ -367,12 +367,13 @@ def categorical_kernel(
     has_upstream: tl.constexpr,
     with_variance: tl.constexpr, finish: tl.constexpr, from_seed: tl.constexpr,
     seed_is_pointer: tl.constexpr,
-    compute: tl.constexpr, layout: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
+    compute: tl.constexpr, layout: tl.constexpr, nest: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Sums over the samples of each class, on a tile [BLOCK_K, BLOCK_E] of classes and elements n D
     + d.
     """
-    tile, part, group = program(tiles, folds * chunks)
+    tile, part, group = program(tiles, folds * chunks, nest)
     plane = N.to(tl.int64) * D
     k = (tile % class_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     # The elements as one row [1, N D].
@@ -555,40 +556,44 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
         "seed_is_pointer": isinstance(seed, Tensor),
         "compute": compute_type(dtype),
         "layout": cut.layout,
-        **OPTIONS,
+        "nest": nest(problem.folds * cut.chunks, groups),
     }
     shape = {"even": cols % 4 == 0, "BLOCK_N": cut.block[0], "BLOCK_D": cut.block[1]}
-    grid = (cut.tiles * problem.folds * cut.chunks * groups,)
+    programs = cut.tiles * problem.folds * cut.chunks * groups
     one = (results[0], results[2], partial, z)
     with on_device_of(first):
         if kind == int(SCORES):
-            gaussian_kernel[grid](
+            launch(
+                gaussian_kernel, programs,
                 *results, partial, z, first, second, values, baseline, upstream,
                 samples, rows, cols, *place, *steps, **centred, **options, **shape,
             )  # fmt: skip
         elif pairs:
-            antithetic_kernel[grid](
-                *one, first, values, upstream, samples, rows, cols, *place, **options, **shape
-            )
+            launch(
+                antithetic_kernel, programs,
+                *one, first, values, upstream, samples, rows, cols, *place, **options, **shape,
+            )  # fmt: skip
         elif classes:
-            categorical_kernel[grid](
+            launch(
+                categorical_kernel, programs,
                 *one, first, second, table, values, baseline, upstream,
                 samples, rows, cols, classes, *place, *steps,
                 **centred, **options, BLOCK_K=cut.block[0], BLOCK_E=cut.block[1],
             )  # fmt: skip
         else:
-            bernoulli_kernel[grid](
+            launch(
+                bernoulli_kernel, programs,
                 *one, first, values, baseline, upstream,
                 samples, rows, cols, *place, *steps, **centred, **options, **shape,
             )  # fmt: skip
         if not finish:
-            finish_kernel[(cdiv(size, FINISH_TILE),)](
+            launch(
+                finish_kernel, cdiv(size, FINISH_TILE),
                 *results, partial, first, second, upstream, samples, problem.folds, cut.chunks,
                 size,
                 max(classes, 1) * (1 if problem.per_element else cols),
                 sums=sums, kind=kind, classes=classes > 0, mode=mode,
                 has_upstream=upstream is not None,
                 with_variance=variances is not None, compute=compute_type(dtype), BLOCK=FINISH_TILE,
-                **OPTIONS,
             )  # fmt: skip
     return True

@@ -71,14 +71,123 @@ def test_cuda_graph_draws_fresh_noise() -> None:
 
 
 def test_no_seed_under_capture_raises() -> None:
+    """The graph holds another kernel: torch warns of an empty one."""
     x = torch.zeros(4, 8, device="cuda")
     lk.rsample(x, x)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        x.add_(1.0)
+        with pytest.raises(RuntimeError, match="seed must be a 0-d int64 CUDA tensor"):
+            lk.rsample(x, x)
+
+
+def test_captured_backward() -> None:
+    """A captured training step gives the gradients of the seed tensor's present value."""
+    mean, logvar = (torch.randn(64, 20, device="cuda", requires_grad=True) for _ in range(2))
+    seed = torch.zeros((), dtype=torch.int64, device="cuda")
+
+    def step(s: Tensor | int) -> tuple[Tensor, ...]:
+        z, kl = lk.rsample_kl(mean, logvar, seed=s)
+        density = lk.gaussian_log_prob(z, mean, logvar)
+        return torch.autograd.grad(z.square().sum() + kl.sum() + density.sum(), (mean, logvar))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(seed)
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with (
-        pytest.raises(RuntimeError, match="seed must be a 0-d int64 CUDA tensor"),
-        torch.cuda.graph(graph),
-    ):
-        lk.rsample(x, x)
+    with torch.cuda.graph(graph):
+        found = step(seed)
+    for i in (3, 2**40):
+        seed.fill_(i)
+        graph.replay()
+        assert all(bits_equal(a, b) for a, b in zip(found, step(i), strict=True))
+
+
+def test_no_call_waits_for_the_device() -> None:
+    """Plain, mapped and compiled calls, forward and backward, with each kind of seed."""
+    mean, logvar = (torch.randn(8, 16, 20, device="cuda", requires_grad=True) for _ in range(2))
+    logits = torch.randn(16, 20, 5, device="cuda")
+    given = torch.tensor(5, device="cuda")
+
+    def step(m: Tensor, l: Tensor, seed: Tensor | int | None = None) -> Tensor:
+        z, kl = lk.rsample_kl(m, l, 3, seed=seed)
+        log_w = lk.gaussian_log_prob(z, m, l) + lk.bernoulli_log_prob(torch.ones_like(z), z)
+        return lk.importance_bound(log_w.flatten(1)).sum() + kl.sum()
+
+    def score() -> Tensor:
+        q = lk.Categorical(logits)
+        z = q.sample(8, seed=3)
+        return lk.score_function_gradient(q, z.float().sum(-1), z)[0]
+
+    mapped = torch.func.vmap(lambda m, l: lk.rsample(m, l, 2, seed=1))
+    compiled = torch.compile(step, fullgraph=True)
+    calls = [
+        lambda: [torch.autograd.grad(step(mean, logvar, s), mean) for s in (None, 7, given)],
+        lambda: torch.autograd.grad(compiled(mean, logvar), mean),
+        lambda: mapped(mean, logvar),
+        lambda: lk.Bernoulli(logits).sample(4),
+        score,
+    ]
+    for call in calls:
+        call()  # compiles
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_side_stream() -> None:
+    """Kernels run on the current stream: after what stands before them there, and on no other."""
+    x = torch.zeros(2000, 256, device="cuda")
+    lk.rsample(x, x, seed=1)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(100_000_000)  # cycles
+        x.fill_(3.0)
+        z = lk.rsample(x, x, seed=1)
+    side.synchronize()
+    three = torch.full((2000, 256), 3.0)
+    assert bits_equal(z.cpu(), lk.rsample(three, three, seed=1))
+
+
+def test_second_device() -> None:
+    """A kernel runs on the device of its tensors, whichever is current and was used before."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    mean, logvar = torch.randn(64, 20), torch.randn(64, 20)
+    here = lk.rsample(mean, logvar, seed=4)
+    for device in ("cuda:0", "cuda:1", "cuda:0"):
+        leaves = [x.to(device).requires_grad_() for x in (mean, logvar)]
+        z, kl = lk.rsample_kl(*leaves, seed=4)
+        (z.sum() + kl.sum()).backward()
+        assert z.device == torch.device(device)
+        assert bits_equal(z.detach().cpu(), here)
+        assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_addresses_of_no_vector(dtype: torch.dtype) -> None:
+    """Slices that begin at no multiple of 16 bytes, after the same call on whole tensors."""
+    flat = torch.randn(3, 64 * 256 + 1, device="cuda").to(dtype)
+    for begin in (0, 1):
+        x, mean, logvar = flat[:, begin : begin + 64 * 256].unflatten(1, (64, 256))
+        for call in (
+            lambda m=mean, l=logvar: lk.rsample_kl(m, l, seed=1),
+            lambda x=x, m=mean, l=logvar: (lk.gaussian_log_prob(x, m, l),),
+            lambda x=x, m=mean: (lk.bernoulli_log_prob(x.sigmoid(), m),),
+            lambda x=x: (lk.importance_bound(x),),
+        ):
+            found, again = call(), call()
+            assert all(bits_equal(a.cpu(), b.cpu()) for a, b in zip(found, again, strict=True))
+        z, kl = lk.rsample_kl(mean, logvar, seed=1)
+        whole = lk.rsample_kl(mean.clone(), logvar.clone(), seed=1)
+        assert bits_equal(z.cpu(), whole[0].cpu())
+        assert torch.allclose(kl, whole[1], rtol=1e-5)
 
 
 def test_seed_on_another_device() -> None:

@@ -95,7 +95,7 @@ def _bernoulli() -> None:
 
 
 def _normal() -> None:
-    lk.normal(2**20, seed=1)
+    lk.normal(2**22, seed=1)
 
 
 _kl = functools.partial(_rsample_kl, 256, None)
@@ -115,7 +115,7 @@ ROWS = {
         _kl_in_bfloat16, "forward_kernel", PLANE, 6, 0, 181, "110"
     ),
     "rsample_kl backward, S=1, D=256": Row(_kl, "backward_kernel", PLANE, 20, 0, 187, "memory"),
-    "normal": Row(_normal, "fill_kernel", 2**20, 4, 0, 61, "40"),
+    "normal": Row(_normal, "fill_kernel", 2**22, 4, 0, 61, "40"),
     "gaussian_log_prob forward, S=16, D=784": Row(
         _gaussian_log_prob, "forward_kernel", IMAGES, 4 + 8 / 16, 0, 79, "40"
     ),

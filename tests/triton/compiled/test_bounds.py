@@ -42,6 +42,7 @@ def bounds(name: str, dtype: torch.dtype, target: Any, *, ones: bool = False) ->
     constants = {
         "has_gradient": True,
         "even": not ones,
+        "nest": 2,
         "compute": tl.float64 if double else tl.float32,
     }
     return ready(

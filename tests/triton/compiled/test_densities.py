@@ -72,6 +72,7 @@ def density(
     constants |= {
         "is_gaussian": density == "gaussian",
         "even": not ones,
+        "nest": 2,
         "shares_logvar": density == "gaussian" and shares_logvar,
         "compute": tl.float64 if double else tl.float32,
     }

@@ -57,6 +57,7 @@ def gaussian(
     constants: dict[str, Any] = {"compute": compute, "BLOCK_N": block_n, "BLOCK_D": block_d}
     constants |= {"layout": LAYOUTS[layout], "seed_is_pointer": False, "is_scale": False}
     constants["even"] = layout == "aligned" and not ones
+    constants["nest"] = 2
     constants |= {arg: True for arg in kernel.arg_names if re.match(r"(with|has|need)_", arg)}
     if ones:
         free = {p.name for p in kernel.params if not p.do_not_specialize}

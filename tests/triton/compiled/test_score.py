@@ -90,6 +90,7 @@ def score(
         "compute": tl.float64 if double else tl.float32,
         "layout": LAYOUTS[layout or "aligned"],
         "even": not ones,
+        "nest": 2,
         "BLOCK_N": block_n,
         "BLOCK_D": block_d,
         "BLOCK_K": 16,

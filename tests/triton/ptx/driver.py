@@ -105,6 +105,8 @@ def _bits(value: Any, kind: str) -> int:
         return int(np.float32(value).view(np.uint32))
     if kind in ("fp64", "f64"):
         return int(np.float64(value).view(np.uint64))
+    # As on a device, where the launcher would refuse it.
+    assert kind != "i32" or -(2**31) <= int(value) < 2**31, f"{value} is no {kind}"
     return int(value)
 
 
