@@ -243,7 +243,8 @@ inline void finish_in_class(const ScoreProblem& p, int64_t group, const Tile& ti
   using C = Compute<T>;
   const int K = static_cast<int>(p.classes), n = tile.size();
   const int64_t place = ((group * p.rows + tile.row0) * p.cols + tile.col0) * K, cells = cells_of_tile(p);
-  C *const weight_buffer = beside, *const all = beside + cells, *const buffer = all + cells, *const wide = buffer + cells;
+  C *const weight_buffer = beside, *const all = beside + cells, *const buffer = all + cells,
+           *const wide = buffer + cells;
   const Tile tile_of_cells{tile.row0, tile.col0, tile.rows, tile.cols * K, true, true};
   const C* weight = upstream_tile(p, group, tile_of_cells, weight_buffer);
   repeat_rows(sums + kOut * stride, tile_of_cells, all);

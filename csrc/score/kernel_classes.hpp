@@ -20,30 +20,27 @@ LK_INLINE void each_cell(int n, int64_t classes, Body f) {
 
 // --- sums over samples ----------------------------------------------------------------------------------------
 
-// The sums of element i in class k lie at i * element + k * of_class.
-struct CellStrides {
-  int64_t element, of_class;
-};
-
 // How many sums `sum` has in a tile.
 inline int64_t sums_in_tile(const ScoreProblem& p, const Tile& tile, int sum) {
   if (p.family == kCategorical && weights_cancel(p) && sum == kOut) return tile.rows;
   return tile.size() * larger(p.classes, 1);
 }
 
-// Adds f, f^2 or 1 to the sum of each element's class.
-template <int sum, class C>
-inline void add_to_classes(const int64_t* z, const Tile& tile, const C* weights, bool by_row, CellStrides strides,
+// Adds f, f^2 or 1 to the sum of each element's class: [n, K] where they lie `by_element`, else [K, n].
+template <int sum, bool by_element, class C>
+inline void add_to_classes(const int64_t* z, const Tile& tile, int64_t classes, const C* weights, bool by_row,
                            C* cells) {
+  const int64_t n = tile.size();
   const auto add = [=](int64_t i, C f) LK_INLINE_LAMBDA {
-    cells[i * strides.element + z[i] * strides.of_class] += sum == kCountIn ? C(1) : sum == kSquareIn ? f * f : f;
+    C& cell = by_element ? cells[i * classes + z[i]] : cells[z[i] * n + i];
+    cell += sum == kCountIn ? C(1) : sum == kSquareIn ? f * f : f;
   };
-  for (int begin = 0, r = 0; begin < tile.size(); begin += tile.cols, ++r) {
+  for (int64_t begin = 0, r = 0; begin < n; begin += tile.cols, ++r) {
     const C of_row = weights[r];
     if (by_row)
-      for (int i = begin; i < begin + tile.cols; ++i) add(i, of_row);
+      for (int64_t i = begin; i < begin + tile.cols; ++i) add(i, of_row);
     else
-      for (int i = begin; i < begin + tile.cols; ++i) add(i, weights[i]);
+      for (int64_t i = begin; i < begin + tile.cols; ++i) add(i, weights[i]);
   }
 }
 
@@ -84,7 +81,6 @@ inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile
   using C = Compute<T>;
   const int n = tile.size();
   const int64_t K = p.classes, plane = p.rows * p.cols, place = tile.row0 * p.cols + tile.col0;
-  const CellStrides strides = sums_by_element(p) ? CellStrides{K, 1} : CellStrides{1, n};
   Weights<C> weights(p, part.group, tile, 1);
   Scratch<C> buffer;
   int64_t drawn[kTile];
@@ -103,11 +99,15 @@ inline void class_sums(const ScoreProblem& p, const Part& part, const Tile& tile
       if (z == nullptr) continue;
       const C* w = weights.at(s, n, buffer);
       const bool by_row = weights.by_row();
-      add_to_classes<kIn>(z, tile, w, by_row, strides, to + kIn * stride);
       if (weights_cancel(p))
         for (int r = 0; r < tile.rows; ++r) to[kOut * stride + r] += w[by_row ? r : r * tile.cols];
-      if (keeps(p, kSquareIn)) add_to_classes<kSquareIn>(z, tile, w, by_row, strides, to + kSquareIn * stride);
-      if (keeps(p, kCountIn)) add_to_classes<kCountIn>(z, tile, w, by_row, strides, to + kCountIn * stride);
+      if (sums_by_element(p)) {
+        add_to_classes<kIn, true>(z, tile, K, w, by_row, to + kIn * stride);
+        continue;
+      }
+      add_to_classes<kIn, false>(z, tile, K, w, by_row, to + kIn * stride);
+      if (keeps(p, kSquareIn)) add_to_classes<kSquareIn, false>(z, tile, K, w, by_row, to + kSquareIn * stride);
+      if (keeps(p, kCountIn)) add_to_classes<kCountIn, false>(z, tile, K, w, by_row, to + kCountIn * stride);
     }
     for (int j = weights_cancel(p) ? kSquareIn : kIn; j < kDiscreteSums; j += 2)
       if (keeps(p, j)) fill_outside(n, K, to + j * stride, to + (j + 1) * stride);

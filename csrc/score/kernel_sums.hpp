@@ -266,16 +266,18 @@ LK_NOINLINE void antithetic_sums(Run run, int64_t ahead, const C* const* zs, con
 // Whether some z is neither 0 nor 1. NaN passes: it spreads by itself.
 template <class C>
 inline bool outside_of_bernoulli(const C* z, int m) {
-  Vec<C> found = {};
-  const auto mark = [&](Vec<C> d) {
-    found = ((d < C(0)) | (d > C(0))) ? splat<C>(C(1)) : found;
-    return d;
-  };
-  each<C>(m, [&](int64_t i, auto k) {
+  Bits<C> found = {};
+  each<C>(m, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
     const auto one = load(z + i, k);
-    map(mark, fma(one, one, -one));
+    map([&](Vec<C> d) LK_INLINE_LAMBDA { return bit_cast<Vec<C>>(found |= bit_cast<Bits<C>>(d)); },
+        fma(one, one, -one));
   });
-  return sum_by_halves(found) != C(0);
+  bool outside = false;
+  for (int lane = 0; lane < lanes<C>; ++lane) outside |= found[lane] != 0;
+  if (!outside) return false;
+  for (int i = 0; i < m; ++i)
+    if (z[i] != C(0) && z[i] != C(1) && z[i] == z[i]) return true;
+  return false;
 }
 
 // --- a tile's sums --------------------------------------------------------------------------------------------
