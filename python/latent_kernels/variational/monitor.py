@@ -114,7 +114,7 @@ class GradientVarianceMonitor:
 
     Source: the mean of successive squared differences is von Neumann, Kent, Bellinson and Hart,
     "The mean square successive difference" (1941); signal to noise of gradients as in Rainforth et
-    al., "Tighter variational bounds are not necessarily better" (2018), equation 11.
+    al., "Tighter variational bounds are not necessarily better" (2018), section 3.
 
     Example:
         >>> import torch, latent_kernels as lk
