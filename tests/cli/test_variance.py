@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -340,6 +341,46 @@ def test_no_surer_than_the_intervals(rows, sentence):
     assert verdict(made_signals(*rows)) == sentence
 
 
+def test_samples_for_a_signal_to_noise_ratio():
+    """Exact for powers of S: between the profiled S, and for the ELBO beyond them."""
+    rows = power("none", 0.5, (1, 4, 16))  # 0.5 sqrt(S), up to 2; its interval a tenth off
+    bound = made_signals(*rows)
+    elbo = dataclasses.replace(bound, objective="elbo")
+    for profile in (bound, elbo):
+        assert results.samples_for(profile, 1.5) == (
+            "For a signal-to-noise ratio of 1.5: no control variate needs S = 9 (95%: 8 to 11)."
+        )
+        assert "no control variate has it at S = 1." in results.samples_for(profile, 0.4)
+    assert "needs S = 100 (95%: 83 to 121, extrapolated)." in results.samples_for(elbo, 5 - 1e-9)
+    assert "does not reach it up to S = 16 (at most 2)." in results.samples_for(bound, 5)
+    assert "needs S = 15 (95%: 13 to more)." in results.samples_for(bound, 1.93)
+    lost = made_signals(("iwae", 4, 0.1, 0.0, 0.2), *power("dreg", 0.5, (4, 16)))
+    assert results.samples_for(lost, 1.5) == (
+        "For a signal-to-noise ratio of 1.5: IWAE shows no signal; DReG needs S = 9 (95%: 8 to 11)."
+    )
+
+
+def test_samples_for_a_ratio_against_the_closed_form():
+    """V = V_1 / S: a ratio r takes S = r^2 V_1 / |E g|^2 samples."""
+    problem = problems.quadratic()
+    a, (m, l) = torch.linspace(0.5, 2.0, 10), problem.q.parameters
+    v = l.exp()
+    one = (a * a * v).sum() + (a * a / 4 * (m * m * v + 2 * v * v)).sum()
+    square = sum(x.square().sum() for x in problem.exact_gradient)
+    needed = float(9 * one / square)
+    profile = lk.profile_variance(
+        problem.q,
+        problem.log_joint,
+        estimators=["reparameterized"],
+        num_samples=(2, 4, 64),
+        repeats=512,
+    )
+    numbers = re.findall(r"[\d,]+", results.samples_for(profile, 3).split("S = ")[1])
+    found, _, low, high = (int(x) for x in numbers[:4])
+    assert low <= math.ceil(needed) <= high
+    assert abs(found - needed) < 0.1 * needed + 1
+
+
 def test_signals_that_are_lost_or_not_there_are_drawn(tmp_path):
     lost = ("iwae", 16, 0.0, 0.0, 0.04)
     for rows in (
@@ -381,6 +422,15 @@ def test_variance_draws_writes_and_says_who_wins(tmp_path, equal_times):
     assert sentence.startswith("With ")
     assert "reparameterized wins: variance" in sentence
     assert "no control variate" in sentence
+
+
+def test_variance_says_how_many_samples_a_ratio_needs(tmp_path, equal_times):
+    result = call(*QUICK, "--out", tmp_path / "v.png", "--snr", 3)
+    assert result.exit_code == 0, result.output
+    sentence = result.output.splitlines()[-1]
+    assert sentence.startswith("For a signal-to-noise ratio of 3: no control variate ")
+    assert "leave-one-out needs S = " in sentence
+    assert "reparameterized needs S = " in sentence
 
 
 @pytest.mark.parametrize("problem", problems.PROBLEMS)
@@ -468,6 +518,8 @@ def test_variance_help_names_problems_and_estimators():
         ("--repeats", 7, ""),
         ("--seed", -1, ""),
         ("--budget", 0, ""),
+        ("--snr", 0, ""),
+        ("--snr", "nan", ""),
         ("--threads", 0, ""),
         ("--out", "picture.bmp", "must end in .png"),
     ],

@@ -214,7 +214,7 @@ def test_intervals_cover_the_truth(signal: float) -> None:
     parameter = torch.zeros(20, dtype=F64, requires_grad=True)
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        monitor = lk.GradientVarianceMonitor([parameter], every=2)
+        monitor = lk.GradientVarianceMonitor([parameter], every=2, window=50)
         for g in mean + scale * rng.standard_normal((100, 20)):
             parameter.grad = torch.from_numpy(g)
             monitor.step()

@@ -63,7 +63,7 @@ class Summary:
         return cls(found, mean, variance)
 
 
-def interval(deviations: Floats) -> tuple[float, float]:
+def interval(deviations: Floats, resamples: int = _RESAMPLES) -> tuple[float, float]:
     """Return a 95% interval of the mean of squared deviations [R]; see `profile_variance`."""
     mean, count = float(deviations.mean()), len(deviations)
     if not math.isfinite(mean):
@@ -74,7 +74,7 @@ def interval(deviations: Floats) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     pivots = []
     for _ in range(10):
-        sample = deviations[rng.integers(0, count, (_RESAMPLES // 10, count))]
+        sample = deviations[rng.integers(0, count, (resamples // 10, count))]
         means, spreads = sample.mean(1), sample.std(1, ddof=1)
         usable = (means > 0) & (spreads > 0)
         relative = spreads[usable] / (math.sqrt(count) * means[usable])

@@ -21,6 +21,7 @@ Tensor = torch.Tensor
 
 _log = logging.getLogger(__name__)
 _FEWEST = 8  # an interval from fewer measurements says next to nothing
+_RESAMPLES = 200  # a report must not take long
 _COLUMNS = (
     "variance",
     "variance_low",
@@ -91,7 +92,7 @@ class GradientVarianceMonitor:
     After every `window` measurements the monitor makes a report of them: a row for each group in
     `history`, an INFO message of the logger ``latent_kernels.variational.monitor``, and scalars of
     the `writer`. Reported are the mean of V, the ratio sqrt(mean |E g|^2 / mean V), and their 95%
-    intervals, by the methods that `profile_variance` documents. They are means over the window,
+    intervals, by the methods that `profile_variance` documents. These are means over the window,
     during which parameters may move. On a GPU nothing is copied to the CPU before a report is due.
 
     Args:
@@ -113,7 +114,7 @@ class GradientVarianceMonitor:
 
     Source: the mean of successive squared differences is von Neumann, Kent, Bellinson and Hart,
     "The mean square successive difference" (1941); signal to noise of gradients as in Rainforth et
-    al., "Tighter variational bounds are not necessarily better" (2018), equation 11.
+    al., "Tighter variational bounds are not necessarily better" (2018), section 3.
 
     Example:
         >>> import torch, latent_kernels as lk
@@ -142,7 +143,7 @@ class GradientVarianceMonitor:
         q_parameters: Mapping[str, Tensor | Iterable[Tensor]] | Sequence[Tensor] | Sequence[str],
         *,
         every: int = 10,
-        window: int = 50,
+        window: int = 100,
         writer: Any = None,
     ):
         self._groups = _groups(q_parameters)
@@ -281,7 +282,7 @@ class GradientVarianceMonitor:
         if self._watch is not None:
             watch, self._watch = self._watch, None
             self._found = watch.measurement()
-        elif self._found is None and not self._by_record and self._tensors_known():
+        elif self._found is None and (self._first is not None or self._pair_due()):
             with torch.no_grad():
                 self._pair()
         found, self._found = self._found, None
@@ -354,17 +355,17 @@ class GradientVarianceMonitor:
         self._by_record = True
         return True
 
-    def _tensors_known(self) -> bool:
-        return all(self._groups.values())
+    def _pair_due(self) -> bool:
+        """Return whether a pair of steps begins: never where other ways measure, or by names."""
+        return self.due and not self._by_record and all(self._groups.values())
 
     def _pair(self) -> None:
         """Keep the gradients of the first of two steps, and compare them with the second's."""
         if self._first is None:
-            if self.due:
-                self._by_record = False
-                self._first = [
-                    [x.clone() for x in _gradients(*group)] for group in self._groups.items()
-                ]
+            self._by_record = False
+            self._first = [
+                [x.clone() for x in _gradients(*group)] for group in self._groups.items()
+            ]
             return
         traces, squares = [], []
         for first, group in zip(self._first, self._groups.items(), strict=True):
@@ -465,7 +466,7 @@ def _noise(variances: Floats, squares: Floats) -> GradientNoise:
     return GradientNoise(
         count,
         float(variances.mean()),
-        *(unknown if few else interval(variances)),
+        *(unknown if few else interval(variances, _RESAMPLES)),
         ratio,
         *(unknown if few else limits),
     )

@@ -58,6 +58,10 @@ def variance(
     budget: Annotated[
         float | None, typer.Option(min=1e-6, help="Milliseconds for a gradient, to compare at.")
     ] = None,
+    snr: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Also say how many samples this signal-to-noise ratio needs."),
+    ] = None,
     threads: Threads = 1,
 ) -> None:
     """Profile the variance of gradient estimators on a problem, draw it, and say which wins
@@ -92,6 +96,8 @@ def variance(
             with complete(table) as part:
                 write(part)
     screen.say(f"In {', '.join(map(str, files))}.", results.verdict(profile, seconds))
+    if snr is not None:
+        screen.say(results.samples_for(profile, snr))
     if stopped:
         raise Stopped("the numbers of samples that were complete are in the files")
 

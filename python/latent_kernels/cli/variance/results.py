@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from latent_kernels.variational._statistics import Floats
 from latent_kernels.variational.variance import VarianceProfile
 
 NAMES = {
@@ -251,6 +252,54 @@ def _behind(row: np.void) -> str:
     if row["signal_to_noise_low"] > 0:
         return f"{_estimator(row)} has {digits(float(row['signal_to_noise']))}"
     return f"{_estimator(row)} less than {digits(float(row['signal_to_noise_high']))}"
+
+
+# --- how many samples for a signal-to-noise ratio -------------------------------------------------
+
+
+def samples_for(profile: VarianceProfile, wanted: float) -> str:
+    """Return one sentence: how many samples each estimator needs for that signal-to-noise ratio.
+
+    Between two numbers of samples the ratio is interpolated on logarithmic scales. Beyond the last
+    one that of the ELBO goes on like the root of S, as that of any mean; the ratio of an
+    importance-weighted bound is not extrapolated: it may fall.
+    """
+    parts = [f"{NAMES[name]} {_needed(profile, name, wanted)}" for name in profile.estimators]
+    return f"For a signal-to-noise ratio of {digits(wanted)}: {'; '.join(parts)}."
+
+
+def _needed(profile: VarianceProfile, name: str, wanted: float) -> str:
+    profiled = profile.rows(name)
+    rows, last = clear(profiled), int(profiled["num_samples"][-1])
+    if not len(rows):
+        return "shows no signal"
+    x = rows["num_samples"].astype(float)
+    # the interval's upper curve reaches the ratio first
+    fewest, found, most = (
+        _reached(x, rows[f"signal_to_noise{end}"], wanted, profile.objective == "elbo")
+        for end in ("_high", "", "_low")
+    )
+    if found is None:
+        highest = digits(float(rows["signal_to_noise"].max()))
+        return f"does not reach it up to S = {last} (at most {highest})"
+    if found <= x[0]:
+        return f"has it at S = {int(x[0])}"
+    low = max(math.ceil(fewest or 1), 1)
+    high = "more" if most is None else f"{math.ceil(most):,}"
+    note = ", extrapolated" if found > x[-1] else ""
+    return f"needs S = {math.ceil(found):,} (95%: {low:,} to {high}{note})"
+
+
+def _reached(x: Floats, ratio: Floats, wanted: float, extrapolate: bool) -> float | None:
+    """Return the least S at which the ratio is as wanted, or None."""
+    above = np.flatnonzero(ratio >= wanted)
+    if not len(above):
+        return float(x[-1] * (wanted / ratio[-1]) ** 2) if extrapolate else None
+    i = int(above[0])
+    if i == 0:
+        return float(x[0])
+    share = math.log(wanted / ratio[i - 1]) / math.log(ratio[i] / ratio[i - 1])
+    return float(x[i - 1] * (x[i] / x[i - 1]) ** share)
 
 
 # --- text -----------------------------------------------------------------------------------------
