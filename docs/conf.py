@@ -26,9 +26,9 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     # our own, in _extensions/
-    "docstrings",
     "mathml",
     "repository_links",
+    "type_aliases",
 ]
 exclude_patterns = ["_*", "**/GALLERY_HEADER.rst"]
 templates_path = ["_templates"]

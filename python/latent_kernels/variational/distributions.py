@@ -123,17 +123,17 @@ class FamilyDistribution(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """[*batch_shape, D]; NaN of a Categorical."""
+        """The mean, ``[*batch_shape, D]``; NaN for a Categorical."""
         return self.family.mean
 
     @property
     def mode(self) -> Tensor:
-        """[*batch_shape, D]."""
+        """The most probable value, ``[*batch_shape, D]``."""
         return self.family.mode
 
     @property
     def variance(self) -> Tensor:
-        """[*batch_shape, D]; NaN of a Categorical."""
+        """The variance, ``[*batch_shape, D]``; NaN for a Categorical."""
         return self.family.variance
 
     def expand(
@@ -148,12 +148,12 @@ class FamilyDistribution(Distribution):
         return new
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Samples of shape [*sample_shape, *batch_shape, D], without gradient."""
+        """Return samples ``[*sample_shape, *batch_shape, D]``, without gradient."""
         with torch.no_grad():
             return self._drawn(self.family.sample, sample_shape)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Reparameterized samples of that shape; of a DiagonalGaussian alone."""
+        """Return reparameterized samples of the same shape; only a DiagonalGaussian has them."""
         if not isinstance(self.family, DiagonalGaussian):
             raise NotImplementedError(f"a {type(self.family).__name__} has no reparameterization")
         return self._drawn(self.family.rsample, sample_shape)
@@ -164,7 +164,7 @@ class FamilyDistribution(Distribution):
         return z.reshape(self._extended_shape(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log q(value) in nats, [*sample_shape, *batch_shape]; value may broadcast."""
+        """Return log q(value) in nats, ``[*sample_shape, *batch_shape]``; value may broadcast."""
         if self._validate_args and value.numel():  # torch's constraints take nothing empty
             self._validate_sample(value)
         family, own = self.family, (*self.batch_shape, *self.event_shape)
@@ -174,7 +174,7 @@ class FamilyDistribution(Distribution):
         return family.log_prob(value)
 
     def entropy(self) -> Tensor:
-        """The entropy in nats, [*batch_shape]."""
+        """Return the entropy in nats, ``[*batch_shape]``."""
         return self.family.entropy()
 
 

@@ -40,8 +40,8 @@ class GradientNoise(NamedTuple):
         variance: the trace of the gradient's covariance matrix, averaged over the measurements.
         variance_low: the lower end of its 95% interval; NaN for fewer than 8 measurements.
         variance_high: the upper end.
-        signal_to_noise: |E g| / sqrt(variance), averaged likewise; 0 where noise explains all of
-            the squared mean.
+        signal_to_noise: the norm of E g over sqrt(variance), averaged likewise; 0 where noise
+            explains all of the squared mean.
         signal_to_noise_low: the lower end of its 95% interval; NaN for fewer than 8 measurements.
         signal_to_noise_high: the upper end.
 
@@ -61,9 +61,9 @@ class GradientVarianceMonitor:
 
     One step of a training is one call of `step`, after backward. Every `every` steps the monitor
     takes a measurement for each group of parameters: an estimate of the gradient's variance (the
-    trace of its covariance matrix, V) and one of the squared signal |E g|^2. It draws no random
-    numbers, changes no gradient, and calls neither the model nor backward. There are three ways to
-    measure; which one is right depends on the gradient estimator in use:
+    trace of its covariance matrix, V) and one of the squared signal :math:`|E g|^2`. It draws no
+    random numbers, changes no gradient, and calls neither the model nor backward. There are three
+    ways to measure; which one is right depends on the gradient estimator in use:
 
     ==================== ======================================== =================================
     training with        call                                     V is the variance of
@@ -91,7 +91,7 @@ class GradientVarianceMonitor:
 
     After every `window` measurements the monitor makes a report of them: a row for each group in
     `history`, an INFO message of the logger ``latent_kernels.variational.monitor``, and scalars of
-    the `writer`. Reported are the mean of V, the ratio sqrt(mean |E g|^2 / mean V), and their 95%
+    the `writer`. Reported are the mean of V, the root of the ratio of the two means, and their 95%
     intervals, by the methods that `profile_variance` documents. These are means over the window,
     during which parameters may move. On a GPU nothing is copied to the CPU before a report is due.
 
@@ -112,9 +112,10 @@ class GradientVarianceMonitor:
     Raises:
         TypeError, ValueError: naming the argument that is wrong.
 
-    Source: the mean of successive squared differences is von Neumann, Kent, Bellinson and Hart,
-    "The mean square successive difference" (1941); signal to noise of gradients as in Rainforth et
-    al., "Tighter variational bounds are not necessarily better" (2018), section 3.
+    Source:
+        The mean of successive squared differences is von Neumann, Kent, Bellinson and Hart's, "The
+        mean square successive difference" (1941); signal to noise of gradients is as in Rainforth
+        et al., "Tighter variational bounds are not necessarily better" (2018), section 3.
 
     Example:
         >>> import torch, latent_kernels as lk
