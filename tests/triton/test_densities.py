@@ -41,6 +41,8 @@ def test_elements_have_the_cpus_bits(kernels: ModuleType, density: str) -> None:
 
 @interpreted
 def test_extreme_logits(kernels: ModuleType) -> None:
+    import triton
+
     values = [
         0.0,
         -0.0,
@@ -70,6 +72,8 @@ def test_extreme_logits(kernels: ModuleType) -> None:
             backend.backward(problem, upstream, BernoulliGradients(d_x, d_logits))
             found.append((out + 0.0, d_x, d_logits + 0.0))
         for a, b in zip(*found, strict=True):
+            if triton.__version__.startswith("3.2."):  # it divides with subnormals flushed
+                b = torch.where(a.eq(0) & b.abs().lt(torch.finfo(b.dtype).tiny), a, b)
             assert bits_equal(a, b)
 
 

@@ -142,7 +142,7 @@ def test_another_rounding_is_caught() -> None:
 
     ours, theirs = torch.empty(1000), torch.empty(1000)
     cpp_cpu.fill("normal", theirs, 3, 0)
-    product = r"(mul|fma)(\.rn\.f32\s+%r\d+, %r\d+, )(0f[0-9A-F]{7})([0-9A-F])"
+    product = r"(mul|fma)(\.rn\.f32\s+%[rf]\d+, %[rf]\d+, )(0f[0-9A-F]{7})([0-9A-F])"
 
     def edit(text: str) -> str:
         found = re.search(product, text)

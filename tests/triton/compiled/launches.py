@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -55,13 +56,23 @@ def compiled(
         if name.endswith("_ptr")
         or (sixteens and (name.endswith(("_row", "_group", "_sample", "_stride")) or name in "Dn"))
     ]
-    attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i in divisible
-        if signature[kernel.arg_names[i]] != "constexpr"
-    }
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    divisible = [i for i in divisible if signature[kernel.arg_names[i]] != "constexpr"]
+    source = _source(kernel, signature, constants, divisible)
     return triton.compile(source, target=target, options=dict(OPTIONS))
+
+
+def _source(
+    kernel: Any, signature: dict[str, str], constants: dict[str, Any], divisible: list[int]
+) -> ASTSource:
+    """What Triton compiles, as its version takes it; arguments `divisible` are multiples of 16."""
+    if "constexprs" in inspect.signature(ASTSource).parameters:
+        attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
+        return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    from triton.backends.compiler import AttrsDescriptor  # before 3.3
+
+    signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+    hints = AttrsDescriptor.from_hints(dict.fromkeys(divisible, 16))
+    return ASTSource(kernel, signature=signature, constants=constants, attrs=hints)
 
 
 def ready(
@@ -91,8 +102,7 @@ def ready(
         for i, name in enumerate(kernel.arg_names)
         if name in types and name in free and (name.endswith("_ptr") or name in even)
     ]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    source = _source(kernel, signature, constants, divisible)
     return triton.compile(source, target=target, options=dict(OPTIONS))
 
 

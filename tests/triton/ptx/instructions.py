@@ -73,16 +73,32 @@ def _arithmetic(instruction: Instruction) -> Step:
         first, second = target.parts
 
         def pairs(threads: Threads) -> None:
-            values = function(*(threads.read(x, kind) for x, kind in typed))
+            unwritten = threads.unwritten_in(*sources)
+            values = function(*(threads.peek(x, kind) for x, kind in typed))
             for register, values_of in zip((first, second), values.T, strict=True):
-                threads.write(register, values_of, result)
+                threads.write(register, values_of, result, unwritten)
 
         return pairs
 
+    selects = instruction.opcode == "selp"
+
     def step(threads: Threads) -> None:
-        threads.write(target, function(*(threads.read(x, kind) for x, kind in typed)), result)
+        unwritten = threads.unwritten_in(*sources)
+        if selects and unwritten is not None:
+            unwritten = _unwritten_choice(threads, *sources)
+        values = function(*(threads.peek(x, kind) for x, kind in typed))
+        threads.write(target, values, result, unwritten)
 
     return step
+
+
+def _unwritten_choice(threads: Threads, a: Operand, b: Operand, chooses: Operand) -> Array:
+    """Return whether what a select chooses is unwritten; what it leaves may be."""
+    of_a, of_b, of_choice = (
+        np.zeros(1, bool) if found is None else found
+        for found in map(threads.unwritten_in, (a, b, chooses))
+    )
+    return threads.spread(of_choice | np.where(threads.peek(chooses, "pred"), of_a, of_b))
 
 
 def _move(instruction: Instruction, _kernel: Kernel) -> Step:
@@ -93,21 +109,23 @@ def _move(instruction: Instruction, _kernel: Kernel) -> Step:
     whole = f"u{bits}" if bits > 1 else "pred"
 
     def copy(threads: Threads) -> None:
-        threads.write(target, threads.read(source, whole), whole)
+        values = threads.peek(source, whole)
+        threads.write(target, values, whole, threads.unwritten_in(source))
 
     def unpack(threads: Threads) -> None:
         assert isinstance(target, Vector)
         part = f"u{bits // len(target.parts)}"
-        values = threads.read(source, whole).view(semantics.TYPES[part])
+        unwritten = threads.unwritten_in(source)
+        values = threads.peek(source, whole).view(semantics.TYPES[part])
         for i, register in enumerate(target.parts):
-            threads.write(register, values[i :: len(target.parts)], part)
+            threads.write(register, values[i :: len(target.parts)], part, unwritten)
 
     def pack(threads: Threads) -> None:
         assert isinstance(source, Vector)
         part = f"u{bits // len(source.parts)}"
-        values = np.broadcast_arrays(*(threads.read(x, part) for x in source.parts))
+        values = np.broadcast_arrays(*(threads.peek(x, part) for x in source.parts))
         packed = np.ascontiguousarray(np.stack(values, -1)).view(semantics.TYPES[whole])
-        threads.write(target, packed.reshape(-1), whole)
+        threads.write(target, packed.reshape(-1), whole, threads.unwritten_in(*source.parts))
 
     if isinstance(target, Vector):
         return unpack
@@ -172,9 +190,8 @@ def _shuffle(instruction: Instruction, _kernel: Kernel) -> Step:
 
     def step(threads: Threads) -> None:
         _whole_warps(threads, mask)
-        values, by, limits = (
-            threads.spread(threads.read(x, "u32")).astype(np.int64) for x in (source, b, c)
-        )
+        values = threads.spread(threads.peek(source, "u32"))
+        by, limits = (threads.spread(threads.read(x, "u32")).astype(np.int64) for x in (b, c))
         lane = threads.select(threads.specials["%laneid"])
         by, clamp, segment = by & 31, limits & 31, limits >> 8 & 31
         highest = (lane & segment) | (clamp & ~segment)
@@ -188,7 +205,9 @@ def _shuffle(instruction: Instruction, _kernel: Kernel) -> Step:
             inside = other <= highest
         # Whole warps are active, in their order, so that a lane's neighbours lie beside it.
         at = np.arange(len(lane)) - lane + np.where(inside, other, lane)
-        threads.write(target, values[at].astype(np.uint32), "u32")
+        unwritten = threads.unwritten_in(source)
+        unwritten = None if unwritten is None else unwritten[at]
+        threads.write(target, values[at], "u32", unwritten)
 
     return step
 
@@ -203,7 +222,7 @@ def _reduce(instruction: Instruction, _kernel: Kernel) -> Step:
 
     def step(threads: Threads) -> None:
         _whole_warps(threads, mask)
-        values = threads.spread(threads.read(source, kind))
+        values = threads.spread(threads.read(source, kind))  # every lane's counts
         found = reduce(values.reshape(-1, WARP), axis=1, dtype=values.dtype)
         threads.write(target, np.repeat(found, WARP), kind)
 

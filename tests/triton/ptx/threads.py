@@ -24,6 +24,10 @@ class Threads:
     """The threads of a batch of blocks, and those of them that execute at present.
 
     `active` holds their numbers, or None where all do.
+
+    Of a register that only some threads wrote, the others may read it, as a warp's lanes do when
+    all of them shuffle what the first few loaded. What comes of it counts as unwritten too, and
+    must not reach a predicate that is acted on, an address or a store.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class Threads:
         self.kernel, self.memory, self.rank = kernel, memory, rank
         self.arguments: dict[str, Array] = {}
         self.registers: list[Array | None] = [None] * len(kernel.widths)
-        self.written: dict[int, Array] = {}  # of registers that not all threads wrote
+        self.unwritten: dict[int, Array] = {}  # of registers, the threads whose value is so
         self.active: Array | None = None
         self.places = np.zeros(self.count, np.int64)
 
@@ -67,7 +71,25 @@ class Threads:
     # --- registers ---
 
     def read(self, operand: Operand, kind: str) -> Array:
-        """Return an operand's value for each active thread, as values of a type."""
+        """Return an operand's value for each active thread, as values of a type. It is acted on:
+        none may be unwritten.
+        """
+        if self.unwritten_in(operand) is not None:
+            assert isinstance(operand, Register)
+            raise Fault(f"{operand.name} is read by threads that did not write it")
+        return self.peek(operand, kind)
+
+    def unwritten_in(self, *operands: Operand) -> Array | None:
+        """Return for each active thread whether any of the operands is unwritten; None if none."""
+        found = None
+        for operand in operands:
+            if isinstance(operand, Register) and operand.number in self.unwritten:
+                of_it = self.select(self.unwritten[operand.number])
+                found = of_it if found is None else found | of_it
+        return found if found is not None and found.any() else None
+
+    def peek(self, operand: Operand, kind: str) -> Array:
+        """Return an operand's value for each active thread, some of which may be unwritten."""
         bits = bits_of(kind)
         if isinstance(operand, Literal):
             constant = operand.bits != 0 if kind == "pred" else operand.bits
@@ -86,8 +108,6 @@ class Threads:
         held = self.registers[number]
         if held is None:
             raise Fault(f"{operand.name} is read before it is written")
-        if number in self.written and not self.select(self.written[number]).all():
-            raise Fault(f"{operand.name} is read by threads that did not write it")
         value = self.select(held)
         if operand.negated:
             value = ~value
@@ -97,8 +117,12 @@ class Threads:
             value = value.astype(bits)
         return decode(value, kind)
 
-    def write(self, operand: Operand, values: Array, kind: str) -> None:
-        """Give a register the active threads' values; wider ones are extended."""
+    def write(
+        self, operand: Operand, values: Array, kind: str, unwritten: Array | None = None
+    ) -> None:
+        """Give a register the active threads' values; wider ones are extended. Where `unwritten`,
+        they count as such.
+        """
         if isinstance(operand, Symbol) and operand.name == "_":
             return
         assert isinstance(operand, Register)
@@ -112,20 +136,23 @@ class Threads:
                     raise Fault(f"{operand.name} is narrower than .{kind}")
                 bits = bits.astype(f"u{operand.width // 8}")
         number = operand.number
+        held = self.registers[number]
         if self.active is None:
             self.registers[number] = bits
-            self.written.pop(number, None)
+            self.unwritten.pop(number, None)
+            if unwritten is not None:
+                self.unwritten[number] = np.array(unwritten)
             return
-        held = self.registers[number]
         if held is None:
             held = np.zeros(self.count, bits.dtype)
-            self.written[number] = np.zeros(self.count, bool)
+            self.unwritten[number] = np.ones(self.count, bool)
         else:
             held = np.array(np.broadcast_to(held, self.count))
         held[self.active] = bits
         self.registers[number] = held
-        if number in self.written:
-            self.written[number][self.active] = True
+        if unwritten is not None or number in self.unwritten:
+            of_all = self.unwritten.setdefault(number, np.zeros(self.count, bool))
+            of_all[self.active] = False if unwritten is None else unwritten
 
     def select(self, values: Array) -> Array:
         """Of an array for all threads, what the active ones have."""
