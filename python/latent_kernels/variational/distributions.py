@@ -87,6 +87,11 @@ class FamilyDistribution(Distribution):
         >>> q = lk.FamilyDistribution(lk.Categorical(torch.zeros(5, 3, 4)))
         >>> q.batch_shape, q.event_shape, q.sample((2,)).shape
         (torch.Size([5]), torch.Size([3]), torch.Size([2, 5, 3]))
+        >>> wide = q.expand((7, 5))
+        >>> wide.log_prob(wide.sample()).shape, wide.entropy().shape
+        (torch.Size([7, 5]), torch.Size([7, 5]))
+        >>> lk.FamilyDistribution(lk.DiagonalGaussian(torch.zeros(3), 0.0)).rsample((2,)).shape
+        torch.Size([2, 3])
 
     """
 

@@ -137,6 +137,20 @@ class GradientVarianceMonitor:
         >>> noise.measurements, noise.variance_low < noise.variance < noise.variance_high
         (20, True)
 
+        The same for reparameterized samples, which the monitor watches in backward:
+
+        >>> monitor = lk.GradientVarianceMonitor({"mean": mean, "logvar": logvar}, every=2)
+        >>> for step in range(40):
+        ...     z, kl = lk.rsample_kl(mean, logvar, 16, seed=step)
+        ...     loss = (kl - lk.gaussian_log_prob(z, 3.0, 0.0)).mean()
+        ...     optimizer.zero_grad()
+        ...     if monitor.due:
+        ...         monitor.watch(z, mean, logvar)
+        ...     loss.backward()
+        ...     monitor.step()
+        >>> sorted(monitor.report())
+        ['logvar', 'mean']
+
     """
 
     def __init__(
