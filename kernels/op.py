@@ -122,7 +122,9 @@ class Op(Description):
         return Plan(call, _sizes(dims), memory, is_empty, forward, backward)
 
     def _public(self, outputs: Any) -> Any:
-        return outputs[0] if self._public_count == 1 else outputs[: self._public_count]
+        if self._public_count == 1:
+            return outputs[0]
+        return tuple(outputs)[: self._public_count]  # torch.compile of 2.6 slices no named tuples
 
     def _plan_for(self, dims: Dims, inputs: Inputs) -> Any:
         first = inputs[self.like]

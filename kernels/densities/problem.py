@@ -64,9 +64,8 @@ Gradients = GaussianGradients | BernoulliGradients
 
 def inputs_of(problem: Problem) -> tuple[Tensor, ...]:
     """Return z, mean and logvar, or x and logits, in their canonical shapes."""
-    return tuple(
-        [x.view(_shape_of(x, problem.sizes)) if x.is_contiguous() else x for x in problem[1:]]
-    )
+    sizes, *inputs = problem
+    return tuple([x.view(_shape_of(x, sizes)) if x.is_contiguous() else x for x in inputs])
 
 
 def _shape_of(x: Tensor, sizes: Sizes) -> Sizes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
@@ -29,13 +29,6 @@ class Problem(NamedTuple):
     seed: int | Tensor
     offset: int
 
-    @property
-    def deviation(self) -> Tensor:
-        """Return the log-variance or the scale, whichever is given."""
-        x = self.logvar if self.scale is None else self.scale
-        assert x is not None
-        return x
-
 
 class Outputs(NamedTuple):
     """Samples, KL to the prior and log q of the samples; in a backward pass, their gradients."""
@@ -54,10 +47,13 @@ class Gradients(NamedTuple):
     prior_mean: Tensor | None
     prior_logvar: Tensor | None
 
-    @property
-    def deviation(self) -> Tensor | None:
-        """Return the gradient of the log-variance or of the scale, whichever is wanted."""
-        return self.logvar if self.scale is None else self.scale
+
+def deviation(of: Problem | Gradients) -> Any:
+    """Return the log-variance or the scale, or its gradient, whichever is there.
+
+    A function, since torch.compile of torch 2.6 reads no properties of named tuples.
+    """
+    return of.logvar if of.scale is None else of.scale
 
 
 def rows_in_place(x: Tensor, shape: object = None) -> Tensor:

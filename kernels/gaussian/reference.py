@@ -27,6 +27,7 @@ from latent_kernels.kernels.gaussian.problem import (
     PathProblem,
     Problem,
     Sizes,
+    deviation,
 )
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_backward as scale_kl_backward
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_forward as scale_kl_forward
@@ -104,12 +105,12 @@ def _outputs(
     if wanted.z is not None or wanted.log_q is not None:
         eps = draw(problem)
     if wanted.z is not None:
-        sigma = torch.exp(0.5 * problem.deviation) if scale is None else scale
+        sigma = torch.exp(0.5 * deviation(problem)) if scale is None else scale
         z = mean.reshape(shape) + sigma.reshape(shape) * eps
     if wanted.kl is not None:
-        kl = gaussian_kl(mean, problem.deviation, problem.prior_mean, problem.prior_logvar)
+        kl = gaussian_kl(mean, deviation(problem), problem.prior_mean, problem.prior_logvar)
     if wanted.log_q is not None:
-        logvar = problem.deviation.reshape(shape)
+        logvar = deviation(problem).reshape(shape)
         log_q = -0.5 * (eps * eps + (logvar + math.log(2 * math.pi))).sum(-1)
     return Outputs(z, kl, log_q)
 

@@ -23,6 +23,7 @@ from latent_kernels.kernels.gaussian.problem import (
     PathProblem,
     Problem,
     Sizes,
+    deviation,
 )
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_backward as scale_kl_backward
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_forward as scale_kl_forward
@@ -415,7 +416,7 @@ def _seed(seed: int | Tensor) -> tuple[int | Tensor, int]:
 
 def _parameters(problem: Problem) -> tuple[Tensor | None, ...]:
     """Return mean, log-variance or scale, and the prior's parameters."""
-    return problem.mean, problem.deviation, problem.prior_mean, problem.prior_logvar
+    return problem.mean, deviation(problem), problem.prior_mean, problem.prior_logvar
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:
@@ -460,7 +461,7 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     groups, samples, rows, cols = sizes
     outputs = (
         gradients.mean,
-        gradients.deviation,
+        deviation(gradients),
         gradients.prior_mean,
         gradients.prior_logvar,
     )

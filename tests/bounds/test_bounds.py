@@ -360,6 +360,8 @@ def test_gradcheck(simd_build: str) -> None:
 
 @pytest.mark.parametrize("estimator", BOUND_ESTIMATORS)
 def test_compile_equals_eager(estimator: str) -> None:
+    if estimator == "dreg" and torch.__version__ < "2.11":
+        pytest.skip("torch.compile takes hooks on intermediate tensors from torch 2.11 on")
     log_w, log_q = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
 
     def step(w: Tensor, q: Tensor) -> Tensor:

@@ -184,14 +184,14 @@ def test_classes_that_are_all_but_masked(dtype: torch.dtype) -> None:
 def test_under_vmap_and_compile(name: str) -> None:
     if name == "bernoulli":
         p = torch.tensor([[0.0, 1.0, 0.25], [0.5, 0.0, 1.0]])
-        make: Any = lk.Bernoulli.from_mean_parameters
+        family: Any = lk.Bernoulli
     else:
         p = torch.tensor([[[0.0, 1.0]], [[0.25, 0.75]]])
-        make = lk.Categorical.from_mean_parameters
+        family = lk.Categorical
 
     def objective(p: Tensor) -> Tensor:
-        q = make(p)
-        return q.entropy() + q.kl(q) + q.kl(type(q)(torch.zeros_like(p)))
+        q = family.from_mean_parameters(p)
+        return q.entropy() + q.kl(q) + q.kl(family(torch.zeros_like(p)))
 
     leaf = p.clone().requires_grad_()
     (eager,) = torch.autograd.grad(objective(leaf).sum(), leaf)

@@ -348,6 +348,7 @@ def test_export() -> None:
     assert torch.equal(exported.module()(other), lk.rsample(other, other, 2, seed=3))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch.compile of 2.9 fails on such a vmap")
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_vmap() -> None:
     m = torch.randn(5, 7, 4)

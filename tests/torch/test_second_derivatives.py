@@ -464,6 +464,8 @@ COMPILED: dict[str, Callable[[Loss], Callable[[Tensor, Tensor], Any]]] = {
 )
 def test_torch_func_within_torch_compile(way: str) -> None:
     """One graph, of the formulas, in which noise alone is opaque."""
+    if way == "vmap of grad" and torch.__version__ < "2.10":
+        pytest.skip("torch.compile of 2.9 fails on such a vmap")
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
         named = ("samples", "prior", "fused normals", "density", "bernoulli", "stl")

@@ -178,7 +178,7 @@ def _prepare(
         if tensor is not None or name in ("x", "weight", "dictionary"):
             _checks.float_tensor(name, tensor)
     of_layers = {"threshold": threshold, "step": step}
-    named |= {name: p for name, p in of_layers.items() if isinstance(p, Tensor)}
+    named.update({name: p for name, p in of_layers.items() if isinstance(p, Tensor)})
     dtype = _dtype(named)
     compute = row_dtype(dtype)
     x = named["x"]
