@@ -24,38 +24,41 @@ WANTED_PROGRAMS = (
 )
 _AS_IT_IS = nullcontext()
 
-# Of each kernel: which integers Triton compiles for by their width alone, not for their value.
+# For each kernel: which integers Triton compiles for by their width alone, not for their value.
 _widths: dict[Any, tuple[bool, ...]] = {}
 # Compiled kernels, with the constants that they take as arguments.
 _kept: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
-_MOST_KEPT = 4096  # of shapes that differ without end
+_MOST_KEPT = 4096  # a bound, for programs whose shapes differ without end
 
 
 def block_of(count: int) -> int:
-    """The elements of a program that handles each by itself: twice a tile, with less work for each
-    of them, where that leaves programs enough.
+    """Return how many elements a program of an elementwise kernel handles.
+
+    Two tiles cost fewer instructions an element than one, and are taken where enough programs are
+    left to fill a GPU.
     """
     return 2 * TILE if count >= TILE * WANTED_PROGRAMS else TILE
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up. triton.cdiv, which serves kernels too, takes microseconds."""
+    """Return a / b, rounded up; triton.cdiv, made for kernels too, takes microseconds."""
     return -(-a // b)
 
 
 def next_power_of_two(n: int) -> int:
-    """The least power of two that is not below n >= 1."""
+    """Return the least power of two that is not below n >= 1."""
     return 1 << (n - 1).bit_length()
 
 
 def nest(chunks: int, groups: int) -> int:
-    """What triton_math.program is told of a grid."""
+    """Return the argument `nest` of triton_math.program: 0, or 1 for chunks, or 2 for groups."""
     return 2 if groups > 1 else int(chunks > 1)
 
 
 def tile_shape(rows: int, cols: int, dtype: torch.dtype, *, small: bool = False) -> tuple[int, int]:
-    """Rows and columns of one program's tile; a `small` one for kernels that need many registers an
-    element.
+    """Return the rows and columns of one program's tile.
+
+    `small` is for kernels that need many registers an element.
     """
     tile = TILE // 2 if small or dtype == torch.float64 else TILE
     block_cols = min(tile, max(4, next_power_of_two(max(cols, 1))))
@@ -68,7 +71,7 @@ def _several_devices() -> bool:
 
 
 def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:
-    """Make current the tensor's device, on which Triton launches; a lone one always is."""
+    """Make the tensor's device the current one, on which Triton launches; a lone device always is."""
     return torch.cuda.device(x.device) if x.is_cuda and _several_devices() else _AS_IT_IS
 
 
