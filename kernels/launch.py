@@ -71,7 +71,7 @@ def _several_devices() -> bool:
 
 
 def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:
-    """Make the tensor's device the current one, on which Triton launches; a lone device always is."""
+    """Make the tensor's device, on which Triton launches, the current one; a lone device is."""
     return torch.cuda.device(x.device) if x.is_cuda and _several_devices() else _AS_IT_IS
 
 
