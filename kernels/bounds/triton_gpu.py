@@ -121,8 +121,8 @@ def weights_kernel(
 ):  # fmt: skip
     """The normalised weights [G, S, N], times the gradient; `even`: N is a multiple of 4.
 
-    The other kernels read an element at once, so that one thread has all samples of a row's tile:
-    of four rows, it would share them with other warps, and every tile would take barriers.
+    The kernels that add up read an element at once, so that one thread has all samples of a row's
+    tile: of four rows, it would share them with other warps, and every tile would take barriers.
     """
     N = in_fours(N, even)
     tile, chunk, group = program(tiles, chunks, nest)
@@ -142,34 +142,77 @@ def weights_kernel(
         tl.store(out_ptr + at, found.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["S", "N", "tiles"])
-def signal_kernel(
-    log_w_ptr, gradient_ptr, out_ptr, S, N, tiles,
+@triton.jit(do_not_specialize=["S", "N", "per_chunk", "tiles", "chunks"])
+def others_kernel(
+    log_w_ptr, sums_ptr, ties_ptr, zeros_ptr, distances_ptr, seconds_ptr, totals_ptr,
+    S, N, per_chunk, tiles, chunks,
     compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """VIMCO's signal [G, S, N], times the gradient; csrc/bounds/kernel.hpp explains the sums."""
-    tile, group, _only = program(tiles, 1, nest)
+    """What VIMCO's signal takes from each chunk [G, chunks, N]: how many weights equal the largest
+    and how many are zero, the sum of the others' distances from the largest, the second largest,
+    and the sum of e^(log_w - second) of those below the largest.
+    """
+    tile, chunk, group = program(tiles, chunks, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    lowest = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
-    top, second = lowest, lowest
-    for begin in range(0, S, BLOCK_S):
-        x, _at, _mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
-        top = tl.maximum(top, tl.max(x, 0))
+    top = tl.load(sums_ptr + 2 * group * N + rows, mask=rows < N, other=0.0)
+    lowest = nothing_yet(top, compute)
+    second = lowest
     ties = tl.zeros([BLOCK_N], compute)
-    distance = tl.zeros([BLOCK_N], compute)
     zeros = tl.zeros([BLOCK_N], compute)
-    for begin in range(0, S, BLOCK_S):
-        x, _at, mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+    distance = tl.zeros([BLOCK_N], compute)
+    total = tl.zeros([BLOCK_N], compute)
+    first = chunk * per_chunk
+    last = tl.minimum(first + per_chunk, S)
+    for begin in range(first, last, BLOCK_S):
+        x, _at, mask = load_samples(log_w_ptr, group, begin, last, rows, S, N, compute, BLOCK_S)
         is_top, is_zero = x == top[None, :], x < lowest[None, :]
         ties += tl.sum(is_top.to(compute), 0)
         zeros += tl.sum((is_zero & mask).to(compute), 0)
         distance += tl.sum(tl.where(is_zero, 0.0, x - top[None, :]), 0)
-        second = tl.maximum(second, tl.max(tl.where(is_top, -float("inf"), x), 0))
+        other = tl.where(is_top, -float("inf"), x)
+        most = tl.maximum(second, tl.max(other, 0))
+        total = tl.fma(total, relative(second, most), tl.sum(exp(other - most[None, :]), 0))
+        second = most
+    at = (group * chunks + chunk) * N + rows
+    tl.store(ties_ptr + at, ties, mask=rows < N)
+    tl.store(zeros_ptr + at, zeros, mask=rows < N)
+    tl.store(distances_ptr + at, distance, mask=rows < N)
+    tl.store(seconds_ptr + at, second, mask=rows < N)
+    tl.store(totals_ptr + at, total, mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["S", "N", "tiles", "chunks"])
+def merge_others_kernel(
+    sums_ptr, ties_ptr, zeros_ptr, distances_ptr, seconds_ptr, totals_ptr, merged_ptr,
+    S, N, tiles, chunks,
+    compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """What all chunks' signals share [G, 4, N]: zeros, distance, the largest weight's signal, and
+    the largest weight's part in the sum; csrc/bounds/kernel.hpp explains them.
+    """
+    tile, group, _only = program(tiles, 1, nest)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    top = tl.load(sums_ptr + 2 * group * N + rows, mask=rows < N, other=0.0)
+    second = nothing_yet(top, compute)
+    ties = tl.zeros([BLOCK_N], compute)
+    zeros = tl.zeros([BLOCK_N], compute)
+    distance = tl.zeros([BLOCK_N], compute)
+    for begin in range(0, chunks, BLOCK_S):
+        part, at, inside = load_samples(
+            seconds_ptr, group, begin, chunks, rows, chunks, N, compute, BLOCK_S
+        )
+        second = tl.maximum(second, tl.max(part, 0))
+        ties += tl.sum(tl.load(ties_ptr + at, mask=inside, other=0.0), 0)
+        zeros += tl.sum(tl.load(zeros_ptr + at, mask=inside, other=0.0), 0)
+        distance += tl.sum(tl.load(distances_ptr + at, mask=inside, other=0.0), 0)
     second = tl.where(ties > 1.5, top, second)
     rest = ties - 1.0
-    for begin in range(0, S, BLOCK_S):
-        x, _at, _mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
-        rest += tl.sum(tl.where(x == top[None, :], 0.0, exp(x - second[None, :])), 0)
+    for begin in range(0, chunks, BLOCK_S):
+        part, at, inside = load_samples(
+            seconds_ptr, group, begin, chunks, rows, chunks, N, compute, BLOCK_S
+        )
+        more = tl.load(totals_ptr + at, mask=inside, other=0.0)
+        rest += tl.sum(more * relative(part, second[None, :]), 0)
 
     wide, gap = rest.to(tl.float64), top.to(tl.float64) - second.to(tl.float64)
     left = wide * tl.exp(0.0 - gap)
@@ -179,12 +222,37 @@ def signal_kernel(
     of_top = gap + tl.log(1.0 + left) - tl.log(wide + tl.exp(mean + gap))
     of_top = tl.where(change_of_top > -0.5, 0.0 - log1p(change_of_top), of_top)
     none = zeros.to(tl.float64) > others + 0.5
-    of_top = tl.where(none, float("nan"), of_top).to(compute)
-    inverse = tl.where(none, float("nan"), 1.0 / (1.0 + left)).to(compute)
-    share = (1.0 / others).to(compute)
+    to = merged_ptr + 4 * group * N + rows
+    tl.store(to, zeros, mask=rows < N)
+    tl.store(to + N, distance, mask=rows < N)
+    tl.store(to + 2 * N, tl.where(none, float("nan"), of_top).to(compute), mask=rows < N)
+    inverse = tl.where(none, float("nan"), 1.0 / (1.0 + left))
+    tl.store(to + 3 * N, inverse.to(compute), mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["S", "N", "per_chunk", "tiles", "chunks"])
+def signal_kernel(
+    log_w_ptr, sums_ptr, merged_ptr, gradient_ptr, out_ptr, S, N, per_chunk, tiles, chunks,
+    compute: tl.constexpr, even: tl.constexpr,
+    nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """VIMCO's signal [G, S, N], times the gradient; `even`: N is a multiple of 4."""
+    N = in_fours(N, even)
+    tile, chunk, group = program(tiles, chunks, nest)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    top = tl.load(sums_ptr + 2 * group * N + rows, mask=rows < N, other=0.0)
+    merged = merged_ptr + 4 * group * N + rows
+    zeros = tl.load(merged, mask=rows < N, other=0.0)
+    distance = tl.load(merged + N, mask=rows < N, other=0.0)
+    of_top = tl.load(merged + 2 * N, mask=rows < N, other=0.0)
+    inverse = tl.load(merged + 3 * N, mask=rows < N, other=0.0)
     gradient = tl.load(gradient_ptr + group * N + rows, mask=rows < N, other=0.0)
-    for begin in range(0, S, BLOCK_S):
-        x, at, mask = load_samples(log_w_ptr, group, begin, S, rows, S, N, compute, BLOCK_S)
+    lowest = nothing_yet(top, compute)
+    share = (1.0 / (S.to(tl.float64) - 1.0)).to(compute)
+    first = chunk * per_chunk
+    last = tl.minimum(first + per_chunk, S)
+    for begin in range(first, last, BLOCK_S):
+        x, at, mask = load_samples(log_w_ptr, group, begin, last, rows, S, N, compute, BLOCK_S)
         d, is_zero = x - top[None, :], x < lowest[None, :]
         left_out = tl.where(is_zero, distance[None, :], distance[None, :] - d)
         some_zero = zeros[None, :] - is_zero.to(compute) > 0.5
@@ -218,6 +286,15 @@ def _chunks(sizes: Sizes, tiles: int, block_s: int) -> tuple[int, int]:
     return cdiv(samples, per_chunk), per_chunk
 
 
+def _blocks_of_merger(chunks: int, rows: int) -> tuple[int, int, int]:
+    """Blocks of rows, and the chunks and rows of a tile: many chunks at once, as a program that
+    takes one after the other waits for memory each time.
+    """
+    block_s = min(64, next_power_of_two(chunks))
+    block_n = min(TILE // block_s, next_power_of_two(rows))
+    return cdiv(rows, block_n), block_s, block_n
+
+
 def forward(problem: Problem, outputs: Outputs) -> None:
     """Write the bound of each row and the sums behind it."""
     (groups, samples, rows), log_w = problem.sizes, problem.log_w
@@ -233,10 +310,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
             log_w, tops, totals, samples, rows, per_chunk, tiles, chunks,
             compute=compute, nest=nest(chunks, groups), BLOCK_S=block_s, BLOCK_N=block_n,
         )  # fmt: skip
-        # Many chunks at once: a program that takes one after the other waits for memory each time.
-        block_s = min(64, next_power_of_two(chunks))
-        block_n = min(TILE // block_s, next_power_of_two(rows))
-        tiles = cdiv(rows, block_n)
+        tiles, block_s, block_n = _blocks_of_merger(chunks, rows)
         launch(
             merge_kernel, tiles * groups,
             tops, totals, *outputs, samples, rows, tiles, chunks,
@@ -250,24 +324,33 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     if groups * rows == 0:
         return
     tiles, block_s, block_n = _blocks(problem.sizes, log_w.dtype)
-    options = {
-        "compute": compute_type(log_w.dtype),
-        "BLOCK_S": block_s,
-        "BLOCK_N": block_n,
-    }
+    chunks, per_chunk = _chunks(problem.sizes, tiles, block_s)
+    cut = (samples, rows, per_chunk, tiles, chunks)
+    compute = compute_type(log_w.dtype)
+    options = {"nest": nest(chunks, groups), "BLOCK_S": block_s, "BLOCK_N": block_n}
+    even = rows % 4 == 0
     with on_device_of(log_w):
         if gradients.log_w is not None:
-            chunks, per_chunk = _chunks(problem.sizes, tiles, block_s)
             launch(
                 weights_kernel, tiles * chunks * groups,
-                log_w, upstream.sums, upstream.bound, gradients.log_w,
-                samples, rows, per_chunk, tiles, chunks,
-                has_gradient=upstream.bound is not None, even=rows % 4 == 0,
-                nest=nest(chunks, groups), **options,
+                log_w, upstream.sums, upstream.bound, gradients.log_w, *cut,
+                has_gradient=upstream.bound is not None, compute=compute, even=even, **options,
             )  # fmt: skip
         if gradients.log_q is not None:
+            parts = upstream.sums.new_empty((5, groups, chunks, rows))
+            merged = upstream.sums.new_empty((groups, 4, rows))
             launch(
-                signal_kernel, tiles * groups,
-                log_w, upstream.bound, gradients.log_q, samples, rows, tiles, nest=nest(groups, 1),
-                **options,
+                others_kernel, tiles * chunks * groups,
+                log_w, upstream.sums, *parts, *cut, compute=compute, **options,
+            )  # fmt: skip
+            blocks, merged_s, merged_n = _blocks_of_merger(chunks, rows)
+            launch(
+                merge_others_kernel, blocks * groups,
+                upstream.sums, *parts, merged, samples, rows, blocks, chunks,
+                compute=compute, nest=nest(groups, 1), BLOCK_S=merged_s, BLOCK_N=merged_n,
+            )  # fmt: skip
+            launch(
+                signal_kernel, tiles * chunks * groups,
+                log_w, upstream.sums, merged, upstream.bound, gradients.log_q, *cut,
+                compute=compute, even=even, **options,
             )  # fmt: skip

@@ -66,7 +66,7 @@ from latent_kernels.kernels.score.triton_sums import (
     put_sums,
     samples_of_part,
 )
-from latent_kernels.kernels.triton_math import compute_type, exp, in_fours, program
+from latent_kernels.kernels.triton_math import compute_type, divide, exp, in_fours, program
 
 Tensor = torch.Tensor
 
@@ -437,6 +437,45 @@ def categorical_kernel(
     )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["K"])
+def softmax_kernel(
+    p_ptr, q_ptr, logits_ptr, count, K,
+    compute: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """p = softmax(logits) [count, K] and q = 1 - p, which for the likeliest class is the others'
+    sum, without cancellation.
+    """
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    at = i * K
+    largest = tl.full((BLOCK, 1), float("-inf"), compute)
+    likeliest = tl.zeros((BLOCK, 1), tl.int32)  # the first of several
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        x = tl.load(logits_ptr + at + k, mask=(i < count) & (k < K), other=float("-inf"))
+        x = x.to(compute)
+        here = tl.max(x, 1, keep_dims=True)
+        place = tl.min(tl.where(x == here, k, K), 1, keep_dims=True)
+        likeliest = tl.where(here > largest, place, likeliest)
+        largest = tl.maximum(largest, here)
+    others = tl.zeros((BLOCK, 1), compute)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        inside = (i < count) & (k < K)
+        x = tl.load(logits_ptr + at + k, mask=inside, other=float("-inf")).to(compute)
+        weight = tl.where(inside & (k != likeliest), exp(x - largest), 0.0)
+        others += tl.sum(weight, 1, keep_dims=True)
+    # Of the likeliest itself it is 1, or NaN beside logits that are infinite or NaN.
+    total = others + exp(largest - largest)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        inside = (i < count) & (k < K)
+        x = tl.load(logits_ptr + at + k, mask=inside, other=0.0).to(compute)
+        p = divide(exp(x - largest), total)
+        q = tl.where(k == likeliest, divide(others, total), 1.0 - p)
+        tl.store(p_ptr + at + k, p, mask=inside)
+        tl.store(q_ptr + at + k, q, mask=inside)
+
+
 # --- launchers ------------------------------------------------------------------------------------
 
 
@@ -477,17 +516,18 @@ def plan(problem: Problem, many_sums: bool, dtype: torch.dtype) -> Plan:
 
 
 def class_probabilities(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """p = softmax(logits) and 1 - p, which for the likeliest class is the others' sum, without
-    cancellation.
-    """
-    logits = logits.to(dtype)
-    largest, index = logits.max(-1, keepdim=True)
-    weights = torch.exp(logits - largest)
-    total = weights.sum(-1, keepdim=True)
-    p = weights / total
-    likeliest = torch.arange(logits.size(-1), device=logits.device) == index
-    others = weights.masked_fill(likeliest, 0).sum(-1, keepdim=True) / total
-    return p, torch.where(likeliest, others, 1 - p)
+    """p = softmax(logits) and 1 - p, of contiguous logits [..., K]."""
+    p, q = (torch.empty_like(logits, dtype=dtype) for _ in range(2))
+    classes = logits.size(-1)
+    count = logits.numel() // classes
+    block_k = min(TILE, next_power_of_two(classes))
+    block = TILE // block_k
+    with on_device_of(logits):
+        launch(
+            softmax_kernel, cdiv(count, block),
+            p, q, logits, count, classes, compute=compute_type(dtype), BLOCK=block, BLOCK_K=block_k,
+        )  # fmt: skip
+    return p, q
 
 
 def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:

@@ -262,3 +262,25 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
         found.append([z, leaf.grad, pairs, lk.disarm_gradient(bernoulli, pairs.sum(-1), seed=4)[0]])
     for a, b in zip(*found, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("classes", [1, 2, 10, 33, 1500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_class_probabilities(kernels: ModuleType, classes: int, dtype: torch.dtype) -> None:
+    """p and 1 - p, of the likeliest class without cancellation; NaN beside NaN or infinity."""
+    logits = 8 * torch.randn(2, 9, classes, dtype=dtype)
+    logits[0, 0] = 0.0  # all as likely: one of them takes the others' sum
+    logits[0, 1, 0] = 80.0
+    logits[0, 2:5, -1] = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=dtype)
+    p, q = kernels.class_probabilities(logits, dtype)
+    # The difference from the largest logit is rounded, as everywhere.
+    exact = (logits - logits.amax(-1, keepdim=True)).double().softmax(-1)
+    others = exact[..., None, :].expand(2, 9, classes, classes)
+    others = others.masked_fill(torch.eye(classes, dtype=torch.bool), 0.0).sum(-1)
+    others = others.masked_fill(exact.isnan(), torch.nan)
+    tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 1e-37, "equal_nan": True}
+    assert torch.allclose(p.double(), exact, **tolerance)
+    likeliest = torch.arange(classes) == logits.argmax(-1, keepdim=True)
+    assert torch.allclose(q.double()[likeliest], others[likeliest], **tolerance)
+    assert torch.allclose(q[~likeliest], 1 - p[~likeliest], equal_nan=True, rtol=0, atol=0)

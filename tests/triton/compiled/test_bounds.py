@@ -20,7 +20,8 @@ from tests.triton.compiled.launches import (
     spills,
 )
 
-KERNELS = ["sums_kernel", "merge_kernel", "weights_kernel", "signal_kernel"]
+KERNELS = ["sums_kernel", "merge_kernel", "weights_kernel", "others_kernel",
+           "merge_others_kernel", "signal_kernel"]  # fmt: skip
 
 
 def bounds(name: str, dtype: torch.dtype, target: Any, *, ones: bool = False) -> Any:
@@ -70,8 +71,9 @@ def test_compiles_for_ones(name: str, target: Any) -> None:
 
 
 @each_target
-def test_weights_move_16_bytes_at_once(target: Any) -> None:
-    ptx = instructions(bounds("weights_kernel", torch.float32, target))
+@pytest.mark.parametrize("name", ["weights_kernel", "signal_kernel"])
+def test_weights_move_16_bytes_at_once(name: str, target: Any) -> None:
+    ptx = instructions(bounds(name, torch.float32, target))
     assert "ld.global.v4" in ptx
     stores = re.findall(r"st\.global\S*", ptx)
     assert stores
@@ -79,6 +81,6 @@ def test_weights_move_16_bytes_at_once(target: Any) -> None:
 
 
 @each_target
-@pytest.mark.parametrize("name", ["sums_kernel", "signal_kernel"])
+@pytest.mark.parametrize("name", ["sums_kernel", "others_kernel"])
 def test_sums_over_samples_stay_in_a_thread(name: str, target: Any) -> None:
     assert "bar.sync" not in instructions(bounds(name, torch.float32, target))

@@ -154,6 +154,19 @@ def discrete(
     return ready(getattr(triton_gpu, name), types, constants, target, ones=ones)
 
 
+def softmax(dtype: torch.dtype, target: GPUTarget, *, ones: bool = False) -> Any:
+    """The kernel of the classes' probabilities."""
+    import triton.language as tl
+
+    from latent_kernels.kernels.score import triton_gpu
+
+    compute, constant = ("*fp64", tl.float64) if dtype == torch.float64 else ("*fp32", tl.float32)
+    types = {"p_ptr": compute, "q_ptr": compute, "logits_ptr": POINTERS[dtype]}
+    types |= {"count": "i32", "K": "i32"}
+    constants = {"compute": constant, "BLOCK": 64, "BLOCK_K": 16}
+    return ready(triton_gpu.softmax_kernel, types, constants, target, ones=ones)
+
+
 def modes(name: str) -> list[tuple[int, bool]]:
     """The least and the most that a kernel keeps in registers: mode, and whether values are per
     element.
@@ -177,12 +190,13 @@ def test_score_compiles_without_spills(
 
 @each_target
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_finishing_compiles_without_spills(
+def test_small_kernels_compile_without_spills(
     dtype: torch.dtype, target: GPUTarget, tmp_path: Path
 ) -> None:
     for kind in range(3):
         for mode in (PLAIN, OPTIMAL) if kind < 2 else (PLAIN,):
             assert spills(finish(kind, dtype, target, mode), tmp_path) == 0, (kind, mode)
+    assert spills(softmax(dtype, target), tmp_path) == 0
 
 
 @each_target
@@ -221,6 +235,7 @@ def test_small_kernels_compile_for_a_single_row() -> None:
         ]
     for name in ("bernoulli_kernel", "cumulative_kernel", "categorical_kernel"):
         assert discrete(name, torch.float32, H100, ones=True, wraps_once=False).asm["cubin"]
+    assert softmax(torch.float32, H100, ones=True).asm["cubin"]
 
 
 @pytest.mark.parametrize("name", SCORE_KERNELS)
@@ -237,6 +252,7 @@ def test_small_kernels_offsets_have_64_bits() -> None:
         products_are_wide(finish(kind, torch.float32, H100, PLAIN if kind == 2 else OPTIMAL))
     for name in ("bernoulli_kernel", "cumulative_kernel", "categorical_kernel"):
         products_are_wide(discrete(name, torch.float32, H100))
+    products_are_wide(softmax(torch.float32, H100))
 
 
 @pytest.mark.slow
