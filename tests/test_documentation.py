@@ -22,11 +22,11 @@ def code_of(page: Path) -> list[str]:
 
 SNIPPETS = code_of(README)
 WITH_CODE = [page for page in sorted(DOCS.glob("**/*.md")) if code_of(page)]
-# The pages of this repository, not what a demo, a build or pytest has written beside them: workers
-# of pytest-xdist would not agree on these.
+# The pages of this repository: but for those in docs/'s folders, whose links Sphinx checks, and for
+# what a demo, a build or pytest has written, on which workers of pytest-xdist would not agree.
 PAGES = sorted(
     page
-    for pattern in ("*.md", "*/*.md", "docs/*/*.md", "kernels/*/*.md")
+    for pattern in ("*.md", "*/*.md", "kernels/*/*.md")
     for page in ROOT.glob(pattern)
     if not re.match(r"\.|demo$|build$|dist$", page.relative_to(ROOT).parts[0])
 )

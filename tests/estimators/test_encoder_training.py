@@ -285,7 +285,7 @@ def test_an_iterables_first_batches_are_only_validated_with() -> None:
     assert [int(next(data.training).x[0, 0]) for _ in range(3)] == [4, 5, 6]
     for few in (items[:1], items[:4]):
         with pytest.raises(
-            ValueError, match=f"x must give more than 4 batches .* got {len(few)}. Give validation"
+            ValueError, match=f"x must give more than 4 batches .* got {len(few)}. Pass the rows"
         ):
             training._batches.prepare(few, None, 0.5, 1, generator)
 
