@@ -123,7 +123,7 @@ def launches(
     edited: Callable[[str], str] | None = None,
 ) -> Iterator[None]:
     """Change the launches within: run only the blocks that `only` selects of their number, or the
-    text of each kernel that `edited` returns.
+    text that `edited` makes of each kernel's.
     """
     global _choose, _edit
     _choose, _edit = only, edited

@@ -102,8 +102,8 @@ def _unwritten_choice(threads: Threads, a: Operand, b: Operand, chooses: Operand
 
 
 def _move(instruction: Instruction, _kernel: Kernel) -> Step:
-    """Return a copy, the split of a register into several, or the reverse, the lowest part
-    first.
+    """Return the step of `mov`: a copy, the split of a register into several, or the reverse, the
+    lowest part first.
     """
     target, source = instruction.operands
     (kind,) = instruction.modifiers
@@ -168,8 +168,8 @@ def _barrier(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 def _whole_warps(threads: Threads, mask: Operand) -> Array:
-    """Return a function from [threads] to whether each is active; all lanes of the mask must be,
-    and the mask must be -1.
+    """Return for each thread, [threads], whether it is active; raise Unsupported unless the mask is
+    -1 and every warp is active as a whole or not at all.
     """
     if not (threads.read(mask, "u32") == 0xFFFFFFFF).all():
         raise Unsupported("a mask of part of a warp")

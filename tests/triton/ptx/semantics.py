@@ -246,7 +246,7 @@ def funnel(a: Array, b: Array, by: Array, left: bool, clamp: bool) -> Array:
 
 
 def _extreme(choose: Callable[[Array, Array], Array], propagate: bool) -> Callable[..., Array]:
-    """Return min or max: a number wins over a NaN, and -0 is below +0."""
+    """Return the function min or max: a number wins over a NaN, and -0 is below +0."""
 
     def extreme(a: Array, b: Array) -> Array:
         if a.dtype.kind != "f":
@@ -375,7 +375,7 @@ def arithmetic(opcode: str, modifiers: tuple[str, ...], count: int) -> Arithmeti
 
 
 def product(opcode: str, flags: list[str], kind: str) -> Arithmetic | None:
-    """Return the products of integers: their low or high half, or all of them."""
+    """Return the function for products of integers: their low or high half, or all bits."""
     if kind not in INTEGERS:
         return None
     if flags not in (["lo"], ["hi"], ["wide"]):
@@ -393,7 +393,7 @@ def product(opcode: str, flags: list[str], kind: str) -> Arithmetic | None:
 
 
 def float_function(opcode: str, flags: list[str], kind: str) -> Callable[..., Array]:
-    """Return arithmetic of floats, with `.ftz` on inputs and results."""
+    """Return the function for floats, with `.ftz` applied to inputs and results."""
     if not set(flags) <= FLOAT_MODIFIERS:
         raise Unsupported("its modifiers")
     function: Callable[..., Array]
@@ -422,7 +422,7 @@ def float_function(opcode: str, flags: list[str], kind: str) -> Callable[..., Ar
 
 
 def comparison(flags: list[str], kind: str, count: int) -> Arithmetic:
-    """Return `setp`, combined with a predicate where it has a third operand."""
+    """Return the function of `setp`, combined with a predicate where it has a third operand."""
     flush_first = "ftz" in flags
     compare = COMPARISONS[flags[0]]
     combine = COMBINATIONS[flags[1]] if count == 3 else None
@@ -440,7 +440,9 @@ TO_INTEGRAL = {"ni": np.rint, "zi": np.trunc, "mi": np.floor, "pi": np.ceil}
 
 
 def conversion(flags: tuple[str, ...], to: str, of: str, count: int) -> Arithmetic:
-    """Return `cvt.flags.to.of`; of two floats to a pair, the first is the high half."""
+    """Return the function of `cvt.flags.to.of`; of two floats to a pair, the first is the high
+    half.
+    """
     rounding = next((flag[1:] for flag in flags if flag[0] == "r"), None)
     if not set(flags) <= {"rn", "rni", "rzi", "rmi", "rpi", "ftz"}:
         raise Unsupported("its modifiers")
