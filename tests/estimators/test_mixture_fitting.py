@@ -23,7 +23,7 @@ FAMILIES = ("gaussian", "bernoulli", "poisson", "categorical")
 
 
 def _mixed(n: int = 200) -> np.ndarray:
-    """A column of each of FAMILIES, in two classes."""
+    """Return a column of each of FAMILIES, in two classes."""
     generator, labels = np.random.RandomState(1), np.arange(n) % 2
     x = 4 * labels + generator.standard_normal(n)
     b = generator.uniform(size=n) < 0.2 + 0.6 * labels
