@@ -104,7 +104,9 @@ def test_fits_without_the_rows_of_weight_zero(kind: str, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_far_row_has_a_score(backend: str, kind: str, dtype: Any) -> None:
-    """float32 rows have that of float64; where that overflows it is -inf, of that row alone."""
+    """Far rows in float32 have the score of float64; where that overflows, it is -inf for that row
+    alone.
+    """
     X = rows(dtype)
     fitted = model(kind, max_iter=0).fit(X)
     near = fitted.score_samples(X), fitted.predict(X), fitted.predict_proba(X)
