@@ -126,9 +126,6 @@ def weights_kernel(
     The kernels that only add up read one element at a time, so that one thread holds all samples of
     a row's tile. Reading four rows at once would share them with other warps, and every tile would
     need barriers.
-
-    The kernels that add up read an element at once, so that one thread has all samples of a row's
-    tile: of four rows, it would share them with other warps, and every tile would take barriers.
     """
     N = in_fours(N, even)
     tile, chunk, group = program(tiles, chunks, nest)
