@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 Results = dict[str, Tensor]
 Sizes = tuple[int, ...]
 
-# For what runs in the interpreter alone; on a GPU the same kernels run for real.
+# For tests that run in the interpreter only; on a GPU the same kernels run on the device.
 interpreted = pytest.mark.skipif(
     not backends.interpreting(), reason="Triton's PTX is not interpreted here"
 )

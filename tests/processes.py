@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Seconds, only for what hangs: many times what any of these processes takes on a busy machine.
+# Seconds, to stop processes that hang: many times what any of them takes on a busy machine.
 # Compiling for all targets takes minutes; what a forked process does takes seconds.
 TIME_LIMIT, FORKED_LIMIT = 1800, 600
 

@@ -138,7 +138,7 @@ def test_the_demo_trains_draws_and_compares(tmp_path, monkeypatch, equal_times, 
             "the ops keep their inputs and nothing else"
         )
     first, second, *_ = result.output.splitlines()
-    assert first == results.about(found[0])  # at once; then the result of most interest
+    assert first == results.about(found[0])  # first of all; then the most interesting result
     assert second == results.headline(found[0])
     page = (tmp_path / "first" / "comparison.md").read_text(encoding="utf-8")
     assert results.verdict(*found[0].bounds().values()) in page
@@ -316,7 +316,7 @@ def test_saved_bytes_counts_each_storage_once_and_not_what_is_given():
 def test_weighted_ops_are_measured_on_their_own():
     objective = Objective("iwae", 4)
     size = results.Size("large", 32, 2, 3, 16).with_samples(objective)
-    assert size[:4] == ("large", 16, 4, 3)  # as many samples in all
+    assert size[:4] == ("large", 16, 4, 3)  # the same number of samples in total
     demo_size = results.Size("demo", 32, 1, 3, 16)
     assert demo_size.with_samples(objective)[:4] == ("demo", 32, 4, 3)
     assert size.with_samples(ELBO) == size

@@ -154,7 +154,7 @@ def test_every_covariance_type_can_be_drawn(covariance_type, tmp_path):
 def test_one_component(tmp_path):
     outcome = fit("iris", 1)
     figures.draw(outcome, tmp_path / "m.png")
-    # the start's, the solution's, and that it stays
+    # at the start, at the solution, and once more there
     assert len(outcome.fits[0].log_likelihood) == 3
     assert (tmp_path / "m.png").exists()
 

@@ -409,7 +409,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     train(encoder, x, codes=z, progress=lambda done, total: calls.append((done, total)), **SHORT)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert calls[-1] == (240, 240)
-    train(encoder, x, codes=z, **SHORT)  # standard error is no terminal here
+    train(encoder, x, codes=z, **SHORT)  # standard error is not a terminal here
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
     train(encoder, x, codes=z, progress=True, **SHORT)

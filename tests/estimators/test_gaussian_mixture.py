@@ -154,7 +154,7 @@ def test_given_start_is_where_it_starts(covariance_type: str) -> None:
         nothing.precisions_, start["precisions_init"], rtol=1e-12, atol=1e-12
     )
     assert (nothing.n_iter_, nothing.converged_, nothing.lower_bounds_) == (0, False, [])
-    # The generator was not needed: it stands where it stood.
+    # The generator was not needed, so its state has not changed.
     assert nothing.random_state.randint(1 << 30) == np.random.RandomState(0).randint(1 << 30)
 
 

@@ -82,7 +82,7 @@ def _cases(rank: int | None, group: Any) -> dict[str, Any]:
     fits["batches"] = GaussianMixture(**_settings("full", "kmeans")).fit_batches(
         batches, group=group
     )
-    # All rows are with the second process: the first has no batch, or no row.
+    # The second process has all rows: the first has no batch, or no row.
     own_iris = [] if rank == 0 else [IRIS]
     fits["no batch"] = GaussianMixture(3, random_state=0).fit_batches(own_iris, group=group)
     fits["no row"] = GaussianMixture(3, random_state=0).fit(

@@ -280,9 +280,9 @@ def test_warnings_are_at_the_callers_line() -> None:
             call(GaussianMixture(3, max_iter=1, random_state=0))
         assert caught[0].filename == __file__
     model = GaussianMixture(3, max_iter=1, random_state=0)
-    with pytest.raises(ConvergenceWarning):  # an error, as pyproject.toml has it
+    with pytest.raises(ConvergenceWarning):  # pyproject.toml turns the warning into an error
         model.fit(IRIS)
-    assert model.n_iter_ == 1  # the fit is there all the same
+    assert model.n_iter_ == 1  # the fit is complete nevertheless
     start = {
         "weights_init": [0.5, 0.5],
         "means_init": [[0.0], [1e6]],

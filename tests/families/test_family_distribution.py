@@ -59,7 +59,7 @@ def test_it_does_what_torch_does(
     assert not z.requires_grad
     log_prob = ours.log_prob(z)
     assert log_prob.shape == (*sample_shape, *batch)
-    if z.numel():  # torch's Independent takes no empty ones
+    if z.numel():  # torch's Independent does not accept empty ones
         assert ours.support.check(z).all()
         torch.testing.assert_close(log_prob, theirs.log_prob(z), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.entropy(), theirs.entropy(), rtol=1e-5, atol=1e-5)

@@ -512,7 +512,7 @@ def test_a_step_of_em_never_decreases_the_likelihood(
     before = problem.run()
     try:
         weights, means, covariances = before.m_step(covariances=problem.covariances)
-    except ValueError:  # a component of too few rows
+    except ValueError:  # a component has too few rows
         assume(False)
     after = replace(problem, weights=weights, means=means, covariances=covariances).run()
     assert after.log_likelihood >= before.log_likelihood - 1e-9 * (1 + abs(before.log_likelihood))

@@ -225,7 +225,7 @@ def test_m_step_of_a_component_without_weight(backend: str, covariance_type: str
     """
     problem = replace(problem_of(covariance_type), weights=np.array([0.4, 0.0, 0.6]))
     statistics = problem.run()
-    if covariance_type == "tied":  # needs nothing of each component
+    if covariance_type == "tied":  # does not depend on single components
         given = statistics.m_step(covariances=np.eye(4))
         np.testing.assert_array_equal(statistics.m_step().covariances, given.covariances)
     else:

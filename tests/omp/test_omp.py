@@ -48,7 +48,7 @@ def problem(
 def scikit_learns(x: Tensor, d: Tensor, **options: Any) -> Tensor:
     x, d = x.double(), d.double()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that it ended where it could not go on
+        warnings.simplefilter("ignore", RuntimeWarning)  # the warning that it ended early
         found = orthogonal_mp_gram((d @ d.T).numpy(), (d @ x.T).numpy(), **options)
     return torch.from_numpy(found.reshape(len(d), len(x)).T)
 

@@ -836,7 +836,7 @@ def test_mixed_dtypes_promote(form: str) -> None:
         mixed = [x.clone() for x in given]
         mixed[i] = wide[i]
         z = run(*(x.requires_grad_() for x in mixed))
-        if t.dim() == 0:  # as in torch, it does not take part
+        if t.dim() == 0:  # as in torch, it does not take part in promotion
             assert z.dtype == torch.float32
             continue
         assert z.dtype == torch.float64

@@ -343,7 +343,7 @@ def test_fma_where_rounding_twice_would_show(kind: str) -> None:
         expected = exactly(EXACT["fma"][0], kind, *given)
         if expected is None:
             a, b, c = given
-            expected = a * b + c  # zeros and what is not finite
+            expected = a * b + c  # zeros, infinities and NaN
         assert same(value_of(z, kind), expected), given
 
 

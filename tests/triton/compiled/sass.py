@@ -56,11 +56,11 @@ class Code:
         following = [self.after[x.at]]
         if name in ("EXIT", "RET"):
             return following if x.guard else []
-        if name == "BSYNC":  # threads go on where the last BSSY of the register says
+        if name == "BSYNC":  # threads continue where the last BSSY of the register says
             before = [y for y in self.instructions.values() if y.at < x.at]
             begins = [y for y in before if y.opcode.startswith("BSSY")]
             return [[y.target() for y in begins if y.operands.startswith(f"{x.operands},")][-1]]
-        if x.opcode == "BRA.DIV":  # taken by threads that have parted, which ours do not
+        if x.opcode == "BRA.DIV":  # taken by threads that have diverged, which ours do not
             return following
         if name == "BRA":
             unconditional = not x.guard and "," not in x.operands

@@ -58,7 +58,7 @@ class Launcher:
             x if isinstance(x, str) else names[x if isinstance(x, int) else x[0]]
             for x in src.constants
         }
-        # Triton before 3.3 hands over only those arguments that are no constexpr.
+        # Triton before 3.3 passes only those arguments that are not constexpr.
         self.given = [x for x in names if x in src.signature]
         self.types = {
             name: kind

@@ -93,7 +93,7 @@ class Region:
         self.base, self.begin, self.end = base, base + skipped, base + skipped + length
         self.memory = (ctypes.c_ubyte * (skipped + length)).from_address(x.data_ptr() - skipped)
         self.views: dict[int, Array] = {}
-        self.writers: Array | None = None  # of each element, the thread that wrote it
+        self.writers: Array | None = None  # for each element, the thread that wrote it
 
     def __str__(self) -> str:
         dtype = str(self.tensor.dtype).removeprefix("torch.")

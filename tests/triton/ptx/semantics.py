@@ -137,7 +137,7 @@ def _fma_double(a: Array, b: Array, c: Array) -> Array:
         return (size > 2.0**-400) & (size < 2.0**400)
 
     inside = usual(a) & usual(b) & (usual(c) | (c == 0))
-    result = np.where(inside, result, product + c)  # also right where anything is not finite
+    result = np.where(inside, result, product + c)  # also right where an operand is not finite
     exact = ~inside & np.isfinite(a) & np.isfinite(b) & np.isfinite(c) & (a != 0) & (b != 0)
     for i in np.flatnonzero(exact):
         result[i] = _fma_exact(float(a[i]), float(b[i]), float(c[i]))

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 Grid = tuple[int, int, int]
 
 WARP = 32
-DONE = 1 << 40  # a place after the kernel
+DONE = 1 << 40  # the place after the kernel's end
 WAITING = 1 << 20  # added to the place of a thread that waits at a barrier
 
 
