@@ -1,5 +1,5 @@
-"""Print the table of kernels/gaussian/README.md: the error of the KL against mpmath, ours and the
-textbook's.
+"""Print the table of kernels/gaussian/README.md: the error of the KL against mpmath, for this
+library and for the textbook's formula.
 
 One dimension, mean 0, standard normal prior, float32: `python bench/accuracy.py`.
 """

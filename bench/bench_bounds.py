@@ -24,8 +24,8 @@ Tensor = torch.Tensor
 Shape = tuple[int, int]
 
 CONTENDERS = ("ours", "eager", "compile")
-# (S, B): a training step's, many images, an evaluation's, one image's, and more than the caches
-# hold.
+# (S, B): sizes of a training step, of many images, of an evaluation, of one image, and beyond the
+# caches.
 SHAPES: tuple[Shape, ...] = ((50, 64), (50, 4096), (5000, 256), (5000, 1), (256, 65536))
 VIMCO_SHAPES: tuple[Shape, ...] = ((50, 64), (50, 4096))
 GPU_SHAPES: tuple[Shape, ...] = ((50, 4096), (5000, 256), (256, 65536))
@@ -58,7 +58,7 @@ def _contest(
 
 
 def _log_weights(shape: Shape, device: str, count: int) -> list[Tensor]:
-    """Draw log-weights as of a model that has learned something: a few nats apart."""
+    """Draw log-weights that differ by a few nats, like those of a model after some training."""
     generator = torch.Generator().manual_seed(9)
     return [
         (3 * torch.randn(shape, generator=generator)).to(device).requires_grad_()

@@ -48,8 +48,8 @@ def _size(shape: Shape) -> tuple[int, ...]:
 
 
 def _inputs(shape: Shape, device: str, grad: bool) -> list[Tensor]:
-    """Return parameters [B, D]: means near 0, log-variances near -1/2, as of a network that
-    trains.
+    """Return parameters [B, D] like those of a network in training: means near 0, log-variances
+    near -1/2.
     """
     generator = torch.Generator().manual_seed(7)
     parameters = [torch.randn(shape[1:], generator=generator) for _ in range(2)]
@@ -58,7 +58,7 @@ def _inputs(shape: Shape, device: str, grad: bool) -> list[Tensor]:
 
 
 class Op(NamedTuple):
-    """The contenders of an op, functions of mean and logvar; and its outputs in float64."""
+    """The contenders of an op, as functions of mean and logvar, and its outputs in float64."""
 
     functions: dict[str, Function]
     exact: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]  # of mean, logvar and eps
@@ -124,8 +124,8 @@ def _rsample_log_prob_op(passes: str, samples: int | None, device: str) -> Op:
 def _prepare(
     make: Callable[..., Op], passes: str, shape: Shape, contenders: Iterable[str], device: str
 ) -> Contest:
-    """Make calls of the functions, alone or with their gradients, and check both: eps is what z
-    says it was.
+    """Make calls of the functions, alone or with their gradients, and check both; eps is computed
+    back from z.
     """
     inputs = _inputs(shape, device, grad=passes != FORWARD)
     op = make(passes, shape[0] or None, device)

@@ -1,5 +1,5 @@
-"""Time every Triton kernel by itself at sizes beyond the second-level cache: how near it comes to
-a plain copy.
+"""Time every Triton kernel by itself at sizes beyond the second-level cache, to see how near it
+comes to the speed of a plain copy.
 
 `ours` is the public call, host and device, one after the other; `ours graph` replays a CUDA graph
 of it, without launch costs. Both must give the same bits. Rivals stand in the other files; gpu.py
@@ -59,7 +59,7 @@ def _group(
 
 
 def _both(function: Callable[..., Any], leaves: list[Tensor], upstream: Any) -> Call:
-    """Return a call of the function and of its gradients in the leaves."""
+    """Return a call that computes the function and its gradients by the leaves."""
     leaves = [x.requires_grad_() for x in leaves]
     return lambda: torch.autograd.grad(function(*leaves), leaves, upstream)
 
@@ -86,8 +86,8 @@ class Kernels:
     def gaussian(
         self, samples: int | None, rows: int, cols: int, dtype: torch.dtype, wide: bool = False
     ) -> Iterator[Group]:
-        """Yield the Gaussian ops of one shape: N D elements of a parameter, S N D of z; `wide`: all
-        of them.
+        """Yield the Gaussian ops of one shape, with N D elements of a parameter and S N D of z;
+        `wide`: all of the ops.
         """
         shape = (rows, cols) if samples is None else (samples, rows, cols)
         size, drawn = rows * cols, math.prod(shape)
@@ -98,7 +98,7 @@ class Kernels:
             return [self._randn(rows, cols, dtype=dtype) * scale for scale in (1, 0.5)]
 
         def make(function: Callable[..., Any], *upstream: Shape) -> Call:
-            """Return a call of the function; with gradients, where upstream ones have a shape."""
+            """Return a call of the function; also of its gradients, given upstream shapes."""
             if not upstream:
                 given = parameters()
                 return lambda: function(*given)
@@ -124,8 +124,8 @@ class Kernels:
             yield group("gaussian_kl forward+backward", 6 * width, lk.gaussian_kl, (rows,))
 
     def densities(self, dtype: torch.dtype) -> Iterator[Group]:
-        """Yield the densities of a decoder: x shared by the samples, gradients for the decoder
-        alone.
+        """Yield the densities of a decoder: the samples share x, and only the decoder gets
+        gradients.
         """
         shape = samples, rows, cols = 50, max(self.elements >> 16, 1), 784
         size, width = math.prod(shape), dtype.itemsize
@@ -155,7 +155,7 @@ class Kernels:
                 yield _group(f"{density}_log_prob {passes}", shape, dtype, count, call)
 
     def bounds(self, shape: tuple[int, int]) -> Iterator[Group]:
-        """Yield the bounds: log_w read by each pass, its gradient written."""
+        """Yield the bounds: each pass reads log_w, and the backward pass writes its gradient."""
 
         def make(estimator: str, backward: bool) -> Call:
             log_w = 3 * self._randn(*shape)
@@ -214,7 +214,9 @@ class Kernels:
                     yield _group(op, shape, torch.float32, count, make)
 
     def all(self) -> Iterator[Group]:
-        """Yield all groups: first a training step's, of which the launch is nearly all."""
+        """Yield all groups: first those of a training step's size, whose time is nearly all launch
+        cost.
+        """
         yield from self.noise((64, 20), torch.float32)
         yield from self.gaussian(None, 64, 20, torch.float32)
         half = self.elements // 2

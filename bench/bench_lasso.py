@@ -44,7 +44,7 @@ OURS = {"cd": "cd", "fista": "fista", "ista unsolved": "ista"}  # by contender
 UNSOLVED = {
     "ista unsolved": 1.0,
     "sklearn cd unsolved": 1e-3,
-}  # what they may be above the minimum, as shares of it
+}  # the most that objectives may be above the minimum, as shares of it
 FEW = 50  # rows that scikit-learn is given: it takes 20 to 600 times as long
 
 

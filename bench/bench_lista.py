@@ -61,8 +61,8 @@ def _operations(form: str, train: bool, shape: Shape, density: float) -> int:
 
 
 def _bytes(form: str, train: bool, shape: Shape) -> int:
-    """Count parameters and x read once, codes written; to train also the upstream gradient read,
-    and gradients written.
+    """Count bytes: parameters and x read once, codes written; in training also the upstream
+    gradient read, and gradients written.
     """
     m, n, batch, count = shape
     sizes = {
@@ -126,7 +126,7 @@ def test_lista_memory(capsys: pytest.CaptureFixture[str], shape: Shape, density:
     """Check that a training step takes at most a fifth of the memory that plain torch takes."""
     found = {name: peers.memory_of(name, "tied", shape, density) for name in ("ours", "eager")}
     mine, eager = (found[name] for name in ("ours", "eager"))
-    # what ours keeps is no tensor, and autograd's hooks see nothing of it
+    # autograd's hooks do not see what our op keeps, since it is not a tensor
     text = f"lista training {100 * density:g}% {'x'.join(map(str, shape))}, peak memory of a step: "
     text += f"ours {mine.peak / 2**20:.1f} MiB, eager {eager.peak / 2**20:.1f} MiB "
     text += f"(saved tensors {eager.saved / 2**20:.1f})"

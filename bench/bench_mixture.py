@@ -68,7 +68,7 @@ def _operations(kind: str, shape: Shape) -> int:
 
 
 def _ours(given: peers.Problem) -> Call:
-    """Return the call that gives statistics and parameters."""
+    """Return the call that computes statistics and parameters."""
     if given.kind != "mixed":
         kind = "diag" if given.kind == "missing" else given.kind
 

@@ -1,5 +1,5 @@
-"""`lk.normal` and `lk.uniform` against torch.randn and torch.rand: fresh noise at every call, for
-all of them.
+"""`lk.normal` and `lk.uniform` against torch.randn and torch.rand: every contender draws fresh
+noise at every call.
 """
 
 from __future__ import annotations

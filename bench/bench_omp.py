@@ -1,4 +1,4 @@
-"""`lk.orthogonal_matching_pursuit` against scikit-learn's `orthogonal_mp_gram`, to the same codes.
+"""`lk.orthogonal_matching_pursuit` against scikit-learn's `orthogonal_mp_gram`, for the same codes.
 
 scikit-learn is given the products that it wants with the data, as in its `sparse_encode`.
 """
@@ -61,7 +61,7 @@ def _prepare(case: Case) -> Contest:
     def check(_: str, out: Any) -> None:
         codes = torch.as_tensor(out).double()
         assert int((codes != 0).sum(-1).max()) <= atoms
-        # where two atoms are as good as each other, rounding may choose
+        # where two atoms fit equally well, rounding may choose
         same = ((codes != 0) == (expected != 0)).all(-1)
         assert float(same.double().mean()) > 0.99, "other atoms than in float64"
         left = (x.double() - codes @ d.double()).square().sum(-1)

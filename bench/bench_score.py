@@ -142,7 +142,7 @@ def _gradient(family: str, backward: bool, shape: Shape, threads: int, device: s
 
 
 def _prepare_both(family: str, shape: Shape) -> Contest:
-    """Make calls that draw z, then use it; `ours seed` draws it again and does not keep it."""
+    """Make calls that draw z, then use it; `ours seed` draws it again instead of keeping it."""
     make = FAMILIES[family]
     plain = _parameters(family, shape)
     leaves = tuple(x.clone().requires_grad_() for x in plain)

@@ -100,7 +100,7 @@ def _prepare(function: Callable[..., Tensor], shape: Shape, device: str) -> Cont
         calls[name] = _step(functools.partial(loss, kinds[name], model, x, samples), model)
 
     def noise(contender: str) -> Tensor:
-        """Return what a contender draws after torch.manual_seed(0)."""
+        """Return the noise that a contender draws after torch.manual_seed(0)."""
         size = (batch, latent) if samples is None else (samples, batch, latent)
         torch.manual_seed(0)
         if kinds[contender] is PLAIN:
@@ -126,7 +126,7 @@ def _prepare(function: Callable[..., Tensor], shape: Shape, device: str) -> Cont
 
 
 def _with_noise(eps: Tensor) -> Ops:
-    """Return the ops in plain torch, with noise that is given."""
+    """Return the ops in plain torch, with the given noise."""
 
     def rsample_kl(mean: Tensor, logvar: Tensor, _: Any) -> tuple[Tensor, Tensor]:
         return mean + torch.exp(0.5 * logvar) * eps, PLAIN.rsample_kl(mean, logvar)[1]

@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What is compared of a row: medians, or the fastest rounds."""
+    """The quantities of a row that are compared: medians, or the fastest rounds."""
 
     time: Callable[[Row], float]
     ratio: Callable[[Comparison], float]
@@ -52,7 +52,9 @@ def text(row: Row) -> str:
 
 
 def differences(a: Environment, b: Environment, device: str) -> Iterator[str]:
-    """Yield what the figures must be read with: all that is not the same in both runs."""
+    """Yield every difference between the conditions of the two runs, since it affects the
+    comparison.
+    """
     machines = a.machine(device) != b.machine(device)
     if machines:
         yield "The machines differ: compare the ratios; our times tell of the machines."

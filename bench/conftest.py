@@ -1,4 +1,4 @@
-"""What the timings need of pytest: a file of timings, and the closing table."""
+"""The pytest hooks of the benchmarks: a file of timings, and the closing table."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def pytest_configure(config: pytest.Config) -> None:
         stand_in.select()
     path = config.getoption("--save-rows")
     if path is not None:
-        environment = machine.environment()  # its date is that of the beginning
+        environment = machine.environment()  # its date is the beginning of the run
         harness.output = path if path.suffix else path / machine.file_name(environment)
         records.start(harness.output)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a peer's warning be no failure of ours."""
+    """Keep a peer's warning from failing our benchmark."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("default"))
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_threads() -> Iterator[None]:
-    """Give the number of threads back."""
+    """Restore the number of threads."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -43,7 +43,7 @@ def _same_threads() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print, by op, size and threads: ours, the best peer, and the ratio."""
+    """Print, by op, size and threads: our time, the best peer's, and the ratio."""
     rows = [row for result in harness.results.values() for row in result.rows.values()]
     for line in report.closing_table(rows):
         terminalreporter.write_line(line)

@@ -25,7 +25,7 @@ def seconds(call: Call, count: int) -> float:
 
 
 def graphed(call: Call) -> Call:
-    """Return a call that replays a CUDA graph of `call`, and overwrites the last outputs."""
+    """Return a call that replays a CUDA graph of `call`, which overwrites the previous outputs."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,5 +1,5 @@
-"""Make a row: check the answer, time rivals in turns, then let pytest-benchmark time the row by
-itself.
+"""Make a row: check the answer, time the contenders in turns, then let pytest-benchmark time the
+row by itself.
 
 pytest-benchmark finishes one row before it begins the next, and a shared machine changes its speed
 in between. So the first row of a group also times all of the group's contenders in rounds A B C A B
@@ -34,7 +34,7 @@ class Contest:
     """The contenders of a group, ready to run, and the check that each one's output must pass."""
 
     calls: dict[str, Call]
-    check: Callable[[str, Any], None]  # (contender, output), raises AssertionError
+    check: Callable[[str, Any], None]  # takes (contender, output), raises AssertionError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Group:
     device: str
     contenders: tuple[str, ...]
     elements: int
-    # bytes that the least algorithm reads and writes; the count stands where the group is made
+    # bytes that the least algorithm reads and writes; counted where the group is made
     bytes: int
     operations: int
     prepare: Callable[[], Contest] | None = field(default=None, repr=False, compare=False)
@@ -61,13 +61,13 @@ class Group:
 
     @property
     def place(self) -> str:
-        """Return where it runs, as text."""
+        """Return the device and the number of threads as text."""
         return records.place(self.device, self.threads)
 
 
 @dataclass
 class Result:
-    """The timed rows of a group, or what was wrong with an answer."""
+    """The timed rows of a group, or the reason why an answer was wrong."""
 
     rows: dict[str, Row] = field(default_factory=dict)  # by contender
     inner: dict[str, int] = field(default_factory=dict)  # calls in one measurement
@@ -86,8 +86,9 @@ def groups(
     gpu_shapes: Sequence[Any] = (),
     two: Sequence[Any] | None = None,
 ) -> list[Group]:
-    """Return make(shape, threads, device) for each shape: on one thread, for those in `two` on two
-    as well, and on a GPU. Without `two`: from 64k elements on; below, neither side uses a second.
+    """Return make(shape, threads, device) for each shape: on one thread; for the shapes in `two`,
+    on two threads as well; and on a GPU. Without `two`, shapes from 64k elements on use two
+    threads; below, neither side uses a second.
     """
     if two is None:
         two = [shape for shape in shapes if math.prod(n for n in shape if n) >= 2**16]
@@ -112,7 +113,7 @@ def rows(groups: Iterable[Group]) -> list[Any]:
 
 
 def run(benchmark: Any, group: Group, contender: str) -> None:
-    """Time one row. The group's first row checks and times all of its contenders."""
+    """Time one row. The first row of a group checks and times all its contenders."""
     torch.set_num_threads(group.threads)
     contest = _contest(group)
     if group not in results:
@@ -132,7 +133,7 @@ def run(benchmark: Any, group: Group, contender: str) -> None:
 
 
 def record(op: str, seconds: Sequence[float]) -> None:
-    """Save times that were measured elsewhere, of what has no peer and no size."""
+    """Save times that were measured elsewhere and have no peers and no size."""
     _save([_row(Group(op, (), 1, "cpu", ("ours",), 1, 0, 0), "ours", seconds)])
 
 
@@ -145,15 +146,15 @@ def _contest(group: Group) -> Contest:
     if group not in _open:
         _open.clear()
         gc.collect()
-        torch._dynamo.reset()  # or code compiled for another number of threads would be used again
+        torch._dynamo.reset()  # else code compiled for other thread counts is used again
         assert group.prepare is not None
         _open[group] = group.prepare()
     return _open[group]
 
 
 def _synchronized(call: Call, group: Group) -> Call:
-    """Wait for a GPU, since pytest-benchmark's clock is the host's; interleaved times use device
-    events.
+    """Return a call that waits for the GPU, since pytest-benchmark uses the host's clock;
+    interleaved times use device events.
     """
     if group.device != "cuda":
         return call

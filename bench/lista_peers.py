@@ -1,5 +1,5 @@
-"""Sparse encoders in plain torch, as an expert writes them; the problems, the answers in float64, a
-step's memory.
+"""Sparse encoders in plain torch, as an expert writes them; the test problems, their answers in
+float64, and the memory of a training step.
 
 `python bench/lista_peers.py CONTENDER FORM m n batch layers density` prints the bytes that a
 training step takes: the benchmark runs it as a process of its own, because the high-water mark of
@@ -43,8 +43,8 @@ SAMPLED_ROWS = 128  # that thresholds are found by
 
 
 class Problem(NamedTuple):
-    """What all contenders are given. `inner` stands between the layers: S, or the coupled form's
-    dictionary.
+    """The inputs of all contenders. `inner` is the matrix applied between layers: S, or the
+    dictionary in the coupled form.
     """
 
     form: str
@@ -56,21 +56,21 @@ class Problem(NamedTuple):
     upstream: Tensor  # [N, n], the gradient of the loss by the codes
 
     def learned(self) -> tuple[Tensor, ...]:
-        """The tensors whose gradients are asked for."""
+        """Return the tensors whose gradients are asked for."""
         return tuple(getattr(self, name) for name in LEARNED[self.form])
 
     def leaves(self) -> Problem:
-        """The same with what is learned asking for gradients."""
+        """Return the same problem, whose learned tensors require gradients."""
         return self._replace(
             **{name: getattr(self, name).clone().requires_grad_() for name in LEARNED[self.form]}
         )
 
     def rows(self, which: Any) -> Problem:
-        """Some of the rows."""
+        """Return the problem with some of its rows."""
         return self._replace(x=self.x[which], upstream=self.upstream[which])
 
     def to(self, dtype: torch.dtype) -> Problem:
-        """The values in another dtype."""
+        """Return the problem in another dtype."""
         cast = {
             name: getattr(self, name).to(dtype)
             for name in FIELDS
@@ -86,25 +86,27 @@ class Problem(NamedTuple):
 
 
 def by_clamp(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The fastest forward, eager and compiled; in place it would be 2% faster."""
+    """Threshold by clamp, the fastest way forward, eager and compiled; in place it would be 2%
+    faster.
+    """
     return u - u.clamp(low, high)
 
 
 def by_relu(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The fastest to train in eager mode: clamp's gradients by its bounds cost more than a second
-    relu.
+    """Threshold by two relus, the fastest way to train in eager mode: the gradients of clamp by its
+    bounds cost more than a second relu.
     """
     return torch.relu(u - high) - torch.relu(low - u)
 
 
 def by_sign(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The fastest to train once compiled: 0.7 of the time of `by_relu`, which in eager mode it is
-    4% behind.
+    """Threshold by sign, the fastest way to train once compiled: it takes 0.7 of the time of
+    `by_relu`, but in eager mode 4% more.
     """
     return torch.sign(u) * torch.relu(u.abs() - high)
 
 
-SHRINK = {  # contender, whether it is trained
+SHRINK = {  # contender, and whether it is trained
     ("eager", False): by_clamp,
     ("compile", False): by_clamp,
     ("eager", True): by_relu,
@@ -121,7 +123,7 @@ def encode(
     threshold: Tensor,
     step: Tensor | None,
 ) -> Tensor:
-    """The codes: for each layer a product that also adds, and soft-thresholding."""
+    """Return the codes: each layer is a product that also adds, followed by soft-thresholding."""
     highs, lows = threshold.unbind(0), (-threshold).unbind(0)
     weights = weight.unbind(0) if form == "coupled" else (weight,) * len(highs)
     inners = inner.unbind(0) if form == "untied" else (inner,) * len(highs)
@@ -141,14 +143,14 @@ def encode(
 def ours(
     form: str, x: Tensor, weight: Tensor, inner: Tensor, threshold: Tensor, step: Tensor | None
 ) -> Tensor:
-    """The codes by this library."""
+    """Return the codes computed by this library."""
     if form == "coupled":
         return coupled_lista_encode(x, inner, weight, threshold, n_layers=len(threshold))
     return lista_encode(x, weight, inner, threshold, n_layers=len(threshold), step=step)
 
 
 def contender(name: str, form: str, train: bool) -> Callable[..., Tensor]:
-    """The function from a problem's tensors to its codes."""
+    """Return the contender's function from a problem's tensors to its codes."""
     if name == "ours":
         return functools.partial(ours, form)
     function = functools.partial(encode, form, SHRINK[name, train])
@@ -156,13 +158,13 @@ def contender(name: str, form: str, train: bool) -> Callable[..., Tensor]:
 
 
 def codes(function: Callable[..., Tensor], given: Problem) -> Tensor:
-    """The codes, without a graph."""
+    """Return the codes, without a graph."""
     with torch.no_grad():
         return function(given.x, given.weight, given.inner, given.threshold, given.step)
 
 
 def gradients(function: Callable[..., Tensor], given: Problem) -> tuple[Tensor, ...]:
-    """Of what is learned, where `given` has leaves."""
+    """Return the gradients of the learned tensors, where `given` has leaves."""
     z = function(given.x, given.weight, given.inner, given.threshold, given.step)
     return torch.autograd.grad(z, given.learned(), given.upstream)
 
@@ -179,7 +181,7 @@ class Layer(NamedTuple):
 
 
 def layers(given: Problem) -> Iterator[Layer]:
-    """The layers one after the other, written as the formulas are and apart from the contenders."""
+    """Yield the layers in order, written like the formulas and independently of the contenders."""
     form, x, weight, inner, threshold, step, _ = given
     z = torch.zeros_like(given.upstream)
     for t in range(len(threshold)):
@@ -203,9 +205,9 @@ def layers(given: Problem) -> Iterator[Layer]:
 
 @functools.cache
 def problem(form: str, shape: Shape, density: float) -> Problem:
-    """ISTA's weights for a unit-norm Gaussian dictionary, sparse signals with noise of -40 dB, and
-    thresholds by which the codes, as a mean over layers and rows, are as dense as asked: within
-    10%, or AssertionError.
+    """Return a problem: ISTA's weights for a unit-norm Gaussian dictionary, sparse signals with
+    noise of -40 dB, and thresholds at which the codes have the requested density, as a mean over
+    layers and rows. Raise AssertionError if it is off by more than 10%.
 
     Weights begin at ISTA's, so that density falls from layer to layer as in an encoder that is
     being trained. What differs between layers (steps, or W_t, S_t made of them) is in 0.9 to 1 of 1
@@ -269,7 +271,7 @@ def problem(form: str, shape: Shape, density: float) -> Problem:
         given.x[todo] = draw(len(todo))
         if batch <= SAMPLED_ROWS and len(
             todo
-        ):  # few rows: their density may have changed with one of them
+        ):  # few rows: replacing one of them may have changed the density
             found, todo = scaled(), torch.arange(batch)
     measured = densities.mean().item()
     assert abs(measured - density) <= 0.1 * density, (
@@ -279,7 +281,9 @@ def problem(form: str, shape: Shape, density: float) -> Problem:
 
 
 def _scale(given: Problem, density: float) -> float:
-    """The factor of the thresholds by which the codes' mean density is as asked, by bisection."""
+    """Return the factor of the thresholds at which the codes have the requested mean density, by
+    bisection.
+    """
     low, high = 0.0, 4.0
     for _ in range(20):
         middle = (low + high) / 2
@@ -293,7 +297,7 @@ def _scale(given: Problem, density: float) -> float:
 
 
 class Truth(NamedTuple):
-    """The answer in float64 and what float32 may be off by."""
+    """The answer in float64 and the error that float32 may have."""
 
     codes: Tensor
     gradients: tuple[Tensor, ...]
@@ -303,8 +307,8 @@ class Truth(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def truth(form: str, shape: Shape, density: float, train: bool) -> Truth:
-    """The codes and, to train, gradients of `problem(form, shape, density)` in plain torch and
-    float64; tolerances.
+    """Return the codes and, for training, the gradients of `problem(form, shape, density)` in plain
+    torch and float64, with tolerances.
 
     Codes: a u that adds k terms is off by about sqrt(k) units of its magnitude (at most k of them;
     Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019). Neither
@@ -337,14 +341,14 @@ def truth(form: str, shape: Shape, density: float, train: bool) -> Truth:
 
 
 def check_codes(got: Tensor, expected: Truth) -> None:
-    """Every row within its tolerance."""
+    """Check that every row is within its tolerance."""
     assert got.shape == expected.codes.shape
     worst = ((got.double() - expected.codes).norm(dim=1) / expected.allowed).max().item()
     assert worst <= 1, f"a row of codes is {worst:.2g} times as far off as rounding explains"
 
 
 def check_gradients(got: tuple[Tensor, ...], expected: Truth, names: tuple[str, ...]) -> None:
-    """Every gradient within the tolerance."""
+    """Check that every gradient is within the tolerance."""
     for name, x, y in zip(names, got, expected.gradients, strict=True):
         assert x.shape == y.shape
         off = ((x.double() - y).norm() / y.norm()).item()
@@ -358,14 +362,14 @@ def check_gradients(got: tuple[Tensor, ...], expected: Truth, names: tuple[str, 
 
 
 class Memory(NamedTuple):
-    """Of one training step, in bytes."""
+    """The memory of one training step, in bytes."""
 
-    peak: int  # what the process grew by at most; codes and gradients are among it
+    peak: int  # the largest growth of the process, codes and gradients included
     saved: int  # what autograd kept for the backward pass, beside what it was given
 
 
 def memory_of(name: str, form: str, shape: Shape, density: float) -> Memory:
-    """Of a step on one thread, measured in a new process."""
+    """Return the memory of a step on one thread, measured in a new process."""
     command = [sys.executable, str(Path(__file__)), name, form, *map(str, shape), str(density)]
     # Every large tensor is mapped by itself and given back when freed: no hole in the heap hides a
     # later tensor.

@@ -1,4 +1,4 @@
-"""Describe the machine, and measure the ceilings that a row is held against, in the same run."""
+"""Describe the machine, and measure in the same run the ceilings that rows are compared with."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _version(package: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """Return the first line that a command prints; nothing where it fails."""
+    """Return the first line that a command prints, or nothing if it fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
@@ -56,7 +56,7 @@ def _output(*command: str) -> str:
 
 @functools.cache
 def environment() -> Environment:
-    """Describe what the figures of this process depend on."""
+    """Describe everything that the results of this process depend on."""
     from latent_kernels.kernels import _core
 
     processor, model = _processor()

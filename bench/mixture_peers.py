@@ -1,5 +1,5 @@
-"""One iteration of EM as it runs without us: scikit-learn, oneDAL, torch; the data, and the answer
-in float64.
+"""One iteration of EM as other libraries run it: scikit-learn, oneDAL, torch; the data, and the
+answer in float64.
 
 The torch peers are matrix products: log p(x | k) is linear in blocks of features of x, [x, x^2] of
 a diagonal Gaussian or [x, x x^T] of a full one, so that both the densities and the sums of the
@@ -43,9 +43,9 @@ class Problem(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What an iteration gives."""
+    """The results of an iteration."""
 
-    log_likelihood: float  # of the parameters that it began with, a mean over rows, in nats
+    log_likelihood: float  # at the initial parameters, a mean over rows, in nats
     weights: Array
     means: Array
     covariances: Array
@@ -54,8 +54,8 @@ class Answer(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def problem(kind: str, rows: int, size: int, components: int, dtype: str) -> Problem:
-    """Components a few standard deviations apart, and parameters a little off those that the data
-    come from.
+    """Return data from components a few standard deviations apart, and parameters a little off
+    those of the data.
 
     Centres are N(0, 4) in each of up to four columns and in proportion closer in more, so that they
     overlap at any D: far apart, responsibilities would be 0 and 1, and a kernel could skip most of
@@ -103,8 +103,8 @@ def _parts(rows: int, of: int = 20_000) -> Iterator[slice]:
 
 @functools.lru_cache(maxsize=1)
 def truth(*key: Any) -> Answer:
-    """The iteration of `problem(*key)` as the formulas have it, in NumPy and float64, one component
-    after the other.
+    """Return the iteration of `problem(*key)` computed by the formulas, in NumPy and float64, one
+    component after the other.
     """
     given = problem(*key)
     kind, (components, size) = given.kind, given.means.shape
@@ -140,7 +140,7 @@ def truth(*key: Any) -> Answer:
 
 
 def _root(given: Problem, k: int) -> Array:
-    """U with Sigma^-1 = U U^T, or the inverse standard deviations [D]."""
+    """Return U with Sigma^-1 = U U^T, or the inverse standard deviations [D]."""
     if given.kind not in ("full", "tied"):
         variances = given.covariances[k]
         return np.broadcast_to(1 / np.sqrt(variances), given.means.shape[1:])
@@ -149,7 +149,7 @@ def _root(given: Problem, k: int) -> Array:
 
 
 def _log_joint(given: Problem, k: int, root: Array, x: Array, hot: Array) -> Array:
-    """Log pi_k + log p(x | k) [n]; what is missing has the density 1."""
+    """Return log pi_k + log p(x | k) [n]; a missing value has density 1."""
     t = x - given.means[k]
     if root.ndim == 2:
         constant = np.log(np.diag(root)).sum() - 0.5 * len(root) * math.log(2 * math.pi)
@@ -177,8 +177,8 @@ def _maximum(kind: str, counts: Array, there: Array, delta: Array, second: Array
 
 
 def scikit_learn(given: Problem, threads: int) -> Callable[[], Answer]:
-    """GaussianMixture's own E-step and M-step, in the data's dtype; its BLAS gets the threads,
-    NumPy has one.
+    """Return a call of GaussianMixture's own E-step and M-step, in the data's dtype; its BLAS gets
+    the threads, NumPy has one.
     """
     from sklearn.mixture import GaussianMixture
     from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
@@ -205,14 +205,14 @@ def scikit_learn(given: Problem, threads: int) -> Callable[[], Answer]:
 
 
 def daal_missing() -> str | None:
-    """Why oneDAL is left out, or None."""
+    """Return why oneDAL is left out, or None."""
     if importlib.util.find_spec("daal4py") is None:
         return "daal4py is not installed: pip install scikit-learn-intelex"
     return None
 
 
 def daal(given: Problem, threads: int) -> Callable[[], Answer]:
-    """oneDAL's em_gmm, one iteration.
+    """Return a call of one iteration of oneDAL's em_gmm.
 
     Its loop makes one pass of 512-row blocks for the E-step and the M-step together, and the goal
     function that it returns is that of the parameters given, as ours: no E-step follows the last
@@ -248,15 +248,15 @@ Sums = tuple[Tensor, ...]  # sum of log p(x), counts [K], and a block's sums eac
 
 
 def encoded(x: Array) -> Array:
-    """Mixed data with the classes one-hot: [n, 8 + 8 + 4 * 5]."""
+    """Return mixed data with one-hot classes: [n, 8 + 8 + 4 * 5]."""
     split = COLUMNS["gaussian"] + COLUMNS["bernoulli"]
     hot = x[:, split:, None] == np.arange(CLASSES)
     return np.concatenate([x[:, :split], hot.reshape(len(x), -1)], axis=1).astype(x.dtype)
 
 
 def canonical(chances: Tensor) -> tuple[Tensor, Tensor]:
-    """Natural parameters of Bernoulli columns and classes [..., F], and the rest of the log-density
-    [...].
+    """Return the natural parameters of Bernoulli columns and classes [..., F], and the rest of the
+    log-density [...].
     """
     count = COLUMNS["bernoulli"]
     p, q = chances[..., :count], chances[..., count:]
@@ -264,7 +264,7 @@ def canonical(chances: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blocks(kind: str, x: Tensor) -> tuple[Tensor, ...]:
-    """The features that the log-density is linear in."""
+    """Return the features in which the log-density is linear."""
     if kind == "spherical":
         return x, (x * x).sum(1, keepdim=True)
     if kind == "full":  # i <= j: half the products that x x^T has
@@ -283,7 +283,7 @@ def blocks(kind: str, x: Tensor) -> tuple[Tensor, ...]:
 def coefficients(
     kind: str, weights: Tensor, means: Tensor, covariances: Tensor, chances: Tensor
 ) -> tuple[Tensor, ...]:
-    """A constant [K] and a matrix [F, K] for each block."""
+    """Return a constant [K] and a matrix [F, K] for each block."""
     size = means.size(1)
     if kind == "full":
         precision = torch.cholesky_inverse(torch.linalg.cholesky(covariances))
@@ -307,7 +307,7 @@ def coefficients(
 
 
 def sums(kind: str, x: Tensor, constant: Tensor, *matrices: Tensor) -> Sums:
-    """The sums of the rows x, where the log-density is linear in `blocks`."""
+    """Return the sums over the rows x, for log-densities that are linear in `blocks`."""
     features = blocks(kind, x)
     joint = constant
     for f, matrix in zip(features, matrices, strict=True):
@@ -318,7 +318,9 @@ def sums(kind: str, x: Tensor, constant: Tensor, *matrices: Tensor) -> Sums:
 
 
 def tied_sums(x: Tensor, root: Tensor, constant: Tensor, linear: Tensor) -> Sums:
-    """y = U^T x makes the covariance the identity, and |y|^2 is the same for every component."""
+    """Return the sums for a tied covariance: y = U^T x has the identity as covariance, and |y|^2 is
+    the same for every component.
+    """
     y = x @ root
     joint = torch.addmm(constant, y, linear)
     log_density = torch.logsumexp(joint, 1, keepdim=True)
@@ -327,8 +329,8 @@ def tied_sums(x: Tensor, root: Tensor, constant: Tensor, linear: Tensor) -> Sums
 
 
 def triangular_sums(x: Tensor, roots: Tensor, shift: Tensor, constant: Tensor) -> Sums:
-    """y = U_k^T (x - m_k) of all components in one product, and r_k x x^T likewise; torch has no
-    triangular product.
+    """Return the sums for full covariances: y = U_k^T (x - m_k) of all components in one product,
+    and r_k x x^T likewise; torch has no triangular product.
     """
     components, size, _ = roots.shape
     y = x @ roots.transpose(0, 1).reshape(size, -1) - shift.reshape(-1)
@@ -342,7 +344,9 @@ def triangular_sums(x: Tensor, roots: Tensor, shift: Tensor, constant: Tensor) -
 def torch_call(
     given: Problem, function: Any, chunk: int | None = None, features: bool = True
 ) -> Callable[[], Answer]:
-    """The iteration with `function`, one of the sums above: of all rows, or of chunks of them."""
+    """Return the iteration with `function`, one of the sums above: over all rows at once, or over
+    chunks of them.
+    """
     kind = given.kind
     X = torch.from_numpy(encoded(given.X) if kind == "mixed" else given.X)
     parameters = [torch.from_numpy(a).to(X.dtype) for a in given[2:]]
@@ -374,8 +378,8 @@ def _arguments(
 
 
 def _m_step(kind: str, rows: int, found: list[Tensor]) -> Answer:
-    """The new parameters by E x^2 - (E x)^2, which loses digits where the mean is large beside the
-    deviation.
+    """Return the new parameters by E x^2 - (E x)^2, which loses digits where the mean is large
+    compared with the standard deviation.
     """
     total, counts, *moments = found
     chances = (

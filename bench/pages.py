@@ -57,7 +57,7 @@ def _cells(comparison: Comparison) -> tuple[str, str, str]:
 
 
 def headlines(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield the lines of the README's table."""
+    """Yield the lines of the README's table of headlines."""
     found = {
         (c.ours.op, c.ours.shape): c
         for c in records.comparisons(rows)
@@ -76,7 +76,7 @@ def headlines(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def benchmarks(runs: Iterable[list[Row]]) -> Iterator[str]:
-    """Yield the lines of docs/benchmarks.md: of each machine its newest rows."""
+    """Yield the lines of docs/benchmarks.md: for each machine, its newest rows."""
     yield "# Benchmarks"
     yield ""
     yield (
@@ -105,7 +105,7 @@ def benchmarks(runs: Iterable[list[Row]]) -> Iterator[str]:
 
 
 def pages() -> dict[Path, str]:
-    """Return what each page holds by the saved runs."""
+    """Return the text of each page, computed from the saved runs."""
     rows = [row for path in records.saved() for row in records.read(path)]
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)

@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl
 from latent_kernels.cli import plain_torch
 
 Tensor = torch.Tensor
-Parameters = tuple[Tensor, ...]  # of a family: mean and logvar [B, D]; logits [B, D] or [B, D, K]
+Parameters = tuple[Tensor, ...]  # for a family: mean and logvar [B, D]; logits [B, D] or [B, D, K]
 
 
 def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
@@ -37,29 +37,31 @@ def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
 def distributions_rsample_kl(
     mean: Tensor, logvar: Tensor, samples: int | None, prior: Normal
 ) -> tuple[Tensor, Tensor]:
-    """`rsample_kl` through torch.distributions."""
+    """Return what `rsample_kl` does, through torch.distributions."""
     q = Normal(mean, torch.exp(0.5 * logvar))
     z = q.rsample() if samples is None else q.rsample((samples,))
     return z, kl_divergence(q, prior).sum(-1)
 
 
 def distributions_kl(mean: Tensor, logvar: Tensor, prior: Normal) -> Tensor:
-    """`gaussian_kl` through torch.distributions."""
+    """Return what `gaussian_kl` does, through torch.distributions."""
     return kl_divergence(Normal(mean, torch.exp(0.5 * logvar)), prior).sum(-1)
 
 
 def distributions_log_prob(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """`gaussian_log_prob` through torch.distributions."""
+    """Return what `gaussian_log_prob` does, through torch.distributions."""
     return Normal(mean, torch.exp(0.5 * logvar)).log_prob(z).sum(-1)
 
 
 def distributions_bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
-    """`bernoulli_log_prob` through torch.distributions, which would refuse grey values."""
+    """Return what `bernoulli_log_prob` does, through torch.distributions; its checks would refuse
+    grey values.
+    """
     return Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)
 
 
 def standard_normal(device: str) -> Normal:
-    """The prior of the distributions' peers."""
+    """Return the prior of the peers that use torch.distributions."""
     return Normal(torch.zeros((), device=device), torch.ones((), device=device))
 
 
@@ -69,8 +71,8 @@ def standard_normal(device: str) -> Normal:
 def surrogate(
     family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None
 ) -> Parameters:
-    """What people write: the gradient of the mean of (f - the mean of the other f) log q(z), by
-    autograd.
+    """Return the usual surrogate loss's gradient: of the mean of (f - the mean of the other f) log
+    q(z), by autograd.
     """
     others = (values.sum(0) - values) / (len(values) - 1)
     log_prob = distribution(family, parameters).log_prob(z).sum(-1)
@@ -81,7 +83,7 @@ def surrogate(
 
 
 def distribution(family: str, parameters: Parameters) -> Distribution:
-    """The family from torch.distributions."""
+    """Return the family's distribution from torch.distributions."""
     if family == "gaussian":
         return Normal(parameters[0], torch.exp(0.5 * parameters[1]))
     return (
@@ -92,7 +94,7 @@ def distribution(family: str, parameters: Parameters) -> Distribution:
 
 
 def scores(family: str, z: Tensor, parameters: Parameters) -> Parameters:
-    """Gradients of log q(z), derived by hand: [S, B, D] or [S, B, D, K]."""
+    """Return gradients of log q(z), derived by hand: [S, B, D] or [S, B, D, K]."""
     if family == "gaussian":
         mean, logvar = parameters
         inverse = torch.exp(-0.5 * logvar)
@@ -108,8 +110,8 @@ def scores(family: str, z: Tensor, parameters: Parameters) -> Parameters:
 def formula(
     family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None
 ) -> Parameters:
-    """The mean of (f - b) times the score, derived by hand: S / (S - 1) (f - mean f) is f minus the
-    others' mean.
+    """Return the mean of (f - b) times the score, derived by hand: S / (S - 1) (f - mean f) is f
+    minus the others' mean.
     """
     weight = (values - values.mean(0)) / (len(values) - 1)
     if upstream is not None:
@@ -120,8 +122,8 @@ def formula(
 def sums(
     family: str, values: Tensor, z: Tensor, parameters: Parameters, upstream: Tensor | None
 ) -> Parameters:
-    """The same as weighted sums of sufficient statistics, by torch.einsum: the weights sum to 0,
-    and E phi drops.
+    """Return the same estimate as `formula` from weighted sums of sufficient statistics, by
+    torch.einsum: the weights sum to 0, so E phi drops out.
     """
     weight = (values - values.mean(0)) / (len(values) - 1)
     if upstream is not None:
@@ -138,8 +140,8 @@ def sums(
 
 
 class Estimator(torch.autograd.Function):
-    """The mean of values, with a formula's gradient: what a derivation by hand is wrapped in to be
-    trained with.
+    """The mean of values, whose gradient is a formula: an autograd.Function for training with a
+    derivation by hand.
     """
 
     @staticmethod
@@ -150,20 +152,22 @@ class Estimator(torch.autograd.Function):
         z: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        """The mean over samples."""
+        """Return the mean over samples."""
         ctx.function = function
         ctx.save_for_backward(values, z, *parameters)
         return values.mean(0)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        """The formula's."""
+        """Return the gradients that the formula gives."""
         values, z, *parameters = ctx.saved_tensors
         return None, None, None, *ctx.function(values, z, tuple(parameters), upstream)
 
 
 def formula_optimal(family: str, values: Tensor, z: Tensor, parameters: Parameters) -> Parameters:
-    """Each parameter's own coefficient sum f s^2 / sum s^2, of the other half of the samples."""
+    """Return the gradient with a coefficient for each parameter, sum f s^2 / sum s^2, computed from
+    the other half of the samples.
+    """
     samples, half = len(values), len(values) // 2
     f = values - values.mean(0)
     gradients = []
@@ -183,7 +187,7 @@ def formula_optimal(family: str, values: Tensor, z: Tensor, parameters: Paramete
 def formula_with_variance(
     family: str, values: Tensor, z: Tensor, parameters: Parameters
 ) -> Parameters:
-    """Leave-one-out gradients, then the variance of each as a mean of S terms."""
+    """Return leave-one-out gradients, then the variance of each as a mean of S terms."""
     samples = len(values)
     weight = (values - values.mean(0)) * (samples / (samples - 1))
     terms = [_like(weight, s) * s for s in scores(family, z, parameters)]
@@ -203,7 +207,7 @@ def _like(weight: Tensor, s: Tensor) -> Tensor:
 
 
 def sample(family: str, parameters: Parameters, samples: int) -> Tensor:
-    """As plain torch has it: randn, torch.bernoulli, torch.multinomial."""
+    """Return samples by plain torch: randn, torch.bernoulli, torch.multinomial."""
     if family == "gaussian":
         mean, logvar = parameters
         return mean + torch.exp(0.5 * logvar) * torch.randn(
@@ -219,8 +223,8 @@ def sample(family: str, parameters: Parameters, samples: int) -> Tensor:
 
 
 def sample_by_noise(family: str, parameters: Parameters, samples: int) -> Tensor:
-    """From uniforms: a comparison, or the inverse of the distribution; a compiler makes one loop of
-    it.
+    """Return samples made from uniforms, by a comparison or the inverse of the distribution; a
+    compiler makes one loop of it.
     """
     (logits,) = parameters
     if family == "bernoulli":

@@ -1,4 +1,5 @@
-"""Pictures of saved runs: `python bench/plots.py` reads bench/results and draws beside the folders.
+"""Pictures of saved runs: `python bench/plots.py` reads bench/results and saves the pictures beside
+its folders.
 
 ratios.png: how many times as fast as the best peer, every row. throughput.png: elements a second
 over sizes. Both show one machine, that of the newest run, and name it; ratios-cuda.png and
@@ -51,8 +52,8 @@ PIXELS = 160  # an inch: more than GitHub shows, for sharp screens
 
 
 def line_of(comparison: Comparison) -> str:
-    """Return the line of the picture that a row stands in: its op, whatever the density; and the
-    contender, where ours are several.
+    """Return the name of the picture's line for a row: its op, without the density; and the
+    contender, where there are several of ours.
     """
     op = re.sub(r" [\d.]+%$| by SIMD build$", "", _short(comparison.ours.op))
     variant = comparison.ours.variant
@@ -64,7 +65,7 @@ def _short(op: str) -> str:
 
 
 def _caption(rows: Iterable[Row]) -> str:
-    """Return the machine, versions and dates of rows; all of them are of one machine."""
+    """Return the machine, versions and dates of rows that are all of one machine."""
     rows = list(rows)
     machines = {row.machine for row in rows}
     if len(machines) != 1:
@@ -253,7 +254,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def main() -> None:
-    """Draw what the saved runs allow."""
+    """Draw the pictures for which there are saved runs."""
     rows = [row for path in records.saved() for row in records.read(path)]
     if not rows:
         raise SystemExit("bench/results has no saved run; make bench writes one")

@@ -43,7 +43,9 @@ class Environment(NamedTuple):
         return self.simd.endswith(stand_in.SUFFIX)
 
     def machine(self, device: str) -> str:
-        """Return the name of what ran the rows of a device: the same text is the same machine."""
+        """Return the name of the hardware that ran the rows of a device: equal texts mean the same
+        machine.
+        """
         if device == "cuda":
             return self.gpu
         model = f" ({self.model})" if self.model else ""
@@ -74,22 +76,22 @@ class Row(NamedTuple):
 
     @property
     def machine(self) -> str:
-        """Return the name of what ran this row."""
+        """Return the name of the hardware that ran this row."""
         return self.environment.machine(self.device)
 
     @property
     def group(self) -> tuple[str, str, str, str, int]:
-        """Return what the rows that are compared with each other have in common."""
+        """Return the key that rows compared with each other have in common."""
         return self.op, self.shape, self.dtype, self.device, self.threads
 
     @property
     def variant(self) -> str:
-        """Return what tells a contender of ours from the others, or nothing."""
+        """Return the suffix that distinguishes contenders of ours, or nothing."""
         return self.contender.removeprefix("ours").strip()
 
     @property
     def place(self) -> str:
-        """Return where it ran, as text."""
+        """Return the device and the number of threads as text."""
         return place(self.device, self.threads)
 
     @property
@@ -125,13 +127,13 @@ class Comparison(NamedTuple):
 
     @property
     def ratio_of_fastest(self) -> float:
-        """Return the same of the fastest rounds; the best peer in these may be another."""
+        """Return the same ratio for the fastest rounds; the best peer may be another one there."""
         return min(peer.fastest_us for peer in self.peers) / self.ours.fastest_us
 
     @property
     def disturbed(self) -> bool:
-        """Return whether other work took the cores in half of the rounds, as medians far above the
-        fastest show.
+        """Return whether other work took the cores in half of the rounds: medians far above the
+        fastest rounds show it.
         """
         return any(row.median_us > 1.5 * row.fastest_us for row in (self.ours, self.best))
 
@@ -155,7 +157,7 @@ def comparisons(rows: Iterable[Row]) -> list[Comparison]:
 
 
 def read(path: Path) -> list[Row]:
-    """Read a file of timings; ValueError says what is wrong with one."""
+    """Read a file of timings; raise ValueError that says what is wrong with it."""
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
         if tuple(next(lines, ())) != COLUMNS:
@@ -185,14 +187,14 @@ _environment = functools.cache(Environment)
 
 
 def start(path: Path) -> None:
-    """Begin a file of timings; one of that name is replaced."""
+    """Begin a file of timings; a file of that name is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerow(COLUMNS)
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows behind those of a file, so that a run cut short leaves what it has measured."""
+    """Append rows to a file, so that an interrupted run keeps what it has measured."""
     with path.open("a", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(_texts(row) for row in rows)
 
@@ -222,7 +224,7 @@ def saved() -> list[Path]:
 
 
 def newest(rows: Iterable[Row], device: str) -> list[Row]:
-    """Return, of the machine with the newest row, each group as its newest run has it.
+    """Return, for the machine with the newest row, each group as its newest run measured it.
 
     A stand-in is shown where there is no other machine.
     """

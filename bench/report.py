@@ -1,5 +1,5 @@
-"""The table of a run: printed behind the timings, and by `python bench/report.py RUN` for a saved
-one.
+"""The table of a run: printed after the timings, and by `python bench/report.py RUN` for a saved
+run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A machine with AVX-512 in the place of one without: BENCH_SIMD=avx2 pytest --benchmark.
+"""A machine with AVX-512 used in place of one without: BENCH_SIMD=avx2 pytest --benchmark.
 
-Ours runs its AVX2 build, and every rival is told to stay below AVX-512. Caches, ports and clocks
-remain this machine's, so the rows are saved as those of a stand-in, apart from the real ones.
+Our library runs its AVX2 build, and every rival is limited to instructions below AVX-512. Caches,
+ports and clocks remain this machine's, so the rows are saved as those of a stand-in, apart from the
+real ones.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _AVX2 = {
 
 
 def wanted() -> bool:
-    """Return whether AVX2 is asked for; ValueError for any other instruction set."""
+    """Return whether AVX2 is asked for; raise ValueError for any other instruction set."""
     name = os.environ.get(VARIABLE, "")
     if name not in ("", "avx2"):
         raise ValueError(f"{VARIABLE} must be avx2; got {name!r}")
@@ -40,7 +41,7 @@ def limit() -> None:
 
 
 def select() -> None:
-    """Select our build, and see that torch keeps to its limit."""
+    """Select our AVX2 build, and check that torch keeps to its limit."""
     import torch
 
     from latent_kernels.kernels import _core

@@ -30,7 +30,7 @@ def listed(found: Any) -> Any:
 
 
 def call(name: str, *args: Any) -> Any:
-    """Call an op, by the door that the present state of torch needs."""
+    """Call an op, by the registration that the present state of torch needs."""
     if name in _formulas and _needs_formula(torch.compiler.is_compiling()):
         fixed = listed(call_fixed(name, *args))
         by_formula = zip(fixed, _formulas[name](*args), strict=True)
@@ -51,11 +51,11 @@ def _call(name: str, args: Sequence[Any]) -> Any:
 
 
 def _needs_formula(compiling: bool) -> bool:
-    """Return whether torch differentiates in a way that only operations of its own can follow.
+    """Return whether torch differentiates in a way that only torch's own operations support.
 
-    That is torch.func's differentiation and forward mode within torch.compile, which knows no rules
-    of ours; and forward mode within forward mode, where the outer tangents of an autograd.Function
-    are dropped without a word.
+    These ways are torch.func's differentiation and forward mode within torch.compile, which ignores
+    our rules; and forward mode within forward mode, where the outer tangents of an
+    autograd.Function are silently dropped.
     """
     functorch = torch._C._functorch
     levels = [level.key() for level in functorch.get_interpreter_stack() or ()]
@@ -66,9 +66,9 @@ def _needs_formula(compiling: bool) -> bool:
 
 
 def _guard_forward_mode() -> None:
-    """Have torch.compile trace again where forward mode begins or ends around what it traces now.
+    """Make torch.compile trace again where forward mode begins or ends around the traced code.
 
-    It does so by itself for levels of torch.func.
+    For the levels of torch.func it does so by itself.
     """
     if torch._guards.TracingContext.try_get() is not None:
         from torch._dynamo.guards import GuardBuilder, install_guard  # loaded, where it traces
@@ -77,7 +77,7 @@ def _guard_forward_mode() -> None:
         install_guard(GlobalStateSource().make_guard(GuardBuilder.DUAL_LEVEL))
 
 
-# torch.compile calls it as it traces, for the levels that hold then.
+# torch.compile calls this while it traces, under the levels of that moment.
 _needs_formula._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -147,9 +147,10 @@ def define(
 
 
 def over_batch(function: Callable[..., Any], tensors: Sequence[Any]) -> Any:
-    """Return function(*tensors), by torch.func.vmap where some have a batch of torch's older vmap.
+    """Return function(*tensors), called by torch.func.vmap where tensors have a batch of torch's
+    older vmap.
 
-    That one knows no rules of ours, and stands behind `is_grads_batched` and `vectorize`.
+    The older vmap ignores our rules; torch uses it for `is_grads_batched` and `vectorize`.
     """
     if torch.compiler.is_compiling():
         return function(*tensors)
@@ -190,12 +191,14 @@ def _no_gradient(ctx: Any, *gradients: Any) -> tuple[None, ...]:
 
 
 def hold(ctx: Any, args: Sequence[Any]) -> list[Tensor]:
-    """Keep a call's arguments for `held`, but for the tensors, which are returned to be saved."""
+    """Keep a call's arguments for `held`; return the tensors among them, to be saved."""
     ctx.others = [None if isinstance(x, Tensor) else (x,) for x in args]
     return [x for x in args if isinstance(x, Tensor)]
 
 
 def held(ctx: Any) -> list[Any]:
-    """Return the arguments of a call that `hold` kept, and whose tensors were saved."""
+    """Return the arguments of a call from those that `hold` kept and the tensors that were
+    saved.
+    """
     tensors = iter(ctx.saved_tensors)
     return [next(tensors) if other is None else other[0] for other in ctx.others]

@@ -1,4 +1,4 @@
-"""The way to an op's kernels through torch's dispatcher: opaque ops over canonical shapes.
+"""Ops that reach their kernels through torch's dispatcher: opaque ops over canonical shapes.
 
 `register` defines two ops from a description, the forward pass and the backward pass. What kernels
 have no derivatives for, the backward pass and forward mode, is differentiated by the op's formula
@@ -62,7 +62,7 @@ def _problem(op: Description, given: Arguments, sizes: tuple[int, ...]) -> Any:
 def _layout(
     op: Description, dims: Dims, dtype: torch.dtype, wanted: Flags
 ) -> list[tuple[Any, torch.dtype]]:
-    """Return shape and dtype of the outputs; of an empty one where it is not wanted."""
+    """Return the shape and dtype of each output; an output that is not wanted has no elements."""
     found = []
     for field, want in zip(op.results, wanted, strict=True):
         own = dtype if field.dtype is None else field.dtype(dtype)
@@ -90,11 +90,11 @@ def register(op: Description) -> None:
     run_forward, run_backward = op.runner(op.forward), op.runner(op.backward)
     none_wanted = (False,) * len(op.results)
 
-    plans: dict[Any, Any] = {}  # not an lru_cache, of which torch.compile warns where it traces it
+    plans: dict[Any, Any] = {}  # not an lru_cache: torch.compile warns when it traces through one
 
     def plan(given: Arguments, wanted: Flags) -> Any:
-        """Return the sizes of axes and the layout of the outputs, in which a small compiled step
-        would spend a tenth of its time.
+        """Return the sizes of axes and the layout of the outputs. They are cached, because a small
+        compiled step would spend a tenth of its time on them.
         """
         key = given.tensors[op.like].dtype, tuple(wanted), shapes_of(op, given)
         found = plans.get(key)
@@ -197,7 +197,9 @@ def register(op: Description) -> None:
 
 
 def _fold(x: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
-    """A vmapped [groups, ...] tensor, its batch at `dim` or none, -> [batch * groups, ...]."""
+    """Return a vmapped [groups, ...] tensor, its batch at `dim` or none, as [batch * groups,
+    ...].
+    """
     if x is None:
         return None
     x = x.expand(batch, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -210,12 +212,12 @@ def _groups_of(x: Tensor, dim: int | None) -> int:
 
 
 def _unfold(x: Tensor, batch: int) -> Tensor:
-    """[batch * groups, ...] -> [batch, groups, ...]."""
+    """Return [batch * groups, ...] as [batch, groups, ...]."""
     return x.reshape(batch, x.size(0) // max(batch, 1), *x.shape[1:])
 
 
 def _fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tensor:
-    """One seed for each of batch * groups: the same for the whole batch where the seed is not
+    """Return a seed for each of batch * groups: the same for the whole batch where the seed is not
     batched.
     """
     seeds = seeds.expand(batch, seeds.size(-1)) if dim is None else seeds.movedim(dim, 0)
@@ -223,7 +225,7 @@ def _fold_seeds(seeds: Tensor, dim: int | None, batch: int, groups: int) -> Tens
 
 
 def _with_groups(op: Description, name: str, tensors: Fields) -> Callable[..., Any]:
-    """Return the rule by which a batch joins the groups."""
+    """Return the vmap rule that makes the batch a part of the groups."""
     count = len(tensors)
     first = count - len(op.inputs)
 
@@ -241,9 +243,10 @@ def _with_groups(op: Description, name: str, tensors: Fields) -> Callable[..., A
 
 
 def _with_rows(op: Description, name: str, tensors: Fields) -> Callable[..., Any]:
-    """Return the rule by which a batch joins the rows, or goes slice by slice.
+    """Return the vmap rule that makes the batch a part of the rows, or calls the op for each slice.
 
-    Slice by slice where slices have parameters of their own, or each its own gradients of these.
+    It calls the op for each slice where slices have parameters of their own, or where each slice
+    needs its own gradients of the parameters.
     """
     count, is_row = len(tensors), [field.axes.startswith("N") for field in tensors]
     is_forward = count == len(op.inputs)

@@ -16,7 +16,7 @@ def compute_type(dtype: torch.dtype) -> tl.constexpr:
 
 @triton.jit
 def in_fours(x, even: tl.constexpr):
-    """x >= 0, which is a multiple of 4 where `even`. Triton needs to know for accesses of four
+    """Return x >= 0, marked as a multiple of 4 where `even`. Triton must know this to access four
     elements at once, and finds by itself only multiples of 16.
     """
     if even:
@@ -26,9 +26,9 @@ def in_fours(x, even: tl.constexpr):
 
 @triton.jit
 def program(tiles, chunks, nest: tl.constexpr):
-    """Tile, chunk of samples and group of this program. One axis for all: the others of a grid end
-    at 65,535. `nest`: 0 where there is one chunk and one group, 1 where there is one group, so that
-    most launches neither divide nor multiply by their numbers.
+    """Return the tile, the chunk of samples and the group of this program. All share one axis of
+    the grid, because the others end at 65,535. `nest` is 0 where there is one chunk and one group,
+    and 1 where there is one group, so that most launches need no division by their numbers.
     """
     tile = tl.program_id(0)
     chunk = tile * 0
@@ -44,25 +44,27 @@ def program(tiles, chunks, nest: tl.constexpr):
 
 @triton.jit
 def divide(x, y):
-    """x / y, correctly rounded: Triton's own / is not in float32."""
+    """Return x / y, correctly rounded, which Triton's own / is not in float32."""
     return tl.div_rn(x, y) if y.dtype == tl.float32 else x / y
 
 
 @triton.jit
 def step(p, x, c: tl.constexpr):
-    """p x + c, rounded once: a step of Horner's rule, in float64 with all of c's digits."""
+    """Return p x + c, rounded once: a step of Horner's rule, with all digits of c in float64."""
     return tl.fma(p, x, tl.full(p.shape, c, p.dtype))
 
 
 @triton.jit
 def exp(x):
-    """e^x: in float32 as csrc/simd/math.hpp does it, bit for bit; in float64 the device's own."""
+    """Return e^x: in float32 with the same bits as csrc/simd/math.hpp, in float64 by the device's
+    own function.
+    """
     return tl.exp(x) if x.dtype == tl.float64 else power(x, 89.0, 0)
 
 
 @triton.jit
 def half_exp(x):
-    """Half of e^x, which overflows later."""
+    """Return half of e^x, which overflows only at a larger x than e^x does."""
     if x.dtype == tl.float64:  # x - 1 is exact where it is needed
         large = x > 700.0
         y = tl.exp(tl.where(large, x - 1.0, x)) * 0.5
@@ -74,7 +76,7 @@ def half_exp(x):
 
 @triton.jit
 def power(x, highest, halvings: tl.constexpr):
-    """e^x 2^-halvings in float32, of x up to `highest`."""
+    """Return e^x 2^-halvings in float32; x above `highest` counts as `highest`."""
     x = tl.where(x < -104.0, -104.0, x)
     x = tl.where(x > highest, highest, x)
     shifted = tl.fma(x, 1.4426950216293335, 12582912.0)  # 1.5 * 2^23: rounds, ties to even
@@ -95,8 +97,8 @@ def power(x, highest, halvings: tl.constexpr):
 
 @triton.jit
 def half_psi_expm1(d, half_of_exp):
-    """Half of psi(d) = e^d - 1 - d and of expm1(d), given half of e^d: by psi's series where
-    |d| < 2.
+    """Return half of psi(d) = e^d - 1 - d and half of expm1(d), given half of e^d. Where |d| < 2,
+    psi is computed by its series.
     """
     if d.dtype == tl.float64:
         p = tl.full(d.shape, 6.446950284384474e-26, tl.float64)  # 1 / 25!, 1 / 24!, ...
@@ -142,14 +144,14 @@ def half_psi_expm1(d, half_of_exp):
 
 @triton.jit
 def expm1(x):
-    """e^x - 1."""
+    """Return e^x - 1."""
     _, half = half_psi_expm1(x, half_exp(x))
     return half * 2.0
 
 
 @triton.jit
 def log1p(e):
-    """ln(1 + e) for -1/2 <= e <= 1: e - s (e - R), s = e / (2 + e), R = s^2 Q(s^2)."""
+    """Return ln(1 + e) for -1/2 <= e <= 1: e - s (e - R), s = e / (2 + e), R = s^2 Q(s^2)."""
     if e.dtype == tl.float64:
         s = e / (e + 2.0)
         y = s * s

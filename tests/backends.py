@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 Results = dict[str, Tensor]
 Sizes = tuple[int, ...]
 
-# For what runs in the interpreter alone; on a GPU the same kernels run for real.
+# For tests that run in the interpreter only; on a GPU the same kernels run on the device.
 interpreted = pytest.mark.skipif(
     not backends.interpreting(), reason="Triton's PTX is not interpreted here"
 )
@@ -78,7 +78,7 @@ def on_every_backend(
     always: int = 2,
     also: Sequence[torch.dtype] = (torch.bfloat16, torch.float64, torch.float16),
 ) -> pytest.MarkDecorator:
-    """Run a test of (backend, sizes, dtype) for every backend.
+    """Run a test of (backend, sizes, dtype) on every backend.
 
     The reference and Triton on a GPU take all sizes unless they are given their own; the reference,
     whose dtypes are torch's, in the first dtype, and the first three in the others. Without a GPU

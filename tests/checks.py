@@ -48,7 +48,7 @@ def is_half(dtype: torch.dtype) -> bool:
 
 
 def bits_equal(a: Tensor, b: Tensor) -> bool:
-    """Equal bit for bit; NaN equals NaN."""
+    """Return whether tensors are equal bit for bit; NaN equals NaN."""
     return torch.equal(a.nan_to_num(nan=12345.0), b.nan_to_num(nan=12345.0)) and bool(
         (a.isnan() == b.isnan()).all()
         and (torch.signbit(a) == torch.signbit(b)).logical_or(a.isnan()).all()
@@ -61,7 +61,8 @@ def compare(
     torchs: dict[str, Tensor],
     floor: Callable[[str, float], float],
 ) -> None:
-    """Error against `truth`, in float64, at most twice that of torch at the problem's own dtype.
+    """Check that the error against `truth`, in float64, is at most twice that of torch in the
+    problem's dtype.
 
     Where torch happens to be exact, twice its error is nothing: a result may always be off by
     `floor` of its name and its largest true value, which says what rounding may come to.

@@ -1,4 +1,4 @@
-"""Shared fixtures: every SIMD build, poisoned memory, torch's state put back."""
+"""Shared fixtures: every SIMD build, poisoned memory, restored state of torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN, so that an element a kernel forgets to write is seen."""
+    """Fill what torch.empty returns with NaN, so that an element that a kernel forgets to write is
+    noticed.
+    """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -49,26 +51,26 @@ def _restored_state() -> Iterator[None]:
 
 @pytest.fixture(params=_core.simd_builds())
 def simd_build(request: pytest.FixtureRequest) -> str:
-    """Runs the test once with each build of the C++ kernels that this processor can run."""
+    """Run the test once with each build of the C++ kernels that this processor supports."""
     assert _core.select_simd_build(request.param)
     return request.param
 
 
 class Clock:
-    """A clock that only the test moves: by `now`, and by `step` with each reading."""
+    """A clock that only the test advances: by `now`, and by `step` with each reading."""
 
     def __init__(self, step: float = 0.0) -> None:
         self.now, self.step = 0.0, step
 
     def read(self) -> float:
-        """Return the time in seconds, and let `step` pass."""
+        """Return the time in seconds, and advance it by `step`."""
         self.now += self.step
         return self.now
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of `profile_variance`, which stands still until the test moves it."""
+    """Replace the clock of `profile_variance` by one that stops until the test advances it."""
     clock = Clock()
     monkeypatch.setattr(variance, "time", SimpleNamespace(perf_counter=clock.read))
     return clock

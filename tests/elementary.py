@@ -1,4 +1,4 @@
-"""The elementary functions of the C++ kernels, by themselves."""
+"""The elementary functions of the C++ kernels, callable one by one."""
 
 from __future__ import annotations
 

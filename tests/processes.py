@@ -1,5 +1,5 @@
-"""Separate processes for tests: of Python code, forked from one that has imported torch, and of
-Python itself.
+"""Separate processes for tests: Python code in a new interpreter or in a fork of one that has
+imported torch, and Python with any arguments.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Seconds, only for what hangs: many times what any of these processes takes on a busy machine.
+# Seconds, to stop processes that hang: many times what any of them takes on a busy machine.
 # Compiling for all targets takes minutes; what a forked process does takes seconds.
 TIME_LIMIT, FORKED_LIMIT = 1800, 600
 
@@ -53,12 +53,12 @@ assert draw() == expected
 
 
 def _environment(**variables: str) -> dict[str, str]:
-    """The environment, with the tests' modules."""
+    """Return the environment, extended by the path of the tests' modules."""
     return os.environ | {"PYTHONPATH": str(ROOT)} | variables
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Return what came of a Python process with these arguments, however it ended."""
+    """Return the outcome of a Python process with these arguments, however it ended."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -71,8 +71,8 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def run(code: str, **environment: str) -> str:
-    """Return what the code prints in a fresh interpreter, which must end by itself, well and
-    without a word on its standard error; warnings are errors.
+    """Return what the code prints in a new interpreter, which must end with status 0 and nothing on
+    standard error; warnings are errors.
     """
     result = python("-W", "error", "-c", code, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -96,7 +96,7 @@ def _server() -> subprocess.Popen[str]:
 
 
 def run_forked(code: str) -> str:
-    """Return the same as `run` without its two seconds of imports.
+    """Return the same as `run`, but without the two seconds of imports.
 
     The code's process is forked from one that has imported torch and the library, and has used
     neither.

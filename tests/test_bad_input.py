@@ -1,4 +1,4 @@
-"""Bad input: an error that names the argument, what it was and what it may be."""
+"""Bad input raises an error that names the argument, its value and what it may be."""
 
 from __future__ import annotations
 
@@ -209,8 +209,8 @@ def test_bad_input(call: object, error: type[Exception], message: str) -> None:
 
 
 def test_samples_outside_the_support_are_found_in_backward() -> None:
-    """Where z is read. Several Python integer types are classes; a NaN is data, and stays in its
-    row.
+    """Samples outside the support are found where z is read. Several Python integer types are
+    classes; a NaN is data, and stays in its row.
     """
     for q, z in (
         (lk.Bernoulli(X.clone().requires_grad_()), Z + 0.5),

@@ -54,7 +54,7 @@ def group(
     threads: int = 1,
     elements: int = 1000,
 ) -> list[Row]:
-    """Make the rows of one group: contenders with their medians; the fastest rounds take half."""
+    """Return the rows of one group: contenders with their medians; the fastest rounds take half."""
     return [
         Row(
             op,
@@ -125,7 +125,7 @@ def test_ratio_is_to_the_best_peer_of_the_group() -> None:
 
 
 class Benchmark:
-    """What pytest-benchmark's fixture is asked for; it times nothing."""
+    """A stand-in for pytest-benchmark's fixture; it times nothing."""
 
     def __init__(self) -> None:
         self.extra_info: dict[str, float] = {}

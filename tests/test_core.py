@@ -1,4 +1,4 @@
-"""The extension's own boundary: wrong keywords and types raise errors that name them."""
+"""The interface of the compiled extension: wrong keywords and types raise errors that name them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptions that raise: mistakes that would silently give wrong results."""
+"""Descriptions of ops that must raise: mistakes that would silently give wrong results."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ EXAMPLES = {id(o): name for name, o in NAMES.items() if ">>>" in (o.__doc__ or "
 
 
 def has_example(name: str) -> bool:
-    """Return whether a name has an example: its own or, for a method, one of its class."""
+    """Return whether a name has an example of its own or, for a method, in its class."""
     if ">>>" in (inspect.getdoc(NAMES[name]) or ""):
         return True
     owner, _, method = name.partition(".")
@@ -55,7 +55,7 @@ def test_every_public_name_has_an_example(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_runs(name: str) -> None:
-    """Each by itself; the state of torch's generator is not part of an example."""
+    """Each example runs by itself; the state of torch's generator is not part of an example."""
     (example,) = doctest.DocTestFinder(recurse=False).find(NAMES[name], name, globs={})
     output: list[str] = []
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,6 @@
-"""The pages: their code runs, their links lead somewhere, and their figures are the saved runs'."""
+"""The pages: their code runs, their links have targets, and their figures are those of the saved
+runs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ PAGES = sorted(
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_what_the_readme_shows_runs(code: str) -> None:
-    """Each piece by itself, with warnings as errors, as everything in these tests."""
+    """Each piece of code runs by itself, with warnings as errors, as in all these tests."""
     torch.manual_seed(0)
     assert len(code.splitlines()) <= 8, "the README shows short pieces"
     exec(compile(code, "README.md", "exec"), {})
@@ -42,7 +44,7 @@ def test_what_the_readme_shows_runs(code: str) -> None:
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(DOCS)))
 def test_what_a_page_shows_runs(page: Path) -> None:
-    """One piece after the other: names go on from piece to piece."""
+    """The pieces of code of a page run one after the other, and share their names."""
     if page.name == "pyro.md":
         pytest.importorskip("pyro")
     torch.manual_seed(0)
@@ -80,7 +82,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_figures_are_those_of_the_saved_runs() -> None:
-    """`python bench/pages.py` writes them; a row of the README that no run has shows here, too."""
+    """The figures are what `python bench/pages.py` writes; a row of the README that no run has
+    fails, too.
+    """
     for path, text in pages.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"run bench/pages.py: {path.name} is old"
     for name in pages.HEADLINES.values():

@@ -38,7 +38,7 @@ def test_an_example_is_short():
 
 
 def test_vae(capsys):
-    """One epoch comes to -29.1 nats, six to -25.4, fifty to -24.5."""
+    """One epoch reaches -29.1 nats, six -25.4, fifty -24.5."""
     assert -27 < run("vae")(epochs=6) < -24
     assert "epoch   6: ELBO of held-out images -2" in capsys.readouterr().out
 
@@ -55,7 +55,7 @@ def test_mixture(capsys):
 
 
 def test_sparse_coding(capsys):
-    """Two layers before training, which are two iterations of ISTA, come within 26%."""
+    """Two layers before training, which equal two iterations of ISTA, come within 26%."""
     assert 0 < run("sparse_coding")(count=1500, atoms=64, layers=2, steps=60) < 0.15
     assert "duality gap" in capsys.readouterr().out
 
@@ -74,7 +74,7 @@ def test_kmeans():
 
 
 def test_iwae_bounds():
-    """They rise with k and stay below the evidence; the gallery goes on to 512."""
+    """The bounds rise with k and stay below the evidence; the gallery continues to 512."""
     bounds = list(run("iwae_bounds")(ks=(1, 2, 4, 8)).values())
     assert bounds == sorted(bounds)
     assert bounds[-1] < run("iwae_bounds", "evidence")
@@ -107,7 +107,9 @@ def fit():
 
 @pytest.fixture(scope="module")
 def optimum():
-    """The q of the greatest ELBO, which is concave in mean and standard deviation, by L-BFGS."""
+    """Return the q of the greatest ELBO, which is concave in mean and standard deviation, by
+    L-BFGS.
+    """
     leaves = tuple(x.double().requires_grad_() for x in MODEL.start().parameters)
     optimizer = torch.optim.LBFGS(
         leaves, max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
@@ -152,8 +154,8 @@ def test_black_box_inference_finds_the_posterior(fit, optimum):
 
 
 def test_noise_costs_nats(fit, optimum):
-    """With the same steps: fewer samples, or no control variate, end lower, several nats where both
-    are lacking.
+    """With the same number of steps, fewer samples or no control variate end lower, by several nats
+    with both.
     """
     kinds = [(name, s) for name in ("leave_one_out", "none") for s in (64, 4)]
     lost = {key: elbo(optimum) - elbo(fit(*key, steps=600)) for key in kinds}

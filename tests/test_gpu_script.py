@@ -1,4 +1,6 @@
-"""`make gpu` rehearsed: bench/gpu.sh on stand-ins for the GPU, the compiler and the long steps."""
+"""A rehearsal of `make gpu`: bench/gpu.sh with stand-ins for the GPU, the compiler and the long
+steps.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ exec REAL -k 1 $(($3 > 150 && $3 < 180 ? 1 : 60)) "${@:4}"
 
 
 def rehearse(folder: Path, **variables: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """Return what came of the script in a copy of what it reads, and the folder of its results."""
+    """Return the outcome of the script in a copy of what it reads, and the folder of its
+    results.
+    """
     tree, tools, out = folder / "tree", folder / "tools", folder / "out"
     for path in ("bench", "python/latent_kernels/kernels"):
         (tree / path).mkdir(parents=True)

@@ -1,6 +1,4 @@
-"""The package as a whole: what it imports, what it costs to import, how its parts depend on one
-another.
-"""
+"""The package as a whole: its imports, their cost, and the dependencies between its parts."""
 
 from __future__ import annotations
 
@@ -76,7 +74,9 @@ def test_public_names() -> None:
 
 
 def test_estimators_come_when_asked_for() -> None:
-    """And the rest of the module behaves as if they had been there: dir, star imports, errors."""
+    """Estimators are imported on first use, and the module behaves as if they had been there: dir,
+    star imports, errors.
+    """
     code = """
 import sys, latent_kernels
 later = {"DictionaryLearning", "MiniBatchDictionaryLearning", "SparseCoder"}
@@ -97,7 +97,7 @@ except AttributeError as error:
 
 
 def test_import_brings_nothing_heavy() -> None:
-    """The import loads torch and the extension, and no package that only some ops need."""
+    """The import loads torch and the extension, but no package that only some ops need."""
     code = f"""
 import torch, sys
 before = set(sys.modules)
@@ -109,7 +109,8 @@ print(sorted(m for m in new if m.split(".")[0] in {HEAVY!r}))
 
 
 def test_import_brings_few_modules() -> None:
-    """At most a tenth of what `import torch` brings, and nothing of torch's compiler.
+    """The import loads at most a tenth of the modules of `import torch`, and nothing of torch's
+    compiler.
 
     How long it takes is measured by bench/bench_start.py.
     """
@@ -156,7 +157,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(module: str, path: Path, known: Collection[str]) -> set[str]:
-    """Return those of the `known` modules that `module` imports, anywhere in its file.
+    """Return which of the `known` modules `module` imports, anywhere in its file.
 
     The packages that a module lies in are imported with it, unless `module` lies in them too.
     """
@@ -184,7 +185,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def test_imports_point_one_way(graph: dict[str, set[str]]) -> None:
-    """A module imports from its own part of the package and from lower layers.
+    """A module imports only from its own part of the package and from lower layers.
 
     So a file in kernels/ imports of this project only other files in kernels/, and only the
     command line imports the package's root.
@@ -204,7 +205,9 @@ def test_imports_point_one_way(graph: dict[str, set[str]]) -> None:
 
 
 def test_imports_have_no_circle(graph: dict[str, set[str]]) -> None:
-    """Imports inside functions and for type checkers count like all others."""
+    """No modules import each other in a circle; imports inside functions and for type checkers
+    count like all others.
+    """
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -212,7 +215,7 @@ def test_imports_have_no_circle(graph: dict[str, set[str]]) -> None:
 
 
 def test_circles_are_seen(tmp_path: Path) -> None:
-    """The graph takes in every form of import, and resolves it to a module."""
+    """The graph contains every form of import, resolved to a module."""
     known = ("p", "p.a", "p.b", "p.sub", "p.sub.c", "p.sub.d")
     for text, expected in {
         "import os, p": {"p"},
@@ -245,7 +248,9 @@ def test_packaging_takes_the_kernels_once() -> None:
 
 
 def test_the_changelog_is_of_this_version() -> None:
-    """The version stands in pyproject.toml; the changelog's newest release is the only other."""
+    """The version is that of pyproject.toml and of the changelog's newest release; no other file
+    states it.
+    """
     tomllib = pytest.importorskip("tomllib", reason="in the standard library since Python 3.11")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     released = re.findall(
@@ -256,7 +261,9 @@ def test_the_changelog_is_of_this_version() -> None:
 
 
 def test_the_lowest_versions_are_those_declared() -> None:
-    """Every bound of pyproject.toml that `make test-lowest` installs is the one it declares."""
+    """Every version that `make test-lowest` installs is the lower bound that pyproject.toml
+    declares.
+    """
     tomllib = pytest.importorskip("tomllib", reason="in the standard library since Python 3.11")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = settings["project"]
@@ -328,7 +335,9 @@ def test_automatic_choice() -> None:
 
 
 def test_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor that runs no build takes the reference; a forced backend says why it cannot."""
+    """On a processor that supports no build the reference runs; a forced backend says why it
+    cannot.
+    """
     noise, codes = lk.normal(9, seed=3, offset=2), lk.SparseCoder(np.eye(4, dtype=np.float32))
     x = torch.arange(12.0).reshape(3, 4).numpy()
     expected = codes.transform(x)
@@ -351,7 +360,7 @@ def test_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_triton() -> None:
-    """Where Triton is absent everything on the CPU works."""
+    """Without Triton, everything on the CPU works."""
     code = """
 import sys
 sys.modules["triton"] = None

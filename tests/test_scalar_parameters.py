@@ -1,4 +1,4 @@
-"""Numbers and 0-d tensors as parameters: one value for every element, gradients summed."""
+"""Numbers and 0-d tensors as parameters: one value for all elements, gradients summed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_scalars_do_not_weigh_in_the_dtype(dtype: torch.dtype) -> None:
 
 
 def test_under_vmap_and_compile() -> None:
-    """One 0-d parameter for each of a batch; a number within a compiled function."""
+    """vmap maps over 0-d parameters, one for each example; compiled functions take numbers."""
     logvar = torch.randn(3)
     found = torch.func.vmap(lambda x, l: lk.gaussian_log_prob(x, MEAN, l))(X, logvar)
     expected = lk.gaussian_log_prob(X, MEAN, logvar.reshape(3, 1, 1))

@@ -1,4 +1,4 @@
-"""The extension among processes and threads: fork, DataLoader workers, several Python threads, odd
+"""The extension in several processes and threads: fork, DataLoader workers, Python threads, unusual
 exits.
 """
 
@@ -99,7 +99,9 @@ calls = [
 
 
 def test_every_call_in_a_forked_process_of_one_thread() -> None:
-    """Also where torch has used its OpenMP threads, without which a child of several hangs."""
+    """Every call works in a forked process of one thread, also where torch has used its OpenMP
+    threads, with which a child of several threads hangs.
+    """
     code = """
 torch.set_num_threads(1)
 expected = [call().detach().numpy().tobytes() for call in calls]
@@ -175,7 +177,7 @@ threading.Thread(target=busy, daemon=True).start()
 
 
 def test_several_python_threads() -> None:
-    """Callers share the pool or work alone; either way each gets its own result."""
+    """Several threads share the pool or work alone; either way each gets its own result."""
     torch.set_num_threads(3)
     expected = [lk.normal(N, seed=i) for i in range(6)]
     mean, logvar = torch.randn(400, 300), torch.randn(400, 300)
@@ -201,7 +203,9 @@ def test_several_python_threads() -> None:
 
 
 def test_fork_while_another_thread_computes() -> None:
-    """Fork in the middle of a job: its locks are held by threads that the child does not have."""
+    """A fork in the middle of a job works, although its locks are held by threads that the child
+    does not have.
+    """
     code = """
 stop = False
 def busy():
@@ -220,7 +224,7 @@ stop = True; t.join()
 
 
 def test_gil_is_released() -> None:
-    """Python code goes on while a kernel runs.
+    """Python code continues while a kernel runs.
 
     Threads take turns only where one lets go, so another thread counts only while the kernel does;
     on a busy machine it may take several calls until it is given a core.

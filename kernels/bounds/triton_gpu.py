@@ -1,5 +1,5 @@
-"""Bounds in Triton: sums over chunks of samples, their merger, weights, and VIMCO's signal; then
-the launchers.
+"""The bounds in Triton: the sums over chunks of samples, their merging, the weights and VIMCO's
+signal; then the launchers.
 
 A program handles a block of rows and a chunk of samples, in tiles [BLOCK_S, BLOCK_N]. Chunks leave
 partial sums that `merge_kernel` adds up in their order: there are no atomics, so two runs give the
@@ -40,20 +40,20 @@ LARGEST_DOUBLE = tl.constexpr(1.7976931348623157e308)
 
 @triton.jit
 def nothing_yet(like, compute: tl.constexpr):
-    """Below every finite log-weight."""
+    """Return a finite number below every finite log-weight."""
     return tl.zeros_like(like) - (LARGEST_DOUBLE if compute == tl.float64 else LARGEST_FLOAT)
 
 
 @triton.jit
 def relative(x, top):
-    """e^(x - top), which is 1 where they are equal, infinite ones too."""
+    """Return e^(x - top), which is 1 where they are equal, also where both are infinite."""
     return tl.where(x == top, 1.0, exp(x - top))
 
 
 @triton.jit
 def load_samples(ptr, group, first, last, rows, S, N, compute: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Log-weights [BLOCK_S, BLOCK_N] from sample `first` on, -inf beyond `last` and N; their
-    places, mask.
+    """Return log-weights [BLOCK_S, BLOCK_N] from sample `first` on (-inf beyond `last` and N),
+    their offsets and their mask.
     """
     samples = first + tl.arange(0, BLOCK_S)[:, None].to(tl.int64)
     mask = (samples < last) & (rows < N)[None, :]
@@ -66,7 +66,9 @@ def sums_kernel(
     log_w_ptr, top_ptr, total_ptr, S, N, per_chunk, tiles, chunks,
     compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Largest log-weight and sum of e^(log_w - largest) of each chunk: [G, chunks, N]."""
+    """Write the largest log-weight and the sum of e^(log_w - largest) of each chunk: [G, chunks,
+    N].
+    """
     tile, chunk, group = program(tiles, chunks, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     top = nothing_yet(tl.zeros([BLOCK_N], compute), compute)
@@ -88,7 +90,7 @@ def merge_kernel(
     tops_ptr, totals_ptr, out_ptr, sums_ptr, S, N, tiles, chunks,
     compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The bound [G, N], and the sums of all chunks [G, 2, N]."""
+    """Write the bound [G, N], and the sums over all chunks [G, 2, N]."""
     tile, group, _only = program(tiles, 1, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = rows < N
@@ -109,7 +111,7 @@ def merge_kernel(
     tl.store(out_ptr + group * N + rows, (top.to(tl.float64) + mean).to(compute), mask=mask)
     to = sums_ptr + 2 * group * N + rows
     tl.store(to, top, mask=mask)
-    # Beside an infinite weight none is defined.
+    # The weights are undefined where one of them is infinite.
     tl.store(to + N, tl.where(top == float("inf"), float("nan"), total), mask=mask)
 
 
@@ -119,10 +121,11 @@ def weights_kernel(
     has_gradient: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
     nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The normalised weights [G, S, N], times the gradient; `even`: N is a multiple of 4.
+    """Write the normalised weights [G, S, N], times the gradient; `even`: N is a multiple of 4.
 
-    The kernels that add up read an element at once, so that one thread has all samples of a row's
-    tile: of four rows, it would share them with other warps, and every tile would take barriers.
+    The kernels that only add up read one element at a time, so that one thread holds all samples of
+    a row's tile. Reading four rows at once would share them with other warps, and every tile would
+    need barriers.
     """
     N = in_fours(N, even)
     tile, chunk, group = program(tiles, chunks, nest)
@@ -148,9 +151,9 @@ def others_kernel(
     S, N, per_chunk, tiles, chunks,
     compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """What VIMCO's signal takes from each chunk [G, chunks, N]: how many weights equal the largest
-    and how many are zero, the sum of the others' distances from the largest, the second largest,
-    and the sum of e^(log_w - second) of those below the largest.
+    """Write what VIMCO's signal needs of each chunk [G, chunks, N]: how many weights equal the
+    largest and how many are zero, the sum of the others' distances from the largest, the second
+    largest, and the sum of e^(log_w - second) of those below the largest.
     """
     tile, chunk, group = program(tiles, chunks, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -187,8 +190,8 @@ def merge_others_kernel(
     S, N, tiles, chunks,
     compute: tl.constexpr, nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """What all chunks' signals share [G, 4, N]: zeros, distance, the largest weight's signal, and
-    the largest weight's part in the sum; csrc/bounds/kernel.hpp explains them.
+    """Write what the signals of all chunks share [G, 4, N]: the number of zeros, the distance, the
+    signal of the largest weight, and its part in the sum; csrc/bounds/kernel.hpp explains them.
     """
     tile, group, _only = program(tiles, 1, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -236,7 +239,7 @@ def signal_kernel(
     compute: tl.constexpr, even: tl.constexpr,
     nest: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """VIMCO's signal [G, S, N], times the gradient; `even`: N is a multiple of 4."""
+    """Write VIMCO's signal [G, S, N], times the gradient; `even`: N is a multiple of 4."""
     N = in_fours(N, even)
     tile, chunk, group = program(tiles, chunks, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -271,7 +274,7 @@ def signal_kernel(
 
 
 def _blocks(sizes: Sizes, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Blocks of rows, and the samples and rows of a tile."""
+    """Return the number of blocks of rows, and the samples and rows of a tile."""
     _, samples, rows = sizes
     tile = TILE // 2 if dtype == torch.float64 else TILE
     block_n = min(128, next_power_of_two(rows))
@@ -279,7 +282,7 @@ def _blocks(sizes: Sizes, dtype: torch.dtype) -> tuple[int, int, int]:
 
 
 def _chunks(sizes: Sizes, tiles: int, block_s: int) -> tuple[int, int]:
-    """Chunks of samples and the samples of each, by shape alone."""
+    """Return the number of chunks and the samples of each, which depend on the shape alone."""
     groups, samples, _ = sizes
     wanted = max(1, min(cdiv(samples, block_s), WANTED_PROGRAMS // max(tiles * groups, 1)))
     per_chunk = cdiv(cdiv(samples, wanted), block_s) * block_s
@@ -287,8 +290,8 @@ def _chunks(sizes: Sizes, tiles: int, block_s: int) -> tuple[int, int]:
 
 
 def _blocks_of_merger(chunks: int, rows: int) -> tuple[int, int, int]:
-    """Blocks of rows, and the chunks and rows of a tile: many chunks at once, as a program that
-    takes one after the other waits for memory each time.
+    """Return the number of blocks of rows, and the chunks and rows of a tile. A tile has many
+    chunks, since a program that reads one after the other waits for memory each time.
     """
     block_s = min(64, next_power_of_two(chunks))
     block_n = min(TILE // block_s, next_power_of_two(rows))

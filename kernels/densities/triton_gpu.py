@@ -1,10 +1,10 @@
 """The log-densities in Triton: forward, backward, then their launchers.
 
-A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, of a chunk of the samples; forward,
-of one sample where nothing is computed for several at once. A row longer than a tile leaves partial
-sums; so do the gradients of what samples or rows share, one for each chunk of samples and each
-block of rows. torch adds them up in a fixed order. There are no atomics: two runs give the same
-bits.
+A program handles a tile [BLOCK_N, BLOCK_D] of rows and columns, for a chunk of the samples; the
+forward pass takes one sample a program where several would share no computation. A row longer than
+a tile leaves partial sums; so do the gradients of inputs that samples or rows share, one for each
+chunk of samples and each block of rows. torch adds them up in a fixed order. There are no atomics:
+two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from latent_kernels.kernels.triton_math import (
 
 Tensor = torch.Tensor
 
-# What becomes of the gradient of an input:
+# How the gradient of an input is reduced:
 UNWANTED = tl.constexpr(0)
-WRITTEN = tl.constexpr(1)  # it has an element for each row of each sample
-OVER_SAMPLES = tl.constexpr(2)  # it is summed over samples
-OVER_ROWS = tl.constexpr(3)  # over rows and samples
+WRITTEN = tl.constexpr(1)  # not reduced: an element for each row of each sample
+OVER_SAMPLES = tl.constexpr(2)  # summed over samples
+OVER_ROWS = tl.constexpr(3)  # summed over rows and samples
 
 
 @triton.jit
@@ -62,7 +62,9 @@ def load(
     compute: tl.constexpr,
     even: tl.constexpr,
 ):
-    """A tile of an input, in the type it is computed in; `even`: its strides are multiples of 4."""
+    """Return a tile of an input in the type of the computation; `even`: its strides are multiples
+    of 4.
+    """
     at = ptr + group * in_fours(group_stride, even) + sample * in_fours(sample_stride, even)
     at += rows * in_fours(row_stride, even) + cols
     return tl.load(at, mask=mask, other=0.0).to(compute)
@@ -73,8 +75,8 @@ def place(
     tiles, chunks, col_blocks, N, D,
     nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Group, chunk, blocks of rows and columns, rows [BLOCK_N, 1], columns [1, BLOCK_D] and mask of
-    this program.
+    """Return the group, chunk, blocks of rows and columns, rows [BLOCK_N, 1], columns [1, BLOCK_D]
+    and mask of this program.
     """
     tile, chunk, group = program(tiles, chunks, nest)
     col_block = tile % col_blocks
@@ -86,7 +88,7 @@ def place(
 
 @triton.jit
 def store(ptr, at, value, mask):
-    """The value in the output's type."""
+    """Store the value in the output's type."""
     tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=mask)
 
 
@@ -99,15 +101,15 @@ def forward_kernel(
     compute: tl.constexpr, even: tl.constexpr,
     nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Out [G, S, N, col_blocks], the sums over the tile's columns, of inputs a, b, c: z, mean,
-    logvar; or x, logits.
+    """Write out [G, S, N, col_blocks], the sums over the tile's columns. Inputs a, b, c are z, mean
+    and logvar, or x and logits.
     """
     D = in_fours(D, even)
     group, chunk, _, col_block, rows, cols, mask = place(
         tiles, chunks, col_blocks, N, D, nest, BLOCK_N, BLOCK_D
     )
     first = chunk * samples_per_program
-    count = 1  # known, so that no loop is left
+    count = 1  # a compile-time constant, so that no loop is left
     if shares_logvar:
         count = tl.minimum(samples_per_program, S - first)
         logvar = load(c_ptr, group, 0, c_group, 0, c_row, rows, cols, mask, compute, even)
@@ -147,8 +149,8 @@ def backward_kernel(
     is_gaussian: tl.constexpr, compute: tl.constexpr, even: tl.constexpr,
     nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients [G, S, N, D]; of what samples share [chunks, G, N, D]; of a single row [chunks,
-    blocks, G, D].
+    """Write gradients [G, S, N, D]; of inputs that samples share [chunks, G, N, D]; of inputs that
+    have a single row [chunks, blocks, G, D].
     """
     D = in_fours(D, even)
     group, chunk, block, _, rows, cols, mask = place(
@@ -213,7 +215,9 @@ def finish(
 
 
 def _places(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor | None], list[int]]:
-    """Return three inputs and their strides of groups, samples and rows: 0 along what is shared."""
+    """Return three inputs and their strides of groups, samples and rows, which are 0 where an input
+    is shared.
+    """
     strides: list[int] = []
     for x in inputs:
         group, sample, row, _ = x.stride()
@@ -267,7 +271,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
 
 
 def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
-    """Write the gradients of the inputs, summed over what is shared."""
+    """Write the gradients of the inputs, summed over the axes along which they are shared."""
     sizes, inputs, gradient = problem.sizes, inputs_of(problem), upstream.log_prob
     groups, samples, rows, cols = sizes
     if 0 in sizes:

@@ -1,8 +1,8 @@
 """Samples of discrete families in Triton: the rules of README.md, with the operations of
-reference.py in their order.
+reference.py in the same order.
 
-A program draws a block of one group's S * N * D elements, as they lie in memory. Launched without
-fp fusion, so that every bit is the reference's.
+A program draws a block of one group's S * N * D elements, in memory order. The kernels are launched
+without fp fusion, so that every bit equals the reference's.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Tensor = torch.Tensor
 
 @triton.jit
 def logistic(u):
-    """ln u - ln(1 - u): u uniform on (0, 1) gives a standard logistic variable."""
+    """Return ln u - ln(1 - u): for u uniform on (0, 1), a standard logistic variable."""
     return ln(u) - ln(1.0 - u)
 
 
 @triton.jit
 def threshold(total, word):
-    """floor(total word / 2^32) for a total below 2^62 and a word of 32 bits."""
+    """Return floor(total word / 2^32) for a total below 2^62 and a word of 32 bits."""
     w = word.to(tl.int64)
     low = ((total & 0xFFFFFFFF).to(tl.uint64) * w.to(tl.uint64)) >> 32
     return (total >> 32) * w + low.to(tl.int64)
@@ -53,9 +53,9 @@ def words_of_block(
     aligned: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The program's group, the words of its uniforms, where they lie among the group's `count`
-    elements, with the mask, and where their parameters lie among the `plane` of the group. shift =
-    offset % 4.
+    """Return the program's group, the words of its uniforms, their indices among the group's
+    `count` elements with the mask, and the indices of their parameters within the group's `plane`.
+    shift = offset % 4.
     """
     pid = tl.program_id(0).to(tl.int64)
     block = pid % blocks
@@ -83,7 +83,9 @@ def bernoulli_kernel(
     wraps_once: tl.constexpr,
     aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """z = 1 where ln u - ln(1 - u) < l; its twin where that of 1 - u is."""
+    """Write z = 1 where ln u - ln(1 - u) < l; the antithetic twin is 1 where the same holds of 1 -
+    u.
+    """
     group, words, i, mask, position = words_of_block(
         count,
         plane,
@@ -115,8 +117,8 @@ def bernoulli_kernel(
 def cumulative_kernel(
     c_ptr, logits_ptr, count, K, unit, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Cumulative weights [count, K] in fixed point, `unit` for the most probable class. Their sums
-    are exact, in any order.
+    """Write cumulative weights [count, K] in fixed point, `unit` for the most probable class. Their
+    sums are exact, in any order.
     """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
     at = i * K
@@ -150,8 +152,8 @@ def categorical_kernel(
     wraps_once: tl.constexpr,
     aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """z = the number of k < K - 1 with c_k <= w 2^-32 c_(K-1), found by bisection since c ascends;
-    2^steps >= K.
+    """Write z = the number of k < K - 1 with c_k <= w 2^-32 c_(K-1). Since c ascends, bisection
+    finds it; 2^steps >= K.
     """
     group, words, i, mask, position = words_of_block(
         count,

@@ -48,7 +48,7 @@ from latent_kernels.kernels.triton_math import (
 
 Tensor = torch.Tensor
 
-# How the tile meets the stream's groups of four elements:
+# How the tile is aligned with the stream's groups of four elements:
 ALIGNED = tl.constexpr(0)  # every row begins a group
 SHIFTED = tl.constexpr(
     1
@@ -60,8 +60,8 @@ SCATTERED = tl.constexpr(
 
 @triton.jit
 def half_psi_expm1_of_difference(logvar, prior):
-    """Half of psi and expm1 of logvar - prior = d + lost: what rounding to d lost is exact, and
-    brought back to first order.
+    """Return half of psi and of expm1 of logvar - prior = d + lost. `lost` is the exact rounding
+    error of d and is corrected to first order.
     """
     d = logvar - prior
     back = d - logvar
@@ -75,8 +75,8 @@ def half_psi_expm1_of_difference(logvar, prior):
 
 @triton.jit
 def over_prior(delta, prior):
-    """delta / sigma0^2 and half of (delta / sigma0)^2: by one exp, and where that would overflow or
-    lose digits by its root twice.
+    """Return delta / sigma0^2 and half of (delta / sigma0)^2. One exp suffices; where it would
+    overflow or lose digits, its square root is applied twice.
     """
     half = delta * half_exp(0.0 - prior)
     root = exp(prior * -0.5)
@@ -91,7 +91,9 @@ def load(
     ptr, group, group_stride, row_stride, rows, cols, mask,
     compute: tl.constexpr, even: tl.constexpr,
 ):  # fmt: skip
-    """A tile of an input, in the type it is computed in; `even`: its strides are multiples of 4."""
+    """Return a tile of an input in the type of the computation; `even`: its strides are multiples
+    of 4.
+    """
     at = ptr + group * in_fours(group_stride, even) + rows * in_fours(row_stride, even) + cols
     return tl.load(at, mask=mask, other=0.0).to(compute)
 
@@ -103,8 +105,8 @@ def kl_terms(
     has_sigma: tl.constexpr, has_prior_mean: tl.constexpr, has_prior_logvar: tl.constexpr,
     compute: tl.constexpr, even: tl.constexpr,
 ):  # fmt: skip
-    """(mean - m0) / sigma0^2, and halves of the quadratic, of psi and expm1 of logvar - l0; an exp
-    less where sigma is known.
+    """Return (mean - m0) / sigma0^2, and halves of the quadratic term, of psi and of expm1 of
+    logvar - l0; this needs one exp fewer where sigma is known.
     """
     delta = mean
     if has_prior_mean:
@@ -135,7 +137,7 @@ def kl_terms(
 
 @triton.jit
 def load_seed(seed, seed_stride, group, seed_is_pointer: tl.constexpr):
-    """The seed of the program's group."""
+    """Return the seed of the program's group."""
     key = tl.load(seed + group * seed_stride) if seed_is_pointer else seed
     return key.to(tl.int64)
 
@@ -151,8 +153,8 @@ def locate(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rows [BLOCK_N, 1], columns [BLOCK_N, BLOCK_D] and mask of a tile, and where in the stream the
-    tile's first column lies in sample 0 of each row.
+    """Return rows [BLOCK_N, 1], columns [BLOCK_N, BLOCK_D] and mask of a tile, and the stream's
+    index of the tile's first column in sample 0 of each row.
     """
     rows = (tile // col_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     begin = (tile % col_blocks) * BLOCK_D
@@ -170,7 +172,7 @@ def locate(
 
 @triton.jit
 def eps_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Eps [BLOCK_N, BLOCK_D] whose first column lies at `element` [BLOCK_N, 1] of the stream."""
+    """Return eps [BLOCK_N, BLOCK_D] whose first column is `element` [BLOCK_N, 1] of the stream."""
     if layout == SCATTERED:
         eps = normal_of_elements(key, element + tl.arange(0, BLOCK_D)[None, :])
     else:
@@ -193,8 +195,8 @@ def forward_kernel(
     layout: tl.constexpr, even: tl.constexpr, nest: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Samples z [G, S, N, D]; kl [G, N, col_blocks] and log q [G, S, N, col_blocks], sums over this
-    tile's columns.
+    """Write samples z [G, S, N, D]; and the sums over this tile's columns: kl [G, N, col_blocks]
+    and log q [G, S, N, col_blocks].
     """
     tile, chunk, group = program(tiles, chunks, nest)
     D = in_fours(D, layout == ALIGNED)
@@ -250,8 +252,8 @@ def backward_kernel(
     layout: tl.constexpr, even: tl.constexpr, nest: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the KL's
-    part.
+    """Write gradients [chunks, G, N, D]: the sums over this program's samples; chunk 0 adds the
+    gradient of the KL.
     """
     tile, chunk, group = program(tiles, chunks, nest)
     D = in_fours(D, layout == ALIGNED)
@@ -289,7 +291,7 @@ def backward_kernel(
                 sigma = exp(deviation * 0.5)
                 d_deviation *= sigma * 0.5
 
-    if with_log_q:  # which has the deviation through -1/2 sum_d logvar alone
+    if with_log_q:  # log q depends on the standard deviation through -1/2 sum_d logvar alone
         if need_deviation:
             sum_q = tl.zeros((BLOCK_N, 1), compute)
             first = chunk * samples_per_program
@@ -350,7 +352,7 @@ def path_backward_kernel(
     seed_is_pointer: tl.constexpr, compute: tl.constexpr, layout: tl.constexpr,
     even: tl.constexpr, nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of z [G, S, N, D] where log q depends on z alone: -g eps / sigma."""
+    """Write the gradient of z [G, S, N, D] where log q depends on z alone: -g eps / sigma."""
     tile, chunk, group = program(tiles, chunks, nest)
     D = in_fours(D, layout == ALIGNED)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
@@ -371,7 +373,7 @@ def path_backward_kernel(
 
 
 def _strides(x: Tensor | None, sizes: Sizes) -> tuple[int, int]:
-    """Group and row stride of an input whose columns are contiguous."""
+    """Return the group and row strides of an input whose columns are contiguous."""
     if x is None:
         return 0, 0
     if x.is_contiguous():
@@ -387,7 +389,7 @@ def _layout(sizes: Sizes, offset: int) -> int:
 
 
 def _even(layout: int, strides: Iterable[int]) -> bool:
-    """Return whether rows begin at multiples of four elements, in the inputs too."""
+    """Return whether rows begin at multiples of four elements, in the inputs as well."""
     return layout == int(ALIGNED) and all(stride % 4 == 0 for stride in strides)
 
 
@@ -395,8 +397,8 @@ def _even(layout: int, strides: Iterable[int]) -> bool:
 def _grid(
     sizes: Sizes, layout: int, dtype: torch.dtype, programs: int
 ) -> tuple[int, int, int, int, int, int]:
-    """Tiles, chunks of samples, the samples of one chunk, blocks of columns, and the tile's rows
-    and columns.
+    """Return the number of tiles, the chunks of samples, the samples of a chunk, the blocks of
+    columns, and the rows and columns of a tile.
     """
     groups, samples, rows, cols = sizes
     early = 3 if layout == int(SHIFTED) else 0
@@ -506,7 +508,9 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
 
 
 def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGradients) -> None:
-    """Write the gradient of z where log q depends on z alone: -eps / sigma times log q's."""
+    """Write the gradient of z where log q depends on z alone: -eps / sigma times the gradient of
+    log q.
+    """
     sizes, logvar, seed, offset = problem.sizes, problem.logvar, problem.seed, problem.offset
     if 0 in sizes:
         return

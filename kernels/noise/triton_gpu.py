@@ -16,7 +16,9 @@ from latent_kernels.kernels.launch import block_of, cdiv, launch, on_device_of
 
 @triton.jit
 def philox(seed, counter, substream: tl.constexpr):
-    """Philox4x32-10 of counters (low, high, substream, 0) under key (low, high) of the seed."""
+    """Return Philox4x32-10 of counters (low, high, substream, 0) under key (low, high) of the
+    seed.
+    """
     c0 = (counter & 0xFFFFFFFF).to(tl.uint32)
     c1 = (counter >> 32).to(tl.uint32)
     c2 = tl.zeros_like(c0) + substream
@@ -37,7 +39,7 @@ def philox(seed, counter, substream: tl.constexpr):
 
 @triton.jit
 def ln(u):
-    """Natural logarithm of normal u > 0; see reference.py."""
+    """Return the natural logarithm of normal u > 0; see reference.py."""
     bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
     k = (bits >> 23).to(tl.float32)
     f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
@@ -54,7 +56,9 @@ def ln(u):
 
 @triton.jit
 def sin_cos_pi(t):
-    """sin(pi t), cos(pi t) for |t| <= 1: t = q/2 + r with q = floor(2t + 1/2), exactly."""
+    """Return sin(pi t) and cos(pi t) for |t| <= 1: t = q/2 + r with q = floor(2t + 1/2),
+    exactly.
+    """
     q = tl.floor(tl.fma(t, 2.0, 0.5))
     r = tl.fma(q, -0.5, t)
     y = r * r
@@ -74,13 +78,13 @@ def sin_cos_pi(t):
 
 @triton.jit
 def to_unit(word):
-    """A word as a number in (0, 1]."""
+    """Return a word as a number in (0, 1]."""
     return tl.fma(word.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)  # 2^-32, -33
 
 
 @triton.jit
 def radius_and_angle(radius_word, angle_word):
-    """sqrt(-2 ln u), sin and cos of the angle: Box-Muller's parts."""
+    """Return sqrt(-2 ln u), and the sine and cosine of the angle: the parts of Box-Muller."""
     u = to_unit(radius_word)
     radius = tl.sqrt_rn(ln(u) * -2.0)
     t = angle_word.to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
@@ -90,21 +94,23 @@ def radius_and_angle(radius_word, angle_word):
 
 @triton.jit
 def to_uniform(word):
-    """A word as a uniform on (0, 1)."""
+    """Return a word as a uniform number in (0, 1)."""
     u = to_unit(word)
     return tl.where(u < 0.9999999403953552, u, 0.9999999403953552)
 
 
 @triton.jit
 def words_of_groups(seed, group):
-    """The words of uniforms 4 g, ..., 4 g + 3 for counters g [..., n], in order: [..., 4 n]."""
+    """Return the words of uniforms 4 g, ..., 4 g + 3 for counters g [..., n], in order: [..., 4
+    n].
+    """
     w0, w1, w2, w3 = philox(seed, group, 1)
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 
 @triton.jit
 def word_of_elements(seed, element):
-    """The words of single elements of the uniforms, wherever they lie: four times the work of
+    """Return the words of single uniforms at any indices: four times the work of
     words_of_groups.
     """
     w0, w1, w2, w3 = philox(seed, element >> 2, 1)
@@ -114,8 +120,8 @@ def word_of_elements(seed, element):
 
 @triton.jit
 def noise_of_groups(seed, group, substream: tl.constexpr):
-    """Elements 4 g, ..., 4 g + 3 of the stream for counters g [..., n], in order along the last
-    axis: [..., 4 n].
+    """Return elements 4 g, ..., 4 g + 3 of the stream for counters g [..., n], in order along the
+    last axis: [..., 4 n].
     """
     if substream == 0:
         w0, w1, w2, w3 = philox(seed, group, 0)
@@ -132,7 +138,7 @@ def noise_of_groups(seed, group, substream: tl.constexpr):
 
 @triton.jit
 def normal_of_elements(seed, element):
-    """Single elements of the normal stream, wherever they lie: four times the work of
+    """Return single elements of the normal stream at any indices: four times the work of
     noise_of_groups.
     """
     w0, w1, w2, w3 = philox(seed, element >> 2, 0)
@@ -147,7 +153,7 @@ def fill_kernel(
     substream: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out[i] = element offset + i of the stream; shift = offset % 4."""
+    """Write out[i] = element offset + i of the stream; shift = offset % 4."""
     pid = tl.program_id(0).to(tl.int64)
     key = tl.load(seed) if seed_is_pointer else seed
     key = key.to(tl.int64)

@@ -1,5 +1,5 @@
 """Score-function gradients in Triton: one pass over the samples into weighted sums, then the
-estimator from the sums.
+estimator computed from the sums.
 
 A program handles a tile of the elements and a part of the samples (a fold, or a chunk of one); z is
 read once, or drawn where it is used. Where one program has all samples of its tile it writes the
@@ -78,7 +78,9 @@ FINISH_TILE = 512
 
 @triton.jit
 def word_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Words [BLOCK_N, BLOCK_D] of the uniforms from `element` [BLOCK_N, 1] of the stream on."""
+    """Return words [BLOCK_N, BLOCK_D] of the uniforms, each row from its `element` [BLOCK_N, 1] of
+    the stream on.
+    """
     if layout == SCATTERED:
         words = word_of_elements(key, element + tl.arange(0, BLOCK_D)[None, :])
     else:
@@ -88,7 +90,7 @@ def word_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def logistic_tile(key, element, layout: tl.constexpr, BLOCK_D: tl.constexpr):
-    """ln u - ln(1 - u) of the uniforms [BLOCK_N, BLOCK_D] from `element` on."""
+    """Return ln u - ln(1 - u) of the uniforms [BLOCK_N, BLOCK_D] from `element` on."""
     return logistic(to_uniform(word_tile(key, element, layout, BLOCK_D)))
 
 
@@ -119,8 +121,8 @@ def gaussian_kernel(
     compute: tl.constexpr, layout: tl.constexpr, nest: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sums over t = (z - mean) / sigma, the score of the mean times sigma, and u = t^2 - 1, twice
-    that of logvar.
+    """Compute sums over t = (z - mean) / sigma, the score of the mean times sigma, and over u = t^2
+    - 1, twice the score of logvar.
     """
     D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks, nest)
@@ -236,7 +238,7 @@ def bernoulli_kernel(
     compute: tl.constexpr, layout: tl.constexpr, nest: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the samples where z is 1, and over those where it is 0."""
+    """Compute sums over the samples where z is 1, and over those where it is 0."""
     D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks, nest)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
@@ -305,7 +307,7 @@ def antithetic_kernel(
     compute: tl.constexpr, layout: tl.constexpr, nest: tl.constexpr, even: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sums of (f - f') (z - z') / 2 over pairs, and of its square."""
+    """Compute the sums of (f - f') (z - z') / 2 over pairs, and of its square."""
     D = in_fours(D, even)
     tile, part, group = program(tiles, folds * chunks, nest)
     rows, cols, mask, element = locate(tile, N, D, offset, col_blocks, layout, BLOCK_N, BLOCK_D)
@@ -370,8 +372,8 @@ def categorical_kernel(
     compute: tl.constexpr, layout: tl.constexpr, nest: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the samples of each class, on a tile [BLOCK_K, BLOCK_E] of classes and elements n D
-    + d.
+    """Compute sums over the samples of each class, on a tile [BLOCK_K, BLOCK_E] of classes and
+    elements n D + d.
     """
     tile, part, group = program(tiles, folds * chunks, nest)
     plane = N.to(tl.int64) * D
@@ -442,8 +444,8 @@ def softmax_kernel(
     p_ptr, q_ptr, logits_ptr, count, K,
     compute: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """p = softmax(logits) [count, K] and q = 1 - p, which for the likeliest class is the others'
-    sum, without cancellation.
+    """Write p = softmax(logits) [count, K] and q = 1 - p; for the most probable class, q is the sum
+    of the other p, which avoids cancellation.
     """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
     at = i * K
@@ -464,7 +466,7 @@ def softmax_kernel(
         x = tl.load(logits_ptr + at + k, mask=inside, other=float("-inf")).to(compute)
         weight = tl.where(inside & (k != likeliest), exp(x - largest), 0.0)
         others += tl.sum(weight, 1, keep_dims=True)
-    # Of the likeliest itself it is 1, or NaN beside logits that are infinite or NaN.
+    # For the most probable class itself this is 1, or NaN if a logit is infinite or NaN.
     total = others + exp(largest - largest)
     for first in range(0, K, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)[None, :]
@@ -480,7 +482,9 @@ def softmax_kernel(
 
 
 class Plan(NamedTuple):
-    """How the work is cut: by the problem's shape alone, so that bits do not change."""
+    """The division of the work into programs. It depends on the shape alone, so that bits do not
+    change.
+    """
 
     layout: int
     tiles: int
@@ -490,8 +494,8 @@ class Plan(NamedTuple):
 
 
 def plan(problem: Problem, many_sums: bool, dtype: torch.dtype) -> Plan:
-    """Tiles of rows and columns, or of classes and elements; chunks of the samples where tiles are
-    few.
+    """Return the plan: tiles of rows and columns, or of classes and elements; chunks of the samples
+    where there are few tiles.
     """
     groups, samples, rows, cols, classes = problem.counts
     if classes:
@@ -516,7 +520,7 @@ def plan(problem: Problem, many_sums: bool, dtype: torch.dtype) -> Plan:
 
 
 def class_probabilities(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """p = softmax(logits) and 1 - p, of contiguous logits [..., K]."""
+    """Return p = softmax(logits) and 1 - p, of contiguous logits [..., K]."""
     p, q = (torch.empty_like(logits, dtype=dtype) for _ in range(2))
     classes = logits.size(-1)
     count = logits.numel() // classes
@@ -531,7 +535,9 @@ def class_probabilities(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 
 def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
-    """Write gradients and variances; True: samples outside the support give NaN, unchecked."""
+    """Write gradients and variances; return True: samples outside the support give NaN,
+    unchecked.
+    """
     parameters, z, seed = problem.parameters, problem.z, problem.seed
     values, baseline = problem.values, problem.baseline
     gradients, variances = gradients_of(estimate), variances_of(estimate)

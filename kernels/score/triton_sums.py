@@ -1,5 +1,5 @@
-"""What the score-function kernels of triton_gpu.py share: weights, the sums left in memory, the
-estimator from sums.
+"""The parts that the score-function kernels of triton_gpu.py share: weights, the sums left in
+memory, and the estimator computed from sums.
 
 For each parameter j, over samples s, with f centred by a constant where a control variate asks for
 it:
@@ -14,19 +14,19 @@ import triton.language as tl
 
 from latent_kernels.kernels.triton_math import divide, exp
 
-# How the weights are centred, and so what is summed:
-PLAIN = tl.constexpr(0)  # not, or by the baseline given: A
+# How the weights are centred, and which sums this needs:
+PLAIN = tl.constexpr(0)  # by the baseline given, or not at all: A
 ROWS = tl.constexpr(1)  # leave-one-out about the mean of each row's values, given as a baseline: A
 ELEMENTS = tl.constexpr(
     2
-)  # leave-one-out about an element's first value, put right afterwards: all sums
+)  # leave-one-out about an element's first value, corrected afterwards: all sums
 OPTIMAL = tl.constexpr(3)  # by the coefficients of the other folds: all sums, of each fold
 
-# What the sums left in memory are of, each pair side by side:
+# What the sums left in memory are of, in pairs that lie side by side:
 SCORES = tl.constexpr(0)  # A, B, C, D of two scores, F twice, E
 BINARY = tl.constexpr(
     1
-)  # of f, of 1 and of f^2, over samples where the event is, and where it is not
+)  # of f, of 1 and of f^2, over the samples where the event happens, and where it does not
 PAIRS = tl.constexpr(2)  # A and E of antithetic pairs
 
 
@@ -40,7 +40,9 @@ def count_of_sums(kind: int, mode: int, with_variance: bool) -> int:
 
 @triton.jit
 def samples_of_part(part, S, folds, chunks):
-    """First and last sample (exclusive) of a part: chunk part % chunks of fold part // chunks."""
+    """Return the first and the last sample (exclusive) of a part: chunk part % chunks of fold part
+    // chunks.
+    """
     fold = part // chunks
     chunk = part % chunks
     first = fold * S // folds
@@ -50,7 +52,7 @@ def samples_of_part(part, S, folds, chunks):
 
 @triton.jit
 def load_weight(values_at, baseline_at, mask, has_baseline: tl.constexpr, compute: tl.constexpr):
-    """Values less their baseline, in the wider type of the two, then rounded."""
+    """Return values less their baseline, subtracted in the wider of the two types, then rounded."""
     f = tl.load(values_at, mask=mask, other=0.0)
     if has_baseline:
         b = tl.load(baseline_at, mask=mask, other=0.0)
@@ -60,8 +62,8 @@ def load_weight(values_at, baseline_at, mask, has_baseline: tl.constexpr, comput
 
 @triton.jit
 def mean_of_first(values_at, stride, mask, S, compute: tl.constexpr):
-    """The mean of the first four samples' values, or of all if there are fewer: the shift of a
-    value per element.
+    """Return the mean of the first four samples' values, or of all if there are fewer: the shift of
+    a value per element.
     """
     count = tl.minimum(S, 4)
     total = tl.load(values_at, mask=mask, other=0.0).to(compute)
@@ -72,7 +74,7 @@ def mean_of_first(values_at, stride, mask, S, compute: tl.constexpr):
 
 @triton.jit
 def probabilities(logits):
-    """sigmoid(logits) and sigmoid(-logits), each without cancellation."""
+    """Return sigmoid(logits) and sigmoid(-logits), each without cancellation."""
     e = exp(0.0 - tl.abs(logits))
     larger = divide(1.0, 1.0 + e)
     smaller = e * larger
@@ -81,21 +83,21 @@ def probabilities(logits):
 
 @triton.jit
 def over_event(p, q, on, off):
-    """Sums of x s and of x s^2 from those of x where the event is, s = q, and where it is not, s =
-    -p.
+    """Return the sums of x s and of x s^2 from the sums of x over samples where the event happens,
+    s = q, and where it does not, s = -p.
     """
     return tl.fma(q, on, 0.0 - p * off), tl.fma(q * q, on, (p * p) * off)
 
 
 @triton.jit
 def centred_squares(b, C, D, E):
-    """Sum of ((f - b) s)^2 = E - 2 b C + b^2 D."""
+    """Return the sum of ((f - b) s)^2 = E - 2 b C + b^2 D."""
     return tl.fma(0.0 - b, tl.fma(0.0 - b, D, C + C), E)
 
 
 @triton.jit
 def mean_of_terms(A, B, C, D, E, F, S, mode: tl.constexpr, with_variance: tl.constexpr):
-    """From sums over all samples: the mean of the S terms, and the sum of their squares."""
+    """Return the mean of the S terms and the sum of their squares, from sums over all samples."""
     n = S.to(A.dtype)
     if mode == PLAIN:
         G = A * divide(1.0, n)
@@ -149,8 +151,8 @@ def finish_binary(
     mode: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr,
     finish: tl.constexpr,
 ):  # fmt: skip
-    """Sums of a Bernoulli or of classes, over `count` samples: to the result where that is all,
-    else left in memory.
+    """Write the sums of a Bernoulli or a categorical variable over `count` samples: to the result
+    where these are all samples, else to memory.
     """
     n0 = count - n1
     if finish:
@@ -180,8 +182,8 @@ def take_sums(
     j: tl.constexpr,
     mode: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
-    """A, B, C, D, E, F of parameter j from the sums of a part; zeros for those that nobody asks
-    for.
+    """Return A, B, C, D, E, F of parameter j from the sums of a part; sums that the estimator does
+    not use are zeros.
     """
     here = partial_ptr + (part * sums + j) * size + at
     A = tl.load(here, mask=mask, other=0.0)
@@ -221,11 +223,11 @@ def merge(
     j: tl.constexpr,
     mode: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
-    """The mean of the S terms of parameter j and the sum of their squares, from all parts' sums, in
-    their order.
+    """Return the mean of the S terms of parameter j and the sum of their squares, from the sums of
+    all parts in their order.
     """
     parts = folds * chunks
-    origin = tl.full((), 0, tl.int64)  # so that products with it are of 64 bits
+    origin = tl.full((), 0, tl.int64)  # so that products with it have 64 bits
     size = origin + size
     A, B, C, D, E, F = take_sums(
         partial_ptr, origin, at, mask, size, p, q, sums, kind, j, mode, with_variance
@@ -280,8 +282,8 @@ def finish_kernel(
     has_upstream: tl.constexpr,
     with_variance: tl.constexpr, compute: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients and variances from the sums of the parts [parts, sums, size]; `width` elements
-    share an upstream.
+    """Write gradients and variances from the sums of the parts [parts, sums, size]; `width`
+    elements share an upstream gradient.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size

@@ -1,4 +1,4 @@
-"""One checker for every backend of the bounds: the same problems, bounds that follow from an
+"""The checks of the bounds on every backend: the same problems, with tolerances that follow from an
 analysis of errors.
 """
 
@@ -39,7 +39,9 @@ SIZES: list[Sizes] = [
 def problem(
     sizes: Sizes, dtype: torch.dtype, spread: float = 3.0, mean: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-weights of `sizes` and a gradient [groups, rows], as the dtypes hold them."""
+    """Return log-weights of `sizes` and a gradient [groups, rows], with values that the dtypes hold
+    exactly.
+    """
     g = torch.Generator().manual_seed(sum(sizes))
     log_w = torch.randn(sizes, generator=g, dtype=torch.float64) * spread + mean
     gradient = torch.randn(sizes[0], sizes[2], generator=g, dtype=torch.float64)
@@ -49,7 +51,7 @@ def problem(
 def run(
     kernels: ModuleType, log_w: Tensor, gradient: Tensor, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """Everything a backend computes, through its own interface; the results on the CPU."""
+    """Return everything that a backend computes, through its own interface, on the CPU."""
     groups, samples, rows = sizes = (log_w.size(0), log_w.size(1), log_w.size(2))
     log_w, gradient = log_w.to(device), gradient.to(device)
     bound, sums = (
@@ -69,8 +71,8 @@ def run(
 
 
 def truth(log_w: Tensor, gradient: Tensor, seen: list[int]) -> dict[str, Tensor]:
-    """The same in float64 by torch, each of VIMCO's sums over its own terms, for the samples
-    `seen`.
+    """Return the same results in float64 by torch, with each of VIMCO's sums over its own terms,
+    for the samples `seen`.
     """
     log_w, gradient = log_w.double(), gradient.double().unsqueeze(1)
     whole = torch.logsumexp(log_w, 1, keepdim=True)
@@ -85,7 +87,7 @@ def truth(log_w: Tensor, gradient: Tensor, seen: list[int]) -> dict[str, Tensor]
 
 
 def check(backend: Backend, log_w: Tensor, gradient: Tensor) -> None:
-    """Errors below what the arithmetic allows, u the unit in the last place of 1.
+    """Check that errors are below what the arithmetic allows; u is the unit in the last place of 1.
 
     A difference log_w - top is rounded to half a unit of itself, which is the relative error of its
     exponential (as log_w itself has, if it is the rounding of anything); exp adds one unit, and a
@@ -132,8 +134,8 @@ def check(backend: Backend, log_w: Tensor, gradient: Tensor) -> None:
 
 
 def check_nearly_equal(kernels: ModuleType, mean: float, dtype: torch.dtype) -> None:
-    """VIMCO's signals keep their digits however close the weights are: a few units of the largest
-    of the row.
+    """Check that VIMCO's signals keep their digits however close the weights are: they err by a few
+    units of the row's largest.
     """
     for spread in (3.0, 0.3, 1e-2, 1e-4, 1e-6, 1e-10):
         log_w, _ = problem((1, 7, 3), dtype, spread, mean)

@@ -1,5 +1,5 @@
-"""A linear-Gaussian model, in which everything about importance-weighted bounds is known or a short
-quadrature.
+"""A linear-Gaussian model, for which every property of importance-weighted bounds is known or a
+short quadrature.
 
 p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I), and q = N(mean, e^logvar) diagonal and wrong on purpose.
 Parameters may have batch dimensions, so that autograd gives a gradient for each of many repeats.
@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 
 
 class Parameters(NamedTuple):
-    """Those of q and then those of the model, each with any batch dimensions in front."""
+    """The parameters of q and then those of the model, each with any leading batch dimensions."""
 
     mean: Tensor  # [..., D]
     logvar: Tensor  # [..., D]
@@ -28,7 +28,7 @@ class Parameters(NamedTuple):
     log_noise: Tensor  # [...], log s^2
 
     def repeated(self, *batch: int) -> Parameters:
-        """A leaf of its own for each repeat."""
+        """Return a separate leaf for each repeat."""
         return Parameters(*(p.expand(*batch, *p.shape).clone().requires_grad_() for p in self))
 
     def tracked(self) -> Parameters:
@@ -39,7 +39,7 @@ class Parameters(NamedTuple):
         return lk.DiagonalGaussian(self.mean, self.logvar)
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x, z) for z [S, ..., D]."""
+        """Return log p(x, z) for z [S, ..., D]."""
         rest = x - self.bias - (self.weight @ z.unsqueeze(-1)).squeeze(-1)
         likelihood = -0.5 * (
             rest**2 / torch.exp(self.log_noise)[..., None] + self.log_noise[..., None]
@@ -51,26 +51,26 @@ class Parameters(NamedTuple):
         )
 
     def log_q(self, z: Tensor) -> Tensor:
-        """By torch.distributions, for comparison with the library's."""
+        """Return log q(z) by torch.distributions, for comparison with the library's."""
         return (
             torch.distributions.Normal(self.mean, torch.exp(0.5 * self.logvar)).log_prob(z).sum(-1)
         )
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """log N(x; b, W W^T + s^2 I)."""
+        """Return log p(x) = log N(x; b, W W^T + s^2 I)."""
         covariance = self.weight @ self.weight.mT + torch.exp(self.log_noise) * torch.eye(
             len(x), dtype=x.dtype
         )
         return torch.distributions.MultivariateNormal(self.bias, covariance).log_prob(x)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of p(z|x)."""
+        """Return the mean and the covariance of p(z|x)."""
         noise, eye = torch.exp(self.log_noise), torch.eye(self.mean.size(-1), dtype=x.dtype)
         covariance = torch.linalg.inv(eye + self.weight.mT @ self.weight / noise)
         return covariance @ self.weight.mT @ (x - self.bias) / noise, covariance
 
     def elbo(self, x: Tensor) -> Tensor:
-        """E_q log p(x|z) - KL(q || p), in closed form."""
+        """Return E_q log p(x|z) - KL(q || p) in closed form."""
         noise, variance = torch.exp(self.log_noise), torch.exp(self.logvar)
         square = ((x - self.bias - self.weight @ self.mean) ** 2).sum() + (
             self.weight**2 * variance
@@ -79,7 +79,7 @@ class Parameters(NamedTuple):
         return likelihood - 0.5 * (self.mean**2 + variance - 1 - self.logvar).sum()
 
     def weight_variance(self, x: Tensor) -> Tensor:
-        """Var_q[w] / p(x)^2 = E_q[(p(z|x) / q(z))^2] - 1, an integral of Gaussians."""
+        """Return Var_q[w] / p(x)^2 = E_q[(p(z|x) / q(z))^2] - 1, an integral of Gaussians."""
         centre, covariance = self.posterior(x)
         precision, own = torch.linalg.inv(covariance), torch.exp(-self.logvar)
         left = 2 * precision - torch.diag(own)  # of p^2 / q, which has to be positive definite
@@ -94,8 +94,8 @@ class Parameters(NamedTuple):
 
 
 def hermite(nodes: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Every S-tuple of nodes of a Gauss-Hermite rule, eps [S, nodes^S, 1], with its weight under
-    N(0, I).
+    """Return every S-tuple of nodes of a Gauss-Hermite rule, eps [S, nodes^S, 1], with its weight
+    under N(0, I).
     """
     at, weight = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(nodes))
     which = torch.cartesian_prod(*[torch.arange(nodes)] * samples).reshape(-1, samples)
@@ -103,17 +103,17 @@ def hermite(nodes: int, samples: int) -> tuple[Tensor, Tensor]:
 
 
 def flat(gradients: tuple[Tensor, ...], batch: int = 0) -> Tensor:
-    """Gradients side by side: [P], or [R, P] after one batch dimension."""
+    """Return the gradients concatenated: [P], or [R, P] after one batch dimension."""
     return torch.cat([g.reshape(*g.shape[:batch], -1) for g in gradients], -1)
 
 
 def z_scores(gradients: Tensor, truth: Tensor) -> Tensor:
-    """How many standard errors the mean over repeats [R, P] is off, [P]."""
+    """Return by how many standard errors the mean over repeats [R, P] is off, [P]."""
     return (gradients.mean(0) - truth) / (gradients.std(0) / math.sqrt(len(gradients)))
 
 
 def critical(count: int, level: float = 1e-3) -> float:
-    """What none of `count` normal z-scores exceeds in absolute value but for a chance below `level`
-    (Bonferroni).
+    """Return the value that the largest of `count` normal z-scores exceeds in absolute value with a
+    probability below `level` (Bonferroni).
     """
     return -float(torch.special.ndtri(torch.tensor(0.5 * level / count, dtype=torch.float64)))

@@ -46,8 +46,8 @@ def test_many_samples(sizes: Sizes) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_log_weights_of_images(dtype: torch.dtype) -> None:
-    """Hundreds of nats, far apart: nothing overflows, weights add up to 1 whatever the rounding of
-    the bound.
+    """With log-weights hundreds of nats apart nothing overflows, and the weights add up to 1
+    whatever the rounding of the bound.
     """
     log_w, gradient = problem((1, 50, 64), dtype, spread=80.0, mean=-700.0)
     check(CPP, log_w, gradient)
@@ -110,9 +110,7 @@ def test_hard_columns(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("gap", [0.0, 1e-6, 1.0, 20.0, 90.0, 700.0, 5000.0])
 def test_signal_where_one_weight_is_all_there_is(gap: float, dtype: torch.dtype) -> None:
-    """Without the largest weight the bound falls by `gap`, however far that is below what exp can
-    hold.
-    """
+    """Without the largest weight the bound falls by `gap`, even where exp(-gap) is 0."""
     log_w = torch.tensor([[[0.0], [-gap], [-gap - 1], [-gap - 2.5]]], dtype=dtype)
     check(CPP, log_w, torch.ones(1, 1, dtype=dtype))
     check(REFERENCE, log_w, torch.ones(1, 1, dtype=dtype))
@@ -126,7 +124,9 @@ def test_signal_of_nearly_equal_weights(simd_build: str, mean: float, dtype: tor
 
 
 def test_signal_with_weights_of_zero(simd_build: str) -> None:
-    """The geometric mean of weights among which one is 0 is 0; that of the others may not be."""
+    """The geometric mean of weights that include a 0 is 0, but that of the others may be
+    positive.
+    """
     log_w = torch.tensor(
         [[[0.5, -INF, 0.0], [1.0, 1.0, -INF], [-INF, 0.0, -INF], [0.2, 0.1, -INF]]]
     )
@@ -144,7 +144,7 @@ def test_one_sample_is_the_log_weight(simd_build: str) -> None:
 
 @pytest.mark.parametrize("estimator", ["iwae", "vimco"])
 def test_shift(simd_build: str, estimator: str) -> None:
-    """Adding a power of two to integers is exact, and changes no gradient's bit."""
+    """Adding a power of two to integers is exact, so it changes no bit of a gradient."""
     log_w = torch.randint(-9, 9, (11, 40)).float()
     found = []
     for shift in (0.0, -1024.0, 4096.0):
@@ -167,7 +167,7 @@ def test_shift(simd_build: str, estimator: str) -> None:
 
 
 def strided(x: Tensor) -> list[Tensor]:
-    """The same values in other layouts."""
+    """Return the same values in other memory layouts."""
     padded = torch.full((x.size(0), 2 * x.size(1)), NAN, dtype=x.dtype)
     padded[:, ::2] = x
     return [x.T.contiguous().T, padded[:, ::2], x.conj(), torch._neg_view(-x)]
@@ -204,7 +204,7 @@ def test_batch_shapes(shape: tuple[int, ...]) -> None:
 
 
 def log_weights(z: Tensor, mean: Tensor, logvar: Tensor, theta: Tensor) -> Tensor:
-    """Of a toy model, q's density written out."""
+    """Return the log-weights of a toy model, with q's density written out."""
     log_q = -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
     return -0.5 * ((z - theta) ** 2).sum(-1) - 0.25 * (z**4).sum(-1) - log_q
 
@@ -212,8 +212,8 @@ def log_weights(z: Tensor, mean: Tensor, logvar: Tensor, theta: Tensor) -> Tenso
 @pytest.mark.parametrize("estimator", ["iwae", "stl", "dreg"])
 @pytest.mark.parametrize("samples", [1, 6])
 def test_gradient_of_reparameterized_estimators(estimator: str, samples: int) -> None:
-    """Against the papers' formulas, sample by sample in float64: paths along z and along q's
-    parameters kept apart.
+    """Gradients equal the papers' formulas, computed sample by sample in float64 with the paths
+    along z and along q's parameters kept apart.
     """
     g = torch.Generator().manual_seed(1)
     mean, logvar, theta = (
@@ -247,7 +247,9 @@ def test_gradient_of_reparameterized_estimators(estimator: str, samples: int) ->
 
 
 def test_vimco_gradient() -> None:
-    """Equations 6 to 10 of Mnih and Rezende, one baseline at a time."""
+    """The gradient follows equations 6 to 10 of Mnih and Rezende, computed one baseline at a
+    time.
+    """
     g = torch.Generator().manual_seed(2)
     logits = torch.randn(4, 3, generator=g, dtype=torch.float64).requires_grad_()
     theta = torch.randn(3, generator=g, dtype=torch.float64).requires_grad_()
@@ -286,7 +288,7 @@ def test_dreg_does_not_touch_z_without_gradient() -> None:
 
 
 def toy_bound(estimator: str, logvar: Tensor, mean: Tensor) -> Tensor:
-    """The bound of a toy model under q, from one seed."""
+    """Return the bound of a toy model under q, from one seed."""
     z, log_q = lk.rsample_log_prob(mean, logvar, 5, seed=3, path_derivative=estimator != "iwae")
     log_w = -0.5 * (z**2).sum(-1) - 0.1 * (z**4).sum(-1) - log_q
     return lk.importance_bound(
@@ -296,7 +298,7 @@ def toy_bound(estimator: str, logvar: Tensor, mean: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("estimator", ["iwae", "stl", "dreg"])
 def test_vmap_of_reparameterized_estimators(estimator: str) -> None:
-    """However gradients and vmap are nested: a hook must find z under the batch."""
+    """Gradients are right however grad and vmap are nested: a hook must find z under the batch."""
     means, logvar = torch.randn(3, 4, 2, requires_grad=True), torch.randn(4, 2)
     each = functools.partial(toy_bound, estimator, logvar)
     (expected,) = torch.autograd.grad(sum(each(m) for m in means), means)

@@ -62,7 +62,7 @@ def bound_of(estimator: str, p: Parameters, x: Tensor, z: Tensor, log_q: Tensor)
 def drawn(
     estimator: str, derivative: str, samples: int, *, repeats: int = REPEATS, seed: int = 1
 ) -> Tensor:
-    """Gradients [R, P] of independent repeats."""
+    """Return the gradients [R, P] of independent repeats."""
     p = LINE.repeated(repeats)
     if derivative == "score":
         z = p.q.sample(samples, seed=seed)
@@ -79,7 +79,9 @@ def drawn(
 
 
 def expected(estimator: str, derivative: str, samples: int, nodes: int = NODES) -> Tensor:
-    """The estimator's expectation [P]: its value at every tuple of nodes, weighted."""
+    """Return the estimator's expectation [P]: the weighted sum of its values at all tuples of
+    nodes.
+    """
     p = LINE.tracked()
     eps, weight = hermite(nodes, samples)
     z = p.mean + torch.exp(0.5 * p.logvar) * eps
@@ -91,7 +93,7 @@ def expected(estimator: str, derivative: str, samples: int, nodes: int = NODES) 
 
 
 def exact_bound(p: Parameters, x: Tensor, samples: int, nodes: int = NODES) -> Tensor:
-    """E[L_S] in plain torch."""
+    """Return E[L_S] in plain torch."""
     eps, weight = hermite(nodes, samples)
     z = p.mean + torch.exp(0.5 * p.logvar) * eps
     return (torch.logsumexp(p.log_joint(x, z) - p.log_q(z), 0) - math.log(samples)) @ weight
@@ -106,8 +108,8 @@ def exact_gradient(samples: int, nodes: int = NODES) -> Tensor:
 
 
 def test_the_bound_tightens_up_to_the_evidence():
-    """Blocks of one pool of samples, so that differences are paired; at the end only the known bias
-    V / 2S is left.
+    """The bound tightens with S up to the known bias V / 2S. Blocks of one pool of samples make the
+    differences paired.
     """
     sizes, pool, repeats = (1, 2, 5, 20, 100, 1000, 10_000), 10_000, 200
     q, log_p = PLANE.q, PLANE.log_evidence(PLANE_X)
@@ -132,7 +134,7 @@ def test_the_bound_tightens_up_to_the_evidence():
 
 
 def test_the_weights_variance_is_the_one_in_closed_form():
-    """What the previous test takes its bias from, by quadrature."""
+    """Quadrature confirms the variance from which the previous test computes its bias."""
     eps, weight = hermite(64, 1)
     z = LINE.mean + torch.exp(0.5 * LINE.logvar) * eps[0]
     w = torch.exp(LINE.log_joint(LINE_X, z) - LINE.log_q(z) - LINE.log_evidence(LINE_X))
@@ -152,7 +154,9 @@ def test_the_bound_has_its_exact_expectation(samples):
 
 
 def test_the_forms_of_the_elbo_agree_with_the_closed_form():
-    """Also in one pass with exact KL; and the noise is least where least is sampled."""
+    """All forms of the ELBO agree with the closed form, also in one pass with exact KL; the noise
+    is least where the least is sampled.
+    """
     repeats = 100_000
     q = lk.DiagonalGaussian(*(x.expand(repeats, 2) for x in PLANE.q.parameters))
     z, log_q = q.rsample_log_prob(4, seed=3)
@@ -192,8 +196,8 @@ def test_the_quadrature_has_converged(samples):
 @pytest.mark.parametrize("samples", [2, 3])
 @pytest.mark.parametrize(("estimator", "derivative"), PAIRS)
 def test_estimators_in_expectation(estimator, derivative, samples):
-    """Each is unbiased for q with the one derivative that belongs to it, and for the model whatever
-    log q is.
+    """Each estimator is unbiased for q with the one derivative it belongs to, and for the model
+    whatever log q is.
     """
     error = expected(estimator, derivative, samples) - exact_gradient(samples)
     assert error[2:].abs().max() < 1e-9
@@ -206,8 +210,8 @@ def test_estimators_in_expectation(estimator, derivative, samples):
 @pytest.mark.parametrize("samples", [2, 3])
 @pytest.mark.parametrize(("estimator", "derivative"), PAIRS)
 def test_estimators_by_independent_repeats(estimator, derivative, samples):
-    """All parameters within what chance allows; and for q far outside of it where the derivative is
-    a wrong one.
+    """All parameters' errors are within chance; with the wrong derivative those of q are far
+    outside.
     """
     found, truth = drawn(estimator, derivative, samples), exact_gradient(samples)
     scores = z_scores(found, truth).abs()
@@ -231,8 +235,8 @@ def test_one_sample_gives_the_gradient_of_the_elbo(estimator, derivative):
 
 
 def test_sticking_the_landing_is_biased_towards_the_posterior():
-    """Its bias is E sum_s w~_s grad log q(z_s): for S to infinity the score's mean under p(z|x), as
-    in wake-sleep.
+    """The bias of STL is E sum_s w~_s grad log q(z_s). For S to infinity it is the score's mean
+    under p(z|x), as in wake-sleep.
     """
     centre, covariance = LINE.posterior(LINE_X)
     off, variance = centre - LINE.mean, torch.exp(LINE.logvar)
@@ -264,7 +268,7 @@ STATES = doubles([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])[0]
 
 
 def log_joint(table: Tensor, z: Tensor) -> Tensor:
-    """z [S, T, 2], table [4] or [T, 4]."""
+    """Return log p(x, z) of z [S, T, 2] with the table [4] or [T, 4]."""
     which = (2 * z[..., 0] + z[..., 1]).long()
     return torch.gather(table.expand(*which.shape, 4), -1, which.unsqueeze(-1)).squeeze(-1)
 
@@ -278,8 +282,8 @@ def discrete_bound(logits: Tensor, table: Tensor, z: Tensor, *, signal: bool = T
 
 
 def enumerated(samples: int) -> tuple[Tensor, Tensor]:
-    """Every S-tuple of states [S, 4^S, 2]; and the exact gradient of E[L_S] by the logits and the
-    table.
+    """Return every S-tuple of states [S, 4^S, 2], and the exact gradient of E[L_S] by the logits
+    and the table.
     """
     which = torch.cartesian_prod(*[torch.arange(4)] * samples).reshape(-1, samples).T
     z = STATES[which]
@@ -291,7 +295,9 @@ def enumerated(samples: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("samples", [2, 3])
 def test_vimco_over_all_tuples_of_states(samples):
-    """Its mean over the tuples is the gradient itself; without the signal that of q is another."""
+    """The mean of VIMCO over all tuples is the exact gradient; without the signal, q's gradient is
+    wrong.
+    """
     z, truth = enumerated(samples)
     chance = torch.exp(lk.Bernoulli(LOGITS).log_prob(z).sum(0))
     for signal in (True, False):
@@ -323,7 +329,9 @@ GROUPS = 10
 
 
 def close_to_the_optimum(groups: int, repeats: int) -> Parameters:
-    """Return two latent variables seen directly: posterior N(x / 2, 1 / 2), and q a little off."""
+    """Return two latent variables that are observed directly: posterior N(x / 2, 1 / 2), and a q
+    slightly off.
+    """
     mean, logvar = doubles([0.15, -0.62], [-0.65, -0.68])
     eye, zero = torch.eye(2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     return Parameters(mean, logvar, eye, zero.expand(2), zero).repeated(groups, repeats)
@@ -332,8 +340,8 @@ def close_to_the_optimum(groups: int, repeats: int) -> Parameters:
 def signal_and_noise(
     samples: int, estimator: str, repeats: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """For q's and the model's gradients, by group: the mean's square length, less its noise, and
-    the trace.
+    """Return, by group, for the gradients of q and of the model: the squared length of the mean,
+    less its noise, and the trace.
     """
     p = close_to_the_optimum(GROUPS, repeats)
     z, log_q = p.q.rsample_log_prob(samples, seed=samples, path_derivative=estimator == "dreg")
@@ -348,7 +356,7 @@ def signal_and_noise(
 
 
 def slope(signal: list[Tensor], trace: list[Tensor]) -> tuple[float, float]:
-    """That of log SNR on log S with its standard error, from the groups."""
+    """Return the slope of log SNR on log S with its standard error, computed from the groups."""
     ratio = 0.5 * torch.log2(torch.stack(signal) / torch.stack(trace))  # [sizes, groups]
     at = torch.log2(torch.tensor(SIZES, dtype=torch.float64))
     at = at - at.mean()

@@ -15,16 +15,16 @@ Tensor = torch.Tensor
 
 
 def pareto_log_weights(k: float, samples: int, columns: int, seed: int = 0) -> Tensor:
-    """Logarithms of generalized Pareto variables; what they have beyond any threshold has the same
-    shape.
+    """Return logarithms of generalized Pareto variables, whose excess over any threshold has the
+    same shape.
     """
     u = lk.uniform((samples, columns), seed=seed).double()
     return torch.log(-torch.log(u) if k == 0 else torch.expm1(-k * torch.log(u)) / k)
 
 
 def zhang_stephens(log_w: list[float]) -> float:
-    """One column, as sections 3 and 4 of the paper go, with theta and k = -shape; then Vehtari et
-    al.'s prior.
+    """Return the shape of one column by sections 3 and 4 of the paper, with theta and k = -shape,
+    then Vehtari et al.'s prior.
     """
     ordered = sorted(log_w)
     m = math.ceil(min(len(ordered) / 5, 3 * math.sqrt(len(ordered))))
@@ -52,8 +52,8 @@ def zhang_stephens(log_w: list[float]) -> float:
 
 @pytest.mark.parametrize("k", [0.1, 0.3, 0.5, 0.7, 1.0, 1.5])
 def test_the_shape_of_exact_pareto_weights_is_found(k):
-    """Its spread is the maximum-likelihood (1 + k) / sqrt M, and its bias a few times (1 + k) / M
-    at most.
+    """The estimate's standard deviation is that of maximum likelihood, (1 + k) / sqrt M, and its
+    bias is at most a few times (1 + k) / M.
     """
     samples, columns = 10_000, 400
     found, m = lk.pareto_k(pareto_log_weights(k, samples, columns)), 300
@@ -64,8 +64,8 @@ def test_the_shape_of_exact_pareto_weights_is_found(k):
 
 
 def test_a_light_tail_and_a_gaussian_proposal():
-    """Exponential tails have k = 0. For q = N(0, v), p = N(0, 1) and v < 1 P(w > t) goes like t^(-1
-    / k), k = 1 - v.
+    """Exponential tails give k = 0. For q = N(0, v), p = N(0, 1) and v < 1, P(w > t) decays like
+    t^(-1 / k) with k = 1 - v.
     """
     assert abs(lk.pareto_k(pareto_log_weights(0.0, 10_000, 400)).mean() - 5 / 310) < 0.02
     for v in (0.1, 0.5):
@@ -78,7 +78,9 @@ def test_a_light_tail_and_a_gaussian_proposal():
 
 @pytest.mark.parametrize("samples", [21, 22, 100, 1001, 4000])
 def test_a_plain_implementation_agrees(samples):
-    """Also at sizes where S / 5 and S / 20 are rounded."""
+    """The results equal a plain implementation's, also at sizes where S / 5 and S / 20 are
+    rounded.
+    """
     log_w = torch.cat([pareto_log_weights(k, samples, 2, seed=samples) for k in (0.2, 0.9)], 1)
     log_w = torch.cat([log_w, 3 * lk.normal((samples, 2), seed=3).double()], 1)
     found = lk.pareto_k(log_w)
@@ -128,7 +130,7 @@ def test_columns_that_have_no_tail_or_no_value():
 
 
 def test_a_few_weights_among_equal_ones_or_zeros():
-    """A quarter of the tail has nothing beyond its threshold: no shape is large enough."""
+    """If a quarter of the tail does not exceed its threshold, no shape is large enough."""
     for rest in (0.0, -math.inf):
         log_w = torch.full((100, 2), rest)
         log_w[:7, 0] = torch.arange(1.0, 8.0)
@@ -161,7 +163,9 @@ def test_the_effective_sample_size():
 
 
 def test_the_effective_sample_size_is_what_a_variance_says():
-    """For S to infinity ESS / S is 1 / E[w^2] of weights with mean 1: for log w = s z, e^(-s^2)."""
+    """For S to infinity ESS / S is 1 / E[w^2] of weights with mean 1, which is e^(-s^2) for log w =
+    s z.
+    """
     log_w = 0.7 * lk.normal((100_000, 8), seed=2).double()
     assert lk.effective_sample_size(log_w).mean() / 100_000 == pytest.approx(
         math.exp(-0.49), rel=0.01

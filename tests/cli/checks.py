@@ -14,13 +14,13 @@ from latent_kernels.cli.variance.problems import Problem
 
 
 def call(*arguments: object) -> Any:
-    """Return what came of `latent-kernels` with these arguments."""
+    """Return the outcome of `latent-kernels` with these arguments."""
     return CliRunner().invoke(application(), [str(a) for a in arguments])
 
 
 def check_refused(folder: Path, option: str, message: str, *arguments: object) -> None:
-    """Check that a bad option is named with the message, before anything is written to the folder
-    that is the current one.
+    """Check that the message names the bad option, and that nothing is written to the current
+    folder before.
     """
     result = call(*arguments)
     assert result.exit_code == 2
@@ -44,7 +44,7 @@ def check_unwritable(folder: Path, *arguments: object) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Check that the file is a picture with something in it."""
+    """Check that the file is a picture that is not blank."""
     pixels = imread(path)
     assert pixels.shape[0] > 200
     assert pixels.shape[1] > 200
@@ -52,7 +52,7 @@ def check_picture(path: Path) -> None:
 
 
 def stop_at(complete: int, problem: Problem) -> Problem:
-    """Return the problem with a log joint interrupted after so many numbers of samples."""
+    """Return the problem with a log joint that is interrupted after so many numbers of samples."""
     seen: list[int] = []
 
     def log_joint(z: torch.Tensor) -> torch.Tensor:

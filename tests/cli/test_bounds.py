@@ -54,7 +54,7 @@ def fitted(k=2, seed=0, estimator="iwae", recipe=SMALL):
 
 
 def numbers(one):
-    """Everything but the time."""
+    """Return all numbers except the times."""
     tensors = (one.bounds, one.effective, one.tails)
     return (
         one.k,

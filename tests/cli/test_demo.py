@@ -1,4 +1,4 @@
-"""`latent-kernels demo`: the whole of it at a tiny size, its interruption, and its errors."""
+"""`latent-kernels demo`: the whole command at a tiny size, its interruption, and its errors."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def _surroundings(monkeypatch):
 
 @pytest.fixture
 def equal_times(clock):
-    """Every gradient takes a millisecond, whatever the machine does: the variance decides."""
+    """Make every gradient take a millisecond, so that the variance decides."""
     clock.step = 1e-3
 
 
 @pytest.fixture
 def found(monkeypatch):
-    """What the demos of the test have found, one after another."""
+    """Return the results of the demos that this test has run, in order."""
     kept, original = [], study.run
 
     def run(found, *arguments):
@@ -65,7 +65,7 @@ def found(monkeypatch):
 
 
 def leave_out(monkeypatch, *parts):
-    """Let these parts of the demo find nothing, where a test is about others."""
+    """Make these parts of the demo find nothing, for tests of other parts."""
     if "costs" in parts:
         monkeypatch.setattr(costs, "compare", lambda *arguments: [])
     if "profile" in parts:
@@ -91,7 +91,7 @@ def names(folder):
 
 
 def numbers(one):
-    """Everything but times."""
+    """Return all numbers except the times."""
     runs = [(run.model.ops.name, run.seed, run.history, run.final) for run in one.runs]
     variances = [x.tolist() for x in one.profile.parameter_variance[0]]
     return runs, str(variances)
@@ -138,7 +138,7 @@ def test_the_demo_trains_draws_and_compares(tmp_path, monkeypatch, equal_times, 
             "the ops keep their inputs and nothing else"
         )
     first, second, *_ = result.output.splitlines()
-    assert first == results.about(found[0])  # at once; then the result of most interest
+    assert first == results.about(found[0])  # first of all; then the most interesting result
     assert second == results.headline(found[0])
     page = (tmp_path / "first" / "comparison.md").read_text(encoding="utf-8")
     assert results.verdict(*found[0].bounds().values()) in page
@@ -222,7 +222,7 @@ def test_ctrl_c_before_there_is_anything(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("complete", "drawn"), [(0, False), (2, True)])
 def test_ctrl_c_while_profiling(tmp_path, monkeypatch, complete, drawn):
-    """Everything before it is written, and of the profile the numbers of samples that were
+    """What came before the profile is written, and of the profile the numbers of samples that were
     complete.
     """
     leave_out(monkeypatch, "costs", "pictures")
@@ -316,7 +316,7 @@ def test_saved_bytes_counts_each_storage_once_and_not_what_is_given():
 def test_weighted_ops_are_measured_on_their_own():
     objective = Objective("iwae", 4)
     size = results.Size("large", 32, 2, 3, 16).with_samples(objective)
-    assert size[:4] == ("large", 16, 4, 3)  # as many samples in all
+    assert size[:4] == ("large", 16, 4, 3)  # the same number of samples in total
     demo_size = results.Size("demo", 32, 1, 3, 16)
     assert demo_size.with_samples(objective)[:4] == ("demo", 32, 4, 3)
     assert size.with_samples(ELBO) == size

@@ -107,7 +107,9 @@ def test_a_file_has_its_name_only_when_it_is_complete(tmp_path):
 
 
 def test_a_file_that_cannot_be_completed_is_named(tmp_path):
-    """As on a full disk, whose error comes from a write and does not say where."""
+    """The message names the file even if a write fails with an error that names none, as on a full
+    disk.
+    """
     code = """
 import resource, signal
 from pathlib import Path

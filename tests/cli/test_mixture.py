@@ -44,7 +44,7 @@ def fit(data="iris", components=3, covariance_type="full", seed=0):
 
 
 def theirs(outcome):
-    """scikit-learn's fit from the start of the best of ours."""
+    """Return scikit-learn's fit from the best of our starts."""
     weights, means, covariances = outcome.fits[0].trace[0]
     matrices = outcome.covariance_type in ("full", "tied")
     model = Theirs(
@@ -88,7 +88,9 @@ def test_the_log_likelihood_never_falls(data):
 
 
 def test_the_best_start_is_the_estimators():
-    """Of as many starts from the same seed, so that the BIC of every K is of fits made alike."""
+    """Every K is fitted from as many starts of the same seed as the estimator would use, so that
+    their BICs are comparable.
+    """
     outcome = fit("wine", 4, "diag", seed=5)
     X, options = outcome.data.X, {"n_init": 2, "max_iter": study.MOST_ITERATIONS}
     model = study._model(X, 4, "diag", random_state=5, **options).fit(X)
@@ -117,7 +119,7 @@ def test_irises_are_what_they_were_before_rounding():
 
 @pytest.mark.parametrize("name", ["wine", "digits"])
 def test_principal_components(name):
-    """scikit-learn's, but for signs."""
+    """The components are scikit-learn's, up to their signs."""
     from sklearn import datasets
 
     X = getattr(datasets, f"load_{name}")(return_X_y=True)[0]
@@ -152,7 +154,7 @@ def test_every_covariance_type_can_be_drawn(covariance_type, tmp_path):
 def test_one_component(tmp_path):
     outcome = fit("iris", 1)
     figures.draw(outcome, tmp_path / "m.png")
-    # the start's, the solution's, and that it stays
+    # at the start, at the solution, and once more there
     assert len(outcome.fits[0].log_likelihood) == 3
     assert (tmp_path / "m.png").exists()
 

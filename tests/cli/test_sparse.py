@@ -59,7 +59,7 @@ def soft(u, theta):
 
 
 def ista(x, dictionary, alpha, iterations):
-    """In float64, with momentum left out."""
+    """Return ISTA's codes in float64: FISTA without the momentum."""
     x, d = x.double(), dictionary.double()
     step = 1 / float(torch.linalg.matrix_norm(d, 2)) ** 2
     z = x.new_zeros(len(x), len(d))
@@ -155,8 +155,8 @@ def test_no_more_iterations_than_asked_for(most):
 
 
 def test_points_of_the_encoder_are_of_the_stages():
-    """The last one is of the encoder that is left, each of the encoder that was trained up to
-    there.
+    """The last point is that of the final encoder, and each other point that of the encoder trained
+    up to its stage.
     """
     generator = torch.Generator().manual_seed(0)
     dictionary = problems.draw_dictionary(problems.Codes(12, 20, 1), generator)
@@ -271,7 +271,9 @@ def test_crossing():
 
 
 def test_pictures_without_an_equal(tmp_path):
-    """FISTA may not come as far as the encoder, and the encoder may need no arrow."""
+    """Pictures are drawn even where FISTA does not reach the encoder's error, or the encoder needs
+    no arrow.
+    """
     outcome = study.compare_patches(SMALL, 2, 0, silent)
     for worth in ([None, None], [1, 2]):
         figures.draw_patches(outcome._replace(layers_worth=worth), tmp_path / "p.png")

@@ -1,4 +1,4 @@
-"""Timing in turns, on a clock of its own."""
+"""Interleaved timing, on a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from latent_kernels.cli import timing
 
 
 def test_contenders_are_measured_in_turns(monkeypatch):
-    """A call of 1 ms is measured 2 at a time after one that is not, one of 50 ms alone."""
+    """A call of 1 ms is measured in pairs after an untimed call; a call of 50 ms is measured
+    alone.
+    """
     monkeypatch.setattr(timing, "BUDGET", 0.0)
     durations = {"short": 1e-3, "long": 50e-3}
     calls = []

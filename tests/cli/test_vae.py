@@ -21,7 +21,9 @@ DIGITS = digits.load()
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Models this small only wait for a second thread, for seconds where the machine is busy."""
+    """Use one thread: models this small only wait for a second one, for seconds where the machine
+    is busy.
+    """
     torch.set_num_threads(1)
 
 
@@ -61,7 +63,7 @@ def test_fused_and_plain_torch_are_one_model(likelihood, num_samples, monkeypatc
 
 
 def with_noise(monkeypatch, seed, shape):
-    """Return the fused ops and those of plain torch, both with the noise of this seed."""
+    """Return the fused ops and those of plain torch, both using the noise of this seed."""
     eps = lk.normal(shape, seed=seed)
     monkeypatch.setattr(plain_torch, "_normal", lambda std, num_samples: eps.to(std.dtype))
     seeded = {
@@ -72,7 +74,7 @@ def with_noise(monkeypatch, seed, shape):
 
 
 def test_elbo_stays_below_the_log_evidence():
-    """With many samples, log mean exp of the weights estimates log p(x), which the ELBO bounds."""
+    """The ELBO is below log p(x), which log mean exp of many weights estimates."""
     model = small_model("gaussian", latent=2)
     for _ in vae.train(model, DIGITS.train, DIGITS.held_out, 3):
         pass
@@ -145,7 +147,7 @@ def test_importing_the_library_loads_nothing_of_the_extras():
 
 
 def elbo_training_by_hand(model, images, epochs):
-    """Return the mean terms of each epoch, from a loop that knows of no other objective."""
+    """Return the mean terms of each epoch, computed by a loop for this objective alone."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
     history = []
     for _ in range(epochs):
@@ -191,8 +193,8 @@ def test_the_elbo_of_many_samples_is_their_mean():
 
 
 def gradient_by_hand(model, x, eps, estimator):
-    """In float64 and without the bound's own backward: weights times the gradients of single
-    log-weights.
+    """Return the gradient in float64 without the bound's own backward: the sum of weights times
+    gradients of single log-weights.
     """
     model, x, eps = copy.deepcopy(model).double(), x.double(), eps.double()
     model.ops = vae.PLAIN
@@ -288,7 +290,9 @@ def test_evaluation_takes_whole_bounds(monkeypatch):
 def test_fused_gradients_of_a_weighted_bound_err_no_more_than_those_of_plain_torch(
     likelihood, wrong, monkeypatch
 ):
-    """By twice as much at most, beside the same in float64; and a wrong density would be seen."""
+    """The error against float64 is at most twice that of plain torch; a wrong density would be
+    noticed.
+    """
     model, x = small_model(likelihood, latent=3, hidden=16), DIGITS.train[:8]
     fused, plain = with_noise(monkeypatch, 0, (4, 8, 3))
     if wrong:

@@ -1,4 +1,4 @@
-"""`latent-kernels variance`: its problems, what it says of a profile, pictures and options."""
+"""`latent-kernels variance`: its problems, its statements about a profile, pictures and options."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def _one_thread():
 
 @pytest.mark.parametrize("name", problems.PROBLEMS)
 def test_every_estimator_is_unbiased_on_every_problem(name):
-    """And a control variate is worth an order of magnitude, a gradient of the log joint another
-    two.
+    """Every estimator is unbiased; a control variate gains an order of magnitude, and a gradient of
+    the log joint two more.
 
-    But not close to the optimum: there log p(x, z) - log q(z) is almost constant, and leave-one-out
-    with it quiet.
+    Close to the optimum this fails: log p(x, z) - log q(z) is almost constant there, so
+    leave-one-out has little variance too.
     """
     state = torch.get_rng_state()
     problem = problems.PROBLEMS[name]()
@@ -63,8 +63,8 @@ def test_every_estimator_is_unbiased_on_every_problem(name):
 
 
 def test_the_mixture_is_what_enumerated_means_give():
-    """The integral over the components' means, one feature at a time on a grid, for a few
-    assignments.
+    """The log joint equals the integral over the components' means, computed one feature at a time
+    on a grid, for a few assignments.
     """
     problem = problems.categorical()
     x = iris()
@@ -89,7 +89,7 @@ def iris():
 
 
 def test_training_the_binary_vae_raises_its_elbo():
-    """DisARM moves the encoder: with it held still the decoder alone gets less."""
+    """Training raises the ELBO further than the decoder alone can, so DisARM moves the encoder."""
 
     @torch.no_grad()
     def elbo(model):
@@ -109,7 +109,9 @@ def test_training_the_binary_vae_raises_its_elbo():
 
 
 def test_the_linear_gaussian_model_is_close_to_its_optimum():
-    """The bound of many samples is log p(x), of N(0, 2) in each dimension; the ELBO is less."""
+    """The bound of many samples is log p(x), that of N(0, 2) in each dimension; the ELBO is
+    less.
+    """
     problem = problems.linear_gaussian(points=5)
     mean, logvar = problem.q.parameters
     x = problem.exact_gradient[0] + 2 * mean
@@ -129,8 +131,8 @@ def test_the_linear_gaussian_model_is_close_to_its_optimum():
 
 
 def test_the_quadrature_is_the_elbo():
-    """Against 2^14 samples, within four of their standard errors; for a wide q, against a fine
-    grid.
+    """The quadrature agrees with 2^14 samples within four of their standard errors, and for a wide
+    q with a fine grid.
     """
     model = logistic_regression.load()
     mean, logvar = 0.1 * lk.normal(31, seed=1), lk.normal(31, seed=2)
@@ -152,7 +154,7 @@ def test_the_quadrature_is_the_elbo():
 
 
 def made(*rows):
-    """A profile of rows (estimator, S, variance, its interval's factor, seconds)."""
+    """Return a profile of rows (estimator, S, variance, its interval's factor, seconds)."""
     profile = lk.profile_variance(
         lk.Bernoulli(torch.zeros(1)), lambda z: z[..., 0], num_samples=(1,), repeats=8
     )
@@ -228,8 +230,8 @@ def test_nothing_to_compare():
 
 
 def test_a_profile_of_nothing_is_drawn(tmp_path):
-    """Where no estimator is defined; and where a variance is 0, which has no place on a logarithmic
-    axis.
+    """A picture is drawn where no estimator is defined, and where a variance is 0, which a
+    logarithmic axis cannot show.
     """
     for rows in ([("none", 1, math.nan, 1.1, math.nan)], [("none", 1, 0.0, 1.1, 1e-3)]):
         figures.draw(made(*rows), "nothing", tmp_path / "v.png")
@@ -240,7 +242,9 @@ def test_a_profile_of_nothing_is_drawn(tmp_path):
 
 
 def made_signals(*rows):
-    """A profile of rows (estimator, S, signal to noise, low, high); 0 repeats where that is NaN."""
+    """Return a profile of rows (estimator, S, signal to noise, low, high); 0 repeats where that is
+    NaN.
+    """
     profile = lk.profile_variance(
         lk.Bernoulli(torch.zeros(1)),
         lambda z: z[..., 0],
@@ -273,8 +277,8 @@ def power(name, slope, sizes, factor=1.1):
 
 
 def test_the_powers_of_signals_are_fitted():
-    """Exactly, for exact powers, up to where the signal is lost; scatter beyond the errors widens
-    the interval.
+    """Exact powers are fitted exactly, up to where the signal is lost; scatter beyond the errors
+    widens the interval.
     """
     sizes = (1, 4, 16, 64)
     lost = ("iwae", 256, 0.0, 0.0, 0.04)
@@ -342,7 +346,9 @@ def test_no_surer_than_the_intervals(rows, sentence):
 
 
 def test_samples_for_a_signal_to_noise_ratio():
-    """Exact for powers of S: between the profiled S, and for the ELBO beyond them."""
+    """The number of samples is exact for powers of S: between the profiled S, and for the ELBO
+    beyond them.
+    """
     rows = power("none", 0.5, (1, 4, 16))  # 0.5 sqrt(S), up to 2; its interval a tenth off
     bound = made_signals(*rows)
     elbo = dataclasses.replace(bound, objective="elbo")
@@ -394,7 +400,7 @@ def test_signals_that_are_lost_or_not_there_are_drawn(tmp_path):
 
 @pytest.fixture
 def equal_times(clock):
-    """Every gradient takes a millisecond, whatever the machine does: the variance decides."""
+    """Make every gradient take a millisecond, so that the variance decides."""
     clock.step = 1e-3
 
 
@@ -453,8 +459,8 @@ def test_variance_knows_every_problem(problem, tmp_path, equal_times):
 
 @pytest.mark.parametrize("problem", ["linear-gaussian", "categorical"])
 def test_variance_of_the_importance_bound(problem, tmp_path):
-    """How signals go, and which is the highest; with a file of each kind. One sample's exact
-    gradient is known.
+    """The command says how signals change and which is the highest, with a file of each kind. The
+    exact gradient of one sample is known.
     """
     files = {name: tmp_path / f"v.{name}" for name in ("png", "csv", "json")}
     options = (

@@ -1,4 +1,4 @@
-"""One checker for every backend of the log-densities; as in tests/gaussian.
+"""The checks of the log-densities on every backend, as in tests/gaussian.
 
 The truth is the plain formula in float64 with autograd's gradients, the yardstick the same at the
 problem's own dtype.
@@ -56,12 +56,14 @@ def every_sharing(density: str) -> list[Sharing]:
 
 
 def gaussian(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """As one writes it."""
+    """Return the density in plain torch."""
     return -0.5 * (math.log(2 * math.pi) + logvar + (z - mean) ** 2 * torch.exp(-logvar)).sum(-1)
 
 
 def bernoulli(x: Tensor, logits: Tensor) -> Tensor:
-    """As one writes it; softplus(l) is l itself to torch from 20 on."""
+    """Return the density in plain torch, by logsigmoid, since torch's softplus(l) is l itself from
+    20 on.
+    """
     return (x * logits + F.logsigmoid(-logits)).sum(-1)
 
 
@@ -69,8 +71,8 @@ PLAIN = {"gaussian": gaussian, "bernoulli": bernoulli}
 
 
 class DensityProblem:
-    """Inputs in canonical shapes and an upstream gradient, drawn from a seed; values as the dtype
-    holds them.
+    """Inputs in canonical shapes and an upstream gradient, drawn from a seed, with values that the
+    dtype holds exactly.
     """
 
     def __init__(self, density: str, sizes: Sizes, dtype: torch.dtype, sharing: Sharing):
@@ -95,7 +97,7 @@ class DensityProblem:
     def run(
         self, kernels: ModuleType, device: str = "cpu", wanted: tuple[bool, ...] | None = None
     ) -> dict[str, Tensor]:
-        """Everything a backend computes, through its own interface; the results on the CPU."""
+        """Return everything that a backend computes, through its own interface, on the CPU."""
         wanted = wanted or (True,) * len(self.inputs)
         inputs = [x.to(device) for x in self.inputs]
         problem, gradients = PROBLEMS[self.density]
@@ -113,14 +115,14 @@ class DensityProblem:
         return {name: x.cpu() for name, x in found.items() if x is not None}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The same by the plain formula and autograd, computed in `dtype`."""
+        """Return the same results by the plain formula and autograd, computed in `dtype`."""
         leaves = [x.to(dtype).requires_grad_() for x in self.inputs]
         out = PLAIN[self.density](*leaves).expand(self.sizes[:3])
         gradients = torch.autograd.grad(out, leaves, self.upstream.to(dtype))
         return {"log_prob": out.detach(), **dict(zip(INPUTS[self.density], gradients, strict=True))}
 
     def terms(self, name: str) -> int:
-        """How many numbers a result is the sum of."""
+        """Return how many numbers a result is the sum of."""
         _, samples, rows, cols = self.sizes
         if name == "log_prob":
             return cols
@@ -132,7 +134,8 @@ class DensityProblem:
 def check_density(
     backend: Backend, problem: DensityProblem, wanted: tuple[bool, ...] | None = None
 ) -> None:
-    """Error against float64 at most twice that of same-dtype torch, or what rounding may come to.
+    """Check that the error against float64 is at most twice that of torch in the same dtype, or
+    within the possible rounding.
 
     An element of the Gaussian's gradients, the longest, passes through four roundings (eps / 2
     each) and has e^(-l/2) (0.9 eps) twice in it: below 4 eps of the largest value, times the root

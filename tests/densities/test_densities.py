@@ -69,7 +69,9 @@ SOME_SIZES: list[Sizes] = [
 def test_every_sharing(
     backend: Backend, sizes: Sizes, dtype: torch.dtype, density: str, sharing: Sharing
 ) -> None:
-    """All gradients, and each of them alone; in the PTX interpreter the last of them."""
+    """All gradients are right, and each of them alone; the PTX interpreter runs the last case
+    only.
+    """
     problem = DensityProblem(density, sizes, dtype, sharing)
     check_density(backend, problem)
     for j in range(len(sharing))[-1 if backend.interprets else 0 :]:
@@ -93,8 +95,8 @@ def test_cpp_on_any_shape(
 
 
 def test_a_shared_variance_has_the_bits_of_a_repeated_one(simd_build: str) -> None:
-    """Its elementary functions are taken once and not for each element: the same expression all the
-    same.
+    """A shared variance gives the same bits as a repeated one, although its elementary functions
+    are computed once and not for each element.
     """
     for cols in (5, 784, 1500):
         z, mean, logvar = torch.randn(6, cols), torch.randn(4, 6, cols), torch.randn(cols)
@@ -112,8 +114,8 @@ def test_a_shared_variance_has_the_bits_of_a_repeated_one(simd_build: str) -> No
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_log1p_in_ulp(simd_build: str, dtype: type) -> None:
-    """ln(1 + e) over [0, 1], relative to the result where e is tiny too;
-    kernels/densities/README.md has the bound.
+    """ln(1 + e) over [0, 1] has a small relative error, also where e is tiny;
+    kernels/densities/README.md states the bound.
     """
     rng = np.random.default_rng(0)
     powers = 2.0 ** -np.arange(0, 120.0)
@@ -143,7 +145,7 @@ LOGITS = [s * m * 10.0**e for e in range(-9, 4) for m in (1, 2.3, 7) for s in (-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("x", [0.0, 1.0, 0.25, 0.7, 1e-6])
 def test_bernoulli_in_ulp(simd_build: str, x: float, dtype: torch.dtype) -> None:
-    """Value and gradient of single elements against mpmath, whatever the logit."""
+    """Value and gradient of single elements agree with mpmath, whatever the logit."""
     logits = torch.tensor(LOGITS, dtype=dtype).unsqueeze(1).requires_grad_()
     values = torch.full_like(logits, x).detach()
     out = lk.bernoulli_log_prob(values, logits)
@@ -178,7 +180,7 @@ def test_bernoulli_is_better_than_torchs_cross_entropy() -> None:
 
 @pytest.mark.parametrize("value", [-170.0, -90.0, -80.0, 80.0, 88.0])
 def test_extreme_variances(simd_build: str, value: float) -> None:
-    """1 / sigma^2 overflows before its root does: a point at the mean has a density."""
+    """A point at the mean has a density where 1 / sigma^2 overflows but its root does not."""
     zero, logvar = torch.zeros(2, 5), torch.full((2, 5), value, requires_grad=True)
     density = lk.gaussian_log_prob(zero, zero, logvar)
     assert torch.allclose(density, torch.full((2,), -2.5 * (math.log(2 * math.pi) + value)))
@@ -190,7 +192,9 @@ def test_extreme_variances(simd_build: str, value: float) -> None:
     "module", [cpp_cpu, reference], ids=lambda m: m.__name__.rsplit(".", 1)[-1]
 )
 def test_extreme_logits(module: ModuleType) -> None:
-    """(x, logit, value, gradient): the limits, also where x l and ln(1 + e^l) are both infinite."""
+    """The limits (x, logit, value, gradient) hold, also where x l and ln(1 + e^l) are both
+    infinite.
+    """
     table = [
         (1.0, 1e4, 0, 0), (0.0, -1e4, 0, 0), (0.0, 1e4, -1e4, -1), (1.0, -1e4, -1e4, 1),
         (0.5, 1e4, -5e3, -0.5),
@@ -299,7 +303,7 @@ def test_broadcasting(
 
 
 def strided(x: Tensor, kind: str) -> Tensor:
-    """The same values in another memory layout."""
+    """Return the same values in another memory layout."""
     if kind == "transposed":
         return x.transpose(0, -1).contiguous().transpose(0, -1)
     if kind == "sliced":
@@ -333,7 +337,9 @@ def test_strides(density: str, shapes: list[tuple[int, ...]], kind: str) -> None
 
 
 def test_halves_of_a_layer_are_read_where_they_lie() -> None:
-    """`chunk` gives columns with a gap between rows, in any number of dimensions."""
+    """Inputs by `chunk`, whose columns have a gap between rows, are read without a copy, in any
+    number of dimensions.
+    """
     mean, logvar = torch.rand(3, 6, 14).chunk(2, -1)
     z = torch.rand(6, 7)
     for a, b in ((mean, logvar), (mean[0], logvar[0])):
@@ -419,8 +425,8 @@ def test_against_torch_distributions() -> None:
 
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements() -> None:
-    """64-bit indexing: the last rows of a tensor past 2^31 elements have the densities of the rows
-    alone. 4 GB.
+    """With 64-bit indexing, the last rows of a tensor past 2^31 elements have the same densities as
+    alone. Takes 4 GB.
     """
     rows, cols = (1 << 25) + 1, 64
     torch.use_deterministic_algorithms(False)  # no need to poison so much memory first
@@ -467,7 +473,7 @@ def test_gradients_have_the_shapes_of_inputs(
 
 
 def test_a_single_leading_one_is_read_where_it_lies() -> None:
-    """[1, B, D] under [S, B, D] is shared by the samples, not written out for each."""
+    """The samples share [1, B, D] under [S, B, D]; it is not repeated in memory for each."""
     z, mean = torch.randn(50, 3, 4), torch.randn(1, 3, 4, requires_grad=True)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]

@@ -15,7 +15,7 @@ ESTIMATORS = ("iwae", "stl", "dreg")
 
 
 class Model:
-    """q's parameters, and a joint density with two parameters of its own."""
+    """The parameters of q, and a joint density with two parameters of its own."""
 
     def __init__(self, batch: tuple[int, ...] = (B,), dtype: torch.dtype = torch.float64):
         generator = torch.Generator().manual_seed(7)
@@ -65,13 +65,15 @@ def unchunked(
 
 
 def gradients(bound: Tensor, inputs: Sequence[Tensor], **options: Any) -> tuple[Any, ...]:
-    """Of a sum in which every row has a weight of its own."""
+    """Return the gradients of a weighted sum in which every row has a different weight."""
     rows = torch.linspace(0.5, 2, bound.numel(), dtype=bound.dtype, device=bound.device)
     return torch.autograd.grad((bound * rows.reshape(bound.shape)).sum(), inputs, **options)
 
 
 def close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
-    """Compare to 100 float64 roundings of the largest value: sums of S = 20 terms, reordered."""
+    """Check equality within 100 float64 roundings of the largest value, since sums of S = 20 terms
+    are reordered.
+    """
     for a, b in zip(ours, theirs, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         largest = float(b.detach().abs().max()) if b.numel() else 0.0

@@ -56,7 +56,7 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
 
 @pytest.fixture(scope="module")
 def patches() -> np.ndarray:
-    """8 x 8, centred: [1500, 64]."""
+    """Return centred 8 x 8 patches [1500, 64]."""
     image = load_sample_images().images[0].mean(axis=2) / 255
     X = extract_patches_2d(image, (8, 8), max_patches=1500, random_state=0).reshape(-1, 64)
     X -= X.mean(axis=1, keepdims=True)
@@ -64,7 +64,9 @@ def patches() -> np.ndarray:
 
 
 def objective(X: np.ndarray, D: np.ndarray, alpha: float) -> float:
-    """With the codes that are best for D, whose atoms are cut to the unit ball."""
+    """Return the objective at the best codes for D, whose atoms are scaled down to the unit
+    ball.
+    """
     D = D / np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1)
     Z = SparseCoder(D, transform_algorithm="cd", transform_alpha=alpha).transform(X)
     return float((0.5 * ((X - Z @ D) ** 2).sum(axis=1) + alpha * np.abs(Z).sum(axis=1)).mean())
@@ -359,7 +361,9 @@ def test_transforms_of_a_learned_dictionary(patches: np.ndarray) -> None:
 
 
 def test_code_init_is_where_the_first_pass_starts(patches: np.ndarray) -> None:
-    """A few iterations get further from good codes; enough of them leave wrong ones behind."""
+    """From good codes a few iterations reach a lower objective; enough iterations correct wrong
+    codes.
+    """
     X, D = patches[:200], patches[:24]
     settings: dict[str, Any] = {"max_iter": 1, "tol": 0, "dict_init": D, "random_state": 0}
     unit = D / np.linalg.norm(D, axis=1, keepdims=True)
@@ -485,7 +489,7 @@ def test_an_encoder_learns_the_codes(name: str, patches: np.ndarray) -> None:
     X = patches.astype(np.float32)
 
     def error(passes: int) -> float:
-        """Of the fast path, relative to the exact codes."""
+        """Return the error of the fast path, relative to the exact codes."""
         model = DictionaryLearning(
             32, alpha=1.0, encoder=encoder, max_iter=passes, tol=0, batch_size=100, random_state=0
         ).fit(X)

@@ -37,7 +37,7 @@ def dictionary() -> Tensor:
 
 
 def problem(n: int = 2000, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Rows x = z D of Gaussian codes that are 8% dense, and the codes."""
+    """Return rows x = z D of Gaussian codes that are 8% dense, and the codes."""
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(n, N, generator=g) * (torch.rand(n, N, generator=g) < 0.08)
     return z @ dictionary(), z
@@ -62,7 +62,7 @@ def lasso(x: Tensor, z: Tensor, alpha: float = ALPHA) -> float:
 
 @torch.no_grad()
 def codes_error(encoder: torch.nn.Module, **options: Any) -> float:
-    """NMSE in dB on rows of their own."""
+    """Return the codes' NMSE in dB on other rows than those of training."""
     x, z = problem(seed=2)
     return decibels(encoder(x, **options), z)
 
@@ -88,7 +88,9 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     ],
 )
 def test_learned_layers_beat_as_many_of_fista(variant: Any, options: Any, gain: float) -> None:
-    """By `gain` decibels of NMSE, at FISTA's best of several alpha; ISTA is behind FISTA."""
+    """The encoder beats FISTA at its best alpha by `gain` decibels of NMSE; ISTA is behind
+    FISTA.
+    """
     x, z = problem()
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, LAYERS, variant=variant, **options)
     start = codes_error(encoder)
@@ -109,8 +111,8 @@ def test_learned_layers_beat_as_many_of_fista(variant: Any, options: Any, gain: 
 
 
 def test_learned_layers_beat_as_many_of_fista_at_the_lasso() -> None:
-    """Without codes: within a quarter of FISTA's distance from the optimum, and nearer than with
-    twice its layers.
+    """Without codes the encoder is within a quarter of FISTA's distance from the optimum, and
+    nearer than FISTA of twice its layers.
     """
     x, _ = problem()
     held_out, _ = problem(seed=2)
@@ -141,8 +143,8 @@ def test_encoders_without_layers(make: Any) -> None:
 
 
 def test_scales_do_not_matter() -> None:
-    """Powers of two, where roundings are the same: data, codes and alpha scaled, and the
-    dictionary's scale.
+    """Scaling data, codes, alpha and dictionary by powers of two, which leave roundings the same,
+    scales the result.
     """
     x, z = problem(400)
     results = []
@@ -166,7 +168,7 @@ def test_scales_do_not_matter() -> None:
 
 
 def test_a_new_layer_trains_before_the_others() -> None:
-    """In the first phase of a stage what earlier layers have of their own stays."""
+    """In the first phase of a stage, the parameters that only earlier layers have do not change."""
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 3, variant="cp", tied=False)
     before = copy.deepcopy(encoder)
@@ -203,7 +205,9 @@ def test_the_seed_decides() -> None:
 
 
 def test_best_weights_are_kept() -> None:
-    """At a rate that does harm the result is no worse than the start, and is what its loss says."""
+    """At a rate that does harm the result is no worse than the start, and its loss is the reported
+    one.
+    """
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 2)
     start = float((encoder(x) - z).square().sum(-1).mean().detach())
@@ -231,8 +235,8 @@ def test_patience_ends_a_phase() -> None:
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_mode_and_feasibility(mode: bool) -> None:
-    """The module's mode comes back, with thresholds that evaluation can use; frozen parameters
-    stay.
+    """The module's mode is restored, with thresholds that evaluation can use; frozen parameters do
+    not change.
     """
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), 1e-3, 2).train(mode)
@@ -246,7 +250,7 @@ def test_mode_and_feasibility(mode: bool) -> None:
 
 
 def test_a_bias_and_thresholds_of_zero_learn() -> None:
-    """Relative rates would leave them where they are."""
+    """Parameters of zero are trained, although relative rates would never move them."""
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), 0.0, 2, bias=True)
     train(encoder, x, codes=z, **SHORT)
@@ -257,7 +261,7 @@ def test_a_bias_and_thresholds_of_zero_learn() -> None:
 
 
 def test_streams() -> None:
-    """Callables, and iterables that start anew; all with or without codes."""
+    """Callables and restartable iterables are accepted, all with or without codes."""
     x, z = problem(256)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, z), batch_size=32)
     for stream in (loader, lambda: (x[:64], z[:64]), [(x, z)] * 5):
@@ -272,7 +276,9 @@ def test_streams() -> None:
 
 
 def test_an_iterables_first_batches_are_only_validated_with() -> None:
-    """In no epoch are they trained on; what is given to validate with leaves all of them."""
+    """The first batches are used for validation only, in every epoch; with validation data given,
+    all are trained on.
+    """
     items = [torch.full((3, M), float(i)) for i in range(7)]
     generator = torch.Generator().manual_seed(0)
     data = training._batches.prepare(items, None, 0.5, 1, generator)
@@ -291,7 +297,9 @@ def test_an_iterables_first_batches_are_only_validated_with() -> None:
 
 
 class Noisy(torch.nn.Module):
-    """Running statistics, and noise that torch's generator draws, in evaluation mode too."""
+    """A module with running statistics and with noise from torch's generator, in evaluation mode
+    too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,8 +320,8 @@ def noisy() -> Noisy:
 
 @pytest.mark.parametrize("rate", [0.02, 5.0])
 def test_buffers_and_modes_come_back(rate: float) -> None:
-    """The best weights with their running statistics: the loss is that of the encoder as it is
-    left.
+    """The best weights are restored with their running statistics: the final encoder has the
+    reported loss.
     """
     x, z = problem(300)
     encoder = noisy()
@@ -338,8 +346,8 @@ def test_buffers_and_modes_come_back(rate: float) -> None:
 
 @torch.no_grad()
 def test_the_best_weights_have_their_running_statistics() -> None:
-    """Those of the batches that came later, from elsewhere, are gone; those of a batch of NaN never
-    came.
+    """Statistics of later batches with another distribution are dropped, and those of a batch of
+    NaN are never kept.
     """
     x, z = problem(300)
     count = 0
@@ -363,7 +371,7 @@ def test_the_best_weights_have_their_running_statistics() -> None:
 
 
 def test_validation_leaves_no_trace() -> None:
-    """More frequent checks change neither running statistics nor the global generator."""
+    """More frequent validation changes neither running statistics nor the global generator."""
     x, z = problem(300)
     trained = []
     for every in (1, 4):
@@ -401,7 +409,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     train(encoder, x, codes=z, progress=lambda done, total: calls.append((done, total)), **SHORT)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert calls[-1] == (240, 240)
-    train(encoder, x, codes=z, **SHORT)  # standard error is no terminal here
+    train(encoder, x, codes=z, **SHORT)  # standard error is not a terminal here
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
     train(encoder, x, codes=z, progress=True, **SHORT)
@@ -431,7 +439,7 @@ def test_divergence_raises_and_leaves_good_weights(variant: Any) -> None:
 
 
 def test_a_rate_that_is_too_high_heals() -> None:
-    """Backing off finds a rate that works."""
+    """Backing off finds a rate at which training works."""
     x, z = problem(300)
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, 3)
     result = train(
@@ -450,7 +458,7 @@ def test_a_rate_that_is_too_high_heals() -> None:
 
 
 def test_a_batch_that_is_not_finite_is_skipped() -> None:
-    """It costs a step, and nothing else: every other one is NaN, and twice the steps give the same
+    """A batch of NaN only costs its step: with every other batch NaN, twice the steps give the same
     encoder.
     """
     x, z = problem(300)
@@ -473,7 +481,9 @@ def test_a_batch_that_is_not_finite_is_skipped() -> None:
 
 
 def test_batches_that_are_not_finite_do_no_harm() -> None:
-    """One such batch costs a step; nothing but such raises."""
+    """A batch that is not finite costs one step; an error is raised only if all batches are
+    such.
+    """
     x, z = problem(300)
     count = 0
 
@@ -570,7 +580,7 @@ def test_nothing_to_train() -> None:
 
 
 def test_data_of_zeros() -> None:
-    """There is nothing to learn, and no loss to divide by."""
+    """Data of zeros train nothing, and the loss is not divided by zero."""
     result = train(
         LISTA.from_dictionary(dictionary(), ALPHA, 1),
         torch.zeros(50, M),

@@ -26,7 +26,7 @@ M, N, ROWS, LAYERS, ALPHA = 11, 23, 9, 5, 0.4
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Thousands of products of a few numbers each."""
+    """Use one thread, since the test computes thousands of products of a few numbers."""
     torch.set_num_threads(1)
 
 
@@ -76,7 +76,7 @@ def norm2(d: Tensor) -> float:
 def ista(
     x: Tensor, d: Tensor, alpha: float, steps: int, z: Tensor | None = None, positive: bool = False
 ) -> Tensor:
-    """By hand, with the exact ||D||^2."""
+    """Return ISTA's codes by hand, with the exact ||D||^2."""
     bound = norm2(d)
     z = x.new_zeros(len(x), len(d)) if z is None else z
     for _ in range(steps):
@@ -89,7 +89,7 @@ def objective(x: Tensor, z: Tensor, d: Tensor, alpha: float) -> Tensor:
 
 
 def make(kind: str, dtype: torch.dtype = torch.float64, **options: Any) -> torch.nn.Module:
-    """Any of the encoders for the Gaussian dictionary."""
+    """Return any of the encoders for the Gaussian dictionary."""
     d = dictionary(dtype=dtype)
     if kind == "lcod":
         return LCoD.from_dictionary(d, ALPHA, LAYERS, **options)
@@ -108,8 +108,8 @@ every_encoder = pytest.mark.parametrize("kind", ["lista", "cp", "alista", "step"
 @pytest.mark.parametrize("kind", DICTIONARIES)
 @pytest.mark.parametrize(("variant", "options"), STARTS, ids=str)
 def test_starts_at_ista(variant: Any, options: Any, kind: str, positive: bool) -> None:
-    """In float64 to rounding; in float32 to 2x the error of ISTA by hand in float32, and a few
-    roundings.
+    """The initial codes are ISTA's: in float64 to rounding, in float32 within 2x the error of ISTA
+    by hand and a few roundings.
     """
     d = dictionary(kind)
     x = rows(d.size(1)) * norm2(d) ** 0.5
@@ -230,7 +230,7 @@ def test_arrays_and_dtypes() -> None:
 
 
 def by_hand(encoder: LISTA, x: Tensor, layers: int, initial: Tensor | None = None) -> Tensor:
-    """The class's formulas, from its parameters."""
+    """Return the codes by the class's formulas, from its parameters."""
 
     def of(tensor: Tensor, t: int, dims: int) -> Tensor:
         return tensor if tensor.dim() == dims else tensor[t if tensor.size(0) > 1 else 0]
@@ -280,7 +280,9 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
 def test_equals_the_formula_with_its_gradients(
     variant: Any, options: Any, with_initial: bool
 ) -> None:
-    """At parameters away from the start, negative thresholds too, for each number of layers."""
+    """Codes and gradients equal the formula's away from the start, also with negative thresholds,
+    for each number of layers.
+    """
     encoder = LISTA.from_dictionary(dictionary(), ALPHA, LAYERS, variant=variant, **options)
     g = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -416,14 +418,16 @@ def test_negative_thresholds_in_evaluation_raise_until_projected(kind: str, alph
 
 
 def test_a_threshold_of_zero_can_leave_it() -> None:
-    """The slope of abs at 0 is 0: alpha = 0 would otherwise never have thresholds."""
+    """alpha = 0 can get thresholds in training, although the slope of abs at 0 is 0."""
     encoder = LISTA.from_dictionary(dictionary(), 0.0, 3)
     encoder(rows()).abs().sum().backward()
     assert bool((encoder.threshold.grad != 0).any())  # type: ignore[union-attr]
 
 
 def test_an_ordinary_training_loop_works() -> None:
-    """Plain SGD, no projection, rates that drive thresholds through 0."""
+    """An unmodified optimizer works, without projection and at rates that drive thresholds through
+    0.
+    """
     encoder, x = make("lista"), rows(n=40)
     target = soft(rows(N, n=40), 1.5)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.02)
@@ -474,8 +478,8 @@ def test_state_copies_and_casts(kind: str) -> None:
 
 @every_variant
 def test_alpha_is_stored(variant: Any) -> None:
-    """Exactly, and in half precision too: "step" would otherwise give other codes in a module with
-    another alpha.
+    """alpha is stored exactly, also in half precision: otherwise "step" would give other codes in a
+    module with another alpha.
     """
     encoder, x = make(variant), rows()
     loaded = LISTA.from_dictionary(dictionary(), 3 * ALPHA, LAYERS, variant=variant)
@@ -494,7 +498,7 @@ def test_alpha_is_stored(variant: Any) -> None:
     ("one", "other"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)]
 )
 def test_dtypes_promote(kind: str, one: torch.dtype, other: torch.dtype) -> None:
-    """x and the parameters, either way round; gradients come in the parameters' dtype."""
+    """x and the parameters promote each other's dtype; gradients come in the parameters' dtype."""
     for x_dtype, dtype in ((one, other), (other, one)):
         encoder, x = make(kind, dtype), rows(dtype=x_dtype)
         z = encoder(x)
@@ -543,8 +547,8 @@ def test_compiles_as_one_graph(kind: str) -> None:
     "kind", ["gaussian", "scaled", "wide", "coherent", "one component", "one feature"]
 )
 def test_analytic_weight_is_the_minimum(kind: str) -> None:
-    """Feasible, and stationary on the constraint: (D^T D) w_j is a multiple of d_j, for a convex
-    objective.
+    """The weight is feasible and stationary on the constraint: (D^T D) w_j is a multiple of d_j,
+    for a convex objective.
     """
     d = dictionary(kind)
     w = analytic_weight(d)
@@ -557,8 +561,8 @@ def test_analytic_weight_is_the_minimum(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gaussian", "deficient", "coherent"])
 def test_analytic_weight_against_projected_gradient(kind: str) -> None:
-    """The paper's own way, from w_j = d_j / ||d_j||^2: gradient steps, each put back on d_j . w_j =
-    1.
+    """The weight equals the paper's own method: gradient steps from w_j = d_j / ||d_j||^2, each
+    projected back to d_j . w_j = 1.
     """
     d = dictionary(kind)
     lengths = d.square().sum(-1)
@@ -574,7 +578,7 @@ def test_analytic_weight_against_projected_gradient(kind: str) -> None:
 
 
 def test_analytic_weight_of_a_deficient_dictionary_is_tame() -> None:
-    """Nothing in directions that the dictionary does not have: x may have noise there."""
+    """The weight has nothing in directions that the dictionary lacks, where x may have noise."""
     for dtype in (torch.float32, torch.float64):
         d = dictionary("deficient", dtype)
         _, _, basis = torch.linalg.svd(d.double())
@@ -605,8 +609,8 @@ def test_analytic_weight_lowers_the_coherence() -> None:
 def coordinate_descent(
     x: Tensor, d: Tensor, alpha: float, steps: int, positive: bool = False
 ) -> Tensor:
-    """Greedy, one row at a time, from residuals: algorithm 2 of Gregor and LeCun for rows of any
-    length.
+    """Return greedy codes, one row at a time, from residuals: algorithm 2 of Gregor and LeCun for
+    rows of any length.
     """
     codes = []
     lengths = d.square().sum(-1)
@@ -693,7 +697,7 @@ def not_finite(value: float) -> Tensor:
     ],
 )
 def test_the_code_of_an_atom_of_zeros_is_zero(make: Any, dtype: torch.dtype) -> None:
-    """And the other codes are those of the dictionary without it."""
+    """The other codes are those of the dictionary without the atom."""
     d = zero_row().to(dtype)
     present = d.any(-1)
     x = torch.randn(7, d.size(1)).to(dtype)

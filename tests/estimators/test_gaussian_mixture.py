@@ -53,7 +53,7 @@ def blobs(seed: int = 0, n: int = 240, d: int = 3, k: int = 3, spread: float = 4
 
 
 def agree(a: Any, b: Any, rtol: float, names: list[str] = PARAMETERS) -> None:
-    """Every parameter, relative to the greatest element of its array."""
+    """Check every parameter, relative to the greatest element of its array."""
     for name in names:
         x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
         assert x.shape == y.shape, name
@@ -61,7 +61,7 @@ def agree(a: Any, b: Any, rtol: float, names: list[str] = PARAMETERS) -> None:
 
 
 def _start(X: np.ndarray, covariance_type: str, k: int = 3) -> dict[str, Any]:
-    """A start that depends on nothing but X's mean and variance."""
+    """Return a start that depends only on X's mean and variance."""
     d = X.shape[1]
     variance = np.nanvar(X, axis=0)
     precisions = {
@@ -154,7 +154,7 @@ def test_given_start_is_where_it_starts(covariance_type: str) -> None:
         nothing.precisions_, start["precisions_init"], rtol=1e-12, atol=1e-12
     )
     assert (nothing.n_iter_, nothing.converged_, nothing.lower_bounds_) == (0, False, [])
-    # The generator was not needed: it stands where it stood.
+    # The generator was not needed, so its state has not changed.
     assert nothing.random_state.randint(1 << 30) == np.random.RandomState(0).randint(1 << 30)
 
 
@@ -200,7 +200,9 @@ def test_warm_start_goes_on() -> None:
 
 
 def _rises(bounds: list[float]) -> bool:
-    """Non-decreasing, up to the rounding of a mean of float64 log densities."""
+    """Return whether the sequence is non-decreasing, up to the rounding of a mean of float64 log
+    densities.
+    """
     return bool((np.diff(bounds) >= -1e-12 * np.maximum(1, np.abs(bounds[1:]))).all())
 
 
@@ -221,8 +223,8 @@ def test_likelihood_never_falls(covariance_type: str, missing: float) -> None:
 def _em_with_missing_values(
     X: np.ndarray, start: dict[str, Any], iterations: int
 ) -> tuple[np.ndarray, ...]:
-    """Ghahramani and Jordan (1994) for full covariances, row by row, without anything of the
-    library.
+    """Return the fit of Ghahramani and Jordan (1994) for full covariances, row by row, without any
+    code of the library.
     """
     weights, means = start["weights_init"].copy(), start["means_init"].copy()
     covariances = np.linalg.inv(start["precisions_init"])

@@ -37,7 +37,7 @@ FAMILIES = ["gaussian", "poisson", "categorical", "bernoulli"]
 
 
 def _rows() -> tuple[np.ndarray, np.ndarray]:
-    """(X [240, 3] with missing values, weights [240], some of them 0)."""
+    """Return X [240, 3] with missing values, and weights [240], some of them 0."""
     X = blobs(2)
     X[5, 0] = X[100] = X[239, 2] = np.nan
     weight = np.random.RandomState(0).uniform(0.5, 2, size=len(X))
@@ -46,7 +46,7 @@ def _rows() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mixed_rows() -> np.ndarray:
-    """A column of each of FAMILIES; only the last rows have the greatest category."""
+    """Return a column of each of FAMILIES; only the last rows have the greatest category."""
     generator, labels = np.random.RandomState(1), np.arange(240) % 2
     category = np.where(np.arange(240) < 230, generator.randint(3, size=240), 5)
     X = [6 * labels + generator.standard_normal(240), generator.poisson(2 + 5 * labels), category]
@@ -68,7 +68,9 @@ def _settings(covariance_type: str, init_params: str) -> dict[str, Any]:
 
 
 def _cases(rank: int | None, group: Any) -> dict[str, Any]:
-    """Every fit that the test compares: of one process's rows, or (rank None) of all of them."""
+    """Return every fit that the test compares: of one process's rows, or (rank None) of all
+    rows.
+    """
     X, weight, mixed = *_rows(), _mixed_rows()
     own = slice(None) if rank is None else slice(0, CUT) if rank == 0 else slice(CUT, None)
     X, weight, mixed = X[own], weight[own], mixed[own]
@@ -80,7 +82,7 @@ def _cases(rank: int | None, group: Any) -> dict[str, Any]:
     fits["batches"] = GaussianMixture(**_settings("full", "kmeans")).fit_batches(
         batches, group=group
     )
-    # All rows are with the second process: the first has no batch, or no row.
+    # The second process has all rows: the first has no batch, or no row.
     own_iris = [] if rank == 0 else [IRIS]
     fits["no batch"] = GaussianMixture(3, random_state=0).fit_batches(own_iris, group=group)
     fits["no row"] = GaussianMixture(3, random_state=0).fit(
@@ -110,7 +112,9 @@ class _Breaks:
 
 
 class _Unlike(list[float]):
-    """A weights_init that is said to be the same in all processes, and is wrong in the second."""
+    """A weights_init that is promised to be the same in all processes, but is wrong in the
+    second.
+    """
 
     def __init__(self, rank: int) -> None:
         super().__init__([1.0])
@@ -121,7 +125,7 @@ class _Unlike(list[float]):
 
 
 class _FailsToStep(GaussianMixture):
-    """Its third M-step fails in the process where it was given 4 in place of 3."""
+    """A model whose third M-step fails in the process where it was given 4 in place of 3."""
 
     def __init__(self, fails: int = 3, max_iter: int = 100) -> None:
         super().__init__(3, tol=0, max_iter=max_iter, random_state=0)
@@ -144,7 +148,9 @@ def _fitted_in_the_first(rank: int) -> GaussianMixture:
 
 
 def _failures(rank: int, group: Any) -> dict[str, str]:
-    """The error that each process gets where something is wrong in the second alone."""
+    """Return the error that each process gets when something is wrong in the second process
+    alone.
+    """
     bad, narrow = IRIS.copy(), IRIS[:, : 4 - rank]
     bad[3, 3] = np.inf if rank == 1 else 0.0
     calls = {
@@ -177,7 +183,7 @@ def _failures(rank: int, group: Any) -> dict[str, str]:
 
 
 def _count_reductions(rank: int, group: Any) -> tuple[int, int]:
-    """(all-reduces of a fit, its iterations)."""
+    """Return the numbers of all-reduces and of iterations of a fit."""
     calls, real = [], dist.all_reduce
 
     def counted(*args: Any, **options: Any) -> Any:
@@ -191,7 +197,7 @@ def _count_reductions(rank: int, group: Any) -> tuple[int, int]:
 
 
 def _work(folder: str) -> None:
-    """What each process does."""
+    """Do the work of one process."""
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     rank, group = dist.get_rank(), dist.group.WORLD
     result = {
@@ -214,7 +220,7 @@ def _run(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two processes found."""
+    """Return the results of the two processes."""
     folder = tmp_path_factory.mktemp("processes")
     _run("-m", __name__, str(folder))
     return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]

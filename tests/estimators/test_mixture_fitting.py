@@ -23,7 +23,7 @@ FAMILIES = ("gaussian", "bernoulli", "poisson", "categorical")
 
 
 def _mixed(n: int = 200) -> np.ndarray:
-    """A column of each of FAMILIES, in two classes."""
+    """Return a column of each of FAMILIES, in two classes."""
     generator, labels = np.random.RandomState(1), np.arange(n) % 2
     x = 4 * labels + generator.standard_normal(n)
     b = generator.uniform(size=n) < 0.2 + 0.6 * labels
@@ -280,9 +280,9 @@ def test_warnings_are_at_the_callers_line() -> None:
             call(GaussianMixture(3, max_iter=1, random_state=0))
         assert caught[0].filename == __file__
     model = GaussianMixture(3, max_iter=1, random_state=0)
-    with pytest.raises(ConvergenceWarning):  # an error, as pyproject.toml has it
+    with pytest.raises(ConvergenceWarning):  # pyproject.toml turns the warning into an error
         model.fit(IRIS)
-    assert model.n_iter_ == 1  # the fit is there all the same
+    assert model.n_iter_ == 1  # the fit is complete nevertheless
     start = {
         "weights_init": [0.5, 0.5],
         "means_init": [[0.0], [1e6]],

@@ -60,7 +60,7 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
 def _known(
     n: int, seed: int = 0, missing: float = 0.0, families: tuple[str, ...] = FAMILIES
 ) -> np.ndarray:
-    """Rows of the mixture of WEIGHTS and TRUTH, its columns of these families alone."""
+    """Return rows of the mixture of WEIGHTS and TRUTH, with columns of these families alone."""
     generator = np.random.RandomState(seed)
     labels = generator.choice(3, size=n, p=WEIGHTS)
     columns = []
@@ -82,7 +82,7 @@ def _known(
 def _log_density(
     x: np.ndarray, weights: np.ndarray, families: tuple[str, ...], parameters: list[Any]
 ) -> np.ndarray:
-    """log p(x) [N], with scipy's densities."""
+    """Return log p(x) [N], with scipy's densities."""
     joint = np.tile(np.log(weights), (len(x), 1))
     for k, (i, family) in itertools.product(range(len(weights)), enumerate(families)):
         there = ~np.isnan(x[:, i])
@@ -100,7 +100,7 @@ def _log_density(
 
 
 def _flat(model: MixtureModel) -> np.ndarray:
-    """Every parameter in one vector."""
+    """Return all parameters in one vector."""
     parts = itertools.chain.from_iterable(
         p if isinstance(p, tuple) else (p,) for p in model.parameters_
     )
@@ -136,7 +136,7 @@ def test_the_truth_is_found(missing: float) -> None:
 
 @pytest.mark.parametrize("family", ["bernoulli", "categorical", "poisson"])
 def test_latent_classes_are_found(family: str) -> None:
-    """Ten columns of one family, two classes."""
+    """Two classes are found from ten columns of one family."""
     generator = np.random.RandomState(1)
     labels = np.repeat([0, 1], [1200, 800])
     p = np.where(np.arange(10) % 2, [[0.85], [0.2]], [[0.3], [0.7]])

@@ -25,13 +25,13 @@ F64 = torch.float64
 
 
 def averages(monitor: lk.GradientVarianceMonitor) -> list[tuple[Tensor, ...]]:
-    """For each group the estimates of V and of |E g|^2, one a measurement."""
+    """Return for each group the estimates of V and of |E g|^2, one per measurement."""
     groups = range(len(monitor.names))
     return [tuple(torch.from_numpy(x) for x in monitor._estimates(i)) for i in groups]
 
 
 def check_mean(found: Tensor, expected: float) -> None:
-    """The mean of independent estimates is the truth, within four standard errors."""
+    """Check that the mean of independent estimates is the truth, within four standard errors."""
     error = float(found.std()) / math.sqrt(len(found))
     assert abs(float(found.mean()) - expected) < 4 * error + 1e-12 * abs(expected)
 
@@ -40,7 +40,9 @@ def check_mean(found: Tensor, expected: float) -> None:
 
 
 def test_score_functions_against_enumeration() -> None:
-    """With a baseline, the terms of a gradient are independent: V and |E g|^2 are unbiased."""
+    """With a baseline the terms of a gradient are independent, and V and |E g|^2 are estimated
+    without bias.
+    """
     logits, weights = torch.tensor([0.5, -1.0, 0.2], dtype=F64), torch.tensor([1.0, -2.0, 3.0])
     q, samples = lk.Bernoulli(logits), 4
 
@@ -73,8 +75,8 @@ def test_score_functions_against_enumeration() -> None:
 
 @pytest.mark.parametrize("way", ["watch", "pairs"])
 def test_reparameterized_gradients_against_closed_forms(way: str) -> None:
-    """Loss mean_s a z_s^2 / 2 + b logvar: its terms are a z_s by the mean, and by logvar
-    a (m sigma e + sigma^2 e^2) / 2 + b.
+    """Estimates agree with closed forms for the loss mean_s a z_s^2 / 2 + b logvar: its terms are a
+    z_s by the mean, and by logvar a (m sigma e + sigma^2 e^2) / 2 + b.
     """
     a, b = torch.tensor([0.5, 2.0], dtype=F64), torch.tensor([-0.3, 0.4], dtype=F64)
     mean = torch.tensor([1.0, -0.5], dtype=F64, requires_grad=True)
@@ -154,7 +156,9 @@ def terms_by_autograd(z_terms: Callable[[int], tuple[Tensor, ...]], samples: int
 def test_watched_terms_are_those_of_autograd(
     samples: int, batch: tuple[int, ...], cols: int, shared: str, passes: int, seed: int
 ) -> None:
-    """For parameters that rows share as well, and a loss whose parts go backward one by one."""
+    """The terms are those of autograd, also for parameters that rows share and for a loss whose
+    parts go backward one by one.
+    """
     generator = torch.Generator().manual_seed(seed)
     shapes = [(cols,) if shared == name else (*batch, cols) for name in ("mean", "logvar")]
     mean, logvar = (
@@ -206,7 +210,9 @@ def test_groups_of_any_shapes(shapes: list[tuple[int, ...]], dtype: torch.dtype)
 
 @pytest.mark.parametrize("signal", [0.0, 0.3, 2.0])
 def test_intervals_cover_the_truth(signal: float) -> None:
-    """Of normal gradients by pairs, 20 parameters of unequal variance, over 200 seeds."""
+    """The intervals of normal gradients by pairs, with 20 parameters of unequal variance, cover the
+    truth over 200 seeds.
+    """
     scale = np.linspace(0.2, 1.5, 20)
     variance = float((scale**2).sum())
     mean = np.full(20, signal * math.sqrt(variance / 20))
@@ -228,7 +234,7 @@ def test_intervals_cover_the_truth(signal: float) -> None:
 
 
 def test_intervals_of_score_functions_cover_the_truth() -> None:
-    """Of 200 trainings that stand still, against the variance over all states."""
+    """The intervals of 200 trainings that do not move cover the variance over all states."""
     logits = torch.tensor([[0.3, -0.8], [1.0, 0.1]], dtype=F64)
     q, samples, window = lk.Bernoulli(logits), 16, 20
     states = torch.tensor(list(itertools.product((0.0, 1.0), repeat=2)), dtype=F64)
@@ -292,7 +298,9 @@ def test_it_changes_no_gradient_and_no_random_stream(way: str) -> None:
 
 
 def test_gradients_may_be_changed_after_a_step() -> None:
-    """The monitor keeps a copy of the first of two: clipping in place does not reach it."""
+    """The monitor keeps a copy of the first gradient of a pair, so clipping in place does not
+    change it.
+    """
     x = torch.zeros(2, requires_grad=True)
     monitor = lk.GradientVarianceMonitor({"x": x}, every=1)
     for value in (1.0, 3.0):
@@ -306,7 +314,7 @@ def test_gradients_may_be_changed_after_a_step() -> None:
 
 
 class Writer:
-    """What a SummaryWriter is asked for."""
+    """A stand-in for SummaryWriter that records what is written."""
 
     def __init__(self) -> None:
         self.scalars: list[tuple[str, float, int]] = []

@@ -119,7 +119,9 @@ def test_dtype_is_that_of_the_data(dtype: Any, dictionary_type: Any, digits: np.
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("algorithm", ["omp", "lars", "lasso_lars", "lasso_cd", "threshold"])
 def test_every_algorithm_of_scikit_learn(algorithm: str, dtype: Any, digits: np.ndarray) -> None:
-    """With fewer atoms than columns the minimum is unique."""
+    """Every algorithm finds scikit-learn's codes; with fewer atoms than columns the minimum is
+    unique.
+    """
     D, X = atoms(40, 64).astype(dtype), digits[:60].astype(dtype)
     for settings in ({}, {"transform_n_nonzero_coefs": 3, "transform_alpha": 0.2}):
         kwargs: dict[str, Any] = {"transform_algorithm": algorithm, **settings}
@@ -143,7 +145,9 @@ def test_every_algorithm_of_scikit_learn(algorithm: str, dtype: Any, digits: np.
 
 
 def test_lasso_lars_is_exact_where_alpha_is_tiny() -> None:
-    """Many codes have nearly the least objective: only the least l1 norm tells them apart."""
+    """The least objective is found where many codes nearly reach it: only the l1 norm tells them
+    apart.
+    """
     X, D = np.random.RandomState(1).standard_normal((6, 20)), atoms(50, 20)
     for alpha in (1e-2, 1e-6, 1e-10):
         settings = {"transform_algorithm": "lasso_lars", "transform_alpha": alpha}
@@ -244,7 +248,7 @@ def test_clone_and_pickle(digits: np.ndarray) -> None:
 
 
 def test_the_code_of_an_atom_of_zeros_is_zero() -> None:
-    """A learned dictionary of non-negative atoms may have some."""
+    """A dictionary of non-negative atoms may learn atoms of zeros; their codes are zero."""
     atoms = np.random.default_rng(0).random((6, 9))
     X, atoms[[1, 4]] = atoms @ np.ones((9, 9)), 0
     present = np.delete(atoms, [1, 4], axis=0)

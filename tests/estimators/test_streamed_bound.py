@@ -57,7 +57,7 @@ def test_equals_the_unchunked_bound(batch: tuple[int, ...], chunk: int, estimato
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_precision(dtype: torch.dtype, chunk: int, estimator: str) -> None:
-    """Twice the unchunked bound's error against float64, whose noise is the same.
+    """The error is at most twice that of the unchunked bound against float64, with the same noise.
 
     Or the roundings of the chunks' gradients: each is rounded to the dtype, and their signs are
     independent.
@@ -94,8 +94,8 @@ def test_precision(dtype: torch.dtype, chunk: int, estimator: str) -> None:
 
 
 def test_many_halves_add_up() -> None:
-    """512 chunks with a gradient of 1 / 512 each: in bfloat16, whose step there is 1 / 256, a sum
-    stays at 1 / 2.
+    """512 chunks with a gradient of 1 / 512 each add up to 1: a sum in bfloat16, whose step there
+    is 1 / 256, would stop at 1 / 2.
     """
     scale = torch.ones((), dtype=torch.bfloat16, requires_grad=True)
     q = lk.DiagonalGaussian(
@@ -143,7 +143,9 @@ ROWS = {  # what is added to the log-weights of one row's samples
 @every_estimator
 @pytest.mark.parametrize("chunk", [1, 2, 6])
 def test_weights_of_every_kind(chunk: int, estimator: str) -> None:
-    """Each kind in a row of its own, treated as importance_bound does: the others do not see it."""
+    """Each kind in a row of its own is treated as importance_bound does, without effect on other
+    rows.
+    """
     table = torch.tensor(list(ROWS.values()), dtype=torch.float64).T
     model = Model((len(ROWS),))
     first = model.q.sample(6, seed=3)[:, 0, 0]
@@ -186,7 +188,7 @@ def test_empty(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 3, S])
 def test_noise_is_that_of_one_call(chunk: int) -> None:
-    """Bit for bit, in forward and in the replay."""
+    """The noise equals that of a single call bit for bit, in forward and in the replay."""
     model, seen = Model(dtype=torch.float32), []
 
     def log_joint(z: Tensor) -> Tensor:
@@ -219,8 +221,8 @@ def test_seeds() -> None:
 
 
 def test_computed_params() -> None:
-    """A tensor computed outside is listed itself; what it was computed from gets its gradient
-    through it.
+    """A tensor computed outside is listed itself, and the tensors it was computed from get their
+    gradients through it.
     """
     model = Model()
     scaled = (2 * model.weight).tanh()
@@ -241,7 +243,7 @@ def test_computed_params() -> None:
 
 
 def test_one_network_for_q_and_the_prior() -> None:
-    """What log_joint reads lies upstream of q: the two paths of its gradient are neither lost nor
+    """If log_joint reads a tensor upstream of q, the two paths of its gradient are neither lost nor
     counted twice.
     """
     model, hidden = Model(), nn.Linear(PIXELS, D, dtype=torch.float64)
@@ -285,7 +287,7 @@ def test_unused_params_get_none() -> None:
     "frozen", ["mean", "logvar", "weight", "mean logvar", "weight bias", "mean logvar weight bias"]
 )
 def test_frozen(frozen: str) -> None:
-    """What needs no gradient gets none, and is not tracked."""
+    """Tensors that need no gradient get none, and are not tracked."""
     model, tracked = Model(), []
     for name in frozen.split():
         getattr(model, name).requires_grad_(False)
@@ -303,7 +305,7 @@ def test_frozen(frozen: str) -> None:
 
 
 def test_one_gradient_for_several_params() -> None:
-    """Tensors whose gradient is one and the same tensor do not add up into each other."""
+    """Parameters whose gradients are the same tensor object do not accumulate into each other."""
     a, b = (torch.zeros(B, dtype=torch.float64, requires_grad=True) for _ in range(2))
     model = Model()
 

@@ -1,5 +1,5 @@
-"""The streamed bound's replay in backward: what it refuses, restores, works with, and how much
-memory it takes.
+"""The replay of the streamed bound in backward: what it refuses, what it restores, what it works
+with, and its memory.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def test_missing_leaf_raises_at_the_call() -> None:
 
 
 def test_missing_tensor_upstream_of_q() -> None:
-    """Even where all that it was computed from is listed: its graph would be run once for each
-    chunk, and freed.
+    """It is refused even where everything it was computed from is listed: its graph would run once
+    per chunk, and be freed.
     """
     model = Model()
     hidden = torch.exp(model.weight)
@@ -94,7 +94,7 @@ def test_params_of_which_one_is_computed_from_another() -> None:
 
 
 def test_params_with_hooks() -> None:
-    """A hook would run in every replay, and once more."""
+    """Hooks are refused, since they would run in every replay and once more."""
     model = Model()
     clone = model.weight.clone()
     model.weight.register_hook(lambda g: 10 * g)
@@ -136,7 +136,7 @@ def with_dropout(model: Model, masks: list[Tensor]) -> Callable[[Tensor], Tensor
 
 
 def test_dropout_is_replayed() -> None:
-    """Two bounds in one loss see their masks again, in whichever order backward takes them."""
+    """Two bounds in one loss replay their own masks, in whichever order backward takes them."""
     model = Model()
     masks: tuple[list[Tensor], list[Tensor]] = ([], [])
     torch.manual_seed(1)
@@ -175,8 +175,8 @@ def test_random_numbers_go_on_as_without_a_replay() -> None:
 
 
 def test_generators_are_left_alone_where_nothing_is_drawn() -> None:
-    """What another thread draws during the replay stays drawn: putting the generator back would
-    repeat it.
+    """A generator that log_joint does not use is not reset: that would repeat what another thread
+    draws meanwhile.
     """
     model, drawn = Model(), []
 
@@ -197,7 +197,9 @@ def test_generators_are_left_alone_where_nothing_is_drawn() -> None:
 
 @pytest.mark.gpu
 def test_gpu_seeds_and_generators() -> None:
-    """Forward's seed tensor and masks, though both the seed and the generator have moved on."""
+    """The replay uses forward's seed tensor and masks, although both the seed and the generator
+    have advanced.
+    """
     mean = torch.randn(B, D, device="cuda", requires_grad=True)
     seed, masks = torch.tensor(3, device="cuda"), []
 
@@ -220,7 +222,7 @@ def test_gpu_seeds_and_generators() -> None:
 
 @pytest.mark.parametrize("backward_inside", [False, True])
 def test_autocast(backward_inside: bool) -> None:
-    """The replay computes in the precision of forward, whatever is on in backward."""
+    """The replay computes in the precision of forward, whatever autocast says in backward."""
     model, dtypes = Model(dtype=torch.float32), []
 
     def log_joint(z: Tensor) -> Tensor:
@@ -242,7 +244,7 @@ def test_autocast(backward_inside: bool) -> None:
 
 
 def test_autocast_cache() -> None:
-    """Weights that were cast without gradients are not met again, neither ours outside nor others'
+    """Weights that were cast without gradients are not reused, neither ours outside nor others'
     inside.
     """
     model = Model(dtype=torch.float32)
@@ -365,7 +367,7 @@ def test_func_raises() -> None:
     "ignore:The .grad attribute:UserWarning"
 )  # torch itself, where graphs break
 def test_compile() -> None:
-    """The compiler leaves its graph for the call; a compiled function inside log_joint works."""
+    """The compiler breaks its graph at the call; a compiled function inside log_joint works."""
     torch._dynamo.reset()
     model = Model()
 
@@ -388,8 +390,8 @@ def test_compile() -> None:
 
 
 class Memory(TorchDispatchMode):
-    """The bytes of all storages that operations made and that live at once, and the largest tensor
-    ever made.
+    """The bytes of all storages alive at once that operations made, and the largest tensor ever
+    made.
     """
 
     def __init__(self, *inputs: Tensor) -> None:
@@ -420,7 +422,7 @@ class Memory(TorchDispatchMode):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_memory_does_not_grow_with_samples(estimator: str) -> None:
-    """And no tensor has S elements for each row, nor for a single one."""
+    """Memory does not grow with S: no tensor has S elements for each row, nor for a single one."""
     model, chunk = Model((2,)), 5
 
     def measure(samples: int, streamed: bool) -> Memory:
@@ -465,8 +467,8 @@ def test_nothing_is_kept_between_forward_and_backward() -> None:
 
 
 def test_memory_of_the_process() -> None:
-    """What the system says, with the kernels called plainly: 16 times the samples, and no more
-    memory.
+    """With 16 times the samples the process takes no more memory by the system's count, with the
+    kernels called plainly.
     """
     code = """
 import torch, latent_kernels as lk

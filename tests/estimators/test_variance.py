@@ -1,5 +1,5 @@
-"""The variance profiler: against exact variances, its intervals' coverage, its bias test, and what
-it promises.
+"""The variance profiler: exact variances, the coverage of its intervals, its bias test, and its
+other promises.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _one_thread():
 
 
 def with_values_f(q):
-    """The log joint whose score-function values, log_joint - log q, are f."""
+    """Return a log joint whose score-function values, log_joint - log q, are f."""
     return lambda z: f(z) + q.log_prob(z)
 
 
@@ -41,8 +41,8 @@ def profile(q, log_joint=None, **options):
 
 
 def check_variances(rows, truths):
-    """Every variance within twice its interval (on the log scale) of the truth, and four in five
-    within once.
+    """Check that all variances are within twice their interval (on the log scale) of the truth, and
+    four in five within once.
     """
     inside = []
     for row, truth in zip(rows, truths, strict=True):
@@ -59,8 +59,8 @@ def check_variances(rows, truths):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_score_variances_are_the_exact_ones(name):
-    """Trace and parameters: "optimal" with two samples is leave-one-out, and with many has the best
-    coefficient.
+    """The trace and the parameters' variances are exact: "optimal" with two samples is
+    leave-one-out, and with many has the best coefficient.
     """
     of, sizes = law(name), (2, 16, 256)
     found = profile(
@@ -93,7 +93,7 @@ def test_score_variances_are_the_exact_ones(name):
 
 
 def test_disarm_variances_are_the_exact_ones():
-    """S evaluations are S / 2 pairs: the S-th part of the term's variance, twice."""
+    """S evaluations make S / 2 pairs, so the variance is twice the S-th part of one term's."""
     q = family("bernoulli")
     z, weight = pairs_law()
     term = (
@@ -128,8 +128,8 @@ def test_reparameterized_variances_are_the_exact_ones():
 
 @pytest.mark.parametrize("repeats", [64, 256])
 def test_the_interval_covers_the_variance(repeats):
-    """400 profiles of normal gradients, and of Bernoulli score-function gradients; binomial error
-    1.1%.
+    """The interval covers the truth in 400 profiles of normal gradients and of Bernoulli
+    score-function gradients; binomial error 1.1%.
     """
     rng = np.random.default_rng(repeats)
     normal = rng.normal(size=(400, repeats, 8)) * np.arange(1, 9)
@@ -145,7 +145,9 @@ def test_the_interval_covers_the_variance(repeats):
 
 
 def test_the_interval_holds_up_under_heavy_tails():
-    """One sample, no control variate, a Gaussian: the plain delta method covers 83%."""
+    """The interval holds for one sample, no control variate and a Gaussian, where the plain delta
+    method covers 83%.
+    """
     q = family("gaussian", 400 * 256)
     z = q.sample(1, seed=3)
     gradients = (
@@ -159,7 +161,7 @@ def test_the_interval_holds_up_under_heavy_tails():
 
 
 def coverage(gradients, truth):
-    """How often our interval, and the delta method's, cover the truth."""
+    """Return how often our interval, and the delta method's, cover the truth."""
     repeats = gradients.shape[1]
     deviations = (
         ((gradients - gradients.mean(1, keepdims=True)) ** 2).sum(-1) * repeats / (repeats - 1)
@@ -175,7 +177,7 @@ def coverage(gradients, truth):
 
 
 def test_unbiased_estimators_pass_the_bias_test():
-    """Over 150 profiles p-values below 0.05 come at most one time in twenty, by three binomial
+    """Over 150 profiles, p-values below 0.05 come at most one time in twenty, up to three binomial
     errors.
     """
     q = family("categorical")
@@ -198,7 +200,7 @@ def test_the_exact_gradient_is_enumerated(name):
 
 
 def test_a_batch_is_enumerated_and_its_parameters_all_count():
-    """Rows of a batch do not share their gradient."""
+    """Rows of a batch do not share their gradient, and all their parameters are counted."""
     logits = torch.randn(3, 2, 4, dtype=torch.float64)
     weight = torch.randn(3, 2, 4, dtype=torch.float64)
     found = profile(
@@ -213,7 +215,9 @@ def test_a_batch_is_enumerated_and_its_parameters_all_count():
 
 
 def test_bias_shows():
-    """A log joint that hides half its gradient from autograd, and a wrong exact gradient."""
+    """A bias is found where a log joint hides half its gradient from autograd, and where the exact
+    gradient is wrong.
+    """
     q, log_joint, exact, _ = problems.quadratic()
     half = lambda z: 0.5 * (log_joint(z) + log_joint(z.detach()))  # noqa: E731
     options = {"num_samples": (16,), "repeats": 64}
@@ -230,7 +234,9 @@ def test_bias_shows():
 
 
 def test_rounding_is_not_a_bias_and_constants_have_no_variance():
-    """The mean's gradient of a linear log joint is its slope, whatever the noise."""
+    """For a linear log joint the mean's gradient is the slope, whatever the noise: no bias and no
+    variance is reported.
+    """
     slope = torch.tensor([0.1, 0.7])
     q = lk.DiagonalGaussian(torch.ones(2), torch.zeros(2))
     exact = (slope, torch.full((2,), 0.5))
@@ -241,8 +247,8 @@ def test_rounding_is_not_a_bias_and_constants_have_no_variance():
 
 
 def test_what_is_never_drawn_is_not_tested():
-    """A bit that is 1 once in a million: no spread is seen in the repeats, and no bias must be made
-    of that.
+    """A bit that is 1 once in a million shows no variance in the repeats; that must not be taken
+    for a bias.
     """
     q = lk.Bernoulli(torch.tensor([-14.0, 0.3]))
     found = profile(q, lambda z: 50 * z[..., 0] + z[..., 1], num_samples=(4,), repeats=64)
@@ -285,7 +291,9 @@ def test_columns_agree(clock):
 
 
 def test_seconds_are_the_median_of_one_gradient(clock):
-    """Of what passes between drawing samples and the gradient; a first gradient is not counted."""
+    """The seconds are the median of one gradient, from drawing samples to the gradient; the first
+    one is not counted.
+    """
     ticks = [50.0, 2.0, 2.0, 90.0, 3.0, 1.0, 70.0, 4.0, 5.0]  # of the first gradient, of repeats
 
     def slow(z):
@@ -305,7 +313,9 @@ def test_seconds_are_the_median_of_one_gradient(clock):
 
 
 def test_the_seed_fixes_everything_but_times():
-    """Whatever else is profiled, whatever torch's own generator did, and leaving that alone."""
+    """The seed fixes all results except times, whatever else is profiled and whatever the state of
+    torch's own generator, which does not change.
+    """
     q, log_joint, exact, _ = problems.quadratic()
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -347,8 +357,8 @@ def test_estimators_and_repeats_have_seeds_of_their_own():
 
 
 def test_gradients_elsewhere_are_left_alone():
-    """Parameters that are being trained get no gradient, and no graph is kept of what the score
-    estimators call.
+    """Parameters in training get no gradient, and no graph of what the score estimators call is
+    kept.
     """
     mean, scale, tracked = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True), []
 
@@ -415,7 +425,9 @@ def test_csv_and_json_hold_every_digit(tmp_path):
 
 
 def test_interruption_keeps_what_was_complete():
-    """The first number of samples takes 8 repeats of two estimators, the second 8 of three."""
+    """Interruption keeps the complete results: the first number of samples takes 8 repeats of two
+    estimators, the second 8 of three.
+    """
     for after, sizes in ((15, None), (16, [1]), (39, [1]), (40, [1, 4])):
 
         def progress(done, total, after=after):

@@ -1,5 +1,5 @@
-"""Profiles of gradients of importance-weighted bounds: exact gradients, the bias of STL, the
-signal, its interval.
+"""Profiles of gradients of importance-weighted bounds: exact gradients, the bias of STL, the signal
+and its interval.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def line(dtype=torch.float64):
 
 
 def exact_line(samples):
-    """The gradient of E[L_S] by quadrature, S up to 3."""
+    """Return the gradient of E[L_S] by quadrature, or None for S > 3."""
     if samples > 3:
         return None
     p, x = line()
@@ -55,7 +55,7 @@ def exact_line(samples):
 
 
 def profile_line(rows=1, **options):
-    """So many rows of q, all alike."""
+    """Profile so many equal rows of q."""
     p, x = line()
     q = lk.DiagonalGaussian(p.mean.expand(rows, 1), p.logvar.expand(rows, 1))
 
@@ -73,7 +73,9 @@ def profile_line(rows=1, **options):
 
 @pytest.mark.parametrize("name", ["bernoulli", "categorical"])
 def test_tuples_of_states_are_enumerated(name):
-    """By a sum written out, over a batch of two; and VIMCO has no bias."""
+    """The exact gradient is a written-out sum over tuples of states, for a batch of two; VIMCO has
+    no bias.
+    """
     logits = LOGITS if name == "bernoulli" else CLASS_LOGITS
     q = family(name, 2)
     found = lk.profile_variance(q, f, num_samples=(1, 2, 3, 8), repeats=200, **BOUND)
@@ -101,7 +103,9 @@ def test_tuples_of_states_are_enumerated(name):
 
 
 def test_the_bias_column_knows_which_are_biased():
-    """Only STL, and it only for S > 1; without an exact gradient nothing is said."""
+    """Only STL is called biased, and only for S > 1; without an exact gradient the column is
+    empty.
+    """
     found = profile_line(16, num_samples=(1, 2, 3, 4), repeats=400)
     for name in found.estimators:
         rows = found.rows(name)
@@ -119,7 +123,9 @@ def test_the_bias_column_knows_which_are_biased():
 
 
 def test_one_sample_is_the_elbo():
-    """Its exact gradient, and estimators of either objective agree on it."""
+    """At one sample the exact gradient is the ELBO's, and the estimators of either objective
+    agree.
+    """
     problem = problems.linear_gaussian(points=3)
     exact = {"exact_gradient": lambda s: problem.exact_gradient if s == 1 else None}
     found = lk.profile_variance(*problem[:2], num_samples=(1,), repeats=1000, **exact, **BOUND)
@@ -137,7 +143,9 @@ def test_one_sample_is_the_elbo():
 
 
 def test_the_signal_goes_like_the_powers_it_should():
-    """-1/2 for IWAE, as long as it shows; +1/2 for STL and, once past the first few S, for DReG."""
+    """The power is -1/2 for IWAE, as long as its signal shows; +1/2 for STL and, past the first few
+    S, for DReG.
+    """
     problem = problems.linear_gaussian()
     found = lk.profile_variance(
         *problem[:2], num_samples=(1, 2, 4, 8, 16, 32, 64), repeats=200, **BOUND
@@ -154,7 +162,7 @@ def test_the_signal_goes_like_the_powers_it_should():
 
 
 def test_the_interval_of_the_signal_is_a_jackknife():
-    """By leaving out one gradient at a time."""
+    """The interval equals a jackknife that leaves out one gradient at a time."""
     gradients = np.random.default_rng(1).normal(size=(20, 3)) * (1, 2, 3) + 1.5
 
     def ratio(x):
@@ -175,7 +183,9 @@ def signal(gradients):
 
 @pytest.mark.parametrize(("repeats", "truth"), [(64, 0.1), (64, 3.0), (256, 0.05), (256, 30.0)])
 def test_the_interval_covers_the_signal(repeats, truth):
-    """400 profiles of normal gradients, eight parameters of unlike noise; binomial error 1.1%."""
+    """The interval covers the signal in 400 profiles of normal gradients, with eight parameters of
+    unequal noise; binomial error 1.1%.
+    """
     scale = np.sqrt(np.arange(1, 9))
     gradients = np.random.default_rng(repeats).normal(size=(400, repeats, 8)) * scale
     gradients += truth * math.sqrt((scale**2).sum() / 8)
@@ -199,7 +209,9 @@ def test_no_signal_is_not_found():
 
 
 def test_noise_seeds_stay_what_they_were():
-    """Existing results can be made again: names keep their places, and places the seeds."""
+    """Seeds keep their values, so that existing results can be reproduced: each name has a fixed
+    position, and each position its seed.
+    """
     assert variance.ESTIMATORS[:5] == (
         "none",
         "leave_one_out",
@@ -214,7 +226,7 @@ def test_noise_seeds_stay_what_they_were():
 
 
 def test_gradients_are_those_of_the_bound():
-    """From the profile's own seeds, by the public functions."""
+    """The gradients equal those of the public functions with the profile's own seeds."""
     found = profile_line(num_samples=(4,), repeats=8, seed=3)
     p, x = line()
     for row, name in enumerate(found.estimators):
@@ -244,7 +256,9 @@ def test_the_seed_fixes_everything_but_times():
 
 
 def test_what_applies_to_what():
-    """A black box has VIMCO alone, a discrete q too; and no gradient is left anywhere."""
+    """For a black box only VIMCO applies, also with a discrete q; no gradient is left in any
+    tensor.
+    """
     mean, weight = torch.zeros(2, requires_grad=True), torch.ones(2, requires_grad=True)
     q = lk.DiagonalGaussian(mean, torch.zeros(2))
     options = {"num_samples": (2,), "repeats": 8} | BOUND
@@ -352,7 +366,7 @@ def test_bad_input(options, error, message):
 
 
 def profile_of(*estimators, num_samples=(1, 4, 16, 64)):
-    """Of a Gaussian's location; every signal is clear."""
+    """Return the profile of a Gaussian's location, with a clear signal everywhere."""
     q = lk.DiagonalGaussian(torch.zeros(2), torch.zeros(2))
     return lk.profile_variance(
         q,

@@ -18,7 +18,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def plogp(p: float, r: float) -> float:
-    """P ln(p / r), with its limits at 0."""
+    """Return p ln(p / r), with its limits at 0."""
     return 0 if p == 0 else INF if r == 0 else p * math.log(p / r)
 
 
@@ -34,7 +34,9 @@ def is_close(x: Tensor, expected: Tensor | float, dtype: torch.dtype) -> None:
 @every_dtype
 @pytest.mark.parametrize("by", ["logits", "probabilities"])
 def test_certain_bernoulli_variables(by: str, dtype: torch.dtype) -> None:
-    """Entropy, KL of every pair, and their gradients; one such dimension does not spoil its row."""
+    """Entropy, KL of every pair and their gradients are the limits; one such dimension does not
+    spoil its row.
+    """
     ends = [0.0, 0.25, 0.5, 0.75, 1.0]
     pairs = torch.tensor(list(itertools.product(ends, ends)), dtype=torch.float64)
     given = [
@@ -121,7 +123,9 @@ def test_softplus_keeps_the_digits_of_float64() -> None:
 
 @every_dtype
 def test_a_class_masked_in_both(dtype: torch.dtype) -> None:
-    """It has probability 0, adds 0 and has gradient 0: values and gradients of the rest alone."""
+    """A class masked in both has probability 0, adds 0 and has gradient 0; values and gradients are
+    those of the other classes alone.
+    """
     a = torch.tensor([[0.5, 1.0, -INF]], dtype=dtype, requires_grad=True)
     b = torch.tensor([[0.125, 0.25, -INF]], dtype=dtype, requires_grad=True)
     found, alone = (
@@ -160,7 +164,7 @@ def test_classes_of_probability_0(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_classes_that_are_all_but_masked(dtype: torch.dtype) -> None:
-    """Masks of -1e9, and log-probabilities so far apart that their ratio overflows."""
+    """Masks of -1e9 work, and log-probabilities so far apart that their ratio overflows."""
     for l, m, expected in (
         ([-100.0, 0.0], [0.0, -100.0], 100.0),
         ([-200.0, 0.0], [0.0, -200.0], 200.0),

@@ -41,7 +41,7 @@ every_family = pytest.mark.parametrize("name", MAKE)
 
 
 def peer(q: Any) -> Any:
-    """The same distribution from torch.distributions, elementwise over D."""
+    """Return the same distribution from torch.distributions, elementwise over D."""
     if isinstance(q, lk.DiagonalGaussian):
         return td.Normal(q.mean, torch.exp(0.5 * q.logvar))
     return (
@@ -56,7 +56,7 @@ def again(q: Any, *parameters: Tensor) -> Any:
 
 
 def inner(q: Any, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-    """sum_d <a_d, b_d>, over statistics and over the D (and K) of each."""
+    """Return sum_d <a_d, b_d>, over statistics and over the D (and K) of each."""
     last = (-2, -1) if isinstance(q, lk.Categorical) else (-1,)
     return sum((x * y).sum(last) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
@@ -85,8 +85,8 @@ def test_equals_torch_distributions(name: str, shape: tuple[int, ...]) -> None:
 @every_family
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_exponential_family_identities(name: str, shape: tuple[int, ...]) -> None:
-    """log p = <eta, phi> - A, score = phi - E phi at natural parameters, grad A = E phi, KL =
-    Bregman's of A.
+    """The identities hold: log p = <eta, phi> - A, score = phi - E phi at natural parameters, grad
+    A = E phi, KL = Bregman's of A.
     """
     q, other = MAKE[name](shape), MAKE[name](shape)
     z = q.sample(6, seed=1)
@@ -133,7 +133,7 @@ def test_round_trips(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bernoulli", "categorical"])
 def test_by_enumeration(name: str) -> None:
-    """Probabilities sum to 1; entropy and KL are what the sum over all states says."""
+    """Probabilities sum to 1; entropy and KL equal the sum over all states."""
     q, other = MAKE[name]((2, 4)), MAKE[name]((2, 4))
     states = torch.tensor(list(itertools.product(range(2 if name == "bernoulli" else K), repeat=4)))
     z = states.unsqueeze(1).expand(-1, 2, 4)
@@ -194,7 +194,7 @@ def relative_error(got: float, exact: mpmath.mpf) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("pairs", ["close", "far"])
 def test_bernoulli_kl_keeps_its_digits(pairs: str, dtype: torch.dtype) -> None:
-    """Sixteen roundings at most: neither close nor far pairs cancel."""
+    """The KL errs by at most sixteen roundings: neither close nor distant pairs cancel."""
     if pairs == "close":
         both = [(l, l + d * max(abs(l), 1)) for l in LOGITS for d in STEPS]
     else:
@@ -230,8 +230,8 @@ def test_bernoulli_entropy_and_density_keep_their_digits(dtype: torch.dtype) -> 
 
 @every_family
 def test_kl_of_close_pairs_is_not_negative(name: str) -> None:
-    """And right but for what log-probabilities lose: an error e of theirs moves sum p (e^d - 1 - d)
-    by e d.
+    """The KL is non-negative, and right except for what log-probabilities lose: an error e of
+    theirs moves sum p (e^d - 1 - d) by e d.
     """
     q = MAKE[name]((500, 1), torch.float32)
     wide = again(q, *(x.double() for x in q.parameters))
@@ -264,7 +264,7 @@ def test_gradients_of_certain_variables_are_finite() -> None:
 
 
 def test_categorical_with_impossible_classes() -> None:
-    """Logits of -inf rule a class out; nothing of it is NaN, its gradient included."""
+    """Logits of -inf exclude a class; nothing becomes NaN, gradients included."""
     logits = torch.tensor([[[0.0, -INF, 1.0]], [[2.0, 1.0, 0.0]]], requires_grad=True)
     wide = torch.tensor([[[0.5, 0.1, 1.0]], [[2.0, 0.0, 0.0]]])
     q, other = lk.Categorical(logits), lk.Categorical(wide)
@@ -305,7 +305,7 @@ def test_nan_stays_in_its_row(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_sums_in_float32(name: str, dtype: torch.dtype) -> None:
     """Densities, entropies and divergences of half parameters are float32, right to its rounding;
-    scores are half's.
+    scores have half precision.
     """
     q, other = MAKE[name]((5, 40), dtype), MAKE[name]((5, 40), dtype)
     wide, wide_other = (again(x, *(y.double() for y in x.parameters)) for x in (q, other))

@@ -1,5 +1,5 @@
-"""FamilyDistribution: what torch.distributions asks of a distribution, and that its numbers are the
-family's.
+"""FamilyDistribution: the interface that torch.distributions requires, with the family's
+numbers.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_it_does_what_torch_does(
     assert not z.requires_grad
     log_prob = ours.log_prob(z)
     assert log_prob.shape == (*sample_shape, *batch)
-    if z.numel():  # torch's Independent takes no empty ones
+    if z.numel():  # torch's Independent does not accept empty ones
         assert ours.support.check(z).all()
         torch.testing.assert_close(log_prob, theirs.log_prob(z), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.entropy(), theirs.entropy(), rtol=1e-5, atol=1e-5)
@@ -104,7 +104,7 @@ def test_values_broadcast_as_torchs(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_expand_keeps_the_class(name: str) -> None:
     class Own(lk.FamilyDistribution):
-        """As Pyro's mixin makes one."""
+        """A distribution class derived as Pyro's mixin derives one."""
 
     q = Own(pair(name)[0].family).expand((4, 3))
     assert type(q) is Own

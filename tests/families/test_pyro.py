@@ -19,11 +19,11 @@ Tensor = torch.Tensor
 
 
 class PyroNormal(lk.FusedNormal, dist.torch_distribution.TorchDistributionMixin):
-    """FusedNormal as Pyro's sample statements take it."""
+    """FusedNormal with the mixin that Pyro's sample statements need."""
 
 
 class PyroFamily(lk.FamilyDistribution, dist.torch_distribution.TorchDistributionMixin):
-    """The families likewise."""
+    """FamilyDistribution with the same mixin."""
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def test_a_bernoulli_posterior() -> None:
     ids=lambda family: family.name,
 )
 def test_plates_masks_and_replays(family: Any) -> None:
-    """A plate draws for each of its places; a mask leaves rows out of the density."""
+    """A plate draws for each of its elements; a mask removes rows from the density."""
 
     def model(value: Tensor | None = None) -> Tensor:
         with pyro.plate("n", 5):

@@ -96,7 +96,9 @@ DRAWS = [
 def test_bits_equal_the_reference(
     simd_build: str, sizes: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
-    """[S, N, D, K] of every dtype, NaN and infinite logits among them where they can be drawn."""
+    """The bits equal the reference's for [S, N, D, K] of every dtype, with NaN and infinite logits
+    where these can be drawn.
+    """
     samples, n, cols, classes = sizes
     logits = 3 * torch.randn(n, cols, classes, dtype=torch.float64)
     special = torch.tensor([torch.nan, INF, -INF, 80.0, -80.0, 0.0])
@@ -126,7 +128,9 @@ def test_bits_equal_the_reference(
 def test_a_categorical_without_probabilities_raises(
     simd_build: str, classes: int, dtype: torch.dtype
 ) -> None:
-    """Not class 0, as long as one variable of many has NaN, inf or only impossible classes."""
+    """An error is raised, instead of class 0, even if one variable of many has NaN, inf or only
+    impossible classes.
+    """
     match = "logits must leave each variable of a Categorical some class"
     for value in (torch.nan, INF, -INF):
         logits = torch.zeros(7, 3, classes, dtype=dtype)
@@ -216,8 +220,8 @@ def test_samples_carry_no_gradient_and_honour_strides() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_samples_are_the_inverse_of_the_distribution(dtype: torch.dtype) -> None:
-    """z from the stream's own uniforms by the distribution in float64, wherever u is not within
-    rounding of an edge.
+    """z is the inverse of the distribution in float64 at the stream's own uniforms, unless u is
+    within rounding of an edge.
     """
     q, c = bernoulli((40, 7), dtype), lk.Categorical(2 * torch.randn(40, 7, 6, dtype=dtype))
     u = lk.uniform((300, 40, 7), seed=9, offset=5).double()
@@ -235,7 +239,7 @@ def test_samples_are_the_inverse_of_the_distribution(dtype: torch.dtype) -> None
 
 
 def test_the_second_of_a_pair_is_the_mirrored_draw() -> None:
-    """z' is 1 where 1 - u would give it; but for ties, the mirrored logit draws its negation."""
+    """z' is 1 where 1 - u would give 1; except for ties, the mirrored logit draws its negation."""
     q = bernoulli((500, 9), torch.float32)
     pairs = q.sample_antithetic(30, seed=2)
     assert torch.equal(pairs[0], q.sample(30, seed=2))
@@ -248,7 +252,7 @@ DRAWN = 1 << 17
 
 
 def test_bernoulli_frequencies_and_antithetic_pairs() -> None:
-    """Both of a pair have the right marginal; E z z' = max(2 p - 1, 0), the least that the
+    """Both of a pair have the right marginal, and E z z' = max(2 p - 1, 0), the least that the
     marginals allow.
     """
     logits = torch.tensor([-6.0, -2.0, -0.3, 0.0, 0.7, 3.0])
@@ -277,7 +281,7 @@ def test_categorical_frequencies(classes: int) -> None:
 
 
 def one_of_many() -> Tensor:
-    """Class 0 of probability 0.99 among 250,000: it comes first, and what follows is small."""
+    """Return logits of 250,000 classes, the first of probability 0.99 and the others small."""
     logits = torch.zeros(250_000)
     logits[0] = math.log(99 * (len(logits) - 1))
     return logits
@@ -296,7 +300,9 @@ many_classes = pytest.mark.parametrize(
 
 @many_classes
 def test_the_small_classes_of_very_many_are_drawn(name: str) -> None:
-    """As often as they should be, by blocks of neighbours, and the very ones of the rule."""
+    """Small classes are drawn as often as they should be, counted by blocks of neighbours, and
+    exactly by the rule.
+    """
     logits = MANY_CLASSES[name]()
     block = -(-len(logits) // 1000)
     probabilities = torch.softmax(logits.double(), 0)
@@ -315,7 +321,7 @@ def test_the_small_classes_of_very_many_are_drawn(name: str) -> None:
 
 @many_classes
 def test_every_class_has_its_probability(name: str) -> None:
-    """Within the bound of kernels/families/README.md, counted over all 2^32 words."""
+    """Frequencies over all 2^32 words are within the bound of kernels/families/README.md."""
     logits = MANY_CLASSES[name]()
     table, proper = reference.cumulative(logits)
     assert proper
@@ -333,7 +339,7 @@ def test_every_class_has_its_probability(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bernoulli", "categorical"])
 def test_elements_are_independent(name: str) -> None:
-    """Neighbours along S and along D, and neighbouring seeds."""
+    """Neighbours along S and along D are independent, and neighbouring seeds."""
     q = lk.Bernoulli(torch.zeros(8)) if name == "bernoulli" else lk.Categorical(torch.zeros(8, 2))
     z = q.sample(DRAWN // 4, seed=5).double() * 2 - 1
     other = q.sample(DRAWN // 4, seed=6).double() * 2 - 1
@@ -358,8 +364,8 @@ def test_certain_variables() -> None:
     ("seed", "place", "u"), [(4, 440253, 1 - 2.0**-24), (6, 27527655, 2.0**-33)]
 )
 def test_at_the_ends_of_the_stream(simd_build: str, seed: int, place: int, u: float) -> None:
-    """The least and greatest u there are: 1 - u rounds to 1, u c_K to below c_K; no impossible
-    class is drawn.
+    """At the least and greatest possible u, where 1 - u rounds to 1 and u c_K to below c_K, no
+    impossible class is drawn.
     """
     assert lk.uniform(1, seed=seed, offset=place).item() == u
     low = u < 0.5

@@ -1,4 +1,4 @@
-"""One checker for every backend of the Gaussian op: the same problems, the same bounds.
+"""The checks of the Gaussian op on every backend: the same problems, the same bounds.
 
 A problem is [groups, samples, rows, cols] with a seed for each group. The truth is the formula in
 float64 over the reference's noise; the yardstick is the same formula in plain torch at the
@@ -32,7 +32,7 @@ def gaussian_problem(
     seed: int | Tensor,
     offset: int,
 ) -> gaussian.Problem:
-    """Return the problem where `spread` is the scale or the log-variance."""
+    """Return the problem in which `spread` is the scale or the log-variance."""
     two = (None, spread) if scale else (spread, None)
     return gaussian.Problem(sizes, mean, *two, prior_mean, prior_logvar, seed, offset)
 
@@ -44,13 +44,15 @@ def gaussian_gradients(
     prior_mean: Tensor | None = None,
     prior_logvar: Tensor | None = None,
 ) -> gaussian.Gradients:
-    """Return places for the gradients, that of `spread` where the problem has it."""
+    """Return buffers for the gradients, with one for `spread` where the problem has it."""
     two = (None, spread) if scale else (spread, None)
     return gaussian.Gradients(mean, *two, prior_mean, prior_logvar)
 
 
 class Problem:
-    """Inputs and upstream gradients, drawn from a seed; values as the dtype holds them."""
+    """Inputs and upstream gradients, drawn from a seed, with values that the dtype holds
+    exactly.
+    """
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class Problem:
         return self.mean, self.spread, self.prior_mean, self.prior_logvar
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
-        """Everything a backend computes, through its own interface; the results on the CPU."""
+        """Return everything that a backend computes, through its own interface, on the CPU."""
         groups, samples, rows, _ = self.sizes
 
         def there(x: Tensor | None) -> Tensor | None:
@@ -119,7 +121,7 @@ class Problem:
         return {name: x.cpu() for name, x in found.items() if x is not None}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The same by the plain formula and autograd, computed in `dtype`."""
+        """Return the same results by the plain formula and autograd, computed in `dtype`."""
 
         def leaf(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(dtype).requires_grad_()
@@ -154,7 +156,7 @@ NAMES = ("d_mean", "d_spread", "d_prior_mean", "d_prior_logvar")
 
 
 def check(backend: Backend, problem: Problem, *, roundings: int = 1) -> None:
-    """Error against float64 at most twice that of same-dtype torch.
+    """Check that the error against float64 is at most twice that of torch in the same dtype.
 
     Where torch happens to be exact (a handful of elements), twice its error is nothing; so the
     bound never falls below `roundings` of the largest value, times the root of the number of terms
@@ -177,12 +179,12 @@ def check(backend: Backend, problem: Problem, *, roundings: int = 1) -> None:
 
 
 class LogQProblem(Problem):
-    """log q with z but no KL, and its gradients with those of z or alone: what `rsample_log_prob`
+    """log q with z but no KL, and its gradients, with those of z or alone: what `rsample_log_prob`
     asks for.
     """
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
-        """As the other problems' `run`."""
+        """Return what the other problems' `run` returns."""
         mean, logvar, gz, gq, seeds = (
             x.to(device) for x in (self.mean, self.spread, self.gz, self.gq, self.seeds)
         )
@@ -200,7 +202,7 @@ class LogQProblem(Problem):
         return {name: x.cpu() for name, x in found.items()}
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """As the other problems' `formula`, by autograd through z."""
+        """Return what the other problems' `formula` returns, by autograd through z."""
         mean, logvar = (x.to(dtype).requires_grad_() for x in (self.mean, self.spread))
         eps = reference.noise_like(self.mean.float(), self.sizes, self.seeds, self.offset).to(dtype)
         z, log_q = log_q_formula(mean.unsqueeze(1), logvar.unsqueeze(1), eps, path=False)
@@ -219,7 +221,7 @@ class LogQProblem(Problem):
 def log_q_formula(
     mean: Tensor, logvar: Tensor, eps: Tensor, *, path: bool
 ) -> tuple[Tensor, Tensor]:
-    """The formula in plain torch: z, and its log-density with the parameters held fixed or not."""
+    """Return z by plain torch, and its log-density with the parameters held fixed or not."""
     z = mean + torch.exp(0.5 * logvar) * eps
     if path:
         mean, logvar = mean.detach(), logvar.detach()
@@ -229,14 +231,15 @@ def log_q_formula(
 
 
 def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Mean and logvar, drawn from a seed."""
+    """Return mean and logvar, drawn from a seed."""
     g = torch.Generator().manual_seed(sum(shape))
     mean, logvar = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
     return mean.to(dtype).requires_grad_(), logvar.to(dtype).requires_grad_()
 
 
 def check_near_overflow(kernels: ModuleType, dtype: torch.dtype) -> None:
-    """A KL that the dtype holds is found, where twice that would be infinite; so are its gradients.
+    """Check a KL that the dtype holds although twice its value would be infinite, and its
+    gradients.
 
     Rows of one column: mean, logvar, and those of the prior.
     """

@@ -153,7 +153,7 @@ def test_kl(
 
 
 def test_kl_of_close_distributions() -> None:
-    """Every digit where the scales differ in the last few bits; nothing negative."""
+    """All digits are right where the scales differ in the last few bits; nothing is negative."""
     scale = 1 + torch.arange(-40, 41) * 2.0**-23
     kl = kl_divergence(
         lk.FusedNormal(torch.zeros(81), scale), lk.FusedNormal(torch.zeros(81), torch.ones(81))
@@ -182,7 +182,9 @@ def test_kl_of_scales_far_from_one(q_scale: float, ratio: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_kl_by_scales_in_ulp(simd_build: str, dtype: torch.dtype) -> None:
-    """Right to 4 units in the last place for scales far apart, close, and powers of two apart."""
+    """The KL is right to 4 units in the last place for scales far apart, close, and powers of two
+    apart.
+    """
     rng = np.random.default_rng(0)
     far = 10 ** rng.uniform(-15, 15, 1500)
     close = 1 + rng.uniform(-1, 1, 1500) * 10 ** rng.uniform(-7, 0, 1500)
@@ -201,7 +203,9 @@ def test_kl_by_scales_in_ulp(simd_build: str, dtype: torch.dtype) -> None:
 
 
 def test_kl_at_the_ends() -> None:
-    """Of scales that are 0, infinite or subnormal, of NaN, and of none at all."""
+    """The KL has its limits where scales are 0, infinite or subnormal, where parameters are NaN,
+    and for no elements.
+    """
 
     def kl(loc: float, scale: float, q_scale: float) -> float:
         given = [torch.tensor([x]) for x in (loc, scale, 0.0, q_scale)]
@@ -238,7 +242,7 @@ def test_bits_of_the_kl_do_not_depend_on_threads_or_builds() -> None:
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.triton)])
 def test_kl_on_other_backends(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    """Where C++ does not run, operations of torch prepare what the KL kernel takes."""
+    """Where C++ does not run, torch operations prepare the inputs of the KL kernel."""
     if backend == "triton" and not backends.interpreting():
         pytest.skip("forces Triton on CPU tensors")
     leaves = [torch.randn(5, 7).exp().requires_grad_() for _ in range(4)]
@@ -263,7 +267,9 @@ def test_kl_of_tiny_scales() -> None:
 
 @pytest.mark.parametrize("which", range(4))
 def test_gradients_of_the_kl(which: int) -> None:
-    """Of one parameter alone and of all, broadcast ones too, of scales near and far apart."""
+    """Gradients are right for one parameter alone and for all, also broadcast ones, for scales near
+    and far apart.
+    """
     given = [torch.randn(3, 4), torch.rand(3, 4) + 0.1, torch.randn(4), 10 * torch.rand(3, 1)]
     leaves = [x.double().requires_grad_() for x in given]
     inputs = [x if i == which else x.detach() for i, x in enumerate(leaves)]

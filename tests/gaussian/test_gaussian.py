@@ -84,7 +84,9 @@ LOGVARS = [s * m * 10.0**e for e in range(-8, 2) for m in (1, 2, 3.7, 8) for s i
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_kl_in_ulp(simd_build: str, dtype: torch.dtype) -> None:
-    """A few ulp for every logvar, never negative; the table is in kernels/gaussian/README.md."""
+    """The KL errs by a few ulp for every logvar and is never negative; the table is in
+    kernels/gaussian/README.md.
+    """
     logvar = torch.tensor(LOGVARS, dtype=dtype).unsqueeze(1)
     kl = lk.gaussian_kl(torch.zeros_like(logvar), logvar)
     assert bool((kl > 0).all())
@@ -106,7 +108,7 @@ def test_kl_is_never_negative(logvar: float, prior_logvar: float, mean: float) -
 
 
 def test_gradient_of_kl_near_the_prior(simd_build: str) -> None:
-    """expm1(d) / 2 keeps its digits where e^d - 1 has none."""
+    """The gradient expm1(d) / 2 keeps its digits where e^d - 1 has none."""
     logvar = torch.tensor([[1e-7, -1e-7, 3e-5, 0.3, -0.999, 1.001, 20.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(
         lk.gaussian_kl(torch.zeros_like(logvar), logvar).sum(), logvar
@@ -120,7 +122,9 @@ def test_gradient_of_kl_near_the_prior(simd_build: str) -> None:
     "value", [-200.0, -104.0, -95.0, 87.9, 88.8, 100.0, float("inf"), float("-inf")]
 )
 def test_extreme_logvar_is_what_torch_gives(simd_build: str, value: float) -> None:
-    """Subnormal, overflowing and infinite sigma, as the formula in float64 rounds."""
+    """Subnormal, overflowing and infinite sigma give the rounded result of the formula in
+    float64.
+    """
     logvar = torch.full((3, 17), value)
     z = lk.rsample(torch.ones(3, 17), logvar, seed=1)
     eps = torch.from_numpy(noise.normal(51, 1).copy()).double().reshape(3, 17)
@@ -150,7 +154,7 @@ def test_nan_stays_in_its_row(simd_build: str, name: str) -> None:
 
 
 def strided(x: Tensor, kind: str) -> Tensor:
-    """The same values in another memory layout."""
+    """Return the same values in another memory layout."""
     if kind == "transposed":
         return x.transpose(0, -1).contiguous().transpose(0, -1)
     if kind == "sliced":
@@ -215,14 +219,14 @@ def test_broadcast_prior_and_its_gradient() -> None:
 
 @pytest.mark.parametrize("value", [-170.0, -90.0, -80.0, 80.0, 88.0])
 def test_extreme_variances_of_the_prior(simd_build: str, value: float) -> None:
-    """1 / sigma^2 overflows before its root does: a prior equals itself."""
+    """The KL of a prior to itself is 0 even where 1 / sigma^2 overflows, but its root does not."""
     zero, logvar = torch.zeros(2, 5), torch.full((2, 5), value)
     assert lk.gaussian_kl(zero, logvar, prior_mean=zero, prior_logvar=logvar).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0, 60.0])
 def test_kl_to_a_prior_in_ulp(simd_build: str, scale: float) -> None:
-    """Random pairs against mpmath: the rounding of logvar - prior_logvar is made good."""
+    """Random pairs agree with mpmath: the rounding of logvar - prior_logvar is compensated."""
     logvar, prior = (scale * (2 * torch.rand(300, 1) - 1) for _ in range(2))
     kl = lk.gaussian_kl(
         torch.zeros(300, 1), logvar, prior_mean=torch.zeros(300, 1), prior_logvar=prior
@@ -308,8 +312,8 @@ def test_empty_batches_let_gradients_flow() -> None:
 
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements() -> None:
-    """64-bit indexing: the last rows of a tensor past 2^31 elements are those of the stream. Takes
-    5 GB.
+    """With 64-bit indexing, the last rows of a tensor past 2^31 elements are those of the stream.
+    Takes 5 GB.
     """
     rows, cols = (1 << 25) + 1, 64
     zero = torch.zeros(1, cols, dtype=torch.bfloat16).expand(rows, cols)
@@ -354,7 +358,7 @@ def test_one_output_unused(used: str) -> None:
 
 
 def test_saves_nothing_but_inputs() -> None:
-    """Forward keeps mean and logvar themselves: no eps, no z, no copy."""
+    """Forward keeps only mean and logvar themselves: no eps, no z, no copy."""
     mean, logvar = torch.randn(50, 20, requires_grad=True), torch.randn(50, 20, requires_grad=True)
     saved: list[int] = []
 

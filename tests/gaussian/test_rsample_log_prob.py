@@ -59,8 +59,8 @@ def test_samples_are_those_of_rsample(
 
 
 def test_half_loses_nothing_to_the_rounding_of_z() -> None:
-    """Sigma is far below the spacing of bfloat16 near the mean: from the rounded z log q would have
-    no digit.
+    """log q keeps its digits where sigma is far below the spacing of bfloat16 near the mean; from
+    the rounded z it would have none.
     """
     mean, logvar = torch.full((8, 16), 100.0), torch.full((8, 16), -10.0)
     _, log_q = lk.rsample_log_prob(mean.bfloat16(), logvar.bfloat16(), seed=2)
@@ -89,14 +89,14 @@ def test_log_q_is_the_density_of_z(shape: tuple[int, ...], dtype: torch.dtype) -
 
 
 class Public(Problem):
-    """The public function, with either derivative: its gradients by the parameters, and by z where
-    log q has one.
+    """A problem for the public function with either derivative: gradients by the parameters, and by
+    z where log q has one.
     """
 
     path = False
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
-        """As the other problems' `run`, through autograd."""
+        """Return what the other problems' `run` returns, through autograd."""
         _, samples, rows, _ = self.sizes
         mean, logvar = (x[0].clone().requires_grad_() for x in (self.mean, self.spread))
         number = samples if samples > 1 else None
@@ -116,7 +116,7 @@ class Public(Problem):
         }
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """As the other problems' `formula`, by autograd through z."""
+        """Return what the other problems' `formula` returns, by autograd through z."""
         mean, logvar = (x[0].to(dtype).requires_grad_() for x in (self.mean, self.spread))
         eps = reference.noise_like(self.mean.float(), self.sizes, 5, self.offset)[0].to(dtype)
         z, log_q = log_q_formula(mean, logvar, eps, path=self.path)
@@ -128,7 +128,7 @@ class Public(Problem):
 
 
 class PublicPath(Public):
-    """The same with path_derivative=True."""
+    """The same problem with path_derivative=True."""
 
     path = True
 
@@ -137,8 +137,8 @@ class PublicPath(Public):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [s for s in SIZES if s[0] == 1 and s[1] > 0], ids=str)
 def test_gradients(sizes: Sizes, dtype: torch.dtype, problem: type[Public]) -> None:
-    """Against float64 autograd of the formula: total derivatives, and those of log q with the
-    parameters held fixed.
+    """Gradients agree with float64 autograd of the formula: total derivatives, and those of log q
+    with the parameters held fixed.
     """
     check(CPP, problem(sizes, dtype))
     check(CPP, problem(sizes, dtype, offset=3))
@@ -150,8 +150,8 @@ def test_gradients(sizes: Sizes, dtype: torch.dtype, problem: type[Public]) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("num_samples", [None, 8])
 def test_sticking_the_landing(dtype: torch.dtype, num_samples: int | None) -> None:
-    """Where p = q, log p(z) - log q(z) is flat in z, and each sample's gradient vanishes, if not
-    the total derivative.
+    """Where p = q, log p(z) - log q(z) does not depend on z, so each sample's path derivative
+    vanishes; the total derivative does not.
 
     log p's gradient comes from z, ours from eps: they differ by z's rounding over sigma^2, and a
     few of their own.
@@ -175,7 +175,9 @@ def test_sticking_the_landing(dtype: torch.dtype, num_samples: int | None) -> No
 
 
 def test_hooks_on_z_see_log_q_and_may_scale_it() -> None:
-    """What a doubly reparameterized estimator needs: weights between z and the parameters."""
+    """A hook on z sees log q's gradient and can scale it, as a doubly reparameterized estimator
+    needs.
+    """
     mean, logvar = leaves(6, 5, dtype=torch.float64)
     weights = torch.rand(3, 6, 1, dtype=torch.float64)
     eps = lk.normal((3, 6, 5), seed=1).double()
@@ -208,7 +210,7 @@ def test_total_derivative_has_nothing_by_z() -> None:
 
 
 def test_log_q_can_be_changed_in_place() -> None:
-    """It is a result, no view of one."""
+    """log q is a result of its own, not a view, so it can be changed in place."""
     mean, logvar = leaves(6, 5)
     for path in (False, True):
         _, log_q = lk.rsample_log_prob(mean, logvar, seed=1, path_derivative=path)

@@ -1,5 +1,5 @@
-"""Sparse codes: every algorithm and backend to the optimum that scikit-learn finds, with gaps that
-are bounds.
+"""Sparse codes: every algorithm and backend reaches scikit-learn's optimum, and the gaps are
+bounds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SIZES = [
 def problem(
     rows: int, features: int, components: int, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor]:
-    """Rows x and a dictionary whose atoms have norms between 1/2 and 2."""
+    """Return rows x and a dictionary whose atoms have norms between 1/2 and 2."""
     generator = torch.Generator().manual_seed(1000 * rows + 100 * features + components)
     d = torch.randn(components, features, generator=generator, dtype=torch.float64)
     d *= (0.5 + 1.5 * torch.rand(components, 1, generator=generator, dtype=torch.float64)) / d.norm(
@@ -66,8 +66,8 @@ def objective(x: Tensor, d: Tensor, z: Tensor, alpha: float | Tensor) -> Tensor:
 def optimum(
     x: Tensor, d: Tensor, alpha: float, positive: bool = False, tol: float = 1e-14
 ) -> Tensor:
-    """Objective values of scikit-learn's solution, whose loss is divided by the number of its
-    samples.
+    """Return the objective values of scikit-learn's solution, whose loss is divided by the number
+    of its samples.
     """
     n = d.size(1)
     model = Lasso(
@@ -97,7 +97,9 @@ def check(
     best: Tensor,
     positive: bool = False,
 ) -> None:
-    """As near the optimum as the tolerance asks, and the gap no less than what is left."""
+    """Check that the objective is as near the optimum as the tolerance asks, and that the gap is no
+    less than the distance left.
+    """
     start = 0.5 * x.double().square().sum(-1)
     above = objective(x, d, codes, alpha) - best
     assert bool(
@@ -166,7 +168,7 @@ def test_backends_agree(monkeypatch: pytest.MonkeyPatch, backend: str, algorithm
     "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str
 )
 def test_hard_problems(dtype: torch.dtype) -> None:
-    """Correlated atoms, twins among them, and supports too large for a working set."""
+    """Correlated atoms, twins among them, and supports too large for a working set are solved."""
     tol = 1e-10 if dtype == torch.float64 else 1e-6
     generator = torch.Generator().manual_seed(3)
     common = torch.randn(1, 60, generator=generator, dtype=torch.float64)
@@ -193,7 +195,7 @@ def test_hard_problems(dtype: torch.dtype) -> None:
 @every_dtype
 @pytest.mark.usefixtures("simd_build")
 def test_gap_of_any_codes(dtype: torch.dtype) -> None:
-    """max_iter=0 returns init with its gap, a bound wherever init lies; and close to tight at the
+    """max_iter=0 returns init with its gap, which is a bound for any init and nearly tight at the
     optimum.
     """
     x, d = problem(8, 20, 33, dtype)
@@ -220,7 +222,7 @@ def exact(t: Tensor) -> list[Any]:
 
 
 def solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction] | None:
-    """Gauss and Jordan; None where the matrix is singular."""
+    """Solve a linear system by Gauss and Jordan; return None where the matrix is singular."""
     n, rows = len(right), [[*row, value] for row, value in zip(matrix, right, strict=True)]
     for j in range(n):
         pivot = next((i for i in range(j, n) if rows[i][j] != 0), None)
@@ -243,8 +245,8 @@ def exact_objective(
 def exact_minimum(
     x: list[Fraction], d: list[list[Fraction]], alpha: Fraction, positive: bool
 ) -> Fraction:
-    """The least objective of the stationary points of every pattern of signs: the optimum is one of
-    them.
+    """Return the least objective over the stationary points of all patterns of signs: the optimum
+    is one of them.
     """
     best = exact_objective(x, d, [Fraction()] * len(d), alpha)
     for signs in product((0, 1) if positive else (-1, 0, 1), repeat=len(d)):
@@ -273,8 +275,8 @@ def exact_minimum(
 def test_gap_is_a_bound_without_tolerance(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], alpha: float, backend: str
 ) -> None:
-    """In exact arithmetic, near least squares: there r is little but rounding, and the dual's scale
-    s many times 1.
+    """The gap is a bound in exact arithmetic, near least squares: r is little but rounding there,
+    and the dual's scale s many times 1.
     """
     forced(monkeypatch, backend)
     rows, (features, components) = 24 if max(size) > 1 else 200, size
@@ -311,7 +313,9 @@ def test_gap_is_a_bound_without_tolerance(
 def test_norms_of_atoms_do_not_matter_to_gradient_steps(
     monkeypatch: pytest.MonkeyPatch, positive: bool, backend: str, dtype: torch.dtype
 ) -> None:
-    """Codes of atoms with norms of 1 to 100, which steps of one length hardly move."""
+    """Gradient steps solve for atoms with norms of 1 to 100; steps of one length would hardly move
+    their codes.
+    """
     forced(monkeypatch, backend)
     x, d = problem(6, 40, 60)
     d *= torch.logspace(0, 2, 60, dtype=torch.float64)[:, None] / d.norm(dim=1, keepdim=True)
@@ -327,7 +331,9 @@ def test_norms_of_atoms_do_not_matter_to_gradient_steps(
 
 
 def test_norms_of_atoms_may_be_any_beside_each_other() -> None:
-    """From 1e-6 to 5e5: only the largest are worth their part of the l1 norm."""
+    """Norms from 1e-6 to 5e5 side by side are solved: only the largest atoms are worth their part
+    of the l1 norm.
+    """
     x, d = problem(5, 20, 40)
     d /= d.norm(dim=1, keepdim=True)
     powers = 2.0 ** torch.arange(-20, 20, dtype=torch.float64)[:, None]
@@ -381,7 +387,7 @@ def test_tolerance_beyond_the_dtype_ends(algorithm: str) -> None:
 
 @every_algorithm
 def test_warm_start(algorithm: str) -> None:
-    """From the solution nothing moves; from a near one it takes fewer iterations."""
+    """From the solution nothing moves; from a near point it takes fewer iterations."""
     x, d = problem(9, 30, 64)
     options: dict[str, Any] = {"algorithm": algorithm, "alpha": 0.1, "return_gap": True}
     z, gap = lk.sparse_encode(x, d, max_iter=50_000, **options)
@@ -438,8 +444,8 @@ def test_every_shape(
     alpha: float,
     positive: bool,
 ) -> None:
-    """Float64 scarcely moves the minimum: the gap bounds how far any codes are from those of a
-    tight solution.
+    """Every shape is solved: the gap bounds the distance of any codes from a tight solution in
+    float64, which hardly moves the minimum.
     """
     x, d = problem(rows, features, components, dtype)
     options: dict[str, Any] = {"alpha": alpha, "positive": positive, "return_gap": True}
@@ -460,7 +466,9 @@ def test_every_shape(
 @every_algorithm
 @every_dtype
 def test_bits_depend_on_the_row_alone(dtype: torch.dtype, algorithm: str) -> None:
-    """Not on threads, the batch around it, strides or the SIMD build."""
+    """The bits of a row do not depend on threads, on the other rows of the batch, on strides or on
+    the SIMD build.
+    """
     x, d = problem(203, 30, 65, dtype)
     options: dict[str, Any] = {
         "algorithm": algorithm,
@@ -566,7 +574,7 @@ def test_rows_of_zeros_and_extreme_scales(algorithm: str) -> None:
 def test_scales_beyond_float32(
     monkeypatch: pytest.MonkeyPatch, backend: str, algorithm: str
 ) -> None:
-    """NaN in both, or a gap that tells."""
+    """Scales beyond float32 give NaN in both results, or a gap that shows the error."""
     forced(monkeypatch, backend)
     x, d = problem(4, 30, 64, torch.float32)
     for scale in (1e25, 1e19, 1e-25):
@@ -584,7 +592,7 @@ def test_scales_beyond_float32(
 @every_algorithm
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_small_atoms(dtype: torch.dtype, algorithm: str) -> None:
-    """Down to the least squared norm that is a normal number."""
+    """Atoms may be small, down to the least squared norm that is a normal number."""
     x, d = problem(4, 30, 64, dtype)
     expected = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1)
     d[5] *= 1e-18 if dtype == torch.float32 else 1e-153
@@ -618,7 +626,9 @@ def test_shapes(algorithm: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype: torch.dtype) -> None:
-    """Computed in float32; the gap, too, is float32, and that of the codes as they are returned."""
+    """Codes of half precision are computed in float32; the gap is float32, too, and that of the
+    codes as they are returned.
+    """
     x, d = (t.to(dtype) for t in problem(9, 30, 64))
     z, gap = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1, return_gap=True)
     assert (z.dtype, gap.dtype) == (dtype, torch.float32)
@@ -636,7 +646,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_codes_beyond_float16_are_its_largest_number() -> None:
-    """The gap is theirs: what is missing of a code of 6 million costs 1/2 (6e6 - 65504)^2 / 1e4."""
+    """The gap is that of the returned codes: cutting a code of 6 million off costs 1/2 (6e6 -
+    65504)^2 / 1e4.
+    """
     x, d = torch.full((1, 3), 6e4).half(), (torch.eye(3) * 0.01).half()
     x[0, 1] = 60
     for algorithm in ALGORITHMS:
@@ -656,7 +668,9 @@ def test_codes_beyond_float16_are_its_largest_number() -> None:
 
 
 def test_no_gradient_and_danskin() -> None:
-    """The codes are detached; with them held fixed the minimum's gradient in D is right."""
+    """The codes are detached; with the codes held fixed, the minimum's gradient in D is right
+    (Danskin's theorem).
+    """
     x, d = problem(5, 20, 12)
     d.requires_grad_()
     z = lk.sparse_encode(x, d, algorithm="cd", alpha=0.1, tol=1e-14)
@@ -740,7 +754,7 @@ def test_functorch_fake_tensors_and_opcheck() -> None:
 
 @every_algorithm
 def test_fork_after_use(algorithm: str) -> None:
-    """A child of a process whose pool has run uses a pool of its own, and no thread of torch's."""
+    """A child of a process whose pool has run uses a pool of its own, and no threads of torch's."""
     code = (
         f"algorithm = {algorithm!r}"
         + """
@@ -881,7 +895,9 @@ def test_other_kinds_of_codes(dtype: torch.dtype) -> None:
 
 
 def test_lasso_lars_is_the_optimum() -> None:
-    """Where coordinate descent would take too long, too; the gap is a bound on what is left."""
+    """Lars finds the optimum, also where coordinate descent would take too long; the gap bounds the
+    distance left.
+    """
     x, d = problem(5, 20, 60)
     for positive, alpha in product((False, True), (1.0, 1e-2, 1e-5)):
         options: dict[str, Any] = {"alpha": alpha, "positive": positive, "return_gap": True}
@@ -911,7 +927,9 @@ def test_options_of_other_kinds(options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("kind", [np.array, np.float64, torch.tensor], ids=lambda k: k.__name__)
 def test_numbers_that_change_in_their_place(kind: Any) -> None:
-    """No call answers for one before it, whose alpha was the same object or in the same memory."""
+    """Each call uses the present value of alpha, even if it is the same object or in the same
+    memory as that of the call before.
+    """
     x, d = problem(4, 20, 33)
     alpha = kind(0.0)
     for value in (0.1, 0.7, 0.2):

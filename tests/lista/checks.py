@@ -1,4 +1,4 @@
-"""One checker for every backend of the unrolled soft-thresholding; as in tests/gaussian.
+"""The checks of unrolled soft-thresholding on every backend, as in tests/gaussian.
 
 The truth is the plain formula (kernels/lista/reference.py) in float64 with autograd, the yardstick
 the same at the problem's dtype. Where an entry sits on its threshold to within rounding, either
@@ -89,7 +89,7 @@ def as_problem(tensors: Tensors, choices: Choices) -> Problem:
 def forward(
     kernels: ModuleType, tensors: Tensors, choices: Choices, with_tape: bool = False
 ) -> tuple[Tensor, Tape | None]:
-    """The codes through a backend's own interface, and the tape that is asked for."""
+    """Return the codes through a backend's own interface, and the tape if it is asked for."""
     problem = as_problem(tensors, choices)
     tape = Tape((False,) * len(NAMES)) if with_tape else None
     z = tensors.x.new_full((problem.sizes[0], problem.sizes[2]), torch.nan)
@@ -105,7 +105,7 @@ def backward(
     upstream: Tensor,
     wanted: tuple[bool, ...],
 ) -> Gradients:
-    """The gradients of the wanted tensors through a backend's own interface."""
+    """Return the gradients of the wanted tensors through a backend's own interface."""
     gradients = Gradients(
         *(
             None if t is None or not w else torch.full_like(t, torch.nan)
@@ -117,8 +117,8 @@ def backward(
 
 
 class ListaProblem:
-    """The tensors of some layers and an upstream gradient, drawn from a seed; values as their dtype
-    holds them.
+    """The tensors of some layers and an upstream gradient, drawn from a seed, with values that
+    their dtype holds exactly.
 
     Sizes of the matrices keep the codes of all layers near one.
     """
@@ -175,7 +175,8 @@ class ListaProblem:
         self._clear: bool | None = None
 
     def run(self, kernels: ModuleType, wanted: tuple[bool, ...] | None = None) -> dict[str, Tensor]:
-        """The codes and the gradients of the wanted tensors through a backend's own interface.
+        """Return the codes and the gradients of the wanted tensors through a backend's own
+        interface.
 
         With a tape, twice from one, and without: the same bits.
         """
@@ -197,7 +198,7 @@ class ListaProblem:
         }
 
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The same by the plain formula and autograd, computed in `dtype`."""
+        """Return the same results by the plain formula and autograd, computed in `dtype`."""
         if dtype in self._formula:
             return self._formula[dtype]
         leaves = Tensors(
@@ -215,16 +216,16 @@ class ListaProblem:
         return self._formula[dtype]
 
     def is_clear(self) -> bool:
-        """Whether rounding leaves every entry on its side of its threshold, and of the selection's
-        bound.
+        """Return whether rounding cannot move any entry across its threshold, or across the bound
+        of the selection.
         """
         if self._clear is None:
             self._clear = self.stands_clear()
         return self._clear
 
     def stands_clear(self, least: float = 0.0) -> bool:
-        """By four times the difference that the dtype makes to the entries before their thresholds,
-        or by `least`.
+        """Return whether entries are away from their thresholds by four times the difference that
+        the dtype makes to them, or by `least`.
         """
         if self.tensors.x.numel() == 0:
             return True
@@ -259,7 +260,7 @@ def clear_problem(
     margin: float = 0.0,
     **options: Any,
 ) -> ListaProblem:
-    """The first problem whose entries all stand clear of their thresholds, by rounding or by
+    """Return the first problem with all entries away from their thresholds, by rounding or by
     `margin`.
     """
     first = options.pop("seed", 0)
@@ -271,7 +272,7 @@ def clear_problem(
 
 
 def encode(tensors: Tensors, choices: Choices) -> Tensor:
-    """Through the public functions."""
+    """Return the codes by the public functions."""
     t = tensors
     options: dict[str, Any] = {
         "n_layers": choices.layers,
@@ -298,13 +299,13 @@ def encode(tensors: Tensors, choices: Choices) -> Tensor:
 
 
 def of_layer_and_component(threshold: Tensor, layers: int, n: int) -> Tensor:
-    """Thresholds as [T, n], whatever their shape."""
+    """Return the thresholds as [T, n], whatever their shape."""
     return threshold.expand(layers, n)
 
 
 def by_hand(tensors: Tensors, choices: Choices, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """For each layer its entries before the threshold and its codes: by columns, with every default
-    written out.
+    """Return for each layer its entries before the threshold and its codes, by columns, with every
+    default written out.
 
     Column form as the papers have it: A = W^T, S^T and so on, one sample a column.
     """
@@ -351,15 +352,15 @@ def by_hand(tensors: Tensors, choices: Choices, dtype: torch.dtype) -> list[tupl
 
 
 def terms_of(name: str, sizes: Sizes) -> int:
-    """How many terms are summed for one element, of the result or on the way to it."""
+    """Return how many terms are summed for one element, of the result or of an intermediate."""
     rows, m, n, _ = sizes
     summed = {"z": 0, "d_x": 0, "d_initial": 0, "d_threshold": rows * n, "d_step": rows * n}
     return max(m, n) + summed.get(name, rows)
 
 
 def check_lista(kernels: ModuleType, problem: ListaProblem, build: str = "") -> dict[str, Tensor]:
-    """Error against float64 at most twice that of same-dtype torch, as checks.check has it; returns
-    the results.
+    """Check that the error against float64 is at most twice that of torch in the same dtype, as
+    checks.check does; return the results.
 
     Where torch happens to be more exact than its dtype promises, the bound does not fall below one
     rounding for each layer, times the root of the number of terms that a sum has: of the largest
@@ -400,8 +401,8 @@ def check_lista(kernels: ModuleType, problem: ListaProblem, build: str = "") -> 
 
 
 def check_every_build(kernels: ModuleType, problem: ListaProblem) -> None:
-    """The same, with every build of the C++ kernels that this processor can run; their results bit
-    for bit equal.
+    """Check the same with every build of the C++ kernels that this processor supports; their
+    results must be equal bit for bit.
     """
     first: dict[str, Tensor] = {}
     for build in _core.simd_builds():

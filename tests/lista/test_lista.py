@@ -39,7 +39,7 @@ DTYPES = [torch.float32, torch.float64]
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Small products: torch's threads would wait for one another."""
+    """Use one thread: for small products torch's threads would wait for one another."""
     torch.set_num_threads(1)
 
 
@@ -83,9 +83,7 @@ def test_any_shape(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_reference(form: str) -> None:
-    """The formula as this library writes it, against the papers' column form with every default
-    written out.
-    """
+    """The reference equals the papers' column form with every default written out."""
     for sizes in LISTA_SIZES:
         for options in OPTIONS:
             problem = ListaProblem(form, sizes, torch.float64, **options)
@@ -97,7 +95,7 @@ def test_reference(form: str) -> None:
 
 
 def test_problems_are_of_every_density() -> None:
-    """Without this the others might compare zeros."""
+    """The problems have codes of every density; otherwise the other tests might compare zeros."""
     found = []
     for form in FORMS:
         for options in OPTIONS:
@@ -112,8 +110,8 @@ def test_problems_are_of_every_density() -> None:
 
 @pytest.mark.parametrize("positive", [False, True])
 def test_selection_of_ties_and_of_more_than_there_are(positive: bool) -> None:
-    """As large as the k-th largest passes; below its threshold nothing does. Exact in small
-    integers.
+    """Entries as large as the k-th largest pass; below the threshold none does. This is exact for
+    small integers.
     """
     x = torch.tensor([[3.0, -3.0, 2.0, 1.0, -5.0, 0.0, 3.0], [1.0, 1.0, 0.0, -1.0, 1.0, 1.0, -1.0]])
     tensors = Tensors(x, torch.eye(7), torch.tensor(1.5))
@@ -152,7 +150,7 @@ def test_at_its_threshold_an_entry_is_zero_and_so_is_its_gradient() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_gradient_alone(form: str) -> None:
-    """What else is wanted changes no bit of a gradient."""
+    """A gradient has the same bits whichever other gradients are wanted."""
     for sizes in ((70, 20, 50, 4), (3, 7, 5, 2)):
         for options in (OPTIONS[1], OPTIONS[3], OPTIONS[6]):
             problem = ListaProblem(form, sizes, **options)
@@ -169,7 +167,7 @@ def test_every_gradient_alone(form: str) -> None:
     "sizes", [(0, 3, 4, 2), (3, 0, 4, 2), (3, 4, 0, 2), (9, 0, 0, 2), (0, 0, 0, 1)], ids=str
 )
 def test_sizes_of_zero(sizes: Sizes, form: str) -> None:
-    """No rows, no features, no components: nothing is read, gradients of sums over nothing are
+    """Without rows, features or components nothing is read, and gradients that sum over nothing are
     zeros.
     """
     for options in (*OPTIONS[:6], {**OPTIONS[3], "select": 0}):
@@ -200,7 +198,9 @@ def test_no_components_with_initial_codes() -> None:
     "options", [OPTIONS[1], OPTIONS[3], OPTIONS[9]], ids=["shared", "layered", "sparse"]
 )
 def test_bits_do_not_depend_on_threads(form: str, options: dict[str, Any]) -> None:
-    """Enough rows for several tiles, chunks and threads; seven threads get smaller tiles."""
+    """The bits do not depend on threads, for enough rows for several tiles, chunks and threads;
+    seven threads get smaller tiles.
+    """
     dtype = torch.float64 if options is OPTIONS[3] else torch.float32
     problem = ListaProblem(form, (520, 400, 100, 3), dtype, **options)
     tensors, choices, wanted = (
@@ -223,8 +223,8 @@ def test_bits_do_not_depend_on_threads(form: str, options: dict[str, Any]) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_do_not_depend_on_their_batch(form: str, dtype: torch.dtype) -> None:
-    """A row alone is gathered; among others its tile may be a dense product. Codes and gradients of
-    rows: same bits.
+    """Codes and gradients of a row have the same bits alone, where the row is gathered, and in a
+    batch, where its tile may be a dense product.
     """
     for options in OPTIONS:
         problem = ListaProblem(form, (69, 19, 45, 3), dtype, **options)
@@ -245,8 +245,8 @@ def test_rows_do_not_depend_on_their_batch(form: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_dense_row_makes_no_difference_to_sparse_ones(form: str) -> None:
-    """One tile is as dense as its rows together: 3 of 4 rows full, the fourth nearly empty, and
-    alone.
+    """A nearly empty row gets the same bits alone and with 3 full rows, which make their common
+    tile dense.
     """
     problem = ListaProblem(form, (8, 30, 100, 4), theta=0.8)
     loud = problem.tensors.x * torch.tensor([50.0, 50, 50, 0.5, 50, 50, 50, 0.5])[:, None]
@@ -264,8 +264,8 @@ def test_a_dense_row_makes_no_difference_to_sparse_ones(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_bits_do_not_depend_on_build(form: str) -> None:
-    """At sizes where lists and dense tiles, pairs and transposed matrices all occur; float32
-    against the truth too.
+    """The bits do not depend on the build at sizes where lists and dense tiles, pairs and
+    transposed matrices all occur; float32 is compared with the truth too.
     """
     for options in (OPTIONS[1], OPTIONS[3], OPTIONS[6], OPTIONS[9]):
         for dtype in DTYPES:
@@ -313,7 +313,7 @@ def soft(u: Tensor, theta: float | Tensor) -> Tensor:
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("layers", [1, 2, 30])
 def test_equals_iterative_soft_thresholding(layers: int, initial: bool) -> None:
-    """All forms, with the weights of `from_dictionary`, are ISTA for the Lasso with scikit-learn's
+    """All forms with the weights of `from_dictionary` are ISTA for the Lasso in scikit-learn's
     layout.
     """
     alpha, m, n = 0.2, 20, 35
@@ -351,8 +351,8 @@ def test_equals_iterative_soft_thresholding(layers: int, initial: bool) -> None:
 
 
 def test_many_layers_reach_the_lasso() -> None:
-    """Its optimality conditions: |D (x - z D)| <= alpha, equal to alpha sign(z) where z is not
-    zero.
+    """The codes satisfy the Lasso's optimality conditions: |D (x - z D)| <= alpha, equal to alpha
+    sign(z) where z is not zero.
     """
     alpha, m, n = 0.3, 30, 20
     dictionary = torch.nn.functional.normalize(torch.randn(n, m, dtype=torch.float64))
@@ -368,7 +368,9 @@ def test_many_layers_reach_the_lasso() -> None:
 
 
 def bytes_saved(run: Callable[[], Tensor], given: list[Tensor]) -> tuple[int, Tensor]:
-    """What autograd keeps besides the inputs themselves, every storage once."""
+    """Return the bytes that autograd keeps besides the inputs themselves, with each storage counted
+    once.
+    """
     known = {t.untyped_storage().data_ptr() for t in given}
     found: dict[int, int] = {}
     held = []
@@ -387,8 +389,8 @@ def bytes_saved(run: Callable[[], Tensor], given: list[Tensor]) -> tuple[int, Te
 
 @pytest.mark.parametrize("form", ["recurrent", "steps", "residual"])
 def test_training_keeps_a_fifth_of_what_torch_keeps(form: str) -> None:
-    """At 5% density, against the leanest plain torch: softshrink keeps one tensor, the product with
-    S another.
+    """At 5% density training keeps at most a fifth of the memory of the leanest plain torch, where
+    softshrink keeps one tensor and the product with S another.
     """
     rows, m, n, layers = 300, 40, 200, 6
     dictionary = torch.nn.functional.normalize(torch.randn(n, m))
@@ -482,7 +484,7 @@ def coupled(
 
 
 def filled(value: float, *shape: int) -> Tensor:
-    """Ones, the last of them `value`."""
+    """Return ones, the last of them replaced by `value`."""
     x = torch.ones(shape)
     x.view(-1)[-1] = value
     return x

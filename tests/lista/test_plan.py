@@ -43,7 +43,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the tensors whose values are checked from now on."""
+    """Record the names of the tensors whose values are checked from now on."""
     names: list[str] = []
     finite = problem.finite
 
@@ -56,7 +56,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def encoder_of(options: dict[str, Any], training: bool = False, layers: int = 3) -> lk.LISTA:
-    """An encoder whose thresholds (steps) have both signs in training mode."""
+    """Return an encoder whose thresholds (steps) have both signs in training mode."""
     generator = torch.Generator().manual_seed(1)
     encoder = lk.LISTA(4, 6, layers, dictionary=torch.randn(6, 4, generator=generator), **options)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def draw(*shape: int) -> Tensor:
 
 
 def fresh(encoder: lk.LISTA, x: Tensor, **options: Any) -> Tensor:
-    """What an encoder of the same parameters that never ran before says."""
+    """Return the codes of a new encoder with the same parameters."""
     other = copy.deepcopy(encoder)
     assert other._plan is None
     with torch.no_grad():
@@ -89,7 +89,9 @@ def fresh(encoder: lk.LISTA, x: Tensor, **options: Any) -> Tensor:
 def test_parameters_are_checked_once(
     options: dict[str, Any], training: bool, checks: list[str]
 ) -> None:
-    """Whether gradients are off, or on while nothing requires them; for x of any number of rows."""
+    """Parameters are checked once, with gradients off or on while nothing requires them, for x of
+    any number of rows.
+    """
     encoder = encoder_of(options, training)
     with torch.no_grad():
         first = encoder(draw(3, 4))
@@ -173,7 +175,9 @@ def test_codes_follow_the_parameters(options: dict[str, Any], training: bool, ch
 
 
 def test_memory_in_another_order() -> None:
-    """The same address, shape and version, read by other strides; then other memory."""
+    """The plan is renewed for the same address, shape and version read by other strides, and for
+    other memory.
+    """
     encoder, x = encoder_of({"variant": "lista"}), draw(5, 4)
     for parameter in (encoder.recurrent, encoder.weight):
         assert parameter is not None
@@ -246,7 +250,7 @@ def test_other_options() -> None:
 @every_mode
 @every_variant
 def test_a_lazy_negation_of_the_same_memory(options: dict[str, Any], training: bool) -> None:
-    """Address, version and shape are the same, the values are not."""
+    """The plan is renewed if the values change although address, version and shape are the same."""
     encoder, x = encoder_of(options, training), draw(5, 4)
     other = copy.deepcopy(encoder)
     with torch.no_grad():
@@ -262,7 +266,7 @@ def test_a_lazy_negation_of_the_same_memory(options: dict[str, Any], training: b
     "kind", [np.array, lambda t: torch.tensor(t, dtype=torch.float64)], ids=["array", "tensor"]
 )
 def test_an_alpha_that_changes_in_its_place(kind: Callable[[float], Any]) -> None:
-    """The object that a plan was made for is still the same one, its value is not."""
+    """The plan is renewed if the value of alpha changes although the object is the same."""
     encoder, x = encoder_of({"variant": "step"}), draw(5, 4)
     encoder.alpha = kind(0.1)
     with torch.no_grad():
@@ -275,7 +279,9 @@ def test_an_alpha_that_changes_in_its_place(kind: Callable[[float], Any]) -> Non
 
 @every_variant
 def test_training_and_evaluation_in_turn(options: dict[str, Any]) -> None:
-    """Gradients are wanted, and not, and wanted; modes change in between."""
+    """Calls are right with gradients wanted, not wanted and wanted again, and with changes of mode
+    in between.
+    """
     encoder, x = encoder_of(options), draw(5, 4)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=0.05)
     for i in range(6):
@@ -372,7 +378,7 @@ def test_copies_and_pickles_have_no_plan(options: dict[str, Any], training: bool
 
 
 def test_parameters_swapped_for_a_call() -> None:
-    """By torch.func.functional_call, and stacked for vmap."""
+    """Parameters swapped by torch.func.functional_call, or stacked for vmap, are used."""
     encoders, x = [encoder_of({"variant": "lista"}) for _ in range(2)], draw(5, 4)
     for p in encoders[1].parameters():
         halve(p)
@@ -474,7 +480,9 @@ def test_several_threads_share_a_plan(training: bool) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_forked_processes_and_workers() -> None:
-    """With more weights than torch sums on one thread, checked anew in a child."""
+    """A child process checks the parameters anew, with more weights than torch sums on one
+    thread.
+    """
     code = """
 import os, torch, latent_kernels as lk
 torch.set_num_threads(3)

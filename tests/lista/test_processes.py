@@ -1,4 +1,4 @@
-"""Unrolled soft-thresholding among processes and threads: fork, DataLoader workers, several Python
+"""Unrolled soft-thresholding in several processes and threads: fork, DataLoader workers, Python
 threads.
 
 Both passes, each test in a fresh interpreter that must end by itself.
@@ -68,7 +68,9 @@ assert encode() == encoded and train() == trained
 
 
 def test_fork_while_another_thread_computes() -> None:
-    """Fork in the middle of a job: its locks are held by threads that the child does not have."""
+    """A fork in the middle of a job works, although its locks are held by threads that the child
+    does not have.
+    """
     code = """
 stop = False
 def busy():
@@ -87,8 +89,8 @@ stop = True; t.join()
 
 
 def test_dataloader_workers() -> None:
-    """Encoded by workers, and trained there: leaves of a worker's own, its autograd in a process
-    without the pool.
+    """Workers encode, and train leaves of their own: autograd works in a process without the
+    pool.
     """
     code = """
 import hashlib
@@ -106,7 +108,7 @@ for i, found in enumerate(loader):
 
 
 def test_several_python_threads() -> None:
-    """One encoder, its parameters shared; each thread both passes, over and over."""
+    """Several threads share one encoder and its parameters, and each repeats both passes."""
     code = """
 wrong = []
 def work(i):
@@ -143,7 +145,7 @@ threading.Thread(target=busy, daemon=True).start()
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_tape_read_by_several_threads(form: str) -> None:
-    """Backward passes of one forward pass at the same time, and different problems at once."""
+    """Backward passes of one forward pass run at the same time, and different problems at once."""
     torch.set_num_threads(2)
     problems = [
         ListaProblem(form, sizes, torch.float32, bias=True, initial=True, seed=i)

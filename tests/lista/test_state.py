@@ -29,8 +29,8 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
 def test_steps_that_turn_nan_behind_torchs_back_stay_inside_their_lists(
     problem: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """6 components leave lanes of a register over, and NaN there once looked like codes beyond the
-    end.
+    """NaN in unused lanes of a register (6 components leave some) must not look like codes beyond
+    the end of a list.
     """
     x, weight, recurrent = problem
     memory = np.array(0.5, np.float32)
@@ -49,7 +49,9 @@ def test_steps_that_turn_nan_behind_torchs_back_stay_inside_their_lists(
 def test_second_derivatives_by_way_of_another_term_raise(
     problem: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """The upstream gradient of the codes needs no gradient here; x does."""
+    """Second derivatives are refused where the upstream gradient of the codes needs no gradient,
+    but x does.
+    """
     x, weight, recurrent = problem
     x.requires_grad_()
     loss = lista_encode(x, weight, recurrent, 0.01, n_layers=2).sum() + (x @ weight).square().sum()
@@ -89,7 +91,7 @@ def test_codes_are_let_go_with_the_graph(problem: tuple[Tensor, Tensor, Tensor])
 
 
 class Number(float):
-    """A subclass of float, as NumPy's float64 is one."""
+    """A subclass of float, like NumPy's float64."""
 
 
 KINDS = {
@@ -106,7 +108,7 @@ KINDS = {
 def test_no_call_answers_for_another(
     problem: tuple[Tensor, Tensor, Tensor], form: str, kind: Callable[[float], Any]
 ) -> None:
-    """Each number is gone before the next takes its place in memory."""
+    """A result is not reused for another number that takes the freed memory of the first."""
     x, weight, recurrent = problem
     dictionary = weight.t().contiguous()
 
@@ -125,7 +127,7 @@ def test_no_call_answers_for_another(
 
 
 class Changing:
-    """A number that is another each time it is looked at, as 0-d arrays and tensors may be."""
+    """A number with another value each time it is read, as 0-d arrays and tensors may have."""
 
     value = 0.0
 
@@ -157,7 +159,7 @@ def test_a_number_that_changes_between_calls(
 
 
 def test_weights_that_die_and_others_in_their_place(problem: tuple[Tensor, Tensor, Tensor]) -> None:
-    """New tensors get the identities and the memory of old ones."""
+    """A plan is not used for new tensors that get the identities and the memory of old ones."""
     x, weight, recurrent = problem
     identities = set()
     for i in range(200):
@@ -186,7 +188,7 @@ def test_few_rows_and_many_give_x_the_same_gradient(problem: tuple[Tensor, Tenso
 
 
 def test_memory_that_cannot_be_had_is_an_error() -> None:
-    """In a process with little of it: threads raise MemoryError, and do not end the process."""
+    """With little memory in the process, threads raise MemoryError and do not end the process."""
     code = """
 import resource, torch, latent_kernels as lk
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""One checker for every backend of the mixtures' E-step: problems, an independent truth, and a
-bound on the errors.
+"""The checks of the mixtures' E-step on every backend: problems, an independent truth, and a bound
+on the errors.
 
 The truth goes row by row, with dense covariances whatever their type, in float64 and with
 math.fsum; densities of other families are scipy.stats's. The bound is that of data known to its
@@ -51,7 +51,7 @@ TERM, SUM = 4.0, 32.0
 
 
 def use_backend(patch: pytest.MonkeyPatch, name: str) -> str:
-    """Forces a backend of the op, which must be there."""
+    """Force a backend of the op, which must be available."""
     patch.setenv(backends.VARIABLE, f"mixture={name}")
     backends.forget()
     assert backends.backend("mixture", torch.device("cpu")).__name__.endswith(
@@ -62,7 +62,7 @@ def use_backend(patch: pytest.MonkeyPatch, name: str) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """What an E-step is given. Without `families` a Gaussian mixture of all columns."""
+    """The inputs of an E-step. Without `families` it is a Gaussian mixture of all columns."""
 
     X: Any
     weights: Floats
@@ -88,7 +88,7 @@ class Problem:
         return e_step.mixed_parameters(self.weights, self.families, self.column_parameters, size)
 
     def dense(self) -> Floats:
-        """The covariances [K, G, G], whatever their type."""
+        """Return the covariances [K, G, G], whatever their type."""
         components, size = self.means.shape
         if self.covariance_type == "full":
             return self.covariances
@@ -111,7 +111,7 @@ class Problem:
 def random_covariances(
     g: np.random.Generator, covariance_type: str, components: int, size: int
 ) -> Floats:
-    """Condition numbers below about fifty."""
+    """Return random covariances with condition numbers below about fifty."""
     if covariance_type == "spherical":
         return g.uniform(0.3, 3, components)
     if covariance_type == "diag":
@@ -131,7 +131,7 @@ def gaussian_problem(
     hard: bool = False,
     seed: int = 0,
 ) -> Problem:
-    """Overlapping clusters, so that most responsibilities are neither 0 nor 1."""
+    """Return overlapping clusters, so that most responsibilities are neither 0 nor 1."""
     n, d, k = shape
     g = np.random.default_rng([seed, n, d, k])
     means = g.standard_normal((k, d)) * 2 / math.sqrt(d) + 1
@@ -155,7 +155,7 @@ def mixed_problem(
     seed: int = 0,
     **rest: Any,
 ) -> Problem:
-    """Columns of the given families; categorical ones with 2, 3, 4, ... classes."""
+    """Return columns of the given families; categorical ones have 2, 3, 4, ... classes."""
     g = np.random.default_rng([seed, n, k, len(families)])
     columns: list[Floats] = []
     given: list[Any] = []
@@ -217,15 +217,15 @@ class Truth:
         self._sums()
 
     def hard(self) -> Truth:
-        """That of the same problem with hard=True."""
+        """Return the truth of the same problem with hard=True."""
         result = copy.copy(self)
         result.problem = replace(self.problem, hard=True)
         result._sums()
         return result
 
     def _factors(self, there: NDArray[np.bool_]) -> tuple[Any, ...]:
-        """Of the columns that are there: W with W Sigma W^T = 1, log det; the others' regressions
-        and rests.
+        """Return, for the observed columns, W with W Sigma W^T = 1 and log det; for the others,
+        their regressions and residual covariances.
         """
         key = there.tobytes()
         if key not in self.cached:
@@ -241,7 +241,7 @@ class Truth:
         return self.cached[key]
 
     def _joint(self) -> None:
-        """log pi_k p(x_i | k), and its error."""
+        """Return log pi_k p(x_i | k), and its error."""
         with np.errstate(divide="ignore"):
             log_weights = np.log(self.problem.weights)
         size = np.abs(
@@ -357,13 +357,13 @@ class Truth:
 
 
 def _total(x: Floats) -> Floats:
-    """Sums over the first axis, correctly rounded."""
+    """Return sums over the first axis, correctly rounded."""
     flat = x.reshape(len(x), -1) if len(x) else np.zeros((0, math.prod(x.shape[1:])))
     return np.array([math.fsum(column) for column in flat.T.tolist()]).reshape(x.shape[1:])
 
 
 def _log_mass(family: str, x: Floats, mean: Any) -> tuple[Floats, Floats]:
-    """log p(x), and the magnitude of what an exponential family adds up for it."""
+    """Return log p(x), and the magnitude of the terms that an exponential family adds up for it."""
     inside = np.maximum(
         mean, 1e-12
     )  # as documented: means on the boundary are taken as 1e-12 from it
@@ -395,7 +395,7 @@ def close(name: str, got: Any, want: Any, error: Any) -> None:
 
 
 def check_statistics(problem: Problem, truth: Truth | None = None) -> lk.SufficientStatistics:
-    """Every sum within its bound, in float64; the anchor is the means."""
+    """Check that every sum is within its bound, in float64; the anchor is the means."""
     truth = truth or Truth(problem)
     got = problem.run()
     assert truth.doubtful.mean() <= 0.02 if problem.hard and len(truth.X) > 100 else True
@@ -411,7 +411,7 @@ def check_statistics(problem: Problem, truth: Truth | None = None) -> lk.Suffici
 
 
 def check_posterior(problem: Problem, truth: Truth | None = None) -> None:
-    """posterior()'s three results, together and each alone: the same bits."""
+    """Check posterior()'s three results, which have the same bits together and each alone."""
     truth = truth or Truth(problem)
     X, parameters = e_step.checked_data(problem.X), problem.parameters
     names = ("log_density", "labels", "responsibilities")
@@ -434,7 +434,7 @@ def check_posterior(problem: Problem, truth: Truth | None = None) -> None:
 
 
 def check(truth: Truth) -> None:
-    """The posterior and the statistics, soft and hard, of the truth's problem."""
+    """Check the posterior and the statistics, soft and hard, against the truth."""
     check_posterior(truth.problem, truth)
     for t in (truth, truth.hard()):
         check_statistics(t.problem, t)

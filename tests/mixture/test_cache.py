@@ -33,7 +33,7 @@ DAMAGES = {
 
 
 def kernel(X: Any, last: int) -> float:
-    """A kernel that compiles fast."""
+    """Return a kernel that compiles fast."""
     total = 0.0
     for i in range(last):
         total += X[i, 0]
@@ -75,7 +75,9 @@ def damage_every_part_of_the_code() -> None:
 
 
 def no_place() -> None:
-    """A file that can be neither read nor written, for which a folder stands here."""
+    """Return the path of a file that can be neither read nor written, because a folder has its
+    name.
+    """
     compile_and_call()
     for extension in ("nbi", "nbc"):
         (file,) = files(extension)

@@ -1,4 +1,4 @@
-"""The E-step of mixtures on every backend against values computed row by row."""
+"""The E-step of mixtures on every backend, against values computed row by row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @functools.cache
 def truth_of(*arguments: Any, **options: Any) -> Truth:
-    """One for all backends."""
+    """Return one truth for all backends."""
     make = gaussian_problem if isinstance(arguments[1], str) else mixed_problem
     return Truth(make(*arguments, **options))
 
@@ -82,7 +82,7 @@ def test_truth_has_the_densities_of_scipy_and_mpmath() -> None:
 
 
 def test_truth_completes_missing_values_as_integrals_do() -> None:
-    """E[x - m] and E[(x - m)^2] given the other column, by quadrature of the joint density."""
+    """E[x - m] and E[(x - m)^2] given the other column equal quadrature of the joint density."""
     problem = gaussian_problem((1, 2, 1), "full")
     problem.X[0, 1] = np.nan
     truth, m = Truth(problem), problem.means[0]
@@ -185,7 +185,7 @@ LAYOUTS = {
 def test_layouts(
     backend: str, covariance_type: str, dtype: Any, layout: str, tmp_path: Path
 ) -> None:
-    """No copy is made, the result is right, and X is as before."""
+    """The result is right in every layout without a copy, and X is left unchanged."""
     if covariance_type == "mixed":
         truth = truth_of(("gaussian", "poisson", "categorical"), 260, 3, dtype)
     else:
@@ -210,8 +210,8 @@ def test_layouts(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_sample_weight(backend: str, covariance_type: str, dtype: Any) -> None:
-    """Zeros drop rows, integers repeat them, equal ones scale; and the weights are no part of the
-    posterior.
+    """Weights of zero drop rows, integers repeat them, equal ones scale; the posterior does not
+    depend on the weights.
     """
     problem = gaussian_problem((500, 3, 4), covariance_type, dtype, missing=0.1)
     times = np.random.default_rng(1).integers(0, 4, 500)
@@ -239,7 +239,9 @@ def test_sample_weight(backend: str, covariance_type: str, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_ties_go_to_the_first(backend: str, covariance_type: str, dtype: Any) -> None:
-    """Six equal components; then two pairs, at equal distances from a row."""
+    """Ties go to the first of six equal components, and of two pairs at equal distances from a
+    row.
+    """
     problem = gaussian_problem((300, 2, 6), covariance_type, dtype)
     same = (
         np.repeat(problem.covariances[:1], 6, axis=0)
@@ -270,7 +272,7 @@ def test_ties_go_to_the_first(backend: str, covariance_type: str, dtype: Any) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_lloyds_algorithm(backend: str, dtype: Any) -> None:
-    """Equal weights, one variance, hard: k-means, step by step until it stands still."""
+    """Equal weights, one variance and hard=True are k-means, step by step until nothing changes."""
     g = np.random.default_rng(5)
     X = (
         g.standard_normal((5, 3))[g.integers(5, size=700)] * 3 + g.standard_normal((700, 3))
@@ -338,7 +340,9 @@ def test_families(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_means_on_the_boundary(backend: str, dtype: Any) -> None:
-    """Taken as 1e-12 inside: what is impossible has a large, finite log density."""
+    """Means on the boundary count as 1e-12 inside, so an impossible value has a large negative,
+    finite log density.
+    """
     given = [
         np.array([0.0, 1.0, 0.5]),
         np.array([0.0, 3.0, 1e-3]),
@@ -360,8 +364,8 @@ def test_means_on_the_boundary(backend: str, dtype: Any) -> None:
 
 
 def test_large_counts_in_float32(backend: str) -> None:
-    """x log(rate) - rate - log x! cancels: seven digits of each term would leave none of a sum of
-    about -8.
+    """Log densities of large counts are right although x log(rate) - rate - log x! cancels: seven
+    digits of each term would leave no digit of a sum of about -8.
     """
     X = np.random.default_rng(0).poisson(1e6, (400, 1)).astype(np.float32)
     none = np.zeros((2, 0))
@@ -378,7 +382,7 @@ def test_large_counts_in_float32(backend: str) -> None:
 
 
 def moments(truth: Truth) -> Any:
-    """The covariances that the true sums give."""
+    """Return the covariances that the true sums give."""
     sums, whole = truth.sums, truth.whole
     delta = sums["first"] / sums["observed"]
     if truth.problem.covariance_type == "tied":
@@ -393,7 +397,7 @@ def moments(truth: Truth) -> Any:
 
 
 def clusters(means: Any, covariance_type: str, dtype: Any, n: int = 4000) -> Problem:
-    """Rows of unit variance about means, and parameters a little off."""
+    """Return rows of unit variance about means, and parameters a little off."""
     g, (k, d) = np.random.default_rng(7), means.shape
     X = (means[np.arange(n) % k] + g.standard_normal((n, d))).astype(dtype)
     start = means + 0.3 * g.standard_normal((k, d))
@@ -404,7 +408,9 @@ def clusters(means: Any, covariance_type: str, dtype: Any, n: int = 4000) -> Pro
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_float32_far_from_zero(backend: str, covariance_type: str) -> None:
-    """Variance 1 at mean 10^4: right to 1e-4, where E[x^2] - E[x]^2 in float32 has no digit."""
+    """With variance 1 at mean 10^4 the error is 1e-4, where E[x^2] - E[x]^2 in float32 has no right
+    digit.
+    """
     problem = clusters(
         np.array([[1e4, 1e4, -1e4], [1e4 + 1, 1e4 + 2, -1e4]]), covariance_type, np.float32
     )
@@ -425,8 +431,8 @@ def test_float32_far_from_zero(backend: str, covariance_type: str) -> None:
 def test_clusters_far_apart(
     backend: str, covariance_type: str, dtype: Any, distance: float, tolerance: float
 ) -> None:
-    """No common center is near the data. The data themselves have a resolution of 1e-3 there
-    (float64: 1e-7).
+    """Clusters without a common center near the data are fitted. The data themselves have a
+    resolution of 1e-3 there (float64: 1e-7).
     """
     problem = clusters(distance * np.array([[1.0, -1], [-1, 1], [1, 1]]), covariance_type, dtype)
     truth = Truth(problem)
@@ -449,7 +455,9 @@ def test_many_columns_and_components(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_extreme_separation(backend: str, covariance_type: str, dtype: Any) -> None:
-    """Log densities of -10^5 to -10^11: a softmax without its maximum would give 0 / 0."""
+    """Log densities of -10^5 to -10^11 are handled, for which a softmax without its maximum would
+    give 0 / 0.
+    """
     means = 1e3 * np.array([[1.0, 0], [0, 1], [-1, -1]])
     problem = clusters(means, covariance_type, dtype, 600)
     problem.X[:3] = 1e6 * means / 1e3
@@ -497,14 +505,14 @@ def test_a_step_of_em_never_decreases_the_likelihood(
     d: int,
     k: int,
 ) -> None:
-    """Soft, and hard (where it is the classification likelihood); with missing values, of what is
-    there.
+    """A step of EM never decreases the likelihood: soft, and hard (of the classification); with
+    missing values, of the observed ones.
     """
     problem = gaussian_problem((n, d, k), covariance_type, missing=missing, hard=hard, seed=seed)
     before = problem.run()
     try:
         weights, means, covariances = before.m_step(covariances=problem.covariances)
-    except ValueError:  # a component of too few rows
+    except ValueError:  # a component has too few rows
         assume(False)
     after = replace(problem, weights=weights, means=means, covariances=covariances).run()
     assert after.log_likelihood >= before.log_likelihood - 1e-9 * (1 + abs(before.log_likelihood))

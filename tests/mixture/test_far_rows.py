@@ -104,7 +104,9 @@ def test_fits_without_the_rows_of_weight_zero(kind: str, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_far_row_has_a_score(backend: str, kind: str, dtype: Any) -> None:
-    """float32 rows have that of float64; where that overflows it is -inf, of that row alone."""
+    """Far rows in float32 have the score of float64; where that overflows, it is -inf for that row
+    alone.
+    """
     X = rows(dtype)
     fitted = model(kind, max_iter=0).fit(X)
     near = fitted.score_samples(X), fitted.predict(X), fitted.predict_proba(X)
@@ -115,7 +117,7 @@ def test_a_far_row_has_a_score(backend: str, kind: str, dtype: Any) -> None:
         far = [5, 17, 300]
         density, labels, r = fitted.score_samples(Y), fitted.predict(Y), fitted.predict_proba(Y)
         for here, there in zip((density, labels, r), near, strict=True):
-            # A missing value puts the rows of its tile into another form.
+            # A missing value changes the way in which the rows of its tile are computed.
             here, there = np.delete(here, far, 0), np.delete(there, far, 0)
             np.testing.assert_allclose(here, there, rtol=1e-4, atol=10 * np.finfo(dtype).eps)
         if big < 1e100:

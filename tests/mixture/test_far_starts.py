@@ -45,7 +45,9 @@ def truth(X: np.ndarray, kind: str) -> np.ndarray:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_first_covariance_has_its_digits(kind: str, dtype: Any, shift: float) -> None:
-    """Up to the rounding of float64 sums about the old mean: 2e-16 shift^2, a few times."""
+    """The covariance errs by the rounding of float64 sums about the old mean: a few times 2e-16
+    shift^2.
+    """
     X = rows(shift, dtype)
     weight = np.random.default_rng(1).integers(1, 4, 500)
     for w, repeated in ((None, X), (weight, np.repeat(X, weight, axis=0))):
@@ -58,7 +60,7 @@ def test_the_first_covariance_has_its_digits(kind: str, dtype: Any, shift: float
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_missing_values_too(kind: str) -> None:
-    """float32 gives what float64 does."""
+    """With missing values float32 gives the same as float64."""
     single, double = (
         lk.gaussian_e_step(x, [1.0], np.zeros((1, 3)), UNITS[kind], kind).m_step().covariances
         for X in [rows(1e4, np.float32, missing=True)]

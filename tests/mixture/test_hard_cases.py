@@ -46,7 +46,7 @@ def gaussian(kind: str, size: int = 2) -> tuple[Any, ...]:
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
 @pytest.mark.parametrize("row", [0, ROWS // 2, ROWS - 1])
 def test_one_missing_value_among_many_parts(kind: str, row: int) -> None:
-    """Every thread's report counts, and the other rows are not touched by it."""
+    """A missing value is found whichever thread reports it, and the other rows do not change."""
     X = np.random.default_rng(0).normal(size=(ROWS, 2)).astype(np.float32)
     complete = lk.gaussian_e_step(np.delete(X, row, axis=0), *gaussian(kind))
     X[row, 1] = np.nan
@@ -97,7 +97,7 @@ def test_one_bad_value_among_many_parts(row: int) -> None:
 def test_components_much_tighter_than_their_previous_sigma(
     kind: str, dtype: type, place: float, spread: float
 ) -> None:
-    """The digits of the new variance count, not those relative to the old one."""
+    """The new variance has its digits, not those relative to the much larger old one."""
     rng = np.random.default_rng(0)
     side = np.repeat([-place, place], 2000)[:, None]
     X = (side + spread * rng.normal(size=(4000, 2))).astype(dtype)
@@ -119,7 +119,9 @@ def test_components_much_tighter_than_their_previous_sigma(
 
 @pytest.mark.parametrize("start", ["ones", "correlated"])
 def test_correlated_columns_in_float32_keep_the_digits_of_their_difference(start: str) -> None:
-    """A tied covariance of condition 1e6, given or found: float32 sums would be 0.3% off."""
+    """A tied covariance of condition 1e6, given or found, keeps its digits: float32 sums would be
+    0.3% off.
+    """
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(4000, 1)) + 1e-3 * rng.normal(size=(4000, 2))).astype(np.float32)
     expected = np.cov(X.astype(np.float64).T, bias=True)
@@ -146,7 +148,7 @@ def test_tied_float32_is_computed_in_float32_only_near_one_center() -> None:
 
 
 def test_tied_covariances_far_from_the_center_are_symmetric() -> None:
-    """And the E-step takes what the M-step gave."""
+    """The covariances of the M-step are symmetric, and the E-step accepts them."""
     rng = np.random.default_rng(2)
     for distance in (1e3, 1e5, 1e8):
         means = distance * rng.normal(size=(4, 5))
@@ -182,7 +184,7 @@ def test_masked_arrays_do_not_lose_their_mask() -> None:
 
 
 def test_rows_too_far_for_float32() -> None:
-    """They are computed in float64, which holds their squares."""
+    """Rows too far for float32 are computed in float64, which holds their squares."""
     parameters = e_step.gaussian_parameters(*gaussian("diag")[:3], "diag", 2)
     single = np.array([[0, 0], [1e20, 0]], np.float32)
     for X in (single, single.astype(np.float64)):
@@ -205,8 +207,8 @@ def test_hard_is_a_truth_value() -> None:
 
 
 def test_an_interrupt_at_any_moment_ends_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error between taking a part and working on it once left the other threads waiting for that
-    part.
+    """An interrupt at any moment ends every thread: one between taking a part and working on it
+    must not leave the others waiting.
     """
     original = parts._Run.take
     caller = threading.get_ident()
@@ -263,7 +265,9 @@ print(os.waitpid(child, 0)[1])
 
 
 def test_without_a_place_for_the_cache(tmp_path: Any) -> None:
-    """As in a read-only installation without a home: it compiles anew."""
+    """Without a place for the cache, as in a read-only installation without a home, kernels are
+    compiled anew.
+    """
     code = (
         START
         + """

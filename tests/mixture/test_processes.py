@@ -1,5 +1,5 @@
-"""The E-step among threads and processes: same bits, fork, workers, memory, and what a first call
-compiles.
+"""The E-step in several threads and processes: same bits, fork, workers, memory, and how often
+kernels are compiled.
 
 Of the default backend; nothing of this is particular to a computation in NumPy.
 """
@@ -24,7 +24,9 @@ MIXED = ("gaussian", "poisson", "categorical", "bernoulli", "gaussian")
 
 
 def problems(kind: str, dtype: Any) -> list[Problem]:
-    """Some twenty tiles of rows, the last one ragged; with values missing, with weights, hard."""
+    """Return problems of some twenty tiles of rows, the last one smaller: with values missing, with
+    weights, hard.
+    """
     if kind == "mixed":
         made = [mixed_problem(MIXED, 6001, 5, dtype, missing=missing) for missing in (0.0, 0.1)]
         made.append(mixed_problem(("bernoulli",) * 12, 6001, 4, dtype))
@@ -38,7 +40,7 @@ def problems(kind: str, dtype: Any) -> list[Problem]:
 
 
 def bits(problem: Problem) -> bytes:
-    """Everything that a backend computes, as bytes."""
+    """Return everything that a backend computes, as bytes."""
     names = ("log_density", "labels", "responsibilities")
     arrays = e_step.posterior(
         e_step.checked_data(problem.X), problem.parameters, **dict.fromkeys(names, True)
@@ -58,7 +60,9 @@ def test_same_bits_for_any_number_of_threads(kind: str, dtype: Any) -> None:
 
 
 def test_large_parts_have_the_same_bits_too() -> None:
-    """So many rows that a part is more than a tile and every thread gets several."""
+    """The bits stay the same for so many rows that a part is more than a tile and every thread gets
+    several parts.
+    """
     problem = gaussian_problem((400_003, 2, 3), "diag", np.float32)
     found = set()
     for threads in (1, 2, 7):
@@ -117,7 +121,9 @@ def draw():
 
 
 def test_fork_after_use() -> None:
-    """A child of a process that has used its threads, its own child, and the parent again."""
+    """The E-step works in a child of a process that has used its threads, in that child's child,
+    and in the parent again.
+    """
     run_forked(PRELUDE + "expected = draw()\n" + FORK_TWICE)
 
 
@@ -135,7 +141,9 @@ assert os.read(read, 64) == __import__("hashlib").sha256(draw()).digest()
 
 
 def test_fork_while_another_thread_computes() -> None:
-    """Fork catches threads inside a kernel and locks held by threads that the child lacks."""
+    """A fork works while threads are inside a kernel and hold locks that the child cannot
+    release.
+    """
     code = """
 expected = draw()
 stop = False
@@ -173,7 +181,7 @@ assert [x.numpy().tobytes() for x in loader] == expected
 
 
 def test_spawned_processes() -> None:
-    """Statistics are sent between processes, and add there as here."""
+    """Statistics sent between processes add up as within one."""
     code = """
 import multiprocessing
 if __name__ == "__main__":
@@ -192,8 +200,8 @@ if __name__ == "__main__":
 
 
 def test_exit_while_a_thread_computes() -> None:
-    """The process ends although a daemon thread is inside the kernels (which may be told so, as any
-    Python code).
+    """The process ends although a daemon thread is inside the kernels (which may be reported, as
+    for any Python code).
     """
     code = """
 draw()
@@ -208,7 +216,7 @@ os.write(1, b"end")
 
 
 def test_calls_at_exit() -> None:
-    """In atexit's callbacks, when Python starts no more threads."""
+    """Calls work in atexit's callbacks, when Python starts no more threads."""
     code = """
 import atexit
 expected = draw()
@@ -220,8 +228,8 @@ atexit.register(lambda: os.write(1, b"same" if draw() == expected else b"other")
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("kind", [*TYPES, "mixed"])
 def test_memory(kind: str) -> None:
-    """A million rows and 64 components: 256 MB of responsibilities that are never stored, nor X in
-    another form.
+    """For a million rows and 64 components, neither the 256 MB of responsibilities nor a copy of X
+    are stored.
     """
     code = """
 import sys, numpy as np, latent_kernels as lk
@@ -273,7 +281,8 @@ print(first, len(compiled) - first, len(compiled) - len(set(compiled)))
 
 
 def test_kernels_are_compiled_once(tmp_path: Path) -> None:
-    """By the first call of the first process; later calls and later processes compile nothing.
+    """The first call of the first process compiles; later calls and later processes compile
+    nothing.
 
     How long either takes is measured by bench/bench_start.py.
     """

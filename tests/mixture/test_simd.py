@@ -49,7 +49,9 @@ def apply(function: Callable[..., None], x: np.ndarray[Any, Any]) -> np.ndarray[
 def ulps(
     got: np.ndarray[Any, Any], x: np.ndarray[Any, Any], function: Callable[[Any], Any]
 ) -> float:
-    """The greatest error in units in the last place of the true value, from long double."""
+    """Return the greatest error in units in the last place of the true value, computed in long
+    double.
+    """
     true = function(x.astype(np.longdouble))
     return float((abs(got - true) / np.spacing(abs(true).astype(x.dtype))).max())
 
@@ -92,7 +94,7 @@ def test_arithmetic(dtype: type) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("count", [1, 2, 4, 16])
 def test_sums_of_registers(dtype: type, count: int) -> None:
-    """Small integers, so that every order of addition gives the same bits."""
+    """Sums are exact for small integers, for which every order of addition gives the same bits."""
 
     @numba.njit
     def one(x, out):
@@ -177,7 +179,9 @@ for kind, dtype in (("diag", np.float32), ("full", np.float64), ("tied", np.floa
     [("x86-64", "+sse2", 16), ("haswell", "+avx,+avx2,+fma,+sse4.2", 32)],
 )
 def test_narrower_registers(cpu: str, features: str, width: int) -> None:
-    """As numba compiles for lesser machines; the other tests run this machine's width."""
+    """The tests pass as numba compiles for lesser machines; the other tests run this machine's
+    width.
+    """
     if width == 32 and simd.WIDTH < 32:
         pytest.skip("this machine has no AVX")
     found = run(WIDTHS, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features)

@@ -35,7 +35,7 @@ def problem_of(kind: str, missing: float = 0.0) -> Problem:
 
 
 def same(a: lk.SufficientStatistics, b: lk.SufficientStatistics, tolerance: float = 1e-12) -> None:
-    """Each sum within `tolerance` of its array's greatest entry."""
+    """Check that each sum is within `tolerance` of its array's greatest entry."""
     assert a.covariance_type == b.covariance_type
     np.testing.assert_array_equal(a.anchor, b.anchor)
     np.testing.assert_array_equal(a.feature_starts, b.feature_starts)
@@ -82,8 +82,8 @@ def test_shards_add_to_the_whole(backend: str, kind: str, missing: float) -> Non
 
 
 def direct(problem: Problem, anchor: Any) -> tuple[Any, Any]:
-    """first and second about an anchor, from the responsibilities, where no value is missing from a
-    Gaussian block.
+    """Return first and second moments about an anchor, from the responsibilities, for Gaussian
+    blocks without missing values.
     """
     _, _, r = e_step.posterior(problem.X, problem.parameters, responsibilities=True)
     r = r if problem.sample_weight is None else r * problem.sample_weight[:, None]
@@ -100,8 +100,8 @@ def direct(problem: Problem, anchor: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_about_another_anchor(backend: str, kind: str, missing: float) -> None:
-    """There and back; and what direct sums about it give (the columns that are there, for diagonal
-    covariances).
+    """Moving the anchor and back changes nothing, and gives what direct sums about it give (of
+    observed columns, for diagonal covariances).
     """
     problem = problem_of(kind, missing)
     statistics = problem.run()
@@ -175,7 +175,7 @@ def test_multiples_and_vectors(backend: str, kind: str) -> None:
 @pytest.mark.parametrize("reg_covar", [0.0, 0.25])
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_m_step(backend: str, covariance_type: str, reg_covar: float) -> None:
-    """The weighted means and covariances of NumPy."""
+    """The M-step gives NumPy's weighted means and covariances."""
     problem = problem_of(covariance_type)
     _, _, r = e_step.posterior(problem.X, problem.parameters, responsibilities=True)
     r = r * problem.sample_weight[:, None]
@@ -196,8 +196,8 @@ def test_m_step(backend: str, covariance_type: str, reg_covar: float) -> None:
 
 
 def test_m_step_of_columns_partly_missing() -> None:
-    """Each column by the rows in which it is there; one variance of all of them for spherical
-    covariances.
+    """Each column is computed from the rows in which it is observed; spherical covariances have one
+    variance of all of them.
     """
     for covariance_type in ("diag", "spherical"):
         problem = problem_of(covariance_type, 0.4)
@@ -220,12 +220,12 @@ def test_m_step_of_columns_partly_missing() -> None:
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_m_step_of_a_component_without_weight(backend: str, covariance_type: str) -> None:
-    """It keeps its mean and covariance where the previous ones are given; the others are as without
-    it.
+    """A component without weight keeps its mean and covariance where the previous ones are given;
+    the others are as without it.
     """
     problem = replace(problem_of(covariance_type), weights=np.array([0.4, 0.0, 0.6]))
     statistics = problem.run()
-    if covariance_type == "tied":  # needs nothing of each component
+    if covariance_type == "tied":  # does not depend on single components
         given = statistics.m_step(covariances=np.eye(4))
         np.testing.assert_array_equal(statistics.m_step().covariances, given.covariances)
     else:
@@ -263,7 +263,7 @@ def test_m_step_of_a_column_wholly_missing() -> None:
 
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_m_step_of_too_few_rows(backend: str, covariance_type: str) -> None:
-    """One row has no covariance; reg_covar is then all of it."""
+    """The covariance of a single row is reg_covar alone."""
     given = {
         "full": np.eye(2)[None],
         "tied": np.eye(2),
@@ -295,7 +295,9 @@ def test_errors_of_m_step() -> None:
 
 
 def test_mean_parameters(backend: str) -> None:
-    """Averages of each column's features over the rows in which it is there."""
+    """The parameters are averages of each column's features over the rows in which it is
+    observed.
+    """
     problem = mixed_problem(FAMILIES, 700, 3, missing=0.3)
     problem.X[:, 3] = np.nan
     got = problem.run()
@@ -488,7 +490,7 @@ def test_bad_input(backend: str, call: Any, error: Any, message: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_rows(backend: str, kind: str) -> None:
-    """Sums of nothing are zero, and add as such; the posterior is empty."""
+    """Sums over no rows are zero, and adding them changes nothing; the posterior is empty."""
     problem = problem_of(kind)
     weight = None if problem.sample_weight is None else np.zeros(0)
     nothing = replace(problem, X=problem.X[:0], sample_weight=weight)

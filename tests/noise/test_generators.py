@@ -1,4 +1,4 @@
-"""Where seeds come from: a generator of the caller's own, and torch.compile's."""
+"""Sources of seeds: the caller's own generator, and torch.compile's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def generator(seed: int = 7) -> torch.Generator:
 
 @every_sampler
 def test_a_generator_governs_the_noise(name: str) -> None:
-    """It moves on with each draw, and torch's default generator does not."""
+    """Each draw advances the generator given, and not torch's default generator."""
     draw, own = SAMPLERS[name], generator()
     state = torch.get_rng_state()
     first, second = draw(generator=own), draw(generator=own)
@@ -54,7 +54,9 @@ def test_a_generator_governs_the_noise(name: str) -> None:
 
 @every_sampler
 def test_a_drawn_seed_is_that_of_randint(name: str) -> None:
-    """And torch's default generator stands where torch.randint would leave it."""
+    """A drawn seed equals that of torch.randint, and leaves torch's default generator in the same
+    state.
+    """
     draw = SAMPLERS[name]
     torch.manual_seed(11)
     before = torch.get_rng_state()
@@ -71,7 +73,9 @@ def test_a_drawn_seed_is_that_of_randint(name: str) -> None:
 
 
 def test_threads_draw_seeds_side_by_side() -> None:
-    """Each from a generator of its own, and the first time in inference mode."""
+    """Several threads draw seeds at once, each from a generator of its own, and the first time in
+    inference mode.
+    """
 
     def draws(seed: int) -> list[Tensor]:
         own = generator(seed)
@@ -98,7 +102,7 @@ def test_a_seed_and_a_generator(name: str) -> None:
 
 @pytest.mark.gpu
 def test_a_generator_of_the_gpu() -> None:
-    """Its seed stays there, and is of no use on the CPU."""
+    """The seed of a GPU's generator stays on the GPU, and cannot be used on the CPU."""
     with pytest.raises(ValueError, match="generator must be on the device of the op, cpu"):
         lk.normal(3, generator=torch.Generator("cuda"))
     x = X.cuda()
@@ -126,7 +130,9 @@ def test_under_vmap() -> None:
 
 
 def test_one_manual_seed_for_eager_and_compiled_code() -> None:
-    """With fallback_random, as noise.py says; an explicit seed needs nothing."""
+    """With fallback_random one manual seed gives eager and compiled code the same noise, as
+    noise.py says; an explicit seed does so always.
+    """
     import torch._inductor.config as inductor
 
     def run(x: Tensor, seed: int | None = None) -> Tensor:

@@ -56,8 +56,8 @@ def test_philox_known_answers(counter: str, key: str, result: str) -> None:
 
 
 def test_uniforms_are_the_known_words(simd_build: str) -> None:
-    """Seed 0, counter 0 of substream 0 is the first known answer; the compiled code holds the same
-    generator.
+    """Uniforms of seed 0, counter 0 of substream 0 are the first known answer; the compiled code
+    contains the same generator.
     """
     words = np.array([int(w, 16) for w in KNOWN_ANSWERS[0][2].split()], np.uint32)
     assert np.array_equal(reference.philox(0, np.zeros(1, np.uint64), 0)[0], words)
@@ -86,7 +86,7 @@ def test_equals_reference(simd_build: str, kind: str, offset: int) -> None:
 )
 @settings(max_examples=60)
 def test_split_calls_join(seed: int, offset: int, n: int, cut: int) -> None:
-    """Any split of a call by `offset`, on any build, gives the bits of the whole."""
+    """A call split by `offset` gives the bits of the whole call, for any split and any build."""
     cut = min(cut, n)
     for kind, (ours, theirs) in KINDS.items():
         whole = bits(theirs(n, seed, offset))
@@ -287,14 +287,18 @@ def test_edge_words(radius: int, angle: int) -> None:
 
 
 def rounded_to_float32(exact: Fraction) -> np.float32:
-    """Return the float32 nearest to a number, that with an even last bit where two are as near."""
+    """Return the float32 nearest to a number; of two equally near ones, that with an even last
+    bit.
+    """
     near = np.float32(float(exact))
     around = [np.nextafter(near, np.float32(s)) for s in (-np.inf, np.inf)]
     return min((near, *around), key=lambda x: (abs(Fraction(float(x)) - exact), bits(x).item() & 1))
 
 
 def test_fma_of_the_reference_rounds_once() -> None:
-    """On random operands, sums that cancel, and sums that lie next to the middle of two numbers."""
+    """fma rounds once: on random operands, on sums that cancel, and on sums next to the middle of
+    two numbers.
+    """
     rng = np.random.default_rng(5)
     a, b, c = (rng.standard_normal(2000).astype(np.float32) for _ in range(3))
     c[:500] = -(a[:500] * b[:500])
@@ -332,7 +336,9 @@ def test_fma_of_the_reference_beyond_numbers() -> None:
 
 
 def edge_unit() -> np.ndarray:
-    """U at both ends of (0, 1], around powers of two and the reduction's edge, and at random."""
+    """Return u at both ends of (0, 1], around powers of two and the reduction's edge, and at
+    random.
+    """
     rng = np.random.default_rng(0)
     near_one = np.float32(1) - np.arange(0, 3000, dtype=np.float32) * np.float32(2**-24)
     powers = np.float32(2.0) ** -np.arange(33, dtype=np.float32)
@@ -348,7 +354,7 @@ def edge_unit() -> np.ndarray:
 
 
 def edge_angle() -> np.ndarray:
-    """T around every multiple of 1/4 in [-1, 1], and at random."""
+    """Return t around every multiple of 1/4 in [-1, 1], and at random."""
     rng = np.random.default_rng(1)
     quarters = np.arange(-4, 5, dtype=np.float32) / np.float32(4)
     near = np.concatenate(
@@ -380,7 +386,7 @@ def test_elementary_functions_equal_the_reference(simd_build: str) -> None:
 
 
 def test_elementary_functions_in_ulp() -> None:
-    """The bounds that kernels/noise/README.md states."""
+    """Errors are within the bounds that kernels/noise/README.md states."""
     u, t = edge_unit(), edge_angle()
     assert worst_ulp(u[u < 1], reference.ln(u[u < 1]), mpmath.log) < 0.9
     assert np.all(bits(reference.ln(np.ones(3, np.float32))) == 0), "ln(1) is exactly +0"
@@ -410,7 +416,7 @@ def test_range() -> None:
 
 
 def moments_are_normal(x: np.ndarray, sigmas: float) -> dict[str, float]:
-    """z-scores of the first four moments against those of N(0, 1)."""
+    """Check the first four moments against those of N(0, 1) by their z-scores."""
     n = x.size
     powers = [np.mean(x**k, dtype=np.float64) for k in (1, 2, 3, 4)]
     deviations = [1.0, 2.0, 15.0, 96.0]  # variances of x, x^2, x^3, x^4
@@ -425,7 +431,7 @@ def moments_are_normal(x: np.ndarray, sigmas: float) -> dict[str, float]:
 def tails_are_normal(
     x: np.ndarray, thresholds: tuple[float, ...], sigmas: float
 ) -> dict[float, float]:
-    """z-scores of how many |x| exceed each threshold."""
+    """Check how many |x| exceed each threshold by z-scores."""
     scores = {}
     for threshold in thresholds:
         p = 2 * stats.norm.sf(threshold)
@@ -452,7 +458,9 @@ def correlation_score(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_neighbours_are_uncorrelated() -> None:
-    """Neighbouring seeds, offsets and lanes; squares too: Box-Muller's pair shares a radius."""
+    """Neighbouring seeds, offsets and lanes are uncorrelated, and their squares, since Box-Muller's
+    pair shares a radius.
+    """
     n = 1 << 19
     x = lk.normal(n, seed=100)
     others = {"seed": lk.normal(n, seed=101), "seed high word": lk.normal(n, seed=100 + 2**32)}
@@ -469,7 +477,9 @@ def test_neighbours_are_uncorrelated() -> None:
 
 @pytest.mark.slow
 def test_statistics_of_2_to_the_28(capsys: pytest.CaptureFixture[str]) -> None:
-    """2^28 draws in 64 pieces; the figures stand in kernels/noise/README.md."""
+    """2^28 draws in 64 pieces have the statistics of normal noise; kernels/noise/README.md has the
+    figures.
+    """
     pieces, size = 64, 1 << 22
     thresholds = (1.0, 2.0, 3.0, 4.0, 4.5, 5.0)
     sums, counts = np.zeros(4), np.zeros(len(thresholds))

@@ -1,4 +1,6 @@
-"""Orthogonal matching pursuit: scikit-learn's codes, by every backend, and when a row ends."""
+"""Orthogonal matching pursuit: every backend finds scikit-learn's codes, and ends a row at the
+right time.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ SIZES = [
 def problem(
     rows: int, features: int, components: int, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor]:
-    """Rows and a dictionary whose atoms have norms between 1/2 and 2."""
+    """Return rows and a dictionary whose atoms have norms between 1/2 and 2."""
     generator = torch.Generator().manual_seed(100 * rows + 10 * features + components)
     d = torch.randn(components, features, generator=generator, dtype=torch.float64)
     d *= (0.5 + 1.5 * torch.rand(components, 1, generator=generator)) / d.norm(dim=1, keepdim=True)
@@ -46,7 +48,7 @@ def problem(
 def scikit_learns(x: Tensor, d: Tensor, **options: Any) -> Tensor:
     x, d = x.double(), d.double()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that it ended where it could not go on
+        warnings.simplefilter("ignore", RuntimeWarning)  # the warning that it ended early
         found = orthogonal_mp_gram((d @ d.T).numpy(), (d @ x.T).numpy(), **options)
     return torch.from_numpy(found.reshape(len(d), len(x)).T)
 
@@ -99,7 +101,9 @@ def test_a_row_ends_by_its_squared_residual(
 def test_more_atoms_than_can_help_end_early(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, backend: str
 ) -> None:
-    """Rows made of three atoms, a dictionary with twins and of rank 6, and one feature too many."""
+    """A row ends early when more atoms cannot help: rows made of three atoms, a dictionary with
+    twins and of rank 6, and one feature too many.
+    """
     forced(monkeypatch, backend)
     _, d = problem(1, 40, 10, dtype)
     weights = torch.tensor([[1.0, -2, 3], [2, 2, 1]], dtype=dtype)
@@ -116,7 +120,9 @@ def test_more_atoms_than_can_help_end_early(
 
 @every_backend
 def test_units_do_not_matter(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    """Where scikit-learn compares with a fixed number, and finds nothing."""
+    """The results scale with the units, where scikit-learn compares with a fixed number and finds
+    nothing.
+    """
     forced(monkeypatch, backend)
     x, d = problem(5, 20, 33)
     codes = encode(x, d, n_nonzero_coefs=4)

@@ -1,4 +1,4 @@
-"""One checker for every backend of the score-function op; as in tests/gaussian.
+"""The checks of the score-function op on every backend, as in tests/gaussian.
 
 The truth is the plain formula (kernels/score/reference.py) in float64, the yardstick the same at
 the problem's dtype.
@@ -41,8 +41,8 @@ SCORE_SIZES: list[Sizes] = [
 
 
 class ScoreProblem:
-    """Parameters, samples, values and an upstream gradient, drawn from a seed; values as their
-    dtype holds them.
+    """Parameters, samples, values and an upstream gradient, drawn from a seed, with values that
+    their dtype holds exactly.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ScoreProblem:
         )
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
-        """The gradients and variances of a backend, through its own interface; the results on the
+        """Return the gradients and variances of a backend, through its own interface, on the
         CPU.
         """
 
@@ -153,8 +153,8 @@ class ScoreProblem:
         return found
 
     def formula(self, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The same by the plain formula in `dtype`, and the size of the terms that each is a mean
-        of.
+        """Return the same results by the plain formula in `dtype`, and the size of the terms whose
+        mean each result is.
         """
         given = self.problem
         z = reference.regenerate(given) if given.z is None else given.z
@@ -192,7 +192,7 @@ class ScoreProblem:
 
 
 def check_score(backend: Backend, problem: ScoreProblem) -> None:
-    """Error against float64 at most twice that of same-dtype torch.
+    """Check that the error against float64 is at most twice that of torch in the same dtype.
 
     Or, where torch's is nothing by luck, what a sum of S rounded terms may lose: four roundings of
     their mean size, times the root of S. Float64 results have no better truth than float64 itself:

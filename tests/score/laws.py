@@ -41,19 +41,19 @@ BASELINE = 1.7
 
 
 def f(z: Tensor) -> Tensor:
-    """A quadratic of both dimensions with a mean well off 0."""
+    """Return a quadratic function of both dimensions with a mean far from 0."""
     z = z.double()
     return 3 + (z[..., 0] - 0.6) ** 2 - 1.3 * z[..., 0] * z[..., 1] + 0.8 * z[..., 1]
 
 
 def f_elements(z: Tensor) -> Tensor:
-    """A term for each dimension, of that dimension alone."""
+    """Return a term for each dimension, which depends on that dimension alone."""
     z = z.double()
     return torch.stack([(z[..., 0] - 0.6) ** 2 + 2, 0.8 * z[..., 1] - 1], -1)
 
 
 def family(name: str, *batch: int) -> Any:
-    """One q, repeated over a batch."""
+    """Return one q, repeated over a batch."""
     if name == "gaussian":
         return lk.DiagonalGaussian(MEAN.expand(*batch, 2), LOGVAR.expand(*batch, 2))
     if name == "bernoulli":
@@ -62,7 +62,7 @@ def family(name: str, *batch: int) -> Any:
 
 
 def peer(name: str, parameters: tuple[Tensor, ...]) -> Any:
-    """torch.distributions' own, elementwise."""
+    """Return torch.distributions' own q, elementwise."""
     if name == "gaussian":
         return td.Normal(parameters[0], torch.exp(0.5 * parameters[1]))
     return (
@@ -73,8 +73,8 @@ def peer(name: str, parameters: tuple[Tensor, ...]) -> Any:
 
 
 def scores(name: str, z: Tensor) -> Tensor:
-    """The gradient of log q(z_d) by each parameter of dimension d, by autograd: [M, 2, parameters
-    of a dimension].
+    """Return the gradient of log q(z_d) by each parameter of dimension d, by autograd: [M, 2,
+    parameters of a dimension].
     """
     given = {"gaussian": (MEAN, LOGVAR), "bernoulli": (LOGITS,), "categorical": (CLASS_LOGITS,)}[
         name
@@ -85,7 +85,7 @@ def scores(name: str, z: Tensor) -> Tensor:
 
 
 def flat(gradients: tuple[Tensor, ...]) -> Tensor:
-    """Gradients of a batch [N] of q's, as `scores` lays them out: [N, 2, parameters of a
+    """Return gradients of a batch [N] of q's in the layout of `scores`: [N, 2, parameters of a
     dimension].
     """
     return torch.cat([g.reshape(*g.shape[:2], -1) for g in gradients], -1)
@@ -93,7 +93,9 @@ def flat(gradients: tuple[Tensor, ...]) -> Tensor:
 
 @dataclass
 class Law:
-    """States z [M, 2] of q with their probabilities, and the moments that variances follow from."""
+    """States z [M, 2] of q with their probabilities, and the moments from which variances
+    follow.
+    """
 
     z: Tensor
     weight: Tensor
@@ -108,8 +110,8 @@ class Law:
         return self.mean(self.value * self.score)
 
     def variance(self, control: str, samples: int) -> Tensor:
-        """Of the estimator with S samples; of "optimal" that of the best coefficient, which it has
-        for S to infinity.
+        """Return the variance of the estimator with S samples; for "optimal" that of the best
+        coefficient, which it reaches for S to infinity.
 
         Leave-one-out is a sample covariance of x = f - E f and y = s, whose variance is
         mu22 / S - (S - 2) mu11^2 / (S (S - 1)) + mu20 mu02 / (S (S - 1)), mu_jk = E x^j y^k.
@@ -144,7 +146,7 @@ def law(name: str, per_element: bool = False) -> Law:
 
 
 def tuples(of: Law, samples: int) -> tuple[Tensor, Tensor]:
-    """Every S-tuple of states, z [S, M^S, 2], and its probability."""
+    """Return every S-tuple of states, z [S, M^S, 2], and its probability."""
     which = torch.tensor(list(itertools.product(range(len(of.z)), repeat=samples)))
     return of.z[which].transpose(0, 1), of.weight[which].prod(1)
 
@@ -160,7 +162,9 @@ def estimate(q: Any, values: Tensor, z: Tensor | None, control: str, **options: 
 
 
 def pairs_law() -> tuple[Tensor, Tensor]:
-    """Every state of an antithetic pair, z [M, 2, 2] as (pair, dimension), and its probability."""
+    """Return every state of an antithetic pair, z [M, 2, 2] as (pair, dimension), and its
+    probability.
+    """
     p = torch.sigmoid(LOGITS)
     both = torch.stack(
         [

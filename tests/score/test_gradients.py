@@ -33,7 +33,7 @@ Tensor = torch.Tensor
 def float32_and_64(
     name: str, values: Tensor, z: Tensor, control: str
 ) -> list[tuple[Tensor, Tensor]]:
-    """Gradients, then variances, in float32 beside float64, of the same float32 values."""
+    """Return gradients, then variances, in float32 beside float64, of the same float32 values."""
     wide = family(name, values.size(1))
     q = type(wide)(*(x.float() for x in wide.parameters))
     wide = type(wide)(*(x.double() for x in q.parameters))
@@ -55,8 +55,8 @@ def float32_and_64(
 @pytest.mark.parametrize("control", ["leave_one_out", "optimal 2", "optimal 3"])
 @pytest.mark.parametrize("samples", [3, 50, 1000])
 def test_huge_values_lose_nothing(name: str, control: str, samples: int, per_element: bool) -> None:
-    """f = 1e6 + small, as float32 holds it, is as good as small f: float32's rounding of the small
-    part's size.
+    """f = 1e6 + small, as float32 holds it, gives results as good as small f, up to float32's
+    rounding of the small part.
     """
     z = family(name, 7).sample(samples, seed=1)
     small = f_elements(z) if per_element else f(z)
@@ -128,7 +128,7 @@ def test_nan_stays_in_its_row_of_disarm(simd_build: str) -> None:
 
 
 def test_certain_variables() -> None:
-    """Logits of +-80: gradients of about e^-80, or 0, and nothing that is not finite."""
+    """Logits of +-80 give gradients of about e^-80, or 0, and no infinity or NaN."""
     q = lk.Bernoulli(torch.tensor([[80.0, -80.0, 0.0]]).repeat(4, 1))
     z = q.sample(9, seed=3)
     wide = lk.Bernoulli(q.logits.double())
@@ -143,7 +143,7 @@ def test_certain_variables() -> None:
 
 
 def test_optimal_coefficient_of_no_information() -> None:
-    """A fold outside which every score is 0 takes the mean of the values there."""
+    """A fold outside which every score is 0 uses the mean of the values there."""
     q = lk.DiagonalGaussian(torch.zeros(1, 1), torch.zeros(1, 1))
     z = torch.tensor([0.0, 0.0, 1.0, 2.0]).reshape(4, 1, 1)
     values = torch.tensor([[3.0], [5.0], [10.0], [20.0]])
@@ -157,8 +157,8 @@ def test_optimal_coefficient_of_no_information() -> None:
 def surrogate(
     name: str, q: Any, values: Tensor, z: Tensor, control: str, upstream: Tensor
 ) -> tuple[Tensor, ...]:
-    """What people write: the gradient of mean [(f - b) detached, log q(z)]; "optimal" by each
-    sample's own scores.
+    """Return the gradient of the usual surrogate loss mean [(f - b) detached, log q(z)]; "optimal"
+    uses each sample's own scores.
     """
     elementwise = values.shape == z.shape
     leaves = tuple(x.detach().clone().requires_grad_() for x in q.parameters)
@@ -179,7 +179,7 @@ def surrogate(
 
 
 def optimal(values: Tensor, s: Tensor, upstream: Tensor, elementwise: bool, folds: int) -> Tensor:
-    """The cross-fitted coefficient of each parameter, fold by fold, in loops."""
+    """Return the cross-fitted coefficient of each parameter, computed fold by fold in loops."""
     while values.dim() < s.dim():
         values, upstream = values.unsqueeze(-1), upstream.unsqueeze(-1)
     samples, total = len(s), torch.zeros_like(s[0])
@@ -198,8 +198,8 @@ def optimal(values: Tensor, s: Tensor, upstream: Tensor, elementwise: bool, fold
 def test_backward_is_the_surrogate_losss(
     simd_build: str, name: str, control: str, least: int, batch: tuple[int, ...], per_element: bool
 ) -> None:
-    """Upstream gradients included; values get the ordinary gradient of a mean; the value is that
-    mean.
+    """The backward pass gives the surrogate loss's gradients, upstream gradients included; values
+    get the ordinary gradient of a mean, and the result is that mean.
     """
     shape = (*batch, 2)
     q = family(name, *batch)
@@ -258,8 +258,8 @@ def test_backward_of_disarm(simd_build: str, per_element: bool) -> None:
 def test_seed_form_equals_z_form(
     simd_build: str, name: str, control: str, least: int, per_element: bool, dtype: torch.dtype
 ) -> None:
-    """Bit for bit where z is what its dtype holds; a Gaussian's to the rounding of z, which a seed
-    never makes.
+    """Both forms give the same bits where z is what its dtype holds; for a Gaussian up to the
+    rounding of z, which the seed form never makes.
     """
     q = family(name, 33)
     q = type(q)(*(x.to(dtype) for x in q.parameters))
@@ -295,7 +295,7 @@ def test_seed_form_of_disarm_equals_z_form() -> None:
 
 
 def test_baselines() -> None:
-    """A number per row, per sample, per element: subtracted from values, detached."""
+    """A baseline per row, per sample or per element is subtracted from the values, detached."""
     q = lk.Bernoulli(torch.randn(6, 5, dtype=torch.float64))
     z, values = q.sample(4, seed=1), torch.randn(4, 6, dtype=torch.float64)
     by_element = torch.randn(4, 6, 5, dtype=torch.float64)
@@ -334,7 +334,9 @@ def test_variance_of_one_sample_is_nan() -> None:
 
 @every_family
 def test_half_precision(name: str) -> None:
-    """Gradients in the parameters' dtype, variances and the mean in float32, computed there."""
+    """Gradients have the parameters' dtype; variances and the mean are float32, in which everything
+    is computed.
+    """
     for dtype in (torch.bfloat16, torch.float16):
         q = family(name, 9)
         q = type(q)(*(x.to(dtype).requires_grad_() for x in q.parameters))
@@ -395,8 +397,8 @@ def test_bits_do_not_depend_on_threads(simd_build: str, name: str) -> None:
 
 
 def other_layouts(x: Tensor) -> list[Tensor]:
-    """The same values in other memory: transposed, between others, negated when read, one row for
-    all.
+    """Return the same values in other memory layouts: transposed, between others, negated when
+    read, one row for all.
     """
     negated = [torch._neg_view(-x)] if x.is_floating_point() else []
     return [
@@ -409,7 +411,7 @@ def other_layouts(x: Tensor) -> list[Tensor]:
 @elements
 @every_family
 def test_layouts(name: str, per_element: bool) -> None:
-    """Strides and views with a sign bit are read as what they mean."""
+    """Strides and views with a sign bit are read correctly."""
     q = family(name, 4, 5)
     parameters = tuple(x.contiguous() for x in q.parameters)
     z = q.sample(6, seed=1)
@@ -451,8 +453,8 @@ def test_layouts(name: str, per_element: bool) -> None:
 
 @every_family
 def test_mixed_dtypes(name: str) -> None:
-    """Values of another dtype than the parameters: the gradient is in the parameters', as right as
-    the values were.
+    """With values of another dtype than the parameters, the gradient has the parameters' dtype and
+    is as accurate as the values.
     """
     q = family(name, 7)
     for of_q in (torch.float32, torch.float64, torch.bfloat16):
@@ -488,7 +490,7 @@ def test_only_wanted_gradients_are_made() -> None:
 
 
 def test_gradients_reach_what_parameters_are_made_of() -> None:
-    """Broadcast parameters, and a network before them."""
+    """Gradients reach broadcast parameters, and a network before them."""
     layer = torch.nn.Linear(3, 5).double()
     x, logvar = torch.randn(4, 3).double(), torch.randn(5, requires_grad=True, dtype=torch.float64)
     q = lk.DiagonalGaussian(layer(x), logvar)

@@ -1,5 +1,5 @@
-"""Score-function estimators: their means and variances, exact ones over every S-tuple of states,
-and drawn ones.
+"""Means and variances of score-function estimators: exact ones over every S-tuple of states, and
+those of drawn samples.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Tensor = torch.Tensor
 
 @every_family
 def test_the_law_is_that_of_q(name: str) -> None:
-    """Probabilities sum to 1, scores have mean 0, and the gradient is the derivative of E f, by
+    """Probabilities sum to 1, scores have mean 0, and the gradient is the derivative of E f by
     autograd.
     """
     of = law(name)
@@ -63,7 +63,9 @@ def test_the_law_is_that_of_q(name: str) -> None:
     ],
 )
 def test_exact_mean_and_variance(name: str, control: str, samples: int, per_element: bool) -> None:
-    """Over every S-tuple of samples: unbiased, and the variance is the formula's, to rounding."""
+    """Over every S-tuple of samples the estimator is unbiased, and its variance is the formula's,
+    to rounding.
+    """
     of = law(name, per_element)
     z, weight = tuples(of, samples)
     q = family(name, len(weight))
@@ -80,7 +82,9 @@ def test_exact_mean_and_variance(name: str, control: str, samples: int, per_elem
     ("control", "samples"), [("none", 1), ("none", 2), ("baseline", 2), ("leave_one_out", 2)]
 )
 def test_exact_mean_and_variance_of_a_gaussian(control: str, samples: int) -> None:
-    """The same over every S-tuple of nodes, where the estimator is a polynomial in the noise."""
+    """The same holds over every S-tuple of nodes, where the estimator is a polynomial in the
+    noise.
+    """
     of = law("gaussian")
     z, weight = tuples(of, samples)
     g = flat(estimate(family("gaussian", len(weight)), f(z), z, control))
@@ -94,7 +98,7 @@ def test_exact_mean_and_variance_of_a_gaussian(control: str, samples: int) -> No
 @pytest.mark.parametrize("control", ["none", "baseline"])
 @pytest.mark.parametrize("samples", [2, 3])
 def test_estimated_variance_is_unbiased(name: str, control: str, samples: int) -> None:
-    """Exactly, over every S-tuple."""
+    """The estimated variance is exactly unbiased, over every S-tuple."""
     of = law(name)
     z, weight = tuples(of, samples)
     _, variances = estimate(family(name, len(weight)), f(z), z, control, return_variance=True)
@@ -105,7 +109,9 @@ def test_estimated_variance_is_unbiased(name: str, control: str, samples: int) -
 @elements
 @pytest.mark.parametrize("samples", [1, 2])
 def test_exact_mean_and_variance_of_disarm(samples: int, per_element: bool) -> None:
-    """Over every S-tuple of pairs of a uniform; the variance is that of one pair over S."""
+    """Over every S-tuple of pairs of a uniform, DisARM is unbiased, and its variance is that of one
+    pair over S.
+    """
     pairs, p = pairs_law()
     assert torch.allclose(p.sum(), torch.ones((), dtype=torch.float64))
     value = f_elements if per_element else f
@@ -136,7 +142,7 @@ COPIES = 6000
 
 
 def moments(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and variance over the copies, and their standard errors."""
+    """Return mean and variance over the copies, and their standard errors."""
     n = len(g)
     mean = g.mean(0)
     square = (g - mean) ** 2
@@ -151,8 +157,8 @@ def moments(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     [(control, s) for control, least in CONTROLS for s in (1, 2, 3, 17) if s >= least],
 )
 def test_drawn_mean_and_variance(name: str, control: str, samples: int, per_element: bool) -> None:
-    """From seeds, as people use it: z-scores of the mean, and of the variance where it has a
-    formula.
+    """With samples drawn from seeds, the z-scores are small for the mean, and for the variance
+    where it has a formula.
     """
     q, of = family(name, COPIES), law(name, per_element)
     seed = 100 * samples + len(control)
@@ -185,8 +191,8 @@ def test_drawn_mean_and_variance_of_disarm() -> None:
 
 @every_family
 def test_variances_for_many_samples(name: str) -> None:
-    """optimal <= leave-one-out <= none; "optimal" has the best coefficient's variance, up to a
-    share of order 1 / S.
+    """The variances satisfy optimal <= leave-one-out <= none; "optimal" has the best coefficient's
+    variance, up to a share of order 1 / S.
     """
     samples, copies = 256, 4000
     q, of = family(name, copies), law(name)
@@ -214,7 +220,7 @@ def test_variances_for_many_samples(name: str) -> None:
 @every_family
 @pytest.mark.parametrize("control", ["leave_one_out", "optimal 2"])
 def test_estimated_variance_is_consistent(name: str, control: str) -> None:
-    """Its mean over the estimator's true variance tends to 1, as 1 / S does."""
+    """The mean of the estimated variance over the true variance tends to 1, as 1 / S does."""
     of = law(name)
     for samples in (8, 32, 128):
         q = family(name, 3000)

@@ -1,4 +1,6 @@
-"""Training under DistributedDataParallel: two processes of half a batch are one of the whole."""
+"""Training under DistributedDataParallel: two processes with half a batch each equal one with the
+whole batch.
+"""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _fresh_compiler() -> None:
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(backend: str) -> None:
-    """One graph; an explicit seed gives eager's bits, forward and backward."""
+    """There is one graph; an explicit seed gives eager's bits, forward and backward."""
 
     def step(m: Tensor, l: Tensor) -> tuple[Tensor, ...]:
         z, kl = lk.rsample_kl(m, l, 3, seed=11)
@@ -157,7 +157,9 @@ def test_compile(backend: str) -> None:
 
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_seeds_are_fresh_and_distinct() -> None:
-    """Two layers draw two seeds, even if the compiler merges equal calls; each run draws anew."""
+    """Two layers draw two seeds, even if the compiler merges equal calls; each run draws new
+    ones.
+    """
 
     def layers(x: Tensor) -> tuple[Tensor, Tensor]:
         return lk.rsample(x, x), lk.rsample(x, x)
@@ -231,7 +233,7 @@ def test_grad_equals_backward() -> None:
 
 
 def test_vmap_repeats_an_explicit_seed() -> None:
-    """vmap(f)(x)[i] == f(x[i])."""
+    """vmap(f)(x)[i] equals f(x[i])."""
     m, l = torch.randn(5, 7, 4), torch.randn(5, 7, 4)
 
     def run(m: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
@@ -408,7 +410,7 @@ def test_no_grad_and_inference_mode() -> None:
 
 
 def test_data_subclass_goes_through_the_dispatcher() -> None:
-    """A tensor subclass is not read by its address."""
+    """A tensor subclass is dispatched, and not read by its address."""
 
     class Marked(Tensor):
         pass
@@ -421,7 +423,7 @@ def test_data_subclass_goes_through_the_dispatcher() -> None:
 
 
 def test_deep_copies_and_pickles(tmp_path: object) -> None:
-    """Results are ordinary tensors: they can be saved, and nothing of the kernel rides along."""
+    """Results are ordinary tensors, which can be saved without any state of the kernel."""
     import copy
     import io
 
@@ -439,7 +441,9 @@ def test_deep_copies_and_pickles(tmp_path: object) -> None:
 def test_what_has_no_gradient_is_no_part_of_a_graph(
     monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    """The reference is plain torch, which would record itself."""
+    """Outputs without a gradient are not part of a graph, although the reference is plain torch,
+    which would record itself.
+    """
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", choice)
     backends.forget()
     logits, values = leaf(4, 6), leaf(5, 4)

@@ -41,13 +41,13 @@ every_kind = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Small products: torch's threads would wait for one another."""
+    """Use one thread: for small products torch's threads would wait for one another."""
     torch.set_num_threads(1)
 
 
 def problem_of(form: str, options: dict[str, Any] | None = None, **more: Any) -> ListaProblem:
-    """Small, in float64, its entries so far from their thresholds that finite differences do not
-    cross them.
+    """Return a small problem in float64 whose entries are so far from their thresholds that finite
+    differences do not cross them.
     """
     return clear_problem(
         form,
@@ -60,7 +60,7 @@ def problem_of(form: str, options: dict[str, Any] | None = None, **more: Any) ->
 
 
 def given_of(problem: ListaProblem) -> tuple[tuple[Tensor, ...], Callable[..., Tensor]]:
-    """The problem's tensors that are not None, and the public function of them."""
+    """Return the problem's tensors that are not None, and the public function of them."""
     names = [name for name, t in zip(NAMES, problem.tensors, strict=True) if t is not None]
 
     def run(*given: Tensor) -> Tensor:
@@ -138,7 +138,9 @@ def test_upstream_of_any_strides(form: str) -> None:
 
 @every_form
 def test_second_derivatives_are_refused(form: str) -> None:
-    """By create_graph=True and by torch.func alike; never a silent zero."""
+    """Second derivatives raise by create_graph=True and by torch.func alike, and are never silently
+    zero.
+    """
     given, run = given_of(problem_of(form))
     leaves = leaves_of(given)
     for found in torch.autograd.grad(run(*leaves).square().sum(), leaves, create_graph=True):
@@ -150,7 +152,7 @@ def test_second_derivatives_are_refused(form: str) -> None:
 
 @every_form
 def test_first_derivatives_of_create_graph(form: str) -> None:
-    """What create_graph=True finds is what a plain backward finds."""
+    """First derivatives with create_graph=True equal those of a plain backward."""
     problem = problem_of(form)
     given, run = given_of(problem)
     leaves = leaves_of(given)
@@ -208,14 +210,16 @@ def test_weights_changed_before_backward_are_noticed(form: str) -> None:
 
 
 def fresh(run: Callable[..., Tensor], given: list[Tensor]) -> Tensor:
-    """The same call, of tensors never seen before."""
+    """Return the result of the same call with new tensors."""
     return run(*(t.detach().clone() for t in given))
 
 
 @pytest.mark.parametrize("with_grad", [False, True])
 @every_form
 def test_weights_change_in_place(form: str, with_grad: bool) -> None:
-    """Between calls, under no_grad, as an optimizer does it; every tensor in turn."""
+    """Results follow in-place changes between calls, under no_grad, as an optimizer makes them;
+    every tensor in turn.
+    """
     given, run = given_of(problem_of(form))
     inputs = [t.clone().requires_grad_(with_grad) for t in given]
     for i, t in enumerate(inputs):
@@ -233,7 +237,7 @@ def test_weights_change_in_place(form: str, with_grad: bool) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @every_form
 def test_weights_that_cease_to_be_finite(form: str, value: float, with_grad: bool) -> None:
-    """Values are checked once and again after every change."""
+    """The values of weights are checked once, and again after every change."""
     problem = problem_of(form, {"threshold": "both", "layered": True, "bias": True})
     names = [name for name, t in zip(NAMES, problem.tensors, strict=True) if t is not None]
     given, run = given_of(problem)
@@ -261,7 +265,7 @@ def test_weights_that_cease_to_be_finite(form: str, value: float, with_grad: boo
 
 @every_form
 def test_steps_of_an_optimizer(form: str) -> None:
-    """Training by the compiled kernels is training by plain torch."""
+    """Training by the compiled kernels equals training by plain torch."""
     problem = problem_of(form, {"threshold": "components", "bias": True, "theta": 0.2})
     target = torch.randn_like(problem.upstream)
     results = []
@@ -306,7 +310,9 @@ def test_memory_changes_between_calls(swap: str) -> None:
 
 @pytest.mark.parametrize("name", ["threshold", "weight", "bias", "recurrent"])
 def test_shape_changes_between_calls(name: str) -> None:
-    """The same tensor over the same memory, but of another shape: an error, as the first time."""
+    """The same tensor over the same memory but of another shape raises an error, as on a first
+    call.
+    """
     x, tensors = torch.randn(3, 4), {
         "weight": torch.randn(4, 6),
         "recurrent": torch.randn(6, 6),
@@ -338,7 +344,7 @@ BAD_CHOICES: list[tuple[dict[str, Any], Any, str]] = [
 def test_choices_are_checked_after_good_ones(
     form: str, changed: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    """1 == True == 1.0, but a call that was fine with one is not with the other."""
+    """A bad option raises although it equals a good one of an earlier call (1 == True == 1.0)."""
     x, w, d, s, theta = (
         torch.randn(3, 4),
         torch.randn(4, 6),
@@ -360,8 +366,8 @@ def test_choices_are_checked_after_good_ones(
 
 
 def test_many_encoders_in_turn() -> None:
-    """More of them than are remembered; tensors that die, and others that take their place in
-    memory.
+    """Results are right with more encoders than are remembered, and with new tensors in the memory
+    of deleted ones.
     """
     x = torch.randn(2, 5)
     for i in range(200):
@@ -378,8 +384,8 @@ def test_many_encoders_in_turn() -> None:
 
 
 def test_x_of_every_kind_after_a_plain_one() -> None:
-    """What a plain call has left behind does not answer for x of another dtype, shape, device,
-    stride or need.
+    """The state of a plain call is not used for x of another dtype, shape, device, stride or need
+    of gradients.
     """
     w, s, theta = torch.randn(5, 4), torch.randn(4, 4), torch.rand(4)
     x = torch.randn(3, 5)
@@ -420,7 +426,7 @@ def test_x_of_every_kind_after_a_plain_one() -> None:
 
 
 def op_options(choices: Choices) -> tuple[Any, ...]:
-    """The options as the raw op takes them."""
+    """Return the options as the raw op takes them."""
     return *choices[:2], None if choices.select is None else list(choices.select)
 
 
@@ -473,7 +479,7 @@ COMPILED = [(form, "aot_eager") for form in FORMS] + [("residual steps", "induct
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(("form", "backend"), COMPILED)
 def test_compile(form: str, backend: str) -> None:
-    """One graph, shapes of x that change; eager's results, forward and backward."""
+    """There is one graph for changing shapes of x, with eager's results, forward and backward."""
     problem = problem_of(form, OPTIONS[3] if form == "recurrent" else OPTIONS[1])
     given, run = given_of(problem)
     compiled = torch.compile(run, fullgraph=True, backend=backend)
@@ -569,7 +575,9 @@ def test_the_reference_can_be_forced(form: str, monkeypatch: pytest.MonkeyPatch)
 def test_the_reference_is_differentiated_in_compiled_code(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its backward pass is an opaque op there, which runs where autograd is switched off."""
+    """In compiled code the reference's backward pass is an opaque op, which runs where autograd is
+    switched off.
+    """
     given, run = given_of(problem_of(form))
     found = []
     for forced in ("lista=cpp", "lista=reference"):
@@ -589,7 +597,7 @@ def test_the_reference_is_differentiated_in_compiled_code(
 @every_kind
 @every_form
 def test_vmap(form: str, options: dict[str, Any]) -> None:
-    """vmap(f)(x)[i] == f(x[i]): over each input alone, at the front and at the back, over rows,
+    """vmap(f)(x)[i] equals f(x[i]): over each input alone, at the front and at the back, over rows,
     over everything.
     """
     problems = [
@@ -628,7 +636,9 @@ def test_grad_equals_backward(form: str) -> None:
 @every_kind
 @every_form
 def test_vmap_of_grad_and_grad_of_vmap(form: str, options: dict[str, Any]) -> None:
-    """Per-sample gradients of shared parameters; and models side by side."""
+    """Per-sample gradients of shared parameters are right, and gradients of several models side by
+    side.
+    """
     problem = problem_of(form, options)
     given, run = given_of(problem)
     rows = {0} if problem.tensors.initial is None else {0, len(given) - 1}
@@ -658,7 +668,9 @@ def test_vmap_of_grad_and_grad_of_vmap(form: str, options: dict[str, Any]) -> No
 
 @every_form
 def test_jacrev(form: str) -> None:
-    """Row by row it is the gradient of an entry; a code depends on its own row of x alone."""
+    """Each row of the Jacobian is the gradient of one entry; a code depends on its own row of x
+    alone.
+    """
     given, run = given_of(problem_of(form))
     jacobians = jacrev(run, argnums=tuple(range(len(given))))(*given)
     leaves = leaves_of(given)
@@ -709,7 +721,7 @@ def _kernels() -> Any:
 
 
 def strided(x: Tensor, kind: str) -> Tensor:
-    """The same values by other strides."""
+    """Return the same values with other strides."""
     if kind == "transposed" and x.dim() > 1:
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)
     if kind == "every second":
@@ -749,7 +761,9 @@ def test_strides(form: str, kind: str) -> None:
 
 
 def test_expanded() -> None:
-    """One row, one layer, one threshold in memory; gradients of what was expanded are summed."""
+    """One row, one layer or one threshold in memory may be expanded; gradients of expanded tensors
+    are summed.
+    """
     x, w, d, theta = (
         torch.randn(1, 4).double(),
         torch.randn(4, 6).double() / 4,
@@ -789,7 +803,9 @@ def test_halves_are_computed_in_float32(form: str, dtype: torch.dtype) -> None:
 
 
 def test_numbers_beside_halves_are_not_rounded_to_halves() -> None:
-    """As torch computes x * 0.1 for half x; 0.1 in bfloat16 is off by 1e-3."""
+    """A number is not rounded to half, just as torch does not round it in x * 0.1 for half x; 0.1
+    in bfloat16 is off by 1e-3.
+    """
     x = torch.tensor([[0.109375, -1.0]])
     w, s = torch.eye(2), torch.zeros(2, 2)
     for dtype in (torch.bfloat16, torch.float16):
@@ -800,7 +816,7 @@ def test_numbers_beside_halves_are_not_rounded_to_halves() -> None:
 
 
 def test_numbers_beside_float64_weights_are_float64() -> None:
-    """Whatever the dtype of x: it is promoted, a number with it."""
+    """The result is float64 whatever the dtype of x, and a number is promoted with it."""
     x = torch.randn(5, 4)
     w, s = torch.randn(4, 6, dtype=torch.float64), torch.randn(6, 6, dtype=torch.float64)
     for options in ({}, {"step": 0.3}):
@@ -820,7 +836,7 @@ def test_mixed_dtypes_promote(form: str) -> None:
         mixed = [x.clone() for x in given]
         mixed[i] = wide[i]
         z = run(*(x.requires_grad_() for x in mixed))
-        if t.dim() == 0:  # as in torch, it does not take part
+        if t.dim() == 0:  # as in torch, it does not take part in promotion
             assert z.dtype == torch.float32
             continue
         assert z.dtype == torch.float64
@@ -832,7 +848,7 @@ def test_mixed_dtypes_promote(form: str) -> None:
 
 
 def test_autocast() -> None:
-    """Autocast makes x bfloat16; float32 weights promote it, and the codes are float32."""
+    """Autocast makes x bfloat16; float32 weights promote it, so the codes are float32."""
     layer = torch.nn.Linear(6, 4)
     w, s, theta = (torch.randn(4, 5).requires_grad_(), torch.randn(5, 5), torch.rand(5))
     with torch.autocast("cpu", torch.bfloat16):

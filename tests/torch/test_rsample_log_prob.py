@@ -20,8 +20,9 @@ Tensor = torch.Tensor
 
 @pytest.mark.parametrize("num_samples", [None, 3])
 def test_gradcheck(num_samples: int | None) -> None:
-    """The total derivative. The path derivative is none of a function of the parameters; log p(z) -
-    log q(z) has it where log q is written over parameters that gradcheck does not move.
+    """gradcheck passes for the total derivative. The path derivative is not the derivative of a
+    function of the parameters, except in log p(z) - log q(z) with log q over parameters that
+    gradcheck does not move.
     """
     mean, logvar = leaves(3, 4, dtype=torch.float64)
     total = lambda m, l: lk.rsample_log_prob(m, l, num_samples, seed=1)  # noqa: E731
@@ -56,7 +57,7 @@ def loss(mean: Tensor, logvar: Tensor, seed: int | Tensor, path: bool) -> Tensor
 @pytest.mark.parametrize("path", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(backend: str, path: bool) -> None:
-    """One graph, whose values are eager's bits and whose gradients are eager's."""
+    """There is one graph, with eager's bits for values and eager's gradients."""
     torch._dynamo.reset()
 
     def step(m: Tensor, l: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,7 @@ def test_compile(backend: str, path: bool) -> None:
 
 @pytest.mark.parametrize("path", [False, True])
 def test_compile_with_drawn_seeds_and_changing_shapes(path: bool) -> None:
-    """The seed that is drawn is one for the samples and their density."""
+    """One seed is drawn for the samples and their density."""
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda x: lk.rsample_log_prob(x, x, 2, path_derivative=path),
@@ -143,7 +144,7 @@ def test_vmap_over_seeds(path: bool) -> None:
 
 
 def test_vmap_randomness() -> None:
-    """One drawn seed for z and for the gradient of its density."""
+    """One seed is drawn for z and for the gradient of its density."""
     zero = torch.zeros(5, 7, 4)
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +189,7 @@ def test_checkpointing_replays_the_noise(path: bool) -> None:
 
 @pytest.mark.parametrize("path", [False, True])
 def test_one_vector_of_parameters(path: bool) -> None:
-    """Its log q is a scalar, by every way to the kernels."""
+    """For one vector of parameters log q is a scalar, by every way to the kernels."""
 
     def log_q(x: torch.Tensor) -> torch.Tensor:
         return lk.rsample_log_prob(x, x, seed=1, path_derivative=path)[1]

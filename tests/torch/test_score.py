@@ -1,5 +1,5 @@
-"""The families' and the score function's ops under torch's own machinery, as test_gaussian.py has
-it for the others.
+"""The ops of the families and of the score function under torch's own machinery, as
+test_gaussian.py tests the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAKE: dict[str, Any] = {
 
 
 def parameters(name: str, *shape: int) -> tuple[Tensor, ...]:
-    """Of q over [..., 2], in float64."""
+    """Return parameters of q over [..., 2], in float64."""
     tail = (3,) if name == "categorical" else ()
     return tuple(
         torch.randn(*shape, 2, *tail, dtype=torch.float64)
@@ -46,7 +46,7 @@ def raw(
     from_seed: bool = False,
     shared: bool | None = None,
 ) -> tuple[Any, ...]:
-    """What the ops are given on [G, S, N, D] = [2, 4, 5, 3]; q and values have gradients."""
+    """Return the inputs of the ops on [G, S, N, D] = [2, 4, 5, 3]; q and values have gradients."""
     g, s, n, d, k = 2, 4, 5, 3, 4
     tail = (k,) if family == "categorical" else ()
     first = torch.randn(g, n, d, *tail, dtype=torch.float64, requires_grad=True)
@@ -72,19 +72,19 @@ def raw(
 
 
 def mean(*args: Any, **options: Any) -> tuple[Any, ...]:
-    """Arguments of score_expectation."""
+    """Return arguments of score_expectation."""
     return *raw(*args, **options), [True]
 
 
 def estimate(*args: Any, with_variance: bool = False, **options: Any) -> tuple[Any, ...]:
-    """Arguments of score_gradient, which has no gradients itself."""
+    """Return arguments of score_gradient, which has no gradients itself."""
     given = tuple(x.detach() if isinstance(x, Tensor) else x for x in raw(*args, **options))
     two = given[1] is not None
     return *given, [True, two, with_variance, with_variance and two]
 
 
 def backward(*args: Any, needs: list[bool], **options: Any) -> tuple[Any, ...]:
-    """Arguments of score_expectation_backward."""
+    """Return arguments of score_expectation_backward."""
     given = tuple(x.detach() if isinstance(x, Tensor) else x for x in raw(*args, **options))
     values = given[3]
     return (
@@ -141,7 +141,7 @@ def _fresh_compiler() -> None:
 
 
 def step(name: str, control: Any, per_element: bool = False) -> Callable[..., Any]:
-    """Everything at once: samples, values, their mean, and gradients with variances."""
+    """Return everything at once: samples, values, their mean, and gradients with variances."""
 
     def run(*given: Tensor) -> tuple[Tensor, ...]:
         q = MAKE[name](*given)
@@ -161,7 +161,7 @@ def step(name: str, control: Any, per_element: bool = False) -> Callable[..., An
 @every_family
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile(name: str, backend: str) -> None:
-    """One graph; eager's results, forward and backward."""
+    """There is one graph, with eager's results, forward and backward."""
     run = step(
         name,
         "optimal" if backend == "inductor" else "leave_one_out",
@@ -285,9 +285,7 @@ def test_grad_equals_backward(name: str, control: str) -> None:
 @every_family
 @pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal", "baseline"])
 def test_vmap(name: str, control: str, per_element: bool) -> None:
-    """vmap(f)(x)[i] == f(x[i]): over parameters, over values, over samples, over seeds, and over
-    all of them.
-    """
+    """vmap(f)(x)[i] equals f(x[i]): over parameters, values, samples, seeds, and all of them."""
     given, seeds = parameters(name, 4, 6), torch.tensor([1, 2**40, 7, 0])
     q = MAKE[name](*given)
     z = q.sample(5, seed=3).movedim(0, 1)
@@ -385,8 +383,8 @@ def test_vmap_of_grad_and_grad_of_vmap(name: str) -> None:
 
 @every_family
 def test_jacrev(name: str) -> None:
-    """Row i of the Jacobian of [N] means is the gradient of mean i: block diagonal, its blocks the
-    estimator's.
+    """Row i of the Jacobian of [N] means is the gradient of mean i: block diagonal, with the
+    estimator's blocks.
     """
     given = parameters(name, 4)
     z = MAKE[name](*given).sample(5, seed=3)
@@ -411,7 +409,9 @@ def test_forward_mode_is_refused() -> None:
 
 @every_family
 def test_second_derivatives_are_refused(name: str) -> None:
-    """By torch.func and by create_graph=True alike; never a silent zero."""
+    """Second derivatives raise by torch.func and by create_graph=True alike, and are never silently
+    zero.
+    """
     given = parameters(name, 4)
     with pytest.raises(RuntimeError, match="second derivatives"):
         grad(lambda x: grad(loss, argnums=3)(name, "none", 1, x, *given[1:]).sum())(given[0])

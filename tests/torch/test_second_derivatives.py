@@ -1,4 +1,4 @@
-"""Second derivatives, forward mode and batched backward passes, held to plain torch.
+"""Second derivatives, forward mode and batched backward passes, compared with plain torch.
 
 The kernels have first derivatives alone. Everything here comes from the ops' formulas.
 """
@@ -131,7 +131,9 @@ def ours_of_bound(estimator: str) -> Loss:
 
 
 def plain_of_bound(estimator: str) -> Loss:
-    """The same stop-gradients: q's parameters in log q, and the weights on the way to z."""
+    """Return the bound in plain torch with the same stop-gradients: q's parameters in log q, and
+    the weights on the way to z.
+    """
 
     def loss(mean: Tensor, logvar: Tensor) -> Tensor:
         z = mean + torch.exp(0.5 * logvar) * eps()
@@ -237,7 +239,7 @@ def test_derivatives_equal_those_of_plain_torch(name: str, way: str) -> None:
 
 
 def test_the_weights_of_dreg_are_applied_once() -> None:
-    """Other backward passes are scaled as ever; one of both orders is refused."""
+    """Other backward passes are scaled as before; one of both orders is refused."""
     mean, logvar = leaf(3, 4), leaf(3, 4)
 
     def made() -> tuple[Tensor, Tensor]:
@@ -258,7 +260,7 @@ def test_the_weights_of_dreg_are_applied_once() -> None:
 
 @pytest.mark.parametrize("num_samples", [None, 3])
 def test_gradgradcheck(num_samples: int | None) -> None:
-    """By finite differences, batched and in forward mode too."""
+    """Second derivatives agree with finite differences, batched and in forward mode too."""
 
     def run(m: Tensor, l: Tensor, m0: Tensor, l0: Tensor) -> tuple[Tensor, Tensor]:
         return lk.rsample_kl(m, l, num_samples, prior_mean=m0, prior_logvar=l0, seed=1)
@@ -282,7 +284,7 @@ def test_gradgradcheck(num_samples: int | None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_computed_wide(dtype: torch.dtype) -> None:
-    """Second derivatives of halves have the inputs' dtype and float32's digits."""
+    """Second derivatives of halves have the inputs' dtype and float32's accuracy."""
     mean, logvar = (torch.randn(3, 4).to(dtype) for _ in range(2))
     found = grad(lambda l: grad(ours_of_log_q, argnums=1)(mean, l).sum())(logvar)
     exact = grad(lambda l: grad(ours_of_log_q, argnums=1)(mean.double(), l).sum())(logvar.double())
@@ -291,7 +293,9 @@ def test_computed_wide(dtype: torch.dtype) -> None:
 
 
 def test_first_derivatives_have_the_same_bits() -> None:
-    """With create_graph=True and in torch.func they come from the kernels, as in backward."""
+    """With create_graph=True and in torch.func, first derivatives come from the kernels, as in
+    backward.
+    """
     mean, logvar = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
     for ours, _ in LOSSES.values():
         plain = torch.autograd.grad(ours(mean, logvar), (mean, logvar))
@@ -324,7 +328,7 @@ def test_certain_bernoulli_variables() -> None:
 
 @pytest.mark.parametrize("kind", ["transposed", "expanded", "negative", "chunked"])
 def test_whatever_the_layout(kind: str) -> None:
-    """Second derivatives reach the inputs through what was copied for the kernels."""
+    """Second derivatives reach the inputs through copies made for the kernels."""
 
     def loss(x: Tensor, ours: bool) -> Tensor:
         a = {
@@ -351,7 +355,7 @@ def test_whatever_the_layout(kind: str) -> None:
 
 
 def test_seeds_of_their_own() -> None:
-    """Each example of a batch has its own noise in its second derivatives."""
+    """Each example of a batch uses its own noise in its second derivatives."""
     mean, logvar, seeds = data(3, 4), data(3, 4), torch.tensor([3, 2**40, 7])
 
     def curvature(seed: int | Tensor) -> Tensor:
@@ -366,7 +370,9 @@ def test_seeds_of_their_own() -> None:
 
 
 def test_devices_without_a_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference stands in: for create_graph=True, torch.func and torch.compile too."""
+    """Where no kernel is compiled the reference is used, for create_graph=True, torch.func and
+    torch.compile too.
+    """
     monkeypatch.setenv(backends.VARIABLE, "reference")
     backends.forget()
     torch._dynamo.reset()
@@ -385,7 +391,9 @@ def test_devices_without_a_compiled_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_fisher_vector_product() -> None:
-    """TRPO's: the Hessian of KL(old || new) at new = old is J' F J, F = diag(1 / sigma^2, 1/2)."""
+    """The product of TRPO is right: the Hessian of KL(old || new) at new = old is J' F J, F =
+    diag(1 / sigma^2, 1/2).
+    """
     policy = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 8))
     policy.double()
     states = data(7, 5)
@@ -409,7 +417,9 @@ def test_fisher_vector_product() -> None:
 
 
 def test_inner_steps_of_meta_learning() -> None:
-    """MAML: the gradient of the loss after a gradient step, of a small VAE's ELBO."""
+    """The gradient of MAML is right: that of the loss after a gradient step, for a small VAE's
+    ELBO.
+    """
     x = (torch.rand(6, 5) < 0.5).double()
     start = {"encoder": data(5, 4), "decoder": data(2, 5)}
     noise = lk.normal((6, 2), seed=4, dtype=torch.float64)
@@ -463,7 +473,7 @@ COMPILED: dict[str, Callable[[Loss], Callable[[Tensor, Tensor], Any]]] = {
     ],
 )
 def test_torch_func_within_torch_compile(way: str) -> None:
-    """One graph, of the formulas, in which noise alone is opaque."""
+    """There is one graph, of the formulas, in which only the noise is opaque."""
     if way == "vmap of grad" and torch.__version__ < "2.10":
         pytest.skip("torch.compile of 2.9 fails on such a vmap")
 
@@ -479,7 +489,7 @@ def test_torch_func_within_torch_compile(way: str) -> None:
 
 
 def test_compiled_functions_of_dual_numbers() -> None:
-    """Also where the same function has been compiled for plain numbers before."""
+    """Dual numbers work also where the same function has been compiled for plain numbers before."""
     a, b = data(3, 4), data(3, 4)
     torch._dynamo.reset()
     compiled = torch.compile(ours_of_samples, fullgraph=True, backend="aot_eager")
@@ -506,7 +516,7 @@ def test_what_cannot_be_compiled_is_never_a_silent_zero() -> None:
 
 
 def jacobians(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Assert that the vectorized Jacobian is what a loop over the outputs gives."""
+    """Check that the vectorized Jacobian equals that of a loop over the outputs."""
     loop = FUNCTIONAL.jacobian(function, x)
     assert torch.allclose(FUNCTIONAL.jacobian(function, x, vectorize=True), loop, rtol=1e-12)
     y = function(x.requires_grad_())
@@ -538,7 +548,9 @@ def test_batched_backward_of_every_op() -> None:
 
 
 def test_vimco_has_no_second_derivatives() -> None:
-    """Its signal is an estimate of a gradient; what autograd would make of it is none."""
+    """VIMCO's signal estimates a gradient; autograd would make a meaningless second derivative of
+    it.
+    """
 
     def loss(log_w: Tensor) -> Tensor:
         return lk.importance_bound(log_w, estimator="vimco", log_q=2 * log_w).sum()

@@ -63,7 +63,7 @@ DIFFERENTIABLE = [n for n in CALLS if n not in ("normalized_weights", "Bernoulli
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_upstream_gradients(name: str) -> None:
-    """Zero tensors, sparse and functional ones are the gradients that they stand for."""
+    """Zero tensors, sparse and functional ones count as the gradients that they represent."""
     x = X.clone().requires_grad_()
     out = CALLS[name](x)
     some = torch.where(torch.arange(out.numel()).reshape(out.shape) % 3 == 0, out.detach(), 0)
@@ -76,7 +76,7 @@ def test_upstream_gradients(name: str) -> None:
 
 
 def test_embedding_like_gradients() -> None:
-    """The sparse gradient of a row that was looked up passes a sampler on its way."""
+    """The sparse gradient of an embedding passes through a sampler."""
     weight = torch.randn(5, 4, requires_grad=True)
     z = lk.rsample(weight, weight, seed=3)
     torch.nn.functional.embedding(torch.tensor([1, 3, 1]), z, sparse=True).sum().backward()
@@ -108,7 +108,7 @@ def test_nested_tensors_are_refused() -> None:
 
 
 class Copies(TorchDispatchMode):
-    """Notes the copies to a GPU, each by whether it is one that the GPU is waited for."""
+    """A mode that records the copies to a GPU, each with whether the CPU waits for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Copies(TorchDispatchMode):
 def test_seeds_reach_a_gpu_without_waiting_for_it(
     monkeypatch: pytest.MonkeyPatch, source: dict[str, Any]
 ) -> None:
-    """On tensors of a GPU that is not there."""
+    """Seeds reach a GPU without waiting for it; the tensors belong to a GPU that is not there."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(3, 4, device="cuda")
@@ -144,7 +144,9 @@ def test_seeds_reach_a_gpu_without_waiting_for_it(
 def test_a_seed_on_the_cpu_is_refused_under_capture_by_every_door(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A captured copy would read the CPU's memory again at every replay."""
+    """A captured copy would read the CPU's memory again at every replay, so every way to the
+    kernels refuses the seed.
+    """
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(3, 4, device="cuda")

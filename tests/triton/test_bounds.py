@@ -35,7 +35,7 @@ def test_chunks_of_samples(
 
 @interpreted
 def test_hard_columns(kernels: ModuleType) -> None:
-    """Infinite weights, weights of zero, NaN: what C++ gives, in their own rows only."""
+    """Infinite weights, weights of zero and NaN give what C++ gives, in their own rows only."""
     columns = torch.tensor(
         [
             [-INF, -INF, -INF, -INF],

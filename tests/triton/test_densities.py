@@ -28,8 +28,8 @@ def kernels() -> ModuleType:
 @interpreted
 @pytest.mark.parametrize("density", DENSITIES)
 def test_elements_have_the_cpus_bits(kernels: ModuleType, density: str) -> None:
-    """One sequence of operations: terms agree where a row is one element, and gradients that are no
-    sums.
+    """The bits are the CPU's where no sum is involved: terms in rows of one element, and gradients
+    that are not sums.
     """
     for sizes in ((1, 5, 40, 1), (2, 3, 5, 70)):
         problem = DensityProblem(density, sizes, torch.float32, USUAL[density][-1])
@@ -94,7 +94,9 @@ def test_dealing_samples_to_programs_changes_no_bit_of_an_element(
 
 @interpreted
 def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forced by the environment variable, the whole path runs: validation, autograd, kernels."""
+    """With a backend forced by the environment variable, the whole path runs: validation, autograd,
+    kernels.
+    """
     x, logvar = torch.rand(6, 10, requires_grad=True), torch.randn(10, requires_grad=True)
 
     def run() -> list[torch.Tensor]:

@@ -1,6 +1,6 @@
-"""What the PTX interpreter shows of kernels as Triton compiles them: planted faults are caught, and
-offsets past 2^31 elements are right. How the library's kernels do otherwise, the tests of each op
-say.
+"""Tests of kernels as Triton compiles them, in the PTX interpreter: planted faults are caught, and
+offsets past 2^31 elements are right. The tests of each op execute the library's kernels in other
+ways.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Edit = Callable[[str], str]
 def sums_kernel(
     x_ptr, row_ptr, col_ptr, N, D, width: tl.constexpr, beyond: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sums of the rows and of the columns of tiles [BLOCK, BLOCK] of x [N, D]."""
+    """Write the sums of the rows and of the columns of tiles [BLOCK, BLOCK] of x [N, D]."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     cols = tl.arange(0, BLOCK)
     mask = (rows < N)[:, None] & (cols < D + beyond)[None, :]
@@ -53,7 +53,7 @@ def sums(*, width: int = 0, beyond: int = 0) -> bool:
 
 
 def without(pattern: str, which: int) -> Edit:
-    """Return what takes one of the matching statements out of a text."""
+    """Return a function that removes one of the matching statements from a text."""
 
     def edit(text: str) -> str:
         found = list(re.finditer(pattern, text))[which]
@@ -63,7 +63,7 @@ def without(pattern: str, which: int) -> Edit:
 
 
 def count(pattern: str) -> int:
-    """How often a pattern stands in the kernel's PTX."""
+    """Return how often a pattern occurs in the kernel's PTX."""
     found = []
     with launches(edited=lambda text: found.append(len(re.findall(pattern, text))) or text):
         sums()
@@ -79,7 +79,7 @@ def test_the_ptx_is_what_a_device_gets() -> None:
     from tests.triton.compiled.test_gaussian import noise
 
     def code(ptx: str) -> str:
-        """Return the instructions: what follows them, too, holds names of files."""
+        """Return the instructions without what follows them, which also holds names of files."""
         return re.sub(r"\t\.file\t.*", "", ptx[: ptx.index(".section")])
 
     ours, theirs = (noise("normal", target).asm["ptx"] for target in (TARGET, H100))
@@ -97,7 +97,7 @@ def test_an_off_by_one_stride_is_caught() -> None:
 
 
 def test_a_missing_barrier_is_caught() -> None:
-    """Each of them, taken away."""
+    """The removal of any single barrier is caught."""
     barrier = r"bar\.sync\s+0;"
     for which in range(count(barrier)):
         with launches(edited=without(barrier, which)), pytest.raises(Fault, match="a race"):
@@ -122,7 +122,9 @@ def test_a_swapped_lane_is_caught() -> None:
 
 
 def test_a_store_in_the_wrong_place_is_caught() -> None:
-    """Two threads of the grid that write to one place; where nothing is written, NaN is left."""
+    """Stores by two threads of the grid to one address are caught, and a place that is not written
+    keeps NaN.
+    """
     index = r"mov\.u32\s+(%r\d+), %ctaid\.x;"
     with (
         launches(edited=lambda text: re.sub(index, r"mov.u32 \1, 0;", text)),
@@ -137,7 +139,7 @@ def test_a_store_in_the_wrong_place_is_caught() -> None:
 
 
 def test_another_rounding_is_caught() -> None:
-    """Of the noise, one product less exact: its bits are not the C++ kernel's."""
+    """If one product of the noise is less exact, the bits differ from the C++ kernel's."""
     from latent_kernels.kernels.noise import cpp_cpu, triton_gpu
 
     ours, theirs = torch.empty(1000), torch.empty(1000)
@@ -161,7 +163,7 @@ def test_another_rounding_is_caught() -> None:
 
 
 def last(programs: int) -> Callable[[int], range]:
-    """The last blocks of a grid."""
+    """Return the last blocks of a grid."""
     return lambda count: range(count - programs, count)
 
 
@@ -180,7 +182,9 @@ def test_noise_past_2_to_the_31(kind: str) -> None:
 
 @pytest.mark.parametrize("cols", [1024, 1023])
 def test_samples_past_2_to_the_31(cols: int) -> None:
-    """z [3, rows, cols], of which the last row lies past 2^31 in every sample but the first."""
+    """Samples are right for z [3, rows, cols], whose last row lies past 2^31 in every sample but
+    the first.
+    """
     from latent_kernels.kernels.gaussian import triton_gpu
 
     rows = 2**20 + 3

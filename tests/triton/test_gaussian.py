@@ -46,7 +46,7 @@ def test_noise_has_the_cpus_bits(kind: str, offset: int) -> None:
 
 @interpreted
 def test_elementary_edges_through_the_stream() -> None:
-    """Block sizes do not matter: the same elements, written from programs that begin elsewhere."""
+    """Block sizes do not matter: programs that begin at other elements write the same values."""
     from latent_kernels.kernels.noise import triton_gpu
 
     whole = torch.empty(4099)
@@ -65,7 +65,7 @@ def test_elementary_edges_through_the_stream() -> None:
     ids=str,
 )
 def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: int) -> None:
-    """Not only eps: exp is the same sequence of operations too, so z agrees bit for bit."""
+    """z agrees bit for bit, not only eps, since exp is the same sequence of operations too."""
     problem = Problem(sizes, torch.float32, offset=offset)
     assert bits_equal(problem.run(kernels)["z"], problem.run(cpp_cpu)["z"])
 
@@ -73,8 +73,8 @@ def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: i
 @interpreted
 @pytest.mark.parametrize("row", [23, 24])
 def test_rows_of_a_wider_tensor_have_the_cpus_bits(kernels: ModuleType, row: int) -> None:
-    """The stream's groups are aligned with the rows, and the inputs' rows begin anywhere, or at
-    multiples of four elements.
+    """The bits agree where the stream's groups are aligned with the rows, and the inputs' rows
+    begin anywhere or at multiples of four elements.
     """
     mean, logvar = (x.unsqueeze(0) for x in torch.randn(2, 9, row)[..., :20])
     found = []
@@ -139,7 +139,9 @@ def test_kl_near_overflow(kernels: ModuleType, dtype: torch.dtype) -> None:
 
 @interpreted
 def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forced by the environment variable, the whole path runs: validation, autograd, kernels."""
+    """With a backend forced by the environment variable, the whole path runs: validation, autograd,
+    kernels.
+    """
     x = torch.randn(6, 10, requires_grad=True)
     expected = [*lk.rsample_kl(x, x, 3, seed=4), lk.normal(5, seed=1)]
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "gaussian=triton,noise=triton")
@@ -158,7 +160,7 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
 @interpreted
 @pytest.mark.parametrize("path", [False, True])
 def test_rsample_log_prob(monkeypatch: pytest.MonkeyPatch, path: bool) -> None:
-    """The public function, forced to either backend."""
+    """The public function runs on either forced backend."""
     x = torch.randn(6, 10, requires_grad=True)
     found = []
     for backend in ("cpp", "triton"):

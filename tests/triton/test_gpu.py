@@ -1,5 +1,5 @@
-"""What only a GPU has: the CPU's bits at full size, CUDA graphs, large grids and tensors, and sizes
-that Triton's interpreter would take too long for. The tests of each op run on the GPU too.
+"""Tests that need a GPU: the CPU's bits at full size, CUDA graphs, large grids and tensors, and
+sizes that Triton's interpreter would take too long for. The tests of each op run on the GPU too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def test_two_runs_give_the_same_bits() -> None:
 
 
 def test_cuda_graph_draws_fresh_noise() -> None:
-    """A captured step replays with the seed tensor's present value."""
+    """A captured step replays with the seed tensor's current value."""
     mean, logvar = torch.randn(64, 20, device="cuda"), torch.randn(64, 20, device="cuda")
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
 
@@ -71,7 +71,9 @@ def test_cuda_graph_draws_fresh_noise() -> None:
 
 
 def test_no_seed_under_capture_raises() -> None:
-    """The graph holds another kernel: torch warns of an empty one."""
+    """Capture without a seed raises. The graph contains another kernel, since torch warns of an
+    empty one.
+    """
     x = torch.zeros(4, 8, device="cuda")
     lk.rsample(x, x)
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
@@ -81,7 +83,7 @@ def test_no_seed_under_capture_raises() -> None:
 
 
 def test_captured_backward() -> None:
-    """A captured training step gives the gradients of the seed tensor's present value."""
+    """A captured training step gives the gradients of the seed tensor's current value."""
     mean, logvar = (torch.randn(64, 20, device="cuda", requires_grad=True) for _ in range(2))
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
 
@@ -106,7 +108,9 @@ def test_captured_backward() -> None:
 
 
 def test_no_call_waits_for_the_device() -> None:
-    """Plain, mapped and compiled calls, forward and backward, with each kind of seed."""
+    """No call waits for the device: plain, mapped and compiled, forward and backward, with each
+    kind of seed.
+    """
     mean, logvar = (torch.randn(8, 16, 20, device="cuda", requires_grad=True) for _ in range(2))
     logits = torch.randn(16, 20, 5, device="cuda")
     given = torch.tensor(5, device="cuda")
@@ -141,7 +145,7 @@ def test_no_call_waits_for_the_device() -> None:
 
 
 def test_side_stream() -> None:
-    """Kernels run on the current stream: after what stands before them there, and on no other."""
+    """Kernels run on the current stream, after the work already queued there, and on no other."""
     x = torch.zeros(2000, 256, device="cuda")
     lk.rsample(x, x, seed=1)
     torch.cuda.synchronize()
@@ -172,7 +176,9 @@ def test_second_device() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_addresses_of_no_vector(dtype: torch.dtype) -> None:
-    """Slices that begin at no multiple of 16 bytes, after the same call on whole tensors."""
+    """Slices that begin at no multiple of 16 bytes are right after the same call on whole
+    tensors.
+    """
     flat = torch.randn(3, 64 * 256 + 1, device="cuda").to(dtype)
     for begin in (0, 1):
         x, mean, logvar = flat[:, begin : begin + 64 * 256].unflatten(1, (64, 256))
@@ -231,7 +237,7 @@ def test_compiled_graphs_draw_fresh_noise() -> None:
 
 @pytest.mark.parametrize("shape", [(5,), (1, 8), (1, 1), (1,)])
 def test_one_row(shape: tuple[int, ...]) -> None:
-    """A size of 1 is a constant to Triton."""
+    """A size of 1, which Triton makes a constant, works."""
     mean, logvar = (torch.randn(shape, device="cuda", requires_grad=True) for _ in range(2))
     z, kl = lk.rsample_kl(mean, logvar, 3, seed=1)
     (z.sum() + kl.sum() + lk.gaussian_log_prob(z, mean, logvar).sum()).backward()
@@ -240,7 +246,7 @@ def test_one_row(shape: tuple[int, ...]) -> None:
 
 
 def test_many_groups_and_samples() -> None:
-    """More than the 65,535 that a grid's second and third axes end at."""
+    """Groups and samples may exceed 65,535, the limit of a grid's second and third axes."""
     mean = torch.zeros(70_000, 3, device="cuda")
     z = torch.func.vmap(lambda m: lk.rsample(m, m, seed=2))(mean)
     assert torch.equal(z[0], z[-1])
@@ -371,7 +377,9 @@ def test_score_with_folds(family: str) -> None:
 @pytest.mark.parametrize("control", ["none", "leave_one_out", "optimal"])
 @pytest.mark.parametrize("family", ["bernoulli", "antithetic", "categorical"])
 def test_score_outside_the_support(family: str, control: str) -> None:
-    """NaN in that element's gradient and in no other's; the rest is what it is on a CPU."""
+    """A sample outside the support gives NaN in that element's gradient alone; the rest equals the
+    CPU's.
+    """
     from latent_kernels.kernels.score import triton_gpu
 
     problem = ScoreProblem(family, (1, 40, 5, 7, 4), torch.float32, control)
@@ -398,7 +406,7 @@ def test_two_runs_of_the_score_give_the_same_bits(family: str) -> None:
 
 @pytest.mark.parametrize("shape", [(4, 20), (63, 17), (5,), (1, 1)])
 def test_public_score(shape: tuple[int, ...]) -> None:
-    """From a seed, from the samples it drew, and on a CPU: one gradient."""
+    """The gradient is the same from a seed, from the samples it drew, and on a CPU."""
     logits, tail = torch.randn(shape), torch.randn(*shape, 5)
     for q_of, parameters in (
         (lk.DiagonalGaussian, (logits, tail[..., 0].contiguous())),
@@ -427,7 +435,7 @@ def test_public_score(shape: tuple[int, ...]) -> None:
 
 
 def test_cuda_graph_of_the_score() -> None:
-    """A captured step replays with the seed tensor's present value, and frees nothing that it
+    """A captured step replays with the seed tensor's current value, and frees nothing that it
     reads.
     """
     logits = torch.randn(64, 20, 5, device="cuda")
@@ -454,7 +462,7 @@ def test_cuda_graph_of_the_score() -> None:
 
 
 def test_score_of_more_than_2_to_the_31_elements() -> None:
-    """64-bit offsets into z: the last row of a sample past 2^31 is that of the row alone."""
+    """With 64-bit offsets into z, the last row of a sample past 2^31 gives the same as alone."""
     samples, rows, cols = 3, (1 << 20) + 3, 1024
     if torch.cuda.mem_get_info()[0] < 4 * samples * rows * cols:
         pytest.skip("needs 13 GB of GPU memory")
@@ -510,7 +518,7 @@ def test_two_runs_of_densities_give_the_same_bits() -> None:
 
 
 def test_density_of_more_than_2_to_the_31_elements() -> None:
-    """64-bit indexing: the last rows have the densities of the rows alone."""
+    """With 64-bit indexing, the last rows have the same densities as alone."""
     rows, cols = (1 << 25) + 1, 64
     if torch.cuda.mem_get_info()[0] < 2 * rows * cols * 2 + (1 << 30):
         pytest.skip("needs 10 GB of GPU memory")

@@ -1,4 +1,4 @@
-"""The work of a launch besides the launch itself."""
+"""The work of a launch on the host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.checks import bits_equal  # noqa: E402
 
 @interpreted
 def test_launchers_divide_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """triton.cdiv, made for kernels too, takes microseconds."""
+    """Launchers divide in Python, since triton.cdiv, made for kernels too, takes microseconds."""
     ops = ("noise", "gaussian", "densities", "families", "bounds")
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", ",".join(f"{op}=triton" for op in ops))
     backends.forget()
@@ -80,7 +80,9 @@ def test_a_kept_kernel_serves_only_what_it_was_compiled_for(
 
 @interpreted
 def test_larger_blocks_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are programs enough, noise and samples take twice a tile for each."""
+    """Where there are enough programs, noise and samples use blocks of twice the size and draw the
+    same.
+    """
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "families=triton,noise=triton")
     backends.forget()
     logits = torch.randn(50, 41)

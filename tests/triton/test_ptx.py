@@ -1,5 +1,5 @@
-"""The PTX interpreter itself: each instruction against exact arithmetic, threads that part and
-meet, and what it refuses.
+"""The PTX interpreter itself: each instruction against exact arithmetic, threads that diverge and
+reconverge, and what it refuses.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ REGISTERS = {"b16": "%rs", "b32": "%r", "b64": "%rd", "pred": "%p"}
 
 
 def apply(instruction: str, signature: str, *operands: Sequence[int]) -> list[int]:
-    """Return the bits that an instruction makes of operands' bits, by the threads of a block.
+    """Return the bits that an instruction computes from operands' bits, by the threads of a block.
 
     `signature` has the registers of the operands and of the result: "b32 b32 -> b64".
     """
@@ -98,7 +98,7 @@ def apply(instruction: str, signature: str, *operands: Sequence[int]) -> list[in
 
 
 def integers(bits: int, count: int, seed: int) -> list[int]:
-    """Edge values, and random ones of all sizes, as bits."""
+    """Return edge values, and random ones of all sizes, as bits."""
     draw = random.Random(seed)
     edges = [0, 1, 2, 2**bits - 1, 2**bits - 2, 1 << bits - 1, (1 << bits - 1) - 1]
     found = edges + [draw.getrandbits(draw.randint(1, bits)) for _ in range(count)]
@@ -224,7 +224,7 @@ def value_of(bits: int, kind: str) -> float:
 
 
 def rounded(x: Fraction, kind: str) -> float:
-    """The nearest value of a format, ties to even; by integers alone."""
+    """Return the nearest value of a format, ties to even, computed with integers alone."""
     digits, lowest, _ = FORMATS[kind]
     if x == 0:
         return 0.0
@@ -244,7 +244,7 @@ def rounded(x: Fraction, kind: str) -> float:
 
 
 def floats(kind: str, count: int, seed: int) -> list[float]:
-    """Edges, and random bits: every exponent, and many near each other."""
+    """Return edge values, and random bits: every exponent, and many near each other."""
     draw = random.Random(seed)
     digits, lowest, _ = FORMATS[kind]
     edges = [
@@ -275,7 +275,7 @@ def same(found: float, expected: float) -> bool:
 
 
 def exactly(work: Callable[..., Fraction], kind: str, *operands: float) -> float | None:
-    """The exact result, rounded once; None where infinities, NaN or a zero's sign matter."""
+    """Return the exact result, rounded once; None where infinities, NaN or a zero's sign matter."""
     if not all(math.isfinite(x) for x in operands):
         return None
     try:
@@ -316,7 +316,9 @@ def test_floats_are_rounded_once(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["f32", "f64"])
 def test_fma_where_rounding_twice_would_show(kind: str) -> None:
-    """Products that cancel, or lie beside half a unit of the sum; subnormals; overflow between."""
+    """fma is right where rounding twice would show: products that cancel, or lie beside half a unit
+    of the sum; subnormals; intermediate overflow.
+    """
     digits, lowest, _ = FORMATS[kind]
     unit, tiny, draw = 2.0**-digits, 2.0**lowest, random.Random(0)
     cases = [
@@ -341,7 +343,7 @@ def test_fma_where_rounding_twice_would_show(kind: str) -> None:
         expected = exactly(EXACT["fma"][0], kind, *given)
         if expected is None:
             a, b, c = given
-            expected = a * b + c  # zeros and what is not finite
+            expected = a * b + c  # zeros, infinities and NaN
         assert same(value_of(z, kind), expected), given
 
 
@@ -537,7 +539,9 @@ def test_unknown_instructions_are_named(instruction: str) -> None:
 
 
 def test_threads_part_and_meet() -> None:
-    """A loop of as many turns as the thread's number, a branch in it; then all shuffle together."""
+    """Threads diverge in a loop of as many turns as the thread's number, with a branch in it, and
+    reconverge for a shuffle.
+    """
     out = torch.zeros(64, dtype=torch.int32)
     body = """
     mov.b32 %r1, 0;
@@ -606,7 +610,7 @@ def test_reductions_of_warps() -> None:
 
 
 def test_matrices_in_shared_memory() -> None:
-    """What stmatrix lays down by rows of eight 16-bit elements, plain loads find, and ldmatrix."""
+    """Plain loads and ldmatrix find what stmatrix stores by rows of eight 16-bit elements."""
     out = torch.zeros(3, 32, dtype=torch.int32)
     body = """
     mov.b32 %r1, global_smem;
@@ -665,7 +669,9 @@ FIRST_LANES = """
 
 
 def test_what_some_threads_did_not_write_may_be_shuffled() -> None:
-    """As long as no thread stores what comes of it, or acts on it."""
+    """Unwritten values of some threads may be shuffled as long as no thread stores the result or
+    acts on it.
+    """
     out = torch.zeros(2, 32, dtype=torch.int32)
     stores = "@%p1 st.global.b32 [%rd2], %r6; st.global.b32 [%rd2 + 128], %r8;"
     execute(FIRST_LANES + stores, out, shared=16)
@@ -690,7 +696,9 @@ def test_what_some_threads_did_not_write_may_be_shuffled() -> None:
     ],
 )
 def test_what_some_threads_did_not_write_is_refused(use: str, register: str) -> None:
-    """In a store, an address and a predicate, however it came there."""
+    """Unwritten values are refused in a store, an address and a predicate, by whatever way they got
+    there.
+    """
     with pytest.raises(Fault, match=f"{register} is read by threads that did not write it"):
         execute(FIRST_LANES + use, torch.zeros(64, dtype=torch.int32), shared=16)
 
@@ -734,7 +742,7 @@ def test_faults(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_barriers_order_shared_memory() -> None:
-    """A block's barrier between the threads of a block, a warp's between those of a warp."""
+    """A block's barrier orders accesses of the threads of a block, a warp's those of a warp."""
     execute(SHARED + PUT + "bar.sync 0;" + GET + "bar.sync 0;" + PUT, shared=256)
     execute(SHARED + PUT + "bar.warp.sync -1;" + GET + "bar.warp.sync -1;" + PUT, shared=256)
     across = SHARED + "xor.b32 %r3, %r2, 128;" + PUT + "bar.warp.sync -1;" + GET
@@ -743,7 +751,7 @@ def test_barriers_order_shared_memory() -> None:
 
 
 def test_blocks_run_apart() -> None:
-    """More blocks than run at once, of which each has its own shared memory."""
+    """More blocks than run at once each have their own shared memory."""
     out = torch.zeros(100, 64, dtype=torch.int32)
     body = (
         SHARED

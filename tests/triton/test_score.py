@@ -58,7 +58,7 @@ def kernels() -> ModuleType:
 
 
 def logits_of(sizes: Sizes, dtype: torch.dtype) -> torch.Tensor:
-    """Logits with a NaN, infinities and certain ones among them."""
+    """Return logits with a NaN, infinities and certain ones among them."""
     groups, _, rows, cols, classes = sizes
     logits = 3 * torch.randn(
         groups, rows, cols, *([classes] if classes else []), dtype=torch.float64
@@ -142,7 +142,7 @@ def test_every_size(family: str, sizes: Sizes) -> None:
 )
 @pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_samples_drawn_again(family: str, sizes: Sizes, offset: int) -> None:
-    """Every layout of the stream: aligned, shifted, scattered."""
+    """Samples are drawn again in every layout of the stream: aligned, shifted, scattered."""
     options = {"from_seed": True, "offset": offset}
     check_score(TRITON, ScoreProblem(family, sizes, torch.float32, "optimal", **options))
 
@@ -178,7 +178,7 @@ def test_many_chunks_of_few_samples(
 @pytest.mark.parametrize("control", EACH_CONTROL)
 @pytest.mark.parametrize("family", ["bernoulli", "antithetic", "categorical"])
 def test_outside_the_support(kernels: ModuleType, family: str, control: str) -> None:
-    """NaN in that element's gradient and in no other's."""
+    """A sample outside the support gives NaN in that element's gradient and in no other's."""
     problem = ScoreProblem(family, ODD, torch.float32, control)
     z = problem.problem.z
     assert z is not None
@@ -228,7 +228,7 @@ def test_a_single_sample_has_no_variance(kernels: ModuleType, family: str) -> No
     ("family", "cols"), [("bernoulli", 7), ("antithetic", 7), ("categorical", 2)]
 )
 def test_extreme_logits(kernels: ModuleType, family: str, cols: int, control: str) -> None:
-    """Where sigmoid and softmax round to 0 or 1, the score keeps its digits."""
+    """The score keeps its digits where sigmoid and softmax round to 0 or 1."""
     values = [-120.0, -80.0, -30.0, 0.0, 30.0, 80.0, 120.0]
     problem = ScoreProblem(family, (1, 6, 1, cols, 7), torch.float32, control)
     shape = problem.problem.first.shape
@@ -245,7 +245,9 @@ def test_extreme_logits(kernels: ModuleType, family: str, cols: int, control: st
 
 @interpreted
 def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forced by the environment variable, the whole path runs: samples, values, gradients."""
+    """With a backend forced by the environment variable, the whole path runs: samples, values,
+    gradients.
+    """
     logits = torch.randn(4, 6, 3)
     found = []
     for backend in ("reference", "triton"):
@@ -268,7 +270,9 @@ def test_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("classes", [1, 2, 10, 33, 1500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_class_probabilities(kernels: ModuleType, classes: int, dtype: torch.dtype) -> None:
-    """p and 1 - p, of the likeliest class without cancellation; NaN beside NaN or infinity."""
+    """Probabilities are p and 1 - p, without cancellation for the most probable class; NaN beside
+    NaN or infinity.
+    """
     logits = 8 * torch.randn(2, 9, classes, dtype=dtype)
     logits[0, 0] = 0.0  # all as likely: one of them takes the others' sum
     logits[0, 1, 0] = 80.0

@@ -1,4 +1,5 @@
-"""The command line, `latent-kernels`: a folder for each command, and what they share beside them.
+"""The command line, `latent-kernels`: a folder for each command, and beside the folders the modules
+that the commands share.
 
 typer, rich and matplotlib are an extra: this file imports none of them, so that it can say which
 one is missing.

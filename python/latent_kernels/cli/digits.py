@@ -25,7 +25,8 @@ class Digits(NamedTuple):
 
 
 def load() -> Digits:
-    """1437 images to train on and 360 held out; always the same split, whatever the demo's seed.
+    """Return 1437 images to train on and 360 held out; the split is always the same, whatever the
+    demo's seed.
 
     Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository
     (1998).

@@ -1,4 +1,5 @@
-"""What every picture has in common: its palette, its size, and that it is written whole.
+"""What every picture shares: its palette, its size, and the way it is saved, so that no
+half-written file is left.
 
 matplotlib is imported inside of functions, and through `Figure`, which needs no window system.
 """
@@ -46,7 +47,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def curve(style: tuple[str, str], **options: Any) -> dict[str, Any]:
-    """Return how a curve with markers is drawn."""
+    """Return the drawing options of a curve with markers."""
     colour, marker = style
     return {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.6, **options}
 
@@ -60,7 +61,7 @@ def legend_below(figure: Figure, ax: Axes, columns: int | None = None) -> None:
 
 
 def value_range(ax: Axes, values: Sequence[float]) -> None:
-    """Set the limits of the vertical axis to these values, and a margin."""
+    """Set the limits of the vertical axis to the range of these values plus a margin."""
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 1.0
     ax.set_ylim(low - margin, high + margin)
@@ -74,5 +75,5 @@ def integer_axis(ax: Axes) -> None:
 
 
 def minus(text: str) -> str:
-    """Return the text with real minus signs, as on matplotlib's axes."""
+    """Return the text with real minus signs, like those on matplotlib's axes."""
     return text.replace("-", "\N{MINUS SIGN}")

@@ -1,4 +1,5 @@
-"""What every command has in common: errors in one line, Ctrl-C, progress, and files written whole.
+"""What all commands share: errors in one line, Ctrl-C, progress, and files that are written
+completely or not at all.
 
 A command is a function whose arguments are typer options. It checks its options first (`one_of`,
 `output_file`, `output_folder`), so that no work is lost to a bad one. It handles no errors:
@@ -25,7 +26,7 @@ from rich.table import Table
 from latent_kernels.kernels import backends
 from latent_kernels.sparse.encoders.training import TrainingDiverged
 
-Report = Callable[[str, int, int], object]  # what is under way, how much of it is done, of how much
+Report = Callable[[str, int, int], object]  # running work, steps done, steps in total
 
 Threads = Annotated[int, typer.Option(min=1, help="Threads.")]
 Seed = Annotated[
@@ -82,7 +83,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def keeping(what: str) -> Iterator[None]:
-    """Turn Ctrl-C into Stopped, with what was complete before."""
+    """Turn Ctrl-C into Stopped, whose message names the results that were already complete."""
     try:
         yield
     except KeyboardInterrupt:
@@ -90,7 +91,9 @@ def keeping(what: str) -> Iterator[None]:
 
 
 def _check_backends(on_cpu: bool) -> None:
-    """Refuse a value of LATENT_KERNELS_BACKEND that is unknown, or cannot run here."""
+    """Refuse a value of LATENT_KERNELS_BACKEND that is unknown or that cannot run on this
+    machine.
+    """
     try:
         for op in backends.BACKENDS if on_cpu else ():
             backends.backend_name(op, torch.device("cpu"))
@@ -114,7 +117,9 @@ def one_of(option: str, value: str, known: Collection[str]) -> None:
 
 
 def sample_counts(text: str, most: int | None = None) -> tuple[int, ...]:
-    """Read --samples: `A:B` doubles from A up to B, which is included; else numbers with commas."""
+    """Read --samples: `A:B` doubles from A up to and including B; otherwise numbers separated by
+    commas.
+    """
     try:
         first, colon, last = text.partition(":")
         found = [int(first), int(last)] if colon else [int(part) for part in text.split(",")]
@@ -148,7 +153,9 @@ def output_file(path: Path, suffixes: Collection[str] = ()) -> None:
 
 
 def output_folder(path: Path, names: Collection[str]) -> None:
-    """Make the folder if it is not there; raise OSError where these files could not be written."""
+    """Make the folder if it does not exist; raise OSError where these files could not be
+    written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -162,16 +169,16 @@ def output_folder(path: Path, names: Collection[str]) -> None:
 
 @contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, and give the file its own name only when it is complete.
+    """Yield a path to write to; move the finished file to its own name only when it is complete.
 
-    So an interruption leaves the file of before, or the whole new one.
+    So an interruption leaves either the previous file or the whole new one.
     """
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
         os.replace(part, path)
     except OSError as error:
-        error.filename = str(path)  # a full disk names none
+        error.filename = str(path)  # the error of a full disk names no file
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -202,7 +209,7 @@ class Screen:
 
     @contextmanager
     def progress(self) -> Iterator[Report]:
-        """Show a bar for what is under way; yield the function to report with."""
+        """Show a progress bar; yield the function that reports progress."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -234,7 +241,7 @@ def table(
 
 
 def named(report: Report, what: str) -> Callable[[int, int], object]:
-    """Return the function that reports progress (done, total) of one thing."""
+    """Return the function that reports progress (done, total) of one piece of work."""
     return lambda done, total: report(what, done, total)
 
 

@@ -1,4 +1,4 @@
-"""`latent-kernels info`: what is active here."""
+"""`latent-kernels info`: what is active on this machine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _gpu() -> str:
 
 
 def _driver() -> str:
-    """Return the driver's version, which torch does not tell."""
+    """Return the version of the GPU driver, which torch does not report."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return "of unknown version"
@@ -99,7 +99,7 @@ def _used(op: str, device: str) -> str:
 
 
 def _refused(op: str, device: str) -> str | None:
-    """Return why the backend that is forced for `op` cannot run on a device, or None."""
+    """Return why the backend forced for `op` cannot run on a device, or None."""
     try:
         backends.backend_name(op, torch.device(device))
     except RuntimeError as error:
@@ -108,7 +108,7 @@ def _refused(op: str, device: str) -> str | None:
 
 
 def _problems(devices: list[str]) -> list[str]:
-    """Return a line for each cause, however many ops it concerns."""
+    """Return one line for each cause, however many ops it affects."""
     off = {"C++": backends.cpp_missing(), "Triton": backends.triton_missing()}
     lines = [f"{name} is off: {why}" for name, why in off.items() if why]
     refused = [_refused(op, device) for op in backends.BACKENDS for device in devices]

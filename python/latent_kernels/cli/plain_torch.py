@@ -1,4 +1,4 @@
-"""The ops as one writes them in plain torch: what the commands and the benchmarks compare with.
+"""The ops as one writes them in plain torch: the commands and the benchmarks compare with them.
 
 Every function computes what the function of the same name in `latent_kernels` does, with torch's
 own noise.

@@ -1,7 +1,7 @@
-"""Times of rivals, measured in turns.
+"""Interleaved timing of several contenders.
 
-A shared machine changes its speed from second to second. So all contenders are timed in rounds
-A B C A B C ..., and a ratio comes from the medians of these rounds.
+The speed of a shared machine changes from second to second. So all contenders are timed in rounds A
+B C A B C ..., and a ratio is computed from the medians of these rounds.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Clock = Callable[[Call, int], float]  # seconds of so many calls
 SLICE = 2e-3  # seconds of calls in one measurement: a thousand times the clock's resolution
 BUDGET = 0.45  # seconds of rounds, where the least number of rounds allows
 ROUNDS = (5, 31)
-LONG_ROUND = 2.0  # seconds; three of these must do
+LONG_ROUND = 2.0  # seconds; of rounds that take longer, three are measured
 LONG = 20e-3  # a call of this length needs no call before it to warm the caches
 
 
 class Times(NamedTuple):
-    """Times of one contender."""
+    """The times of one contender."""
 
     seconds: list[float]  # of one call, in each round
     calls: int  # in one measurement
 
     @property
     def median(self) -> float:
-        """Seconds of one call in the median round."""
+        """Return the seconds of one call in the median round."""
         return statistics.median(self.seconds)
 
 
@@ -62,7 +62,7 @@ def interleave(calls: Mapping[str, Call], clock: Clock = wall_clock) -> dict[str
         for _ in range(rounds):
             for name, call in calls.items():
                 if once[name] < LONG:
-                    call()  # untimed: its code and data come back to the caches that the rival used
+                    call()  # untimed: its code and data return to the caches
                 found[name].seconds.append(clock(call, counts[name]) / counts[name])
     finally:
         gc.enable()
@@ -70,5 +70,5 @@ def interleave(calls: Mapping[str, Call], clock: Clock = wall_clock) -> dict[str
 
 
 def between(x: float, low: int, high: int) -> int:
-    """Return x rounded, and no less than `low` nor more than `high`."""
+    """Return x rounded, but at least `low` and at most `high`."""
     return max(low, min(high, round(x)))

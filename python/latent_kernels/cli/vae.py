@@ -22,7 +22,7 @@ from latent_kernels.cli import plain_torch as plain
 Tensor = torch.Tensor
 
 LIKELIHOODS = ("bernoulli", "gaussian")
-ESTIMATORS = ("iwae", "stl", "dreg")  # of the importance-weighted bound's gradient
+ESTIMATORS = ("iwae", "stl", "dreg")  # gradient estimators of the importance-weighted bound
 BOUNDS = ("elbo", *ESTIMATORS)
 PIXELS = 64
 LEARNING_RATE = 3e-3
@@ -33,7 +33,7 @@ _LOGVAR_FLOOR = -2 * math.log(16 * math.sqrt(12))
 
 
 class Ops(NamedTuple):
-    """Where the model takes its arithmetic from."""
+    """The arithmetic that the model uses: the library's ops or plain torch's."""
 
     name: str
     rsample_kl: Callable[..., tuple[Tensor, Tensor]]
@@ -70,8 +70,8 @@ PLAIN = Ops(
 
 
 class VAE(nn.Module):
-    """q(z|x) = N(mean(x), e^logvar(x)), p(z) = N(0, I), and p(x|z) Bernoulli, or Gaussian with a
-    learned variance.
+    """The model: q(z|x) = N(mean(x), e^logvar(x)), p(z) = N(0, I), and p(x|z) Bernoulli, or
+    Gaussian with a learned variance.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class Terms(NamedTuple):
 
     @property
     def elbo(self) -> float:
-        """Return the evidence lower bound, which an importance-weighted one lies above."""
+        """Return the evidence lower bound; an importance-weighted bound is at least as large."""
         return self.reconstruction - self.kl
 
 
 class Values(NamedTuple):
-    """Samples of z, and the terms of the bound that they give, for each image."""
+    """Samples of z, and the terms of the bound at them, for each image."""
 
     z: Tensor  # [S, B, latent], or [B, latent] for the ELBO of one sample, and so on below
     reconstruction: Tensor  # log p(x|z), [S, B]
@@ -136,14 +136,14 @@ class Values(NamedTuple):
     bound: Tensor  # [B]; for the ELBO [S, B]
 
     def means(self) -> Tensor:
-        """Return the means of the last three, [3], without their gradients."""
+        """Return the means of the last three fields, [3], without gradients."""
         return torch.stack([value.detach().mean() for value in self[1:]])
 
 
 class Objective(NamedTuple):
     """A bound of log p(x), and how many samples of z it takes for each image."""
 
-    bound: str = "elbo"  # of BOUNDS; all others are one bound, with three estimators of a gradient
+    bound: str = "elbo"  # one of BOUNDS; the others are one bound with three estimators
     samples: int = 1
 
     @property
@@ -153,11 +153,13 @@ class Objective(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return its name for tables and axes."""
+        """Return the name of the objective for tables and axes."""
         return f"L_{self.samples}" if self.weighted else "ELBO"
 
     def repeated(self, num_samples: int) -> tuple[Objective, int]:
-        """Return what to average, how often, for a mean over about `num_samples` samples."""
+        """Return the objective to average and how often, for a mean over about `num_samples`
+        samples.
+        """
         if self.weighted:
             return self, max(num_samples // self.samples, 1)
         return self._replace(samples=num_samples), 1
@@ -191,7 +193,7 @@ ELBO = Objective()
 
 
 class Epoch(NamedTuple):
-    """What one pass over the training images came to."""
+    """The results of one pass over the training images."""
 
     train: Terms  # mean over the minibatches, while the weights moved
     held_out: Terms  # after the last minibatch

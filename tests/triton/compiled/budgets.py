@@ -1,4 +1,4 @@
-"""What the GPU kernels execute for each element, counted in their machine code.
+"""The instructions that the GPU kernels execute for each element, counted in their machine code.
 
     python -m tests.triton.compiled.budgets
 
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 class Count(NamedTuple):
-    """What is counted of a row, as budgets.csv has it."""
+    """The counts of a row, as budgets.csv has them."""
 
     instructions: float  # for one element
     registers: int

@@ -1,4 +1,6 @@
-"""Triton kernels compiled for real targets, with no GPU and no driver, and what is read in them."""
+"""Triton kernels compiled for real targets, without a GPU or a driver, and functions that inspect
+them.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,8 @@ def compiled(
     *,
     sixteens: bool = True,
 ) -> Any:
-    """The kernel compiled as a launch would: addresses are known as multiples of 16, and sizes
-    where `sixteens` are.
+    """Return the kernel compiled as a launch would: addresses are known as multiples of 16, and
+    sizes where `sixteens` are.
     """
     from latent_kernels.kernels.launch import OPTIONS
 
@@ -64,7 +66,9 @@ def compiled(
 def _source(
     kernel: Any, signature: dict[str, str], constants: dict[str, Any], divisible: list[int]
 ) -> ASTSource:
-    """What Triton compiles, as its version takes it; arguments `divisible` are multiples of 16."""
+    """Return the source that Triton compiles, in the form of its version; arguments `divisible` are
+    multiples of 16.
+    """
     if "constexprs" in inspect.signature(ASTSource).parameters:
         attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
         return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
@@ -84,8 +88,8 @@ def ready(
     ones: bool,
     even: Collection[str] = ("D", "seed_stride", "size", "count", "plane"),
 ) -> Any:
-    """The kernel compiled as a launch would: only specialized arguments are known as multiples of
-    16, of the sizes those of `even`, or as 1.
+    """Return the kernel compiled as a launch would: only specialized arguments are known as
+    multiples of 16, of the sizes those of `even`, or as 1.
     """
     from latent_kernels.kernels.launch import OPTIONS
 
@@ -107,7 +111,7 @@ def ready(
 
 
 def instructions(kernel: Any) -> str:
-    """The PTX without its debugging sections, which hold names and comments."""
+    """Return the PTX without its debugging sections, which hold names and comments."""
     text: str = kernel.asm["ptx"]
     text = text[: text.index(".section")] if ".section" in text else text
     # floor flushes subnormals, of which its arguments (2t + 1/2, a multiple of 2^-30 or so) have
@@ -122,8 +126,8 @@ def asked_to_fuse(kernel: Any) -> int:
 
 
 def contracted(kernel: Any) -> int:
-    """Return how many float32 products and sums the compiler has fused on its own: those of the PTX
-    beyond the calls of tl.fma.
+    """Return how many float32 products and sums the compiler has fused on its own: all in the PTX
+    except the calls of tl.fma.
     """
     found = re.findall(r"\b(?:fma|mad)\.\w+\.f32(x2)?\b", instructions(kernel))
     return sum(2 if two else 1 for two in found) - asked_to_fuse(kernel)
@@ -135,7 +139,7 @@ def cuobjdump() -> str | None:
 
 
 def spills(kernel: Any, tmp_path: Path) -> int:
-    """Bytes of local memory that a thread of the kernel uses."""
+    """Return the bytes of local memory that a thread of the kernel uses."""
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(kernel.asm["cubin"])
     tool = cuobjdump()
@@ -149,8 +153,8 @@ def spills(kernel: Any, tmp_path: Path) -> int:
 
 
 def products_are_wide(kernel: Any) -> None:
-    """No product of 32 bits with a size of the problem: `folds * chunks`, the number of parts, is
-    one of none.
+    """Check that no 32-bit product involves a size of the problem; `folds * chunks`, the number of
+    parts, does not count.
     """
     ttir = kernel.asm["ttir"]
     sizes = set(

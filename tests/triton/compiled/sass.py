@@ -1,4 +1,4 @@
-"""Machine code as cuobjdump prints it, and what is counted in it.
+"""Machine code as cuobjdump prints it, and functions that count in it.
 
 What a warp executes is counted, not what stands in the kernel:
 
@@ -26,7 +26,7 @@ LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)([^;]
 
 
 class Instruction(NamedTuple):
-    """One instruction; its predicate, where it has one."""
+    """One instruction, and its predicate if it has one."""
 
     at: int
     guard: str
@@ -51,16 +51,16 @@ class Code:
         self.hot = self._reached()
 
     def _successors(self, x: Instruction) -> list[int]:
-        """Return where control may go from an instruction."""
+        """Return the addresses where control may continue after an instruction."""
         name = x.opcode.split(".")[0]
         following = [self.after[x.at]]
         if name in ("EXIT", "RET"):
             return following if x.guard else []
-        if name == "BSYNC":  # threads go on where the last BSSY of the register says
+        if name == "BSYNC":  # threads continue where the last BSSY of the register says
             before = [y for y in self.instructions.values() if y.at < x.at]
             begins = [y for y in before if y.opcode.startswith("BSSY")]
             return [[y.target() for y in begins if y.operands.startswith(f"{x.operands},")][-1]]
-        if x.opcode == "BRA.DIV":  # taken by threads that have parted, which ours do not
+        if x.opcode == "BRA.DIV":  # taken by threads that have diverged, which ours do not
             return following
         if name == "BRA":
             unconditional = not x.guard and "," not in x.operands
@@ -87,7 +87,7 @@ class Code:
         return found
 
     def loop(self) -> set[int]:
-        """Return the addresses of the longest loop that has no other in it, or none."""
+        """Return the addresses of the longest loop that contains no other loop, or none."""
         hot = [x for x in self.branches if x.at in self.hot]
         loops = [(x.target(), x.at) for x in hot if x.target() < x.at]
         inner = [(a, b) for a, b in loops if not any(a <= c and d < b for c, d in loops)]
@@ -95,7 +95,7 @@ class Code:
         return max(bodies, key=len, default=set())
 
     def accesses(self, kind: str, among: set[int]) -> str:
-        """Return how many loads ("LDG") or stores ("STG") of which width: "2x128 1x32"."""
+        """Return the number and the width of the loads ("LDG") or stores ("STG"): "2x128 1x32"."""
         widths: Counter[int] = Counter()
         for at in among:
             opcode, *modifiers = self.instructions[at].opcode.split(".")

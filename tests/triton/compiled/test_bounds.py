@@ -25,7 +25,7 @@ KERNELS = ["sums_kernel", "merge_kernel", "weights_kernel", "others_kernel",
 
 
 def bounds(name: str, dtype: torch.dtype, target: Any, *, ones: bool = False) -> Any:
-    """A kernel as a launch on [1, 5000, 256] has it."""
+    """Return a kernel compiled as for a launch on [1, 5000, 256]."""
     import triton.language as tl
 
     from latent_kernels.kernels.bounds import triton_gpu

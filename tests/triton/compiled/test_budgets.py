@@ -1,4 +1,4 @@
-"""Kernels keep to their budgets: what they execute, counted in the machine code."""
+"""Kernels keep to their budgets of executed instructions, counted in the machine code."""
 
 from __future__ import annotations
 

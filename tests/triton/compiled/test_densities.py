@@ -39,7 +39,9 @@ def density(
     cols: int = 64,
     shares_logvar: bool = True,
 ) -> Any:
-    """A kernel of kernels/densities for a number of columns; `fates` of the three gradients."""
+    """Return a kernel of kernels/densities for a number of columns; `fates` of the three
+    gradients.
+    """
     import triton.language as tl
 
     from latent_kernels.kernels.densities import triton_gpu
@@ -127,7 +129,7 @@ def test_density_offsets_have_64_bits(name: str, of: str) -> None:
 @each_target
 @pytest.mark.parametrize(("name", "of"), DENSITY_KERNELS)
 def test_density_arithmetic_is_not_contracted(name: str, of: str, target: GPUTarget) -> None:
-    """An element has the CPU's bits because it is the same sequence of operations."""
+    """An element has the CPU's bits because the sequence of operations is the same."""
     kernel = density(name, of, torch.float32, target)
     ptx = instructions(kernel)
     assert contracted(kernel) == 0
@@ -139,7 +141,7 @@ def test_density_arithmetic_is_not_contracted(name: str, of: str, target: GPUTar
 @pytest.mark.parametrize("cols", [64, 20])
 @pytest.mark.parametrize(("name", "of"), DENSITY_KERNELS)
 def test_rows_move_16_bytes_at_once(name: str, of: str, cols: int, target: GPUTarget) -> None:
-    """Where the rows' length and the strides are multiples of 4."""
+    """Rows move 16 bytes at once where their length and the strides are multiples of 4."""
     ptx = instructions(density(name, of, torch.float32, target, cols=cols))
     inputs = 3 if of == "gaussian" else 2
     assert len(re.findall(r"ld\.global\.v4", ptx)) >= inputs
@@ -149,7 +151,9 @@ def test_rows_move_16_bytes_at_once(name: str, of: str, cols: int, target: GPUTa
 
 @each_target
 def test_what_samples_share_is_computed_once(target: GPUTarget) -> None:
-    """The exponential of a log-variance that all samples have, before the loop over them."""
+    """The exponential of a log-variance that all samples share is computed before the loop over
+    them.
+    """
     log2_e = "0f3FB8AA3B"
     for shares in (True, False):
         kernel = density("forward_kernel", "gaussian", torch.float32, target, shares_logvar=shares)

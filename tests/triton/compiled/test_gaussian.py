@@ -1,4 +1,4 @@
-"""The kernels of samples and of noise, compiled: what the machine code must look like.
+"""The kernels of samples and of noise, compiled: what their machine code must look like.
 
 No register spills, 16-byte loads and stores where rows are aligned, no shared memory where no row
 is summed, and no fused multiply-add or approximate square root in the noise, which its contract
@@ -37,8 +37,8 @@ def gaussian(
     ones: bool = False,
     cols: int = 64,
 ) -> Any:
-    """A Gaussian kernel for a number of columns; with `ones`, as a launch on a problem of one row
-    and column specializes it.
+    """Return a Gaussian kernel for a number of columns; with `ones`, as a launch on a problem of
+    one row and column specializes it.
     """
     import triton.language as tl
 
@@ -112,14 +112,14 @@ def test_compiles_without_spills(
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_a_single_row(name: str) -> None:
-    """A launch makes constants of arguments that are 1."""
+    """The kernels compile although a launch makes constants of arguments that are 1."""
     for layout in LAYOUTS:
         assert gaussian(name, torch.float32, layout, H100, ones=True).asm["cubin"]
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_offsets_have_64_bits(name: str) -> None:
-    """Strides come as 32-bit arguments; every product with one that reaches an address is of 64
+    """Strides come as 32-bit arguments; every product of one that contributes to an address has 64
     bits.
     """
     ttir = gaussian(name, torch.float32, "aligned", H100).asm["ttir"]
@@ -171,7 +171,9 @@ def test_float32_arithmetic_is_not_contracted(target: GPUTarget) -> None:
 def test_aligned_rows_move_four_elements_at_once(
     cols: int, name: str, dtype: torch.dtype, width: str, target: GPUTarget
 ) -> None:
-    """Where the rows' length is a multiple of 4, not only of 16, which Triton finds by itself."""
+    """Four elements move at once where the rows' length is a multiple of 4, not only of 16, which
+    Triton finds by itself.
+    """
     ptx = instructions(gaussian(name, dtype, "aligned", target, cols=cols))
     assert re.search(rf"ld\.global\.({width})", ptx)
     assert re.search(rf"st\.global\.({width})", ptx)

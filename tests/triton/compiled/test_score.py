@@ -40,7 +40,7 @@ def score(
     ones: bool = False,
     cols: int = 64,
 ) -> Any:
-    """A score-function kernel, with the tile that a launch takes; `layout` where it draws its
+    """Return a score-function kernel, with the tile of a launch; `layout` where it draws its
     samples again.
     """
     import triton.language as tl
@@ -107,7 +107,7 @@ def score(
 def finish(
     kind: int, dtype: torch.dtype, target: GPUTarget, mode: int, *, ones: bool = False
 ) -> Any:
-    """The kernel that adds the parts' sums up."""
+    """Return the kernel that adds up the sums of the parts."""
     import triton.language as tl
 
     from latent_kernels.kernels.score import triton_sums
@@ -132,7 +132,7 @@ def finish(
 def discrete(
     name: str, dtype: torch.dtype, target: GPUTarget, *, ones: bool = False, wraps_once: bool = True
 ) -> Any:
-    """A kernel of kernels/families."""
+    """Return a kernel of kernels/families."""
     from latent_kernels.kernels.families import triton_gpu
 
     types = {
@@ -155,7 +155,7 @@ def discrete(
 
 
 def softmax(dtype: torch.dtype, target: GPUTarget, *, ones: bool = False) -> Any:
-    """The kernel of the classes' probabilities."""
+    """Return the kernel of the class probabilities."""
     import triton.language as tl
 
     from latent_kernels.kernels.score import triton_gpu
@@ -168,8 +168,8 @@ def softmax(dtype: torch.dtype, target: GPUTarget, *, ones: bool = False) -> Any
 
 
 def modes(name: str) -> list[tuple[int, bool]]:
-    """The least and the most that a kernel keeps in registers: mode, and whether values are per
-    element.
+    """Return the modes that keep the least and the most in registers: mode, and whether values are
+    per element.
     """
     return [(PLAIN, False)] if name == "antithetic_kernel" else [(ROWS, False), (OPTIMAL, True)]
 
@@ -205,7 +205,9 @@ def test_small_kernels_compile_without_spills(
 def test_aligned_samples_are_read_16_bytes_at_once(
     name: str, dtype: torch.dtype, target: GPUTarget
 ) -> None:
-    """With values for each element there is nothing narrow to read."""
+    """Aligned samples are read 16 bytes at once; with values for each element all accesses are that
+    wide.
+    """
     ptx = instructions(score(name, dtype, target, PLAIN, per_element=True, with_variance=False))
     found = re.findall(r"(?:ld|st)\.global\.\S*", ptx)
     assert found
@@ -302,7 +304,9 @@ def test_samples_are_what_the_source_says(name: str, target: GPUTarget, tmp_path
 @each_target
 @pytest.mark.parametrize("name", SCORE_KERNELS)
 def test_samples_drawn_again_are_not_contracted(name: str, target: GPUTarget) -> None:
-    """They are the samples that the values belong to, so the compiler may fuse nothing."""
+    """The compiler may fuse no operation, so that samples drawn again are those that the values
+    belong to.
+    """
     kernel = score(name, torch.float32, target, PLAIN, layout="aligned")
     assert contracted(kernel) == 0
     assert not re.search(r"\.approx|\.ftz", instructions(kernel))
@@ -312,7 +316,9 @@ def test_samples_drawn_again_are_not_contracted(name: str, target: GPUTarget) ->
 @pytest.mark.parametrize("cols", [64, 20])
 @pytest.mark.parametrize("name", SCORE_KERNELS[:3])
 def test_rows_move_16_bytes_at_once(name: str, cols: int, target: GPUTarget) -> None:
-    """Where the rows' length is a multiple of 4, not only of 16, which Triton finds by itself."""
+    """Rows move 16 bytes at once where their length is a multiple of 4, not only of 16, which
+    Triton finds by itself.
+    """
     kernel = score(name, torch.float32, target, PLAIN, with_variance=False, cols=cols)
     ptx = instructions(kernel)
     assert "ld.global.v4" in ptx

@@ -28,7 +28,7 @@ TARGET = GPUTarget("ptx", 90, 32)
 
 
 class PTXBackend(CUDABackend):
-    """Triton's backend for CUDA that stops at the PTX."""
+    """Triton's backend for CUDA, cut off after the PTX."""
 
     @staticmethod
     def supports_target(target: GPUTarget) -> bool:
@@ -47,7 +47,9 @@ class PTXBackend(CUDABackend):
 
 
 class Launcher:
-    """What Triton calls to launch a compiled kernel: (grid, ..., function, ..., *arguments)."""
+    """The function that Triton calls to launch a compiled kernel: (grid, ..., function, ...,
+    *arguments).
+    """
 
     def __init__(self, src: Any, _metadata: Any) -> None:
         names = src.fn.arg_names
@@ -56,7 +58,7 @@ class Launcher:
             x if isinstance(x, str) else names[x if isinstance(x, int) else x[0]]
             for x in src.constants
         }
-        # Triton before 3.3 hands over only those arguments that are no constexpr.
+        # Triton before 3.3 passes only those arguments that are not constexpr.
         self.given = [x for x in names if x in src.signature]
         self.types = {
             name: kind
@@ -87,14 +89,14 @@ class Launcher:
 
 
 class Loaded:
-    """A kernel's PTX, the shared memory of its blocks, and what runs it."""
+    """A kernel's PTX, the shared memory of its blocks, and the function that runs it."""
 
     def __init__(self, ptx: str, shared: int) -> None:
         self.ptx, self.shared = ptx, shared
         self.program = self.edited(lambda text: text)
 
     def edited(self, edit: Callable[[str], str]) -> Program:
-        """Return what runs the kernel with its text changed."""
+        """Return a function that runs the kernel with its text changed."""
         threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", self.ptx)
         assert threads is not None
         return Program(parse(edit(self.ptx)), int(threads[1]))
@@ -120,8 +122,8 @@ def launches(
     only: Callable[[int], Sequence[int]] | None = None,
     edited: Callable[[str], str] | None = None,
 ) -> Iterator[None]:
-    """Run of each launch the blocks that `only` names of their number, or each kernel's text as
-    `edited` gives it back.
+    """Change the launches within: run only the blocks that `only` selects of their number, or the
+    text that `edited` makes of each kernel's.
     """
     global _choose, _edit
     _choose, _edit = only, edited
@@ -132,16 +134,18 @@ def launches(
 
 
 class Utilities:
-    """What Triton asks of a driver beside launches."""
+    """The functions of a driver that Triton uses besides launches."""
 
     @staticmethod
     def get_device_properties(_device: int) -> dict[str, int]:
-        """Of an H100."""
+        """Return the properties of an H100."""
         return {"max_shared_mem": 227 * 1024, "multiprocessor_count": 132, "warpSize": 32}
 
     @staticmethod
     def load_binary(_name: str, ptx: bytes, shared: int, _device: int) -> tuple[Any, ...]:
-        """Return no module, the function, its registers and spills, and the most threads."""
+        """Return no module, the function, its registers and spills, and the largest number of
+        threads.
+        """
         text = ptx.decode() if isinstance(ptx, bytes) else ptx
         loaded = (object(), Loaded(text, shared), 0, 0, 1024)
         # Triton before 3.4 does not ask for the last.
@@ -159,7 +163,7 @@ class Driver:
     utils = Utilities()
 
     def get_current_target(self) -> GPUTarget:
-        """Return what kernels are compiled for."""
+        """Return the target that kernels are compiled for."""
         return TARGET
 
     def get_current_device(self) -> int:

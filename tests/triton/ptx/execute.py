@@ -1,4 +1,4 @@
-"""Runs a kernel: the threads of several blocks at once, in lockstep.
+"""Execution of a kernel: the threads of several blocks at once, in lockstep.
 
 A register is an array with one value a thread, or with a single one while all threads agree. Each
 thread has its place among the kernel's basic blocks, in an order in which a loop comes before what
@@ -22,7 +22,7 @@ LONGEST = 1_000_000  # basic blocks, before a kernel counts as endless
 
 
 class Program:
-    """A kernel made ready to run with a number of threads to a block."""
+    """A kernel prepared to run with a number of threads per block."""
 
     def __init__(self, kernel: Kernel, threads: int) -> None:
         self.kernel, self.threads = kernel, threads
@@ -40,7 +40,7 @@ class Program:
         shared: int,
         blocks: Sequence[int] | None = None,
     ) -> None:
-        """Run the grid, or of it the blocks with these numbers. Arguments are bits."""
+        """Run the whole grid, or only the blocks with these numbers. Arguments are bits."""
         numbers = np.arange(grid[0] * grid[1] * grid[2]) if blocks is None else np.array(blocks)
         for first in range(0, len(numbers), BATCH):
             batch = numbers[first : first + BATCH]
@@ -73,7 +73,7 @@ class Program:
 
 
 def _successors(kernel: Kernel) -> dict[int, set[int]]:
-    """Return where control may go after each basic block."""
+    """Return the blocks where control may continue after each basic block."""
     found: dict[int, set[int]] = {}
     for number, block in enumerate(kernel.blocks):
         last = block[-1] if block else None
@@ -87,7 +87,8 @@ def _successors(kernel: Kernel) -> dict[int, set[int]]:
 
 
 def _order(blocks: set[int], successors: dict[int, set[int]]) -> list[int]:
-    """Return the blocks so that each comes after all that lead to it, loops aside.
+    """Return the blocks in an order in which each comes after all its predecessors, except in
+    loops.
 
     The blocks of a loop stand together, first the one that it is entered at.
     """

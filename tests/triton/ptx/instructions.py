@@ -1,4 +1,4 @@
-"""What each instruction does to the threads that execute it."""
+"""The effect of each instruction on the threads that execute it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REDUCTIONS = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bit
 
 
 def guarded_step(instruction: Instruction, step: Step) -> Step:
-    """Execute by the threads whose guard holds; name the instruction in what goes wrong."""
+    """Execute for the threads whose guard holds; name the instruction in any error."""
     guard = instruction.guard
 
     def guarded(threads: Threads) -> None:
@@ -50,7 +50,7 @@ def guarded_step(instruction: Instruction, step: Step) -> Step:
 
 
 def step_of(instruction: Instruction, kernel: Kernel) -> Step:
-    """Return what an instruction does to its threads."""
+    """Return the function that executes an instruction for its threads."""
     try:
         special = {
             "bra": _branch, "ret": _return, "exit": _return, "bar": _barrier, "barrier": _barrier,
@@ -93,7 +93,7 @@ def _arithmetic(instruction: Instruction) -> Step:
 
 
 def _unwritten_choice(threads: Threads, a: Operand, b: Operand, chooses: Operand) -> Array:
-    """Return whether what a select chooses is unwritten; what it leaves may be."""
+    """Return whether the operand that a select chooses is unwritten; the other one may be."""
     of_a, of_b, of_choice = (
         np.zeros(1, bool) if found is None else found
         for found in map(threads.unwritten_in, (a, b, chooses))
@@ -102,7 +102,9 @@ def _unwritten_choice(threads: Threads, a: Operand, b: Operand, chooses: Operand
 
 
 def _move(instruction: Instruction, _kernel: Kernel) -> Step:
-    """A copy; or the parts of a register into several, or the other way, the lowest first."""
+    """Return the step of `mov`: a copy, the split of a register into several, or the reverse, the
+    lowest part first.
+    """
     target, source = instruction.operands
     (kind,) = instruction.modifiers
     bits = int(kind[1:]) if kind != "pred" else 1
@@ -166,7 +168,9 @@ def _barrier(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 def _whole_warps(threads: Threads, mask: Operand) -> Array:
-    """Return [threads] -> whether it is active, which must hold for all lanes of the mask, -1."""
+    """Return for each thread, [threads], whether it is active; raise Unsupported unless the mask is
+    -1 and every warp is active as a whole or not at all.
+    """
     if not (threads.read(mask, "u32") == 0xFFFFFFFF).all():
         raise Unsupported("a mask of part of a warp")
     active = np.zeros(threads.count, bool)
@@ -181,7 +185,9 @@ def _whole_warps(threads: Threads, mask: Operand) -> Array:
 
 
 def _shuffle(instruction: Instruction, _kernel: Kernel) -> Step:
-    """`shfl.sync`: a value from another lane, or the lane's own where that is out of range."""
+    """Return the step of `shfl.sync`: each lane gets another lane's value, or its own where that is
+    out of range.
+    """
     target, source, b, c, mask = instruction.operands
     mode = instruction.modifiers[1]
     known = [("sync", mode, "b32") for mode in ("up", "down", "bfly", "idx")]
@@ -213,7 +219,7 @@ def _shuffle(instruction: Instruction, _kernel: Kernel) -> Step:
 
 
 def _reduce(instruction: Instruction, _kernel: Kernel) -> Step:
-    """`redux.sync`: a warp's values, added up or the like."""
+    """Return the step of `redux.sync`: the sum or another reduction of a warp's values."""
     target, source, mask = instruction.operands
     sync, name, kind = instruction.modifiers
     if sync != "sync" or name not in REDUCTIONS or kind not in semantics.INTEGERS:
@@ -306,7 +312,7 @@ def _shared_store(threads: Threads, addresses: Array, values: Array) -> None:
 
 
 def _check_access(instruction: Instruction, parts: int) -> None:
-    """Of an access's modifiers only the caches' do not matter here."""
+    """Check the modifiers of an access; only those of caches may be ignored."""
     space, *flags, kind = instruction.modifiers
     vector = f"v{parts}" if parts > 1 else None
     hints = {"nc", "ca", "cg", "cs", "cv", "wb", "wt", "L1::evict_last", "L1::evict_first",
@@ -329,8 +335,8 @@ def _matrix(instruction: Instruction, registers: Operand) -> int:
 
 
 def _rows(threads: Threads, address: Operand, matrix: int) -> Array:
-    """Where each lane's two elements of a matrix lie: lane l has elements 2 (l % 4) and the next of
-    row l / 4, whose address is lane 8 matrix + l / 4's.
+    """Return where each lane's two elements of a matrix lie: lane l has elements 2 (l % 4) and the
+    next of row l / 4, whose address is lane 8 matrix + l / 4's.
     """
     addresses = _addresses(threads, address, "u32")
     _whole_warps(threads, Literal(-1))

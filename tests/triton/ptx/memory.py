@@ -1,5 +1,5 @@
-"""Global and shared memory, with what a GPU does not check: bounds, alignment, races, and reads of
-what nothing wrote.
+"""Global and shared memory with the checks that a GPU does not make: bounds, alignment, races, and
+reads of unwritten memory.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MAP_NORESERVE = 0x4000  # Linux's, which Python's mmap does not name
 
 
 class Fault(Exception):
-    """What a kernel may not do."""
+    """An operation that a kernel must not do."""
 
 
 def sparse(count: int, dtype: npt.DTypeLike) -> Array:
-    """Return zeros, in memory of which the touched pages alone exist, whatever its size."""
+    """Return zeros in memory of which only the touched pages exist, whatever its size."""
     size = np.dtype(dtype).itemsize * count
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     return np.frombuffer(mmap.mmap(-1, max(size, 1), flags=flags), dtype, count)
@@ -72,7 +72,7 @@ class GlobalMemory:
         return found
 
     def store(self, addresses: Array, size: int, values: list[Array], threads: Array) -> None:
-        """Write values of `size` bytes each, one after the other, from each address on."""
+        """Write values of `size` bytes each, contiguously, from each address on."""
         region = self.region(addresses, size * len(values))
         at = region.elements(addresses, size)
         words = region.words(size)
@@ -82,7 +82,7 @@ class GlobalMemory:
 
 
 class Region:
-    """The bytes from a tensor's first element to its last, at addresses of their own."""
+    """The bytes from a tensor's first element to its last, at virtual addresses."""
 
     def __init__(self, x: torch.Tensor, base: int) -> None:
         size = x.element_size()
@@ -93,25 +93,27 @@ class Region:
         self.base, self.begin, self.end = base, base + skipped, base + skipped + length
         self.memory = (ctypes.c_ubyte * (skipped + length)).from_address(x.data_ptr() - skipped)
         self.views: dict[int, Array] = {}
-        self.writers: Array | None = None  # of each element, the thread that wrote it
+        self.writers: Array | None = None  # for each element, the thread that wrote it
 
     def __str__(self) -> str:
         dtype = str(self.tensor.dtype).removeprefix("torch.")
         return f"a tensor {list(self.tensor.shape)} of {dtype}, {self.end - self.begin} bytes"
 
     def words(self, size: int) -> Array:
-        """The memory as unsigned integers of a size."""
+        """Return the memory as unsigned integers of a size."""
         if size not in self.views:
             count = len(self.memory) // size
             self.views[size] = np.frombuffer(self.memory, f"u{size}", count)
         return self.views[size]
 
     def elements(self, addresses: Array, size: int) -> Array:
-        """Where addresses lie among the words of a size."""
+        """Return the indices of addresses among the words of a size."""
         return ((addresses - np.uint64(self.base)) // np.uint64(size)).astype(np.int64)
 
     def check_read(self, addresses: Array, size: int, threads: Array) -> None:
-        """Refuse what another thread has written in this launch: nothing orders the two."""
+        """Refuse reads of what another thread has written in this launch: nothing orders the
+        two.
+        """
         if self.writers is None:
             return
         first = self.elements(addresses, self.unit)
@@ -121,7 +123,7 @@ class Region:
                 raise Fault(f"a race: it reads what another thread writes, in {self}")
 
     def check_write(self, addresses: Array, size: int, values: list[Array], threads: Array) -> None:
-        """Refuse two threads' different values for one place."""
+        """Refuse writes of different values to one address by two threads."""
         if self.writers is None:
             count = (len(self.memory) + self.unit - 1) // self.unit
             self.writers = sparse(count, np.int64)
@@ -143,7 +145,8 @@ class Region:
 
 
 class SharedMemory:
-    """The shared memory of a batch of blocks, each byte with who touched it last and when.
+    """The shared memory of a batch of blocks, with the last thread that accessed each byte, and
+    when.
 
     Time goes on at each barrier. What another thread did is over if a barrier of the block came
     after it, or for threads of one warp a barrier of the warp; all else is a race.
@@ -158,7 +161,7 @@ class SharedMemory:
         self.read_time = np.zeros(total, np.int64)
 
     def places(self, blocks: Array, addresses: Array, size: int, align: int) -> Array:
-        """Return where each byte of each access lies: [threads, size]."""
+        """Return the index of each byte of each access: [threads, size]."""
         if int(addresses.max()) + size > self.size:
             raise Fault(f"address {int(addresses.max())} of {self.size} bytes of shared memory")
         if (addresses & (align - 1)).any():
@@ -200,7 +203,7 @@ class SharedMemory:
     def _unordered(
         self, other: Array, other_warp: Array, time: Array, who: Who, where: Any = True
     ) -> bool:
-        """Return whether another's access is not over."""
+        """Return whether another thread's access is not ordered before this one."""
         over = (other == NOBODY) | (other == who.threads[:, None])
         over |= time < who.block_time[:, None]
         over |= (other_warp == who.warps[:, None]) & (time < who.warp_time[:, None])

@@ -1,4 +1,4 @@
-"""PTX text as a list of basic blocks of instructions."""
+"""The parser: from PTX text to basic blocks of instructions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTHS |= {f"{kind}{bits}": bits for kind in "us" for bits in (8, 16, 32, 64)}
 
 
 class Register(NamedTuple):
-    """A register, by its place among those of the kernel; predicates may be negated."""
+    """A register, by its index among those of the kernel; predicates may be negated."""
 
     name: str
     number: int
@@ -39,14 +39,14 @@ class Symbol(NamedTuple):
 
 
 class Address(NamedTuple):
-    """[base + offset]."""
+    """A memory address [base + offset]."""
 
     base: Register | Symbol
     offset: int
 
 
 class Vector(NamedTuple):
-    """{a, b, ...}, or the pair p|q of predicates."""
+    """A vector {a, b, ...}, or the pair p|q of predicates."""
 
     parts: tuple[Register | Literal, ...]
 
@@ -56,7 +56,7 @@ Operand = Register | Literal | Special | Symbol | Address | Vector
 
 @dataclass(frozen=True)
 class Instruction:
-    """`@guard opcode.modifiers operands`, and the line of PTX that it stands in."""
+    """An instruction `@guard opcode.modifiers operands`, and its line number in the PTX."""
 
     line: int
     text: str

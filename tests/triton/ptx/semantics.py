@@ -1,4 +1,4 @@
-"""What each arithmetic instruction computes, on arrays of one value a thread.
+"""The results of each arithmetic instruction, on arrays with one value per thread.
 
 After NVIDIA's PTX ISA, chapter "Instruction Set". A register holds bits; an instruction's type says
 how they are read. Results are rounded to nearest even unless the instruction says otherwise, and
@@ -72,13 +72,13 @@ def to_bfloat16(x: Array) -> Array:
 
 
 def flush(x: Array) -> Array:
-    """Subnormals as zeros of their sign: `.ftz`."""
+    """Return the values with subnormals replaced by zeros of their sign: `.ftz`."""
     tiny = np.abs(x) < np.finfo(x.dtype).tiny
     return np.where(tiny, np.copysign(x.dtype.type(0), x), x) if tiny.any() else x
 
 
 def canonical(x: Array) -> Array:
-    """Every NaN as the one that arithmetic gives."""
+    """Return the values with every NaN replaced by the one that arithmetic gives."""
     if not np.isnan(x.min()):
         return x
     bits = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FF8000000000000}[x.dtype.itemsize]
@@ -100,7 +100,7 @@ def fma(a: Array, b: Array, c: Array) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum and what rounding lost, exactly (Knuth)."""
+    """Return the rounded sum and its rounding error, exactly (Knuth)."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
@@ -115,7 +115,9 @@ def _to_odd(total: Array, lost: Array) -> Array:
 
 
 def _fma_double(a: Array, b: Array, c: Array) -> Array:
-    """Boldo and Melquiond (2008), where no intermediate result leaves the range; else fractions."""
+    """Return fma in double by Boldo and Melquiond (2008) where no intermediate result leaves the
+    range, else by fractions.
+    """
     a, b, c = np.broadcast_arrays(a, b, c)
     splitter = 134217729.0  # 2^27 + 1
 
@@ -135,7 +137,7 @@ def _fma_double(a: Array, b: Array, c: Array) -> Array:
         return (size > 2.0**-400) & (size < 2.0**400)
 
     inside = usual(a) & usual(b) & (usual(c) | (c == 0))
-    result = np.where(inside, result, product + c)  # also right where anything is not finite
+    result = np.where(inside, result, product + c)  # also right where an operand is not finite
     exact = ~inside & np.isfinite(a) & np.isfinite(b) & np.isfinite(c) & (a != 0) & (b != 0)
     for i in np.flatnonzero(exact):
         result[i] = _fma_exact(float(a[i]), float(b[i]), float(c[i]))
@@ -160,7 +162,7 @@ def _wide(x: Array) -> Array:
 
 
 def multiply_high(a: Array, b: Array) -> Array:
-    """The high half of the product."""
+    """Return the high half of the product."""
     bits = 8 * a.dtype.itemsize
     if bits < 64:
         return (_wide(a) * _wide(b) >> bits).astype(a.dtype)
@@ -169,7 +171,7 @@ def multiply_high(a: Array, b: Array) -> Array:
 
 
 def divide(a: Array, b: Array) -> Array:
-    """Quotient, rounded toward zero. By zero it is unspecified: refused."""
+    """Return the quotient, rounded toward zero. Division by zero is unspecified, and refused."""
     if (b == 0).any():
         raise ZeroDivisionError("division by zero")
     if a.dtype.kind == "u":
@@ -179,25 +181,27 @@ def divide(a: Array, b: Array) -> Array:
 
 
 def remainder(a: Array, b: Array) -> Array:
-    """What the division leaves, with the sign of a."""
+    """Return the remainder of the division, with the sign of a."""
     return a - divide(a, b) * b
 
 
 def shift_left(a: Array, by: Array) -> Array:
-    """Shift; more than all bits leaves nothing."""
+    """Return a shifted left; a shift by more than all bits leaves 0."""
     bits = 8 * a.dtype.itemsize
     return np.where(by < bits, a << np.minimum(by, bits - 1).astype(a.dtype), a.dtype.type(0))
 
 
 def shift_right(a: Array, by: Array) -> Array:
-    """Shift, with copies of the sign; more than all bits leaves the sign, or nothing."""
+    """Return a shifted right, with copies of the sign; a shift by more than all bits leaves the
+    sign, or 0.
+    """
     bits = 8 * a.dtype.itemsize
     shifted = a >> np.minimum(by, bits - 1).astype(a.dtype)
     return shifted if a.dtype.kind == "i" else np.where(by < bits, shifted, a.dtype.type(0))
 
 
 def extract_field(a: Array, position: Array, length: Array) -> Array:
-    """`bfe`: a field of bits, of which the last is the sign of a signed one."""
+    """Return `bfe`: a field of bits, of which the last is the sign if it is signed."""
     bits = 8 * a.dtype.itemsize
     position, length = (np.minimum(x & 0xFF, bits).astype(np.int64) for x in (position, length))
     length = np.minimum(length, bits - position)
@@ -210,7 +214,7 @@ def extract_field(a: Array, position: Array, length: Array) -> Array:
 
 
 def insert_field(a: Array, b: Array, position: Array, length: Array) -> Array:
-    """`bfi`: the low bits of a in place of a field of b."""
+    """Return `bfi`: b with the low bits of a in place of a field."""
     one = np.uint64(1)
     position, length = (np.minimum(x & 0xFF, 63).astype(np.uint64) for x in (position, length))
     mask = ((one << length) - one) << position
@@ -219,7 +223,7 @@ def insert_field(a: Array, b: Array, position: Array, length: Array) -> Array:
 
 
 def permute(a: Array, b: Array, selector: Array) -> Array:
-    """`prmt`: four bytes chosen among the eight of b, a."""
+    """Return `prmt`: four bytes chosen among the eight of b, a."""
     eight = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
     found = np.zeros_like(eight)
     for i in range(4):
@@ -232,7 +236,7 @@ def permute(a: Array, b: Array, selector: Array) -> Array:
 
 
 def funnel(a: Array, b: Array, by: Array, left: bool, clamp: bool) -> Array:
-    """`shf`: 32 bits of b, a shifted by at most 32, or by the low five bits."""
+    """Return `shf`: 32 bits of b, a shifted by at most 32, or by the low five bits."""
     both = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
     by = (np.minimum(by, 32) if clamp else by & 31).astype(np.uint64)
     return ((both << by >> np.uint64(32)) if left else (both >> by)).astype(np.uint32)
@@ -242,7 +246,7 @@ def funnel(a: Array, b: Array, by: Array, left: bool, clamp: bool) -> Array:
 
 
 def _extreme(choose: Callable[[Array, Array], Array], propagate: bool) -> Callable[..., Array]:
-    """min and max: a NaN gives way to a number, and -0 is below +0."""
+    """Return the function min or max: a number wins over a NaN, and -0 is below +0."""
 
     def extreme(a: Array, b: Array) -> Array:
         if a.dtype.kind != "f":
@@ -260,7 +264,7 @@ def _extreme(choose: Callable[[Array, Array], Array], propagate: bool) -> Callab
 
 
 def approximate_reciprocal(x: Array) -> Array:
-    """`rcp.approx.ftz.f64`: the low words of argument and result count as zeros."""
+    """Return `rcp.approx.ftz.f64`: the low words of argument and result count as zeros."""
     high = np.uint64(0xFFFFFFFF00000000)
     x = flush((x.view(np.uint64) & high).view(np.float64))
     return flush(((1.0 / x).view(np.uint64) & high).view(np.float64))
@@ -371,7 +375,7 @@ def arithmetic(opcode: str, modifiers: tuple[str, ...], count: int) -> Arithmeti
 
 
 def product(opcode: str, flags: list[str], kind: str) -> Arithmetic | None:
-    """Products of integers: their low or high half, or all of them."""
+    """Return the function for products of integers: their low or high half, or all bits."""
     if kind not in INTEGERS:
         return None
     if flags not in (["lo"], ["hi"], ["wide"]):
@@ -389,7 +393,7 @@ def product(opcode: str, flags: list[str], kind: str) -> Arithmetic | None:
 
 
 def float_function(opcode: str, flags: list[str], kind: str) -> Callable[..., Array]:
-    """Arithmetic of floats, with `.ftz` on the way in and out."""
+    """Return the function for floats, with `.ftz` applied to inputs and results."""
     if not set(flags) <= FLOAT_MODIFIERS:
         raise Unsupported("its modifiers")
     function: Callable[..., Array]
@@ -418,7 +422,7 @@ def float_function(opcode: str, flags: list[str], kind: str) -> Callable[..., Ar
 
 
 def comparison(flags: list[str], kind: str, count: int) -> Arithmetic:
-    """`setp`, combined with a predicate where it has a third operand."""
+    """Return the function of `setp`, combined with a predicate where it has a third operand."""
     flush_first = "ftz" in flags
     compare = COMPARISONS[flags[0]]
     combine = COMBINATIONS[flags[1]] if count == 3 else None
@@ -436,7 +440,9 @@ TO_INTEGRAL = {"ni": np.rint, "zi": np.trunc, "mi": np.floor, "pi": np.ceil}
 
 
 def conversion(flags: tuple[str, ...], to: str, of: str, count: int) -> Arithmetic:
-    """`cvt.flags.to.of`; of two floats to a pair, the first is the high half."""
+    """Return the function of `cvt.flags.to.of`; of two floats to a pair, the first is the high
+    half.
+    """
     rounding = next((flag[1:] for flag in flags if flag[0] == "r"), None)
     if not set(flags) <= {"rn", "rni", "rzi", "rmi", "rpi", "ftz"}:
         raise Unsupported("its modifiers")
@@ -459,7 +465,9 @@ def conversion(flags: tuple[str, ...], to: str, of: str, count: int) -> Arithmet
 
 
 def _saturated(x: Array, of: str, to: str) -> Array:
-    """Integral floats as integers: the nearest there is; of NaN zero, or what the ISA says."""
+    """Return integral floats as the nearest integers that exist; for NaN zero, or what the ISA
+    says.
+    """
     limits = np.iinfo(TYPES[to])
     nan = 0
     if of == "f64" or limits.bits == 64:

@@ -1,4 +1,4 @@
-"""The threads of a batch of blocks: their registers, and where each of them is."""
+"""The threads of a batch of blocks: their registers and their positions in the program."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Array = npt.NDArray[Any]
 Grid = tuple[int, int, int]
 
 WARP = 32
-DONE = 1 << 40  # a place after the kernel
+DONE = 1 << 40  # the place after the kernel's end
 WAITING = 1 << 20  # added to the place of a thread that waits at a barrier
 
 
 class Threads:
-    """The threads of a batch of blocks, and those of them that execute at present.
+    """The threads of a batch of blocks, and which of them execute at present.
 
     `active` holds their numbers, or None where all do.
 
@@ -71,7 +71,7 @@ class Threads:
     # --- registers ---
 
     def read(self, operand: Operand, kind: str) -> Array:
-        """Return an operand's value for each active thread, as values of a type. It is acted on:
+        """Return an operand's value for each active thread, as values of a type. It is used, so
         none may be unwritten.
         """
         if self.unwritten_in(operand) is not None:
@@ -120,8 +120,8 @@ class Threads:
     def write(
         self, operand: Operand, values: Array, kind: str, unwritten: Array | None = None
     ) -> None:
-        """Give a register the active threads' values; wider ones are extended. Where `unwritten`,
-        they count as such.
+        """Write the active threads' values to a register; wider ones are extended. Where
+        `unwritten`, they count as such.
         """
         if isinstance(operand, Symbol) and operand.name == "_":
             return
@@ -155,16 +155,16 @@ class Threads:
             of_all[self.active] = False if unwritten is None else unwritten
 
     def select(self, values: Array) -> Array:
-        """Of an array for all threads, what the active ones have."""
+        """Return the active threads' part of an array for all threads."""
         return values if self.active is None or len(values) == 1 else values[self.active]
 
     def spread(self, values: Array) -> Array:
-        """Return a value for each active thread, where a single one may stand for all."""
+        """Return a value for each active thread; a single one may be given for all."""
         active = self.count if self.active is None else len(self.active)
         return np.broadcast_to(values, active) if len(values) != active else values
 
     def who(self) -> Who:
-        """The active threads, for the shared memory."""
+        """Return the active threads, for the shared memory."""
         block_time, warp_time = self.select(self.block_time), self.select(self.warp_time)
         threads, warps = self.select(self.thread), self.select(self.warp)
         return Who(threads, warps, block_time, warp_time, self.time)
@@ -172,7 +172,7 @@ class Threads:
     # --- order ---
 
     def go(self, block: int) -> None:
-        """Let the active threads go on at a basic block, or end after the last."""
+        """Continue the active threads at a basic block, or end them after the last."""
         place = self.rank[block] if block < len(self.rank) else DONE
         if self.active is None:
             self.places[:] = place
@@ -180,7 +180,7 @@ class Threads:
             self.places[self.active] = place
 
     def release(self) -> None:
-        """Open the barrier of each block of which every thread waits there."""
+        """Open the barrier of each block whose threads all wait there."""
         per_block = self.places.reshape(int(self.block[-1]) + 1, -1)
         together = (per_block == per_block[:, :1]).all(1) & (per_block[:, 0] < DONE)
         if not together.any():
@@ -192,6 +192,6 @@ class Threads:
         self.block_time[opened] = self.time
 
     def end_of_warp_barrier(self) -> None:
-        """Order what the active warps did before."""
+        """Order the previous accesses of the active warps before later ones."""
         self.time += 1
         self.warp_time[slice(None) if self.active is None else self.active] = self.time

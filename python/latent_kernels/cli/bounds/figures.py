@@ -17,7 +17,9 @@ Curve = dict[int, float]  # bounds by samples, or by epochs
 
 
 def draw(study: Study, rows: Sequence[Row], path: Path) -> None:
-    """Draw L_S of held-out images against S at the left, bounds over the epochs at the right."""
+    """Draw L_S of held-out images against S on the left, and bounds over the epochs on the
+    right.
+    """
     seeds = len(rows[0].fits)
     title = f"VAEs on handwritten digits, trained on the bound of k samples ({study.estimator})"
     title += f"; means of {seeds} seeds, shaded from the lowest to the highest" if seeds > 1 else ""
@@ -45,7 +47,9 @@ def _draw_tightening(ax: Axes, row: Row, style: tuple[str, str]) -> None:
 
 
 def _draw_training(ax: Axes, row: Row, colour: str) -> list[float]:
-    """Draw it, and return what is worth showing: the first epochs fall far below the rest."""
+    """Draw the bounds over the epochs; return the range worth showing, since the first epochs are
+    far below the rest.
+    """
     held_out = [one.held_out for one in row.fits]
     trained = [dict(enumerate(one.trained, 1)) for one in row.fits]
     _draw_band(ax, held_out, color=colour, linewidth=1.8)

@@ -1,4 +1,4 @@
-"""What models trained on bounds of k samples come to, as tables, sentences and JSON."""
+"""The results of models trained on bounds of k samples, as tables, sentences and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of a model, of its training, and of what it is judged by."""
+    """The sizes of a model, of its training and of its evaluation."""
 
     latent: int = 20
     hidden: int = 200
@@ -35,7 +35,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Fit:
-    """One model: its training, and how it does on the held-out images."""
+    """One model: its training, and its results on the held-out images."""
 
     k: int
     seed: int
@@ -79,16 +79,16 @@ class Estimate:
 
     @property
     def z(self) -> float:
-        """Return the mean in standard errors over images and seeds.
+        """Return the mean divided by its standard error over images and seeds.
 
-        For one seed they are over images, which says nothing of other seeds.
+        For one seed the error is over images alone, and says nothing of other seeds.
         """
         error = math.hypot(self.error, (self.sd or 0.0) / math.sqrt(self.seeds))
         return self.mean / error if error else math.inf * self.mean if self.mean else 0.0
 
     @property
     def unit(self) -> str:
-        """Return what z is in."""
+        """Return the unit of z."""
         rest = " and seeds" if self.seeds > 1 else ", for these models"
         return f"in standard errors over images{rest}"
 
@@ -97,7 +97,7 @@ class Estimate:
 
 
 class Row:
-    """What the models of one k come to; gains are over the row `before`."""
+    """The results of the models of one k; gains are relative to the row `before`."""
 
     def __init__(self, k: int, fits: Sequence[Fit], before: Row | None, usable: float) -> None:
         bounds, tails = _bounds(fits), torch.stack([one.tails for one in fits])
@@ -114,7 +114,7 @@ class Row:
 
 @dataclass
 class Study:
-    """The models that are complete."""
+    """The models whose training is complete."""
 
     recipe: Recipe
     estimator: str
@@ -150,7 +150,7 @@ def _bounds(fits: Sequence[Fit]) -> Tensor:
 
 
 def about(study: Study, seeds: int) -> str:
-    """Return what the tables are about."""
+    """Return a description of what the tables show."""
     r = study.recipe
     return (
         f"Handwritten digits of 8x8, binarized by their grey values; VAEs with {r.latent} latent "
@@ -161,7 +161,7 @@ def about(study: Study, seeds: int) -> str:
 
 
 def bounds_table(study: Study, rows: Sequence[Row]) -> Table:
-    """Return the held-out bounds."""
+    """Return the table of the held-out bounds."""
     cells = []
     for row in rows:
         gain = () if row.gain is None else (f"{row.gain:+}", f"{row.gain.z:.1f}", _sd(row.gain))
@@ -181,7 +181,7 @@ def _sd(found: Estimate) -> str:
 
 
 def proposals_table(study: Study, rows: Sequence[Row]) -> Table:
-    """Return what q is good for."""
+    """Return the table of the quality of q as a proposal."""
     r, usable = study.recipe, f"{study.usable:.2g}"
     cells = (
         (
@@ -212,7 +212,9 @@ def proposals_table(study: Study, rows: Sequence[Row]) -> Table:
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """Return whether the bound rises with k, and how that compares with what seeds do."""
+    """Return whether the bound rises with k, and how the rise compares with the differences between
+    seeds.
+    """
     if len(rows) < 2:
         return []
     first, last = rows[0], rows[-1]
@@ -230,7 +232,9 @@ _OF_A_FIT = ("k", "seed", "bound", "active_units", "seconds", "by_samples", "tra
 
 
 def as_json(study: Study, rows: Sequence[Row]) -> str:
-    """Return every number but those of single images; null for those that are not finite."""
+    """Return every number except those of single images, with null for those that are not
+    finite.
+    """
     content = {
         "recipe": asdict(study.recipe),
         "estimator": study.estimator,

@@ -1,5 +1,5 @@
 """VAEs trained on the importance-weighted bound of k samples, and the held-out log p(x) that they
-come to.
+reach.
 
 The protocol of the paper's table 1, on images of 8x8: binarized by their grey values, anew in every
 epoch, and once for those held out; one stochastic layer; log p(x) by the bound of 5000 samples.
@@ -28,7 +28,7 @@ from latent_kernels.cli.vae import VAE, Objective, train_epoch
 
 Tensor = torch.Tensor
 
-_ACTIVE = 0.01  # variance of a unit's posterior mean over images, above which it is in use
+_ACTIVE = 0.01  # variance of a unit's posterior mean over images above which the unit is active
 HELD_OUT_SEED = 2**33  # of what held-out images are binarized by: beyond those of training
 _EVALUATION_SEED = 2**34
 _DARKEST = 1e-3
@@ -61,7 +61,7 @@ def fit(
     held_out: Tensor,
     report: Callable[[int, int], object],
 ) -> Fit:
-    """Train on grey images, judge by binarized ones, and report the epochs that are done.
+    """Train on grey images, evaluate on binarized ones, and report the completed epochs.
 
     Weights, minibatches and binarized images are the same for every k.
     """
@@ -100,7 +100,9 @@ def fit(
 
 @torch.no_grad()
 def _start_at_mean(model: VAE, images: Tensor) -> None:
-    """Begin with the images' mean in the decoder: the dark border alone takes long to learn."""
+    """Initialize the decoder's bias with the images' mean: the dark border alone takes long to
+    learn.
+    """
     mean = images.mean(0).clamp(_DARKEST, 1 - _DARKEST)
     model.decoder[-1].bias.copy_(torch.logit(mean))  # type: ignore[operator]
 
@@ -109,7 +111,7 @@ def _start_at_mean(model: VAE, images: Tensor) -> None:
 def held_out_bound(
     model: VAE, x: Tensor, num_samples: int, seed: int, *, chunk: int = _CHUNK
 ) -> Tensor:
-    """Return L_num_samples of each image, [B], from one chunk of log-weights at a time."""
+    """Return L_num_samples of each image, [B], computed from one chunk of log-weights at a time."""
     q = lk.DiagonalGaussian(*model.encode(x))
     return lk.streamed_bound(
         q, lambda z: _log_joint(model, x, z), num_samples, chunk=chunk, seed=seed
@@ -133,7 +135,9 @@ def _log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def sample_sizes(largest: int, k: int) -> list[int]:
-    """Return 1, 2, 5, 10, 20, 50, ... up to the largest; it and a smaller k are among them."""
+    """Return sample sizes 1, 2, 5, 10, 20, 50, ... up to the largest, including it and a smaller
+    k.
+    """
     found = [first * 10**power for power in range(len(str(largest))) for first in (1, 2, 5)]
     return sorted({s for s in (*found, k, largest) if s <= largest})
 

@@ -46,7 +46,7 @@ def demo(
     try:
         with screen.progress() as report:
             study.run(found, report, screen.say)
-    except KeyboardInterrupt:  # what was complete by then is drawn
+    except KeyboardInterrupt:  # the results complete at that time are drawn
         stopped = True
     try:
         for name, write in figures.writers(found):

@@ -52,7 +52,7 @@ def compare(size: Size, images: Tensor, objective: Objective, seed: int) -> list
 def _step(
     size: Size, x: Tensor, objective: Objective, ops: Ops, seed: int
 ) -> tuple[Step, list[Tensor]]:
-    """Return a training step on the same images again and again, and the model's weights."""
+    """Return a training step that repeats the same images, and the model's weights."""
     torch.manual_seed(seed)
     model = VAE(size.latent, "gaussian", size.hidden, ops)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
@@ -62,7 +62,9 @@ def _step(
 def _ops_alone(
     size: Size, x: Tensor, objective: Objective, ops: Ops, seed: int
 ) -> tuple[Step, list[Tensor]]:
-    """Return a forward and backward pass of the ops, and the tensors that they differentiate by."""
+    """Return a forward and backward pass of the ops, and the tensors whose gradients it
+    computes.
+    """
     torch.manual_seed(seed)
     lead = (size.num_samples,) if objective.weighted or size.num_samples > 1 else ()
     mean, logvar = (torch.randn(size.batch, size.latent, requires_grad=True) for _ in range(2))
@@ -115,8 +117,8 @@ def peak_memory(run: Step, given: Iterable[Tensor]) -> int:
 
 
 def saved_bytes(run: Step, given: Iterable[Tensor]) -> int:
-    """Return the bytes that autograd keeps from forward to backward in a run: each storage once,
-    those of `given` not at all.
+    """Return the bytes that autograd keeps from forward to backward in a run: each storage is
+    counted once, and those of `given` are not counted.
     """
     known = {x.untyped_storage().data_ptr() for x in given}
     kept: dict[int, int] = {}

@@ -44,7 +44,9 @@ _NAMES = {"bernoulli": "Bernoulli likelihood", "gaussian": "Gaussian likelihood,
 
 
 def writers(found: Results) -> Iterator[tuple[str, Callable[[Path], object]]]:
-    """Yield the name of each of FILES that there is something to put in, and what writes it."""
+    """Yield the name of each of FILES for which there are results, and the function that writes
+    it.
+    """
     runs = [run for run in found.runs if run.history and run.seed == found.seed]
     models = [run.model for run in runs if run.model.ops is FUSED]
     planar = [model for model in models if model.latent == 2]
@@ -171,7 +173,9 @@ def training_curves(runs: Sequence[Run], bound: str, path: Path) -> None:
 
 
 def _draw_curve(ax: Axes, run: Run, term: str, colour: str) -> list[float]:
-    """Draw it, and return what is worth showing: the first epochs fall far below the rest."""
+    """Draw the curve; return the range worth showing, since the first epochs are far below the
+    rest.
+    """
     held_out = [getattr(epoch.held_out, term) for epoch in run.history]
     train = [getattr(epoch.train, term) for epoch in run.history]
     epochs = range(1, len(held_out) + 1)

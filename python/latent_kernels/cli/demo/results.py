@@ -1,4 +1,4 @@
-"""What the demo finds, and the comparison with plain torch as tables and sentences."""
+"""The results of the demo, and the comparison with plain torch as tables and sentences."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ _WEIGHTED_OPS = "sampling with log q, the prior, Gaussian log-likelihood and the
 
 
 class Size(NamedTuple):
-    """A size to measure at: B images, S samples of each, D latent dimensions."""
+    """A size of the measurements: B images, S samples of each, D latent dimensions."""
 
     name: str
     batch: int
     num_samples: int
     latent: int
     hidden: int
-    bound: str | None = None  # what a step at this size maximizes; None: what the demo does
+    bound: str | None = None  # the objective of a step at this size; None: the demo's own
 
     def with_samples(self, objective: Objective) -> Size:
-        """Return the size for the objective's number of samples: of as many samples in all, where
-        it has many for an image. A size with a bound of its own stays as it is.
+        """Return the size for the objective's number of samples: the total stays the same where the
+        objective has several for an image. A size with a bound of its own does not change.
         """
         if objective == ELBO or self.bound is not None:
             return self
@@ -67,7 +67,7 @@ class Size(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What one step takes."""
+    """The costs of one step."""
 
     milliseconds: float  # median
     peak_bytes: int  # the most that torch held at once, beyond what it held before the step
@@ -75,7 +75,7 @@ class Cost(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The costs of one thing in both versions."""
+    """The costs of one measured part in both versions."""
 
     size: Size
     what: str  # "step" or "ops"
@@ -90,7 +90,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo does; the defaults take about a minute on one core."""
+    """The demo's settings; the defaults take about a minute on one core."""
 
     epochs: int = 100
     latents: tuple[int, ...] = (2, 10)
@@ -121,7 +121,7 @@ class Run:
 
 @dataclass
 class Results:
-    """What the demo has come to so far."""
+    """The results of the demo so far."""
 
     settings: Settings
     seed: int
@@ -157,7 +157,7 @@ class Results:
 
 
 def about(found: Results) -> str:
-    """Return in one line what is coming."""
+    """Return in one line what the demo will do."""
     return (
         "Variational autoencoders on scikit-learn's 1797 handwritten digits: times beside plain "
         f"torch first, then training ({found.settings.epochs} epochs a model), then pictures."
@@ -171,7 +171,7 @@ def describe(terms: Terms, objective: Objective) -> str:
 
 
 def headline(found: Results) -> str:
-    """Return in one sentence how many times as fast as plain torch steps and ops are."""
+    """Return in one sentence how many times as fast as plain torch the steps and the ops are."""
 
     def listed(rows: Sequence[Row]) -> str:
         return ", ".join(f"{row.speedup:.2f} ({row.size.name})" for row in rows)
@@ -184,7 +184,7 @@ def headline(found: Results) -> str:
 
 
 def cost_table(found: Results) -> Table:
-    """Return time and memory."""
+    """Return the table of times and memory."""
     return table("One training step, plain torch → ours", _COSTS, _cost_rows(found))
 
 
@@ -202,7 +202,7 @@ def _cost_rows(found: Results) -> list[tuple[str, ...]]:
 
 
 def gains(found: Results) -> list[str]:
-    """Return for each size what the times come to, and what the ops could have gained at most."""
+    """Return for each size what the times mean, and the most that the ops could have gained."""
     sentences = []
     for step, ops in zip(found.costs[::2], found.costs[1::2], strict=True):
         share = min(1.0, ops.plain.milliseconds / step.plain.milliseconds)
@@ -224,7 +224,7 @@ def summary(found: Results) -> str:
 
 
 def verdict(ours: Sequence[float], plain: Sequence[float]) -> str:
-    """Return whether the versions' bounds differ by more than seeds make them differ."""
+    """Return whether the versions' bounds differ by more than the variation between seeds."""
     seeds, difference = len(ours), statistics.mean(ours) - statistics.mean(plain)
     if seeds < 2:
         return f"Difference {difference:+.2f} nats; one seed says nothing about the noise."
@@ -269,7 +269,7 @@ def markdown(found: Results) -> str:
 
 
 def as_json(found: Results) -> str:
-    """Return every number."""
+    """Return every number of the results."""
     content = {
         "threads": torch.get_num_threads(),
         "latent": found.settings.compared_latent,

@@ -1,4 +1,4 @@
-"""What the demo does: VAEs beside plain torch, a profile of gradients, a mixture, an encoder."""
+"""The parts of the demo: VAEs beside plain torch, a profile of gradients, a mixture, an encoder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from latent_kernels.variational.variance import ProfileInterrupted
 
 
 def run(found: Results, report: Report, say: Callable[..., object]) -> None:
-    """Compare, train, profile and fit; an interruption leaves in `found` what was complete."""
+    """Compare, train, profile and fit; after an interruption `found` has the completed results."""
     images, settings = digits.load(), found.settings
     for done, size in enumerate(settings.sizes):
         report("steps beside plain torch", done, len(settings.sizes))

@@ -1,4 +1,6 @@
-"""EM of a mixture in two dimensions as a picture: the components' way, the likelihood, and BIC."""
+"""A picture of EM for a mixture in two dimensions: the paths of the components, the likelihood, and
+BIC.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ _KEYS: dict[str, dict[str, Any]] = {
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    """Draw rows and components at the left, log-likelihood and BIC at the right."""
+    """Draw rows and components on the left, log-likelihood and BIC on the right."""
     kind = f"{plural(outcome.components, 'component')}, {outcome.covariance_type} covariances"
     rows = f"{outcome.data.title}: {len(outcome.data.X)} rows"
     figure = drawing.new_figure(12.5, 6.6, f"{rows}, a Gaussian mixture of {kind}")
@@ -81,7 +83,7 @@ def _draw_data(ax: Axes, outcome: Outcome) -> None:
     ax.scatter(
         X[:, 0], X[:, 1], c=shades, s=min(26.0, 9000 / len(X)), alpha=0.75, linewidths=0, zorder=2
     )
-    # Most of the way is in the first iterations.
+    # Most of the path is covered in the first iterations.
     for step in np.unique(np.geomspace(1, len(trace), _SHOWN).astype(int) - 1)[:-1]:
         outlines(step, 1, linewidth=0.8, alpha=0.2 + 0.2 * step / len(trace), zorder=1)
     outlines(-1, 1, linewidth=2.4, zorder=4)
@@ -91,7 +93,7 @@ def _draw_data(ax: Axes, outcome: Outcome) -> None:
         ax.plot(*way.T, color=colour, linewidth=1.0, alpha=0.6, zorder=3)
         ax.plot(*way[0], color=colour, zorder=3, **_START)
         ax.plot(*way[-1], color=colour, zorder=5, **_END)
-    # Ellipses on the way may reach far beyond the data.
+    # Ellipses along the path may reach far beyond the data.
     margin = 0.12 * np.ptp(X, axis=0)
     (left, bottom), (right, top) = X.min(axis=0) - margin, X.max(axis=0) + margin
     ax.set(xlim=(left, right), ylim=(bottom, top))

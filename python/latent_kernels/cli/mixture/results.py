@@ -1,4 +1,4 @@
-"""What EM came to, how long an iteration takes, and both in words."""
+"""The results of EM, the time of an iteration, and sentences about both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-5  # change of the mean log-likelihood, below which EM has conver
 
 
 class Fit(NamedTuple):
-    """EM from one start."""
+    """EM from one start: its parameters and likelihoods."""
 
     trace: list[GaussianParameters]  # the start, then after each iteration
     log_likelihood: list[float]  # of each but the last of them, mean over rows in nats
@@ -29,7 +29,7 @@ class Fit(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What there is to draw."""
+    """The results of the study, to be drawn."""
 
     data: Data
     covariance_type: str
@@ -57,7 +57,7 @@ class Size(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """An iteration of EM, E-step and M-step, from the same parameters."""
+    """The times of an iteration of EM, E-step and M-step, from the same parameters."""
 
     covariance_type: str
     dtype: str
@@ -67,7 +67,7 @@ class Speed(NamedTuple):
 
 
 def summary(outcome: Outcome) -> list[str]:
-    """Return what was fitted, and what BIC says."""
+    """Return what was fitted, and which number of components BIC prefers."""
     best, components, bic = outcome.fits[0], outcome.components, outcome.bic
     iterations = len(best.log_likelihood)
     lines = [
@@ -87,7 +87,7 @@ def summary(outcome: Outcome) -> list[str]:
 
 
 def speed_table(size: Size, speeds: list[Speed]) -> Table:
-    """Return the times beside scikit-learn's."""
+    """Return the table of times beside scikit-learn's."""
     return table(
         f"An iteration of EM, {size.rows} x {size.columns}, {size.components} components, "
         f"{plural(torch.get_num_threads(), 'thread')}",

@@ -17,7 +17,7 @@ from latent_kernels.mixtures.e_step import precisions_cholesky
 from latent_kernels.mixtures.sufficient_statistics import GaussianParameters
 
 STARTS = 5
-REG_COVAR = 1e-6  # added to every variance; more of it, and the likelihood could fall
+REG_COVAR = 1e-6  # added to every variance; with more of it the likelihood could fall
 MOST_ITERATIONS = 500
 LEAST_COMPARED = 8  # BIC is drawn up to this K, or to two more than the one asked for
 SIZE = Size(rows=200_000, columns=16, components=32)
@@ -81,7 +81,9 @@ def fit_from(X: Floats, start: GaussianParameters, covariance_type: str) -> Fit:
 
 
 def _model(X: Floats, components: int, covariance_type: str, **options: Any) -> lk.GaussianMixture:
-    """Return an estimator that starts from rows far apart as means, with the covariance of all."""
+    """Return an estimator that starts from rows far apart as means, with the covariance of all
+    data.
+    """
     variances, whole = X.var(axis=0), np.linalg.inv(np.cov(X, rowvar=False, bias=True))
     precisions = {
         "full": np.tile(whole, (components, 1, 1)),
@@ -121,7 +123,7 @@ def compare_speed(size: Size, seed: int) -> list[Speed]:
 
 
 def _compare(X: Floats, weights: Floats, means: Floats, covariance_type: str, dtype: str) -> Speed:
-    """Time an iteration from unit covariances, and compare the parameters that it comes to."""
+    """Time an iteration from unit covariances, and compare the resulting parameters."""
     from sklearn.mixture import GaussianMixture
 
     X, weights, means = (a.astype(dtype) for a in (X, weights, means))

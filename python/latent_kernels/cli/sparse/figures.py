@@ -1,4 +1,6 @@
-"""Sparse encoders as pictures: codes by layer, and a dictionary beside what an encoder saves."""
+"""Pictures of sparse encoders: codes by layer, and a dictionary beside the iterations that an
+encoder saves.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def draw_layers(outcome: Layers, path: Path) -> None:
 
 
 def draw_patches(outcome: Patches, path: Path) -> None:
-    """Draw the atoms at the left; at the right the loss, beside FISTA that is as good."""
+    """Draw the atoms on the left; on the right the loss, beside the FISTA iterations that reach
+    it.
+    """
     n, alpha = len(outcome.dictionary), outcome.sizes.alpha
     title = (
         f"Patches of photographs: {n} learned atoms of 8 x 8, and an encoder that learned to code "
@@ -107,7 +111,7 @@ def _draw_losses(ax: Axes, outcome: Patches) -> None:
     ax.minorticks_off()
     ax.grid(alpha=0.25)
     low, high = ax.get_ylim()
-    ax.set_ylim(low / 1.5, high)  # space for what the last arrow says
+    ax.set_ylim(low / 1.5, high)  # space for the text of the last arrow
     ax.legend(loc="lower left", frameon=False)
 
 
@@ -130,7 +134,8 @@ def _draw_worth(
 
 
 def crossing(fista: dict[int, float], iterations: int, loss: float) -> float:
-    """Return where the line through the last points of FISTA's curve comes to this loss.
+    """Return the number of iterations at which the line through the last points of FISTA's curve
+    reaches this loss.
 
     The line is straight on logarithmic axes.
     """
@@ -140,7 +145,7 @@ def crossing(fista: dict[int, float], iterations: int, loss: float) -> float:
 
 
 def _name_ends(ax: Axes, curves: Curves) -> None:
-    """Put names and last values at the right of curves, moved apart where they would meet."""
+    """Put names and last values at the right of curves, moved apart where they would overlap."""
     low, high = ax.get_ylim()
     at = math.inf
     for name, values in sorted(curves.items(), key=lambda item: -item[1][-1]):

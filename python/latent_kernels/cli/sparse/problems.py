@@ -1,4 +1,6 @@
-"""What `latent-kernels sparse` compares encoders on: codes drawn at random, and photographs."""
+"""The problems on which `latent-kernels sparse` compares encoders: codes drawn at random, and
+photographs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ DECIBELS = 40.0  # of the signal over the noise
 _FLAT = 0.025
 _CODES_TOLERANCE = 1e-3  # of codes while a dictionary is learned
 _ATOMS_BATCH = 512
-_RANKED = 2000  # rows whose codes say which atoms are of most use
+_RANKED = 2000  # rows whose codes show which atoms are used most
 
 
 class Codes(NamedTuple):

@@ -1,4 +1,6 @@
-"""How good codes are by layers and iterations, what encoders take, and both in words."""
+"""The quality of codes by layers and iterations, the times of encoders, and sentences about
+both.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ Curves = dict[str, list[float]]  # by name; entry t - 1 is for t layers or itera
 
 
 class Worth(NamedTuple):
-    """Iterations of a solver that come to an encoder's score."""
+    """The iterations of a solver that reach an encoder's score."""
 
     iterations: int
     alpha: float
@@ -23,14 +25,14 @@ class Worth(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Median seconds of an encoder for a row, in one batch of all rows, beside a solver."""
+    """Median seconds of an encoder for a row, in one batch of all rows, beside a solver's."""
 
     seconds: float
     worth: Worth | None  # None where no solver is as good
 
 
 class Layers(NamedTuple):
-    """NMSE in dB of drawn codes."""
+    """NMSE in dB of the drawn codes."""
 
     sizes: Codes
     curves: Curves
@@ -39,7 +41,7 @@ class Layers(NamedTuple):
 
 
 class Patches(NamedTuple):
-    """The Lasso objective of patches above its minimum."""
+    """The Lasso objective of patches, measured from its minimum."""
 
     sizes: Photographs
     dictionary: torch.Tensor
@@ -53,7 +55,7 @@ class Patches(NamedTuple):
 
 
 def layers_table(outcome: Layers) -> Table:
-    """Return NMSE by layer."""
+    """Return the table of NMSE by layer."""
     rows = (
         (str(t), *(f"{value:.2f}" for value in values))
         for t, values in enumerate(zip(*outcome.curves.values(), strict=True), 1)
@@ -63,7 +65,7 @@ def layers_table(outcome: Layers) -> Table:
 
 
 def patches_table(outcome: Patches) -> Table:
-    """Return the loss by layer."""
+    """Return the table of the loss by layer."""
     by_layer = zip(*outcome.curves.values(), outcome.layers_worth, strict=True)
     rows = (
         (str(t), *(f"{1e3 * value:.3f}" for value in values), _iterations(worth))
@@ -74,7 +76,7 @@ def patches_table(outcome: Patches) -> Table:
 
 
 def worth_table(layers: Layers, patches: Patches) -> Table:
-    """Return the time of encoders beside that of FISTA."""
+    """Return the table of the encoders' times beside those of FISTA."""
     compared = {f"drawn codes: {name}": found for name, found in layers.worth.items()}
     rows = []
     for name, (seconds, worth) in {**compared, "patches: LISTA": patches.worth}.items():
@@ -101,7 +103,7 @@ def _iterations(count: int | None) -> str:
 
 
 def about_drawn(outcome: Layers) -> str:
-    """Return what the first table is about."""
+    """Return a description of the first table."""
     sizes = outcome.sizes
     ends = " and ".join(f"{alphas[-1]:g}" for alphas in outcome.alphas.values())
     return (
@@ -113,7 +115,7 @@ def about_drawn(outcome: Layers) -> str:
 
 
 def about_patches(outcome: Patches) -> str:
-    """Return what the second table is about."""
+    """Return a description of the second table."""
     n, m = outcome.dictionary.shape
     return (
         f"Patches of {m} grey values, their mean taken away, of norm 1; {n} learned atoms, alpha "
@@ -124,7 +126,7 @@ def about_patches(outcome: Patches) -> str:
 
 
 def summary(layers: Layers, patches: Patches) -> list[str]:
-    """Return what the figures say."""
+    """Return the conclusions from the figures."""
     worth, many = patches.layers_worth, plural(len(patches.layers_worth), "layer")
     ends = ", ".join(f"{name} {curve[-1]:.1f} dB" for name, curve in layers.curves.items())
     return [

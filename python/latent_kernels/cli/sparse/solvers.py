@@ -1,4 +1,4 @@
-"""ISTA and FISTA: how good their codes are after so many iterations."""
+"""ISTA and FISTA: the quality of their codes by the number of iterations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Score = Callable[[Tensor], float]  # of codes: less is better
 
 # For drawn codes, whose best alpha depends on the number of iterations.
 ALPHAS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-MOST_ITERATIONS = 256  # of FISTA, to come to what an encoder does
+MOST_ITERATIONS = 256  # the most iterations of FISTA to reach an encoder's score
 
 
 @dataclass(eq=False)
@@ -43,13 +43,14 @@ class Solver:
         return codes
 
     def __call__(self, iterations: int) -> float:
-        """Return the score."""
+        """Return the score of the codes."""
         if iterations not in self.known:
             self.known[iterations] = self.score(self.codes(iterations))
         return self.known[iterations]
 
     def fewest(self, target: float, most: int) -> int | None:
-        """Return the least number of iterations whose score is at most `target`, if `most` do.
+        """Return the least number of iterations whose score is at most `target`, or None if more
+        than `most` are needed.
 
         Scores fall with iterations.
         """

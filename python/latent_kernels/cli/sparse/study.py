@@ -76,7 +76,7 @@ def compare_drawn(sizes: Codes, layers: int, seed: int, report: Report) -> Layer
 
 
 def compare_patches(sizes: Photographs, layers: int, seed: int, report: Report) -> Patches:
-    """Train a LISTA to make the Lasso objective small, without any codes to learn from."""
+    """Train a LISTA to minimize the Lasso objective, without any target codes."""
     x = problems.patches(sizes.patches, seed)
     held_out, training = x[: sizes.held_out], x[sizes.held_out :]
     report("dictionary", 0, 1)
@@ -130,7 +130,7 @@ def train_by_layer(
     steps: int,
     **options: Any,
 ) -> list[float]:
-    """Train an encoder in stages, each of whose phases has at most so many steps.
+    """Train an encoder in stages, each with phases of at most so many steps.
 
     `options` are those of `train_encoder`.
 
@@ -163,7 +163,9 @@ def train_by_layer(
 def _solver_curves(
     families: dict[str, list[Solver]], iterations: int, report: Report
 ) -> tuple[Curves, Curves]:
-    """Return the best scores of each family by iterations, and the alphas that they are for."""
+    """Return the best scores of each family by iterations, and the alphas at which they are
+    reached.
+    """
     curves: Curves = {name: [] for name in families}
     alphas: Curves = {name: [] for name in families}
     for name, family in families.items():
@@ -181,7 +183,7 @@ def compare_with_solvers(
     family: Sequence[Solver],
     report: Callable[[int, int], object],
 ) -> Comparison:
-    """Time an encoder beside that solver which needs the fewest iterations to come to its score."""
+    """Time an encoder beside the solver that needs the fewest iterations to reach its score."""
     best, iterations, x = None, solvers.MOST_ITERATIONS + 1, family[0].x
     for i, solver in enumerate(family):
         report(i, len(family))

@@ -50,7 +50,7 @@ def draw(profile: VarianceProfile, title: str, path: Path, *, budget: float | No
 
 
 def _note(ax: Axes, text: str, colour: str) -> None:
-    """Write at the lower left of the axes."""
+    """Write a note at the lower left of the axes."""
     ax.text(0.015, 0.02, text, transform=ax.transAxes, fontsize=9, color=colour, bbox=_BOX)
 
 
@@ -73,7 +73,9 @@ def _visible(rows: Rows) -> Rows:
 
 
 def _draw_time(profile: VarianceProfile, title: str, path: Path, budget: float | None) -> None:
-    """Left: variance against S, bands for the 95% intervals. Right: variance against time."""
+    """Draw variance against S with bands for the 95% intervals on the left, and variance against
+    time on the right.
+    """
     figure = new_figure(12.5, 6.0, title)
     left, right = figure.subplots(1, 2, sharey=True)
     for name in profile.estimators:
@@ -88,7 +90,8 @@ def _draw_time(profile: VarianceProfile, title: str, path: Path, budget: float |
     variances = _visible(profile.table)["variance"]
     if len(variances):
         for ax, label in ((left, "slope $1/S$"), (right, "variance $\\times$ time is constant")):
-            # the limits are those of the variances: an interval from few repeats may reach far
+            # the limits are those of the variances, since intervals from few repeats may be very
+            # wide
             ax.set(xscale="log", yscale="log", ylim=(variances.min() / 3, variances.max() * 3))
             _draw_guides(ax, label)
             ax.grid(axis="y", alpha=0.25)
@@ -117,7 +120,7 @@ def _draw_estimator(left: Axes, right: Axes, name: str, rows: Rows) -> None:
 
 
 def _name_end(ax: Axes, row: np.void, dx: int, **style: Any) -> None:
-    """Say at which S a curve begins or stops, unless the end of another curve beside it does."""
+    """Write at which S a curve begins or ends, unless the end of another curve is beside it."""
     at, text = (1e3 * float(row["seconds"]), float(row["variance"])), f"S = {row['num_samples']}"
     crowded = any(
         a.get_text() == text and abs(math.log10(a.xy[1] / at[1])) < 0.3  # type: ignore[attr-defined]
@@ -128,7 +131,9 @@ def _name_end(ax: Axes, row: np.void, dx: int, **style: Any) -> None:
 
 
 def _draw_guides(ax: Axes, label: str) -> None:
-    """Draw parallel lines of slope -1 through the axes as they are, one for each decade."""
+    """Draw parallel lines of slope -1, one for each decade, within the present limits of the
+    axes.
+    """
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     ax.set(xlim=(left, right), ylim=(bottom, top))
     first, last = math.floor(math.log10(bottom * left)), math.ceil(math.log10(top * right))
@@ -153,7 +158,9 @@ def _time_ticks(ax: Axes) -> None:
 
 
 def _draw_signals(profile: VarianceProfile, title: str, path: Path) -> None:
-    """Left: signal to noise, beside powers of S. Right: variance, beside 1/S and 1/S^3."""
+    """Draw signal to noise with powers of S on the left, and variance with 1/S and 1/S^3 on the
+    right.
+    """
     figure = new_figure(12.5, 6.0, f"Gradients of importance-weighted bounds: {title}")
     left, right = figure.subplots(1, 2)
     left.set(title="signal to noise of $q$'s gradient")
@@ -187,9 +194,9 @@ def _signal_style(name: str) -> dict[str, Any]:
 
 
 def _draw_signal(ax: Axes, name: str, rows: Rows) -> bool:
-    """Draw what is certain as a line, and for the rest an open marker.
+    """Draw a line where the signal is certain, and open markers elsewhere.
 
-    Return whether there was such a rest.
+    Return whether there were open markers.
 
     A lost signal interrupts the line; where an estimator is undefined, there is nothing to
     interrupt.
@@ -224,7 +231,7 @@ def _finish(
     first, last = float(shown[0]), float(shown[-1])
     rising = max(slopes.values()) > 0
     width = max(last / first, 4.0)
-    # at the right stand the names of the powers
+    # the names of the powers are at the right
     ax.set(xscale="log", yscale="log", xlim=(first / width**0.05, last * width**0.12))
     low, high = heights.min() / 2, heights.max() * (2 if rising else 8)
     _sample_ticks(ax, shown)

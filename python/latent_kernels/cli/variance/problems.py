@@ -21,7 +21,7 @@ Family = lk.DiagonalGaussian | lk.Bernoulli | lk.Categorical
 
 
 class Problem(NamedTuple):
-    """What `lk.profile_variance` takes, and a line about it."""
+    """The arguments of `lk.profile_variance`, and a line that describes the problem."""
 
     q: Family
     log_joint: Callable[[Tensor], Tensor]
@@ -30,8 +30,8 @@ class Problem(NamedTuple):
 
 
 def quadratic(dims: int = 10, log_evidence: float = -30.0) -> Problem:
-    """Gaussian q against a Gaussian posterior: log p(x, z) = log p(x) + log N(z; 0, 1/a), closed
-    forms throughout.
+    """Return a Gaussian q against a Gaussian posterior, log p(x, z) = log p(x) + log N(z; 0, 1/a),
+    with closed forms throughout.
 
     Gradient of the ELBO: -a mean by the mean, (1 - a sigma^2) / 2 by log sigma^2.
     """
@@ -48,7 +48,7 @@ def quadratic(dims: int = 10, log_evidence: float = -30.0) -> Problem:
 
 
 def linear_gaussian(points: int = 64, dims: int = 4) -> Problem:
-    """Points x ~ N(z, I), z ~ N(0, I), whose posteriors are N(x / 2, I / 2).
+    """Return points x ~ N(z, I), z ~ N(0, I), whose posteriors are N(x / 2, I / 2).
 
     q = N(x / 2 + 0.2 eps, 2 I / 3) is close to them. Gradient of the ELBO: x - 2 mean by the mean,
     1/2 - sigma^2 by log sigma^2. Model and variance of q are those of Rainforth et al., "Tighter
@@ -69,7 +69,9 @@ def linear_gaussian(points: int = 64, dims: int = 4) -> Problem:
 
 
 def logistic() -> Problem:
-    """Bayesian logistic regression on the breast-cancer data, at the q that a fit starts from."""
+    """Return Bayesian logistic regression on the breast-cancer data, at the q from which a fit
+    starts.
+    """
     model = logistic_regression.load()
     q = model.start()
     text = (
@@ -80,8 +82,8 @@ def logistic() -> Problem:
 
 
 class BinaryVAE:
-    """p(z) = Bernoulli(1/2), p(x|z) = Bernoulli(sigmoid(decoder(z))), q(z|x) = Bernoulli(logits =
-    encoder(x)).
+    """A VAE with p(z) = Bernoulli(1/2), p(x|z) = Bernoulli(sigmoid(decoder(z))), q(z|x) =
+    Bernoulli(logits = encoder(x)).
     """
 
     def __init__(self, latent: int = 8, hidden: int = 64, *, seed: int = 0):
@@ -99,12 +101,12 @@ class BinaryVAE:
         self.parameters = [*self.encoder, *self.hidden, *self.output]
 
     def q(self, x: Tensor) -> lk.Bernoulli:
-        """The posterior of images [B, 64]."""
+        """Return the posterior of images [B, 64]."""
         weight, bias = self.encoder
         return lk.Bernoulli(x @ weight + bias)
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x, z), z [..., B, D] -> [..., B]."""
+        """Return log p(x, z) for z [..., B, D], [..., B]."""
         h = torch.tanh((2 * z - 1) @ self.hidden[0] + self.hidden[1])
         pixels = h @ self.output[0] + self.output[1]
         likelihood = -binary_cross_entropy_with_logits(
@@ -133,8 +135,8 @@ class BinaryVAE:
 
 @functools.cache
 def bernoulli_vae(images: int = 4, steps: int = 200) -> Problem:
-    """The posteriors of held-out digits in a VAE with binary latent variables, soon after its
-    training began.
+    """Return the posteriors of held-out digits in a VAE with binary latent variables, early in its
+    training.
     """
     data = digits.load()
     model = BinaryVAE()

@@ -1,4 +1,4 @@
-"""What a profile says in one or two sentences, no surer than its intervals are.
+"""One or two sentences about a profile, which claim no more than its intervals support.
 
 For the ELBO: the best estimator given a budget of time. A budget T buys T / t gradients of t
 seconds each, and averaging them divides the variance: what counts at T is the least variance x time
@@ -38,7 +38,9 @@ _CRITICAL = 1.959964  # of the normal distribution, 97.5%
 
 
 def verdict(profile: VarianceProfile, budget: float | None = None) -> str:
-    """Return what the profile says; the budget, in seconds for a gradient, is for the ELBO."""
+    """Return the conclusion from the profile; the budget, in seconds for a gradient, is for the
+    ELBO.
+    """
     return best_in_time(profile, budget) if profile.objective == "elbo" else best_signal(profile)
 
 
@@ -46,18 +48,20 @@ def verdict(profile: VarianceProfile, budget: float | None = None) -> str:
 
 
 class Reached(NamedTuple):
-    """What an estimator makes of a budget."""
+    """The variance that an estimator reaches within a budget."""
 
     estimator: str
     num_samples: int
-    gradients: float  # of so many samples each, averaged
+    gradients: float  # gradients averaged, of so many samples each
     variance: float
     low: float
     high: float
 
 
 def default_budget(profile: VarianceProfile) -> float:
-    """Seconds into which every measured gradient fits, two digits of them; NaN where none was."""
+    """Return the seconds within which every measured gradient fits, with two digits; NaN if none
+    was measured.
+    """
     times = profile.table["seconds"]
     if not np.isfinite(times).any():
         return math.nan
@@ -67,8 +71,8 @@ def default_budget(profile: VarianceProfile) -> float:
 
 
 def reached(profile: VarianceProfile, budget: float) -> list[Reached]:
-    """The variance of each estimator within `budget` seconds, least first; those that do not fit
-    are left out.
+    """Return the variance of each estimator within `budget` seconds, least first, without those
+    that do not fit.
     """
     found = []
     for name in profile.estimators:
@@ -146,8 +150,8 @@ def _time(seconds: float) -> str:
 
 
 class Trend(NamedTuple):
-    """The power of S that a ratio goes like, with its 95% interval on either side, and the S that
-    it was fitted to.
+    """The power of S that a ratio follows, with its 95% interval on either side, and the S up to
+    which it was fitted.
     """
 
     slope: float
@@ -157,7 +161,7 @@ class Trend(NamedTuple):
 
 
 def clear(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """The rows whose signal is certain: the interval of its ratio does not reach down to 0."""
+    """Return the rows whose signal is certain: the interval of their ratio does not reach 0."""
     with np.errstate(invalid="ignore"):
         finite = np.isfinite(rows["signal_to_noise"]) & np.isfinite(rows["signal_to_noise_high"])
         certain: npt.NDArray[np.void] = rows[finite & (rows["signal_to_noise_low"] > 0)]
@@ -165,10 +169,11 @@ def clear(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 
 
 def trend(rows: npt.NDArray[np.void]) -> Trend | None:
-    """The weighted least-squares slope of log ratio on log S up to the first S without a clear
-    signal, or None.
+    """Return the weighted least-squares slope of log ratio on log S up to the first S without a
+    clear signal, or None.
 
-    Its error is that of the points, or that of their scatter about the line where this is larger.
+    Its error follows from the errors of the points, or from their scatter about the line where this
+    is larger.
     """
     certain = clear(rows)
     lost = rows["num_samples"][
@@ -192,7 +197,9 @@ def trend(rows: npt.NDArray[np.void]) -> Trend | None:
 
 
 def best_signal(profile: VarianceProfile) -> str:
-    """Return how each ratio goes with S, and which is the highest at the largest S."""
+    """Return the power of S that each ratio follows, and which ratio is the highest at the largest
+    S.
+    """
     found = {name: trend(profile.rows(name)) for name in profile.estimators}
     trends = [f"{NAMES[name]} goes like {_power(x)}" for name, x in found.items() if x is not None]
     first = f"Signal to noise of q's gradient: {'; '.join(trends)}. " if trends else ""
@@ -291,7 +298,7 @@ def _needed(profile: VarianceProfile, name: str, wanted: float) -> str:
 
 
 def _reached(x: Floats, ratio: Floats, wanted: float, extrapolate: bool) -> float | None:
-    """Return the least S at which the ratio is as wanted, or None."""
+    """Return the least S at which the ratio reaches the wanted value, or None."""
     above = np.flatnonzero(ratio >= wanted)
     if not len(above):
         return float(x[-1] * (wanted / ratio[-1]) ** 2) if extrapolate else None
@@ -306,12 +313,12 @@ def _reached(x: Floats, ratio: Floats, wanted: float, extrapolate: bool) -> floa
 
 
 def digits(x: float) -> str:
-    """Three of them."""
+    """Format a number with three significant digits."""
     if x == 0 or 1e-3 <= x < 1e5:
         return f"{x:,.3g}" if x < 1000 else f"{x:,.0f}"
     return f"{x:.1e}"
 
 
 def enumeration(parts: list[str]) -> str:
-    """With commas, and "and" before the last."""
+    """Join words with commas, and "and" before the last."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
