@@ -65,6 +65,15 @@ def tile_shape(rows: int, cols: int, dtype: torch.dtype, *, small: bool = False)
     return max(1, min(tile // block_cols, next_power_of_two(max(rows, 1)))), block_cols
 
 
+def tiles_of_classes(logits: torch.Tensor) -> tuple[int, int, int, int]:
+    """Return the number of variables of logits [..., K], K, and the variables and classes of one
+    program's tile.
+    """
+    classes = logits.size(-1)
+    block_k = min(TILE, next_power_of_two(classes))
+    return logits.numel() // classes, classes, TILE // block_k, block_k
+
+
 @functools.cache
 def _several_devices() -> bool:
     return torch.cuda.device_count() > 1

@@ -19,12 +19,11 @@ from latent_kernels.kernels.families.problem import (
     unit_weight,
 )
 from latent_kernels.kernels.launch import (
-    TILE,
     block_of,
     cdiv,
     launch,
-    next_power_of_two,
     on_device_of,
+    tiles_of_classes,
 )
 from latent_kernels.kernels.noise.triton_gpu import ln, to_uniform, words_of_groups
 from latent_kernels.kernels.triton_math import exp
@@ -185,10 +184,7 @@ def categorical_kernel(
 def cumulative(logits: Tensor) -> Tensor:
     """Return the cumulative weights of contiguous logits [..., K] in fixed point, int64."""
     c = torch.empty_like(logits, dtype=torch.int64)
-    classes = logits.size(-1)
-    count = logits.numel() // classes
-    block_k = min(TILE, next_power_of_two(classes))
-    block = TILE // block_k
+    count, classes, block, block_k = tiles_of_classes(logits)
     with on_device_of(logits):
         launch(
             cumulative_kernel, cdiv(count, block),

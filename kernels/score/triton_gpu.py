@@ -35,6 +35,7 @@ from latent_kernels.kernels.launch import (
     next_power_of_two,
     on_device_of,
     tile_shape,
+    tiles_of_classes,
 )
 from latent_kernels.kernels.noise.triton_gpu import (
     to_uniform,
@@ -522,10 +523,7 @@ def plan(problem: Problem, many_sums: bool, dtype: torch.dtype) -> Plan:
 def class_probabilities(logits: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return p = softmax(logits) and 1 - p, of contiguous logits [..., K]."""
     p, q = (torch.empty_like(logits, dtype=dtype) for _ in range(2))
-    classes = logits.size(-1)
-    count = logits.numel() // classes
-    block_k = min(TILE, next_power_of_two(classes))
-    block = TILE // block_k
+    count, classes, block, block_k = tiles_of_classes(logits)
     with on_device_of(logits):
         launch(
             softmax_kernel, cdiv(count, block),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import latent_kernels as lk
+from cuda import graphed
 from tests.backends import TRITON
 from tests.checks import DTYPES, bits_equal
 from tests.densities.checks import USUAL, DensityProblem, check_density
@@ -55,17 +56,10 @@ def test_cuda_graph_draws_fresh_noise() -> None:
         seed.add_(1)
         return z + kl.unsqueeze(-1)
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
+    replay = graphed(step)
     seed.fill_(10)
     for i in range(10, 13):
-        graph.replay()
+        out = replay()
         z, kl = lk.rsample_kl(mean, logvar, seed=i)
         assert torch.equal(out, z + kl.unsqueeze(-1))
 
@@ -92,18 +86,10 @@ def test_captured_backward() -> None:
         density = lk.gaussian_log_prob(z, mean, logvar)
         return torch.autograd.grad(z.square().sum() + kl.sum() + density.sum(), (mean, logvar))
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(seed)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = step(seed)
+    replay = graphed(lambda: step(seed))
     for i in (3, 2**40):
         seed.fill_(i)
-        graph.replay()
+        found = replay()
         assert all(bits_equal(a, b) for a, b in zip(found, step(i), strict=True))
 
 
@@ -446,18 +432,10 @@ def test_cuda_graph_of_the_score() -> None:
         values = q.sample(32, seed=s).float().sum(-1)
         return lk.score_function_gradient(q, values, seed=s, control_variate="optimal")
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(seed)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        (out,) = step(seed)
+    replay = graphed(lambda: step(seed))
     for i in range(3):
         seed.fill_(i)
-        graph.replay()
+        (out,) = replay()
         assert bits_equal(out.cpu(), step(i)[0].cpu())
 
 
