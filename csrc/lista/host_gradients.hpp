@@ -144,16 +144,34 @@ class Backward {
     gradients_.resize(static_cast<size_t>(tiles * (layers + 1)));
     const int64_t wide = std::max(stride_, wide_), rows = std::min(tape_.tile_rows, tape_.rows);
     const int64_t elements = (workspace_rows(rows) + rows + 1) * wide + stride_;
-    const auto make = [&] { return Pieces(elements * static_cast<int64_t>(sizeof(T))); };
-    each_task(tiles, workers_, make, [&](Pieces& scratch, int64_t i) { tile_gradients(first_tile_ + i, scratch); });
+    const auto make = [&] {
+      return TileWorkspace(elements, wide, recurrent_columns_ && shares_recurrent(p_) ? n_ : 0);
+    };
+    each_task(tiles, workers_, make,
+              [&](TileWorkspace& scratch, int64_t i) { tile_gradients(first_tile_ + i, scratch); });
   }
+
+  // Scratch memory of one worker thread.
+  struct TileWorkspace {
+    Pieces pieces;
+    void* workspace;
+    Panels panels, recurrent_panels;
+
+    TileWorkspace(int64_t elements, int64_t wide, int64_t recurrent)
+        : pieces(static_cast<int64_t>(sizeof(T)) * (elements + kPanelColumns * wide + recurrent * padded(recurrent)) +
+                 3 * 64),
+          workspace(pieces.take(elements * static_cast<int64_t>(sizeof(T)))),
+          panels{pieces.take(kPanelColumns * wide * static_cast<int64_t>(sizeof(T))), false, nullptr},
+          recurrent_panels{pieces.take(recurrent * padded(recurrent) * static_cast<int64_t>(sizeof(T))), true,
+                           nullptr} {}
+  };
 
   T* gradient(int64_t tile, int64_t layer) const {
     const auto& bytes = gradients_[static_cast<size_t>((tile - first_tile_) * (p_.layers + 1) + layer)];
     return reinterpret_cast<T*>(bytes.get());
   }
 
-  void tile_gradients(int64_t tile, Pieces& scratch) {
+  void tile_gradients(int64_t tile, TileWorkspace& scratch) {
     const int64_t layers = p_.layers, rows = tape_.rows_of(tile), row0 = tile * tape_.tile_rows;
     const int64_t in_chunk = row0 - first_tile_ * tape_.tile_rows;
     std::vector<Codes> codes;
@@ -186,7 +204,9 @@ class Backward {
     b.weight_columns = weight_columns_.get();
     if (wanted_.initial != nullptr) b.initial_gradient = static_cast<T*>(wanted_.initial) + row0 * n_;
     if (wanted_.x != nullptr) b.x_gradient = static_cast<T*>(wanted_.x) + row0 * m_;
-    b.workspace = scratch.take(0);
+    b.panels = &scratch.panels;
+    b.recurrent_panels = &scratch.recurrent_panels;
+    b.workspace = scratch.workspace;
     active<ListaKernels>().backward[kDtype](p_, b);
   }
 
@@ -201,10 +221,16 @@ class Backward {
       if (threshold_sums_ || step_sums_) tasks.push_back([this, layer](T*) { add_thresholds_and_step(layer); });
     if (bias_sums_) tasks.push_back([this](T*) { add_bias(); });
     const int64_t most_rows = std::min(tape_.tile_rows, tape_.rows);
-    const int64_t workspace = std::max(stride_, wide_) + (wanted_.recurrent != nullptr ? most_rows * 2 * stride_ : 0);
-    const auto make = [&] { return zeros<T>(workspace); };
+    const int64_t line = std::max(stride_, wide_);
+    const int64_t elements =
+        line + kPanelColumns * chunk_rows_ + (wanted_.recurrent != nullptr ? most_rows * 2 * stride_ : 0);
+    const auto make = [&] {
+      Pieces pieces(elements * static_cast<int64_t>(sizeof(T)));
+      zero_out(static_cast<T*>(pieces.take(0)), line);
+      return pieces;
+    };
     each_task(static_cast<int64_t>(tasks.size()), workers_, make,
-              [&](std::unique_ptr<T[]>& line, int64_t i) { tasks[static_cast<size_t>(i)](line.get()); });
+              [&](Pieces& scratch, int64_t i) { tasks[static_cast<size_t>(i)](static_cast<T*>(scratch.take(0))); });
   }
 
   // Calls f(first, end) for blocks of `rows` rows of `columns` elements each.
@@ -291,7 +317,7 @@ class Backward {
     const int64_t row0 = first_tile_ * tape_.tile_rows, rows = std::min(end_tile_ * tape_.tile_rows, tape_.rows) - row0;
     constexpr int64_t block = 16;
     for (int64_t first = 0; first < m_; first += block) {
-      tasks.push_back([=](T*) {
+      tasks.push_back([=](T* line) {
         const DenseOuter o{rows,
                            first,
                            std::min(first + block, m_),
@@ -299,6 +325,7 @@ class Backward {
                            static_cast<const T*>(p_.x) + row0 * m_,
                            m_,
                            drive_gradient_.get(),
+                           line + std::max(stride_, wide_),
                            weight_sums_.get()};
         active<ListaKernels>().dense_outer[kDtype](o);
       });

@@ -124,19 +124,27 @@ class Pieces {
   char* next_;
 };
 
+// Whether one S serves several layers: then it is copied into panels once.
+inline bool shares_recurrent(const Lista& p) { return p.recurrent != nullptr && !p.layered_recurrent; }
+
 struct TileScratch {
   Pieces pieces;
   ListaTile tile{};
 
   TileScratch(const Call& call, int64_t rows, bool drive, bool passed) : pieces(bytes(call, rows, drive, passed)) {
     const Lista& p = call.problem;
-    const int64_t size = call.size(), n = padded(p.components), m = padded(p.features);
+    const int64_t size = call.size(), n = padded(p.components), m = padded(p.features), wide = std::max(n, m);
     tile.base = pieces.take(rows * n * size);
     tile.product = pieces.take(rows * n * size);
-    tile.workspace = pieces.take(workspace_rows(rows) * n * size);
+    tile.dense_codes = pieces.take(rows * n * size);
+    tile.workspace = pieces.take(workspace_rows(rows) * wide * size);
     tile.residual = pieces.take(rows * m * size);
     tile.line = pieces.take(3 * n * size);
-    const int64_t most = rows * std::max(n, m) + kListSlack;
+    if (rows >= kPackRows) {
+      tile.panels = {pieces.take(kPanelColumns * wide * size), false, nullptr};
+      if (shares_recurrent(p)) tile.recurrent_panels = {pieces.take(n * n * size), true, nullptr};
+    }
+    const int64_t most = rows * wide + kListSlack;
     for (Codes* codes : {&tile.codes, &tile.next}) {
       codes->start = static_cast<int32_t*>(pieces.take((rows + 1) * 4));
       codes->index = static_cast<int32_t*>(pieces.take(most * 4));
@@ -148,10 +156,12 @@ struct TileScratch {
 
  private:
   static int64_t bytes(const Call& call, int64_t rows, bool drive, bool passed) {
-    const int64_t size = call.size(), n = padded(call.problem.components), m = padded(call.problem.features);
-    const int64_t most = rows * std::max(n, m) + kListSlack;
+    const Lista& p = call.problem;
+    const int64_t size = call.size(), n = padded(p.components), m = padded(p.features), wide = std::max(n, m);
+    const int64_t most = rows * wide + kListSlack;
     const int64_t lists = (rows + 1) * 4 + most * (4 + size + (drive ? size : 0) + (passed ? 1 : 0)) + 5 * 64;
-    return ((2 * rows + workspace_rows(rows)) * n + rows * m + 3 * n) * size + 2 * lists + 16 * 64;
+    const int64_t panels = rows >= kPackRows ? kPanelColumns * wide + (shares_recurrent(p) ? n * n : 0) : 0;
+    return (3 * rows * n + workspace_rows(rows) * wide + rows * m + 3 * n + panels) * size + 2 * lists + 16 * 64;
   }
 };
 
@@ -165,6 +175,8 @@ inline void run_forward(const Call& call, int64_t tile_rows, void* out, Tape* ta
   const auto make = [&] { return TileScratch(call, std::min(tile_rows, p.rows), drive, passed); };
   each_task(tiles, workers_of(call), make, [&](TileScratch& scratch, int64_t i) {
     ListaTile& tile = scratch.tile;
+    tile.out = out;
+    tile.keep_lists = tape != nullptr;
     tile.row0 = i * tile_rows;
     tile.rows = std::min(tile_rows, p.rows - tile.row0);
     kernels.begin[dtype](p, tile);
@@ -174,7 +186,6 @@ inline void run_forward(const Call& call, int64_t tile_rows, void* out, Tape* ta
       kernels.shrink[dtype](p, tile, layer, call.select != nullptr ? call.select[layer] : 0);
       if (tape != nullptr) tape->at(i, layer + 1).keep(tile.codes, tile.rows, call.size(), drive, passed);
     }
-    if (out != nullptr) kernels.finish[dtype](p, tile, out);
   });
 }
 

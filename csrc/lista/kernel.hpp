@@ -26,13 +26,40 @@ inline bool keeps_codes(const Lista& p) { return p.dictionary != nullptr || p.st
 // --- forward ------------------------------------------------------------------------------------------------------
 
 template <class T>
-void list_rows(const T* x, int64_t columns, int64_t rows, Codes& codes) {
+void list_rows(Matrix<const T> x, int64_t columns, int64_t rows, Codes& codes) {
   int end = 0;
   codes.start[0] = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    end = list_row(x + i * columns, columns, end, codes.index, static_cast<T*>(codes.value));
+    end = list_row(x.row(i), columns, end, codes.index, static_cast<T*>(codes.value));
     codes.start[i + 1] = end;
   }
+}
+
+template <class T>
+Matrix<T> dense_codes(const Lista& p, const ListaTile& tile) {
+  return {static_cast<T*>(tile.dense_codes), padded(p.components)};
+}
+
+// Codes as rows, too, where the next product is shorter with them.
+template <class T>
+void fill_dense_codes(const Lista& p, const ListaTile& tile) {
+  to_dense(nonzeros<T>(tile.codes), tile.rows, p.components, dense_codes<T>(p, tile));
+}
+
+// out = from + factor codes matrix.
+template <class T>
+void codes_product(const Lista& p, const ListaTile& tile, T factor, Matrix<const T> matrix, int64_t columns,
+                   Matrix<const T> from, Matrix<T> out, Panels& panels) {
+  const int64_t n = p.components;
+  T* const workspace = static_cast<T*>(tile.workspace);
+  if (!tile.dense)
+    return gather_product(nonzeros<T>(tile.codes), tile.rows, n, factor, matrix, columns, from, out, workspace);
+  Matrix<T> left = dense_codes<T>(p, tile);
+  if (factor != T(1)) {
+    for (int64_t i = 0; i < tile.rows * left.stride; ++i) workspace[i] = factor * left.at[i];
+    left.at = workspace;
+  }
+  dense_product(Left<T>{left.at, left.stride, 1}, tile.rows, n, matrix, columns, from, out, panels);
 }
 
 template <class T>
@@ -45,28 +72,30 @@ void lista_begin(const Lista& p, ListaTile& tile) {
     const Matrix<const T> from{p.bias != nullptr ? static_cast<const T*>(p.bias) : zeros, 0};
     const Matrix<const T> weight{static_cast<const T*>(p.weight), n};
     const Matrix<T> base{static_cast<T*>(tile.base), stride};
-    list_rows(x, m, tile.rows, tile.codes);
+    list_rows(Matrix<const T>{x, m}, m, tile.rows, tile.codes);
     const Nonzeros<T> lists = nonzeros<T>(tile.codes);
     if (is_dense(lists.count(tile.rows), tile.rows, m))
-      dense_product(Left<T>{x, m, 1}, tile.rows, m, weight, n, from, base);
+      dense_product(Left<T>{x, m, 1}, tile.rows, m, weight, n, from, base, tile.panels);
     else
       gather_product(lists, tile.rows, m, T(1), weight, n, from, base, static_cast<T*>(tile.workspace));
   }
   tile.coded = p.initial != nullptr;
-  if (tile.coded) list_rows(static_cast<const T*>(p.initial) + tile.row0 * n, n, tile.rows, tile.codes);
+  if (!tile.coded) return;
+  list_rows(Matrix<const T>{static_cast<const T*>(p.initial) + tile.row0 * n, n}, n, tile.rows, tile.codes);
+  tile.dense = is_dense(tile.codes.start[tile.rows], tile.rows, n);
+  if (tile.dense) fill_dense_codes<T>(p, tile);
 }
 
 template <class T>
 void lista_layer(const Lista& p, ListaTile& tile, int64_t layer) {
   const int64_t m = p.features, n = p.components, stride = padded(n);
   const Matrix<T> product_rows{static_cast<T*>(tile.product), stride};
-  const Nonzeros<T> codes = nonzeros<T>(tile.codes);
   if (p.dictionary == nullptr) {
     tile.pre = tile.base;
     if (!tile.coded) return;
     const Matrix<const T> recurrent{of_layer<T>(p.recurrent, p.layered_recurrent, layer, n * n), n};
-    product(codes, tile.rows, n, T(1), recurrent, n, Matrix<const T>{static_cast<const T*>(tile.base), stride},
-            product_rows, static_cast<T*>(tile.workspace));
+    codes_product(p, tile, T(1), recurrent, n, Matrix<const T>{static_cast<const T*>(tile.base), stride}, product_rows,
+                  p.layered_recurrent ? tile.panels : tile.recurrent_panels);
     tile.pre = tile.product;
     return;
   }
@@ -74,15 +103,14 @@ void lista_layer(const Lista& p, ListaTile& tile, int64_t layer) {
   Matrix<const T> residual = x;
   if (tile.coded) {
     const Matrix<T> to{static_cast<T*>(tile.residual), padded(m)};
-    product(codes, tile.rows, n, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m, x, to,
-            static_cast<T*>(tile.workspace));
+    codes_product(p, tile, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m, x, to, tile.panels);
     residual = Matrix<const T>{to.at, to.stride};
   }
   T* zeros = static_cast<T*>(tile.line);
   zero(zeros, stride);
   const Matrix<const T> weight{of_layer<T>(p.weight, p.layered_weight, layer, m * n), n};
   dense_product(Left<T>{residual.at, residual.stride, 1}, tile.rows, m, weight, n, Matrix<const T>{zeros, 0},
-                product_rows);
+                product_rows, tile.panels);
   tile.pre = tile.product;
 }
 
@@ -104,23 +132,39 @@ struct Shrinker {
   LK_INLINE Vec<T> moved(const T* pre, const T* z) const { return fma(splat(step), load(pre), load(z)); }
   LK_INLINE Vec<T> size(Vec<T> u) const { return (Vec<T>)((Bits<T>)u & ~sign); }
 
-  // Appends the entries of n beyond their thresholds at `end`; those of size `bound` or more as they are.
-  LK_INLINE int row(const T* pre, const T* z, int64_t n, T bound, int end, const Codes& to) const {
+  // Codes of n entries: 0, or beyond their thresholds; those of size `bound` or more as they are. With `listed` the
+  // non-zeros are appended to lists at `end`, with `dense` all are written to `row`, which may be z. Returns `end` and
+  // the number of non-zeros.
+  template <bool listed, bool dense>
+  LK_INLINE int row(const T* pre, const T* z, int64_t n, T bound, int end, const Codes& to, T* row) const {
     T* const value = static_cast<T*>(to.value);
     T* const drive = static_cast<T*>(to.drive);
     for (int64_t j = 0; j < n; j += lanes<T>) {
       const Vec<T> u = moved(pre + j, z + j), at = size(u), limit = load(theta + j);
-      uint32_t set = lanes_set(~(at <= limit));  // NaN is listed
-      if (n - j < lanes<T>) set &= (1u << (n - j)) - 1;
-      if (set == 0) continue;
+      const Bits<T> beyond = ~(at <= limit);  // NaN is one of them
+      uint32_t set = lanes_set(beyond);
+      const bool whole = n - j >= lanes<T>;
+      if (!whole) set &= (1u << (n - j)) - 1;
+      if (!dense && set == 0) continue;
       const Vec<T> signed_limit = (Vec<T>)((Bits<T>)limit | ((Bits<T>)u & sign));
-      compress(value + end, set, at >= bound ? u : u - signed_limit);
-      compress_indices(to.index + end, set, static_cast<int32_t>(j));
-      if (drive != nullptr) compress(drive + end, set, load(pre + j));
-      if (to.passed != nullptr) {
-        const uint32_t passed = lanes_set(at >= bound);
-        int place = end;
-        for (uint32_t rest = set; rest != 0; rest &= rest - 1) to.passed[place++] = passed >> __builtin_ctz(rest) & 1u;
+      const Vec<T> code = at >= bound ? u : u - signed_limit;
+      if constexpr (listed) {
+        compress(value + end, set, code);
+        compress_indices(to.index + end, set, static_cast<int32_t>(j));
+        if (drive != nullptr) compress(drive + end, set, load(pre + j));
+        if (to.passed != nullptr) {
+          const uint32_t passed = lanes_set(at >= bound);
+          int place = end;
+          for (uint32_t rest = set; rest != 0; rest &= rest - 1)
+            to.passed[place++] = passed >> __builtin_ctz(rest) & 1u;
+        }
+      }
+      if constexpr (dense) {
+        const Vec<T> kept = (Vec<T>)((Bits<T>)code & beyond);
+        if (whole)
+          store(row + j, kept);
+        else
+          store(row + j, kept, First{static_cast<int>(n - j)});
       }
       end += __builtin_popcount(set);
     }
@@ -145,34 +189,52 @@ void lista_shrink(const Lista& p, ListaTile& tile, int64_t layer, int64_t select
   T* const workspace = z + stride;
   fill_thresholds(p, layer, theta);
   zero(z, stride);
-  const bool keeps = tile.coded && keeps_codes(p);
+  const bool keeps = tile.coded && keeps_codes(p), keeps_lists = keeps && !tile.dense;
   const Bits<T> sign = (Bits<T>)splat(p.positive ? T(0) : T(-0.0));
   const Shrinker<T> shrinker{theta, step_of<T>(p, layer), sign};
   const Nonzeros<T> old = nonzeros<T>(tile.codes);
+  // Whether the codes will be dense is known only afterwards: it is guessed from the layer before, in the first layer
+  // from the tile before, and lists and rows are made of each other where the guess was wrong.
+  const bool last = layer + 1 == p.layers;
+  Matrix<T> to = dense_codes<T>(p, tile);
+  if (last)
+    to = {tile.out != nullptr ? static_cast<T*>(tile.out) + tile.row0 * n : nullptr, n};
+  else if (!(tile.coded ? tile.dense : tile.dense_first))
+    to.at = nullptr;
+  const bool listed = tile.keep_lists || to.at == nullptr;
   int end = 0;
   tile.next.start[0] = 0;
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const T* pre = static_cast<const T*>(tile.pre) + i * stride;
-    if (keeps)
-      for (int c = old.start[i]; c < old.start[i + 1]; ++c) z[old.index[c]] = old.value[c];
-    // Without selection an infinite bound: an infinite entry less its threshold is the entry.
-    T bound = static_cast<T>(__builtin_inf());
-    if (select > 0 && n > 0) bound = shrinker.selection_bound(pre, z, n, select, workspace);
-    end = shrinker.row(pre, z, n, bound, end, tile.next);
-    tile.next.start[i + 1] = end;
-    if (keeps)
-      for (int c = old.start[i]; c < old.start[i + 1]; ++c) z[old.index[c]] = T(0);
-  }
-  const Codes last = tile.codes;
+  const auto each_row = [&](auto lists, auto dense) {
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const T* pre = static_cast<const T*>(tile.pre) + i * stride;
+      if (keeps_lists)
+        for (int c = old.start[i]; c < old.start[i + 1]; ++c) z[old.index[c]] = old.value[c];
+      const T* before = keeps && tile.dense ? dense_codes<T>(p, tile).row(i) : z;
+      // Without selection an infinite bound: an infinite entry less its threshold is the entry.
+      T bound = static_cast<T>(__builtin_inf());
+      if (select > 0 && n > 0) bound = shrinker.selection_bound(pre, before, n, select, workspace);
+      end = shrinker.template row<decltype(lists)::value, decltype(dense)::value>(pre, before, n, bound, end, tile.next,
+                                                                                  to.row(i));
+      tile.next.start[i + 1] = end;
+      if (keeps_lists)
+        for (int c = old.start[i]; c < old.start[i + 1]; ++c) z[old.index[c]] = T(0);
+    }
+  };
+  if (to.at == nullptr)
+    each_row(std::true_type{}, std::false_type{});
+  else if (listed)
+    each_row(std::true_type{}, std::true_type{});
+  else
+    each_row(std::false_type{}, std::true_type{});
+  const Codes former = tile.codes;
   tile.codes = tile.next;
-  tile.next = last;
+  tile.next = former;
+  if (last) return;
+  tile.dense = is_dense(end, tile.rows, n);
+  if (!tile.coded) tile.dense_first = tile.dense;
   tile.coded = true;
-}
-
-template <class T>
-void lista_finish(const Lista& p, const ListaTile& tile, void* out) {
-  const int64_t n = p.components;
-  to_dense(nonzeros<T>(tile.codes), tile.rows, n, Matrix<T>{static_cast<T*>(out) + tile.row0 * n, n});
+  if (tile.dense && to.at == nullptr) fill_dense_codes<T>(p, tile);
+  if (!tile.dense && !listed) list_rows(Matrix<const T>{to.at, to.stride}, n, tile.rows, tile.codes);
 }
 
 template <class T>

@@ -107,8 +107,8 @@ struct BackwardTile {
     const Matrix<T> products{product_rows, stride};
     if (b.recurrent_columns != nullptr && (all || pairs_cost_more(g, wanted, b.rows, n))) {
       const T* columns = of_layer<T>(b.recurrent_columns, p.layered_recurrent, layer, n * stride);
-      product(g, b.rows, n, T(1), Matrix<const T>{columns, stride}, n, Matrix<const T>{zeros(), 0}, products,
-              workspace);
+      product(g, b.rows, n, T(1), Matrix<const T>{columns, stride}, n, Matrix<const T>{zeros(), 0}, products, workspace,
+              p.layered_recurrent ? *b.panels : *b.recurrent_panels);
     } else {
       const Matrix<const T> matrix{of_layer<T>(p.recurrent, p.layered_recurrent, layer, n * n), n};
       for (int64_t i = 0; i < b.rows; ++i)
@@ -127,7 +127,7 @@ struct BackwardTile {
       return;
     }
     product(nonzeros<T>(b.codes[layer]), b.rows, n, T(-1), Matrix<const T>{static_cast<const T*>(p.dictionary), m}, m,
-            x, to, workspace);
+            x, to, workspace, *b.panels);
   }
 
   void residual_layer(int64_t layer) const {
@@ -142,7 +142,8 @@ struct BackwardTile {
     if (b.residual_gradient != nullptr) dr.at = static_cast<T*>(b.residual_gradient) + layer * b.layer_stride;
     if (b.weight_columns != nullptr) {
       const T* columns = of_layer<T>(b.weight_columns, p.layered_weight, layer, n * padded(m));
-      product(g, b.rows, n, step, Matrix<const T>{columns, padded(m)}, m, Matrix<const T>{zeros(), 0}, dr, workspace);
+      product(g, b.rows, n, step, Matrix<const T>{columns, padded(m)}, m, Matrix<const T>{zeros(), 0}, dr, workspace,
+              *b.panels);
     } else {
       const Matrix<const T> weight{of_layer<T>(p.weight, p.layered_weight, layer, m * n), n};
       for (int64_t i = 0; i < b.rows; ++i)
@@ -180,7 +181,7 @@ struct BackwardTile {
     if (b.weight_columns == nullptr) return through_weight_by_pairs();
     const Matrix<const T> columns{static_cast<const T*>(b.weight_columns), padded(m)};
     dense_product(Left<T>{static_cast<const T*>(b.drive_gradient), stride, 1}, b.rows, n, columns, m,
-                  Matrix<const T>{zeros(), 0}, Matrix<T>{static_cast<T*>(b.x_gradient), m});
+                  Matrix<const T>{zeros(), 0}, Matrix<T>{static_cast<T*>(b.x_gradient), m}, *b.panels);
   }
 };
 
@@ -234,9 +235,10 @@ inline bool outer_is_dense(const Outer& o) {
 template <class T>
 inline void dense_outer(const Outer& o) {
   const int64_t block = o.end - o.first, stride = padded(o.columns);
-  T* const left = static_cast<T*>(o.workspace) + stride;  // the first line stays zero
-  T* const right = left + o.rows * block;
-  zero(left, o.rows * (block + stride));
+  T* const panel = static_cast<T*>(o.workspace) + stride;  // the first line stays zero
+  T* const right = panel + kPanelColumns * o.rows;
+  T* const left = right + o.rows * stride;
+  zero(right, o.rows * (stride + block));
   const T* values = static_cast<const T*>(o.left_value);
   for (int64_t i = 0; i < o.rows; ++i) {
     const Range range = left_range(o, i);
@@ -246,8 +248,9 @@ inline void dense_outer(const Outer& o) {
       right[i * stride + o.right_index[q]] = static_cast<const T*>(o.right_value)[q];
   }
   T* const out = static_cast<T*>(o.out) + o.first * o.out_stride;
+  Panels panels{panel, false, nullptr};
   dense_product(Left<T>{left, 1, block}, block, o.rows, Matrix<const T>{right, stride}, o.out_stride,
-                Matrix<const T>{out, o.out_stride}, Matrix<T>{out, o.out_stride});
+                Matrix<const T>{out, o.out_stride}, Matrix<T>{out, o.out_stride}, panels);
 }
 
 template <class T>
@@ -285,9 +288,10 @@ template <class T>
 void lista_dense_outer(const DenseOuter& o) {
   const int64_t stride = padded(o.columns);
   T* out = static_cast<T*>(o.out) + o.first * stride;
+  Panels panels{o.panel, false, nullptr};
   dense_product(Left<T>{static_cast<const T*>(o.x) + o.first, 1, o.x_stride}, o.end - o.first, o.rows,
                 Matrix<const T>{static_cast<const T*>(o.gradient), stride}, stride, Matrix<const T>{out, stride},
-                Matrix<T>{out, stride});
+                Matrix<T>{out, stride}, panels);
 }
 
 }  // namespace LK_ISA

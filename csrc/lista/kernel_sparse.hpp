@@ -168,11 +168,11 @@ struct Left {
   const T* at;
   int64_t row, inner;
 
-  // The block of R rows from row i on, its elements from k on.
+  // The block of R rows from row i on.
   template <int R>
-  Left block(int64_t i, int64_t k, int64_t inner_size) const {
-    if (row == 0) return {at + i * inner_size + k * R, 1, R};
-    return {at + i * row + k * inner, row, inner};
+  Left block(int64_t i, int64_t inner_size) const {
+    if (row == 0) return {at + i * inner_size, 1, R};
+    return {at + i * row, row, inner};
   }
 };
 
@@ -197,42 +197,40 @@ LK_NOINLINE void dense_block(Left<T> a, int64_t inner, const T* matrix, int64_t 
   for (int r = 0; r < R; ++r) store_block(out.row(r), last, sum[r]);
 }
 
-// Rows of the matrix that a block of columns is read in at a time, for all rows of the left factor. They are copied
-// side by side: in the matrix they lie a power of two apart, often, and would share a few sets of the cache.
-constexpr int64_t kDenseInner = 192;
+// A product of more rows than this reads the matrix from panels.
+constexpr int64_t kUnpackedRows = 2 * kDenseRows;
 
+// One block of columns, for all rows of the left factor and the whole of the inner index, so that sums stay in
+// registers. `panel` is null or for a copy of the block; `filled` where it holds that copy.
 template <int N, class T>
 inline void dense_columns(Left<T> a, int64_t rows, int64_t inner, Matrix<const T> matrix, Matrix<const T> from,
-                          Matrix<T> out, int64_t last) {
-  constexpr int64_t width = N * lanes<T>, lines = width * sizeof(T) / 64;
-  alignas(64) T panel[kDenseInner * width];
-  const bool packed = rows > 2 * kDenseRows;
-  for (int64_t k0 = 0; k0 == 0 || k0 < inner; k0 += kDenseInner) {
-    const int64_t count = smaller(kDenseInner, inner - k0);
-    if (packed) pack_columns<N>(Matrix<const T>{matrix.row(k0), matrix.stride}, count, last, panel);
-    const T* const at = packed ? panel : matrix.row(k0);
-    const int64_t stride = packed ? width : matrix.stride, end = packed ? width - lanes<T> : last;
-    const Matrix<const T> before = k0 == 0 ? from : Matrix<const T>{out.at, out.stride};
-    const T* const next = k0 + kDenseInner < inner ? matrix.row(k0 + kDenseInner) : matrix.at + width;
-    int line = 0;
-    each_row_block(rows, [&](auto many, int64_t i) LK_INLINE_LAMBDA {
-      constexpr int R = decltype(many)::value;
-      const Matrix<const T> ahead{next + line * (64 / sizeof(T)), matrix.stride};
-      if (++line == lines) line = 0;
-      dense_block<R, N>(a.template block<R>(i, k0, inner), count, at, stride, end, ahead,
-                        Matrix<const T>{before.row(i), before.stride}, Matrix<T>{out.row(i), out.stride}, last);
-    });
-  }
+                          Matrix<T> out, int64_t last, T* panel, bool filled) {
+  constexpr int64_t width = N * lanes<T>, line = 64 / sizeof(T), lines = width / line;
+  static_assert(width <= kPanelColumns, "what a panel has space for");
+  if (panel != nullptr && !filled) pack_columns<N>(matrix, inner, last, panel);
+  const T* const at = panel != nullptr ? panel : matrix.at;
+  const int64_t stride = panel != nullptr ? width : matrix.stride, end = panel != nullptr ? width - lanes<T> : last;
+  // What the next block reads: the panel behind this one, or the columns to be copied.
+  const Matrix<const T> next = filled ? Matrix<const T>{panel + inner * width, line} : matrix.columns(width);
+  const int64_t next_line = filled ? inner * line : line;
+  int64_t fetched = 0;
+  each_row_block(rows, [&](auto many, int64_t i) LK_INLINE_LAMBDA {
+    constexpr int R = decltype(many)::value;
+    const Matrix<const T> ahead = next.columns(fetched * next_line);
+    if (++fetched == lines) fetched = 0;
+    dense_block<R, N>(a.template block<R>(i, inner), inner, at, stride, end, ahead,
+                      Matrix<const T>{from.row(i), from.stride}, Matrix<T>{out.row(i), out.stride}, last);
+  });
 }
 
 // out = from + a matrix, every element of a.
 template <class T>
 inline void dense_product(Left<T> a, int64_t rows, int64_t inner, Matrix<const T> matrix, int64_t columns,
-                          Matrix<const T> from, Matrix<T> out) {
+                          Matrix<const T> from, Matrix<T> out, Panels& panels) {
   if (columns < lanes<T>) {
     each_row_block(rows, [&](auto many, int64_t first) {
       constexpr int R = decltype(many)::value;
-      const Left<T> left = a.template block<R>(first, 0, inner);
+      const Left<T> left = a.template block<R>(first, inner);
       for (int i = 0; i < R; ++i) {
         for (int64_t j = 0; j < columns; ++j) {
           T sum = from.row(first + i)[j];
@@ -243,13 +241,20 @@ inline void dense_product(Left<T> a, int64_t rows, int64_t inner, Matrix<const T
     });
     return;
   }
+  T* panel = rows > kUnpackedRows ? static_cast<T*>(panels.at) : nullptr;
+  const bool filled = panel != nullptr && panels.of == matrix.at;
   each_block<kDenseRegisters, T>(columns, [&](int n, int64_t column, int64_t last) {
     const Matrix<const T> m = matrix.columns(column), f = from.columns(column);
     const Matrix<T> o = out.columns(column);
-    if (n == 1) return dense_columns<1>(a, rows, inner, m, f, o, last);
-    if (n == 2) return dense_columns<2>(a, rows, inner, m, f, o, last);
-    return dense_columns<kDenseRegisters>(a, rows, inner, m, f, o, last);
+    if (n == 1)
+      dense_columns<1>(a, rows, inner, m, f, o, last, panel, filled);
+    else if (n == 2)
+      dense_columns<2>(a, rows, inner, m, f, o, last, panel, filled);
+    else
+      dense_columns<kDenseRegisters>(a, rows, inner, m, f, o, last, panel, filled);
+    if (panel != nullptr && panels.whole) panel += n * lanes<T> * inner;
   });
+  if (panel != nullptr && panels.whole) panels.of = matrix.at;
 }
 
 // --- from dense rows to lists and back ----------------------------------------------------------------------------
@@ -346,7 +351,7 @@ inline bool is_dense(int64_t nonzeros, int64_t rows, int64_t columns) {
 // out = from + factor a matrix, by whichever way is shorter; `workspace` for all elements of a.
 template <class T>
 inline void product(const Nonzeros<T>& a, int64_t rows, int64_t inner, T factor, Matrix<const T> matrix,
-                    int64_t columns, Matrix<const T> from, Matrix<T> out, T* workspace) {
+                    int64_t columns, Matrix<const T> from, Matrix<T> out, T* workspace, Panels& panels) {
   if (!is_dense(a.count(rows), rows, inner))
     return gather_product(a, rows, inner, factor, matrix, columns, from, out, workspace);
   each_row_block(rows, [&](auto many, int64_t i) LK_INLINE_LAMBDA {
@@ -356,7 +361,7 @@ inline void product(const Nonzeros<T>& a, int64_t rows, int64_t inner, T factor,
     for (int r = 0; r < R; ++r)
       for (int p = a.start[i + r]; p < a.start[i + r + 1]; ++p) block[a.index[p] * R + r] = factor * a.value[p];
   });
-  dense_product(Left<T>{workspace, 0, 0}, rows, inner, matrix, columns, from, out);
+  dense_product(Left<T>{workspace, 0, 0}, rows, inner, matrix, columns, from, out, panels);
 }
 
 // --- the other way round ------------------------------------------------------------------------------------------

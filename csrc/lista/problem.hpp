@@ -39,17 +39,31 @@ static inline int64_t workspace_rows(int64_t rows) {
   return rows < kPackRows || rows > kPackColumns ? rows : kPackColumns;
 }
 
+// Columns of a matrix copied side by side, a panel of some registers after the other, for dense products.
+constexpr int64_t kPanelColumns = 48;
+struct Panels {
+  void* at;
+  bool whole;      // whether there is space for all columns, else for kPanelColumns of them
+  const void* of;  // the matrix whose columns lie here, or null
+};
+
 // A tile of rows on its way through the layers, in scratch.
 struct ListaTile {
   int64_t row0, rows;
-  void* base;       // [rows, padded components]: x W + b
-  void* pre;        // the same shape: what the step multiplies; where it lies after lista_layer
-  void* product;    // the same shape
-  void* workspace;  // [workspace_rows, padded components]
-  void* residual;   // [rows, padded features]
-  void* line;       // three lines of padded components
-  bool coded;       // whether `codes` holds any
-  Codes codes, next;
+  void* base;                       // [rows, padded components]: x W + b
+  void* pre;                        // the same shape: what the step multiplies; where it lies after lista_layer
+  void* product;                    // the same shape
+  void* workspace;                  // [workspace_rows, the larger of padded components and features]
+  void* residual;                   // [rows, padded features]
+  void* line;                       // three lines of padded components
+  Panels panels, recurrent_panels;  // of the matrix at hand; of S, where all layers share it
+  void* out;                        // of all rows [.., components]: where the last layer's codes go, or null
+  bool keep_lists;                  // whether `codes` is wanted after every layer
+  bool coded;                       // whether there are codes
+  bool dense;                       // whether so many of them are not 0 that `dense_codes` holds them, too
+  bool dense_first;                 // the same after the first layer of the tile before
+  void* dense_codes;                // [rows, padded components]
+  Codes codes, next;                // lists; where `dense`, only with keep_lists
 };
 
 // The backward pass of a tile.
@@ -65,8 +79,9 @@ struct ListaBackward {
   const void* weight_columns;     // W transposed [layers or 1, components, padded features], or null
   void* initial_gradient;         // [rows, components], or null
   void* x_gradient;               // [rows, features], or null
-  void* workspace;                // [workspace_rows + rows + 1, padded components or features, the larger], and padded
-                                  // components
+  Panels *panels, *recurrent_panels;  // of the matrix at hand; of S transposed, where all layers share it
+  void* workspace;  // [workspace_rows + rows + 1, padded components or features, the larger], and padded
+                    // components
 };
 
 // out[j, :] += factor left[i, j] right[i, :] for all rows i in order and first <= j < end. Right is sparse where it has
@@ -79,7 +94,8 @@ struct Outer {
   const int32_t *right_start, *right_index;
   const void* right_value;
   int64_t right_stride;
-  void* workspace;     // [padded columns] of zeros; where both are sparse besides [rows, end - first + padded columns]
+  void* workspace;     // [padded columns] of zeros; where both are sparse besides a panel of `rows` and
+                       // [rows, padded columns + end - first]
   void* out;           // [.., out_stride]
   int64_t out_stride;  // where both are sparse: padded columns
 };
@@ -90,17 +106,17 @@ struct DenseOuter {
   const void* x;
   int64_t x_stride;
   const void* gradient;
+  void* panel;  // of `rows`
   void* out;
 };
 
 struct ListaKernels {
   static const ListaKernels generic, avx2, avx512;
   // For float and double. A tile begins with x W + b and z_0; a layer is a product and then soft-thresholding, from
-  // which the `select` largest entries of a row are exempt; at the end the codes become dense.
+  // which the `select` largest entries of a row are exempt, and which in the last layer also writes to `out`.
   void (*begin[2])(const Lista&, ListaTile&);
   void (*layer[2])(const Lista&, ListaTile&, int64_t layer);
   void (*shrink[2])(const Lista&, ListaTile&, int64_t layer, int64_t select);
-  void (*finish[2])(const Lista&, const ListaTile&, void* out);
   void (*backward[2])(const Lista&, const ListaBackward&);
   void (*outer[2])(const Outer&);
   void (*dense_outer[2])(const DenseOuter&);

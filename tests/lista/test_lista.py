@@ -263,6 +263,42 @@ def test_a_dense_row_makes_no_difference_to_sparse_ones(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_densities_that_change_between_layers_and_tiles_make_no_difference(form: str) -> None:
+    """A row has the same bits alone and where its tile becomes dense and sparse again, with a tape
+    and without.
+    """
+    rows, layers = 300, 6
+    problem = ListaProblem(form, (rows, 30, 100, layers), threshold="both", layered=True)
+    theta = torch.tensor([0.01, 2.0, 0.01, 0.01, 2.0, 0.01])[:, None].expand(layers, 100)
+    quiet = torch.where(torch.arange(rows) // 128 == 1, 0.01, 1.0)[:, None]
+    tensors = problem.tensors._replace(
+        x=problem.tensors.x * quiet, threshold=theta.clone().contiguous()
+    )
+    z, _ = forward(cpp_cpu, tensors, problem.choices)
+    kept, tape = forward(cpp_cpu, tensors, problem.choices, True)
+    assert tape is not None
+    assert bits_equal(kept, z)
+    shares = [n / (rows * 100) for n in tape.held.nonzeros[1:]]
+    assert min(shares) < 0.2 < 0.5 < max(shares)
+    for i in (0, 127, 128, 255, 256, 299):
+        alone, _ = forward(cpp_cpu, tensors._replace(x=tensors.x[i : i + 1]), problem.choices)
+        assert bits_equal(alone, z[i : i + 1]), i
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_features_and_few_rows(dtype: torch.dtype) -> None:
+    """The matrix's columns are copied where inputs are sparse, however many features there are."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, recurrent = (
+        torch.randn(*size, dtype=dtype, generator=generator)
+        for size in ((16, 1000), (1000, 128), (128, 128))
+    )
+    x *= torch.rand(16, 1000, generator=generator) < 0.3
+    codes = [lista_encode(rows, weight / 30, recurrent / 10, 0.1, n_layers=3) for rows in (x, *x)]
+    assert bits_equal(codes[0], torch.stack(codes[1:]))
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_bits_do_not_depend_on_build(form: str) -> None:
     """The bits do not depend on the build at sizes where lists and dense tiles, pairs and
     transposed matrices all occur; float32 is compared with the truth too.
