@@ -218,18 +218,13 @@ inline Range left_range(const Outer& o, int64_t i) {
   return {begin, lower_bound(o.left_index, begin, o.left_start[i + 1], o.end)};
 }
 
-// Whether both factors are so dense that a product of dense tiles is shorter, in registers to be multiplied.
+// Whether both factors are so dense, on average, that a product of dense tiles is shorter. Left and right are as wide.
 template <class T>
 inline bool outer_is_dense(const Outer& o) {
   if (o.right_index == nullptr) return false;
-  const double line = static_cast<double>(o.columns) / lanes<T>;
-  double sparse = 0;
-  for (int64_t i = 0; i < o.rows; ++i) {
-    const Range left = left_range(o, i);
-    const double right = o.right_start[i + 1] - o.right_start[i];
-    sparse += (left.end - left.begin) * (right < line ? right : 1.5 * line);
-  }
-  return sparse > 0.6 * static_cast<double>(o.rows * (o.end - o.first)) * line;
+  const double columns = static_cast<double>(o.columns), line = columns / lanes<T>;
+  const double left = o.left_start[o.rows] / columns, right = o.right_start[o.rows] / static_cast<double>(o.rows);
+  return left * (right < line ? right : 1.5 * line) > 0.35 * static_cast<double>(o.rows) * line;
 }
 
 template <class T>
