@@ -34,10 +34,11 @@ _MOST_KEPT = 4096  # a bound, for programs whose shapes differ without end
 def block_of(count: int) -> int:
     """Return how many elements a program of an elementwise kernel handles.
 
-    Two tiles cost fewer instructions an element than one, and are taken where enough programs are
-    left to fill a GPU.
+    More tiles cost fewer instructions an element, and are taken where enough programs are left to
+    fill a GPU.
     """
-    return 2 * TILE if count >= TILE * WANTED_PROGRAMS else TILE
+    tiles = 2 * count // (TILE * WANTED_PROGRAMS)
+    return TILE * (4 if tiles >= 4 else 2 if tiles >= 2 else 1)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -75,10 +75,10 @@ def half_exp(x):
 
 
 @triton.jit
-def power(x, highest, halvings: tl.constexpr):
-    """Return e^x 2^-halvings in float32; x above `highest` counts as `highest`."""
-    x = tl.where(x < -104.0, -104.0, x)
-    x = tl.where(x > highest, highest, x)
+def reduced(x):
+    """Return e^x = p 2^n as p and a word with n in its lowest bits, below others that a shift by 23
+    pushes out.
+    """
     shifted = tl.fma(x, 1.4426950216293335, 12582912.0)  # 1.5 * 2^23: rounds, ties to even
     n = shifted - 12582912.0
     r = tl.fma(n, 2.12194440e-4, tl.fma(n, -0.693359375, x))
@@ -87,12 +87,29 @@ def power(x, highest, halvings: tl.constexpr):
     p = tl.fma(p, r, 0.1666652113199234)
     p = tl.fma(p, r, 0.4999999403953552)
     p = tl.fma(p, r, 1.0)
-    p = tl.fma(p, r, 1.0)
-    k = shifted.to(tl.int32, bitcast=True) - (0x4B400000 + halvings)
-    half = k >> 1
-    return (p * ((half + 127) << 23).to(tl.float32, bitcast=True)) * ((k - half + 127) << 23).to(
-        tl.float32, bitcast=True
-    )
+    return tl.fma(p, r, 1.0), shifted.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def power(x, highest, halvings: tl.constexpr):
+    """Return e^x 2^-halvings in float32; x above `highest` counts as `highest`."""
+    x = tl.where(x < -104.0, -104.0, x)
+    p, n = reduced(tl.where(x > highest, highest, x))
+    half = n >> 1
+    first = (half << 23) + 0x3F800000
+    second = ((n - half) << 23) + (0x3F800000 - (halvings << 23))
+    return (p * first.to(tl.float32, bitcast=True)) * second.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exp_of_negative(x):
+    """Return e^x for x <= 0, with the bits of exp: by way of 2^64 e^x, which is normal."""
+    if x.dtype == tl.float64:
+        y = tl.exp(x)
+    else:
+        p, n = reduced(tl.where(x < -104.0, -104.0, x))
+        y = p * ((n << 23) + 0x5F800000).to(tl.float32, bitcast=True) * 5.421010862427522e-20
+    return y
 
 
 @triton.jit
@@ -150,8 +167,13 @@ def expm1(x):
 
 
 @triton.jit
-def log1p(e):
-    """Return ln(1 + e) for -1/2 <= e <= 1: e - s (e - R), s = e / (2 + e), R = s^2 Q(s^2)."""
+def log1p(e, positive: tl.constexpr = False):
+    """Return ln(1 + e) for -1/2 <= e <= 1: e - s (e - R), s = e / (2 + e), R = s^2 Q(s^2).
+
+    Where e is known as `positive`, s is found without a division, which has to look for subnormals
+    and branches: from a polynomial for 1 / (2 + e) and a step of Newton's. Of all e in [0, 1] the
+    result has the same bits.
+    """
     if e.dtype == tl.float64:
         s = e / (e + 2.0)
         y = s * s
@@ -173,7 +195,15 @@ def log1p(e):
         q = step(q, y, 0.4)
         q = step(q, y, 0.6666666666666666)
     else:
-        s = divide(e, e + 2.0)
+        if positive:
+            r = tl.fma(e, -0.026661112904548645, 0.10664445161819458)
+            r = step(r, e, -0.24661529064178467)
+            r = step(r, e, 0.499895840883255)
+            r = tl.fma(tl.fma(-(e + 2.0), r, 1.0), r, r)
+            s = e * r
+            s = tl.fma(tl.fma(-s, e + 2.0, e), r, s)
+        else:
+            s = divide(e, e + 2.0)
         y = s * s
         q = tl.fma(y, 0.2802472710609436, 0.2799908220767975)
         q = step(q, y, 0.4002170264720917)

@@ -26,6 +26,7 @@ from latent_kernels.kernels.triton_math import (
     compute_type,
     divide,
     exp,
+    exp_of_negative,
     expm1,
     in_fours,
     log1p,
@@ -46,8 +47,10 @@ def nothing_yet(like, compute: tl.constexpr):
 
 @triton.jit
 def relative(x, top):
-    """Return e^(x - top), which is 1 where they are equal, also where both are infinite."""
-    return tl.where(x == top, 1.0, exp(x - top))
+    """Return e^(x - top) for x <= top, which is 1 where they are equal, also where both are
+    infinite.
+    """
+    return tl.where(x == top, 1.0, exp_of_negative(x - top))
 
 
 @triton.jit
@@ -141,7 +144,7 @@ def weights_kernel(
     last = tl.minimum(first + per_chunk, S)
     for begin in range(first, last, BLOCK_S):
         x, at, mask = load_samples(log_w_ptr, group, begin, last, rows, S, N, compute, BLOCK_S)
-        found = exp(x - top[None, :]) * factor[None, :]
+        found = exp_of_negative(x - top[None, :]) * factor[None, :]
         tl.store(out_ptr + at, found.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -174,7 +177,9 @@ def others_kernel(
         distance += tl.sum(tl.where(is_zero, 0.0, x - top[None, :]), 0)
         other = tl.where(is_top, -float("inf"), x)
         most = tl.maximum(second, tl.max(other, 0))
-        total = tl.fma(total, relative(second, most), tl.sum(exp(other - most[None, :]), 0))
+        total = tl.fma(
+            total, relative(second, most), tl.sum(exp_of_negative(other - most[None, :]), 0)
+        )
         second = most
     at = (group * chunks + chunk) * N + rows
     tl.store(ties_ptr + at, ties, mask=rows < N)

@@ -26,7 +26,7 @@ from latent_kernels.kernels.launch import (
     tiles_of_classes,
 )
 from latent_kernels.kernels.noise.triton_gpu import ln, to_uniform, words_of_groups
-from latent_kernels.kernels.triton_math import exp
+from latent_kernels.kernels.triton_math import exp_of_negative
 
 Tensor = torch.Tensor
 
@@ -48,17 +48,18 @@ def threshold(total, word):
 @triton.jit
 def words_of_block(
     count, plane, seed, seed_stride, offset, blocks,
-    seed_is_pointer: tl.constexpr, shift: tl.constexpr, wraps_once: tl.constexpr,
-    aligned: tl.constexpr,
-    BLOCK: tl.constexpr,
+    one_group: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr,
+    wraps_once: tl.constexpr, aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Return the program's group, the words of its uniforms, their indices among the group's
     `count` elements with the mask, and the indices of their parameters within the group's `plane`.
     shift = offset % 4.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    block = pid % blocks
-    group = pid // blocks
+    block = tl.program_id(0).to(tl.int64)
+    group = block * 0
+    if not one_group:
+        group = block // blocks
+        block = block % blocks
     key = tl.load(seed + group * seed_stride) if seed_is_pointer else seed
     first = offset.to(tl.int64) // 4 + block * (BLOCK // 4)
     words = words_of_groups(key.to(tl.int64), first + tl.arange(0, BLOCK // 4))
@@ -78,9 +79,8 @@ def words_of_block(
 @triton.jit(do_not_specialize=["seed", "offset", "blocks"])
 def bernoulli_kernel(
     z_ptr, logits_ptr, count, plane, seed, seed_stride, offset, blocks,
-    antithetic: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr,
-    wraps_once: tl.constexpr,
-    aligned: tl.constexpr, BLOCK: tl.constexpr,
+    antithetic: tl.constexpr, one_group: tl.constexpr, seed_is_pointer: tl.constexpr,
+    shift: tl.constexpr, wraps_once: tl.constexpr, aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write z = 1 where ln u - ln(1 - u) < l; the antithetic twin is 1 where the same holds of 1 -
     u.
@@ -92,6 +92,7 @@ def bernoulli_kernel(
         seed_stride,
         offset,
         blocks,
+        one_group,
         seed_is_pointer,
         shift,
         wraps_once,
@@ -138,7 +139,7 @@ def cumulative_kernel(
         inside = (i < count) & (k < K)
         x = tl.load(logits_ptr + at + k, mask=inside, other=float("-inf")).to(tl.float32)
         x = tl.where(proper & inside, x - shift, float("-inf"))
-        weight = (exp(x) * unit).to(tl.int64)
+        weight = (exp_of_negative(x) * unit).to(tl.int64)
         c = total + tl.cumsum(weight, 1)
         tl.store(c_ptr + at + k, tl.where(proper, c, 1), mask=inside)
         total += tl.sum(weight, 1, keep_dims=True)
@@ -147,9 +148,8 @@ def cumulative_kernel(
 @triton.jit(do_not_specialize=["seed", "offset", "blocks", "K"])
 def categorical_kernel(
     z_ptr, c_ptr, count, plane, K, seed, seed_stride, offset, blocks,
-    steps: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr,
-    wraps_once: tl.constexpr,
-    aligned: tl.constexpr, BLOCK: tl.constexpr,
+    steps: tl.constexpr, one_group: tl.constexpr, seed_is_pointer: tl.constexpr,
+    shift: tl.constexpr, wraps_once: tl.constexpr, aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write z = the number of k < K - 1 with c_k <= w 2^-32 c_(K-1). Since c ascends, bisection
     finds it; 2^steps >= K.
@@ -161,6 +161,7 @@ def categorical_kernel(
         seed_stride,
         offset,
         blocks,
+        one_group,
         seed_is_pointer,
         shift,
         wraps_once,
@@ -208,6 +209,7 @@ def sample(problem: Problem, outputs: Samples | Classes) -> None:
     blocks = cdiv(count + shift, block)
     where = (seed, seed_stride, offset, blocks)
     options = {
+        "one_group": groups == 1,
         "seed_is_pointer": isinstance(seed, Tensor),
         "shift": shift,
         "wraps_once": plane >= block,

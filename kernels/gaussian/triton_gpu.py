@@ -452,7 +452,7 @@ def forward(problem: Problem, outputs: Outputs) -> None:
         )  # fmt: skip
     for out, of_blocks in zip(sums, partial, strict=True):
         if out is not None and of_blocks is not None and of_blocks is not out:
-            out.copy_(of_blocks.sum(-1))
+            torch.sum(of_blocks, -1, out=out)
 
 
 def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:

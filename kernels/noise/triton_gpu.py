@@ -40,9 +40,9 @@ def philox(seed, counter, substream: tl.constexpr):
 @triton.jit
 def ln(u):
     """Return the natural logarithm of normal u > 0; see reference.py."""
-    bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
-    k = (bits >> 23).to(tl.float32)
-    f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    bits = u.to(tl.int32, bitcast=True)
+    k = (bits - 0x3F3504F3) & -0x800000  # the exponent, times 2^23
+    f = (bits - k).to(tl.float32, bitcast=True) - 1.0
     p = tl.fma(f, -0.07859611511230469, 0.12881647050380707)
     p = tl.fma(p, f, -0.13128754496574402)
     p = tl.fma(p, f, 0.14181192219257355)
@@ -51,13 +51,20 @@ def ln(u):
     p = tl.fma(p, f, -0.25000810623168945)
     p = tl.fma(p, f, 0.33333316445350647)
     p = tl.fma(p, f, -0.5)
-    return tl.fma(k, 0.6931471824645996, tl.fma(p, f * f, f))
+    return tl.fma(k.to(tl.float32), 8.262958317573066e-08, tl.fma(p, f * f, f))  # ln 2 / 2^23
+
+
+@triton.jit
+def flipped(x, sign):
+    """Return x with its sign flipped where the highest bit of `sign` is set."""
+    bits = x.to(tl.uint32, bitcast=True) ^ (sign & 0x80000000)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def sin_cos_pi(t):
-    """Return sin(pi t) and cos(pi t) for |t| <= 1: t = q/2 + r with q = floor(2t + 1/2),
-    exactly.
+    """Return sin(pi t) and cos(pi t) for |t| <= 1, but for a sign that both share, and this sign in
+    the highest bit of a word: t = q/2 + r with q = floor(2t + 1/2), exactly.
     """
     q = tl.floor(tl.fma(t, 2.0, 0.5))
     r = tl.fma(q, -0.5, t)
@@ -69,11 +76,9 @@ def sin_cos_pi(t):
     c = tl.fma(y, -1.3065298795700073, 4.057638168334961)
     c = tl.fma(c, y, -4.93479061126709)
     c = tl.fma(c, y, 1.0)
-    quadrant = q.to(tl.int32).to(tl.uint32, bitcast=True)
+    quadrant = (q + 12582912.0).to(tl.uint32, bitcast=True)  # 1.5 * 2^23: q in the lowest bits
     swap = (quadrant & 1) != 0
-    sine = tl.where(swap, c, s).to(tl.uint32, bitcast=True) ^ ((quadrant & 2) << 30)
-    cosine = tl.where(swap, s, c).to(tl.uint32, bitcast=True) ^ (((quadrant + 1) & 2) << 30)
-    return sine.to(tl.float32, bitcast=True), cosine.to(tl.float32, bitcast=True)
+    return tl.where(swap, c, s), tl.where(swap, flipped(s, 0x80000000), c), quadrant << 30
 
 
 @triton.jit
@@ -84,12 +89,14 @@ def to_unit(word):
 
 @triton.jit
 def radius_and_angle(radius_word, angle_word):
-    """Return sqrt(-2 ln u), and the sine and cosine of the angle: the parts of Box-Muller."""
+    """Return sqrt(-2 ln u), and the sine and cosine of the angle: the parts of Box-Muller. The
+    first has the sign that the others lack.
+    """
     u = to_unit(radius_word)
     radius = tl.sqrt_rn(ln(u) * -2.0)
     t = angle_word.to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # 2^-31
-    sine, cosine = sin_cos_pi(t)
-    return radius, sine, cosine
+    sine, cosine, sign = sin_cos_pi(t)
+    return flipped(radius, sign), sine, cosine
 
 
 @triton.jit

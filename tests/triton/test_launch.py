@@ -80,7 +80,7 @@ def test_a_kept_kernel_serves_only_what_it_was_compiled_for(
 
 @interpreted
 def test_larger_blocks_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are enough programs, noise and samples use blocks of twice the size and draw the
+    """Where there are enough programs, noise and samples use larger blocks and draw the
     same.
     """
     monkeypatch.setenv("LATENT_KERNELS_BACKEND", "families=triton,noise=triton")
@@ -92,6 +92,7 @@ def test_larger_blocks_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         return [*noise, lk.Bernoulli(logits).sample(3, seed=3)]
 
     before = draw()
-    monkeypatch.setattr(launch, "WANTED_PROGRAMS", 1)
-    assert launch.block_of(2050) == 2 * launch.TILE
-    assert all(bits_equal(a, b) for a, b in zip(before, draw(), strict=True))
+    for programs, tiles in ((2, 2), (1, 4)):
+        monkeypatch.setattr(launch, "WANTED_PROGRAMS", programs)
+        assert launch.block_of(2050) == tiles * launch.TILE
+        assert all(bits_equal(a, b) for a, b in zip(before, draw(), strict=True))

@@ -23,7 +23,11 @@ from tests.triton.compiled.launches import (
 )
 
 DENSITY_KERNELS = [
-    (n, of) for n in ("forward_kernel", "backward_kernel") for of in ("gaussian", "bernoulli")
+    ("forward_kernel", "gaussian"),
+    ("shared_logvar_kernel", "gaussian"),
+    ("backward_kernel", "gaussian"),
+    ("forward_kernel", "bernoulli"),
+    ("backward_kernel", "bernoulli"),
 ]
 FATES = {"gaussian": (0, 1, 3), "bernoulli": (2, 1, 0)}  # as in kernels/densities/triton_gpu.py
 
@@ -37,7 +41,6 @@ def density(
     fates: Any = None,
     ones: bool = False,
     cols: int = 64,
-    shares_logvar: bool = True,
 ) -> Any:
     """Return a kernel of kernels/densities for a number of columns; `fates` of the three
     gradients.
@@ -67,6 +70,9 @@ def density(
     constants: dict[str, Any] = dict(
         zip(("fate_a", "fate_b", "fate_c"), fates or FATES[density], strict=True)
     )
+    if name == "forward_kernel":
+        steps = 3
+        constants |= {"STEPS": steps, "WHOLE": steps - 1}
     if density == "bernoulli":
         constants |= dict.fromkeys(("c_ptr", "d_c_ptr"), None)
         types = {arg: t for arg, t in types.items() if arg not in ("c_ptr", "d_c_ptr")}
@@ -75,7 +81,6 @@ def density(
         "is_gaussian": density == "gaussian",
         "even": not ones,
         "nest": 2,
-        "shares_logvar": density == "gaussian" and shares_logvar,
         "compute": tl.float64 if double else tl.float32,
     }
     even = ("D",) if cols % 16 == 0 else ()
@@ -117,7 +122,7 @@ def test_density_offsets_have_64_bits(name: str, of: str) -> None:
         kernel = density(name, of, torch.float32, H100, fates=fates)
         products_are_wide(kernel)
         ttir = kernel.asm["ttir"]
-        strides = set(re.findall(r"(%[abc]_(?:group|row|sample))\b[^,)]*: i32", ttir))
+        strides = set(re.findall(r"(%[a-z]+_(?:group|row|sample))\b[^,)]*: i32", ttir))
         assert strides
         for line in ttir.splitlines():
             if re.search(r"arith\.muli .*: (?:tensor<[^>]*)?i32", line):
@@ -134,7 +139,7 @@ def test_density_arithmetic_is_not_contracted(name: str, of: str, target: GPUTar
     ptx = instructions(kernel)
     assert contracted(kernel) == 0
     assert not re.search(r"\.approx|\.ftz|div\.full", ptx)
-    assert ("div.rn.f32" in ptx) == (of == "bernoulli")
+    assert ("div.rn.f32" in ptx) == ((name, of) == ("backward_kernel", "bernoulli"))
 
 
 @each_target
@@ -155,9 +160,18 @@ def test_what_samples_share_is_computed_once(target: GPUTarget) -> None:
     them.
     """
     log2_e = "0f3FB8AA3B"
-    for shares in (True, False):
-        kernel = density("forward_kernel", "gaussian", torch.float32, target, shares_logvar=shares)
-        before, loop, after = instructions(kernel).partition("Loop Header")
-        assert bool(loop) == shares, "one sample has no loop"
-        assert log2_e in before
-        assert log2_e not in after
+    kernel = density("shared_logvar_kernel", "gaussian", torch.float32, target)
+    before, loop, after = instructions(kernel).partition("Loop Header")
+    assert loop
+    assert log2_e in before
+    assert log2_e not in after
+
+
+@each_target
+@pytest.mark.parametrize("of", ["gaussian", "bernoulli"])
+def test_whole_tiles_of_the_forward_pass_need_no_mask(of: str, target: GPUTarget) -> None:
+    """Only the loads of the last tile have a predicate; no loop is left."""
+    ptx = instructions(density("forward_kernel", of, torch.float32, target))
+    loads = re.findall(r"(@\S+ )?ld\.global", ptx)
+    assert loads.count("") == 2 * sum(map(bool, loads))
+    assert "Loop Header" not in ptx

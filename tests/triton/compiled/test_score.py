@@ -147,6 +147,7 @@ def discrete(
     constants = {"antithetic": True, "seed_is_pointer": False, "shift": 0, "wraps_once": wraps_once}
     constants |= {
         "aligned": not ones,
+        "one_group": ones,
         "steps": 4,
         "BLOCK": 64 if name == "cumulative_kernel" else 1024,
         "BLOCK_K": 16,
