@@ -15,6 +15,7 @@ from latent_kernels.kernels.gaussian.problem import (
     PathProblem,
     Problem,
     Sizes,
+    directions_of,
 )
 
 Tensor = torch.Tensor
@@ -27,8 +28,13 @@ def _operand(x: Tensor, sizes: Sizes) -> _core.Operand:
     return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, 0, x.stride(-2)
 
 
+def _directions(problem: Problem | PathProblem) -> _core.Address:
+    found = directions_of(problem.sizes, problem.dependence, torch.device("cpu"))
+    return None if found is None else found.data_ptr()
+
+
 def _problem(problem: Problem) -> _core.GaussianProblem:
-    sizes, mean, logvar, scale, prior_mean, prior_logvar, seed, offset = problem
+    sizes, mean, logvar, scale, prior_mean, prior_logvar, seed, offset, dependence = problem
     groups, samples, rows, cols = sizes
     return _core.GaussianProblem(
         dtype=DTYPES[mean.dtype],
@@ -43,6 +49,8 @@ def _problem(problem: Problem) -> _core.GaussianProblem:
         prior_logvar=None if prior_logvar is None else _operand(prior_logvar, sizes),
         seed=seeds(seed),
         offset=offset,
+        dependence=dependence,
+        directions=_directions(problem),
     )
 
 
@@ -94,6 +102,8 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
             prior_logvar=None,
             seed=seeds(problem.seed),
             offset=problem.offset,
+            dependence=problem.dependence,
+            directions=_directions(problem),
         ),
         threads=torch.get_num_threads(),
         log_q_gradient=log_q.data_ptr(),

@@ -8,10 +8,21 @@ import torch
 
 from latent_kernels.kernels.description import FORWARD_ONLY
 from latent_kernels.kernels.eager import contiguous, row_dtype
+from latent_kernels.kernels.noise import sobol
 from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]  # groups, samples, rows, columns
+
+# How samples depend on each other; csrc/gaussian/problem.hpp has the same numbers.
+INDEPENDENT, ANTITHETIC, SOBOL = 0, 1, 2
+
+
+def drawn(samples: int, dependence: int) -> int:
+    """Return the number of samples whose noise is drawn: the others are the twins of the first of
+    them, with the signs of the noise flipped.
+    """
+    return samples - samples // 2 if dependence == ANTITHETIC else samples
 
 
 class Problem(NamedTuple):
@@ -28,6 +39,7 @@ class Problem(NamedTuple):
     prior_logvar: Annotated[Tensor | None, "GND"]  # None for 0
     seed: int | Tensor
     offset: int
+    dependence: int
 
 
 class Outputs(NamedTuple):
@@ -54,6 +66,13 @@ def deviation(of: Problem | Gradients) -> Any:
     A function, since torch.compile of torch 2.6 reads no properties of named tuples.
     """
     return of.logvar if of.scale is None else of.scale
+
+
+def directions_of(sizes: Sizes, dependence: int, device: torch.device) -> Tensor | None:
+    """Return the direction numbers of a problem's points, or None where these are not Sobol's."""
+    if dependence != SOBOL:
+        return None
+    return sobol.directions(sizes[3], device)
 
 
 def rows_in_place(x: Tensor, shape: object = None) -> Tensor:
@@ -86,6 +105,7 @@ class PathProblem(NamedTuple):
     logvar: Annotated[Tensor, "GND"]
     seed: int | Tensor
     offset: int
+    dependence: int
 
 
 class PathOutputs(NamedTuple):

@@ -49,13 +49,29 @@ def gaussian(
     rows = "*fp64" if dtype == torch.float64 else "*fp32"
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
     types |= dict.fromkeys(("kl_ptr", "log_q_ptr", "gkl_ptr", "gq_ptr"), rows)
-    sizes = ("S", "N", "D", "seed_stride", "samples_per_program", "tiles", "chunks", "col_blocks")
+    types["points_ptr"] = "*i32"
+    sizes = (
+        "S",
+        "N",
+        "D",
+        "seed_stride",
+        "samples_per_program",
+        "tiles",
+        "chunks",
+        "col_blocks",
+        "bits",
+    )
     types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("seed", "offset", "chunk_stride"), "i64")
     types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
     compute = tl.float64 if dtype == torch.float64 else tl.float32
     block_n, block_d = tile_shape(4096, cols, dtype, small=layout == "scattered")
     constants: dict[str, Any] = {"compute": compute, "BLOCK_N": block_n, "BLOCK_D": block_d}
-    constants |= {"layout": LAYOUTS[layout], "seed_is_pointer": False, "is_scale": False}
+    constants |= {
+        "layout": LAYOUTS[layout],
+        "seed_is_pointer": False,
+        "is_scale": False,
+        "antithetic": False,
+    }
     constants["even"] = layout == "aligned" and not ones
     constants["nest"] = 2
     constants |= {arg: True for arg in kernel.arg_names if re.match(r"(with|has|need)_", arg)}
