@@ -8,6 +8,7 @@ from latent_kernels.kernels import _core
 from latent_kernels.kernels.extension import DTYPES, seeds
 from latent_kernels.kernels.gaussian import scale_kl
 from latent_kernels.kernels.gaussian.problem import (
+    SOBOL,
     Gradients,
     Outputs,
     PathGradients,
@@ -15,8 +16,8 @@ from latent_kernels.kernels.gaussian.problem import (
     PathProblem,
     Problem,
     Sizes,
-    directions_of,
 )
+from latent_kernels.kernels.noise.sobol import directions
 
 Tensor = torch.Tensor
 
@@ -28,9 +29,11 @@ def _operand(x: Tensor, sizes: Sizes) -> _core.Operand:
     return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, 0, x.stride(-2)
 
 
-def _directions(problem: Problem | PathProblem) -> _core.Address:
-    found = directions_of(problem.sizes, problem.dependence, torch.device("cpu"))
-    return None if found is None else found.data_ptr()
+def _directions(sizes: Sizes, dependence: int) -> _core.Address:
+    """Return the address of the direction numbers of Sobol' points, if those are wanted."""
+    if dependence != SOBOL:
+        return None
+    return directions(sizes[3], torch.device("cpu")).data_ptr()
 
 
 def _problem(problem: Problem) -> _core.GaussianProblem:
@@ -50,7 +53,7 @@ def _problem(problem: Problem) -> _core.GaussianProblem:
         seed=seeds(seed),
         offset=offset,
         dependence=dependence,
-        directions=_directions(problem),
+        directions=_directions(sizes, dependence),
     )
 
 
@@ -103,7 +106,7 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
             seed=seeds(problem.seed),
             offset=problem.offset,
             dependence=problem.dependence,
-            directions=_directions(problem),
+            directions=_directions(problem.sizes, problem.dependence),
         ),
         threads=torch.get_num_threads(),
         log_q_gradient=log_q.data_ptr(),

@@ -8,7 +8,6 @@ import torch
 
 from latent_kernels.kernels.description import FORWARD_ONLY
 from latent_kernels.kernels.eager import contiguous, row_dtype
-from latent_kernels.kernels.noise import sobol
 from latent_kernels.kernels.op import Op
 
 Tensor = torch.Tensor
@@ -66,13 +65,6 @@ def deviation(of: Problem | Gradients) -> Any:
     A function, since torch.compile of torch 2.6 reads no properties of named tuples.
     """
     return of.logvar if of.scale is None else of.scale
-
-
-def directions_of(sizes: Sizes, dependence: int, device: torch.device) -> Tensor | None:
-    """Return the direction numbers of a problem's points, or None where these are not Sobol's."""
-    if dependence != SOBOL:
-        return None
-    return sobol.directions(sizes[3], device)
 
 
 def rows_in_place(x: Tensor, shape: object = None) -> Tensor:

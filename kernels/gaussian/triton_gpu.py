@@ -26,7 +26,6 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
     deviation,
-    directions_of,
     drawn,
 )
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_backward as scale_kl_backward
@@ -39,7 +38,7 @@ from latent_kernels.kernels.launch import (
     on_device_of,
     tile_shape,
 )
-from latent_kernels.kernels.noise.sobol import bits_of
+from latent_kernels.kernels.noise.sobol import bits_of, directions
 from latent_kernels.kernels.noise.triton_gpu import (
     noise_of_groups,
     normal_of_elements,
@@ -547,10 +546,9 @@ def _points(problem: Problem | PathProblem, like: Tensor) -> tuple[Tensor | None
     """Return the shift and the scrambled direction numbers of Sobol' points, and how many of these
     there are.
     """
-    sizes, seed, offset = problem.sizes, problem.seed, problem.offset
-    directions = directions_of(sizes, problem.dependence, like.device)
-    if directions is None:
+    if problem.dependence != SOBOL:
         return None, 0
+    sizes, seed, offset = problem.sizes, problem.seed, problem.offset
     groups, samples, rows, cols = own = sizes
     planes = bits_of(samples) + 1
     layout = _layout(own, offset)
@@ -559,7 +557,8 @@ def _points(problem: Problem | PathProblem, like: Tensor) -> tuple[Tensor | None
     with on_device_of(like):
         launch(
             scramble_kernel, tiles * planes * groups,
-            points, directions, rows, cols, *_seed(seed), offset, tiles, planes, col_blocks,
+            points, directions(cols, like.device), rows, cols, *_seed(seed), offset,
+            tiles, planes, col_blocks,
             seed_is_pointer=isinstance(seed, Tensor), layout=layout, nest=nest(planes, groups),
             BLOCK_N=block_n, BLOCK_D=block_d,
         )  # fmt: skip

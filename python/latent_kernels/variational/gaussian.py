@@ -349,16 +349,17 @@ def _drawn(
         count *= samples  # type: ignore[operator]
     source, offset = _checks.stream(seed, offset, count, mean.device, generator)
     dependence = INDEPENDENT
-    if _checks.flag("antithetic", antithetic):
-        dependence = ANTITHETIC
-    if _checks.flag("qmc", qmc):
-        _check_points(samples, mean.shape[-1], dependence)
-        dependence = SOBOL
+    if antithetic is not False or qmc is not False:
+        dependence = _dependence(samples, mean.shape[-1], antithetic, qmc)
     return _dims(mean, samples), source, (offset, dependence)
 
 
-def _check_points(samples: int | None, cols: int, dependence: int) -> None:
-    if dependence != INDEPENDENT:
+def _dependence(samples: int | None, cols: int, antithetic: bool, qmc: bool) -> int:
+    """Return how samples depend on each other, checked."""
+    antithetic, qmc = _checks.flag("antithetic", antithetic), _checks.flag("qmc", qmc)
+    if not qmc:
+        return ANTITHETIC if antithetic else INDEPENDENT
+    if antithetic:
         raise ValueError("qmc and antithetic exclude each other; got True for both")
     largest = 2**sobol.LARGEST_BITS
     if samples is not None and (samples > largest or samples & (samples - 1)):
@@ -367,6 +368,7 @@ def _check_points(samples: int | None, cols: int, dependence: int) -> None:
         )
     if cols > sobol.LARGEST_COLS:
         raise ValueError(f"qmc=True takes at most {sobol.LARGEST_COLS} columns; mean has {cols}")
+    return SOBOL
 
 
 def _dims(mean: Tensor, num_samples: int | None) -> Dims:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from latent_kernels.kernels.gaussian.problem import ANTITHETIC, INDEPENDENT, SOBOL
 from tests.triton.compiled.launches import (
     H100,
     LAYOUTS,
@@ -36,6 +37,7 @@ def gaussian(
     *,
     ones: bool = False,
     cols: int = 64,
+    dependence: int = INDEPENDENT,
 ) -> Any:
     """Return a Gaussian kernel for a number of columns; with `ones`, as a launch on a problem of
     one row and column specializes it.
@@ -124,6 +126,15 @@ def test_compiles_without_spills(
     name: str, dtype: torch.dtype, layout: str, target: GPUTarget, tmp_path: Path
 ) -> None:
     assert spills(gaussian(name, dtype, layout, target), tmp_path) == 0
+
+
+@pytest.mark.parametrize("dependence", [ANTITHETIC, SOBOL])
+@pytest.mark.parametrize("name", KERNELS)
+def test_dependent_samples_compile_without_spills(
+    name: str, dependence: int, tmp_path: Path
+) -> None:
+    kernel = gaussian(name, torch.float32, "aligned", H100, dependence=dependence)
+    assert spills(kernel, tmp_path) == 0
 
 
 @pytest.mark.parametrize("name", KERNELS)
