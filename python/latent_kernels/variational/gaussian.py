@@ -158,6 +158,9 @@ def rsample(
         >>> z = lk.rsample(torch.zeros(3, 2), 0.0, num_samples=6, seed=0, antithetic=True)
         >>> torch.equal(z[3:], -z[:3])
         True
+        >>> z = lk.rsample(torch.zeros(3, 2), 0.0, num_samples=8, seed=0, qmc=True)
+        >>> (z > 0).sum(0)[0]  # each column of each row is spread evenly
+        tensor([4, 4])
 
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
