@@ -37,6 +37,7 @@ GPU_SHAPES = ((0, 1024, 64), (0, 2**16, 256), (0, 2**18, 256))
 # caches: two sizes show it, and each takes seconds to compile.
 COMPILED = ((0, 1024, 64), (0, 32768, 256))
 KL_SHAPES = ((0, 64, 20), (0, 1024, 64))
+DEPENDENT_SHAPES = ((16, 64, 20), (16, 1024, 64))
 RSAMPLE_LOG_PROB_SHAPES = ((50, 64, 20), (16, 1024, 64))
 
 # Operations of an element: noise as bench_noise.py counts it, exp and expm1 as one each.
@@ -65,6 +66,7 @@ class Op(NamedTuple):
     tolerance: float  # of what is not drawn; of ours, a tenth where that is the KL
     tolerance_of_gradients: float
     draws: bool = True
+    dependence: str = ""  # the option of dependent samples
 
 
 def _exact_kl(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -87,6 +89,18 @@ def _rsample_kl_op(passes: str, samples: int | None, device: str) -> Op:
 
     # the textbook sum in float32 is right to about 1e-6 per term
     return Op(functions, exact, 1e-5, 1e-5)
+
+
+def _dependent_op(dependence: str, passes: str, samples: int | None, device: str) -> Op:
+    plain = peers.antithetic_rsample_kl if dependence == "antithetic" else peers.sobol_rsample_kl
+    assert samples is not None
+    options: dict[str, Any] = {"num_samples": samples, dependence: True}
+    functions: dict[str, Function] = {
+        "ours": functools.partial(lk.rsample_kl, **options),
+        "eager": functools.partial(plain, num_samples=samples),
+    }
+    exact = _rsample_kl_op(passes, samples, device).exact
+    return Op(functions, exact, 1e-5, 1e-5, dependence=dependence)
 
 
 def _kl_op(passes: str, samples: int | None, device: str) -> Op:
@@ -164,7 +178,12 @@ def _prepare(
             seed = int(torch.randint(2**63 - 1, ()))
             torch.manual_seed(0)
             again = op.functions["ours"](*inputs)[0].detach()
-            noise = lk.normal(again.shape, seed=seed, device=device).double()
+            if op.dependence:
+                zero = torch.zeros(shape[1:], device=device)
+                options: dict[str, Any] = {op.dependence: True}
+                noise = lk.rsample(zero, zero, shape[0], seed=seed, **options).double()
+            else:
+                noise = lk.normal(again.shape, seed=seed, device=device).double()
             close(again, op.exact(mean, logvar, noise)[0].detach(), 2e-6, "z")
 
     calls: dict[str, Call] = {
@@ -203,6 +222,21 @@ def _rsample_kl(passes: str, shape: Shape, threads: int, device: str) -> Group:
     )
 
 
+def _dependent(dependence: str, passes: str, shape: Shape, threads: int, device: str) -> Group:
+    s, b, d = shape
+    n, contenders = s * b * d, ("ours", "eager")
+    count = 4 * (2 * b * d + n + b) + (4 * (n + 5 * b * d + b) if passes == BOTH else 0)
+    # noise for half of the samples; or a quantile, as much as Box-Muller, and an xor
+    noise = NOISE // 2 if dependence == "antithetic" else NOISE
+    operations = n * (noise + 2) + b * d * 8
+    if passes == BOTH:
+        operations += n * (noise + 3) + b * d * 8
+    make = functools.partial(_dependent_op, dependence)
+    prepare = functools.partial(_prepare, make, passes, shape, contenders, device)
+    name = f"rsample_kl {dependence} {passes}"
+    return Group(name, shape, threads, device, contenders, n, count, operations, prepare)
+
+
 def _rsample_log_prob(passes: str, shape: Shape, threads: int, device: str) -> Group:
     s, b, d = shape
     n, contenders = s * b * d, ("ours", "eager", "compile")
@@ -235,6 +269,14 @@ def _kl(passes: str, shape: Shape, threads: int, device: str) -> Group:
 GROUPS = [
     *groups(functools.partial(_rsample_kl, FORWARD), SHAPES, GPU_SHAPES),
     *groups(functools.partial(_rsample_kl, BOTH), SHAPES, GPU_SHAPES),
+    *[
+        group
+        for dependence in ("antithetic", "qmc")
+        for passes in (FORWARD, BOTH)
+        for group in groups(
+            functools.partial(_dependent, dependence, passes), DEPENDENT_SHAPES, DEPENDENT_SHAPES
+        )
+    ],
     *groups(functools.partial(_rsample_log_prob, BOTH), RSAMPLE_LOG_PROB_SHAPES),
     *groups(functools.partial(_rsample_log_prob, PATH), RSAMPLE_LOG_PROB_SHAPES),
     *groups(functools.partial(_kl, BOTH), KL_SHAPES, GPU_SHAPES[1:]),

@@ -6,11 +6,13 @@ with them too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
+from torch.quasirandom import SobolEngine
 
 from latent_kernels.cli import plain_torch
 
@@ -32,6 +34,24 @@ def vimco(log_w: Tensor, log_q: Tensor) -> Tensor:
     signal = bound.detach() - plain_torch.importance_bound(replaced.movedim(1, 0))
     surrogate = (signal * log_q).sum(0)
     return bound + surrogate - surrogate.detach()
+
+
+def antithetic_rsample_kl(mean: Tensor, logvar: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Return antithetic samples and the KL divergence to N(0, I); num_samples is even."""
+    eps = torch.randn(num_samples // 2, *mean.shape, device=mean.device)
+    z = mean + torch.exp(0.5 * logvar) * torch.cat([eps, -eps])
+    return z, plain_torch.gaussian_kl(mean, logvar)
+
+
+def sobol_rsample_kl(mean: Tensor, logvar: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Return samples at Sobol' points, scrambled once and shifted for each row, and the KL
+    divergence to N(0, I).
+    """
+    engine = SobolEngine(mean.shape[-1], scramble=True)
+    points = engine.draw(num_samples).to(mean.device).unsqueeze(1)
+    u = (points + torch.rand(mean.shape, device=mean.device)).frac().clamp(1e-7, 1 - 1e-7)
+    z = mean + torch.exp(0.5 * logvar) * (math.sqrt(2) * torch.erfinv(2 * u - 1))
+    return z, plain_torch.gaussian_kl(mean, logvar)
 
 
 def distributions_rsample_kl(

@@ -30,7 +30,7 @@ def uniform(
 # --- gaussian
 
 class GaussianProblem:
-    """Logical noise [samples, rows, cols] of each group; one of logvar and scale."""
+    """Logical noise [drawn samples, rows, cols] of each group; one of logvar and scale."""
 
     def __init__(
         self,
@@ -47,6 +47,8 @@ class GaussianProblem:
         prior_logvar: Operand,
         seed: Seeds,
         offset: int,
+        dependence: int,
+        directions: Address,
     ) -> None: ...
 
 def gaussian_forward(

@@ -31,6 +31,8 @@ PROBLEM: dict[str, Any] = {
     "prior_logvar": None,
     "seed": 1,
     "offset": 0,
+    "dependence": 0,
+    "directions": None,
 }
 
 

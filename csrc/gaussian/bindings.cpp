@@ -7,11 +7,11 @@ namespace lk {
 template <>
 struct FieldsOf<GaussianProblem> {
   using P = GaussianProblem;
-  static constexpr auto list =
-      std::make_tuple(Field{"dtype", &P::dtype}, Field{"groups", &P::groups}, Field{"samples", &P::samples},
-                      Field{"rows", &P::rows}, Field{"cols", &P::cols}, Field{"mean", &P::mean},
-                      Field{"logvar", &P::logvar}, Field{"scale", &P::scale}, Field{"prior_mean", &P::prior_mean},
-                      Field{"prior_logvar", &P::prior_logvar}, Field{"seed", &P::seed}, Field{"offset", &P::offset});
+  static constexpr auto list = std::make_tuple(
+      Field{"dtype", &P::dtype}, Field{"groups", &P::groups}, Field{"samples", &P::samples}, Field{"rows", &P::rows},
+      Field{"cols", &P::cols}, Field{"mean", &P::mean}, Field{"logvar", &P::logvar}, Field{"scale", &P::scale},
+      Field{"prior_mean", &P::prior_mean}, Field{"prior_logvar", &P::prior_logvar}, Field{"seed", &P::seed},
+      Field{"offset", &P::offset}, Field{"dependence", &P::dependence}, Field{"directions", &P::directions});
 };
 
 template <>
@@ -26,7 +26,7 @@ namespace {
 
 void forward(const GaussianProblem& p, int threads, void* z, void* kl, void* log_q) {
   // Without columns only the sums are left to write, and the KL does not depend on the number of samples.
-  const int64_t samples = p.cols == 0 && log_q == nullptr ? 1 : p.samples;
+  const int64_t samples = p.cols == 0 && log_q == nullptr ? 1 : p.drawn();
   const Cut cut(p.groups, samples, p.rows, p.cols, true, kTaskColumns);
   const auto kernel = active<GaussianKernels>().forward[p.dtype];
   PartialSums kl_sums(kl != nullptr ? p.groups * p.rows : 0, cut.col_parts);
@@ -58,7 +58,7 @@ void backward(const GaussianProblem& p, int threads, const void* z_gradient, con
 }
 
 void path_backward(const GaussianProblem& p, int threads, const void* log_q_gradient, void* z_gradient) {
-  const Cut cut(p.groups, p.samples, p.rows, p.cols, true, kTaskColumns);
+  const Cut cut(p.groups, p.drawn(), p.rows, p.cols, true, kTaskColumns);
   const auto kernel = active<GaussianKernels>().path_backward[p.dtype];
   without_gil([&] { cut.each_part(threads, [&](const Part& part) { kernel(p, log_q_gradient, z_gradient, part); }); });
 }

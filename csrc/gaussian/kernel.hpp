@@ -3,7 +3,7 @@
 #pragma once
 
 #include "gaussian/problem.hpp"
-#include "noise/kernel.hpp"
+#include "noise/sobol.hpp"
 #include "simd/tile.hpp"
 
 namespace lk {
@@ -51,6 +51,46 @@ LK_INLINE auto kl_terms(const C* mean, const C* logvar, const C* m0, const C* l0
   return t;
 }
 
+// Flips the sign of a register of noise, or leaves it.
+template <bool flipped>
+struct Sign {
+  static constexpr bool is_flipped = flipped;
+  template <class V>
+  LK_INLINE V operator()(V eps) const {
+    if constexpr (flipped) return -eps;
+    return eps;
+  }
+};
+
+// The noise of a tile, some samples at a time.
+class TileNoise {
+ public:
+  TileNoise(const GaussianProblem& p, int64_t group, const Tile& tile)
+      : p(p), seed(seed_of(p.seed, group)), plane(p.rows * p.cols), tile(tile) {}
+
+  // Returns eps of samples s, ..., s + count - 1 side by side, in `buffer` of noise_length(kTile).
+  const float* draw(int64_t s, int count, float* buffer) {
+    const uint64_t begin = p.offset + static_cast<uint64_t>(tile.row0 * p.cols + tile.col0);
+    if (p.dependence != kSobol)
+      return noise_tile<kNormals>(seed, begin + static_cast<uint64_t>(s * plane), tile.size() * count, buffer);
+    if (!is_started) {
+      const int bits = __builtin_ctzll(static_cast<uint64_t>(p.samples));
+      points.start(static_cast<const uint32_t*>(p.directions), bits, p.cols, seed, begin, plane, tile);
+    }
+    is_started = true;
+    points.draw(s, count, buffer);
+    return buffer;
+  }
+
+ private:
+  const GaussianProblem& p;
+  uint64_t seed;
+  int64_t plane;
+  const Tile& tile;
+  bool is_started = false;
+  SobolTile points;
+};
+
 // The workspace for a part's samples.
 template <class C>
 struct SampleScratch {
@@ -59,7 +99,16 @@ struct SampleScratch {
   double log_q[kLongRowSamples];  // sums so far of each sample's row, where a row is longer than a tile
 };
 
-// Writes z and log q of a tile, for all samples of the part.
+// Calls f(first, count, sign) for `count` drawn samples from s on, with the sign of their noise, and for those of them
+// that have twins.
+template <class Body>
+inline void each_twin(const GaussianProblem& p, int64_t s, int count, Body f) {
+  f(s, count, Sign<false>{});
+  const int64_t twins = smaller(p.samples - p.drawn() - s, count);
+  if (twins > 0) f(s + p.drawn(), static_cast<int>(twins), Sign<true>{});
+}
+
+// Writes z and log q of a tile, for all samples of the part and their twins.
 template <class T>
 inline void draw_tile(const GaussianProblem& p, const GaussianOutputs& out, const Part& part, const Tile& tile,
                       bool with_log_q, const Compute<T>* mean, const Compute<T>* logvar,
@@ -67,32 +116,37 @@ inline void draw_tile(const GaussianProblem& p, const GaussianOutputs& out, cons
   using C = Compute<T>;
   const int n = tile.size(), copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
   const int64_t plane = p.rows * p.cols, begin = tile.row0 * p.cols + tile.col0;
-  const uint64_t seed = seed_of(p.seed, part.group);
+  TileNoise noise(p, part.group, tile);
   const C* sigma = sigma_tile<T>(p, part.group, tile, logvar, at.sigma);
   const C* means = repeat(mean, n, copies, at.mean.at);
   const C* sigmas = repeat(sigma, n, copies, at.sigma.at);
   const C* logvars = with_log_q ? repeat(logvar, n, copies, at.logvar.at) : nullptr;
   for (int64_t s = part.sample0; s < part.sample1; s += copies) {
-    const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
-    const int64_t e = s * plane + begin;
-    const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, at.noise);
-    T* to = static_cast<T*>(out.z) + part.group * p.samples * plane + e;
-    C* z = output_tile(to, at.work.at);
-    each<C>(m, [&](int64_t i, auto k) {
-      store(z + i, fma(load(sigmas + i, k), load_noise<C>(eps + i, k), load(means + i, k)), k);
-    });
-    finish_tile(at.work.at, m, to);
-    if (!with_log_q) continue;
-    each<C>(m, [&](int64_t i, auto k) {
-      const auto v = load_noise<C>(eps + i, k);
-      store(at.terms + i, fma(v, v, load(logvars + i, k) + C(kLogTwoPi)), k);
-    });
+    const int drawn = static_cast<int>(smaller(copies, part.sample1 - s));
+    const float* eps = noise.draw(s, drawn, at.noise);
+    if (with_log_q) {
+      each<C>(n * drawn, [&](int64_t i, auto k) {
+        const auto v = load_noise<C>(eps + i, k);
+        store(at.terms + i, fma(v, v, load(logvars + i, k) + C(kLogTwoPi)), k);
+      });
+    }
     const bool whole = tile.first && tile.last;
     double& row = at.log_q[whole ? 0 : s - part.sample0];
-    RowSumWriter<C> log_q{out.log_q, tile.first ? 0 : row};
-    const Tile side_by_side{0, 0, tile.rows * count, tile.cols, tile.first, tile.last};
-    log_q.add(at.terms, side_by_side, (part.group * p.samples + s) * p.rows + tile.row0, C(-0.5));
-    row = log_q.row;
+    const double row_so_far = tile.first ? 0 : row;
+    each_twin(p, s, drawn, [&](int64_t first, int count, auto sign) {
+      const int m = n * count;
+      T* to = static_cast<T*>(out.z) + (part.group * p.samples + first) * plane + begin;
+      C* z = output_tile(to, at.work.at);
+      each<C>(m, [&](int64_t i, auto k) {
+        store(z + i, fma(load(sigmas + i, k), sign(load_noise<C>(eps + i, k)), load(means + i, k)), k);
+      });
+      finish_tile(at.work.at, m, to);
+      if (!with_log_q) return;
+      RowSumWriter<C> log_q{out.log_q, row_so_far};
+      const Tile side_by_side{0, 0, tile.rows * count, tile.cols, tile.first, tile.last};
+      log_q.add(at.terms, side_by_side, (part.group * p.samples + first) * p.rows + tile.row0, C(-0.5));
+      row = log_q.row;
+    });
   }
 }
 
@@ -137,22 +191,23 @@ inline void sum_samples(const GaussianProblem& p, const void* z_gradient, int64_
     return;
   }
   const Input gradient{z_gradient, p.samples * plane, plane, p.cols};
-  const uint64_t seed = seed_of(p.seed, group);
-  const int copies = samples_at_once(p.rows, p.cols, tile, p.samples);
-  for (int64_t s = 0; s < p.samples; s += copies) {
-    const int m = n * static_cast<int>(smaller(copies, p.samples - s));
-    const int64_t e = s * plane + begin;
-    const Tile flat{0, e, 1, m, true, true};
-    const C* g = load_tile<T>(gradient, group, 0, flat, widened.at);
-    const float* eps = noise;
-    if (noise != nullptr) eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
-    each<C>(m, [&](int64_t i, auto k) {
-      const auto v = load(g + i, k);
-      store(sum_g + i, s == 0 ? v : load(sum_g + i, k) + v, k);
-      if (noise != nullptr) {
-        const auto w = load_noise<C>(eps + i, k);
-        store(sum_g_eps + i, s == 0 ? v * w : fma(v, w, load(sum_g_eps + i, k)), k);
-      }
+  TileNoise noise_of(p, group, tile);
+  const int copies = samples_at_once(p.rows, p.cols, tile, p.drawn());
+  for (int64_t s = 0; s < p.drawn(); s += copies) {
+    const int drawn = static_cast<int>(smaller(copies, p.drawn() - s));
+    const float* eps = noise != nullptr ? noise_of.draw(s, drawn, noise) : nullptr;
+    each_twin(p, s, drawn, [&](int64_t first, int count, auto sign) {
+      const bool is_first = s == 0 && !sign.is_flipped;
+      const Tile flat{0, first * plane + begin, 1, n * count, true, true};
+      const C* g = load_tile<T>(gradient, group, 0, flat, widened.at);
+      each<C>(n * count, [&](int64_t i, auto k) {
+        const auto v = load(g + i, k);
+        store(sum_g + i, is_first ? v : load(sum_g + i, k) + v, k);
+        if (noise != nullptr) {
+          const auto w = sign(load_noise<C>(eps + i, k));
+          store(sum_g_eps + i, is_first ? v * w : fma(v, w, load(sum_g_eps + i, k)), k);
+        }
+      });
     });
   }
   for (int c = 1; c < copies; ++c) {
@@ -247,7 +302,6 @@ void gaussian_path_backward(const GaussianProblem& p, const void* log_q_gradient
   Scratch<C> logvar_buffer, inverse_buffer, row_gradient, work;
   alignas(64) float noise[noise_length(kTile)];
   const int64_t plane = p.rows * p.cols;
-  const uint64_t seed = seed_of(p.seed, part.group);
 
   each_tile(part, [&](const Tile& tile) {
     const int n = tile.size();
@@ -255,19 +309,24 @@ void gaussian_path_backward(const GaussianProblem& p, const void* log_q_gradient
     const C* logvar = load_tile<T>(p.logvar, part.group, 0, tile, logvar_buffer);
     each<C>(n, [&](int64_t i, auto k) { store(inverse_buffer + i, exp(load(logvar + i, k) * C(-0.5)), k); });
     const int copies = samples_at_once(p.rows, p.cols, tile, part.sample1 - part.sample0);
+    TileNoise noise_of(p, part.group, tile);
     const C* inverses = repeat<C>(inverse_buffer, n, copies, inverse_buffer);
     for (int64_t s = part.sample0; s < part.sample1; s += copies) {
-      const int count = static_cast<int>(smaller(copies, part.sample1 - s)), m = n * count;
-      const int64_t e = s * plane + begin, first_row = (part.group * p.samples + s) * p.rows + tile.row0;
-      const float* eps = noise_tile<kNormals>(seed, p.offset + static_cast<uint64_t>(e), m, noise);
-      const Tile side_by_side{0, 0, tile.rows * count, tile.cols, true, true};
-      repeat_rows(static_cast<const C*>(log_q_gradient) + first_row, side_by_side, row_gradient.at);
-      T* to = static_cast<T*>(z_gradient) + part.group * p.samples * plane + e;
-      C* at = output_tile(to, work.at);
-      each<C>(m, [&](int64_t i, auto k) {
-        store(at + i, -(load(row_gradient + i, k) * (load_noise<C>(eps + i, k) * load(inverses + i, k))), k);
+      const int drawn = static_cast<int>(smaller(copies, part.sample1 - s));
+      const float* eps = noise_of.draw(s, drawn, noise);
+      each_twin(p, s, drawn, [&](int64_t first, int count, auto sign) {
+        const int64_t sample = part.group * p.samples + first;
+        const Tile side_by_side{0, 0, tile.rows * count, tile.cols, true, true};
+        const C* of_rows = static_cast<const C*>(log_q_gradient) + sample * p.rows + tile.row0;
+        repeat_rows(of_rows, side_by_side, row_gradient.at);
+        T* to = static_cast<T*>(z_gradient) + sample * plane + begin;
+        C* at = output_tile(to, work.at);
+        each<C>(n * count, [&](int64_t i, auto k) {
+          const auto slope = load_noise<C>(eps + i, k) * load(inverses + i, k);
+          store(at + i, -(load(row_gradient + i, k) * sign(slope)), k);
+        });
+        finish_tile(work.at, n * count, to);
       });
-      finish_tile(work.at, m, to);
     }
   });
 }

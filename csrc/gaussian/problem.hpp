@@ -5,7 +5,10 @@
 
 namespace lk {
 
-// Logical noise tensor [samples, rows, cols] at `offset` of the stream of each group's seed.
+// How the samples of a problem depend on each other; the numbers of kernels/gaussian/problem.py.
+enum Dependence : int64_t { kIndependent, kAntithetic, kSobol };
+
+// Logical noise tensor [drawn(), rows, cols] at `offset` of the stream of each group's seed.
 struct GaussianProblem {
   Dtype dtype;
   int64_t groups, samples, rows, cols;
@@ -14,6 +17,11 @@ struct GaussianProblem {
   Input prior_mean, prior_logvar;
   Seeds seed;
   uint64_t offset;
+  int64_t dependence;
+  const void* directions;  // uint32 [bits, cols] of Sobol' points, or null
+
+  // The number of samples whose noise is drawn: the others are their twins, with the signs of the noise flipped.
+  int64_t drawn() const { return dependence == kAntithetic ? samples - samples / 2 : samples; }
 };
 
 struct GaussianOutputs {

@@ -7,10 +7,10 @@
 namespace lk {
 namespace LK_ISA {
 
-// The kind of values that the stream's words are turned into. kWords are the words of the uniforms, stored as the bits
-// of floats.
-enum Noise { kNormals, kUniforms, kWords };
-constexpr uint32_t substream_of(Noise kind) { return kind == kNormals ? 0 : 1; }
+// The kind of values that the stream's words are turned into. kWords are the words of the uniforms and kScrambles those
+// that scramble Sobol' points, stored as the bits of floats.
+enum Noise { kNormals, kUniforms, kWords, kScrambles };
+constexpr uint32_t substream_of(Noise kind) { return kind == kNormals ? 0 : kind == kScrambles ? 2 : 1; }
 
 template <int kChains>
 struct Words {
@@ -92,7 +92,7 @@ LK_INLINE void noise_steps(const RoundKeys& keys, uint64_t& counter, int& i, int
         Pack<F, 2> even, odd;
         box_muller<2>({w[0], w[2]}, {w[1], w[3]}, even, odd);
         store_interleaved(to, even.at[0], odd.at[0], even.at[1], odd.at[1]);
-      } else if constexpr (kind == kWords) {
+      } else if constexpr (kind == kWords || kind == kScrambles) {
         store_interleaved(to, bit_cast<F>(w[0]), bit_cast<F>(w[1]), bit_cast<F>(w[2]), bit_cast<F>(w[3]));
       } else {
         store_interleaved(to, to_uniform(w[0]), to_uniform(w[1]), to_uniform(w[2]), to_uniform(w[3]));

@@ -8,6 +8,7 @@ from latent_kernels.kernels import _core
 from latent_kernels.kernels.extension import DTYPES, seeds
 from latent_kernels.kernels.gaussian import scale_kl
 from latent_kernels.kernels.gaussian.problem import (
+    SOBOL,
     Gradients,
     Outputs,
     PathGradients,
@@ -16,6 +17,7 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
 )
+from latent_kernels.kernels.noise.sobol import directions
 
 Tensor = torch.Tensor
 
@@ -27,8 +29,15 @@ def _operand(x: Tensor, sizes: Sizes) -> _core.Operand:
     return x.data_ptr(), x.stride(0) if x.dim() == 3 else 0, 0, x.stride(-2)
 
 
+def _directions(sizes: Sizes, dependence: int) -> _core.Address:
+    """Return the address of the direction numbers of Sobol' points, if those are wanted."""
+    if dependence != SOBOL:
+        return None
+    return directions(sizes[3], torch.device("cpu")).data_ptr()
+
+
 def _problem(problem: Problem) -> _core.GaussianProblem:
-    sizes, mean, logvar, scale, prior_mean, prior_logvar, seed, offset = problem
+    sizes, mean, logvar, scale, prior_mean, prior_logvar, seed, offset, dependence = problem
     groups, samples, rows, cols = sizes
     return _core.GaussianProblem(
         dtype=DTYPES[mean.dtype],
@@ -43,6 +52,8 @@ def _problem(problem: Problem) -> _core.GaussianProblem:
         prior_logvar=None if prior_logvar is None else _operand(prior_logvar, sizes),
         seed=seeds(seed),
         offset=offset,
+        dependence=dependence,
+        directions=_directions(sizes, dependence),
     )
 
 
@@ -94,6 +105,8 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
             prior_logvar=None,
             seed=seeds(problem.seed),
             offset=problem.offset,
+            dependence=problem.dependence,
+            directions=_directions(problem.sizes, problem.dependence),
         ),
         threads=torch.get_num_threads(),
         log_q_gradient=log_q.data_ptr(),

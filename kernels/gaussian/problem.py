@@ -13,6 +13,16 @@ from latent_kernels.kernels.op import Op
 Tensor = torch.Tensor
 Sizes = tuple[int, int, int, int]  # groups, samples, rows, columns
 
+# How samples depend on each other; csrc/gaussian/problem.hpp has the same numbers.
+INDEPENDENT, ANTITHETIC, SOBOL = 0, 1, 2
+
+
+def drawn(samples: int, dependence: int) -> int:
+    """Return the number of samples whose noise is drawn: the others are the twins of the first of
+    them, with the signs of the noise flipped.
+    """
+    return samples - samples // 2 if dependence == ANTITHETIC else samples
+
 
 class Problem(NamedTuple):
     """S samples of N(mean, sigma^2) for N rows of D columns, in G groups with a seed each.
@@ -28,6 +38,7 @@ class Problem(NamedTuple):
     prior_logvar: Annotated[Tensor | None, "GND"]  # None for 0
     seed: int | Tensor
     offset: int
+    dependence: int
 
 
 class Outputs(NamedTuple):
@@ -86,6 +97,7 @@ class PathProblem(NamedTuple):
     logvar: Annotated[Tensor, "GND"]
     seed: int | Tensor
     offset: int
+    dependence: int
 
 
 class PathOutputs(NamedTuple):

@@ -6,6 +6,9 @@ q = N(mean, sigma^2), sigma^2 = e^logvar, prior N(m0, e^l0), all diagonal:
     KL  = 1/2 sum_d [ (mean - m0)^2 e^-l0 + psi(d) ],  d = logvar - l0,  psi(d) = e^d - 1 - d
     log q(z_s) = -1/2 sum_d [ ln 2 pi + logvar + eps_s^2 ]
 
+Of antithetic samples the second half are the twins of the first: eps_{s + ceil(S/2)} = -eps_s. The
+S samples of a row may be Sobol' points.
+
 psi is computed by its series near 0, where e^d - 1 - d loses every digit. Tests hold the compiled
 kernels against these functions; devices without a compiled kernel run them.
 """
@@ -16,10 +19,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from latent_kernels.kernels.gaussian import scale_kl
 from latent_kernels.kernels.gaussian.problem import (
+    INDEPENDENT,
+    SOBOL,
     Gradients,
     Outputs,
     PathGradients,
@@ -28,10 +34,11 @@ from latent_kernels.kernels.gaussian.problem import (
     Problem,
     Sizes,
     deviation,
+    drawn,
 )
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_backward as scale_kl_backward
 from latent_kernels.kernels.gaussian.scale_kl import scale_kl_forward as scale_kl_forward
-from latent_kernels.kernels.noise import ops
+from latent_kernels.kernels.library import call_fixed
 from latent_kernels.kernels.noise import reference as noise
 
 Tensor = torch.Tensor
@@ -79,11 +86,18 @@ def gaussian_kl(
     return ((0.5 * ratio) * again + half_psi(logvar - prior_logvar)).sum(-1)
 
 
-def noise_like(mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int) -> Tensor:
+def noise_like(
+    mean: Tensor, sizes: Sizes, seed: int | Tensor, offset: int, dependence: int = INDEPENDENT
+) -> Tensor:
     """Eps [groups, samples, rows, cols], float32 values in the dtype that mean is computed in."""
-    return torch.from_numpy(noise.of_groups("normal", sizes, seed, offset)).to(
-        mean.device, mean.dtype
-    )
+    if dependence == SOBOL:
+        points = noise.sobol_of_groups(sizes, seed, offset)
+        return torch.from_numpy(points).to(mean.device, mean.dtype)
+    groups, samples, rows, cols = sizes
+    count = drawn(samples, dependence)
+    eps = noise.of_groups("normal", (groups, count, rows, cols), seed, offset)
+    eps = np.concatenate([eps, -eps[:, : samples - count]], axis=1)
+    return torch.from_numpy(eps).to(mean.device, mean.dtype)
 
 
 def _compute(x: Tensor) -> Tensor:
@@ -92,7 +106,7 @@ def _compute(x: Tensor) -> Tensor:
 
 
 def _noise(problem: Problem) -> Tensor:
-    return noise_like(problem.mean, problem.sizes, problem.seed, problem.offset)
+    return noise_like(problem.mean, problem.sizes, problem.seed, problem.offset, problem.dependence)
 
 
 def _outputs(
@@ -143,9 +157,15 @@ def scale_kl_formula(problem: scale_kl.Problem, wanted: scale_kl.Outputs) -> sca
 
 
 def _noise_by_dispatcher(problem: Problem | PathProblem, like: Tensor) -> Tensor:
-    """Return the noise of a problem with a tensor of seeds, whoever watches the dispatcher."""
-    assert isinstance(problem.seed, Tensor)
-    return ops.normals(problem.sizes, problem.seed, problem.offset, like)
+    """Return the noise of a problem with a tensor of seeds, whoever watches the dispatcher: the
+    samples of N(0, 1).
+    """
+    groups, samples, rows, cols = problem.sizes
+    zeros, ones = (make((groups, rows, cols)) for make in (like.new_zeros, like.new_ones))
+    arguments = zeros, None, ones, None, None, problem.seed, samples
+    options = problem.offset, problem.dependence
+    eps: Tensor = call_fixed("gaussian", *arguments, *options, [True, False, False])[0]
+    return eps
 
 
 def _computed(problem: Problem) -> Problem:
@@ -170,11 +190,16 @@ def backward(problem: Problem, upstream: Outputs, gradients: Gradients) -> None:
     which may call this, has switched autograd off.
     """
     problem = _computed(problem)
+    eps: Any = None
+    if upstream.z is not None or upstream.log_q is not None:
+        eps = _noise(problem)  # outside of torch.func, whose tensors have no memory
     outs = {name: out for name, out in gradients._asdict().items() if out is not None}
 
     def results(*leaves: Tensor) -> tuple[Tensor, ...]:
         own: dict[str, Any] = dict(zip(outs, leaves, strict=True))
-        found = zip(_outputs(problem._replace(**own), upstream), upstream, strict=True)
+        found = zip(
+            _outputs(problem._replace(**own), upstream, lambda _: eps), upstream, strict=True
+        )
         return tuple(y for y, g in found if y is not None and g is not None)
 
     above = [g for g in upstream if g is not None]
@@ -194,7 +219,7 @@ def path_backward(problem: PathProblem, upstream: PathOutputs, gradients: PathGr
     assert gradients.z is not None
     groups, samples, rows, cols = problem.sizes
     logvar = _compute(problem.logvar).reshape(groups, 1, rows, cols)
-    eps = noise_like(logvar, problem.sizes, problem.seed, problem.offset)
+    eps = noise_like(logvar, problem.sizes, problem.seed, problem.offset, problem.dependence)
     slope = eps * torch.exp(-0.5 * logvar)
     above = upstream.log_q.reshape(groups, samples, rows, 1).to(slope.dtype)
     gradients.z.copy_((-above * slope).reshape(gradients.z.shape))

@@ -55,7 +55,7 @@ def scale_kl_forward(problem: Problem, outputs: Outputs) -> None:
     d.add_(d)
     columns = t.unsqueeze_(-1), d.unsqueeze_(-1), None, None, None
     function("gaussian", "forward", loc.device)(
-        gaussian.Problem((groups, 0, pairs, 1), *columns, 0, 0),
+        gaussian.Problem((groups, 0, pairs, 1), *columns, 0, 0, gaussian.INDEPENDENT),
         gaussian.Outputs(None, outputs.kl, None),
     )
 

@@ -107,20 +107,20 @@ def to_uniform(word):
 
 
 @triton.jit
-def words_of_groups(seed, group):
-    """Return the words of uniforms 4 g, ..., 4 g + 3 for counters g [..., n], in order: [..., 4
-    n].
+def words_of_groups(seed, group, substream: tl.constexpr = 1):
+    """Return the words 4 g, ..., 4 g + 3 of a substream, by default of the uniforms, for counters g
+    [..., n], in order: [..., 4 n].
     """
-    w0, w1, w2, w3 = philox(seed, group, 1)
+    w0, w1, w2, w3 = philox(seed, group, substream)
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 
 @triton.jit
-def word_of_elements(seed, element):
-    """Return the words of single uniforms at any indices: four times the work of
+def word_of_elements(seed, element, substream: tl.constexpr = 1):
+    """Return single words of a substream at any indices: four times the work of
     words_of_groups.
     """
-    w0, w1, w2, w3 = philox(seed, element >> 2, 1)
+    w0, w1, w2, w3 = philox(seed, element >> 2, substream)
     second = (element & 2) != 0
     return tl.where((element & 1) != 0, tl.where(second, w3, w1), tl.where(second, w2, w0))
 
@@ -152,6 +152,38 @@ def normal_of_elements(seed, element):
     second = (element & 2) != 0
     radius, sine, cosine = radius_and_angle(tl.where(second, w2, w0), tl.where(second, w3, w1))
     return radius * tl.where((element & 1) != 0, sine, cosine)
+
+
+@triton.jit
+def normal_quantile(word):
+    """Return the normal quantiles of (w + 1/2) 2^-32 for words in int32; see reference.py."""
+    magnitude = word ^ (word >> 31)
+    h = tl.fma(magnitude.to(tl.float32), 4.656612873077393e-10, 2.3283064365386963e-10)
+    above = 0x7FFFFFFF - magnitude
+    c = tl.fma(above.to(tl.float32), 4.656612873077393e-10, 2.3283064365386963e-10)
+    w = ln(h * (2.0 - h)) * -1.0
+    t = w - 3.125
+    near = tl.fma(t, -7.155822601134787e-09, -1.2343207345111296e-08)
+    near = tl.fma(near, t, 6.160152565826138e-07)
+    near = tl.fma(near, t, -2.1541602563956985e-06)
+    near = tl.fma(near, t, -1.974185579456389e-05)
+    near = tl.fma(near, t, 0.00026481517124921083)
+    near = tl.fma(near, t, -0.0010472283465787768)
+    near = tl.fma(near, t, -0.008533752523362637)
+    near = tl.fma(near, t, 0.3396347463130951)
+    near = tl.fma(near, t, 2.338620901107788)
+    t = tl.sqrt_rn(w) - 3.5
+    far = tl.fma(t, 4.875424565398134e-05, -0.0002888193994294852)
+    far = tl.fma(far, t, 0.0006720743840560317)
+    far = tl.fma(far, t, -0.0009969838429242373)
+    far = tl.fma(far, t, 0.0015194336883723736)
+    far = tl.fma(far, t, -0.002905744593590498)
+    far = tl.fma(far, t, 0.004638552665710449)
+    far = tl.fma(far, t, 1.4246336221694946)
+    far = tl.fma(far, t, 4.7170891761779785)
+    size = c * tl.where(w < 6.25, near, far)
+    sign = (word ^ -1) & -0x80000000
+    return (size.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])

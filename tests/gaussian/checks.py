@@ -16,6 +16,7 @@ import torch
 from latent_kernels.kernels.eager import row_dtype
 from latent_kernels.kernels.gaussian import problem as gaussian
 from latent_kernels.kernels.gaussian import reference
+from latent_kernels.kernels.noise import sobol
 from tests.backends import Backend
 from tests.checks import Sizes, compare
 
@@ -31,10 +32,12 @@ def gaussian_problem(
     scale: bool,
     seed: int | Tensor,
     offset: int,
+    dependence: int = gaussian.INDEPENDENT,
 ) -> gaussian.Problem:
     """Return the problem in which `spread` is the scale or the log-variance."""
     two = (None, spread) if scale else (spread, None)
-    return gaussian.Problem(sizes, mean, *two, prior_mean, prior_logvar, seed, offset)
+    options = offset, dependence
+    return gaussian.Problem(sizes, mean, *two, prior_mean, prior_logvar, seed, *options)
 
 
 def gaussian_gradients(
@@ -47,6 +50,13 @@ def gaussian_gradients(
     """Return buffers for the gradients, with one for `spread` where the problem has it."""
     two = (None, spread) if scale else (spread, None)
     return gaussian.Gradients(mean, *two, prior_mean, prior_logvar)
+
+
+def of_points(sizes: Sizes) -> Sizes:
+    """Return the nearest smaller sizes that Sobol' points have: a power of two for the samples."""
+    groups, samples, rows, cols = sizes
+    points = 2 ** (samples.bit_length() - 1) if samples else 0
+    return groups, points, rows, min(cols, sobol.LARGEST_COLS)
 
 
 class Problem:
@@ -62,6 +72,7 @@ class Problem:
         prior: bool = True,
         scale: bool = False,
         offset: int = 0,
+        dependence: int = gaussian.INDEPENDENT,
     ):
         g = torch.Generator().manual_seed(sum(sizes) + offset)
 
@@ -69,7 +80,8 @@ class Problem:
             return torch.randn(shape, generator=g, dtype=torch.float64).to(as_dtype)
 
         groups, samples, rows, cols = sizes
-        self.sizes, self.dtype, self.scale, self.offset = sizes, dtype, scale, offset
+        self.sizes, self.dtype, self.scale = sizes, dtype, scale
+        self.options = offset, dependence
         self.mean, self.spread = draw(groups, rows, cols), draw(groups, rows, cols)
         if scale:
             self.spread = self.spread.abs() + 0.1
@@ -83,6 +95,10 @@ class Problem:
     @property
     def parameters(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.mean, self.spread, self.prior_mean, self.prior_logvar
+
+    def noise(self, seeds: int | Tensor) -> Tensor:
+        """Return eps, float32 [groups, samples, rows, cols]."""
+        return reference.noise_like(self.mean.float(), self.sizes, seeds, *self.options)
 
     def run(self, kernels: ModuleType, device: str = "cpu") -> dict[str, Tensor]:
         """Return everything that a backend computes, through its own interface, on the CPU."""
@@ -100,7 +116,7 @@ class Problem:
         z = room(*self.sizes)
         kl = None if self.scale else room(groups, rows, dtype=of_rows)
         log_q = None if self.scale else room(groups, samples, rows, dtype=of_rows)
-        asked = gaussian_problem(self.sizes, *parameters, self.scale, seeds, self.offset)
+        asked = gaussian_problem(self.sizes, *parameters, self.scale, seeds, *self.options)
         kernels.forward(asked, gaussian.Outputs(z, kl, log_q))
         gradients = tuple(None if x is None else room(*x.shape) for x in parameters)
         upstream = [
@@ -114,7 +130,7 @@ class Problem:
         if not self.scale:
             found["path"] = room(*self.sizes)
             kernels.path_backward(
-                gaussian.PathProblem(self.sizes, z, log_q, parameters[1], seeds, self.offset),
+                gaussian.PathProblem(self.sizes, z, log_q, parameters[1], seeds, *self.options),
                 gaussian.PathOutputs(upstream[2]),
                 gaussian.PathGradients(found["path"]),
             )
@@ -130,7 +146,7 @@ class Problem:
         mean, spread, prior_mean, prior_logvar = leaves
         assert mean is not None
         assert spread is not None
-        eps = reference.noise_like(self.mean.float(), self.sizes, self.seeds, self.offset).to(dtype)
+        eps = self.noise(self.seeds).to(dtype)
         sigma = spread if self.scale else torch.exp(0.5 * spread)
         z = mean.unsqueeze(1) + sigma.unsqueeze(1) * eps
         outputs, upstream = [z], [self.gz.to(dtype)]
@@ -189,7 +205,7 @@ class LogQProblem(Problem):
             x.to(device) for x in (self.mean, self.spread, self.gz, self.gq, self.seeds)
         )
         z, log_q = torch.full_like(gz, torch.nan), torch.full_like(gq, torch.nan)
-        given = (self.sizes, mean, logvar, None, None, False, seeds, self.offset)
+        given = (self.sizes, mean, logvar, None, None, False, seeds, *self.options)
         asked = gaussian_problem(*given)
         kernels.forward(asked, gaussian.Outputs(z, None, log_q))
         found = {"z": z, "log_q": log_q}
@@ -204,7 +220,7 @@ class LogQProblem(Problem):
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return what the other problems' `formula` returns, by autograd through z."""
         mean, logvar = (x.to(dtype).requires_grad_() for x in (self.mean, self.spread))
-        eps = reference.noise_like(self.mean.float(), self.sizes, self.seeds, self.offset).to(dtype)
+        eps = self.noise(self.seeds).to(dtype)
         z, log_q = log_q_formula(mean.unsqueeze(1), logvar.unsqueeze(1), eps, path=False)
         gz, gq = self.gz.to(dtype), self.gq.to(dtype)
         found = {"z": z, "log_q": log_q}

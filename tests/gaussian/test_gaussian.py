@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import latent_kernels as lk
 from latent_kernels.kernels.gaussian import cpp_cpu, reference
+from latent_kernels.kernels.gaussian.problem import ANTITHETIC, INDEPENDENT, SOBOL
 from latent_kernels.kernels.noise import reference as noise
 from tests.backends import CPP, Backend, on_every_backend
 from tests.checks import DTYPES, INTERPRETED, SIZES, Sizes, bits_equal, is_half
-from tests.gaussian.checks import Problem, check, check_near_overflow
+from tests.gaussian.checks import Problem, check, check_near_overflow, of_points
 
 Tensor = torch.Tensor
 
@@ -27,6 +28,8 @@ def test_results(backend: Backend, sizes: Sizes, dtype: torch.dtype) -> None:
     check(backend, Problem(sizes, dtype))
     check(backend, Problem(sizes, dtype, prior=False, offset=3))
     check(backend, Problem(sizes, dtype, prior=False, scale=True))
+    check(backend, Problem(sizes, dtype, offset=3, dependence=ANTITHETIC))
+    check(backend, Problem(of_points(sizes), dtype, offset=3, dependence=SOBOL))
 
 
 @given(
@@ -34,10 +37,15 @@ def test_results(backend: Backend, sizes: Sizes, dtype: torch.dtype) -> None:
     dtype=st.sampled_from(DTYPES),
     offset=st.integers(0, 9),
     prior=st.booleans(),
+    dependence=st.sampled_from([INDEPENDENT, ANTITHETIC, SOBOL]),
 )
 @settings(max_examples=80)
-def test_cpp_on_any_shape(sizes: Sizes, dtype: torch.dtype, offset: int, prior: bool) -> None:
-    check(CPP, Problem(sizes, dtype, prior=prior, offset=offset), roundings=4)
+def test_cpp_on_any_shape(
+    sizes: Sizes, dtype: torch.dtype, offset: int, prior: bool, dependence: int
+) -> None:
+    sizes = of_points(sizes) if dependence == SOBOL else sizes
+    problem = Problem(sizes, dtype, prior=prior, offset=offset, dependence=dependence)
+    check(CPP, problem, roundings=4)
 
 
 def test_noise_is_the_stream(simd_build: str) -> None:

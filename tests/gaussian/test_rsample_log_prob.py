@@ -16,10 +16,17 @@ import torch
 
 import latent_kernels as lk
 from latent_kernels.kernels.eager import row_dtype
-from latent_kernels.kernels.gaussian import reference
+from latent_kernels.kernels.gaussian.problem import ANTITHETIC, SOBOL
 from tests.backends import CPP, Backend, on_every_backend
 from tests.checks import DTYPES, INTERPRETED, SIZES, Sizes, bits_equal
-from tests.gaussian.checks import LogQProblem, Problem, check, leaves, log_q_formula
+from tests.gaussian.checks import (
+    LogQProblem,
+    Problem,
+    check,
+    leaves,
+    log_q_formula,
+    of_points,
+)
 
 Tensor = torch.Tensor
 
@@ -31,10 +38,14 @@ Tensor = torch.Tensor
 def test_without_kl(backend: Backend, sizes: Sizes, dtype: torch.dtype) -> None:
     check(backend, LogQProblem(sizes, dtype))
     check(backend, LogQProblem(sizes, dtype, offset=3))
+    check(backend, LogQProblem(sizes, dtype, dependence=ANTITHETIC))
+    check(backend, LogQProblem(of_points(sizes), dtype, dependence=SOBOL))
 
 
 def test_long_rows_without_kl() -> None:
     check(CPP, LogQProblem((1, 20, 3, 40000), torch.float32))
+    check(CPP, LogQProblem((1, 21, 3, 40000), torch.float32, dependence=ANTITHETIC))
+    check(CPP, LogQProblem((1, 16, 3, 20000), torch.float32, dependence=SOBOL))
 
 
 @pytest.mark.parametrize("path", [False, True])
@@ -101,7 +112,7 @@ class Public(Problem):
         mean, logvar = (x[0].clone().requires_grad_() for x in (self.mean, self.spread))
         number = samples if samples > 1 else None
         z, log_q = lk.rsample_log_prob(
-            mean, logvar, number, seed=5, offset=self.offset, path_derivative=self.path
+            mean, logvar, number, seed=5, offset=self.options[0], path_derivative=self.path
         )
         of_z = (z,) if self.path else ()
         upstream = (self.gz.reshape(z.shape), self.gq.reshape(log_q.shape))
@@ -118,7 +129,7 @@ class Public(Problem):
     def formula(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return what the other problems' `formula` returns, by autograd through z."""
         mean, logvar = (x[0].to(dtype).requires_grad_() for x in (self.mean, self.spread))
-        eps = reference.noise_like(self.mean.float(), self.sizes, 5, self.offset)[0].to(dtype)
+        eps = self.noise(5)[0].to(dtype)
         z, log_q = log_q_formula(mean, logvar, eps, path=self.path)
         of_z = (z,) if self.path else ()
         upstream = (self.gz[0].to(dtype), self.gq[0].to(dtype))

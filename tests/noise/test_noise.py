@@ -183,6 +183,15 @@ DIGESTS: dict[tuple[str, int, int], str] = {
         17179868184,
     ): "932931ba93a2efe026d132f4e7ae0b6363ac2633c15ad2ae2bdf96177f27c836",
 }
+SOBOL = [  # [4, 3]
+    0x3E77B532, 0x3FF4A52B, 0x3F69E731, 0xBF946206, 0xBF070753, 0xBFD86764,
+    0xBF2804AA, 0x3EA0251C, 0x3DC87115, 0x3F41C3BB, 0xBF7557ED, 0xBEE629DC,
+]  # fmt: skip
+
+
+def test_golden_points(simd_build: str) -> None:
+    z = lk.rsample(torch.zeros(3), 0.0, 4, seed=20131220, offset=6, qmc=True)
+    assert [int(b) for b in bits(z).flatten().view(np.uint32)] == SOBOL
 
 
 def test_golden_values(simd_build: str) -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import latent_kernels as lk
 from latent_kernels.kernels import backends
+from latent_kernels.kernels.gaussian.problem import ANTITHETIC, SOBOL
 
 Tensor = torch.Tensor
 OPS = torch.ops.latent_kernels
@@ -39,38 +40,48 @@ def scales(*shape: int) -> Tensor:
 SEEDS = torch.tensor([3, 2**40])
 RAW: list[tuple[str, Callable[[], tuple[Any, ...]]]] = [
     ("gaussian",
-     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, None, SEEDS, 3, 0, [True, True, True])),
+     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, None, SEEDS, 3, 0, 0, [True, True, True])),
     ("gaussian",
-     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, leaf(2, 5, 4), leaf(2, 5, 4), SEEDS[:1], 1, 7,
+     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, None, SEEDS, 3, 0, ANTITHETIC,
+              [True, True, True])),
+    ("gaussian",
+     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, leaf(2, 5, 4), leaf(2, 5, 4), SEEDS[:1], 1, 7, 0,
               [True, True, False])),
     ("gaussian",
-     lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, None, SEEDS[:1], 0, 0,
+     lambda: (leaf(1, 5, 4), leaf(1, 5, 4), None, None, None, SEEDS[:1], 0, 0, 0,
               [False, True, False])),
     ("gaussian",
-     lambda: (leaf(1, 5, 4), None, leaf(1, 5, 4), None, None, SEEDS[:1], 2, 0,
+     lambda: (leaf(1, 5, 4), None, leaf(1, 5, 4), None, None, SEEDS[:1], 2, 0, 0,
               [True, False, False])),
     (
         "gaussian_backward",
         lambda: (data(2, 3, 5, 4), data(2, 5), data(2, 3, 5), data(2, 5, 4), data(2, 5, 4),
                  None, None, None, SEEDS)
-        + (3, 0)
+        + (3, 0, ANTITHETIC)
         + ([True, True, False, False, False],),
     ),
     (
         "gaussian_backward",
         lambda: (None, data(2, 5), None, data(2, 5, 4), data(2, 5, 4), None, data(2, 5, 4), None,
-                 SEEDS, 0, 0)
+                 SEEDS, 0, 0, 0)
         + ([False, True, False, True, False],),
     ),
     (
         "gaussian_backward",
         lambda: (None, None, data(2, 3, 5), data(2, 5, 4), data(2, 5, 4), None, None, None, SEEDS,
-                 3, 0)
+                 3, 0, 0)
         + ([True, True, False, False, False],),
     ),
-    ("gaussian_path", lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1, [True])),
+    ("gaussian_path",
+     lambda: (leaf(2, 3, 5, 4), data(2, 3, 5), data(2, 5, 4), SEEDS, 1, 0, [True])),
     ("gaussian_path_backward",
-     lambda: (data(2, 3, 5), data(2, 3, 5, 4), None, data(2, 5, 4), SEEDS[:1], 1, [True])),
+     lambda: (data(2, 3, 5), data(2, 3, 5, 4), None, data(2, 5, 4), SEEDS[:1], 1, ANTITHETIC,
+              [True])),
+    ("gaussian",
+     lambda: (leaf(2, 5, 4), leaf(2, 5, 4), None, None, None, SEEDS, 4, 0, SOBOL,
+              [True, True, True])),
+    ("gaussian_path_backward",
+     lambda: (data(2, 4, 5), data(2, 4, 5, 4), None, data(2, 5, 4), SEEDS, 1, SOBOL, [True])),
     ("gaussian_scale_kl",
      lambda: (leaf(2, 5), scales(2, 5), leaf(2, 5), scales(2, 5), [True])),
     ("gaussian_scale_kl_backward",
@@ -207,8 +218,43 @@ def test_fake_tensors() -> None:
         torch.tensor([1]),
         2,
         0,
+        ANTITHETIC,
         [True, True, False],
     )[0].shape == (1, 2, 3, 4)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("option", ["antithetic", "qmc"])
+def test_dependent_samples(option: str) -> None:
+    """Second derivatives, torch.compile and vmap have the dependent samples of plain calls."""
+    given: dict[str, Any] = {"num_samples": 4, "seed": 7, option: True}
+    eps = lk.rsample(data(3, 5) * 0, 0.0, **given)
+
+    def ours(m: Tensor, l: Tensor) -> Tensor:
+        z, log_q = lk.rsample_log_prob(m, l, **given, path_derivative=True)
+        return z.pow(4).sum() + log_q.square().sum()
+
+    def plain(m: Tensor, l: Tensor) -> Tensor:
+        z = m + torch.exp(0.5 * l) * eps
+        return z.pow(4).sum() + lk.gaussian_log_prob(z, m.detach(), l.detach()).square().sum()
+
+    inputs = leaf(3, 5), leaf(3, 5)
+    expected, found = (
+        [f(*inputs), *torch.autograd.grad(f(*inputs), inputs, create_graph=True)]
+        for f in (plain, ours)
+    )
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+        second = [torch.autograd.grad(x.sin().sum(), inputs, retain_graph=True) for x in (a, b)]
+        for c, d in zip(*second, strict=True):
+            assert torch.allclose(c, d, rtol=1e-9, atol=1e-9)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for a, b in zip(found[1:], torch.autograd.grad(compiled(*inputs), inputs), strict=True):
+        assert torch.equal(a, b)
+    many, seeds = data(2, 3, 5), torch.tensor([7, 8])
+    together = vmap(lambda m, seed: lk.rsample(m, m, **(given | {"seed": seed})))(many, seeds)
+    for one, m, seed in zip(together, many, seeds, strict=True):
+        assert torch.equal(one, lk.rsample(m, m, **(given | {"seed": seed})))
 
 
 # --- torch.func -----------------------------------------------------------------------------------

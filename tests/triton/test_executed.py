@@ -190,7 +190,7 @@ def test_samples_past_2_to_the_31(cols: int) -> None:
     rows = 2**20 + 3
     z = torch.from_numpy(sparse(3 * rows * cols, np.float16)).reshape(1, 3, rows, cols)
     zero = torch.zeros(1, cols, dtype=torch.float16).expand(rows, cols)
-    problem = Problem((1, 3, rows, cols), zero, zero, None, None, None, 3, 0)
+    problem = Problem((1, 3, rows, cols), zero, zero, None, None, None, 3, 0, 0)
     with launches(only=last(2)):
         triton_gpu.forward(problem, Outputs(z, None, None))
     for sample in range(3):

@@ -10,11 +10,11 @@ import torch
 import latent_kernels as lk
 from latent_kernels.kernels import backends
 from latent_kernels.kernels.gaussian import cpp_cpu
-from latent_kernels.kernels.gaussian.problem import Outputs
+from latent_kernels.kernels.gaussian.problem import ANTITHETIC, INDEPENDENT, SOBOL, Outputs
 from latent_kernels.kernels.noise import cpp_cpu as noise
 from tests.backends import interpreted
 from tests.checks import INTERPRETED, Sizes, bits_equal
-from tests.gaussian.checks import Problem, check_near_overflow, gaussian_problem
+from tests.gaussian.checks import Problem, check_near_overflow, gaussian_problem, of_points
 
 slow = pytest.mark.slow
 
@@ -66,8 +66,10 @@ def test_elementary_edges_through_the_stream() -> None:
 )
 def test_samples_have_the_cpus_bits(kernels: ModuleType, sizes: Sizes, offset: int) -> None:
     """z agrees bit for bit, not only eps, since exp is the same sequence of operations too."""
-    problem = Problem(sizes, torch.float32, offset=offset)
-    assert bits_equal(problem.run(kernels)["z"], problem.run(cpp_cpu)["z"])
+    for dependence in (INDEPENDENT, ANTITHETIC, SOBOL):
+        own = of_points(sizes) if dependence == SOBOL else sizes
+        problem = Problem(own, torch.float32, offset=offset, dependence=dependence)
+        assert bits_equal(problem.run(kernels)["z"], problem.run(cpp_cpu)["z"])
 
 
 @interpreted
@@ -87,11 +89,12 @@ def test_rows_of_a_wider_tensor_have_the_cpus_bits(kernels: ModuleType, row: int
 
 
 @interpreted
+@pytest.mark.parametrize("dependence", [INDEPENDENT, ANTITHETIC])
 @pytest.mark.parametrize("rows", [64, pytest.param(1, marks=slow)])
 def test_dealing_samples_to_programs_changes_no_bit_of_z(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, rows: int
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, rows: int, dependence: int
 ) -> None:
-    problem = Problem((1, 12, rows, 12), torch.float32)
+    problem = Problem((1, 13, rows, 12), torch.float32, dependence=dependence)
     found = []
     for programs in (1, 2048):
         monkeypatch.setattr(kernels, "WANTED_PROGRAMS", programs)

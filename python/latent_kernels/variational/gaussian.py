@@ -16,7 +16,14 @@ from latent_kernels import _checks
 from latent_kernels._checks import Seed
 from latent_kernels.kernels.description import Dims
 from latent_kernels.kernels.eager import SeedSource, shared
-from latent_kernels.kernels.gaussian.problem import GAUSSIAN, GAUSSIAN_PATH
+from latent_kernels.kernels.gaussian.problem import (
+    ANTITHETIC,
+    GAUSSIAN,
+    GAUSSIAN_PATH,
+    INDEPENDENT,
+    SOBOL,
+)
+from latent_kernels.kernels.noise import sobol
 
 Tensor = torch.Tensor
 
@@ -30,6 +37,8 @@ def rsample_kl(
     prior_logvar: Tensor | float | None = None,
     seed: Seed = None,
     offset: int = 0,
+    antithetic: bool = False,
+    qmc: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Return reparameterized samples of q = N(mean, e^logvar), and KL(q || prior), in one pass.
@@ -57,6 +66,17 @@ def rsample_kl(
             `torch.manual_seed` means under torch.compile.
         offset: the first element's place in the noise stream, so that calls with one seed can have
             different noise.
+        antithetic: draw pairs that mirror each other at the mean, z_{s + ceil(S/2)} - mean =
+            -(z_s - mean); the middle one of an odd S has no twin. The first ceil(S/2) samples are
+            those of independent ones. Each has the distribution q, and their average has less
+            variance for f near linear: none at all for a linear f or the mean's gradient of a
+            quadratic one, more for an even one. The variance of an average over the samples is not
+            1/S of theirs: estimate it from the averages of pairs, or from several seeds.
+        qmc: draw Sobol' points: the S = 2^m <= 65536 samples of each row cover the space of D
+            dimensions evenly, by a scramble of the row's own from the seed. Each has the
+            distribution q; the average of a smooth f has a variance that falls much faster than
+            1/S where few dimensions matter together. Rows are independent, samples are not: the
+            error of an estimate can be seen from several seeds alone.
         generator: a torch.Generator on the CPU, or on mean's GPU, to draw the seed from in place of
             `seed`.
 
@@ -68,7 +88,8 @@ def rsample_kl(
         TypeError, ValueError: an argument is wrong; the message names it.
 
     Source:
-        Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 4 and 10.
+        Kingma and Welling, "Auto-encoding variational Bayes" (2014), equations 4 and 10; Buchholz,
+        Wenzel and Mandt, "Quasi-Monte Carlo variational inference" (2018), for qmc.
 
     Example:
         >>> import torch, latent_kernels as lk
@@ -84,9 +105,9 @@ def rsample_kl(
 
     """
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
-    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, options = _drawn(mean, num_samples, seed, offset, generator, antithetic, qmc)
     inputs = (mean, logvar, None, prior_mean, prior_logvar)
-    z, kl, _ = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, True, False))
+    z, kl, _ = GAUSSIAN(dims, inputs, options, seed=source, wanted=(True, True, False))
     return z, kl
 
 
@@ -97,6 +118,8 @@ def rsample(
     *,
     seed: Seed = None,
     offset: int = 0,
+    antithetic: bool = False,
+    qmc: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Return reparameterized samples of N(mean, e^logvar).
@@ -112,6 +135,8 @@ def rsample(
         num_samples: S >= 1, or None for one sample without a sample dimension.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean, or None to draw one.
         offset: the first element's place in the noise stream.
+        antithetic: draw pairs that mirror each other at the mean, see `rsample_kl`.
+        qmc: draw Sobol' points for each row, see `rsample_kl`.
         generator: a torch.Generator to draw the seed from, in place of `seed`.
 
     Returns:
@@ -130,12 +155,18 @@ def rsample(
         torch.Size([5, 3, 2])
         >>> torch.equal(z, lk.normal((5, 3, 2), seed=0))  # the noise itself for mean 0, variance 1
         True
+        >>> z = lk.rsample(torch.zeros(3, 2), 0.0, num_samples=6, seed=0, antithetic=True)
+        >>> torch.equal(z[3:], -z[:3])
+        True
+        >>> z = lk.rsample(torch.zeros(3, 2), 0.0, num_samples=8, seed=0, qmc=True)
+        >>> (z > 0).sum(0)[0]  # each column of each row is spread evenly
+        tensor([4, 4])
 
     """
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, options = _drawn(mean, num_samples, seed, offset, generator, antithetic, qmc)
     inputs = (mean, logvar, None, None, None)
-    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, False))[0]
+    z: Tensor = GAUSSIAN(dims, inputs, options, seed=source, wanted=(True, False, False))[0]
     return z
 
 
@@ -146,6 +177,8 @@ def rsample_log_prob(
     *,
     seed: Seed = None,
     offset: int = 0,
+    antithetic: bool = False,
+    qmc: bool = False,
     path_derivative: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -165,6 +198,9 @@ def rsample_log_prob(
         num_samples: S >= 1, or None for one sample without a sample dimension.
         seed: an int in [0, 2^63), a 0-d int64 tensor on the device of mean, or None to draw one.
         offset: the first element's place in the noise stream.
+        antithetic: draw pairs that mirror each other at the mean, see `rsample_kl`. The twins have
+            one log q.
+        qmc: draw Sobol' points for each row, see `rsample_kl`.
         path_derivative: which gradient log q has. False: the total derivative by the parameters.
             Since z_s moves with them, log q(z_s) is -1/2 sum_d logvar plus a constant, and its
             gradient by z is zero (`gaussian_log_prob` has one). True: the derivative along z alone,
@@ -199,14 +235,14 @@ def rsample_log_prob(
     """
     path_derivative = _checks.flag("path_derivative", path_derivative)
     mean, logvar, _, _ = _parameters(mean, logvar, None, None)
-    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, options = _drawn(mean, num_samples, seed, offset, generator, antithetic, qmc)
     if path_derivative:
         source = shared(source, mean.device)  # for both ops
     inputs = (mean, logvar, None, None, None)
-    z, _, log_q = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, True))
+    z, _, log_q = GAUSSIAN(dims, inputs, options, seed=source, wanted=(True, False, True))
     if path_derivative:  # as a function of z alone
         of_z = z, log_q.detach(), logvar.detach()
-        log_q = GAUSSIAN_PATH(dims, of_z, (offset,), seed=source)
+        log_q = GAUSSIAN_PATH(dims, of_z, options, seed=source)
     return z, log_q
 
 
@@ -221,9 +257,9 @@ def rsample_scale(
 ) -> Tensor:
     """Return samples z = mean + scale epsilon: `rsample` with sigma in place of its logarithm."""
     mean, scale, _, _ = _parameters(mean, scale, None, None, second="scale")
-    dims, source, offset = _drawn(mean, num_samples, seed, offset, generator)
+    dims, source, options = _drawn(mean, num_samples, seed, offset, generator)
     inputs = (mean, None, scale, None, None)
-    z: Tensor = GAUSSIAN(dims, inputs, (offset,), seed=source, wanted=(True, False, False))[0]
+    z: Tensor = GAUSSIAN(dims, inputs, options, seed=source, wanted=(True, False, False))[0]
     return z
 
 
@@ -270,7 +306,7 @@ def gaussian_kl(
     mean, logvar, prior_mean, prior_logvar = _parameters(mean, logvar, prior_mean, prior_logvar)
     dims = _dims(mean, 0)  # of no samples
     inputs = mean, logvar, None, prior_mean, prior_logvar
-    kl: Tensor = GAUSSIAN(dims, inputs, (0,), seed=0, wanted=(False, True, False))[1]
+    kl: Tensor = GAUSSIAN(dims, inputs, (0, INDEPENDENT), seed=0, wanted=(False, True, False))[1]
     return kl
 
 
@@ -304,15 +340,38 @@ def _drawn(
     seed: Seed,
     offset: int,
     generator: torch.Generator | None,
-) -> tuple[Dims, SeedSource, int]:
+    antithetic: bool = False,
+    qmc: bool = False,
+) -> tuple[Dims, SeedSource, tuple[int, int]]:
     """Check how many samples are drawn, and from where in the stream; return the axes, the seed
-    or what to draw it from, and the offset.
+    or what to draw it from, and the options: the offset, and how samples depend on each other.
     """
     samples, count = None, mean.numel()
     if num_samples is not None:
         samples = _checks.samples(num_samples)
         count *= samples  # type: ignore[operator]
-    return _dims(mean, samples), *_checks.stream(seed, offset, count, mean.device, generator)
+    source, offset = _checks.stream(seed, offset, count, mean.device, generator)
+    dependence = INDEPENDENT
+    if antithetic is not False or qmc is not False:
+        dependence = _dependence(samples, mean.shape[-1], antithetic, qmc)
+    return _dims(mean, samples), source, (offset, dependence)
+
+
+def _dependence(samples: int | None, cols: int, antithetic: bool, qmc: bool) -> int:
+    """Return how samples depend on each other, checked."""
+    antithetic, qmc = _checks.flag("antithetic", antithetic), _checks.flag("qmc", qmc)
+    if not qmc:
+        return ANTITHETIC if antithetic else INDEPENDENT
+    if antithetic:
+        raise ValueError("qmc and antithetic exclude each other; got True for both")
+    largest = 2**sobol.LARGEST_BITS
+    if samples is not None and (samples > largest or samples & (samples - 1)):
+        raise ValueError(
+            f"num_samples must be a power of two up to {largest} where qmc=True; got {samples}"
+        )
+    if cols > sobol.LARGEST_COLS:
+        raise ValueError(f"qmc=True takes at most {sobol.LARGEST_COLS} columns; mean has {cols}")
+    return SOBOL
 
 
 def _dims(mean: Tensor, num_samples: int | None) -> Dims:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from latent_kernels.kernels.gaussian.problem import ANTITHETIC, INDEPENDENT, SOBOL
 from tests.triton.compiled.launches import (
     H100,
     LAYOUTS,
@@ -36,6 +37,7 @@ def gaussian(
     *,
     ones: bool = False,
     cols: int = 64,
+    dependence: int = INDEPENDENT,
 ) -> Any:
     """Return a Gaussian kernel for a number of columns; with `ones`, as a launch on a problem of
     one row and column specializes it.
@@ -49,13 +51,29 @@ def gaussian(
     rows = "*fp64" if dtype == torch.float64 else "*fp32"
     types = {arg: POINTERS[dtype] for arg in kernel.arg_names if arg.endswith("_ptr")}
     types |= dict.fromkeys(("kl_ptr", "log_q_ptr", "gkl_ptr", "gq_ptr"), rows)
-    sizes = ("S", "N", "D", "seed_stride", "samples_per_program", "tiles", "chunks", "col_blocks")
+    types["points_ptr"] = "*i32"
+    sizes = (
+        "S",
+        "N",
+        "D",
+        "seed_stride",
+        "samples_per_program",
+        "tiles",
+        "chunks",
+        "col_blocks",
+        "bits",
+    )
     types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("seed", "offset", "chunk_stride"), "i64")
     types |= {arg: "i32" for arg in kernel.arg_names if re.search(r"_(group|row|sample)$", arg)}
     compute = tl.float64 if dtype == torch.float64 else tl.float32
     block_n, block_d = tile_shape(4096, cols, dtype, small=layout == "scattered")
     constants: dict[str, Any] = {"compute": compute, "BLOCK_N": block_n, "BLOCK_D": block_d}
-    constants |= {"layout": LAYOUTS[layout], "seed_is_pointer": False, "is_scale": False}
+    constants |= {
+        "layout": LAYOUTS[layout],
+        "seed_is_pointer": False,
+        "is_scale": False,
+        "antithetic": False,
+    }
     constants["even"] = layout == "aligned" and not ones
     constants["nest"] = 2
     constants |= {arg: True for arg in kernel.arg_names if re.match(r"(with|has|need)_", arg)}
@@ -108,6 +126,15 @@ def test_compiles_without_spills(
     name: str, dtype: torch.dtype, layout: str, target: GPUTarget, tmp_path: Path
 ) -> None:
     assert spills(gaussian(name, dtype, layout, target), tmp_path) == 0
+
+
+@pytest.mark.parametrize("dependence", [ANTITHETIC, SOBOL])
+@pytest.mark.parametrize("name", KERNELS)
+def test_dependent_samples_compile_without_spills(
+    name: str, dependence: int, tmp_path: Path
+) -> None:
+    kernel = gaussian(name, torch.float32, "aligned", H100, dependence=dependence)
+    assert spills(kernel, tmp_path) == 0
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -97,6 +97,8 @@ class DiagonalGaussian(Family):
         *,
         seed: Seed = None,
         offset: int = 0,
+        antithetic: bool = False,
+        qmc: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return reparameterized samples [S, ..., D], or [..., D] where num_samples is None.
@@ -104,7 +106,14 @@ class DiagonalGaussian(Family):
         `latent_kernels.rsample` explains the arguments.
         """
         return rsample(
-            self.mean, self.logvar, num_samples, seed=seed, offset=offset, generator=generator
+            self.mean,
+            self.logvar,
+            num_samples,
+            seed=seed,
+            offset=offset,
+            antithetic=antithetic,
+            qmc=qmc,
+            generator=generator,
         )
 
     def rsample_kl(
@@ -114,6 +123,8 @@ class DiagonalGaussian(Family):
         prior: DiagonalGaussian | None = None,
         seed: Seed = None,
         offset: int = 0,
+        antithetic: bool = False,
+        qmc: bool = False,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return reparameterized samples, and KL(q || prior), in one pass.
@@ -132,6 +143,8 @@ class DiagonalGaussian(Family):
             prior_logvar=given[1],
             seed=seed,
             offset=offset,
+            antithetic=antithetic,
+            qmc=qmc,
             generator=generator,
         )
 
@@ -141,6 +154,8 @@ class DiagonalGaussian(Family):
         *,
         seed: Seed = None,
         offset: int = 0,
+        antithetic: bool = False,
+        qmc: bool = False,
         path_derivative: bool = False,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -155,6 +170,8 @@ class DiagonalGaussian(Family):
             num_samples,
             seed=seed,
             offset=offset,
+            antithetic=antithetic,
+            qmc=qmc,
             generator=generator,
             path_derivative=path_derivative,
         )
@@ -165,11 +182,20 @@ class DiagonalGaussian(Family):
         *,
         seed: Seed = None,
         offset: int = 0,
+        antithetic: bool = False,
+        qmc: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return samples as `rsample` does, without gradient."""
         with torch.no_grad():
-            return self.rsample(num_samples, seed=seed, offset=offset, generator=generator)
+            return self.rsample(
+                num_samples,
+                seed=seed,
+                offset=offset,
+                antithetic=antithetic,
+                qmc=qmc,
+                generator=generator,
+            )
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log q(z) in nats, summed over D, [S, ...]."""
