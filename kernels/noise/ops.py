@@ -35,9 +35,20 @@ def normals(sizes: Sequence[int], seeds: Tensor, offset: int, like: Tensor) -> T
     """Return standard normals [groups, ...] for seeds [1] or [groups], in the dtype of `like` and
     on its device.
     """
+    return _of_groups("normal", sizes, seeds, offset, like)
+
+
+def uniforms(sizes: Sequence[int], seeds: Tensor, offset: int, like: Tensor) -> Tensor:
+    """Return uniforms, as `normals` does."""
+    return _of_groups("uniform", sizes, seeds, offset, like)
+
+
+def _of_groups(
+    kind: str, sizes: Sequence[int], seeds: Tensor, offset: int, like: Tensor
+) -> Tensor:
     groups, *shape = sizes
     found: Tensor = call(
-        "noise", "normal", shape, seeds.expand(groups), offset, like.dtype, str(like.device)
+        "noise", kind, shape, seeds.expand(groups), offset, like.dtype, str(like.device)
     )
     return found
 

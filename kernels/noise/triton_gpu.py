@@ -38,11 +38,16 @@ def philox(seed, counter, substream: tl.constexpr):
 
 
 @triton.jit
-def ln(u):
-    """Return the natural logarithm of normal u > 0; see reference.py."""
+def parts(u):
+    """Return k and f of normal u = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2))."""
     bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
-    k = (bits >> 23).to(tl.float32)
     f = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    return (bits >> 23).to(tl.float32), f
+
+
+@triton.jit
+def ln_of_parts(k, f):
+    """Return k ln 2 + ln(1 + f); see reference.py."""
     p = tl.fma(f, -0.07859611511230469, 0.12881647050380707)
     p = tl.fma(p, f, -0.13128754496574402)
     p = tl.fma(p, f, 0.14181192219257355)
@@ -52,6 +57,13 @@ def ln(u):
     p = tl.fma(p, f, 0.33333316445350647)
     p = tl.fma(p, f, -0.5)
     return tl.fma(k, 0.6931471824645996, tl.fma(p, f * f, f))
+
+
+@triton.jit
+def ln(u):
+    """Return the natural logarithm of normal u > 0."""
+    k, f = parts(u)
+    return ln_of_parts(k, f)
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""Relaxed samples of discrete families: differentiable, by the Gumbel-softmax and its binary form."""
