@@ -120,81 +120,86 @@ inline void minus_gumbel(uint64_t seed, uint64_t e, int64_t n, float* x) {
   }
 }
 
-// The largest of t[0..n), NaN if one is.
+// The larger of two, NaN if one is.
+struct LargerOrNan {
+  template <class X>
+  LK_INLINE X operator()(X x, X y) const {
+    return (x > y) | (x != x) ? x : y;
+  }
+};
+
+// The largest of t[0..n), NaN if one is; n is at least kManyClasses.
 template <class C>
 inline C largest_of(const C* t, int64_t n) {
-  const auto larger_or_nan = [](auto x, auto y) { return (x > y) | (x != x) ? x : y; };
-  C most = t[0];
-  if (n < lanes<C>) {
-    for (int64_t k = 1; k < n; ++k) most = larger_or_nan(t[k], most);
-    return most;
-  }
+  const LargerOrNan larger_or_nan;
   Vec<C> found = load(t + n - lanes<C>);
   for (int64_t k = 0; k + lanes<C> <= n; k += lanes<C>) found = larger_or_nan(load(t + k), found);
+  C most = found[0];
   for (int lane = 0; lane < lanes<C>; ++lane) most = larger_or_nan(C(found[lane]), most);
   return most;
 }
 
-// y = 1 in the first class with the largest logit + Gumbel, else 0; NaN in a variable without probabilities.
-template <class C>
-inline void one_hot_rows(const C* logits, const float* x, int64_t cells, int64_t classes, C* t, C* y) {
+// y = softmax((logits + Gumbel) / tau) of each variable of a block; hard: 1 in the first class with the largest sum,
+// else 0, and NaN where that is not finite.
+template <bool hard, class C>
+inline void relaxed_rows(const C* logits, const float* x, int64_t cells, int64_t classes, C inverse, C* t, C* y) {
   for (int64_t begin = 0; begin < cells; begin += classes) {
     each<C>(classes, [&](int64_t k, auto part) {
       store(t + k, load(logits + begin + k, part) - load_noise<C>(x + begin + k, part), part);
     });
     const C most = largest_of(t, classes);
     C* const row = y + begin;
-    if (most - most != 0) {
+    if constexpr (hard) {
       for (int64_t k = 0; k < classes; ++k) row[k] = most - most;
-      continue;
+      int64_t place = 0;
+      while (t[place] != most && most == most) ++place;
+      row[place] = row[place] + 1;
+    } else {
+      each<C>(classes, [&](int64_t k, auto part) { store(t + k, exp((load(t + k, part) - most) * inverse), part); });
+      const C share = C(1) / lane_sum(t, static_cast<int>(classes));
+      each<C>(classes, [&](int64_t k, auto part) { store(row + k, load(t + k, part) * share, part); });
     }
-    std::memset(row, 0, sizeof(C) * static_cast<size_t>(classes));
-    int64_t place = 0;
-    while (t[place] != most) ++place;
-    row[place] = 1;
-  }
-}
-
-// y = softmax((logits + Gumbel) / tau) of each variable of a block.
-template <class C>
-inline void softmax_rows(const C* logits, const float* x, int64_t cells, int64_t classes, C inverse, C* t, C* y) {
-  for (int64_t begin = 0; begin < cells; begin += classes) {
-    each<C>(classes, [&](int64_t k, auto part) {
-      store(t + k, load(logits + begin + k, part) - load_noise<C>(x + begin + k, part), part);
-    });
-    const C most = largest_of(t, classes);
-    each<C>(classes, [&](int64_t k, auto part) { store(t + k, exp((load(t + k, part) - most) * inverse), part); });
-    const C share = C(1) / lane_sum(t, static_cast<int>(classes));
-    each<C>(classes, [&](int64_t k, auto part) { store(y + begin + k, load(t + k, part) * share, part); });
   }
 }
 
 // The same where variables have few classes, class by class.
-template <class C>
-inline void softmax_columns(const C* logits, const float* x, int64_t cells, int64_t classes, C inverse, C* t, C* y) {
+template <bool hard, class C>
+inline void relaxed_columns(const C* logits, const float* x, int64_t cells, int64_t classes, C inverse, C* t, C* y) {
   const int64_t n = cells / classes;
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < classes; ++k) t[k * n + i] = logits[i * classes + k] - static_cast<C>(x[i * classes + k]);
-  each<C>(n, [&](int64_t i, auto part) {
-    auto most = load(t + i, part);
-    for (int64_t k = 1; k < classes; ++k)
-      most = map([](auto x, auto y) { return x > y ? x : y; }, load(t + k * n + i, part), most);
+  each<C>(n, [&](int64_t i, auto part) LK_INLINE_LAMBDA {
+    const auto at = [&](int64_t k) LK_INLINE_LAMBDA { return load(t + k * n + i, part); };
+    auto most = at(0);
+    for (int64_t k = 1; k < classes; ++k) most = map(LargerOrNan(), at(k), most);
     auto total = most - most;
-    for (int64_t k = 0; k < classes; ++k) {
-      const auto weight = exp((load(t + k * n + i, part) - most) * inverse);
-      store(t + k * n + i, weight, part);
-      total = total + weight;
+    if constexpr (hard) {
+      const auto zero = total;  // or NaN
+      const auto first = [](auto x, auto most, auto found, auto zero) {
+        return (x == most) & (found == 0) ? found + 1 : zero;
+      };
+      for (int64_t k = 0; k < classes; ++k) {
+        const auto one = map(first, at(k), most, total, zero);
+        total = total + one;
+        store(t + k * n + i, one, part);
+      }
+    } else {
+      for (int64_t k = 0; k < classes; ++k) {
+        const auto weight = exp((at(k) - most) * inverse);
+        store(t + k * n + i, weight, part);
+        total = total + weight;
+      }
+      const auto share = map([](auto x) { return C(1) / x; }, total);
+      for (int64_t k = 0; k < classes; ++k) store(t + k * n + i, at(k) * share, part);
     }
-    const auto share = map([](auto x) { return C(1) / x; }, total);
-    for (int64_t k = 0; k < classes; ++k) store(t + k * n + i, load(t + k * n + i, part) * share, part);
   });
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < classes; ++k) y[i * classes + k] = t[k * n + i];
 }
 
-template <class C>
-inline void softmax_cells(const C* logits, const float* x, int64_t cells, int64_t classes, C inverse, C* t, C* y) {
-  const auto f = classes < kManyClasses ? softmax_columns<C> : softmax_rows<C>;
+template <bool hard, class C>
+inline void relaxed_block(const C* logits, const float* x, int64_t cells, int64_t classes, C inverse, C* t, C* y) {
+  const auto f = classes < kManyClasses ? relaxed_columns<hard, C> : relaxed_rows<hard, C>;
   f(logits, x, cells, classes, inverse, t, y);
 }
 
@@ -212,10 +217,8 @@ void relaxed_categorical_forward(const RelaxedProblem& p, void* y, const Part& p
       minus_gumbel(seed, p.offset + static_cast<uint64_t>(e), cells, at.x);
       T* to = static_cast<T*>(y) + part.group * p.samples * p.cells + e;
       C* const out = output_tile(to, at.y);
-      if (p.hard)
-        one_hot_rows(logits, at.x, cells, p.classes, at.t, out);
-      else
-        softmax_cells(logits, at.x, cells, p.classes, C(p.inverse), at.t, out);
+      const auto draw = p.hard ? relaxed_block<true, C> : relaxed_block<false, C>;
+      draw(logits, at.x, cells, p.classes, C(p.inverse), at.t, out);
       finish_tile(at.y, static_cast<int>(cells), to);
     }
   }
@@ -226,17 +229,17 @@ template <class C>
 inline void add_softmax_gradients(const C* y, const C* g, int64_t cells, int64_t classes, C* t, C* sum) {
   for (int64_t begin = 0; begin < cells; begin += classes) {
     const C *own = y + begin, *of_own = g + begin;
-    C dot = 0;
+    C* const to = sum + begin;
     if (classes < kManyClasses) {
+      C dot = 0;
       for (int64_t k = 0; k < classes; ++k) dot = fma(of_own[k], own[k], dot);
-    } else {
-      each<C>(classes,
-              [&](int64_t k, auto part) { store(t + k, load(of_own + k, part) * load(own + k, part), part); });
-      dot = lane_sum(t, static_cast<int>(classes));
+      for (int64_t k = 0; k < classes; ++k) to[k] = fma(own[k], of_own[k] - dot, to[k]);
+      continue;
     }
+    each<C>(classes, [&](int64_t k, auto part) { store(t + k, load(of_own + k, part) * load(own + k, part), part); });
+    const C dot = lane_sum(t, static_cast<int>(classes));
     each<C>(classes, [&](int64_t k, auto part) {
-      C* const to = sum + begin + k;
-      store(to, fma(load(own + k, part), load(of_own + k, part) - dot, load(to, part)), part);
+      store(to + k, fma(load(own + k, part), load(of_own + k, part) - dot, load(to + k, part)), part);
     });
   }
 }
@@ -257,7 +260,7 @@ void relaxed_categorical_backward(const RelaxedProblem& p, const RelaxedGradient
       const C* y = at.y;
       if (p.hard) {
         minus_gumbel(seed, p.offset + static_cast<uint64_t>(e), cells, at.x);
-        softmax_cells(logits, at.x, cells, p.classes, C(p.inverse), at.t, at.y);
+        relaxed_block<false>(logits, at.x, cells, p.classes, C(p.inverse), at.t, at.y);
       } else {
         y = relaxed_cells<T>(g.y, place, cells, at.y);
       }

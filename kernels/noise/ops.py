@@ -43,9 +43,7 @@ def uniforms(sizes: Sequence[int], seeds: Tensor, offset: int, like: Tensor) -> 
     return _of_groups("uniform", sizes, seeds, offset, like)
 
 
-def _of_groups(
-    kind: str, sizes: Sequence[int], seeds: Tensor, offset: int, like: Tensor
-) -> Tensor:
+def _of_groups(kind: str, sizes: Sequence[int], seeds: Tensor, offset: int, like: Tensor) -> Tensor:
     groups, *shape = sizes
     found: Tensor = call(
         "noise", kind, shape, seeds.expand(groups), offset, like.dtype, str(like.device)

@@ -1,1 +1,1 @@
-"""Relaxed samples of discrete families: differentiable, by the Gumbel-softmax and its binary form."""
+"""Relaxed samples of discrete families, which have gradients: Gumbel-softmax, binary Concrete."""

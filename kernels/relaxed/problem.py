@@ -77,6 +77,7 @@ CATEGORICAL = Op(
     CategoricalOutputs,
     Gradients,
     formula="formula",
+    absent=lambda offset, tau, hard: "PE",
 )
 
 

@@ -1,12 +1,12 @@
-"""Relaxed samples in plain torch, with noise in NumPy: fixed operations, so that every backend draws
-the same hard samples.
+"""Relaxed samples in plain torch, with noise in NumPy: fixed operations, so that every backend
+draws the same hard samples.
 
     x = ln u - ln(1 - u)        y = sigmoid((l - x) / tau)              (binary Concrete)
     g_k = -ln(-ln(1 - u_k))     y = softmax((l_k + g_k) / tau)          (Gumbel-softmax)
 
-(Jang, Gu, Poole 2017; Maddison, Mnih, Teh 2017). Hard samples are [x < l] and the one-hot vector of
-the largest l_k + g_k, with the gradient of the relaxed ones. Tests hold the compiled kernels against
-these functions; devices without a compiled kernel run them.
+(Jang, Gu, Poole 2017; Maddison, Mnih, Teh 2017). Hard samples are [x < l] and the one-hot vector
+of the largest l_k + g_k, with the gradient of the relaxed ones. Tests hold the compiled kernels
+against these functions; devices without a compiled kernel run them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from latent_kernels.kernels.families.reference import logistic
 from latent_kernels.kernels.noise import ops
 from latent_kernels.kernels.noise import reference as noise
 from latent_kernels.kernels.relaxed.problem import (
-    BernoulliOutputs,
-    CategoricalOutputs,
     Gradients,
     Outputs,
     Problem,
@@ -83,19 +81,19 @@ def _hard(problem: Problem, t: Tensor) -> Tensor:
 
 def formula(problem: Problem, wanted: Outputs) -> Outputs:
     """Return the samples, to be differentiated; hard ones have the derivatives of the relaxed."""
-    (groups, samples, rows, *cells), logits = problem.sizes, problem.logits
+    groups, _, *shape = problem.sizes
     assert isinstance(problem.seed, Tensor)
-    u = ops.uniforms(problem.sizes, problem.seed, problem.offset, logits)
-    t = logits.reshape(groups, 1, rows, *cells)
+    u = ops.uniforms(problem.sizes, problem.seed, problem.offset, problem.logits)
+    logits, inverse = problem.logits.reshape(groups, 1, *shape), inverse_of(problem)
     if classes_of(problem) is None:
-        t = t - (torch.log(u) - torch.log1p(-u))
-        y, made = torch.sigmoid(t * inverse_of(problem)), BernoulliOutputs
+        t = logits - (torch.log(u) - torch.log1p(-u))
+        y = torch.sigmoid(t * inverse)
     else:
-        t = t - torch.log(-torch.log1p(-u))
-        y, made = torch.softmax(t * inverse_of(problem), -1), CategoricalOutputs
+        t = logits - torch.log(-torch.log1p(-u))
+        y = torch.softmax(t * inverse, -1)
     if problem.hard:
         y = _hard(problem, t.detach()) + (y - y.detach())
-    return made(y, None)
+    return wanted._replace(y=y)
 
 
 def forward(problem: Problem, outputs: Outputs) -> None:

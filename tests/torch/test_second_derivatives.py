@@ -115,6 +115,19 @@ def plain_of_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return ((x * logits - torch.nn.functional.softplus(logits)).sum(-1) ** 2).sum()
 
 
+def ours_of_relaxed(a: Tensor, b: Tensor) -> Tensor:
+    binary = lk.Bernoulli(a).rsample_relaxed(SAMPLES, tau=0.5, seed=SEED)
+    classes = lk.Categorical(b).rsample_relaxed(SAMPLES, tau=0.5, seed=SEED)
+    return (binary**3 * classes * a).sum()
+
+
+def plain_of_relaxed(a: Tensor, b: Tensor) -> Tensor:
+    u = lk.uniform((SAMPLES, 3, 4), seed=SEED, dtype=torch.float64)
+    binary = torch.sigmoid((a - torch.log(u) + torch.log1p(-u)) / 0.5)
+    classes = torch.softmax((b - torch.log(-torch.log1p(-u))) / 0.5, -1)
+    return (binary**3 * classes * a).sum()
+
+
 def joint(z: Tensor) -> Tensor:
     return (-0.1 * z**4 - z**2 + z).sum(-1)
 
@@ -156,6 +169,7 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
     "log_q": (ours_of_log_q, plain_of_log_q),
     "density": (ours_of_density, plain_of_density),
     "bernoulli": (ours_of_bernoulli, plain_of_bernoulli),
+    "relaxed": (ours_of_relaxed, plain_of_relaxed),
     **{name: (ours_of_bound(name), plain_of_bound(name)) for name in ("iwae", "stl", "dreg")},
 }
 Way = Callable[[Loss, Tensor, Tensor], Any]
