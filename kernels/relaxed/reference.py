@@ -79,17 +79,32 @@ def _hard(problem: Problem, t: Tensor) -> Tensor:
     return torch.where(most.isfinite(), (classes == place).to(t.dtype), torch.nan)
 
 
+def _ln(u: Tensor, near: Tensor | None = None) -> Tensor:
+    """Return the stream's ln u of float32 u in plain torch; ln(1 + near) where k = 0, if given."""
+    mantissa, exponent = torch.frexp(u)
+    low = mantissa < 0.7071067690849304  # sqrt(1/2) as the stream has it
+    k = (exponent - low.to(exponent.dtype)).double()
+    f = torch.where(low, 2 * mantissa, mantissa) - 1
+    if near is not None:
+        f = torch.where(k == 0, near, f)
+    p = torch.full_like(f, noise.LN_P[-1])
+    for c in noise.LN_P[-2::-1]:  # fma: the product is exact in float64
+        p = (p.double() * f + c).float()
+    series = (p.double() * (f * f) + f).float()
+    return (k * float(noise.LN2) + series).float()
+
+
 def formula(problem: Problem, wanted: Outputs) -> Outputs:
     """Return the samples, to be differentiated; hard ones have the derivatives of the relaxed."""
     groups, _, *shape = problem.sizes
     assert isinstance(problem.seed, Tensor)
-    u = ops.uniforms(problem.sizes, problem.seed, problem.offset, problem.logits)
+    u = ops.uniforms(problem.sizes, problem.seed, problem.offset, problem.logits).float()
     logits, inverse = problem.logits.reshape(groups, 1, *shape), inverse_of(problem)
     if classes_of(problem) is None:
-        t = logits - (torch.log(u) - torch.log1p(-u))
+        t = logits - (_ln(u) - _ln(1 - u))
         y = torch.sigmoid(t * inverse)
     else:
-        t = logits - torch.log(-torch.log1p(-u))
+        t = logits - _ln(-_ln(1 - u, -u))
         y = torch.softmax(t * inverse, -1)
     if problem.hard:
         y = _hard(problem, t.detach()) + (y - y.detach())

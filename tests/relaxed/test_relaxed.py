@@ -14,11 +14,15 @@ from torch.library import opcheck
 
 import latent_kernels as lk
 from latent_kernels.kernels.noise import reference as noise
-from latent_kernels.kernels.relaxed import reference
-from latent_kernels.kernels.relaxed.problem import CategoricalOutputs, CategoricalProblem
+from latent_kernels.kernels.relaxed import cpp_cpu, reference
+from latent_kernels.kernels.relaxed.problem import (
+    BernoulliOutputs,
+    CategoricalOutputs,
+    CategoricalProblem,
+)
 from tests.backends import Backend, Sizes, on_every_backend
 from tests.checks import DTYPES, INTERPRETED, SIZES, bits_equal
-from tests.relaxed.checks import CATEGORICAL_SIZES, check_relaxed
+from tests.relaxed.checks import CATEGORICAL_SIZES, SEED, RelaxedProblem, check_relaxed
 
 Tensor = torch.Tensor
 INF = math.inf
@@ -146,6 +150,21 @@ def test_seeds_and_offsets(name: str) -> None:
     generator = torch.Generator().manual_seed(4)
     first = draw(2, generator=generator)
     assert torch.equal(draw(2, generator=generator.manual_seed(4)), first)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@each_family
+def test_the_formula_has_the_noise_of_the_kernels(name: str, hard: bool) -> None:
+    """Derivatives by plain torch are those at the very samples that the kernels return."""
+    sizes = (1, 50, 20, 8) if name == "bernoulli" else (1, 50, 20, 2, 4)
+    problem = RelaxedProblem(sizes, torch.float64, hard=hard).problem()
+    problem = problem._replace(seed=torch.tensor([SEED]))
+    outputs = (BernoulliOutputs if name == "bernoulli" else CategoricalOutputs)(
+        torch.empty(sizes, dtype=torch.float64), torch.empty(0)
+    )
+    cpp_cpu.forward(problem, outputs)
+    y = reference.formula(problem, outputs).y
+    assert torch.allclose(y, outputs.y, rtol=1e-12, atol=1e-12)
 
 
 # --- edges ----------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from torch.utils import _pytree
 
 import latent_kernels as lk
 from latent_kernels.kernels import backends
+from latent_kernels.kernels.families.reference import logistic
+from latent_kernels.kernels.noise import reference as noise
+from latent_kernels.kernels.relaxed.reference import exponential
 from latent_kernels.variational.gaussian import rsample_scale
 from tests.checks import bits_equal
 
@@ -122,9 +125,10 @@ def ours_of_relaxed(a: Tensor, b: Tensor) -> Tensor:
 
 
 def plain_of_relaxed(a: Tensor, b: Tensor) -> Tensor:
-    u = lk.uniform((SAMPLES, 3, 4), seed=SEED, dtype=torch.float64)
-    binary = torch.sigmoid((a - torch.log(u) + torch.log1p(-u)) / 0.5)
-    classes = torch.softmax((b - torch.log(-torch.log1p(-u))) / 0.5, -1)
+    u = noise.uniform(SAMPLES * 12, SEED)
+    x, minus_g = logistic(u), noise.ln(exponential(u))
+    x, minus_g = (torch.from_numpy(v.reshape(SAMPLES, 3, 4)).double() for v in (x, minus_g))
+    binary, classes = torch.sigmoid((a - x) / 0.5), torch.softmax((b - minus_g) / 0.5, -1)
     return (binary**3 * classes * a).sum()
 
 
