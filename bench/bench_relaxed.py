@@ -65,7 +65,8 @@ def _prepare(family: str, hard: bool, shape: Shape, device: str) -> Contest:
     q: Any = lk.Bernoulli(logits) if binary else lk.Categorical(logits)
 
     def ours(logits: Tensor) -> Tensor:
-        return q.rsample_relaxed(samples, tau=TAU, hard=hard, seed=SEED)
+        y: Tensor = q.rsample_relaxed(samples, tau=TAU, hard=hard, seed=SEED)
+        return y
 
     draws: dict[str, Draw] = {"ours": ours}
     if binary:

@@ -8,11 +8,10 @@ namespace lk {
 template <>
 struct FieldsOf<RelaxedProblem> {
   using P = RelaxedProblem;
-  static constexpr auto list =
-      std::make_tuple(Field{"dtype", &P::dtype}, Field{"groups", &P::groups}, Field{"samples", &P::samples},
-                      Field{"cells", &P::cells}, Field{"classes", &P::classes}, Field{"inverse", &P::inverse},
-                      Field{"hard", &P::hard}, Field{"logits", &P::logits}, Field{"seed", &P::seed},
-                      Field{"offset", &P::offset});
+  static constexpr auto list = std::make_tuple(
+      Field{"dtype", &P::dtype}, Field{"groups", &P::groups}, Field{"samples", &P::samples}, Field{"cells", &P::cells},
+      Field{"classes", &P::classes}, Field{"inverse", &P::inverse}, Field{"hard", &P::hard},
+      Field{"logits", &P::logits}, Field{"seed", &P::seed}, Field{"offset", &P::offset});
 };
 
 namespace {
