@@ -8,6 +8,7 @@ void bind_noise(py::module_& m);
 void bind_gaussian(py::module_& m);
 void bind_densities(py::module_& m);
 void bind_families(py::module_& m);
+void bind_relaxed(py::module_& m);
 void bind_score(py::module_& m);
 void bind_bounds(py::module_& m);
 void bind_lista(py::module_& m);
@@ -29,6 +30,7 @@ PYBIND11_MODULE(_core, m) {
   lk::bind_gaussian(m);
   lk::bind_densities(m);
   lk::bind_families(m);
+  lk::bind_relaxed(m);
   lk::bind_score(m);
   lk::bind_bounds(m);
   lk::bind_lista(m);

@@ -197,6 +197,37 @@ def score_gradient(
     variances: tuple[Address, ...],
 ) -> bool: ...
 
+# --- relaxed
+
+class RelaxedProblem:
+    """A cell is a variable of a Bernoulli, whose classes are 1, or a class of a Categorical's."""
+
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        groups: int,
+        samples: int,
+        cells: int,
+        classes: int,
+        inverse: float,
+        hard: bool,
+        logits: Address,
+        seed: Seeds,
+        offset: int,
+    ) -> None: ...
+
+def relaxed_bernoulli_forward(problem: RelaxedProblem, /, *, threads: int, y: Address) -> None: ...
+def relaxed_bernoulli_backward(
+    problem: RelaxedProblem, /, *, threads: int, y: Address, of_y: Address, of_logits: Address
+) -> None: ...
+def relaxed_categorical_forward(
+    problem: RelaxedProblem, /, *, threads: int, y: Address
+) -> None: ...
+def relaxed_categorical_backward(
+    problem: RelaxedProblem, /, *, threads: int, y: Address, of_y: Address, of_logits: Address
+) -> None: ...
+
 # --- bounds
 
 class BoundProblem:

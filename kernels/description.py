@@ -7,8 +7,9 @@ Three named tuples in kernels/<op>/problem.py describe an op:
   draws noise; the options. An input that is `FORWARD_ONLY` is None in the backward pass.
 - its outputs: tensors annotated with their axes and, where it is not that of the input that they
   are like (the first, if none is named), their dtype. Outputs that are `KEPT` come last, are there
-  for the backward pass, and have no gradient. After them may come a `tape` (`Tape`); it is None
-  where no backward pass follows, or none of a plain call.
+  for the backward pass, and have no gradient. One that is the `Same` as another is None in the
+  forward pass, and that other in the backward pass. After them may come a `tape` (`Tape`); it is
+  None where no backward pass follows, or none of a plain call.
 - its gradients: tensors with the names of the inputs that have one.
 
 Axes are single letters; a digit is an axis of that length. "G" are groups, calls side by side with
@@ -46,6 +47,12 @@ FORWARD_ONLY = "forward only"
 OPTIONAL = "PEK"
 
 
+class Same(NamedTuple):
+    """The mark of a kept output that is another output, by whose name it goes there."""
+
+    name: str
+
+
 class Field(NamedTuple):
     """The description of one tensor of an op."""
 
@@ -53,6 +60,7 @@ class Field(NamedTuple):
     axes: str
     optional: bool
     kept: bool  # an output that backward reads
+    same: str | None  # the name of the output that a kept one is
     forward_only: bool  # an input that backward does not read, and that is not saved for it
     dtype: Callable[[torch.dtype], torch.dtype] | None  # from that of the input it is like
     shape: Callable[[Dims], Any]  # from a caller's dimensions; None for axes with "*"
@@ -91,12 +99,14 @@ def _tensors(cls: Any, order: str) -> Fields:
             axes, *marks = hint.__metadata__
             optional = type(None) in typing.get_args(hint.__origin__)
             dtype = next((mark for mark in marks if callable(mark)), None)
+            same = next((mark.name for mark in marks if isinstance(mark, Same)), None)
             fields.append(
                 Field(
                     name,
                     axes,
                     optional,
                     KEPT in marks,
+                    same,
                     FORWARD_ONLY in marks,
                     dtype,
                     _shape(axes, order),
@@ -157,6 +167,10 @@ class Description:
         self.learned_at = [i for i, field in enumerate(self.inputs) if field.name in learned]
         at = {place: i for i, place in enumerate(self.learned_at)}
         self._gradient_at = [at.get(place) for place in range(len(self.inputs))]
+        results = [field.name for field in self.results]
+        # The outputs that the backward pass is given, and which are outputs of their own.
+        self.kept_at = [results.index(f.same or f.name) for f in self.results if f.kept]
+        self.all_wanted = tuple(field.same is None for field in self.results)
         self.seeded = "seed" in problem._fields
         self.taped = "tape" in outputs._fields
         self._forward_only = [i for i, field in enumerate(self.inputs) if field.forward_only]

@@ -50,7 +50,6 @@ class Op(Description):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self._all = (True,) * len(self.results)
         self._public_count = [field.kept for field in self.results].count(False)
         self._plan = remember(self._make_plan)
         self._forward_plainly, self._backward_plainly = _passes(self)
@@ -79,7 +78,7 @@ class Op(Description):
             shapes: canonical shapes of the inputs, where they do not follow from the axes.
 
         """
-        wanted = wanted or self._all
+        wanted = wanted or self.all_wanted
         if not plain(*inputs) or (isinstance(seed, Tensor) and not plain(seed)):
             run, call = call_opaque if self.learned_at else call_fixed, Call(dims, wanted, shapes)
             return self._public(self._forward_by_dispatcher(call, inputs, options, seed, run))
@@ -97,7 +96,7 @@ class Op(Description):
         """Return all outputs, the kept ones too, without gradients; for ops without options."""
         if plain(*inputs):
             return self._forward_plainly(self._plan_for(dims, inputs), inputs, (), None)
-        call = Call(dims, self._all, None)
+        call = Call(dims, self.all_wanted, None)
         return self._forward_by_dispatcher(call, inputs, (), None, call_fixed)
 
     def differentiate(self, dims: Dims, inputs: Inputs, upstream: Any, needs: Flags) -> Any:
@@ -105,7 +104,7 @@ class Op(Description):
         if plain(*inputs, *upstream):
             plan = self._plan_for(dims, inputs)
             return self._backward_plainly(plan, inputs, (), None, upstream, needs)
-        call = Call(dims, self._all, None)
+        call = Call(dims, self.all_wanted, None)
         return self._backward_by_dispatcher(call, inputs, (), None, upstream, needs, call_fixed)
 
     def _make_plan(
@@ -128,7 +127,7 @@ class Op(Description):
 
     def _plan_for(self, dims: Dims, inputs: Inputs) -> Any:
         first = inputs[self.like]
-        return self._plan(dims, self._all, None, first.dtype, first.device)
+        return self._plan(dims, self.all_wanted, None, first.dtype, first.device)
 
     # --- through the dispatcher: canonical shapes there, the caller's shapes back -----------------
 
@@ -287,7 +286,7 @@ def _function(op: Op) -> Any:
     """
     forward_plainly, backward_plainly = op._forward_plainly, op._backward_plainly
     saved_of, seeded, taped = op.saved, op.seeded, op.taped
-    count, public, results = len(op.inputs), op._public_count, len(op.results)
+    count, public, kept_at = len(op.inputs), op._public_count, op.kept_at
     all_learned = op.learned_at == list(range(count))
     nothing = (None,) * (1 + count)
 
@@ -300,7 +299,7 @@ def _function(op: Op) -> Any:
                 ctx.tape = tape = Tape(ctx.needs_input_grad[1:])
             outputs = forward_plainly(plan, inputs, options, seed, tape)
             # Not what `place` may have copied: second derivatives would end there.
-            saved = *saved_of(inputs), *outputs[public:results]
+            saved = *saved_of(inputs), *[outputs[i] for i in kept_at]
             if seeded and isinstance(seed, Tensor):
                 saved, call = (*saved, seed), (plan, options, None)
             ctx.save_for_backward(*saved)

@@ -124,8 +124,9 @@ def register(op: Description) -> None:
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         given = arguments_of(op, inputs[:-1])
-        fields = list(zip(listed(output), op.results, inputs[-1], strict=True))
-        kept = [x for x, field, _ in fields if field.kept]
+        outputs = listed(output)
+        fields = list(zip(outputs, op.results, inputs[-1], strict=True))
+        kept = [outputs[i] for i in op.kept_at]
         ctx.mark_non_differentiable(*[x for x, f, want in fields if f.kept or not want])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, *op.saved(given.tensors), *given.seeds)

@@ -21,9 +21,9 @@ LK_INLINE V horner(const T (&c)[N], V x) {
 
 // --- frozen: noise stream v2 ----------------------------------------------------------------------------------
 
-// ln(u) for normal u > 0. u = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f + f^2 P(f).
+// k ln 2 + ln(1 + f) for 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f + f^2 P(f).
 template <class V>
-LK_INLINE V ln(V u) {
+LK_INLINE V ln_of_parts(V k, V f) {
   constexpr float P[] = {-0.5f,
                          0.33333316445350647f,
                          -0.25000810623168945f,
@@ -33,10 +33,31 @@ LK_INLINE V ln(V u) {
                          -0.13128754496574402f,
                          0.12881647050380707f,
                          -0.07859611511230469f};
-  constexpr int32_t sqrt_half = 0x3F3504F3;
-  const V k = map([](F x) { return to_float((bit_cast<I>(x) - sqrt_half) >> 23); }, u);
-  const V f = map([](F x) { return bit_cast<F>(((bit_cast<I>(x) - sqrt_half) & 0x7FFFFF) + sqrt_half) - 1.0f; }, u);
   return fma(k, 0.6931471824645996f, fma(horner(P, f), f * f, f));  // ln 2, off by 3e-9 of it
+}
+
+// The k and f of normal u = 2^k (1 + f).
+template <class V>
+LK_INLINE void parts_of(V u, V& k, V& f) {
+  constexpr int32_t sqrt_half = 0x3F3504F3;
+  k = map([](F x) { return to_float((bit_cast<I>(x) - sqrt_half) >> 23); }, u);
+  f = map([](F x) { return bit_cast<F>(((bit_cast<I>(x) - sqrt_half) & 0x7FFFFF) + sqrt_half) - 1.0f; }, u);
+}
+
+// ln(u) for normal u > 0.
+template <class V>
+LK_INLINE V ln(V u) {
+  V k, f;
+  parts_of(u, k, f);
+  return ln_of_parts(k, f);
+}
+
+// -ln(1 - u) for u in (0, 1), the least included: where 1 - u > sqrt(1/2), f is -u itself, and no digit is lost.
+template <class V>
+LK_INLINE V exponential(V u) {
+  V k, f;
+  parts_of(-(u - 1.0f), k, f);
+  return -ln_of_parts(k, map([](F k, F f, F u) { return k == 0.0f ? -u : f; }, k, f, u));
 }
 
 // sin(pi t) and cos(pi t) for |t| <= 1. t = q/2 + r with q = floor(2t + 1/2), |r| <= 1/4, exact.

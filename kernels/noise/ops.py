@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,17 @@ def _fill_by_reference(kind: str, out: Tensor, seed: int | Tensor, offset: int) 
 
     values = getattr(reference, kind)(out.numel(), int(seed), offset)
     out.copy_(torch.from_numpy(values.copy()).reshape(out.shape))
+
+
+def uniforms(sizes: Sequence[int], seeds: Tensor, offset: int, like: Tensor) -> Tensor:
+    """Return uniforms [groups, ...] for seeds [1] or [groups], in the dtype of `like` and on its
+    device.
+    """
+    groups, *shape = sizes
+    found: Tensor = call(
+        "noise", "uniform", shape, seeds.expand(groups), offset, like.dtype, str(like.device)
+    )
+    return found
 
 
 def _noise(

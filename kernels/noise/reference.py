@@ -121,13 +121,19 @@ def horner(coefficients: list[float], x: Floats) -> Floats:
 
 
 def ln(u: Floats) -> Floats:
-    """Return the natural logarithm of normal u > 0, |error| < 0.9 ulp, 0 at 1.
+    """Return the natural logarithm of normal u > 0, |error| < 0.9 ulp, 0 at 1."""
+    return ln_of_parts(*parts(u))
 
-    u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); ln(1 + f) = f + f^2 P(f).
-    """
+
+def parts(u: Floats) -> tuple[Floats, Floats]:
+    """Return k and f of u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2))."""
     bits = u.view(np.int32) - SQRT_HALF_BITS
     k = (bits >> 23).astype(f32)
-    f = ((bits & np.int32(0x7FFFFF)) + SQRT_HALF_BITS).view(f32) - f32(1)
+    return k, ((bits & np.int32(0x7FFFFF)) + SQRT_HALF_BITS).view(f32) - f32(1)
+
+
+def ln_of_parts(k: Floats, f: Floats) -> Floats:
+    """Return k ln 2 + ln(1 + f), ln(1 + f) = f + f^2 P(f)."""
     return fma(k, LN2, fma(horner(LN_P, f), f * f, f))
 
 

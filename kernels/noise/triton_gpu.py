@@ -38,11 +38,16 @@ def philox(seed, counter, substream: tl.constexpr):
 
 
 @triton.jit
-def ln(u):
-    """Return the natural logarithm of normal u > 0; see reference.py."""
+def parts(u):
+    """Return k, times 2^23, and f of normal u = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2))."""
     bits = u.to(tl.int32, bitcast=True)
-    k = (bits - 0x3F3504F3) & -0x800000  # the exponent, times 2^23
-    f = (bits - k).to(tl.float32, bitcast=True) - 1.0
+    k = (bits - 0x3F3504F3) & -0x800000
+    return k, (bits - k).to(tl.float32, bitcast=True) - 1.0
+
+
+@triton.jit
+def ln_of_parts(k, f):
+    """Return k / 2^23 ln 2 + ln(1 + f); see reference.py."""
     p = tl.fma(f, -0.07859611511230469, 0.12881647050380707)
     p = tl.fma(p, f, -0.13128754496574402)
     p = tl.fma(p, f, 0.14181192219257355)
@@ -59,6 +64,13 @@ def flipped(x, sign):
     """Return x with its sign flipped where the highest bit of `sign` is set."""
     bits = x.to(tl.uint32, bitcast=True) ^ (sign & 0x80000000)
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def ln(u):
+    """Return the natural logarithm of normal u > 0."""
+    k, f = parts(u)
+    return ln_of_parts(k, f)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Mapping
 from numbers import Real
@@ -221,6 +222,16 @@ def as_float(value: object) -> float | None:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def positive(name: str, value: object) -> float:
+    """Return the argument `name` as a float, which must be finite and above 0."""
+    number = value if isinstance(value, torch.SymFloat) else as_float(value)
+    if number is None:
+        raise TypeError(f"{name} must be a number > 0; got {value!r}")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a finite number > 0; got {value}")
+    return number  # type: ignore[return-value]
 
 
 def flag(name: str, value: object) -> bool:

@@ -18,6 +18,9 @@ from torch.utils import _pytree
 
 import latent_kernels as lk
 from latent_kernels.kernels import backends
+from latent_kernels.kernels.families.reference import logistic
+from latent_kernels.kernels.noise import reference as noise
+from latent_kernels.kernels.relaxed.reference import exponential
 from latent_kernels.variational.gaussian import rsample_scale
 from tests.checks import bits_equal
 
@@ -115,6 +118,20 @@ def plain_of_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     return ((x * logits - torch.nn.functional.softplus(logits)).sum(-1) ** 2).sum()
 
 
+def ours_of_relaxed(a: Tensor, b: Tensor) -> Tensor:
+    binary = lk.Bernoulli(a).rsample_relaxed(SAMPLES, tau=0.5, seed=SEED)
+    classes = lk.Categorical(b).rsample_relaxed(SAMPLES, tau=0.5, seed=SEED)
+    return (binary**3 * classes * a).sum()
+
+
+def plain_of_relaxed(a: Tensor, b: Tensor) -> Tensor:
+    u = noise.uniform(SAMPLES * 12, SEED)
+    x, minus_g = logistic(u), noise.ln(exponential(u))
+    x, minus_g = (torch.from_numpy(v.reshape(SAMPLES, 3, 4)).double() for v in (x, minus_g))
+    binary, classes = torch.sigmoid((a - x) / 0.5), torch.softmax((b - minus_g) / 0.5, -1)
+    return (binary**3 * classes * a).sum()
+
+
 def joint(z: Tensor) -> Tensor:
     return (-0.1 * z**4 - z**2 + z).sum(-1)
 
@@ -156,6 +173,7 @@ LOSSES: dict[str, tuple[Loss, Loss]] = {
     "log_q": (ours_of_log_q, plain_of_log_q),
     "density": (ours_of_density, plain_of_density),
     "bernoulli": (ours_of_bernoulli, plain_of_bernoulli),
+    "relaxed": (ours_of_relaxed, plain_of_relaxed),
     **{name: (ours_of_bound(name), plain_of_bound(name)) for name in ("iwae", "stl", "dreg")},
 }
 Way = Callable[[Loss, Tensor, Tensor], Any]

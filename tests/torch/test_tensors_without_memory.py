@@ -40,6 +40,8 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "bernoulli_log_prob": lambda x: lk.bernoulli_log_prob(x, X),
     "importance_bound": lk.importance_bound,
     "normalized_weights": lk.normalized_weights,
+    "Bernoulli.rsample_relaxed": lambda x: lk.Bernoulli(x).rsample_relaxed(2, tau=0.5, seed=1),
+    "Categorical.rsample_relaxed": lambda x: lk.Categorical(x).rsample_relaxed(tau=0.5, seed=1),
     "Bernoulli.sample": lambda x: lk.Bernoulli(x).sample(5, seed=1),
     "score": lambda x: lk.score_function_gradient(lk.Bernoulli(x), Z[..., 0], Z.gt(0).float())[0],
     "lista_encode": lambda x: lk.lista_encode(x, WEIGHT, RECURRENT, 0.1, n_layers=3),

@@ -13,6 +13,8 @@ from latent_kernels._checks import Seed
 from latent_kernels.kernels.eager import plain
 from latent_kernels.kernels.families.problem import BERNOULLI, CATEGORICAL
 from latent_kernels.kernels.gaussian.reference import log1p_less_x, psi_near
+from latent_kernels.kernels.relaxed.problem import BERNOULLI as BERNOULLI_RELAXED
+from latent_kernels.kernels.relaxed.problem import CATEGORICAL as CATEGORICAL_RELAXED
 from latent_kernels.variational.families.family import Family, wide
 
 Tensor = torch.Tensor
@@ -128,6 +130,71 @@ class _Discrete(Family):
         op = CATEGORICAL if classes else BERNOULLI
         z: Tensor = op(dims, (self.logits,), (offset, antithetic), seed=source)
         return z
+
+    def rsample_relaxed(
+        self,
+        num_samples: int | None = None,
+        *,
+        tau: float,
+        hard: bool = False,
+        seed: Seed = None,
+        offset: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        r"""Return relaxed samples, which the logits have gradients through.
+
+        .. math::
+            y = \sigma\big((l - x) / \tau\big), \qquad
+            y_k = \frac{e^{(l_k + g_k) / \tau}}{\sum_j e^{(l_j + g_j) / \tau}}
+
+        with standard logistic x for a Bernoulli, and standard Gumbel g for a Categorical (the
+        Gumbel-softmax). With hard=True the samples are discrete, with the probabilities of q, and
+        their gradient is that of the relaxed ones (straight-through). The gradient of an expected
+        value is biased either way; a smaller tau lowers the bias and raises the variance.
+
+        Args:
+            num_samples: S >= 1, or None for one sample without a sample dimension.
+            tau: the temperature, a number above 0.
+            hard: return 0 and 1, or one-hot vectors.
+            seed: an int in [0, 2^63), a 0-d int64 tensor on the parameters' device, or None to draw
+                one.
+            offset: the first element's place in the noise stream.
+            generator: a torch.Generator to draw the seed from, in place of `seed`.
+
+        Returns:
+            Samples [S, ..., D] of a Bernoulli, [S, ..., D, K] of a Categorical, in the logits'
+            dtype, without the first dimension where num_samples is None. Hard samples of a
+            Bernoulli are those of `sample` with the same seed. Logits of NaN give NaN; a variable
+            of a Categorical is NaN if one of its logits is NaN or inf, or all are -inf. A class of
+            logit -inf has y = 0 and gradient 0.
+
+        Sources: Jang, Gu, Poole, "Categorical reparameterization with Gumbel-softmax", 2017;
+        Maddison, Mnih, Teh, "The Concrete distribution", 2017.
+
+        Example:
+            >>> import torch, latent_kernels as lk
+            >>> q = lk.Categorical(torch.zeros(3, 2, 4, requires_grad=True))
+            >>> y = q.rsample_relaxed(5, tau=0.5, seed=0)
+            >>> y.shape, torch.allclose(y.sum(-1), torch.ones(5, 3, 2))
+            (torch.Size([5, 3, 2, 4]), True)
+            >>> one_hot = q.rsample_relaxed(tau=0.5, hard=True, seed=0)
+            >>> torch.equal(one_hot.argmax(-1), y[0].argmax(-1))
+            True
+            >>> one_hot[..., 0].sum().backward()
+            >>> q.logits.grad.shape
+            torch.Size([3, 2, 4])
+
+        """
+        given = _checks.samples(num_samples)
+        samples = () if given is None else (given,)
+        options = _checks.positive("tau", tau), _checks.flag("hard", hard)
+        batch, cols, classes = self.batch_shape, self.cols, self.classes
+        count = math.prod((*samples, *batch, cols, classes or 1))
+        source, offset = _checks.stream(seed, offset, count, self.device, generator)
+        op, own = (CATEGORICAL_RELAXED, ((classes,),)) if classes else (BERNOULLI_RELAXED, ())
+        dims = (), samples, batch, (cols,), *own
+        y: Tensor = op(dims, (self.logits,), (offset, *options), seed=source)
+        return y
 
 
 class Bernoulli(_Discrete):

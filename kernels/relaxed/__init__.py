@@ -1,0 +1,1 @@
+"""Relaxed samples of discrete families, which have gradients: Gumbel-softmax, binary Concrete."""
