@@ -24,7 +24,7 @@ _PACKAGE = "latent_kernels.kernels"
 VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("noise", "gaussian", "densities", "families", "score", "bounds"),
+        ("noise", "gaussian", "densities", "families", "score", "bounds", "vector_quantize"),
         ("cpp", "triton", "reference"),
     ),
     "lista": ("cpp", "reference"),
