@@ -1,8 +1,9 @@
 """Vector quantization in Triton: the codes, sums over their rows, rows; then the launchers.
 
 A program finds the codes of a block of rows: the scores of a block of codes stay in its registers,
-each one chain of fma over the columns, like the CPU's, so that codes have the CPU's bits. No tensor
-core is used: its sums have another order. Sums over a code's rows go row by row in float64, over
+each one chain of fma over the columns, like the CPU's, so that codes have the CPU's bits. Such is
+the tl.dot of float32 with IEEE precision, which uses no tensor cores: their sums have another
+order. Sums over a code's rows go row by row in float64, over
 rows that are sorted by code. There are no atomics.
 """
 
@@ -54,12 +55,14 @@ def pack_kernel(packed_ptr, codebook_ptr, C, D, tiles, nest: tl.constexpr, BLOCK
 @triton.jit(do_not_specialize=["N", "tiles"])
 def assign_kernel(
     codes_ptr, z_ptr, packed_ptr, N, C, D, tiles,
-    compute: tl.constexpr, nest: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    compute: tl.constexpr, nest: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write the codes of a block of rows, -1 for none."""
     tile, group, _ = program(tiles, 1, nest)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     lanes = tl.arange(0, BLOCK_C)
+    cols = tl.arange(0, BLOCK_D)
     of_rows = z_ptr + (group * N + rows) * D
     best = tl.full((BLOCK_N, BLOCK_C), float("-inf"), compute)
     at = tl.full((BLOCK_N, BLOCK_C), 0, tl.int32)
@@ -69,11 +72,20 @@ def assign_kernel(
         column = packed_ptr + group * (D + 1) * C + own
         start = tl.load(column, mask=mask, other=float("-inf"))
         score = tl.zeros((BLOCK_N, BLOCK_C), compute) + start[None, :]
-        for d in range(D):
-            column += C
-            e = tl.load(column, mask=mask, other=0.0)
-            z = tl.load(of_rows + d, mask=rows < N, other=0.0).to(compute)
-            score = tl.fma(z[:, None], e[None, :], score)
+        if compute == tl.float32:
+            for d in tl.range(0, D, BLOCK_D, num_stages=1):
+                own_cols = d + cols < D
+                z_at = of_rows[:, None] + (d + cols)[None, :]
+                z = tl.load(z_at, mask=(rows < N)[:, None] & own_cols[None, :], other=0.0)
+                e_at = column[None, :] + (d + cols + 1).to(tl.int64)[:, None] * C
+                e = tl.load(e_at, mask=own_cols[:, None] & mask[None, :], other=0.0)
+                score = tl.dot(z.to(tl.float32), e, score, input_precision="ieee")
+        else:  # a float64 tl.dot would run on tensor cores
+            for d in range(D):
+                column += C
+                e = tl.load(column, mask=mask, other=0.0)
+                z = tl.load(of_rows + d, mask=rows < N, other=0.0)
+                score = tl.fma(z[:, None], e[None, :], score)
         better = score > best  # NaN never is; the first of equals stays
         best = tl.where(better, score, best)
         at = tl.where(better, own[None, :], at)
@@ -228,7 +240,7 @@ def assign(problem: AssignProblem, outputs: Assigned) -> None:
             launch(
                 assign_kernel, tiles * groups, assigned, z, packed, rows, codes, cols, tiles,
                 compute=compute_type(z.dtype), nest=nest(groups, 1),
-                BLOCK_N=block_n, BLOCK_C=block_c,
+                BLOCK_N=block_n, BLOCK_C=block_c, BLOCK_D=16,
             )  # fmt: skip
         order, ends = _sorted(assigned, codes)
         outputs.counts.copy_(ends.diff(dim=-1).reshape(outputs.counts.shape))
