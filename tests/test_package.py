@@ -39,6 +39,7 @@ def test_public_names() -> None:
         "PSDEncoder",
         "SparseCoder",
         "SufficientStatistics",
+        "VectorQuantizer",
         "bernoulli_log_prob",
         "coupled_lista_encode",
         "disarm",

@@ -42,14 +42,16 @@ def pack_kernel(packed_ptr, codebook_ptr, C, D, tiles, nest: tl.constexpr, BLOCK
     tile, group, _ = program(tiles, 1, nest)
     codes = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = codes < C
-    to = packed_ptr + group * (D + 1) * C + codes
+    first = packed_ptr + group * (D + 1) * C + codes
+    to = first
     square = tl.zeros((BLOCK_C,), packed_ptr.dtype.element_ty)
     for d in range(D):
         x = tl.load(codebook_ptr + (group * C + codes) * D + d, mask=mask, other=0.0)
         x = x.to(packed_ptr.dtype.element_ty)
         square = tl.fma(x, x, square)
-        tl.store(to + (d + 1).to(tl.int64) * C, x, mask=mask)
-    tl.store(to, square * -0.5, mask=mask)
+        to += C
+        tl.store(to, x, mask=mask)
+    tl.store(first, square * -0.5, mask=mask)
 
 
 @triton.jit(do_not_specialize=["N", "tiles"])

@@ -16,7 +16,7 @@ Sparse encoders     `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encod
                     `coupled_lista_encode`
 Mixtures            `GaussianMixture`, `MixtureModel`
 E-steps             `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
-Quantization        `vector_quantize`
+Quantization        `vector_quantize`, `VectorQuantizer`
 torch.distributions `FusedNormal`, `FamilyDistribution`
 =================== ==============================================================================
 """
@@ -31,6 +31,7 @@ from latent_kernels.mixtures.e_step import exponential_family_e_step, gaussian_e
 from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
 from latent_kernels.noise import normal, uniform
 from latent_kernels.quantization.vector_quantize import vector_quantize
+from latent_kernels.quantization.vector_quantizer import VectorQuantizer
 from latent_kernels.sparse.encoders import LISTA, LCoD, PSDEncoder, train_encoder
 from latent_kernels.sparse.lasso import sparse_encode
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
@@ -103,6 +104,7 @@ __all__ = [
     "PSDEncoder",
     "SparseCoder",
     "SufficientStatistics",
+    "VectorQuantizer",
     "bernoulli_log_prob",
     "coupled_lista_encode",
     "disarm",
