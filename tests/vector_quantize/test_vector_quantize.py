@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import latent_kernels as lk
+from latent_kernels.kernels import backends
 from latent_kernels.kernels.vector_quantize import cpp_cpu
+from latent_kernels.kernels.vector_quantize.problem import Outputs, Problem
 from tests.backends import Backend, on_every_backend
 from tests.checks import DTYPES, Sizes, bits_equal
 from tests.vector_quantize.checks import QuantizeProblem, check_quantized
@@ -108,6 +110,24 @@ def test_rows_without_a_code(simd_build: str, dtype: torch.dtype) -> None:
     assert not of_codebook.isnan().any()
 
 
+def test_rows_without_a_code_by_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, codebook = torch.randn(2, 20, 3), torch.randn(2, 4, 3)
+    z[0, 3, 1], z[1, 7, 0], codebook[0, 2, 1] = math.nan, math.inf, math.nan
+    z.requires_grad_()
+    codebook.requires_grad_()
+
+    def run() -> list[Tensor]:
+        found = lk.vector_quantize(z, codebook)
+        total = found.commitment.sum() + found.codebook_loss.sum() + found.quantized.sum()
+        return [*found, *torch.autograd.grad(total, (z, codebook))]
+
+    expected = run()
+    monkeypatch.setenv("LATENT_KERNELS_BACKEND", "reference")
+    backends.forget()
+    for a, b in zip(run(), expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 def test_extreme_values(simd_build: str) -> None:
     """A code that is not finite is not chosen; an infinite row takes a code that points its way."""
     codebook = torch.tensor([[math.nan, 0.0], [1e30, 0.0], [1.0, -1.0], [math.inf, 0.0]])
@@ -137,8 +157,6 @@ def test_long_sums(simd_build: str) -> None:
 
 def test_memory_of_backends_is_not_read_beyond_codes() -> None:
     """A code out of range, which no op makes, is treated as none."""
-    from latent_kernels.kernels.vector_quantize.problem import Outputs, Problem
-
     out = Outputs(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.zeros(1, 2))
     codes = torch.tensor([[99, 1]])
     cpp_cpu.forward(Problem((1, 2, 2, 3), torch.ones(1, 2, 3), torch.ones(1, 2, 3), codes), out)

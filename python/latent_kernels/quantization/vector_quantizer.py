@@ -130,7 +130,6 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """Quantize z [..., D]; in training mode start and move the codebook, too."""
-        checked(z, self.codebook)
         moves = self.training and self.decay is not None
         if self.training and not self.started:
             self.start(z)
