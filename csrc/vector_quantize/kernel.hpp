@@ -117,16 +117,14 @@ void quantize_assign(const QuantizeProblem& p, int64_t group, int64_t row0, int6
   using C = Compute<T>;
   constexpr int64_t width = kQuantizeWidth<C>;
   const int64_t rows = row1 - row0;
-  const T* given = static_cast<const T*>(p.z) + (group * p.rows + row0) * p.cols;
-  const C* z = output_tile(const_cast<T*>(given), static_cast<C*>(wide));
-  if constexpr (!std::is_same<T, C>::value) widen_all(given, rows * p.cols, static_cast<C*>(wide));
+  const Tile tile{row0, 0, static_cast<int>(rows), static_cast<int>(p.cols), true, true};
+  const C* z = load_tile<T>(Input{p.z, p.rows * p.cols, 0, p.cols}, group, 0, tile, static_cast<C*>(wide));
   alignas(64) QuantizeBest<C> best;
   alignas(64) C partial[kQuantizeRows * width];
-  for (int64_t i = 0; i < rows; ++i)
-    for (int lane = 0; lane < lanes<C>; ++lane) {
-      best.score[i][lane] = static_cast<C>(-__builtin_inf());
-      best.at[i][lane] = 0;
-    }
+  for (int64_t i = 0; i < rows; ++i) {
+    store(best.score[i], splat(static_cast<C>(-__builtin_inf())));
+    std::memset(best.at[i], 0, sizeof best.at[i]);
+  }
   for (int64_t q = 0; q < quantize_panels(p.codes, width); ++q) {
     const C* const panel = static_cast<const C*>(panels) + q * (p.cols + 1) * width;
     for (int64_t d = 0; d == 0 || d < p.cols; d += kQuantizeColumns) {
@@ -313,7 +311,7 @@ template <class T>
 void quantize_row_gradients(const QuantizeProblem& p, const QuantizeUpstream& upstream, int64_t row0, int64_t row1,
                             void* out) {
   using C = Compute<T>;
-  Scratch<C> z_buffer, e_buffer, g_buffer, result;
+  Scratch<C> z_buffer, e_buffer, result, g_buffer = {};  // zeros where `quantized` has no gradient
   for (int64_t n = row0; n < row1; ++n) {
     T* const to = static_cast<T*>(out) + n * p.cols;
     const T* const g = upstream.quantized == nullptr ? nullptr : static_cast<const T*>(upstream.quantized) + n * p.cols;
@@ -322,17 +320,18 @@ void quantize_row_gradients(const QuantizeProblem& p, const QuantizeUpstream& up
       continue;
     }
     const C twice = C(2) * static_cast<const C*>(upstream.commitment)[n];
-    quantize_each_piece<T>(p, n, quantize_code_of<T>(p, n), z_buffer, e_buffer,
-                           [&](int64_t col, int count, const C* z, const C* e) {
-                             const Tile piece{0, col, 1, count, true, true};
-                             const C* const above = load_tile<T>(Input{g, 0, 0, 0}, 0, 0, piece, g_buffer.at);
-                             C* const at = output_tile(to + col, result.at);
-                             each<C>(count, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
-                               const auto t = load(z + i, k) - load(e + i, k);
-                               store(at + i, above == nullptr ? t * twice : fma(t, twice, load(above + i, k)), k);
-                             });
-                             finish_tile(result.at, count, to + col);
-                           });
+    quantize_each_piece<T>(
+        p, n, quantize_code_of<T>(p, n), z_buffer, e_buffer, [&](int64_t col, int count, const C* z, const C* e) {
+          const Tile piece{0, col, 1, count, true, true};
+          const Input given{g, 0, 0, 0};
+          const C* const above = g == nullptr ? g_buffer.at : load_tile<T>(given, 0, 0, piece, g_buffer.at);
+          C* const at = output_tile(to + col, result.at);
+          each<C>(count, [=](int64_t i, auto k) LK_INLINE_LAMBDA {
+            const auto t = load(z + i, k) - load(e + i, k);
+            store(at + i, fma(t, twice, load(above + i, k)), k);
+          });
+          finish_tile(result.at, count, to + col);
+        });
   }
 }
 
