@@ -14,6 +14,7 @@ void bind_bounds(py::module_& m);
 void bind_lista(py::module_& m);
 void bind_lasso(py::module_& m);
 void bind_omp(py::module_& m);
+void bind_vector_quantize(py::module_& m);
 }  // namespace lk
 
 PYBIND11_MODULE(_core, m) {
@@ -36,4 +37,5 @@ PYBIND11_MODULE(_core, m) {
   lk::bind_lista(m);
   lk::bind_lasso(m);
   lk::bind_omp(m);
+  lk::bind_vector_quantize(m);
 }

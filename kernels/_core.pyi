@@ -383,3 +383,45 @@ class OmpProblem:
     ) -> None: ...
 
 def omp_encode(problem: OmpProblem, /, *, threads: int, codes: Address) -> None: ...
+
+# --- vector_quantize
+
+class QuantizeProblem:
+    """z [groups, rows, cols] and the codebook [groups, codes, cols]."""
+
+    def __init__(
+        self,
+        *,
+        dtype: Dtype,
+        groups: int,
+        rows: int,
+        codes: int,
+        cols: int,
+        z: Address,
+        codebook: Address,
+        assigned: Address,
+    ) -> None: ...
+
+def quantize_assign(
+    problem: QuantizeProblem, /, *, threads: int, codes: Address, counts: Address, sums: Address
+) -> None: ...
+def quantize_forward(
+    problem: QuantizeProblem,
+    /,
+    *,
+    threads: int,
+    quantized: Address,
+    commitment: Address,
+    codebook_loss: Address,
+) -> None: ...
+def quantize_backward(
+    problem: QuantizeProblem,
+    /,
+    *,
+    threads: int,
+    quantized_gradient: Address,
+    commitment_gradient: Address,
+    codebook_loss_gradient: Address,
+    z_gradient: Address,
+    codebook_gradient: Address,
+) -> None: ...

@@ -24,7 +24,10 @@ _PACKAGE = "latent_kernels.kernels"
 VARIABLE = "LATENT_KERNELS_BACKEND"
 BACKENDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("noise", "gaussian", "densities", "families", "relaxed", "score", "bounds"),
+        (
+            *("noise", "gaussian", "densities", "families", "relaxed", "score", "bounds"),
+            "vector_quantize",
+        ),
         ("cpp", "triton", "reference"),
     ),
     "lista": ("cpp", "reference"),

@@ -23,4 +23,5 @@ ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$($compiler -print-file-name=libasan.so)
   "$python" -c "$run" "$build/package" tests/test_core.py tests/noise tests/gaussian/test_gaussian.py \
   tests/gaussian/test_rsample_log_prob.py tests/gaussian/test_dependence.py tests/densities \
   tests/families/test_samples.py tests/relaxed tests/score/test_score.py tests/bounds/test_bounds.py tests/lasso tests/omp \
+  tests/vector_quantize \
   tests/lista/test_lista.py -m "not triton" -q -x -p no:cacheprovider

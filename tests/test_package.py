@@ -39,6 +39,7 @@ def test_public_names() -> None:
         "PSDEncoder",
         "SparseCoder",
         "SufficientStatistics",
+        "VectorQuantizer",
         "bernoulli_log_prob",
         "coupled_lista_encode",
         "disarm",
@@ -65,6 +66,7 @@ def test_public_names() -> None:
         "streamed_bound",
         "train_encoder",
         "uniform",
+        "vector_quantize",
     }
     for name in lk.__all__:
         documentation = getattr(lk, name).__doc__
@@ -135,7 +137,7 @@ PACKAGES = {"latent_kernels": "python/latent_kernels", "latent_kernels/kernels":
 LAYERS = (
     {"kernels"},
     {"_checks", "_data"},
-    {"noise", "variational", "mixtures", "sparse"},
+    {"noise", "variational", "mixtures", "sparse", "quantization"},
     {""},
     {"cli"},
     {"__main__"},

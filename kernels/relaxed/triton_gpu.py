@@ -48,7 +48,7 @@ Tensor = torch.Tensor
 def exponential(u):
     """Return -ln(1 - u); see reference.py."""
     k, f = parts(1.0 - u)
-    return 0.0 - ln_of_parts(k, tl.where(k == 0.0, 0.0 - u, f))
+    return 0.0 - ln_of_parts(k, tl.where(k == 0, 0.0 - u, f))
 
 
 @triton.jit

@@ -16,6 +16,7 @@ Sparse encoders     `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encod
                     `coupled_lista_encode`
 Mixtures            `GaussianMixture`, `MixtureModel`
 E-steps             `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
+Quantization        `vector_quantize`, `VectorQuantizer`
 torch.distributions `FusedNormal`, `FamilyDistribution`
 =================== ==============================================================================
 """
@@ -29,6 +30,8 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from latent_kernels.mixtures.e_step import exponential_family_e_step, gaussian_e_step
 from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
 from latent_kernels.noise import normal, uniform
+from latent_kernels.quantization.vector_quantize import vector_quantize
+from latent_kernels.quantization.vector_quantizer import VectorQuantizer
 from latent_kernels.sparse.encoders import LISTA, LCoD, PSDEncoder, train_encoder
 from latent_kernels.sparse.lasso import sparse_encode
 from latent_kernels.sparse.lista import coupled_lista_encode, lista_encode
@@ -101,6 +104,7 @@ __all__ = [
     "PSDEncoder",
     "SparseCoder",
     "SufficientStatistics",
+    "VectorQuantizer",
     "bernoulli_log_prob",
     "coupled_lista_encode",
     "disarm",
@@ -127,4 +131,5 @@ __all__ = [
     "streamed_bound",
     "train_encoder",
     "uniform",
+    "vector_quantize",
 ]
