@@ -166,7 +166,8 @@ def of_groups(
     "word" of a uniform. `seed` is one, or one a group.
     """
     groups, count = sizes[0], sizes[1] * sizes[2] * sizes[3]
-    seeds = [seed] * groups if isinstance(seed, int) else seed.reshape(-1).expand(groups).tolist()
+    each = [seed] * groups if isinstance(seed, int) else seed.reshape(-1).expand(groups)
+    seeds = map(int, each)  # not tolist, which torch.func of torch before 2.9 refuses
     make: Any = {"normal": normal, "uniform": uniform, "word": word}[kind]
     noise = np.empty((groups, count), np.uint32 if kind == "word" else f32)
     for group, s in enumerate(seeds):
