@@ -137,9 +137,9 @@ def shared(seed: SeedSource, device: torch.device) -> int | Tensor:
     """Return a seed, drawn where need be, that several ops can be given."""
     if plain():
         return as_int(seed, device)
-    if seed is None or isinstance(seed, torch.Generator):
-        return draw_seed(device, seed)
-    return seed
+    if isinstance(seed, Tensor):  # first: torch.compile of 2.14 asks no tensor for another class
+        return seed
+    return draw_seed(device, seed) if seed is None or isinstance(seed, torch.Generator) else seed
 
 
 def _refuse_capture(device: torch.device, seed: str) -> None:
@@ -156,10 +156,10 @@ def as_seeds(seed: SeedSource, device: torch.device) -> Tensor:
     step, since a graph that captured the copy would read the CPU's memory again at every replay.
     """
     compiling, on_gpu = _is_compiling(), device.type == "cuda"
-    if seed is None or isinstance(seed, torch.Generator):
-        seed = draw_seed(device, seed)
-    if isinstance(seed, Tensor):
+    if isinstance(seed, Tensor):  # first, as in `shared`
         seeds = seed.reshape(1)
+    elif seed is None or isinstance(seed, torch.Generator):
+        seeds = draw_seed(device, seed).reshape(1)
     else:
         filled = device if on_gpu and not compiling else _CPU
         seeds = torch.full((1,), seed, dtype=torch.int64, device=filled)

@@ -242,7 +242,8 @@ def sobol_words(points: int, rows: int, cols: int, seed: int, offset: int) -> Wo
 def _seeds(seed: int | torch.Tensor, groups: int) -> list[int]:
     if isinstance(seed, int):
         return [seed] * groups
-    return seed.reshape(-1).expand(groups).tolist()
+    # not tolist, which torch.func of torch before 2.9 refuses
+    return [int(x) for x in seed.reshape(-1).expand(groups)]
 
 
 def sobol_of_groups(

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.processes import run_forked
 
 CODE = """
-import os, torch, latent_kernels as lk
+import os, torch, warnings, latent_kernels as lk
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,6 +47,8 @@ def process(rank):
     torch.save(found, FOLDER + f"/{{rank}}.pt")
     dist.destroy_process_group()
 
+# torch.distributed before 2.9 leaves a temporary folder of its own to the end of the process
+warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)
 torch.set_num_threads(1)
 children = []
 for rank in range(2):

@@ -391,7 +391,7 @@ def test_export() -> None:
 
     x = torch.randn(6, 5)
     shapes = {"x": {0: torch.export.Dim("batch")}}
-    exported = torch.export.export(Sampler(), (x,), dynamic_shapes=shapes)
+    exported = torch.export.export(Sampler(), (x,), dynamic_shapes=shapes, strict=False)
     other = torch.randn(9, 5)
     assert torch.equal(exported.module()(other), lk.rsample(other, other, 2, seed=3))
 

@@ -507,13 +507,19 @@ def test_torch_func_within_torch_compile(way: str) -> None:
 
 
 def test_compiled_functions_of_dual_numbers() -> None:
-    """Dual numbers work also where the same function has been compiled for plain numbers before."""
+    """Dual numbers work also where the same function has been compiled for plain numbers before;
+    torch.compile itself refuses them since 2.14.
+    """
     a, b = data(3, 4), data(3, 4)
     torch._dynamo.reset()
     compiled = torch.compile(ours_of_samples, fullgraph=True, backend="aot_eager")
     assert_close(compiled(a, b), ours_of_samples(a, b))
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(a, b)
+        if torch.__version__ >= "2.14":
+            with pytest.raises(torch._dynamo.exc.Unsupported, match="dual tensor"):
+                compiled(dual, b)
+            return
         found = forward_ad.unpack_dual(compiled(dual, b)).tangent
     assert_close(found, jvp(lambda a: ours_of_samples(a, b), (a,), (b,))[1])
 

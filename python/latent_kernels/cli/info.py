@@ -14,7 +14,7 @@ from rich.table import Table
 from latent_kernels.cli.frame import Screen
 from latent_kernels.kernels import _core, backends
 
-_PACKAGES = ("torch", "numpy", "numba", "triton", "scikit-learn")
+_PACKAGES = ("numpy", "numba", "triton", "scikit-learn")
 
 
 def info() -> None:
@@ -42,6 +42,7 @@ def info() -> None:
 
 def _facts() -> list[tuple[str, str]]:
     facts = [("latent-kernels", version("latent-kernels")), ("Python", sys.version.split()[0])]
+    facts.append(("torch", torch.__version__))  # it names the build, as 2.6.0+cu124
     facts += [(package, _version(package)) for package in _PACKAGES]
     return [
         *facts,

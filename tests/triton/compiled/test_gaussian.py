@@ -205,5 +205,6 @@ def test_aligned_rows_move_four_elements_at_once(
     assert re.search(rf"ld\.global\.({width})", ptx)
     assert re.search(rf"st\.global\.({width})", ptx)
     wide = len(re.findall(rf"(?:ld|st)\.global\.({width})", ptx))
-    narrow = len(re.findall(r"(?:ld|st)\.global\.b(?:32|16)", ptx))
+    # addresses, since Triton 3.8 loads the value of a row once for each of four elements
+    narrow = len(set(re.findall(r"(?:ld|st)\.global\.b(?:32|16)[^;]*(\[[^]]*\])", ptx)))
     assert wide > narrow, f"{wide} wide accesses, {narrow} narrow ones (per-row values are narrow)"
