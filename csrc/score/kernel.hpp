@@ -78,7 +78,8 @@ LK_INLINE V centred_squares(const Moments<V>& m, V b) {
   return fma(-b, fma(-b, m.d, m.c + m.c), m.e);
 }
 
-// The mean of the terms (f_s - b_s) s_s of one parameter, and the sum of their squares; `of(fold)` gives its moments.
+// The mean of the terms (f_s - b_s) s_s of one parameter, and the sum of their squares, less the coupling of the folds
+// (kernels/score/README.md); `of(fold)` gives its moments.
 template <bool coefficients, class C, class V, class MomentsOf>
 LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& square) {
   const C samples = static_cast<C>(p.samples), per_sample = C(1) / samples;
@@ -96,6 +97,7 @@ LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& squ
     square = centred_squares(m, mean) * (stretch * stretch);
     return;
   }
+  auto first = gradient, b = gradient, bd = gradient, bdd = gradient;  // sums of B_k, B_k d and B_k d^2, d = a_k - a_0
   for (int64_t fold = 0; fold < p.folds; ++fold) {
     const auto m = of(fold);
     const int64_t own = (fold + 1) * p.samples / p.folds - fold * p.samples / p.folds;
@@ -116,17 +118,26 @@ LK_INLINE void estimate(const ScoreProblem& p, MomentsOf of, V& gradient, V& squ
     const auto term_square = centred_squares(m, coefficient);
     gradient = fold == 0 ? term : gradient + term;
     square = fold == 0 ? term_square : square + term_square;
+    if (fold == 0) first = coefficient;
+    const auto apart = coefficient - first, own_bd = m.b * apart;
+    b = fold == 0 ? m.b : b + m.b;
+    bd = fold == 0 ? own_bd : bd + own_bd;
+    bdd = fold == 0 ? own_bd * apart : fma(own_bd, apart, bdd);
   }
+  square = square - fma(b, bdd, -(bd * bd));
   gradient = gradient * per_sample;
 }
 
 // Writes the gradients of `count` cells: factor times scale (or 1) times the estimate, times weight (or 1); and their
-// variances, or nullptr.
+// variances, or nullptr. Without bias: that of independent terms is their sample variance over S, that of leave-one-out
+// is derived in kernels/score/README.md.
 template <bool coefficients, class C, class MomentsAt>
 LK_NOINLINE void write_cells(const ScoreProblem& p, int count, C factor, const C* scale, const C* weight,
                              MomentsAt moments, C* out, C* variance) {
-  const C per_sample = C(1) / static_cast<C>(p.samples);
-  const C per_other = p.samples > 1 ? C(1) / static_cast<C>(p.samples - 1) : C(__builtin_nan(""));
+  const bool shared = p.control == kLeaveOneOut;
+  const C samples = static_cast<C>(p.samples), others = samples - C(1);
+  const C of_square = (shared ? others : C(1)) / samples, of_mean = shared ? samples - C(2) : C(1);
+  const C whole = p.samples > 1 ? C(1) / (shared ? fma(others, others, C(1)) : others) : C(__builtin_nan(""));
   each<C>(count, [&](int64_t i, auto k) LK_INLINE_LAMBDA {
     const auto of = [&](int64_t fold) LK_INLINE_LAMBDA { return moments(fold, i, k); };
     auto gradient = load(out + i, k), square = gradient;
@@ -134,7 +145,7 @@ LK_NOINLINE void write_cells(const ScoreProblem& p, int count, C factor, const C
     auto scaled = gradient * factor;
     if (scale != nullptr) scaled = scaled * load(scale + i, k);
     if (variance != nullptr) {
-      auto v = fma(-gradient, gradient, square * per_sample) * per_other;
+      auto v = fma(-(gradient * of_mean), gradient, square * of_square) * whole;
       v = map([](auto x) { return x < C(0) ? decltype(x){} : x; }, v) * (factor * factor);
       if (scale != nullptr) v = v * (load(scale + i, k) * load(scale + i, k));
       store(variance + i, v, k);

@@ -1,5 +1,5 @@
 """Score-function gradients in plain torch, by the formulas: every score is computed, weighted and
-averaged.
+averaged. README.md derives the variances.
 
     G = 1/S sum_s (f_s - b_s) s(z_s),   s(z) = grad log q(z)          (Paisley, Blei, Jordan 2012)
 
@@ -16,7 +16,7 @@ Tests hold the compiled kernels against this; devices without one run it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -74,11 +74,19 @@ def regenerate(problem: Problem) -> Tensor:
     return z
 
 
-def terms(problem: Problem) -> tuple[Tensor, ...]:
-    """Return the S terms (f_s - b_s) s(z_s) of each parameter, [G, S, N, D(, K)].
+class Terms(NamedTuple):
+    """What a parameter's gradient and its variance are made of.
 
-    Their mean is the gradient.
+    each        the S terms (f_s - b_s) s(z_s), [G, S, N, D(, K)], whose mean is the gradient
+    coupling    sum over pairs of folds k, l of (a_k - a_l)^2 B_k B_l; 0 except for "optimal"
     """
+
+    each: Tensor
+    coupling: Tensor | float = 0.0
+
+
+def terms(problem: Problem) -> tuple[Terms, ...]:
+    """Return the terms of each parameter."""
     groups, samples, rows, cols, classes = problem.counts
     z, baseline = problem.z, problem.baseline
     if z is None:
@@ -90,7 +98,7 @@ def terms(problem: Problem) -> tuple[Tensor, ...]:
         z = z.reshape(groups, 2, samples, rows, cols)
         inside = ((z == 0) | (z == 1)).all(1)
         difference = torch.where(inside, z[:, 0] - z[:, 1], torch.nan)
-        return ((0.5 * (f[:, 0] - f[:, 1])) * difference * torch.sigmoid(logits.abs()),)
+        return (Terms((0.5 * (f[:, 0] - f[:, 1])) * difference * torch.sigmoid(logits.abs())),)
     tail = (classes,) if classes else ()
     z = z.reshape(groups, samples, rows, cols)
     q = tuple(x.reshape(groups, 1, rows, cols, *tail) for x in problem.parameters)
@@ -100,12 +108,12 @@ def terms(problem: Problem) -> tuple[Tensor, ...]:
     if problem.control == "none":
         if baseline is not None:
             f = f - baseline.reshape(groups, problem.sizes[3], *f.shape[2:])
-        return tuple(f * s for s in found)
+        return tuple(Terms(f * s) for s in found)
     if problem.control == "leave_one_out":
         # b_s = (sum f - f_s) / (S - 1), so that f_s - b_s = (f_s - mean f) S / (S - 1)
-        return tuple(_centred(f) * (samples / (samples - 1)) * s for s in found)
+        return tuple(Terms(_centred(f) * (samples / (samples - 1)) * s) for s in found)
     f = _centred(f)
-    return tuple(torch.cat(list(_folds(problem, f, s)), 1) for s in found)
+    return tuple(_of_folds(problem, f, s) for s in found)
 
 
 def _centred(f: Tensor) -> Tensor:
@@ -116,11 +124,12 @@ def _centred(f: Tensor) -> Tensor:
     return f - f.mean(1, keepdim=True)
 
 
-def _folds(problem: Problem, f: Tensor, s: Tensor) -> Iterator[Tensor]:
-    """Return the terms of each fold, with the coefficient of the samples outside it."""
+def _of_folds(problem: Problem, f: Tensor, s: Tensor) -> Terms:
+    """Return the terms, of each fold with the coefficient a of the samples outside it."""
     f = f.expand(torch.broadcast_shapes(f.shape, s.shape))
     samples, folds = f.size(1), problem.folds
     edges = [k * samples // folds for k in range(folds + 1)]
+    each, coefficients, sums = [], [], []
     for begin, end in itertools.pairwise(edges):
         outside = torch.ones(samples, dtype=torch.bool, device=s.device)
         outside[begin:end] = False
@@ -129,21 +138,31 @@ def _folds(problem: Problem, f: Tensor, s: Tensor) -> Iterator[Tensor]:
         a = torch.where(
             total == 0, f_out.mean(1, keepdim=True), (f_out * square).sum(1, keepdim=True) / total
         )
-        yield (f[:, begin:end] - a) * s[:, begin:end]
+        each.append((f[:, begin:end] - a) * s[:, begin:end])
+        coefficients.append(a[:, 0])
+        sums.append(s[:, begin:end].sum(1))
+    coupling = sum(
+        (a_k - a_l) ** 2 * b_k * b_l
+        for (a_k, b_k), (a_l, b_l) in itertools.combinations(
+            zip(coefficients, sums, strict=True), 2
+        )
+    )
+    return Terms(torch.cat(each, 1), coupling)
 
 
-def variance_of_mean(term: Tensor) -> Tensor:
-    """Return the variance of the mean over samples of term [G, S, ...]; NaN for S = 1."""
-    samples = term.size(1)
-    square = ((term - term.mean(1, keepdim=True)) ** 2).sum(1)
-    return square / (samples * (samples - 1)) if samples > 1 else torch.full_like(square, torch.nan)
+def variance_of_mean(control: str, terms: Terms) -> Tensor:
+    """Return the estimated variance of the mean of S terms; NaN for S = 1."""
+    samples, mean = terms.each.size(1), terms.each.mean(1)
+    square = ((terms.each - mean.unsqueeze(1)) ** 2).sum(1)
+    if samples == 1:
+        return torch.full_like(square, torch.nan)
+    if control == "leave_one_out":
+        return (square * ((samples - 1) / samples) + mean**2) / ((samples - 1) ** 2 + 1)
+    return ((square - terms.coupling) / (samples * (samples - 1))).clamp(min=0)
 
 
 def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> bool:
-    """Write the gradient of each parameter, times `upstream`, and its estimated variance.
-
-    The variance of a mean of S terms: their sample variance over S. NaN where S is 1.
-    """
+    """Write the gradient of each parameter, times `upstream`, and its estimated variance."""
     groups, _, rows, cols, classes = problem.counts
     if problem.first.dtype in (torch.float16, torch.bfloat16):
         first, second, z = problem.first.float(), problem.second, problem.z
@@ -166,7 +185,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
         weight = upstream.reshape(groups, rows, width, *([1] if classes else []))
     variances = variances_of(estimate)
     for j, (term, out) in enumerate(zip(terms(problem), gradients_of(estimate), strict=True)):
-        out.copy_((term.mean(1).to(problem.first.dtype) * weight).reshape(out.shape))
+        out.copy_((term.each.mean(1).to(problem.first.dtype) * weight).reshape(out.shape))
         if variances is not None:
-            variances[j].copy_(variance_of_mean(term).reshape(variances[j].shape))
+            variances[j].copy_(variance_of_mean(problem.control, term).reshape(variances[j].shape))
     return inside

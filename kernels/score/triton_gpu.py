@@ -190,14 +190,12 @@ def gaussian_kernel(
         G, E = mean_of_terms(A_t, B_t, C_t, D_t, E_t, F, S, mode, with_variance)
         put_result(
             d_mean_ptr, v_mean_ptr, at, mask, G, E, inverse, S, upstream_ptr, of_upstream,
-            value_mask,
-            has_upstream, with_variance,
+            value_mask, mode, has_upstream, with_variance,
         )  # fmt: skip
         G, E = mean_of_terms(A_u, B_u, C_u, D_u, E_u, F, S, mode, with_variance)
         put_result(
             d_logvar_ptr, v_logvar_ptr, at, mask, G, E, 0.5, S, upstream_ptr, of_upstream,
-            value_mask,
-            has_upstream, with_variance,
+            value_mask, mode, has_upstream, with_variance,
         )  # fmt: skip
     else:
         sums: tl.constexpr = (10 if more else 2) + (2 if with_variance else 0)
@@ -348,7 +346,7 @@ def antithetic_kernel(
         G, E = mean_of_terms(A, A, A, A, E, A, S, PLAIN, with_variance)
         put_result(
             d_logits_ptr, v_logits_ptr, at, mask, G, E, tl.maximum(p, q), S,
-            upstream_ptr, group * width + of_value, value_mask, has_upstream, with_variance,
+            upstream_ptr, group * width + of_value, value_mask, PLAIN, has_upstream, with_variance,
         )  # fmt: skip
     else:
         size = groups * plane

@@ -118,10 +118,10 @@ def mean_of_terms(A, B, C, D, E, F, S, mode: tl.constexpr, with_variance: tl.con
 @triton.jit
 def put_result(
     gradient_ptr, variance_ptr, at, mask, G, E, scale, S, upstream_ptr, of_upstream, upstream_mask,
-    has_upstream: tl.constexpr, with_variance: tl.constexpr,
+    mode: tl.constexpr, has_upstream: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient, G scale upstream, and the variance of G scale, from the sum of the
-    terms' squares E.
+    terms' squares E; README.md derives that of leave-one-out.
     """
     g = G * scale
     if has_upstream:
@@ -129,7 +129,12 @@ def put_result(
     tl.store(gradient_ptr + at, g.to(gradient_ptr.dtype.element_ty), mask=mask)
     if with_variance:
         n = S.to(G.dtype)
-        variance = tl.fma(0.0 - G, G, E * divide(1.0, n)) * divide(1.0, tl.maximum(n - 1.0, 1.0))
+        others = tl.maximum(n - 1.0, 1.0)
+        if mode >= ROWS and mode != OPTIMAL:  # leave-one-out
+            variance = tl.fma(0.0 - G * (n - 2.0), G, E * divide(others, n))
+            variance *= divide(1.0, tl.fma(others, others, 1.0))
+        else:
+            variance = tl.fma(0.0 - G, G, E * divide(1.0, n)) * divide(1.0, others)
         variance = tl.where(variance < 0.0, 0.0, variance)  # keeps NaN
         variance = tl.where(n == 1.0, float("nan"), variance) * scale * scale
         tl.store(variance_ptr + at, variance.to(variance_ptr.dtype.element_ty), mask=mask)
@@ -162,7 +167,7 @@ def finish_binary(
         G, E = mean_of_terms(A, B, C, D, E, F1 + F0, S, mode, with_variance)
         put_result(
             gradient_ptr, variance_ptr, at, mask, G, E, 1.0, S, upstream_ptr, of_upstream,
-            upstream_mask,
+            upstream_mask, mode,
             has_upstream, with_variance,
         )  # fmt: skip
     else:
@@ -223,8 +228,8 @@ def merge(
     j: tl.constexpr,
     mode: tl.constexpr, with_variance: tl.constexpr,
 ):  # fmt: skip
-    """Return the mean of the S terms of parameter j and the sum of their squares, from the sums of
-    all parts in their order.
+    """Return the mean of the S terms of parameter j and the sum of their squares, less the coupling
+    of the folds (README.md), from the sums of all parts in their order.
     """
     parts = folds * chunks
     origin = tl.full((), 0, tl.int64)  # so that products with it have 64 bits
@@ -249,6 +254,7 @@ def merge(
     else:
         G = tl.zeros_like(A)
         squares = tl.zeros_like(A)
+        first, sum_B, sum_Bd, sum_Bdd = squares, squares, squares, squares  # of d = a_k - a_0
         for fold in range(origin, folds):
             C, D, F = tl.zeros_like(A), tl.zeros_like(A), tl.zeros_like(A)
             for other in range(origin, parts - chunks):  # from the samples outside the fold
@@ -262,6 +268,8 @@ def merge(
             outside = S - ((fold + 1) * S // folds - fold * S // folds)
             none = D == 0.0
             a = divide(tl.where(none, F, C), tl.where(none, outside.to(A.dtype), D))
+            first = tl.where(fold == 0, a, first)
+            own_B = tl.zeros_like(A)
             for part in range(fold * chunks, (fold + 1) * chunks):
                 A, B, C, D, E, _ = take_sums(
                     partial_ptr, part, at, mask, size, p, q, sums, kind, j, mode, with_variance
@@ -269,6 +277,14 @@ def merge(
                 G += tl.fma(0.0 - a, B, A)
                 if with_variance:
                     squares += centred_squares(a, C, D, E)
+                    own_B += B
+            if with_variance:
+                Bd = own_B * (a - first)
+                sum_B += own_B
+                sum_Bd += Bd
+                sum_Bdd = tl.fma(Bd, a - first, sum_Bdd)
+        if with_variance:
+            squares -= tl.fma(sum_B, sum_Bdd, 0.0 - sum_Bd * sum_Bd)
         G *= divide(1.0, S.to(A.dtype))
     return G, squares
 
@@ -295,14 +311,14 @@ def finish_kernel(
         )
         put_result(
             first_gradient_ptr, first_variance_ptr, at, mask, G, E, exp(logvar * -0.5), S,
-            upstream_ptr, at // width, mask, has_upstream, with_variance,
+            upstream_ptr, at // width, mask, mode, has_upstream, with_variance,
         )  # fmt: skip
         G, E = merge(
             partial_ptr, at, mask, size, 0, 0, S, folds, chunks, sums, kind, 1, mode, with_variance
         )
         put_result(
             second_gradient_ptr, second_variance_ptr, at, mask, G, E, 0.5, S,
-            upstream_ptr, at // width, mask, has_upstream, with_variance,
+            upstream_ptr, at // width, mask, mode, has_upstream, with_variance,
         )  # fmt: skip
     else:
         scale = tl.full((BLOCK,), 1.0, compute)
@@ -318,5 +334,5 @@ def finish_kernel(
         )
         put_result(
             first_gradient_ptr, first_variance_ptr, at, mask, G, E, scale, S,
-            upstream_ptr, at // width, mask, has_upstream, with_variance,
+            upstream_ptr, at // width, mask, mode, has_upstream, with_variance,
         )  # fmt: skip

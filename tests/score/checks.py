@@ -180,11 +180,17 @@ class ScoreProblem:
         found: dict[str, Tensor] = {}
         sizes: dict[str, float] = {}
         for j, term in enumerate(terms):
-            mean, variance = term.mean(1) * weight, reference.variance_of_mean(term)
+            variance = reference.variance_of_mean(self.problem.control, term)
+            coupling, term = torch.as_tensor(term.coupling, dtype=dtype), term.each
+            mean = term.mean(1) * weight
             size = float((term.abs().mean(1) * weight.abs()).max()) if term.numel() else 0.0
             square = (
                 float((term**2).mean(1).max()) / self.problem.counts[1] if term.numel() else 0.0
             )
+            # rounding of a coefficient moves (a_k - a_l)^2 B_k B_l in proportion to its root
+            if term.numel():
+                moved = coupling.abs().sqrt() * term.abs().mean(1)
+                square += 2 * float(moved.max()) / self.problem.counts[1]
             for name in (f"gradient {j}", f"gradient {j} beside its variance"):
                 found[name], sizes[name] = mean, size
             found[f"variance {j}"], sizes[f"variance {j}"] = variance, square

@@ -208,10 +208,8 @@ class GradientVarianceMonitor:
         the signal, such as the gradient of an analytic KL, add them to the gradients first. Does
         nothing in a step in which none is due.
 
-        The measured variance is as good as what is given: `score_function_gradient`'s is unbiased
-        for "none" and a baseline; for "leave_one_out" and "optimal" it is too low for few samples
-        (in a small Bernoulli example by 19% and 29% at S = 4, by 4% and 10% at S = 16). There pairs
-        of steps are the better way.
+        The measured variance is as good as what is given: those of `score_function_gradient` and
+        `disarm_gradient` are unbiased.
 
         Args:
             gradients: for each group one tensor, of any shape.
