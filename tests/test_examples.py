@@ -73,6 +73,11 @@ def test_kmeans():
     assert ours == pytest.approx(theirs, rel=1e-9)
 
 
+def test_bayesian_mixture(capsys):
+    assert run("bayesian_mixture")(iterations=40) == (4, 4)
+    assert "components keep their weight" in capsys.readouterr().out
+
+
 def test_iwae_bounds():
     """The bounds rise with k and stay below the evidence; the gallery continues to 512."""
     bounds = list(run("iwae_bounds")(ks=(1, 2, 4, 8)).values())

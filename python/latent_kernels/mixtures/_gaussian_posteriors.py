@@ -11,9 +11,10 @@ C = W^-1 / nu, which is the inverse of the expected precision.
 | tied | 1, of D x D | sum N_k | sum T_k |
 | spherical | K, of 1 x 1 | D N_k | trace of T_k |
 
-T_k = sum_i r_ik (x_i - xbar_k)(x_i - xbar_k)^T + N_k beta_0 / beta_k (xbar_k - m_0)(xbar_k - m_0)^T.
-That is the exact posterior. scikit-learn divides what is added for "tied" by K and for "spherical"
-by D, and takes the expected log-determinant of a D x D Wishart for "diag" and "spherical", too.
+T_k = S_k + N_k beta_0 / beta_k (xbar_k - m_0)(xbar_k - m_0)^T, with the scatter matrix S_k of the
+rows about their mean xbar_k, weighted by responsibilities. That is the exact posterior.
+scikit-learn divides what is added for "tied" by K and for "spherical" by D, and takes the expected
+log-determinant of a D x D Wishart for "diag" and "spherical", too.
 
 Source: Bishop, "Pattern recognition and machine learning" (2006), section 10.2.
 """
@@ -181,8 +182,10 @@ class GaussianPosteriors:
 
     def _log_norm(self, nu: Floats | float, log_w: Floats | float, own: int) -> Floats:
         """Return the logarithm of the integral of a Wishart density without its constant."""
-        gammas = multigammaln(np.asarray(nu) / 2, own) if self.matrices else own * gammaln(
-            np.asarray(nu) / 2
+        gammas = (
+            multigammaln(np.asarray(nu) / 2, own)
+            if self.matrices
+            else own * gammaln(np.asarray(nu) / 2)
         )
         result: Floats = 0.5 * np.asarray(nu) * (own * _LOG_2 + log_w) + gammas
         return result

@@ -4,8 +4,10 @@ Each is a class without state over `Concentration`, the parameters of the poster
 
 | | prior | posterior |
 | --- | --- | --- |
-| `StickBreaking` | v_k ~ Beta(1, g), pi_k = v_k prod_(j<k) (1 - v_j) | v_k ~ Beta(a_k, b_k): (a, b) |
+| `StickBreaking` | v_k ~ Beta(1, g) | v_k ~ Beta(a_k, b_k): (a, b) |
 | `DirichletWeights` | pi ~ Dirichlet(g, ..., g) | Dirichlet(a): (a,) |
+
+Sticks give weights pi_k = v_k prod_(j<k) (1 - v_j).
 
 Source: Blei and Jordan, "Variational inference for Dirichlet process mixtures" (2006); Bishop,
 "Pattern recognition and machine learning" (2006), section 10.2.

@@ -134,6 +134,8 @@ class BayesianGaussianMixture(GaussianEstimator):
 
     """
 
+    _rows: float  # the weight of the rows that the statistics stand for
+
     _needed = ("weight_concentration_", "mean_precision_", "degrees_of_freedom_", "means_")
     _advice = "call fit"
     _objective_name = "lower bound"
@@ -220,8 +222,11 @@ class BayesianGaussianMixture(GaussianEstimator):
                 f"degrees_of_freedom_prior must be greater than D - 1 = {size - 1}; "
                 f"got {self.degrees_of_freedom_prior_}"
             )
-        self.mean_prior_ = self._initial("mean_prior", (size,))
-        self.covariance_prior_ = self._given_covariance_prior(size)
+        given = self._initial("mean_prior", (size,)), self._given_covariance_prior(size)
+        # What is not given follows from the data, in `_observe`.
+        self.mean_prior_, self.covariance_prior_ = (
+            np.zeros(0) if prior is None else prior for prior in given
+        )
 
     def _given_covariance_prior(self, size: int) -> Floats | None:
         shape = {"diag": (size,), "spherical": ()}.get(self.covariance_type, (size, size))
@@ -308,7 +313,8 @@ class BayesianGaussianMixture(GaussianEstimator):
         return WEIGHTS[self.weight_concentration_prior_type]
 
     def _formulas(self, means: Floats) -> GaussianPosteriors:
-        return GaussianPosteriors(self.covariance_type, *means.shape, bool(self.exact_updates))
+        components, size = means.shape
+        return GaussianPosteriors(self.covariance_type, components, size, bool(self.exact_updates))
 
     def _updated(self, statistics: SufficientStatistics) -> _Parameters:
         """Return the posterior, which is the prior plus the statistics."""
