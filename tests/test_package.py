@@ -24,6 +24,7 @@ HEAVY = ("numba", "triton", "sklearn", "matplotlib", "typer", "rich", "pandas", 
 
 def test_public_names() -> None:
     assert set(lk.__all__) == {
+        "BayesianGaussianMixture",
         "Bernoulli",
         "Categorical",
         "DiagonalGaussian",
@@ -82,7 +83,7 @@ def test_estimators_come_when_asked_for() -> None:
     code = """
 import sys, latent_kernels
 later = {"DictionaryLearning", "MiniBatchDictionaryLearning", "SparseCoder"}
-later |= {"GaussianMixture", "MixtureModel"}
+later |= {"BayesianGaussianMixture", "GaussianMixture", "MixtureModel"}
 assert later <= set(dir(latent_kernels))
 assert "sklearn" not in sys.modules
 from latent_kernels import *

@@ -14,7 +14,7 @@ Sparse codes        `sparse_encode`, `orthogonal_matching_pursuit`, `SparseCoder
                     `DictionaryLearning`, `MiniBatchDictionaryLearning`
 Sparse encoders     `LISTA`, `LCoD`, `PSDEncoder`, `train_encoder`, `lista_encode`,
                     `coupled_lista_encode`
-Mixtures            `GaussianMixture`, `MixtureModel`
+Mixtures            `GaussianMixture`, `BayesianGaussianMixture`, `MixtureModel`
 E-steps             `gaussian_e_step`, `exponential_family_e_step`, `SufficientStatistics`
 Quantization        `vector_quantize`, `VectorQuantizer`
 torch.distributions `FusedNormal`, `FamilyDistribution`
@@ -57,6 +57,7 @@ from latent_kernels.variational.streaming import streamed_bound
 from latent_kernels.variational.variance import profile_variance
 
 if _TYPE_CHECKING:
+    from latent_kernels.mixtures.bayesian_gaussian_mixture import BayesianGaussianMixture
     from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
     from latent_kernels.mixtures.mixture_model import MixtureModel
     from latent_kernels.sparse.dictionary_learning import DictionaryLearning
@@ -68,6 +69,7 @@ __version__ = _version("latent-kernels")
 # The estimators import scikit-learn, which takes longer than everything else, so they are imported
 # only when they are used.
 _LATER = {
+    "BayesianGaussianMixture": "mixtures.bayesian_gaussian_mixture",
     "DictionaryLearning": "sparse.dictionary_learning",
     "GaussianMixture": "mixtures.gaussian_mixture",
     "MiniBatchDictionaryLearning": "sparse.mini_batch_dictionary_learning",
@@ -89,6 +91,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "BayesianGaussianMixture",
     "Bernoulli",
     "Categorical",
     "DiagonalGaussian",

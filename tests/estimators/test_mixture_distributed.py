@@ -20,7 +20,9 @@ import pytest
 import torch.distributed as dist
 from sklearn.datasets import load_iris
 
+from latent_kernels.mixtures._gaussian_estimator import GaussianEstimator
 from latent_kernels.mixtures._processes import device_types
+from latent_kernels.mixtures.bayesian_gaussian_mixture import BayesianGaussianMixture
 from latent_kernels.mixtures.gaussian_mixture import GaussianMixture
 from latent_kernels.mixtures.mixture_model import MixtureModel
 from tests.estimators.test_gaussian_mixture import INITS, TYPES, blobs
@@ -78,6 +80,11 @@ def _cases(rank: int | None, group: Any) -> dict[str, Any]:
     for kind, init in itertools.product(TYPES, INITS):
         model = GaussianMixture(**_settings(kind, init))
         fits[f"{kind} {init}"] = model.fit(X, sample_weight=weight, group=group)
+    for kind in TYPES:
+        settings = _settings(kind, "kmeans") | {"max_iter": 20}
+        fits[f"bayesian {kind}"] = BayesianGaussianMixture(**settings).fit(
+            X, sample_weight=weight, group=group
+        )
     batches = [(X[:30], weight[:30]), (X[30:30], weight[:0]), (X[30:], weight[30:])]
     fits["batches"] = GaussianMixture(**_settings("full", "kmeans")).fit_batches(
         batches, group=group
@@ -227,7 +234,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def _arrays(model: Any) -> list[np.ndarray]:
-    if isinstance(model, GaussianMixture):
+    if isinstance(model, GaussianEstimator):
         return [np.asarray(getattr(model, name)) for name in PARAMETERS]
     columns = [np.stack(p) if isinstance(p, tuple) else p for p in model.parameters_]
     return [model.weights_, np.asarray(model.lower_bounds_), *columns]

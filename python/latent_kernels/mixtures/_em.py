@@ -272,7 +272,7 @@ class Run(NamedTuple):
     """The result of one run of EM."""
 
     parameters: Any
-    lower_bounds: list[float]  # the mean log-likelihood in the E-step of each iteration
+    lower_bounds: list[float]  # the objective in each iteration
     converged: bool
     statistics: SufficientStatistics | None  # of the last E-step
 
@@ -285,19 +285,18 @@ class Progress:
             is a terminal. 2: also a line for every `interval`-th iteration.
         inits: number of initializations.
         max_iter: the maximum number of iterations of one of them.
+        objective: the name of what increases.
         interval: see verbose.
 
     """
 
     _WIDTH = 24
 
-    def __init__(self, verbose: int, inits: int, max_iter: int, interval: int = 1) -> None:
-        self._verbose, self._inits, self._max_iter, self._interval = (
-            int(verbose),
-            inits,
-            max_iter,
-            interval,
-        )
+    def __init__(
+        self, verbose: int, inits: int, max_iter: int, objective: str, interval: int = 1
+    ) -> None:
+        self._verbose, self._inits, self._max_iter = int(verbose), inits, max_iter
+        self._objective, self._interval = objective, interval
         self._init = 0
         self._line = ""
 
@@ -307,7 +306,7 @@ class Progress:
         bar = "#" * filled + "." * (self._WIDTH - filled)
         line = (
             f"init {self._init + 1}/{self._inits} [{bar}] {iteration}/{self._max_iter}, "
-            f"mean log-likelihood {bound:.6f}, change {change:.1e}"
+            f"{self._objective} {bound:.6f}, change {change:.1e}"
         )
         if self._verbose >= 2 and iteration % self._interval == 0:
             print(line, file=sys.stderr)
@@ -333,6 +332,7 @@ def run(
     kernel: Callable[[Any], model.Parameters],
     statistics: Callable[[model.Parameters, Exception | None], SufficientStatistics],
     m_step: Callable[[SufficientStatistics, Any], Any],
+    objective: Callable[[SufficientStatistics, Any], float],
     progress: Progress,
     processes: Processes,
     *,
@@ -340,7 +340,7 @@ def run(
     max_iter: int,
     tol: float,
 ) -> Run:
-    """Run EM from `start`, until the mean log-likelihood changes by less than tol.
+    """Run EM from `start`, until the objective changes by less than tol.
 
     When to stop depends on sums that are the same in all processes. An error in one of them between
     two of these sums is handed on to the next sum, so that all of them stop there.
@@ -350,9 +350,10 @@ def run(
         kernel: parameters -> the parameters of the E-step.
         statistics: the E-step of these, or of an error.
         m_step: (statistics, previous parameters) -> new ones.
+        objective: (statistics, previous parameters) -> what increases.
         progress: called for every iteration.
         processes: those of the fit.
-        bound: the mean log-likelihood before the first iteration, -inf if unknown.
+        bound: the objective before the first iteration, -inf if unknown.
         max_iter: the maximum number of iterations.
         tol: see above; 0 goes on to max_iter.
 
@@ -365,7 +366,7 @@ def run(
     error: Exception | None = None
     for iteration in range(1, max_iter + 1):
         sums = statistics(mixture, error)
-        previous, bound = bound, sums.log_likelihood / sums.total_weight
+        previous, bound = bound, objective(sums, parameters)
         bounds.append(bound)
         converged = abs(bound - previous) < tol
         last = converged or iteration == max_iter

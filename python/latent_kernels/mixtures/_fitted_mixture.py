@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from latent_kernels.kernels.mixture import model
 from latent_kernels.mixtures import _initialization
 from latent_kernels.mixtures._em import Batch, Census
 from latent_kernels.mixtures._initialization import Sample
+from latent_kernels.mixtures._processes import Processes
 from latent_kernels.mixtures.e_step import checked_sample_weight, posterior, weight_unit
 from latent_kernels.mixtures.sufficient_statistics import SufficientStatistics
 
@@ -67,12 +68,33 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Return whether the census must sum the weight of missing values in each column."""
         return False
 
-    def _corrected(self, statistics: SufficientStatistics, missing: Floats) -> SufficientStatistics:
-        """Return the statistics for the M-step.
-
-        missing: the share of each column that is missing, if `_wants_missing`.
-        """
+    def _corrected(self, statistics: SufficientStatistics, census: Census) -> SufficientStatistics:
+        """Return the statistics for the M-step. The census is of the same rows."""
         return statistics
+
+    def _observe(
+        self,
+        batches: Iterable[Batch],
+        census: Census,
+        processes: Processes,
+        *,
+        begins: bool,
+        online: bool,
+    ) -> None:
+        """Look at the data before the E-step.
+
+        begins: whether these are the data of a fit, or the first batch of `partial_fit`.
+        online: whether it is a batch of `partial_fit`.
+        """
+
+    _objective_name: ClassVar[str] = "mean log-likelihood"
+
+    def _objective(self, statistics: SufficientStatistics, previous: Any) -> float:
+        """Return what a fit increases. It is the same in all processes, or raises in all.
+
+        previous: the parameters of the E-step.
+        """
+        return statistics.log_likelihood / statistics.total_weight
 
     def _counted_rows(self, batch: Batch) -> Batch:
         """Return the batch that EM uses, which may leave out rows of weight 0."""
@@ -110,10 +132,6 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _m_step(self, statistics: SufficientStatistics, previous: Any) -> Any:
         """Return new parameters."""
-        raise NotImplementedError
-
-    def _n_parameters(self) -> int:
-        """Return the number of free parameters."""
         raise NotImplementedError
 
     def _draw(self, labels: NDArray[np.int64], generator: np.random.RandomState) -> Floats:
@@ -237,6 +255,20 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         labels = np.repeat(np.arange(len(counts)), counts)
         return self._draw(labels, generator), labels
 
+    def __sklearn_tags__(self) -> Any:
+        """Return scikit-learn's tags: NaN is allowed."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+class InformationCriteria(FittedMixture):
+    """What a mixture fitted by maximum likelihood is compared by."""
+
+    def _n_parameters(self) -> int:
+        """Return the number of free parameters."""
+        raise NotImplementedError
+
     def aic(self, X: Any, *, sample_weight: ArrayLike | None = None) -> float:
         """Return Akaike's information criterion on X; lower is better.
 
@@ -271,9 +303,3 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         log_likelihood, weight, unit = self._total(X, sample_weight)
         size = math.log(weight) + math.log(unit)
         return -2 * log_likelihood * unit + self._n_parameters() * size
-
-    def __sklearn_tags__(self) -> Any:
-        """Return scikit-learn's tags: NaN is allowed."""
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags

@@ -191,8 +191,14 @@ class MixtureEstimator(FittedMixture):
         )
         inits = self.n_init if start is None else 1
         verbose = self.verbose if processes.rank == 0 else 0
-        progress = _em.Progress(verbose, inits, self.max_iter, getattr(self, "verbose_interval", 1))
-        share = census.missing / census.weight
+        progress = _em.Progress(
+            verbose,
+            inits,
+            self.max_iter,
+            self._objective_name,
+            getattr(self, "verbose_interval", 1),
+        )
+        self._observe(batches, census, processes, begins=True, online=False)
 
         def start_of_run() -> tuple[Any, float]:
             first = self._start(sample, generator) if sample is not None else start
@@ -202,7 +208,7 @@ class MixtureEstimator(FittedMixture):
             parameters: model.Parameters, error: Exception | None
         ) -> SufficientStatistics:
             return self._corrected(
-                _em.total_statistics(batches, parameters, processes, error, census.unit), share
+                _em.total_statistics(batches, parameters, processes, error, census.unit), census
             )
 
         best: _em.Run | None = None
@@ -213,6 +219,7 @@ class MixtureEstimator(FittedMixture):
                 self._kernel,
                 statistics,
                 self._m_step,
+                self._objective,
                 progress,
                 processes,
                 bound=bound,
@@ -369,11 +376,12 @@ class MixtureEstimator(FittedMixture):
             self._statistics, self._batches_seen, self._fit_weight = None, 0, 0.0
             self.lower_bounds_, self.n_iter_ = [], 0
         census = self._survey([(data, weight)])
+        if has_begun:
+            batches = [(data, weight)]
+            self._observe(batches, census, Processes(None), begins=False, online=True)
         weight = _em.in_unit(weight, len(data), census.unit)
-        new = self._corrected(
-            e_step(data, self._kernel(parameters), weight), census.missing / census.weight
-        )
-        bound, total = new.log_likelihood / new.total_weight, new.total_weight
+        new = self._corrected(e_step(data, self._kernel(parameters), weight), census)
+        bound, total = self._objective(new, parameters), new.total_weight
         new = new * (1 / total)
         # Parameters of other shapes, set by hand, begin anew.
         if self._statistics is not None and self._statistics.has_shapes_of(new):
@@ -396,6 +404,7 @@ class MixtureEstimator(FittedMixture):
         census = self._survey(batches)
         self._check_rows(census.rows)
         self._prepare(census, False)
+        self._observe(batches, census, Processes(None), begins=True, online=True)
         start = self._given_parameters(census.features)
         if start is not None:
             return start

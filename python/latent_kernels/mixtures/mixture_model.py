@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from latent_kernels.kernels.mixture import model
 from latent_kernels.mixtures import _families, _initialization
 from latent_kernels.mixtures._em import Batch, Census
+from latent_kernels.mixtures._fitted_mixture import InformationCriteria
 from latent_kernels.mixtures._initialization import Assignment, Sample
 from latent_kernels.mixtures._mixture_estimator import MixtureEstimator
 from latent_kernels.mixtures.e_step import mixed_parameters
@@ -31,7 +32,7 @@ class _Parameters(NamedTuple):
     columns: tuple[Any, ...]  # for each column as in `parameters_`
 
 
-class MixtureModel(MixtureEstimator):
+class MixtureModel(InformationCriteria, MixtureEstimator):
     r"""A mixture with columns of several families, independent within a component, fitted by EM.
 
     .. math::

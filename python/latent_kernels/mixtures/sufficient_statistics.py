@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # Below this weight a component's sums are too near the smallest float64 to be precise.
-_LOST = 1e-290
+LOST = 1e-290
 # Rounding errors of a variance, relative to the square of the distance of the mean from the anchor.
 _ROUNDING = 1e-12
 # A mean has moved far where its squared change is this many times the previous variance.
@@ -237,10 +237,10 @@ class SufficientStatistics:
             raise ValueError(
                 "the statistics must be finite; the E-step met an infinite value or an overflow"
             )
-        if not self.counts.max(initial=0.0) >= _LOST:
+        if not self.counts.max(initial=0.0) >= LOST:
             raise ValueError("there is nothing to estimate from: the statistics have no weight")
-        lost = self.counts < _LOST
-        empty = (self.observed < _LOST) | lost[:, None]
+        lost = self.counts < LOST
+        empty = (self.observed < LOST) | lost[:, None]
         if empty.any() and covariances is None and self.covariance_type != "tied":
             k = int(np.flatnonzero(empty.any(axis=1))[0])
             raise ValueError(
