@@ -79,6 +79,7 @@ def test_vq_autoencoder():
     assert lost < 0.7
     assert used >= 16
 
+
 def test_bayesian_mixture(capsys):
     assert run("bayesian_mixture")(iterations=40) == (4, 4)
     assert "components keep their weight" in capsys.readouterr().out
