@@ -81,7 +81,7 @@ def test_vq_autoencoder():
 
 
 def test_bayesian_mixture(capsys):
-    assert run("bayesian_mixture")(iterations=40) == (4, 4)
+    assert run("bayesian_mixture")(iterations=80) == (4, 4)
     assert "components keep their weight" in capsys.readouterr().out
 
 

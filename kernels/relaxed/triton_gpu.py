@@ -60,13 +60,14 @@ def as_number(bits, compute: tl.constexpr):
 @triton.jit(do_not_specialize=["seed", "offset", "blocks", "inverse"])
 def bernoulli_kernel(
     y_ptr, logits_ptr, count, plane, seed, seed_stride, offset, blocks, inverse,
-    hard: tl.constexpr, compute: tl.constexpr, seed_is_pointer: tl.constexpr, shift: tl.constexpr,
+    hard: tl.constexpr, compute: tl.constexpr, one_group: tl.constexpr,
+    seed_is_pointer: tl.constexpr, shift: tl.constexpr,
     wraps_once: tl.constexpr, aligned: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write y = sigmoid((l - x) / tau), or [x < l], of a block of one group's samples."""
     group, words, i, mask, position = words_of_block(
         count, plane, seed, seed_stride, offset, blocks,
-        seed_is_pointer, shift, wraps_once, aligned, BLOCK,
+        one_group, seed_is_pointer, shift, wraps_once, aligned, BLOCK,
     )  # fmt: skip
     logits = tl.load(logits_ptr + group * plane + position, mask=mask, other=0.0).to(compute)
     x = logistic(to_uniform(words)).to(compute)
@@ -280,7 +281,7 @@ def _draw(problem: Problem, y: Tensor, *, hard: bool) -> None:
         launch(
             bernoulli_kernel, blocks * groups,
             y, logits, count, plane, seed, seed_stride, offset, blocks, _inverse(problem),
-            **options, shift=shift, wraps_once=plane >= block,
+            **options, one_group=groups == 1, shift=shift, wraps_once=plane >= block,
             aligned=shift == 0 and plane % 4 == 0, BLOCK=block,
         )  # fmt: skip
 

@@ -124,7 +124,7 @@ def finish(
         "classes": False,
         "mode": mode,
     }
-    constants |= {"has_upstream": True, "with_variance": True, "BLOCK": 512}
+    constants |= {"has_upstream": True, "with_variance": True, "BLOCK": 256 if double else 512}
     constants |= {"compute": tl.float64 if double else tl.float32}
     return ready(kernel, types, constants, target, ones=ones)
 
