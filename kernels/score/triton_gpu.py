@@ -637,6 +637,7 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
                 max(classes, 1) * (1 if problem.per_element else cols),
                 sums=sums, kind=kind, classes=classes > 0, mode=mode,
                 has_upstream=upstream is not None,
-                with_variance=variances is not None, compute=compute_type(dtype), BLOCK=finish_block,
+                with_variance=variances is not None, compute=compute_type(dtype),
+                BLOCK=finish_block,
             )  # fmt: skip
     return True

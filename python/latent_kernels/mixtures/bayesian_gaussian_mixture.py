@@ -100,10 +100,13 @@ class BayesianGaussianMixture(GaussianEstimator):
             sticks; "dirichlet_distribution": [K].
         mean_precision_: beta [K]: the posterior of a mean has beta times its component's precision.
         degrees_of_freedom_: of the posterior Wisharts, [K]; a number for "tied".
-        weight_concentration_prior_, mean_precision_prior_, mean_prior_, degrees_of_freedom_prior_,
-            covariance_prior_: the priors that were used.
-        lower_bound_: what scikit-learn's attribute is: the bound without its constants, over the
-            data, for its model of "full"; with exact_updates ``evidence_lower_bound_``.
+        weight_concentration_prior_: the prior that was used, like the next four.
+        mean_precision_prior_: a number.
+        mean_prior_: [D].
+        degrees_of_freedom_prior_: a number.
+        covariance_prior_: in the shape of covariance_prior.
+        lower_bound_: what scikit-learn's attribute of this name is, a bound without its constants;
+            with exact_updates ``evidence_lower_bound_``.
         lower_bounds_: the list of these values for all iterations of the best run.
         evidence_lower_bound_: a lower bound of ln p(X) in nats, constants included, at the result;
             -inf if the prior is improper. It may be compared between models.
