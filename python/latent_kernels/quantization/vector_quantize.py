@@ -37,8 +37,8 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> Quantized:
     learn a codebook. The N x K distances are never stored.
 
     Scores are computed by the second form, as matrix products are: of two codes whose distances
-    differ by less than rounding, about ``D eps |z| |e|``, either may be chosen. The distances that are
-    returned are sums of (z - e)^2, in which nothing cancels. Codes and statistics have the same
+    differ by less than rounding, about ``D eps |z| |e|``, either may be chosen. The distances that
+    are returned are sums of (z - e)^2, in which nothing cancels. Codes and statistics have the same
     bits for every number of threads and instruction set, and on a GPU.
 
     Gradients: that of `quantized` passes to z as it is (straight-through), and `commitment` has
