@@ -74,7 +74,7 @@ Tensor = torch.Tensor
 MOST_CHUNKS = 32  # of one fold: each costs its sums in memory
 LEAST_CHUNK = 16  # samples of a chunk, so that its sums move less than its samples
 MOST_CLASSES = 32  # of one program's tile
-FINISH_BYTES = 2048  # of one array in a program of `finish_kernel`
+FINISH_TILE = 128  # an element a thread: with more, some GPUs need a stack for the divisions
 
 
 @triton.jit
@@ -629,15 +629,13 @@ def gradient(problem: Problem, upstream: Tensor | None, estimate: Estimate) -> b
                 samples, rows, cols, *place, *steps, **centred, **options, **shape,
             )  # fmt: skip
         if not finish:
-            finish_block = FINISH_BYTES // dtype.itemsize
             launch(
-                finish_kernel, cdiv(size, finish_block),
+                finish_kernel, cdiv(size, FINISH_TILE),
                 *results, partial, first, second, upstream, samples, problem.folds, cut.chunks,
                 size,
                 max(classes, 1) * (1 if problem.per_element else cols),
                 sums=sums, kind=kind, classes=classes > 0, mode=mode,
                 has_upstream=upstream is not None,
-                with_variance=variances is not None, compute=compute_type(dtype),
-                BLOCK=finish_block,
+                with_variance=variances is not None, compute=compute_type(dtype), BLOCK=FINISH_TILE,
             )  # fmt: skip
     return True

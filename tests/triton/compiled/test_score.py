@@ -111,6 +111,7 @@ def finish(
     import triton.language as tl
 
     from latent_kernels.kernels.score import triton_sums
+    from latent_kernels.kernels.score.triton_gpu import FINISH_TILE
 
     kernel = triton_sums.finish_kernel
     double = dtype == torch.float64
@@ -124,7 +125,7 @@ def finish(
         "classes": False,
         "mode": mode,
     }
-    constants |= {"has_upstream": True, "with_variance": True, "BLOCK": 256 if double else 512}
+    constants |= {"has_upstream": True, "with_variance": True, "BLOCK": FINISH_TILE}
     constants |= {"compute": tl.float64 if double else tl.float32}
     return ready(kernel, types, constants, target, ones=ones)
 
