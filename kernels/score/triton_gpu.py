@@ -74,7 +74,7 @@ Tensor = torch.Tensor
 MOST_CHUNKS = 32  # of one fold: each costs its sums in memory
 LEAST_CHUNK = 16  # samples of a chunk, so that its sums move less than its samples
 MOST_CLASSES = 32  # of one program's tile
-FINISH_TILE = 128  # an element a thread: with more, some GPUs need a stack for the divisions
+FINISH_TILE = 512
 
 
 @triton.jit

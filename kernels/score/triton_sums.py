@@ -303,12 +303,11 @@ def finish_kernel(
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
-    first = tl.load(first_ptr + at, mask=mask, other=0.0).to(compute)
     if kind == SCORES:
-        logvar = tl.load(second_ptr + at, mask=mask, other=0.0).to(compute)
         G, E = merge(
             partial_ptr, at, mask, size, 0, 0, S, folds, chunks, sums, kind, 0, mode, with_variance
         )
+        logvar = tl.load(second_ptr + at, mask=mask, other=0.0).to(compute)
         put_result(
             first_gradient_ptr, first_variance_ptr, at, mask, G, E, exp(logvar * -0.5), S,
             upstream_ptr, at // width, mask, mode, has_upstream, with_variance,
@@ -321,6 +320,7 @@ def finish_kernel(
             upstream_ptr, at // width, mask, mode, has_upstream, with_variance,
         )  # fmt: skip
     else:
+        first = tl.load(first_ptr + at, mask=mask, other=0.0).to(compute)
         scale = tl.full((BLOCK,), 1.0, compute)
         if classes:
             p = first
