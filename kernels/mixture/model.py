@@ -77,6 +77,15 @@ def no_canonical(components: int) -> CanonicalColumns:
     return CanonicalColumns(np.zeros(0, np.int64), (), np.zeros(1, np.int64), empty, empty)
 
 
+def gaussian_mixture(
+    log_weights: Floats, covariance_type: str, means: Floats, precisions_cholesky: Floats
+) -> Parameters:
+    """Return the parameters of a mixture whose columns are all Gaussian."""
+    components, size = means.shape
+    gaussian = GaussianColumns(np.arange(size), covariance_type, means, precisions_cholesky)
+    return Parameters(log_weights, gaussian, no_canonical(components))
+
+
 def roots(gaussian: GaussianColumns) -> Floats:
     """Return 1/sigma [K, G] for diagonal and spherical covariances, U [K, G, G] for the others."""
     u = gaussian.precisions_cholesky

@@ -331,8 +331,7 @@ def run(
     start: Any,
     kernel: Callable[[Any], model.Parameters],
     statistics: Callable[[model.Parameters, Exception | None], SufficientStatistics],
-    m_step: Callable[[SufficientStatistics, Any], Any],
-    objective: Callable[[SufficientStatistics, Any], float],
+    advance: Callable[[SufficientStatistics, Any], tuple[float, Callable[[], Any]]],
     progress: Progress,
     processes: Processes,
     *,
@@ -349,8 +348,7 @@ def run(
         start: parameters of any kind.
         kernel: parameters -> the parameters of the E-step.
         statistics: the E-step of these, or of an error.
-        m_step: (statistics, previous parameters) -> new ones.
-        objective: (statistics, previous parameters) -> what increases.
+        advance: (statistics, previous parameters) -> the objective, and what returns new ones.
         progress: called for every iteration.
         processes: those of the fit.
         bound: the objective before the first iteration, -inf if unknown.
@@ -366,12 +364,12 @@ def run(
     error: Exception | None = None
     for iteration in range(1, max_iter + 1):
         sums = statistics(mixture, error)
-        previous, bound = bound, objective(sums, parameters)
+        previous, (bound, m_step) = bound, advance(sums, parameters)
         bounds.append(bound)
         converged = abs(bound - previous) < tol
         last = converged or iteration == max_iter
         try:
-            parameters = m_step(sums, parameters)
+            parameters = m_step()
             progress.step(iteration, bound, bound - previous)
             mixture = mixture if last else kernel(parameters)
         except Exception as problem:

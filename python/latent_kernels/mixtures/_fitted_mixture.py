@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -89,12 +90,17 @@ class FittedMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     _objective_name: ClassVar[str] = "mean log-likelihood"
 
-    def _objective(self, statistics: SufficientStatistics, previous: Any) -> float:
-        """Return what a fit increases. It is the same in all processes, or raises in all.
+    def _advance(
+        self, statistics: SufficientStatistics, previous: Any
+    ) -> tuple[float, Callable[[], Any]]:
+        """Return what a fit increases, and a function that returns the new parameters.
+
+        The former is the same in all processes, or raises in all.
 
         previous: the parameters of the E-step.
         """
-        return statistics.log_likelihood / statistics.total_weight
+        bound = statistics.log_likelihood / statistics.total_weight
+        return bound, functools.partial(self._m_step, statistics, previous)
 
     def _counted_rows(self, batch: Batch) -> Batch:
         """Return the batch that EM uses, which may leave out rows of weight 0."""

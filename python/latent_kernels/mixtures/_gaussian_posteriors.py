@@ -156,7 +156,10 @@ class GaussianPosteriors:
         gaps = q.means - prior.mean
         squares = gaps[:, :, None] * gaps[:, None, :] if self.matrices else gaps**2
         squares = squares.sum(axis=0) if self.kind == "tied" else squares
-        means += 0.5 * prior.mean_precision * self._product(q, squares)
+        # What the prior expects of the precisions: of the means, and of the Wisharts. A spherical
+        # one is a number for all columns.
+        scale = prior.covariance / self.size if self.kind == "spherical" else prior.covariance
+        means += 0.5 * self._product(q, prior.mean_precision * squares + scale)
         # Each Wishart of one number, or of a matrix; those of a diagonal together.
         nu, nu_0 = q.degrees_of_freedom, prior.degrees_of_freedom
         own = 1 if self.kind == "spherical" else self.size
@@ -172,12 +175,7 @@ class GaussianPosteriors:
                 else np.log(prior.covariance).sum()
             )
         norms = self._log_norm(nu_0, log_w_0, own) - self._log_norm(nu, log_w, own)
-        u = q.precisions_cholesky
-        if self.matrices:
-            traces = (u @ u.swapaxes(-1, -2) * prior.covariance).sum(axis=(-2, -1))
-        else:
-            traces = (prior.covariance * u**2).reshape(self.components, -1).sum(axis=1)
-        wisharts = norms + 0.5 * ((nu - nu_0) * expected + traces - own * nu)
+        wisharts = norms + 0.5 * ((nu - nu_0) * expected - own * nu)
         return means + float(wisharts.sum())
 
     def _log_norm(self, nu: Floats | float, log_w: Floats | float, own: int) -> Floats:

@@ -218,8 +218,7 @@ class MixtureEstimator(FittedMixture):
                 first,
                 self._kernel,
                 statistics,
-                self._m_step,
-                self._objective,
+                self._advance,
                 progress,
                 processes,
                 bound=bound,
@@ -381,7 +380,7 @@ class MixtureEstimator(FittedMixture):
             self._observe(batches, census, Processes(None), begins=False, online=True)
         weight = _em.in_unit(weight, len(data), census.unit)
         new = self._corrected(e_step(data, self._kernel(parameters), weight), census)
-        bound, total = self._objective(new, parameters), new.total_weight
+        bound, total = self._advance(new, parameters)[0], new.total_weight
         new = new * (1 / total)
         # Parameters of other shapes, set by hand, begin anew.
         if self._statistics is not None and self._statistics.has_shapes_of(new):

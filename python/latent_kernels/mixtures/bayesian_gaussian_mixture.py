@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple
@@ -277,8 +277,7 @@ class BayesianGaussianMixture(GaussianEstimator):
         for kind in ("diag", "tied" if matrices else "diag"):
             deviations = np.sqrt(np.where(variances > 0, variances, 1.0))
             factors = np.diag(1 / deviations) if kind == "tied" else 1 / deviations[None]
-            gaussian = model.GaussianColumns(np.arange(size), kind, mean[None], factors)
-            parameters = model.Parameters(np.zeros(1), gaussian, model.no_canonical(1))
+            parameters = model.gaussian_mixture(np.zeros(1), kind, mean[None], factors)
             found = _em.total_statistics(batches, parameters, processes, None, census.unit)
             observed = np.where(found.observed[0] > 0, found.observed[0], 1.0)
             delta = found.first[0] / observed
@@ -364,18 +363,19 @@ class BayesianGaussianMixture(GaussianEstimator):
             observed=counts + np.zeros_like(missing),
         )
 
-    def _objective(self, statistics: SufficientStatistics, previous: _Parameters) -> float:
-        return self._m_step(statistics, previous).lower_bound
+    def _advance(
+        self, statistics: SufficientStatistics, previous: _Parameters
+    ) -> tuple[float, Callable[[], _Parameters]]:
+        new = self._m_step(statistics, previous)
+        return new.lower_bound, lambda: new
 
     def _kernel(self, parameters: _Parameters) -> model.Parameters:
         q = parameters.gaussian
-        components, size = q.means.shape
         log_weights = self._weights().expected_logs(parameters.concentration)
         log_weights = log_weights + self._formulas(q.means).log_weight_shift(q)
-        gaussian = model.GaussianColumns(
-            np.arange(size), self.covariance_type, q.means, q.precisions_cholesky
+        return model.gaussian_mixture(
+            log_weights, self.covariance_type, q.means, q.precisions_cholesky
         )
-        return model.Parameters(log_weights, gaussian, model.no_canonical(components))
 
     def _parameters(self) -> _Parameters:
         concentration = self.weight_concentration_

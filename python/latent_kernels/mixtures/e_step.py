@@ -398,13 +398,8 @@ def gaussian_parameters(
         raise ValueError(
             f"covariances must have shape {expected} for {covariance_type!r}; got {s.shape}"
         )
-    gaussian = model.GaussianColumns(
-        np.arange(size),
-        covariance_type,
-        np.ascontiguousarray(m),
-        precisions_cholesky(s, covariance_type),
-    )
-    return model.Parameters(log_weights, gaussian, model.no_canonical(components))
+    factors = precisions_cholesky(s, covariance_type)
+    return model.gaussian_mixture(log_weights, covariance_type, np.ascontiguousarray(m), factors)
 
 
 def mixed_parameters(

@@ -208,13 +208,11 @@ class GaussianMixture(InformationCriteria, GaussianEstimator):
         self._fitted_type = self.covariance_type
 
     def _kernel(self, parameters: _Parameters) -> model.Parameters:
-        components, size = parameters.means.shape
         with np.errstate(divide="ignore"):
             log_weights = np.log(parameters.weights)
-        gaussian = model.GaussianColumns(
-            np.arange(size), self.covariance_type, parameters.means, parameters.precisions_cholesky
+        return model.gaussian_mixture(
+            log_weights, self.covariance_type, parameters.means, parameters.precisions_cholesky
         )
-        return model.Parameters(log_weights, gaussian, model.no_canonical(components))
 
     def _n_parameters(self) -> int:
         components, size = np.shape(self.means_)

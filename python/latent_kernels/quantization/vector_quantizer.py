@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -99,9 +98,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         shape = _checks.integer("num_codes", num_codes), _checks.integer("dim", dim)
         self.decay = None if decay is None else _fraction("decay", decay)
-        self.epsilon = _number("epsilon", epsilon, "> 0")
-        if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be a finite number > 0; got {epsilon}")
+        self.epsilon = _checks.positive("epsilon", epsilon)
         self.kmeans_iterations = _checks.integer("kmeans_iterations", kmeans_iterations, 0)
         self.minimum_usage = _fraction("minimum_usage", minimum_usage)
         if group is not None and dist.get_rank(group) < 0:
@@ -258,15 +255,10 @@ class VectorQuantizer(nn.Module):
         return f"{num_codes}, {dim}, decay={self.decay}, minimum_usage={self.minimum_usage}"
 
 
-def _number(name: str, value: object, also: str) -> float:
+def _fraction(name: str, value: object) -> float:
     number = _checks.as_float(value)
     if number is None:
-        raise TypeError(f"{name} must be a number {also}; got {value!r}")
-    return number
-
-
-def _fraction(name: str, value: object) -> float:
-    number = _number(name, value, "in [0, 1)")
+        raise TypeError(f"{name} must be a number in [0, 1); got {value!r}")
     if not 0 <= number < 1:
         raise ValueError(f"{name} must be a number in [0, 1); got {value}")
     return number
