@@ -21,7 +21,7 @@ from threadpoolctl import ThreadpoolController
 
 import harness
 import latent_kernels as lk
-from bench_mixture import _operations
+from bench_mixture import operations
 from harness import Contest, Group, close, groups, rows
 from mixture_peers import problem
 
@@ -87,7 +87,7 @@ def _group(kind: str, shape: tuple[int, int, int], threads: int, device: str) ->
         ("ours", "scikit-learn"),
         shape[0] * shape[1],
         math.prod(shape[:2]) * 8,
-        _operations(kind, shape),
+        operations(kind, shape),
         functools.partial(_prepare, kind, shape, "float64"),
         dtype="float64",
     )

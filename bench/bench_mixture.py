@@ -41,7 +41,7 @@ TOLERANCE_OURS = {"float32": 2e-5, "float64": 1e-9}
 LIBRARIES = {"scikit-learn": ("diag", "full", "tied", "spherical"), "daal4py": ("diag", "full")}
 
 
-def _operations(kind: str, shape: Shape) -> int:
+def operations(kind: str, shape: Shape) -> int:
     """Count the operations of the least algorithm, a product and a sum as two; softmax, K
     exponentials a row, is not counted.
 
@@ -143,7 +143,7 @@ def _group(
         shape[0] * shape[1],
         math.prod(shape[:2])
         * np.dtype(dtype).itemsize,  # X read once; parameters and sums are nothing beside it
-        _operations(kind, shape),
+        operations(kind, shape),
         functools.partial(_prepare, kind, shape, dtype, names),
         dtype=dtype,
     )

@@ -52,6 +52,31 @@ assert draw() == expected
 """
 
 
+# The code calls in_two_processes(folder, work) for what work(rank) returns in each, by torch.save.
+TWO_PROCESSES = """
+import os, torch
+import torch.distributed as dist
+
+def in_two_processes(folder, work):
+    def process(rank):
+        store = dist.FileStore(folder + "/store", 2)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        torch.save(work(rank), f"{folder}/{rank}.pt")
+        dist.destroy_process_group()
+
+    torch.set_num_threads(1)
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            process(rank)
+            os._exit(0)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+    return [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
+"""
+
+
 def _environment(**variables: str) -> dict[str, str]:
     """Return the environment, extended by the path of the tests' modules."""
     return os.environ | {"PYTHONPATH": str(ROOT)} | variables

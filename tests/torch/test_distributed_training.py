@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.processes import run_forked
+from tests.processes import TWO_PROCESSES, run_forked
 
 CODE = """
-import os, torch, warnings, latent_kernels as lk
-import torch.distributed as dist
+import warnings, latent_kernels as lk
 from torch.nn.parallel import DistributedDataParallel
 
-FOLDER, ROWS, LATENTS, STEPS = {folder!r}, 24, 4, 5
+ROWS, LATENTS, STEPS = 24, 4, 5
 
 class VAE(torch.nn.Module):
     def __init__(self):
@@ -40,26 +39,13 @@ def train(model, first, count):
         optimizer.step()
     return [p.detach().clone() for p in model.parameters()]
 
-def process(rank):
-    store = dist.FileStore(FOLDER + "/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    found = train(DistributedDataParallel(VAE()), rank * ROWS // 2, ROWS // 2)
-    torch.save(found, FOLDER + f"/{{rank}}.pt")
-    dist.destroy_process_group()
+def work(rank):
+    return train(DistributedDataParallel(VAE()), rank * ROWS // 2, ROWS // 2)
 
 # torch.distributed before 2.9 leaves a temporary folder of its own to the end of the process
 warnings.filterwarnings("ignore", "Implicitly cleaning up", ResourceWarning)
-torch.set_num_threads(1)
-children = []
-for rank in range(2):
-    children.append(os.fork())
-    if children[-1] == 0:
-        process(rank)
-        os._exit(0)
-for child in children:
-    assert os.waitpid(child, 0)[1] == 0
+first, second = in_two_processes({folder!r}, work)
 alone = train(VAE(), 0, ROWS)
-first, second = (torch.load(FOLDER + f"/{{rank}}.pt") for rank in range(2))
 start = [p.detach() for p in VAE().parameters()]
 for a, b, c, before in zip(first, second, alone, start, strict=True):
     assert torch.equal(a, b)
@@ -70,4 +56,4 @@ for a, b, c, before in zip(first, second, alone, start, strict=True):
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """A process's share of the noise begins at the offset of its first row."""
-    run_forked(CODE.format(folder=str(tmp_path)))
+    run_forked(TWO_PROCESSES + CODE.format(folder=str(tmp_path)))

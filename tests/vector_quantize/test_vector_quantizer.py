@@ -14,7 +14,7 @@ import torch
 
 import latent_kernels as lk
 from tests.checks import bits_equal
-from tests.processes import run_forked
+from tests.processes import TWO_PROCESSES, run_forked
 
 Tensor = torch.Tensor
 
@@ -182,10 +182,8 @@ def test_the_default_generator_governs() -> None:
 
 
 PROCESSES = """
-import os, torch, latent_kernels as lk
-import torch.distributed as dist
+import latent_kernels as lk
 
-FOLDER = {folder!r}
 z = torch.randn(6, 40, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 def train(parts, group=None):
@@ -200,24 +198,12 @@ def train(parts, group=None):
         started(batch[parts].float())
     return [quantizer.codebook, quantizer.counts, started.codebook, started.counts]
 
-def process(rank):
-    store = dist.FileStore(FOLDER + "/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def work(rank):
     parts = slice(0, 15) if rank == 0 else slice(15, 40)
-    torch.save(train(parts, dist.group.WORLD), FOLDER + f"/{{rank}}.pt")
-    dist.destroy_process_group()
+    return train(parts, dist.group.WORLD)
 
-torch.set_num_threads(1)
-children = []
-for rank in range(2):
-    children.append(os.fork())
-    if children[-1] == 0:
-        process(rank)
-        os._exit(0)
-for child in children:
-    assert os.waitpid(child, 0)[1] == 0
+first, second = in_two_processes({folder!r}, work)
 alone = train(slice(0, 40))
-first, second = (torch.load(FOLDER + f"/{{rank}}.pt") for rank in range(2))
 for a, b in zip(first, second, strict=True):
     assert torch.equal(a, b)
 for a, b in zip(first[:2], alone[:2], strict=True):
@@ -228,7 +214,7 @@ assert first[3].sum() > 30
 
 def test_two_processes_are_as_one(tmp_path: Path) -> None:
     """All processes of a group keep one codebook, that of one process with all rows."""
-    run_forked(PROCESSES.format(folder=str(tmp_path)))
+    run_forked(TWO_PROCESSES + PROCESSES.format(folder=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
