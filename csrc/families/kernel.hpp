@@ -38,6 +38,21 @@ inline float to_float32(T x) {
 inline float to_float32(BFloat16 x) { return widen(x); }
 inline float to_float32(Float16 x) { return widen(x); }
 
+// Calls f(source, destination) for the n * classes cells of [n, classes] and their places in [classes, n].
+template <class Body>
+LK_INLINE void each_cell(int64_t n, int64_t classes, Body f) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < classes; ++k) f(i * classes + k, k * n + i);
+}
+
+// The larger of two, NaN if one is.
+struct LargerOrNan {
+  template <class X>
+  LK_INLINE X operator()(X x, X y) const {
+    return (x > y) | (x != x) ? x : y;
+  }
+};
+
 // The weight of the most probable of K classes in fixed point, 2^(62 - ceil(log2 K)): K of them sum to 2^62 at most.
 inline float unit_weight(int64_t classes) {
   int32_t exponent = 62;

@@ -11,13 +11,7 @@ namespace LK_ISA {
 // The cells [begin, begin + n) of an input in the compute type: in place, or in `buffer`.
 template <class T>
 inline const Compute<T>* relaxed_cells(const void* data, int64_t begin, int64_t n, Compute<T>* buffer) {
-  const T* from = static_cast<const T*>(data) + begin;
-  if constexpr (std::is_same<T, Compute<T>>::value) {
-    return from;
-  } else {
-    widen_all(from, n, buffer);
-    return buffer;
-  }
+  return load_tile<T>(Input{data, 0, 0, 0}, 0, 0, Tile{0, begin, 1, static_cast<int>(n), true, true}, buffer);
 }
 
 // --- Bernoulli ------------------------------------------------------------------------------------------------
@@ -120,14 +114,6 @@ inline void minus_gumbel(uint64_t seed, uint64_t e, int64_t n, float* x) {
   }
 }
 
-// The larger of two, NaN if one is.
-struct LargerOrNan {
-  template <class X>
-  LK_INLINE X operator()(X x, X y) const {
-    return (x > y) | (x != x) ? x : y;
-  }
-};
-
 // The largest of t[0..n), NaN if one is; n is at least kManyClasses.
 template <class C>
 inline C largest_of(const C* t, int64_t n) {
@@ -166,8 +152,7 @@ inline void relaxed_rows(const C* logits, const float* x, int64_t cells, int64_t
 template <bool hard, class C>
 inline void relaxed_columns(const C* logits, const float* x, int64_t cells, int64_t classes, C inverse, C* t, C* y) {
   const int64_t n = cells / classes;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t k = 0; k < classes; ++k) t[k * n + i] = logits[i * classes + k] - static_cast<C>(x[i * classes + k]);
+  each_cell(n, classes, [=](int64_t from, int64_t to) { t[to] = logits[from] - static_cast<C>(x[from]); });
   each<C>(n, [&](int64_t i, auto part) LK_INLINE_LAMBDA {
     const auto at = [&](int64_t k) LK_INLINE_LAMBDA { return load(t + k * n + i, part); };
     auto most = at(0);
@@ -193,8 +178,7 @@ inline void relaxed_columns(const C* logits, const float* x, int64_t cells, int6
       for (int64_t k = 0; k < classes; ++k) store(t + k * n + i, at(k) * share, part);
     }
   });
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t k = 0; k < classes; ++k) y[i * classes + k] = t[k * n + i];
+  each_cell(n, classes, [=](int64_t to, int64_t from) { y[to] = t[from]; });
 }
 
 template <bool hard, class C>

@@ -11,13 +11,6 @@
 namespace lk {
 namespace LK_ISA {
 
-// Calls f(source, destination) for the n * classes cells of [n, classes] and their places in [classes, n].
-template <class Body>
-LK_INLINE void each_cell(int n, int64_t classes, Body f) {
-  for (int i = 0; i < n; ++i)
-    for (int64_t k = 0; k < classes; ++k) f(i * classes + k, k * n + i);
-}
-
 // --- sums over samples ----------------------------------------------------------------------------------------
 
 // How many sums `sum` has in a tile.
@@ -128,10 +121,9 @@ inline void softmax_by_class(const T* logits, int n, int64_t classes, Compute<T>
   }
   each<C>(n, [&](int64_t i, auto part) LK_INLINE_LAMBDA {
     const auto at = [&](int64_t k) LK_INLINE_LAMBDA { return load(p + k * n + i, part); };
-    const auto larger_or_nan = [](auto x, auto y) { return (x > y) | (x != x) ? x : y; };
     const auto larger_of = [](auto x, auto y) { return x > y ? x : y; };
     auto most = at(0);
-    for (int64_t k = 1; k < classes; ++k) most = map(larger_or_nan, at(k), most);
+    for (int64_t k = 1; k < classes; ++k) most = map(LargerOrNan(), at(k), most);
     auto top = exp(at(0) - most);
     store(p + i, top, part);
     for (int64_t k = 1; k < classes; ++k) {

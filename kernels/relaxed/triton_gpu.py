@@ -39,7 +39,7 @@ from latent_kernels.kernels.relaxed.problem import (
     Problem,
     inverse_of,
 )
-from latent_kernels.kernels.triton_math import compute_type, divide, exp
+from latent_kernels.kernels.triton_math import compute_type, divide, exp_of_negative
 
 Tensor = torch.Tensor
 
@@ -75,7 +75,7 @@ def bernoulli_kernel(
         y = tl.where(logits != logits, logits, tl.where(x < logits, 1.0, 0.0).to(compute))
     else:
         v = (logits - x) * as_number(inverse, compute)
-        e = exp(0.0 - tl.abs(v))
+        e = exp_of_negative(0.0 - tl.abs(v))
         larger = divide(tl.full(e.shape, 1.0, compute), e + 1.0)
         y = tl.where(v < 0.0, e * larger, larger)
     tl.store(y_ptr + group * count + i, y.to(y_ptr.dtype.element_ty), mask=mask)
@@ -161,7 +161,7 @@ def categorical_kernel(
         if hard:
             y = tl.where(k == place, 1.0, 0.0).to(compute)
         else:
-            y = tl.where(k < K, exp((t - largest) * scale), 0.0)
+            y = tl.where(k < K, exp_of_negative((t - largest) * scale), 0.0)
             y = y * divide(one, tl.sum(y, 1, keep_dims=True))
         put(y_at + k, y, largest, spoiled, mask)
     else:
@@ -182,7 +182,7 @@ def categorical_kernel(
                 k = first + tl.arange(0, BLOCK_K)[None, :]
                 mask = (i < count) & (k < K)
                 t = perturbed(logits_at, key, element + first, k, mask, compute, aligned, BLOCK_K)
-                y = tl.where(k < K, exp((t - largest) * scale), 0.0)
+                y = tl.where(k < K, exp_of_negative((t - largest) * scale), 0.0)
                 total += tl.sum(y, 1, keep_dims=True)
         share = divide(one, total)
         for first in range(0, K, BLOCK_K):
@@ -192,7 +192,7 @@ def categorical_kernel(
                 y = tl.where(k == place, 1.0, 0.0).to(compute)
             else:
                 t = perturbed(logits_at, key, element + first, k, mask, compute, aligned, BLOCK_K)
-                y = exp((t - largest) * scale) * share
+                y = exp_of_negative((t - largest) * scale) * share
             put(y_at + k, y, largest, spoiled, mask)
 
 
