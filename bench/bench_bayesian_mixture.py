@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
 from threadpoolctl import ThreadpoolController
 
@@ -25,7 +23,8 @@ from bench_mixture import operations
 from harness import Contest, Group, close, groups, rows
 from mixture_peers import problem
 
-warnings.simplefilter("ignore", ConvergenceWarning)  # a fit of one iteration
+# A fit of one iteration does not converge.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 DIAGONAL, FULL = ((200_000, 16, 32), (100_000, 64, 64)), ((200_000, 16, 32),)
 FITTED = ("weight_concentration_", "means_", "covariances_")
